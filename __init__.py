@@ -1,0 +1,1 @@
+"""voxelwave: registration, EEG diagnosis, restoration and scanpath prediction on one layer of kernels."""

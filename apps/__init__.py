@@ -1,0 +1,1 @@
+"""What a person runs: one module per field, and the `voxelwave` command."""

@@ -1,0 +1,1 @@
+"""Attention and selective scan: the fast mathematics that every field shares."""
