@@ -1,0 +1,168 @@
+"""The `voxelwave` command: a table of verbs, each a typed function that is imported only when it is called.
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a guard, 130 interrupted.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+
+DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+# field -> verb -> (module of this folder, function, what it does)
+COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "registration": {
+        "register": ("registration", "register", "align one scan to another"),
+        "apply": ("registration", "apply", "move an image or a label map by a transform that was written before"),
+        "train": ("registration_training", "train", "train NestedMorph on pairs of scans"),
+        "evaluate": ("registration_evaluation", "evaluate", "register a list of pairs and measure each"),
+        "benchmark": ("registration_benchmark", "benchmark", "our registration beside ANTs SyN: accuracy, time, memory"),
+    },
+    "bench": {
+        "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
+    },
+}
+TOP_LEVEL: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "demo", "align two real brain scans that come with the package"),
+}
+_SHORT = {"--output": "-o", "--input": "-i"}
+
+
+class UsageError(Exception):
+    """The words of the command line do not fit the verb."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and give its exit code. Also the `voxelwave` script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _show_warning
+    try:
+        return _dispatch(argv)
+    except UsageError as error:
+        print(f"voxelwave: usage: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("voxelwave: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        if os.environ.get("VOXELWAVE_DEBUG"):
+            traceback.print_exc()
+        print(f"voxelwave: error: {_one_line(error)}", file=sys.stderr)
+        return ERROR
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE if argv else USAGE
+    if argv[0] == "--version":
+        print(f"voxelwave {version('voxelwave')}")
+        return DONE
+    field, *rest = argv
+    if field in TOP_LEVEL:
+        return _run(f"voxelwave {field}", TOP_LEVEL[field], rest)
+    if field not in COMMANDS:
+        raise UsageError(f"expected one of {', '.join([*COMMANDS, *TOP_LEVEL])}, got {field!r}; see voxelwave --help")
+    verbs = COMMANDS[field]
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_verbs(field))
+        return DONE if rest else USAGE
+    if rest[0] not in verbs:
+        raise UsageError(f"expected one of {', '.join(verbs)} after {field}, got {rest[0]!r}")
+    return _run(f"voxelwave {field} {rest[0]}", verbs[rest[0]], rest[1:])
+
+
+def _run(prog: str, command: tuple[str, str, str], argv: list[str]) -> int:
+    module, name, _ = command
+    function = getattr(importlib.import_module(f".{module}", __package__), name)
+    arguments = parse_arguments(function, argv, prog=prog)
+    code = function(**arguments)
+    return DONE if code is None else code
+
+
+def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
+    """The keyword arguments for `function` from the words of the command line.
+
+    Required parameters become positional, unless they are keyword-only; a parameter `output` is also `-o`, `input` is
+    `-i`; a boolean is a plain flag. `--config file.yaml` gives any of them; the command line wins.
+
+    Raises:
+        UsageError: for words that do not fit.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=_summary(function), allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    parameters = inspect.signature(function).parameters
+    options = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    positional = set(parameters) - options
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
+    flags = {f"--{n}" for n in options if parameters[n].annotation is bool}
+    for action in parser._actions:
+        if not action.option_strings:
+            action.metavar = action.dest.upper()
+        for long, short in _SHORT.items():
+            if long in action.option_strings:
+                action.option_strings.insert(0, short)
+                parser._option_string_actions[short] = action
+    try:
+        arguments = parser.parse_args([_flag(word, following, flags) for word, following in _with_next(argv)])
+    except Exception as error:  # jsonargparse raises several kinds, all about the words it was given
+        raise UsageError(f"{_one_line(error)}; see {prog} --help") from error
+    return {name: value for name, value in arguments.as_dict().items() if name in parameters}
+
+
+def _with_next(argv: list[str]) -> list[tuple[str, str | None]]:
+    return list(zip(argv, [*argv[1:], None], strict=True))
+
+
+def _flag(word: str, following: str | None, flags: set[str]) -> str:
+    """`--diffeomorphic` alone means `--diffeomorphic=true`; the parser wants the value."""
+    return f"{word}=true" if word in flags and following not in ("true", "false") else word
+
+
+def _summary(function: Callable) -> str:
+    text = inspect.getdoc(function) or ""
+    return text.split("\n\nArgs:")[0]
+
+
+def _overview() -> str:
+    lines = ["usage: voxelwave FIELD VERB ...   (voxelwave FIELD VERB --help tells the options)", ""]
+    for field, verbs in COMMANDS.items():
+        lines.append(field)
+        lines += [f"  {verb:<12}{text}" for verb, (_, _, text) in verbs.items()]
+    lines += ["", *(f"{name:<14}{text}" for name, (_, _, text) in TOP_LEVEL.items())]
+    return "\n".join(lines)
+
+
+def _verbs(field: str) -> str:
+    return "\n".join(
+        [f"usage: voxelwave {field} VERB ...", "", *(f"  {v:<12}{text}" for v, (_, _, text) in COMMANDS[field].items())]
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"not enough memory: {text or 'the image is too large for this machine'}"
+    return text or type(error).__name__
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Our own warnings are notes for the user; those of libraries about their own insides are not."""
+    if issubclass(category, UserWarning) and "voxelwave" in category.__module__:
+        print(f"voxelwave: note: {_one_line(message)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
