@@ -31,7 +31,8 @@ class Volume:
             raise ValueError(f"array must have shape (D, H, W) or (D, H, W, T), got {self.array.shape}")
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
             raise ValueError(f"affine must be a finite (4, 4) matrix with last row 0 0 0 1, got {affine.tolist()}")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        # relative to the voxel's edges, so that a microscope's voxels pass too
+        if abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
             raise ValueError(f"affine must be invertible, got {affine.tolist()}")
         object.__setattr__(self, "affine", affine)
 
@@ -61,3 +62,14 @@ class Volume:
     def with_array(self, array: np.ndarray) -> "Volume":
         """The same place in the world with other values, e.g. a mask or a filtered image."""
         return replace(self, array=array)
+
+
+def perpendicular_axes(affine: np.ndarray) -> bool:
+    """Whether the voxel axes meet at right angles, within 0.1 degrees.
+
+    Example:
+        >>> perpendicular_axes(np.diag([-1.0, 2.0, 3.0, 1.0]))
+        True
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < np.sin(np.deg2rad(0.1)))

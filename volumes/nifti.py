@@ -1,0 +1,258 @@
+"""NIfTI (.nii, .nii.gz) and FreeSurfer (.mgz) files: what each oddity leads to.
+
+| found | outcome |
+| --- | --- |
+| 2-D image | read as one slice, warned |
+| 4-D (or more) with one volume | read as 3-D |
+| 5-D and more with several volumes, e.g. a vector field | error: use `read_transform` |
+| all values NaN or infinite | error |
+| axes not perpendicular (sheared sform) | read, warned |
+| compressed data damaged or cut off | error |
+| file shorter than its header says | error, before memory is taken |
+| MGH file without a valid orientation (goodRASFlag 0) | read with FreeSurfer's default, warned |
+| not a NIfTI or MGH file | error |
+| one of sform, qform set | that one is used |
+| RGB, complex or other compound values | error |
+| scaled integers (scl_slope, scl_inter) | scaled: float32 from 8 and 16 bits, else float64 |
+| sform and qform both 0 | read with nibabel's default (voxel sizes, centred, first axis to the left), warned: left and right are unknown |
+| sform and qform disagree by more than a tenth of a voxel | sform is used, warned with the distance |
+| sform or qform not finite or not invertible | error |
+| size of an axis zero or negative | error |
+| some values NaN or infinite | set to 0, warned with their number |
+| spatial unit metre or micron | converted to mm, warned |
+"""
+
+import gzip
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+
+from .files import atomic_path
+from .volume import Volume, perpendicular_axes
+from .warning import VolumeWarning
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MGH_SUFFIXES = (".mgz", ".mgh")
+
+_GZIP_SUFFIXES = (".gz", ".mgz")
+_CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
+# MGH stores these four types only; the others go to the next one that holds every value
+_MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
+
+
+def is_nifti_name(path: str | os.PathLike) -> bool:
+    """Whether the name ends in .nii, .nii.gz, .mgz or .mgh, in any case."""
+    return Path(path).name.lower().endswith(NIFTI_SUFFIXES + MGH_SUFFIXES)
+
+
+def load_image(path: Path) -> Any:
+    """The nibabel image of a file, whose data are known to be complete; the data are not in memory yet.
+
+    Raises:
+        ValueError: for what is no NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
+        OSError: for a file that is not there or cannot be read.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} must be a NIfTI or MGH file, got a folder")
+    stored = path.stat().st_size
+    if stored == 0:
+        raise ValueError(f"{path} is empty (0 bytes)")
+    try:
+        image: Any = nib.load(path)
+        shape, dtype, offset = tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a readable NIfTI or MGH file: {_one_line(error)}") from error
+    except (EOFError, zlib.error, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} has a damaged or cut-off header: {_one_line(error)}; get the file again") from error
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header says {shape}")
+    expected = offset + int(np.prod([*shape, dtype.itemsize], dtype=object))
+    found = _uncompressed_size(path) if path.name.lower().endswith(_GZIP_SUFFIXES) else stored
+    if found < expected:
+        raise ValueError(
+            f"{path} is cut off: its header says {shape} voxels of {dtype} ({expected} bytes), it holds {found} bytes;"
+            " get the file again"
+        )
+    return image
+
+
+def read_nifti(path: Path) -> Volume:
+    """A NIfTI or MGH file as a `Volume`; the module's table says what each oddity leads to.
+
+    Raises:
+        ValueError, OSError: one line for a file whose values or place in the world cannot be trusted.
+    """
+    image = load_image(path)
+    affine = _mgh_affine(path, image) if isinstance(image, nib.MGHImage) else nifti_affine(path, image)
+    array = _finite(path, _spatial(path, _values(path, image)))
+    try:
+        volume = Volume(array, affine, path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; repair the header's sform or qform") from error
+    if not perpendicular_axes(affine):
+        warnings.warn(f"{path}: the image axes are not perpendicular; read as they are", VolumeWarning, stacklevel=3)
+    return volume
+
+
+def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner") -> None:
+    """Write .nii or .nii.gz (sform and qform both set), .mgz or .mgh by the suffix of `path`.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        volume: what to write. The dtype is kept where the format knows it; else the next one that holds every value.
+        space: "scanner" for an image where it was taken (code 1), "aligned" for one moved onto another (code 2).
+    """
+    if path.name.lower().endswith(MGH_SUFFIXES):
+        image: Any = nib.MGHImage(_mgh_array(path, volume.array), volume.affine)
+    else:
+        array = _native(volume.array)
+        image = nib.Nifti1Image(array, None, dtype=array.dtype)
+        set_nifti_affine(image, volume.affine, code=2 if space == "aligned" else 1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def nifti_affine(path: Path, image: Any) -> np.ndarray:
+    """The (4, 4) voxel -> world matrix of a NIfTI image in RAS+ mm; warns of a choice between sform and qform."""
+    header = image.header
+    forms = {}
+    for name, form in (("sform", header.get_sform), ("qform", header.get_qform)):
+        try:
+            matrix, code = form(coded=True)
+        except (ValueError, nib.spatialimages.HeaderDataError) as error:
+            raise ValueError(f"{path} has an invalid {name}: {_one_line(error)}; repair the header") from error
+        if code:
+            forms[name] = matrix
+    if not forms:
+        affine = image.affine
+        _warn(
+            f"{path} does not say where it lies (sform and qform codes are 0): taken as {nib.aff2axcodes(affine)} with its"
+            " centre at the origin; left and right are unknown"
+        )
+    else:
+        affine = forms.get("sform", forms.get("qform"))
+    if len(forms) == 2 and all(np.isfinite(form).all() for form in forms.values()):
+        distance = _corner_distance(forms["sform"], forms["qform"], image.shape[:3])
+        if distance > 0.1 * min(np.linalg.norm(forms["sform"][:3, :3], axis=0)):
+            _warn(f"{path}: sform and qform disagree by up to {distance:.3g} mm; the sform is used")
+    unit = header.get_xyzt_units()[0]
+    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+    if scale != 1:
+        _warn(f"{path}: lengths are in {unit}s and were converted to mm")
+    return np.diag([scale, scale, scale, 1.0]) @ affine
+
+
+def set_nifti_affine(image: Any, affine: np.ndarray, *, code: int) -> None:
+    """Set sform and qform of a nibabel NIfTI image; a sheared affine has no qform, so then its code is 0."""
+    image.set_sform(affine, code)
+    image.set_qform(affine, code if perpendicular_axes(affine) else 0)
+    image.header.set_xyzt_units(xyz="mm")
+
+
+def _mgh_affine(path: Path, image: Any) -> np.ndarray:
+    if not image.header["goodRASFlag"]:
+        _warn(f"{path} does not say where it lies (goodRASFlag is 0): FreeSurfer's default orientation is used")
+    return image.affine
+
+
+def _values(path: Path, image: Any) -> np.ndarray:
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{path} must hold one real number per voxel, got {dtype}; split it into real channels")
+    try:
+        array = np.asanyarray(image.dataobj)
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise ValueError(f"{path} has damaged data: {_one_line(error)}; get the file again") from error
+    except MemoryError as error:
+        raise ValueError(f"{path} does not fit in memory: {image.shape} voxels of {dtype}") from error
+    if array.dtype.kind == "f" and dtype.kind != "f":  # nibabel scaled stored integers
+        return array.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    return _native(array)
+
+
+def _spatial(path: Path, array: np.ndarray) -> np.ndarray:
+    """(D, H, W) or (D, H, W, T) of an array with any number of axes."""
+    if array.ndim == 2:
+        _warn(f"{path} is a 2-D image of {array.shape} pixels; read as one slice")
+        return array[:, :, None]
+    shape = array.shape
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim > 4:
+        raise ValueError(
+            f"{path} must be 3-D or 4-D, got {shape}; a displacement field is read with read_transform, other channels"
+            " must be split first"
+        )
+    return array
+
+
+def _finite(path: Path, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    # a sum is finite unless a value is not (or it overflows): one pass, no temporary array in the usual case
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return array
+    finite = np.isfinite(array)
+    bad = finite.size - int(np.count_nonzero(finite))
+    if bad == finite.size:
+        raise ValueError(f"{path} holds no finite value: all {bad} are NaN or infinite")
+    if bad:
+        _warn(f"{path}: {bad} of {finite.size} values are NaN or infinite and were set to 0")
+    return np.where(finite, array, array.dtype.type(0))
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in native byte order and a type that NIfTI knows."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float32 if array.dtype.itemsize == 2 else np.float64)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"array must hold real numbers, got {array.dtype}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _mgh_array(path: Path, array: np.ndarray) -> np.ndarray:
+    kind = array.dtype.kind if array.dtype.kind == "b" else f"{array.dtype.kind}{array.dtype.itemsize}"
+    if kind == "f8":
+        _warn(f"{path}: .mgz has no float64; written as float32")
+    if kind in ("u4", "i8", "u8"):
+        limits = np.iinfo(np.int32)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise ValueError(f"{path} holds whole numbers of 32 bits at most, got {array.min()} to {array.max()}")
+        return array.astype(np.int32)
+    return array.astype(_MGH_TYPES.get(kind, array.dtype.newbyteorder("=")))
+
+
+def _uncompressed_size(path: Path) -> int:
+    """The bytes in a gzip file, all of them read (a piece at a time) so that the checksum is checked too."""
+    size = 0
+    try:
+        with gzip.open(path) as stream:
+            while piece := stream.read(_CHUNK):
+                size += len(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is cut off or damaged: {_one_line(error)}; get the file again") from error
+    return size
+
+
+def _corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The largest distance (mm) between the places that two affines give to a corner voxel."""
+    sizes = [*shape, 1, 1, 1][:3]
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in sizes], indexing="ij"), -1).reshape(-1, 3)
+    moved = corners @ (first - second)[:3, :3].T + (first - second)[:3, 3]
+    return float(np.linalg.norm(moved, axis=1).max())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, VolumeWarning, stacklevel=4)

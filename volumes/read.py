@@ -1,0 +1,63 @@
+"""The one door through which images come in and go out."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from .nifti import is_nifti_name, read_nifti, write_nifti
+from .volume import Volume
+
+
+def read_volume(path: str | os.PathLike, *, ndim: Literal[3] | None = None) -> Volume:
+    """An image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
+
+    Args:
+        path: .nii, .nii.gz, .mgz, a folder, or an (enhanced multi-frame) DICOM file of any name.
+        ndim: 3 where a single volume is needed; a series of volumes is then an error.
+
+    Returns:
+        The image with its RAS+ affine. Oddities that could be handled were warned about (`VolumeWarning`).
+
+    Raises:
+        ValueError, OSError: one line for a file whose values or place in the world cannot be trusted; see the
+            tables in `nifti` and `dicom`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    if is_nifti_name(path) and path.is_file():
+        volume = read_nifti(path)
+    else:
+        from .dicom import read_dicom  # pydicom and highdicom take half a second to load
+
+        volume = read_dicom(path)
+    if ndim == 3 and volume.array.ndim == 4:
+        raise ValueError(
+            f"{path} must hold one volume, got {volume.array.shape[3]} ({volume.array.shape}); choose one of them, for"
+            " example the b0 or the mean of a diffusion series, and save it as its own file"
+        )
+    return volume
+
+
+def write_volume(path: str | os.PathLike, volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner") -> None:
+    """Write an image as .nii, .nii.gz or .mgz, by the name's ending; it appears whole or not at all.
+
+    Args:
+        path: the file to write; missing folders are made.
+        volume: the image; its dtype is kept where the format knows it (bool becomes uint8).
+        space: "scanner" for an image where it was taken (NIfTI code 1), "aligned" for one moved onto another (code 2).
+
+    Raises:
+        ValueError: for another ending or a dtype that holds no real numbers.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> path = Path(tempfile.mkdtemp()) / "ones.nii.gz"
+        >>> write_volume(path, Volume(np.ones((2, 3, 4), np.int16), np.diag([2.0, 2.0, 3.0, 1.0])))
+        >>> read_volume(path).spacing
+        (2.0, 2.0, 3.0)
+    """
+    path = Path(path)
+    if not is_nifti_name(path):
+        raise ValueError(f"path must end in .nii, .nii.gz or .mgz, got {path.name}")
+    write_nifti(path, volume, space=space)

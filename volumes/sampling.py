@@ -1,0 +1,37 @@
+"""Reading an array between its voxels."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+
+def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
+    """Trilinear values at voxel coordinates; beyond the outermost voxel centres the border value goes on.
+
+    Args:
+        channels: (C, D, H, W), float32 or float64.
+        points: (N, 3) voxel coordinates (d, h, w), float64, finite.
+
+    Returns:
+        (N, C), in the dtype of `channels`.
+    """
+    size = np.array(channels.shape[1:], dtype=np.float64)
+    # grid_sample wants (w, h, d) in [-1, 1]; an axis of one voxel reads that voxel everywhere
+    scaled = np.where(size > 1, 2 * points / np.maximum(size - 1, 1) - 1, 0.0)
+    grid = torch.from_numpy(np.ascontiguousarray(scaled[:, ::-1])).to(channels.dtype).view(1, 1, 1, -1, 3)
+    values = F.grid_sample(channels[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return values.view(channels.shape[0], -1).T.numpy()
+
+
+def sample_nearest(array: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(N,) values of the voxels whose centres are nearest to `points` (N, 3), in the array's own dtype."""
+    index = np.floor(points + 0.5).astype(np.int64)
+    d, h, w = np.clip(index, 0, np.array(array.shape) - 1).T
+    return array[d, h, w]
+
+
+def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
+    """(N,) whether voxel coordinates `points` (N, 3) lie in a voxel of the grid, its outer half included as in ITK."""
+    # a hair of slack, so that a grid's own rounded border is inside
+    edge = 0.5 + 1e-6
+    return ((points >= -edge) & (points <= np.array(shape) - 1 + edge)).all(axis=1)

@@ -1,0 +1,535 @@
+"""Maps from one image's space into another's, in memory (RAS+ mm) and on disk (ITK, LPS mm).
+
+Every transform is a pull-back: it takes a world point of the fixed image to the point of the moving image that
+belongs there. `resample` in this folder reads the moving image at those points.
+
+| file | holds |
+| --- | --- |
+| .h5 | affines and displacement fields, one after the other (ITK composite) |
+| .mat, .txt, .tfm | one linear transform |
+| .nii, .nii.gz | one displacement field: (D, H, W, 1, 3) float32, intent code 1007, LPS mm |
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from .files import atomic_path
+from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
+from .sampling import inside, sample_linear
+from .volume import Volume, perpendicular_axes
+from .warning import VolumeWarning
+
+LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
+VECTOR_INTENT = 1007
+
+_LPS = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS, for points and for vectors
+_BLOCK = 1 << 20  # points handled at once
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTransform:
+    """A linear map between two worlds.
+
+    Args:
+        matrix: (4, 4), fixed world -> moving world, RAS+ mm.
+
+    Raises:
+        ValueError: for a matrix that is not a finite, invertible (4, 4) with last row 0 0 0 1.
+
+    Example:
+        >>> shift = np.eye(4)
+        >>> shift[0, 3] = 5
+        >>> AffineTransform(shift).map(np.array([[1.0, 2.0, 3.0]])).tolist()
+        [[6.0, 2.0, 3.0]]
+    """
+
+    matrix: np.ndarray
+
+    def __post_init__(self) -> None:
+        matrix = np.asarray(self.matrix, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
+            raise ValueError(f"matrix must be a finite (4, 4) with last row 0 0 0 1, got {matrix.tolist()}")
+        if abs(np.linalg.det(matrix[:3, :3])) <= 1e-9:
+            raise ValueError(f"matrix must be invertible, got {matrix.tolist()}")
+        object.__setattr__(self, "matrix", matrix)
+
+    def map(self, points: np.ndarray) -> np.ndarray:
+        """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm."""
+        return points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def inverse(self) -> "AffineTransform":
+        """The map from moving world to fixed world."""
+        matrix = np.linalg.inv(self.matrix)
+        matrix[3] = [0, 0, 0, 1]
+        return AffineTransform(matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """A dense map between two worlds: x -> x + v(x), with v given on a grid of the fixed world.
+
+    Args:
+        vectors_mm: (D, H, W, 3), RAS mm; kept as float32.
+        affine: (4, 4), voxel -> fixed world mm, of the grid that the vectors lie on.
+        residual_mm: for a field made by `inverse`, the largest distance that was left.
+
+    Raises:
+        ValueError: for another shape, values that are not finite, or an affine that is not invertible.
+    """
+
+    vectors_mm: np.ndarray
+    affine: np.ndarray
+    residual_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        vectors = np.asarray(self.vectors_mm, dtype=np.float32)
+        if vectors.ndim != 4 or vectors.shape[3] != 3 or 0 in vectors.shape:
+            raise ValueError(f"vectors_mm must have shape (D, H, W, 3), got {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors_mm must be finite, got NaN or infinite values")
+        object.__setattr__(self, "vectors_mm", vectors)
+        object.__setattr__(self, "affine", Volume(vectors, self.affine).affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The grid's size in voxels."""
+        d, h, w = self.vectors_mm.shape[:3]
+        return d, h, w
+
+    @classmethod
+    def from_voxels(
+        cls,
+        displacement: np.ndarray,
+        affine: np.ndarray,
+        *,
+        moving_affine: np.ndarray | None = None,
+        pre: AffineTransform | None = None,
+    ) -> "DisplacementField":
+        """The field of a voxel displacement, for which warped[x] = moving[x + displacement[x]].
+
+        Args:
+            displacement: (3, D, H, W) or (1, 3, D, H, W) in voxels, ordered (d, h, w).
+            affine: (4, 4) of the fixed grid.
+            moving_affine: (4, 4) of the moving grid that x + displacement[x] indexes, where it is not the fixed grid.
+            pre: fixed world -> moving world, where the moving image was first resampled through it; the field then
+                maps straight into the original moving image.
+
+        Example:
+            >>> half = DisplacementField.from_voxels(np.full((3, 2, 2, 2), 0.5), np.diag([-2.0, 2.0, 4.0, 1.0]))
+            >>> half.vectors_mm[0, 0, 0].tolist()
+            [-1.0, 1.0, 2.0]
+        """
+        displacement = np.asarray(displacement, dtype=np.float64)
+        if displacement.ndim == 5 and displacement.shape[0] == 1:
+            displacement = displacement[0]
+        if displacement.ndim != 4 or displacement.shape[0] != 3:
+            raise ValueError(f"displacement must have shape (3, D, H, W) or (1, 3, D, H, W), got {displacement.shape}")
+        affine = np.asarray(affine, dtype=np.float64)
+        target = affine if moving_affine is None else np.asarray(moving_affine, dtype=np.float64)
+        vectors = np.empty((*displacement.shape[1:], 3), np.float32)
+        for slab, voxels in _voxel_blocks(displacement.shape[1:]):
+            moved = voxels + displacement[:, slab].reshape(3, -1).T
+            world = _apply(target, moved)
+            if pre is not None:
+                world = pre.map(world)
+            vectors[slab] = (world - _apply(affine, voxels)).reshape(vectors[slab].shape)
+        return cls(vectors, affine)
+
+    def to_voxels(self, *, moving_affine: np.ndarray | None = None) -> np.ndarray:
+        """The (3, D, H, W) float32 voxel displacement: moving[x + displacement[x]] belongs at fixed voxel x.
+
+        Args:
+            moving_affine: (4, 4) of the moving grid, where it is not the field's own grid.
+        """
+        inverse = np.linalg.inv(self.affine if moving_affine is None else moving_affine)
+        displacement = np.empty((3, *self.shape), np.float32)
+        for slab, voxels in _voxel_blocks(self.shape):
+            moved = _apply(self.affine, voxels) + self.vectors_mm[slab].reshape(-1, 3)
+            displacement[:, slab] = (_apply(inverse, moved) - voxels).T.reshape(displacement[:, slab].shape)
+        return displacement
+
+    def map(self, points: np.ndarray) -> np.ndarray:
+        """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm; NaN outside the field's grid."""
+        voxels = _apply(np.linalg.inv(self.affine), points)
+        inner = inside(self.shape, voxels)
+        moved = np.full(points.shape, np.nan)
+        moved[inner] = points[inner] + sample_linear(self._channels, voxels[inner])
+        return moved
+
+    def inverse(self, like: Volume, *, iterations: int = 60, tolerance_mm: float = 0.01) -> "DisplacementField":
+        """The map back, moving world -> fixed world, on the grid of `like` (an image in the moving world).
+
+        The overall linear part is inverted exactly and the rest by iteration, so large shifts and rotations are fine;
+        outside the field's own grid the linear part goes on with the border's remainder.
+
+        Args:
+            like: its grid (shape and affine) is where the inverse is given.
+            iterations: at most so many.
+            tolerance_mm: stop when every point is closer than this.
+
+        Returns:
+            The inverse; `residual_mm` is the largest |T(x) - y| left. Above ten times the tolerance it is warned
+            about: the field folds there and has no inverse.
+        """
+        linear = self._linear_part()
+        back = linear.inverse()
+        remainder = torch.from_numpy(self._remainder(linear))
+        to_voxel = np.linalg.inv(self.affine)
+        vectors = np.empty((*like.shape, 3), np.float32)
+        worst = 0.0
+        for slab, voxels in _voxel_blocks(like.shape):
+            target = _apply(like.affine, voxels)
+            x = back.map(target)
+            step = np.ones((len(x), 1))
+            error = np.full(len(x), np.inf)
+            best, best_error = x, error
+            for _ in range(iterations):
+                left = target - linear.map(x) - sample_linear(remainder, _apply(to_voxel, x))
+                size = np.linalg.norm(left, axis=1)
+                better = size < best_error
+                best, best_error = np.where(better[:, None], x, best), np.where(better, size, best_error)
+                if best_error.max() < tolerance_mm:
+                    break
+                step[size > error] *= 0.5  # a point that swings is led on in smaller steps
+                error = size
+                x = x + step * (left @ back.matrix[:3, :3].T)
+            vectors[slab] = (best - target).reshape(vectors[slab].shape)
+            worst = max(worst, float(best_error.max()))
+        if worst > 10 * tolerance_mm:
+            warnings.warn(
+                f"the inverse displacement is off by up to {worst:.3g} mm: the field folds or is too steep there",
+                VolumeWarning,
+                stacklevel=2,
+            )
+        return DisplacementField(vectors, like.affine, worst)
+
+    @cached_property
+    def _channels(self) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
+
+    def _linear_part(self) -> AffineTransform:
+        """The affine nearest to the whole field (least squares over at most some ten thousand voxels)."""
+        step = tuple(slice(None, None, max(1, n // 24)) for n in self.shape)
+        index = np.stack(
+            np.meshgrid(*[np.arange(n)[s] for n, s in zip(self.shape, step, strict=True)], indexing="ij"), -1
+        )
+        points = _apply(self.affine, index.reshape(-1, 3).astype(np.float64))
+        vectors = self.vectors_mm[step].reshape(-1, 3)
+        matrix = np.eye(4)
+        if min(self.shape) > 1:
+            design = np.column_stack([points, np.ones(len(points))])
+            matrix[:3] += np.linalg.lstsq(design, vectors, rcond=None)[0].T
+        if min(self.shape) == 1 or np.linalg.det(matrix[:3, :3]) < 0.05:
+            matrix = np.eye(4)
+            matrix[:3, 3] = vectors.mean(axis=0)
+        return AffineTransform(matrix)
+
+    def _remainder(self, linear: AffineTransform) -> np.ndarray:
+        """(3, D, H, W) float32: x + v(x) - linear(x)."""
+        rest = np.empty((3, *self.shape), np.float32)
+        for slab, voxels in _voxel_blocks(self.shape):
+            points = _apply(self.affine, voxels)
+            moved = points + self.vectors_mm[slab].reshape(-1, 3) - linear.map(points)
+            rest[:, slab] = moved.T.reshape(rest[:, slab].shape)
+        return rest
+
+
+@dataclass(frozen=True, eq=False)
+class CompositeTransform:
+    """Transforms one after the other.
+
+    Args:
+        parts: the first takes the fixed point, the next its result, and so on into moving space.
+    """
+
+    parts: tuple["AffineTransform | DisplacementField", ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts must hold at least one transform, got none")
+
+    def map(self, points: np.ndarray) -> np.ndarray:
+        """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm; NaN where a part has none."""
+        for part in self.parts:
+            points = part.map(points)
+        return points
+
+
+Transform = AffineTransform | DisplacementField | CompositeTransform
+
+
+def compose_to_field(transforms: Sequence[Transform], like: Volume) -> DisplacementField:
+    """One displacement field on the grid of `like` that does what all `transforms` do, the first one first.
+
+    Args:
+        transforms: pull-backs; the first takes points of the fixed world, which `like` lies in.
+        like: gives the grid.
+
+    Raises:
+        ValueError: where a point of the grid leaves the domain of one of the fields.
+    """
+    vectors = np.empty((*like.shape, 3), np.float32)
+    for slab, voxels in _voxel_blocks(like.shape):
+        points = _apply(like.affine, voxels)
+        moved = points
+        for transform in transforms:
+            moved = transform.map(moved)
+        lost = int(np.isnan(moved[:, 0]).sum())
+        if lost:
+            raise ValueError(f"like must lie inside every displacement field's grid, got {lost} points outside")
+        vectors[slab] = (moved - points).reshape(vectors[slab].shape)
+    return DisplacementField(vectors, like.affine)
+
+
+def write_transform(path: str | os.PathLike, transform: Transform) -> None:
+    """Write a transform as ITK and ANTs read it; the ending chooses the form (see the module's table).
+
+    Raises:
+        ValueError: for another ending, or one that cannot hold this kind of transform.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.endswith(NIFTI_SUFFIXES) and isinstance(transform, DisplacementField):
+        _write_field(path, transform)
+    elif name.endswith(".h5"):
+        _write_itk(path, _compose_itk(transform))
+    elif name.endswith(LINEAR_SUFFIXES) and isinstance(transform, AffineTransform):
+        _write_itk(path, _itk_affine(transform, precision="double"))
+    else:
+        raise ValueError(
+            f"{path.name} cannot hold this {type(transform).__name__}: use .h5 for any, .nii.gz for a displacement"
+            " field, .mat or .txt for an affine"
+        )
+
+
+def read_transform(path: str | os.PathLike) -> Transform:
+    """Read a transform in one of ITK's forms (see the module's table).
+
+    Raises:
+        ValueError, OSError: one line for a file that is not there, cut off, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such transform file: {path}")
+    name = path.name.lower()
+    if name.endswith(NIFTI_SUFFIXES):
+        return _read_field(path)
+    if name.endswith((".h5", *LINEAR_SUFFIXES)):
+        return _read_itk(path)
+    raise ValueError(f"a transform ends in .nii, .nii.gz, .h5, .mat, .txt or .tfm, got {path.name}")
+
+
+def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _voxel_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slabs along the first axis with the (N, 3) voxel indices in them."""
+    d, h, w = shape
+    depth = max(1, _BLOCK // (h * w))
+    for start in range(0, d, depth):
+        stop = min(start + depth, d)
+        index = np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij")
+        yield slice(start, stop), np.stack(index, -1).reshape(-1, 3).astype(np.float64)
+
+
+def _write_field(path: Path, field: DisplacementField) -> None:
+    if not perpendicular_axes(field.affine):
+        raise ValueError(f"affine must have perpendicular axes to be written for ITK, got {field.affine.tolist()}")
+    vectors = (field.vectors_mm * _LPS.astype(np.float32))[:, :, :, None, :]
+    image = nib.Nifti1Image(vectors, None)
+    image.header.set_intent(VECTOR_INTENT)
+    set_nifti_affine(image, field.affine, code=1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _read_field(path: Path) -> DisplacementField:
+    image = load_image(path)
+    intent = int(image.header["intent_code"])
+    if len(image.shape) != 5 or image.shape[3:] != (1, 3) or intent != VECTOR_INTENT:
+        raise ValueError(
+            f"{path} must be a displacement field of shape (D, H, W, 1, 3) with intent code {VECTOR_INTENT}, got"
+            f" {image.shape} with intent code {intent}"
+        )
+    vectors = np.asarray(image.dataobj, dtype=np.float32)[:, :, :, 0] * _LPS.astype(np.float32)
+    try:
+        return DisplacementField(vectors, nifti_affine(path, image))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _itk_affine(transform: AffineTransform, *, precision: str) -> Any:
+    import ants  # takes seconds to load
+
+    flip = np.diag([*_LPS, 1.0])
+    matrix = flip @ transform.matrix @ flip
+    return ants.create_ants_transform(
+        transform_type="AffineTransform",
+        precision=precision,
+        dimension=3,
+        matrix=matrix[:3, :3],
+        offset=matrix[:3, 3].tolist(),
+    )
+
+
+def _itk_field(field: DisplacementField) -> Any:
+    import ants
+
+    if not perpendicular_axes(field.affine):
+        raise ValueError(f"affine must have perpendicular axes to be written for ITK, got {field.affine.tolist()}")
+    spacing = np.linalg.norm(field.affine[:3, :3], axis=0)
+    image = ants.from_numpy(
+        field.vectors_mm * _LPS.astype(np.float32),
+        origin=(_LPS * field.affine[:3, 3]).tolist(),
+        spacing=spacing.tolist(),
+        direction=_LPS[:, None] * field.affine[:3, :3] / spacing,
+        has_components=True,
+    )
+    return ants.transform_from_displacement_field(image)
+
+
+def _compose_itk(transform: Transform) -> Any:
+    import ants
+
+    parts = transform.parts if isinstance(transform, CompositeTransform) else (transform,)
+    # antspyx cannot write a bare field, but a composite of one; all its parts must be float
+    made = [
+        _itk_affine(part, precision="float") if isinstance(part, AffineTransform) else _itk_field(part)
+        for part in parts
+    ]
+    return ants.compose_ants_transforms(made)
+
+
+def _write_itk(path: Path, transform: Any) -> None:
+    import ants
+
+    with atomic_path(path) as temporary:
+        ants.write_transform(transform, str(temporary))
+
+
+def _read_itk(path: Path) -> Transform:
+    import ants
+
+    _check_itk_file(path)
+    try:
+        read = ants.read_transform(str(path), precision="double")
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable ITK transform (cut off, damaged or another format)") from error
+    if read.dimension != 3:
+        raise ValueError(f"{path} must hold a 3-D transform, got {read.dimension}-D")
+    try:
+        if read.transform_type == "CompositeTransform":
+            return _composite(read)
+        return _linear(read)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_itk_file(path: Path) -> None:
+    """Refuse an .h5 that is no HDF5 or is shorter than it says: the library would print pages about it."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes)")
+    if path.suffix.lower() != ".h5":
+        return
+    with path.open("rb") as stream:
+        head = stream.read(48)
+    if len(head) < 48 or head[:8] != b"\x89HDF\r\n\x1a\n":
+        raise ValueError(f"{path} is not an HDF5 file, as its ending says")
+    start = 40 if head[8] < 2 else 28  # where the superblock (versions 0, 1 or 2, 3) keeps the end of the file
+    end = int.from_bytes(head[start : start + 8], "little")
+    if path.stat().st_size < end:
+        raise ValueError(f"{path} is cut off: {path.stat().st_size} of {end} bytes; get the file again")
+
+
+def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
+    import ants
+
+    lps = points * _LPS
+    return np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _LPS
+
+
+def _linear(read: Any) -> AffineTransform:
+    """Any linear ITK transform, whatever its parameters mean: found from where it takes four points."""
+    points = 100.0 * np.vstack([np.zeros(3), np.eye(3), np.ones(3)])
+    moved = _itk_map(read, points)
+    matrix = np.eye(4)
+    matrix[:3, 3] = moved[0]
+    matrix[:3, :3] = (moved[1:4] - moved[0]).T / 100.0
+    transform = AffineTransform(matrix)
+    if not np.allclose(transform.map(points), moved, atol=1e-3):
+        raise ValueError(f"a linear transform is needed, got {read.transform_type}")
+    return transform
+
+
+def _composite(read: Any) -> Transform:
+    """The parts of an ITK composite of affines and displacement fields, in the order in which they are applied."""
+    fixed, values = np.array(read.fixed_parameters, dtype=np.float64), np.asarray(read.parameters)
+    for parts in _splits(fixed, values):
+        transform = parts[0] if len(parts) == 1 else CompositeTransform(tuple(parts))
+        points = _test_points(parts)
+        moved = transform.map(points)
+        # single precision inside ITK: some 1e-5 mm at 100 mm
+        if np.allclose(moved, _itk_map(read, points), atol=1e-2, equal_nan=False):
+            return transform
+    raise ValueError("only composites of affine transforms (12 parameters) and displacement fields can be read")
+
+
+def _test_points(parts: list[AffineTransform | DisplacementField]) -> np.ndarray:
+    """Four world points that stay inside the fields, so that a wrong reading of the parts shows."""
+    for number, part in enumerate(parts):
+        if isinstance(part, DisplacementField):
+            size = np.array(part.shape) - 1
+            points = _apply(part.affine, size * np.array([[0.5, 0.5, 0.5], [0.4, 0.5, 0.6], [0.6, 0.4, 0.5]]))
+            for before in reversed(parts[:number]):
+                if isinstance(before, AffineTransform):
+                    points = before.inverse().map(points)
+            return points
+    return 50.0 * np.vstack([np.zeros(3), np.eye(3)])
+
+
+def _splits(fixed: np.ndarray, values: np.ndarray) -> Iterator[list[AffineTransform | DisplacementField]]:
+    """Every way to read concatenated ITK parameters as affines (3 fixed, 12) and fields (18 fixed, 3 per voxel)."""
+    if not len(fixed) and not len(values):
+        yield []
+    if len(fixed) >= 18 and _is_grid(fixed[:18]):
+        count = 3 * int(np.prod(fixed[:3]))
+        if count <= len(values):
+            for rest in _splits(fixed[18:], values[count:]):
+                yield [_field_of(fixed[:18], values[:count]), *rest]
+    if len(fixed) >= 3 and len(values) >= 12 and np.linalg.det(values[:9].reshape(3, 3)) != 0:
+        for rest in _splits(fixed[3:], values[12:]):
+            yield [_affine_of(fixed[:3], values[:12]), *rest]
+
+
+def _is_grid(fixed: np.ndarray) -> bool:
+    size, spacing, direction = fixed[:3], fixed[6:9], fixed[9:].reshape(3, 3)
+    whole = bool((size >= 1).all() and (size == np.round(size)).all())
+    return whole and bool((spacing > 0).all()) and np.allclose(direction @ direction.T, np.eye(3), atol=1e-3)
+
+
+def _affine_of(center: np.ndarray, values: np.ndarray) -> AffineTransform:
+    matrix = np.eye(4)
+    matrix[:3, :3] = values[:9].reshape(3, 3)
+    matrix[:3, 3] = values[9:] + center - matrix[:3, :3] @ center
+    flip = np.diag([*_LPS, 1.0])
+    return AffineTransform(flip @ matrix @ flip)
+
+
+def _field_of(fixed: np.ndarray, values: np.ndarray) -> DisplacementField:
+    d, h, w = fixed[:3].astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = _LPS[:, None] * fixed[9:].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = _LPS * fixed[3:6]
+    # ITK stores the first axis fastest, the vector's parts together
+    vectors = values.reshape(w, h, d, 3).transpose(2, 1, 0, 3) * _LPS
+    return DisplacementField(vectors, affine)
