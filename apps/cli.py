@@ -11,6 +11,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from types import UnionType
+from typing import get_args, get_origin
 
 DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -21,7 +23,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "apply": ("registration", "apply", "move an image or a label map by a transform that was written before"),
         "train": ("registration_training", "train", "train NestedMorph on pairs of scans"),
         "evaluate": ("registration_evaluation", "evaluate", "register a list of pairs and measure each"),
-        "benchmark": ("registration_benchmark", "benchmark", "our registration beside ANTs SyN: accuracy, time, memory"),
+        "benchmark": (
+            "registration_benchmark",
+            "benchmark",
+            "ours beside ANTs SyN: accuracy, time, memory",
+        ),
     },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
@@ -98,37 +104,68 @@ def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
         UsageError: for words that do not fit.
         SystemExit: after `--help` and `--print_config`.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    parser = ArgumentParser(prog=prog, description=_summary(function), allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    class HelpFormatter(DefaultHelpFormatter):
+        """The docstring's words and the default; types in Python's notation tell a user of the command nothing."""
+
+        def _get_help_string(self, action) -> str:
+            text = action.help or ""
+            shown = action.option_strings and action.default not in (None, False, "==SUPPRESS==")
+            return f"{text} (default: %(default)s)" if shown and action.dest != "help" else text
+
+        def _format_args(self, action, default_metavar) -> str:
+            return "" if f"--{action.dest}" in flags else super()._format_args(action, default_metavar)
+
     parameters = inspect.signature(function).parameters
     options = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     positional = set(parameters) - options
+    flags = {f"--{n}" for n in options if parameters[n].annotation is bool}
+    parser = ArgumentParser(
+        prog=prog,
+        description=_summary(function),
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
-    flags = {f"--{n}" for n in options if parameters[n].annotation is bool}
     for action in parser._actions:
-        if not action.option_strings:
-            action.metavar = action.dest.upper()
-        for long, short in _SHORT.items():
-            if long in action.option_strings:
-                action.option_strings.insert(0, short)
-                parser._option_string_actions[short] = action
+        _rename(action, parser, parameters)
     try:
-        arguments = parser.parse_args([_flag(word, following, flags) for word, following in _with_next(argv)])
+        arguments = parser.parse_args(_with_values(argv, flags))
     except Exception as error:  # jsonargparse raises several kinds, all about the words it was given
         raise UsageError(f"{_one_line(error)}; see {prog} --help") from error
     return {name: value for name, value in arguments.as_dict().items() if name in parameters}
 
 
-def _with_next(argv: list[str]) -> list[tuple[str, str | None]]:
-    return list(zip(argv, [*argv[1:], None], strict=True))
+def _rename(action, parser, parameters) -> None:
+    """Show an option as a person types it: --moving-labels, -o; and a positional in capitals."""
+    parameter = parameters.get(action.dest)
+    if parameter is None:
+        return
+    if not action.option_strings:
+        action.metavar = action.dest.upper()
+        return
+    names = [name.replace("_", "-") for name in action.option_strings]
+    names = [_SHORT[name] for name in names if name in _SHORT] + names
+    parser._option_string_actions |= dict.fromkeys(names, action)
+    action.option_strings = names
+    if get_origin(parameter.annotation) is UnionType:  # Literal | None hides its choices
+        choices = [c for part in get_args(parameter.annotation) for c in get_args(part)]
+        action.metavar = "{" + ",".join(choices) + "}" if choices else None
 
 
-def _flag(word: str, following: str | None, flags: set[str]) -> str:
-    """`--diffeomorphic` alone means `--diffeomorphic=true`; the parser wants the value."""
-    return f"{word}=true" if word in flags and following not in ("true", "false") else word
+def _with_values(argv: list[str], flags: set[str]) -> list[str]:
+    """Options with underscores, and every flag that stands alone with the value that the parser wants."""
+    words = []
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            word = name.replace("-", "_").replace("__", "--", 1) + equals + value
+        words.append(f"{word}=true" if word in flags and following not in ("true", "false") else word)
+    return words
 
 
 def _summary(function: Callable) -> str:

@@ -1,0 +1,24 @@
+"""`voxelwave demo`: the main job on real data that comes with the package."""
+
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from .registration import register
+
+
+def demo(*, output: Path = Path("voxelwave-demo")) -> None:
+    """Align a real T1-weighted scan to a FLAIR scan of the same person, taken on another day.
+
+    Both come with the package (CC BY; see README.md in the written folder). Takes about a minute on two cores.
+
+    Args:
+        output: the folder to write into.
+    """
+    with as_file(files(__package__) / "demo_data") as data:
+        print("Moving: T1-weighted, second visit. Fixed: FLAIR, first visit. One person, two grids, two contrasts.")
+        register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output)
+        for name in ("t1w.nii.gz", "flair.nii.gz", "README.md"):
+            shutil.copyfile(data / name, output / name)
+    print(f"Look at {output / 'picture.png'}. The same by hand:")
+    print(f"  voxelwave registration register {output / 't1w.nii.gz'} {output / 'flair.nii.gz'} -o {output}")

@@ -1,0 +1,105 @@
+"""The command line: help at once, exit codes, one clear line for what a user can get wrong."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from voxelwave.apps import cli
+
+
+def sample(
+    moving: Path, fixed: Path, *, output: Path, kind: Literal["a", "b"] = "a", fast: bool = False, seed: int = 0
+):
+    """Do a thing.
+
+    Args:
+        moving: the one that moves.
+        fixed: the one that stays.
+        output: where to.
+        kind: which.
+        fast: quickly.
+        seed: of chance.
+    """
+
+
+def parse(*words: str) -> dict:
+    return cli.parse_arguments(sample, list(words), prog="voxelwave sample")
+
+
+def test_words_become_typed_arguments():
+    arguments = parse("m.nii", "f.nii", "-o", "out", "--fast", "--seed", "3")
+    assert arguments == {
+        "moving": Path("m.nii"),
+        "fixed": Path("f.nii"),
+        "output": Path("out"),
+        "kind": "a",
+        "fast": True,
+        "seed": 3,
+    }
+
+
+@pytest.mark.parametrize("words", [("--fast", "m", "f", "-o", "x"), ("m", "f", "-o", "x", "--fast", "true")])
+def test_a_flag_stands_anywhere(words):
+    assert parse(*words)["fast"] is True
+    assert parse(*words)["moving"] == Path("m")
+
+
+def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("kind: b\nseed: 7\n")
+    arguments = parse("--config", str(config), "m", "f", "-o", "x", "--seed", "8")
+    assert (arguments["kind"], arguments["seed"]) == ("b", 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("m",), "fixed"),
+        (("m", "f"), "output"),
+        (("m", "f", "-o", "x", "--nope"), "--nope"),
+        (("m", "f", "-o", "x", "--kin", "b"), "--kin"),  # no abbreviations
+        (("m", "f", "-o", "x", "--kind", "c"), "kind"),
+        (("m", "f", "-o", "x", "--seed", "one"), "seed"),
+    ],
+)
+def test_wrong_words_are_a_usage_error_that_names_them(words, complaint):
+    with pytest.raises(cli.UsageError, match=complaint):
+        parse(*words)
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["registration", "nonsense"], ["registration", "register"]])
+def test_wrong_usage_exits_2(words, capsys):
+    assert cli.main(words) == cli.USAGE
+
+
+def test_bad_input_is_one_line_and_exit_1(capsys, tmp_path):
+    missing = str(tmp_path / "missing.nii.gz")
+    assert cli.main(["registration", "register", missing, missing, "-o", str(tmp_path / "out")]) == cli.ERROR
+    error = capsys.readouterr().err.strip()
+    assert "missing.nii.gz" in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_verb_is_there_and_documented():
+    commands = [c for verbs in cli.COMMANDS.values() for c in verbs.values()] + list(cli.TOP_LEVEL.values())
+    for module, name, _ in commands:
+        function = getattr(importlib.import_module(f"voxelwave.apps.{module}"), name)
+        assert function.__doc__, name
+
+
+@pytest.mark.parametrize("words", [["--help"], ["registration", "--help"], ["registration", "register", "--help"]])
+def test_help_loads_no_heavy_library(words):
+    code = (
+        "import sys; from voxelwave.apps.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'monai', 'ants', 'lightning', 'nibabel', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
