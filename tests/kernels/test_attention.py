@@ -1,0 +1,357 @@
+"""Attention: the contract that every mechanism of the kernel layer keeps, and the limits of each."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from voxelwave.kernels.attention import LinearAttentionState, attention, linear_attention, merge_attention
+from voxelwave.kernels.attention_reference import attention_reference, linear_attention_reference
+
+F64 = torch.float64
+EXACT = {"rtol": 0, "atol": 1e-10}  # float64 against float64: only the order of the sums differs
+
+# name, (B, H, Hk, Lq, Lk, D, Dv), options
+CASES = {
+    "self": ((2, 3, 3, 7, 7, 4, 4), {}),
+    "causal self": ((2, 2, 2, 7, 7, 4, 4), {"causal": True}),
+    "cross": ((1, 2, 2, 5, 11, 4, 6), {}),
+    "causal, more keys": ((1, 2, 2, 5, 11, 4, 4), {"causal": True}),
+    "causal with a cache": ((1, 2, 2, 5, 11, 4, 4), {"causal": True, "q_start": 6}),
+    "causal, first rows blind": ((1, 2, 2, 7, 4, 4, 4), {"causal": True, "q_start": -3}),
+    "causal, fewer keys": ((1, 2, 2, 9, 4, 4, 4), {"causal": True}),
+    "grouped heads": ((2, 6, 2, 5, 7, 4, 3), {}),
+    "grouped causal": ((2, 6, 2, 7, 7, 4, 3), {"causal": True}),
+    "one of everything": ((1, 1, 1, 1, 1, 1, 1), {}),
+    "own scale": ((1, 2, 1, 13, 13, 8, 8), {"scale": 0.3}),
+}
+
+
+def random_qkv(sizes, generator, dtype=F64):
+    batch, heads, key_heads, n_queries, n_keys, channels, value_channels = sizes
+    q = torch.randn(batch, heads, n_queries, channels, generator=generator, dtype=F64)
+    k = torch.randn(batch, key_heads, n_keys, channels, generator=generator, dtype=F64)
+    v = torch.randn(batch, key_heads, n_keys, value_channels, generator=generator, dtype=F64)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def random_mask(shape, generator, share=0.6):
+    return torch.rand(shape, generator=generator) < share
+
+
+@pytest.mark.parametrize(("sizes", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("extra", ["none", "mask", "bias", "mask and bias"])
+def test_attention_equals_its_reference_with_all_gradients(sizes, options, extra, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv(sizes, generator))
+    shape = (sizes[0], sizes[1], sizes[3], sizes[4])
+    options = dict(options)
+    inputs = [q, k, v]
+    if "mask" in extra:
+        options["mask"] = random_mask(shape, generator)
+    if "bias" in extra:
+        options["bias"] = torch.randn(shape, generator=generator, dtype=F64).requires_grad_()
+        inputs.append(options["bias"])
+    expected, expected_lse, expected_weights = attention_reference(q, k, v, **options)
+    upstream = torch.randn(expected.shape, generator=generator, dtype=F64)
+    gradients = (
+        torch.autograd.grad(expected, inputs, upstream, allow_unused=True, materialize_grads=True)
+        if expected.requires_grad
+        else [torch.zeros_like(x) for x in inputs]
+    )
+
+    fused = attention(q, k, v, **options)
+    assert_close(fused, expected, **EXACT)
+    assert_close(torch.autograd.grad(fused, inputs, upstream), tuple(gradients), **EXACT)
+
+    plain, lse, weights = attention(q, k, v, **options, return_lse=True, return_weights=True)
+    assert_close(plain, expected, **EXACT)
+    assert_close(lse, expected_lse, **EXACT)
+    assert_close(weights, expected_weights, **EXACT)
+    assert_close(torch.autograd.grad(plain, inputs, upstream), tuple(gradients), **EXACT)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (4, 2)])
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 67])
+def test_linear_attention_equals_its_reference_with_all_gradients(causal, heads, key_heads, length, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((2, heads, key_heads, length, length, 3, 4), generator))
+    expected, _ = linear_attention_reference(q, k, v, causal=causal)
+    out = linear_attention(q, k, v, causal=causal)
+    assert_close(out, expected, **EXACT)
+    upstream = torch.randn(out.shape, generator=generator, dtype=F64)
+    assert_close(
+        torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream), **EXACT
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_linear_attention_of_masked_keys_equals_its_reference(causal, generator):
+    q, k, v = random_qkv((2, 2, 2, 37, 37, 3, 4), generator)
+    mask = random_mask((2, 1, 1, 37), generator)
+    mask[0, ..., :3] = False  # the first tokens see nothing
+    expected, _ = linear_attention_reference(q, k, v, mask=mask, causal=causal)
+    assert_close(linear_attention(q, k, v, mask=mask, causal=causal), expected, **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+@pytest.mark.parametrize("causal", [False, True])
+def test_narrow_types_stay_near_float64_and_keep_their_type(mechanism, causal, dtype, tolerance, generator):
+    q, k, v = random_qkv((1, 4, 2, 40, 40, 8, 8), generator, dtype)
+    exact = mechanism(q.to(F64), k.to(F64), v.to(F64), causal=causal)
+    out = mechanism(q, k, v, causal=causal)
+    assert out.dtype == dtype
+    assert_close(out.to(F64), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_attention_with_equal_keys_is_the_mean_of_the_values(generator):
+    q, k, v = random_qkv((1, 2, 2, 3, 5, 4, 4), generator)
+    out = attention(q, k[:, :, :1].expand_as(k), v)
+    assert_close(out, v.mean(2, keepdim=True).expand_as(out), **EXACT)
+
+
+def test_linear_attention_with_equal_keys_is_the_mean_of_the_values(generator):
+    q, k, v = random_qkv((1, 2, 2, 5, 5, 4, 4), generator)
+    equal = k[:, :, :1].expand_as(k)
+    assert_close(linear_attention(q, equal, v), v.mean(2, keepdim=True).expand_as(v), **EXACT)
+    running_mean = v.cumsum(2) / torch.arange(1, 6, dtype=F64).view(1, 1, 5, 1)
+    assert_close(linear_attention(q, equal, v, causal=True), running_mean, **EXACT)
+
+
+def test_linear_attention_with_one_channel_is_softmax_attention_of_equal_queries(generator):
+    # With D = 1 the query's softmax is 1, so the weights are softmax over the keys alone.
+    q, k, v = random_qkv((1, 2, 2, 9, 9, 1, 3), generator)
+    assert_close(linear_attention(q, k, v), attention(torch.ones_like(q), k, v, scale=1.0), **EXACT)
+    causal = attention(torch.ones_like(q), k, v, scale=1.0, causal=True)
+    assert_close(linear_attention(q, k, v, causal=True), causal, **EXACT)
+
+
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+def test_causal_outputs_do_not_depend_on_later_tokens(mechanism, generator):
+    q, k, v = random_qkv((2, 2, 2, 45, 45, 4, 4), generator)
+    whole = mechanism(q, k, v, causal=True)
+    for t in (1, 2, 32, 33, 44):
+        prefix = mechanism(q[:, :, :t], k[:, :, :t], v[:, :, :t], causal=True)
+        assert_close(prefix, whole[:, :, :t], **EXACT)
+
+
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+def test_masked_keys_change_nothing(mechanism, generator):
+    q, k, v = random_qkv((1, 2, 2, 6, 6, 4, 4), generator)
+    _, more_k, more_v = random_qkv((1, 2, 2, 6, 5, 4, 4), generator)
+    mask = torch.arange(11).view(1, 1, 1, 11) < 6
+    longer = mechanism(q, torch.cat([k, 1e3 * more_k], 2), torch.cat([v, more_v], 2), mask=mask)
+    assert_close(longer, mechanism(q, k, v), **EXACT)
+
+
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+@pytest.mark.parametrize("causal", [False, True])
+def test_identity_values_give_the_weights(mechanism, causal, generator):
+    q, k, v = random_qkv((2, 2, 2, 7, 7, 4, 3), generator)
+    weights = mechanism(q, k, torch.eye(7, dtype=F64).expand(2, 2, 7, 7), causal=causal)
+    assert_close(weights @ v, mechanism(q, k, v, causal=causal), **EXACT)
+    assert_close(weights.sum(-1), torch.ones(2, 2, 7, dtype=F64), **EXACT)
+    if causal:
+        assert not weights.triu(1).any()
+
+
+def test_gradients_are_right_to_finite_differences(generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 1, 5, 6, 3, 2), generator))
+    bias = torch.randn(1, 2, 5, 6, generator=generator, dtype=F64).requires_grad_()
+    mask = random_mask((1, 1, 5, 6), generator)
+    mask[0, 0, 2] = False
+    torch.autograd.gradcheck(lambda *x: attention(*x[:3], bias=x[3], mask=mask), (q, k, v, bias))
+
+    def visible_parts(*x):
+        out, lse, weights = attention(*x[:3], bias=x[3], mask=mask, return_lse=True, return_weights=True)
+        return out, lse.masked_fill(lse == -math.inf, 0), weights
+
+    torch.autograd.gradcheck(visible_parts, (q, k, v, bias))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_linear_gradients_are_right_to_finite_differences(causal, generator, monkeypatch):
+    monkeypatch.setattr("voxelwave.kernels.attention._CHUNK", 3)
+    q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 1, 8, 8, 2, 2), generator))
+    mask = torch.tensor([0, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool).view(1, 1, 1, 8)
+    torch.autograd.gradcheck(lambda *x: linear_attention(*x, causal=causal, mask=mask), (q, k, v))
+
+
+def test_decoding_with_a_cache_equals_one_call(generator):
+    q, k, v = random_qkv((1, 4, 2, 9, 9, 4, 4), generator)
+    steps = [
+        attention(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], causal=True, q_start=t) for t in range(9)
+    ]
+    assert_close(torch.cat(steps, 2), attention(q, k, v, causal=True), **EXACT)
+
+
+@pytest.mark.parametrize("step", [1, 7, 40])
+def test_linear_attention_in_steps_equals_one_call(step, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((1, 4, 2, 83, 83, 3, 5), generator))
+    whole, end = linear_attention(q, k, v, causal=True, return_state=True)
+    outs, state = [], None
+    for t in range(0, 83, step):
+        part = slice(t, t + step)
+        out, state = linear_attention(
+            q[:, :, part], k[:, :, part], v[:, :, part], causal=True, state=state, return_state=True
+        )
+        outs.append(out)
+    assert isinstance(state, LinearAttentionState)
+    assert_close(torch.cat(outs, 2), whole, **EXACT)
+    assert_close(tuple(state), tuple(end), **EXACT)
+    upstream = torch.randn(whole.shape, generator=generator, dtype=F64)
+    expected = torch.autograd.grad(whole, (q, k, v), upstream)
+    assert_close(torch.autograd.grad(torch.cat(outs, 2), (q, k, v), upstream), expected, **EXACT)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_huge_scores_stay_finite(causal, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 2, 37, 37, 4, 4), generator, torch.float32))
+    for mechanism in (attention, linear_attention):
+        out = mechanism(q * 1e2, k * 1e2 * (1 if mechanism is attention else 1e2), v, causal=causal)
+        assert out.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), (q, k, v)))
+    out, lse = attention(q * 1e2, k * 1e2, v, causal=causal, return_lse=True)
+    assert out.isfinite().all()
+    assert lse.isfinite().all()
+
+
+def test_causal_linear_attention_keeps_early_tokens_beside_a_huge_late_key(generator):
+    # A maximum over the whole chunk would make exp(k - maximum) of the early tokens vanish: 0 / 0.
+    q, k, v = random_qkv((1, 1, 1, 20, 20, 2, 3), generator, torch.float32)
+    k[:, :, 10] = 1e4
+    expected, _ = linear_attention_reference(q.to(F64), k.to(F64), v.to(F64), causal=True)
+    assert_close(linear_attention(q, k, v, causal=True).to(F64), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["mask", "bias", "causal"])
+def test_a_row_that_sees_no_key_gives_zero_and_zero_gradient(how, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 2, 4, 4, 3, 3), generator))
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    mask[..., 0, :] = False
+    options = {
+        "mask": {"mask": mask},
+        "bias": {"bias": torch.zeros(1, 1, 4, 4, dtype=F64).masked_fill(~mask, -math.inf).requires_grad_()},
+        "causal": {"causal": True, "q_start": -1},
+    }[how]
+    inputs = (q, k, v, options["bias"]) if how == "bias" else (q, k, v)
+    fused = attention(q, k, v, **options)
+    plain, lse = attention(q, k, v, **options, return_lse=True)
+    for out in (fused, plain):
+        assert not out[:, :, 0].any()
+        gradients = torch.autograd.grad(out[:, :, 0].sum(), inputs, retain_graph=True)
+        assert not any(gradient.any() for gradient in gradients)
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs, retain_graph=True))
+    assert (lse[:, :, 0] == -math.inf).all()
+
+
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(0, 5), (5, 0), (0, 0)])
+def test_no_queries_or_no_keys(n_queries, n_keys, generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((2, 4, 2, n_queries, n_keys, 3, 6), generator))
+    out, lse = attention(q, k, v, return_lse=True)
+    assert out.shape == (2, 4, n_queries, 6)
+    assert not out.any()
+    assert (lse == -math.inf).all()
+    torch.autograd.grad(attention(q, k, v, causal=True).sum() + lse.exp().sum(), (q, k, v))
+    assert linear_attention(q, k, v).shape == (2, 4, n_queries, 6)
+    if n_queries == n_keys:
+        assert linear_attention(q, k, v, causal=True).shape == (2, 4, 0, 6)
+
+
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+@pytest.mark.parametrize("causal", [False, True])
+def test_batch_items_and_heads_do_not_influence_each_other(mechanism, causal, generator):
+    q, k, v = random_qkv((3, 4, 2, 6, 6, 4, 4), generator)
+    whole = mechanism(q, k, v, causal=causal)
+    for b in range(3):
+        for h in range(4):
+            one = (q[b, h], k[b, h // 2], v[b, h // 2])
+            alone = mechanism(*(x[None, None] for x in one), causal=causal)
+            assert_close(alone[0, 0], whole[b, h], **EXACT)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (1, 5, 6), (2, 1, 1, 6), (1, 3, 5, 1)])
+def test_masks_and_biases_broadcast(shape, generator):
+    q, k, v = random_qkv((2, 3, 3, 5, 6, 4, 4), generator)
+    mask, bias = random_mask(shape, generator), torch.randn(shape, generator=generator, dtype=F64)
+    full = (2, 3, 5, 6)
+    expected, *_ = attention_reference(q, k, v, mask=mask.expand(full), bias=bias.expand(full))
+    assert_close(attention(q, k, v, mask=mask, bias=bias), expected, **EXACT)
+    expected, *_ = attention_reference(q, k, v, mask=mask.expand(full))
+    assert_close(attention(q, k, v, mask=mask), expected, **EXACT)
+
+
+def test_expanded_and_transposed_inputs_give_the_same(generator):
+    q, k, v = random_qkv((1, 2, 2, 7, 7, 4, 4), generator)
+    one_query = q[:, :, :1].expand(1, 2, 7, 4)  # stride 0
+    assert_close(attention(one_query, k, v), attention(one_query.contiguous(), k, v), **EXACT)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    for mechanism in (attention, linear_attention):
+        assert_close(mechanism(*strided, causal=True), mechanism(q, k, v, causal=True), **EXACT)
+
+
+def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
+    q, k, v = (x.requires_grad_() for x in random_qkv((2, 4, 2, 5, 12, 3, 4), generator))
+    mask = random_mask((2, 4, 5, 12), generator, share=0.4)
+    mask[0, 0, 0] = False  # no part sees anything
+    mask[0, 0, 1, :7] = False  # the first two parts see nothing
+    expected, expected_lse, _ = attention(q, k, v, mask=mask, return_lse=True, return_weights=True)
+    parts = []
+    for part in (slice(0, 3), slice(3, 7), slice(7, 12)):
+        out, lse = attention(q, k[:, :, part], v[:, :, part], mask=mask[..., part], return_lse=True)
+        parts.append((out, lse))
+    out, lse = merge_attention(parts)
+    assert_close(out, expected, **EXACT)
+    assert_close(lse, expected_lse, **EXACT)
+    upstream = torch.randn(out.shape, generator=generator, dtype=F64)
+    wanted = torch.autograd.grad(expected, (q, k, v), upstream)
+    assert_close(torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True), wanted, **EXACT)
+    # Associative, and (0, -inf) is the identity.
+    assert_close(merge_attention([merge_attention(parts[:2]), parts[2]]), (out, lse), **EXACT)
+    nothing = (torch.zeros_like(out), torch.full_like(lse, -math.inf))
+    assert_close(merge_attention([nothing, parts[0], nothing]), parts[0], **EXACT)
+    assert_close(merge_attention([nothing, nothing]), nothing, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"q": (1, 2, 4)}, ValueError, r"q must have shape \(B, heads, L, channels\), got \(1, 2, 4\)"),
+        ({"k": (1, 2, 5, 3)}, ValueError, r"k must have shape \(1, Hk, Lk, 4\).*got \(1, 2, 5, 3\)"),
+        ({"q": (1, 3, 5, 4)}, ValueError, "heads that divides the 3 of q, got 2"),
+        ({"v": (1, 2, 6, 4)}, ValueError, r"v must have shape \(1, 2, 5, Dv\).*got \(1, 2, 6, 4\)"),
+        (
+            {"mask": torch.ones(3, 5, dtype=torch.bool)},
+            ValueError,
+            r"mask must be broadcastable.*\(1, 2, 5, 5\), got \(3, 5\)",
+        ),
+        ({"mask": torch.zeros(5, 5)}, TypeError, "mask must be bool"),
+        ({"bias": torch.ones(5, 5, dtype=torch.bool)}, TypeError, "bias must be floating point"),
+        ({"bias": torch.ones(1, 1, 1, 5, 5)}, ValueError, "bias must be broadcastable"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_was_expected(change, error, message):
+    arguments = {name: torch.zeros(change.get(name, (1, 2, 5, 4))) for name in "qkv"}
+    arguments |= {name: value for name, value in change.items() if name in ("mask", "bias")}
+    with pytest.raises(error, match=message):
+        attention(**arguments)
+
+
+def test_linear_attention_refuses_what_it_cannot_do():
+    x = torch.zeros(1, 2, 5, 4)
+    with pytest.raises(ValueError, match=r"size 1 along heads and queries.*got \(1, 1, 5, 5\)"):
+        linear_attention(x, x, x, mask=torch.ones(5, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        linear_attention(x[:, :, :3], x, x, causal=True)
+    with pytest.raises(ValueError, match="causal=True"):
+        linear_attention(x, x, x, return_state=True)
+    _, state = linear_attention(x, x, x, causal=True, return_state=True)
+    with pytest.raises(ValueError, match=r"state.maximum must have shape \(1, 2, 3\), got \(1, 2, 4\)"):
+        linear_attention(x[..., :3], x[..., :3], x, causal=True, state=state)
+
+
+def test_a_type_that_differs_is_named():
+    x = torch.zeros(1, 2, 5, 4)
+    with pytest.raises(TypeError, match=r"v must have the type of q, torch.float32, got torch.float64"):
+        attention(x, x, x.double())
