@@ -14,7 +14,7 @@
 | one of sform, qform set | that one is used |
 | RGB, complex or other compound values | error |
 | scaled integers (scl_slope, scl_inter) | scaled: float32 from 8 and 16 bits, else float64 |
-| sform and qform both 0 | read with nibabel's default (voxel sizes, centred, first axis to the left), warned: left and right are unknown |
+| sform and qform both 0 | nibabel's default (centred, first axis to the left), warned: left and right are unknown |
 | sform and qform disagree by more than a tenth of a voxel | sform is used, warned with the distance |
 | sform or qform not finite or not invertible | error |
 | size of an axis zero or negative | error |
@@ -131,8 +131,8 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
     if not forms:
         affine = image.affine
         _warn(
-            f"{path} does not say where it lies (sform and qform codes are 0): taken as {nib.aff2axcodes(affine)} with its"
-            " centre at the origin; left and right are unknown"
+            f"{path} does not say where it lies (sform and qform codes are 0): taken as"
+            f" {''.join(nib.aff2axcodes(affine))} with its centre at the origin; left and right are unknown"
         )
     else:
         affine = forms.get("sform", forms.get("qform"))

@@ -35,8 +35,9 @@ def resample(
         has float64 or integers of 32 bits and more.
 
     Example:
+        >>> from nibabel.affines import from_matvec
         >>> image = Volume(np.arange(4.0).reshape(4, 1, 1), np.eye(4))
-        >>> between = Volume(np.zeros((3, 1, 1)), np.array([[1.0, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+        >>> between = Volume(np.zeros((3, 1, 1)), from_matvec(np.eye(3), [0.5, 0, 0]))
         >>> resample(image, between).array.ravel().tolist()
         [0.5, 1.5, 2.5]
     """

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
@@ -34,4 +34,5 @@ def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
     """(N,) whether voxel coordinates `points` (N, 3) lie in a voxel of the grid, its outer half included as in ITK."""
     # a hair of slack, so that a grid's own rounded border is inside
     edge = 0.5 + 1e-6
-    return ((points >= -edge) & (points <= np.array(shape) - 1 + edge)).all(axis=1)
+    within: np.ndarray = ((points >= -edge) & (points <= np.array(shape) - 1 + edge)).all(axis=1)
+    return within
