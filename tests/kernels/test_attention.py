@@ -1,6 +1,7 @@
 """Attention: the contract that every mechanism of the kernel layer keeps, and the limits of each."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from voxelwave.kernels.attention import LinearAttentionState, attention, linear_
 from voxelwave.kernels.attention_reference import attention_reference, linear_attention_reference
 
 F64 = torch.float64
-EXACT = {"rtol": 0, "atol": 1e-10}  # float64 against float64: only the order of the sums differs
 
 # name, (B, H, Hk, Lq, Lk, D, Dv), options
 CASES = {
@@ -25,7 +25,13 @@ CASES = {
     "grouped causal": ((2, 6, 2, 7, 7, 4, 3), {"causal": True}),
     "one of everything": ((1, 1, 1, 1, 1, 1, 1), {}),
     "own scale": ((1, 2, 1, 13, 13, 8, 8), {"scale": 0.3}),
+    "scale 0, causal": ((1, 1, 1, 5, 5, 4, 4), {"scale": 0.0, "causal": True}),
+    "negative scale, causal": ((1, 1, 1, 5, 5, 4, 4), {"scale": -0.7, "causal": True}),
 }
+
+
+def assert_exact(actual, expected):
+    assert_close(actual, expected, rtol=0, atol=1e-10)  # float64 against float64: only the order of the sums differs
 
 
 def random_qkv(sizes, generator, dtype=F64):
@@ -61,14 +67,14 @@ def test_attention_equals_its_reference_with_all_gradients(sizes, options, extra
     )
 
     fused = attention(q, k, v, **options)
-    assert_close(fused, expected, **EXACT)
-    assert_close(torch.autograd.grad(fused, inputs, upstream), tuple(gradients), **EXACT)
+    assert_exact(fused, expected)
+    assert_exact(torch.autograd.grad(fused, inputs, upstream), tuple(gradients))
 
     plain, lse, weights = attention(q, k, v, **options, return_lse=True, return_weights=True)
-    assert_close(plain, expected, **EXACT)
-    assert_close(lse, expected_lse, **EXACT)
-    assert_close(weights, expected_weights, **EXACT)
-    assert_close(torch.autograd.grad(plain, inputs, upstream), tuple(gradients), **EXACT)
+    assert_exact(plain, expected)
+    assert_exact(lse, expected_lse)
+    assert_exact(weights, expected_weights)
+    assert_exact(torch.autograd.grad(plain, inputs, upstream), tuple(gradients))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -78,11 +84,9 @@ def test_linear_attention_equals_its_reference_with_all_gradients(causal, heads,
     q, k, v = (x.requires_grad_() for x in random_qkv((2, heads, key_heads, length, length, 3, 4), generator))
     expected, _ = linear_attention_reference(q, k, v, causal=causal)
     out = linear_attention(q, k, v, causal=causal)
-    assert_close(out, expected, **EXACT)
+    assert_exact(out, expected)
     upstream = torch.randn(out.shape, generator=generator, dtype=F64)
-    assert_close(
-        torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream), **EXACT
-    )
+    assert_exact(torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -91,7 +95,7 @@ def test_linear_attention_of_masked_keys_equals_its_reference(causal, generator)
     mask = random_mask((2, 1, 1, 37), generator)
     mask[0, ..., :3] = False  # the first tokens see nothing
     expected, _ = linear_attention_reference(q, k, v, mask=mask, causal=causal)
-    assert_close(linear_attention(q, k, v, mask=mask, causal=causal), expected, **EXACT)
+    assert_exact(linear_attention(q, k, v, mask=mask, causal=causal), expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
@@ -108,23 +112,23 @@ def test_narrow_types_stay_near_float64_and_keep_their_type(mechanism, causal, d
 def test_attention_with_equal_keys_is_the_mean_of_the_values(generator):
     q, k, v = random_qkv((1, 2, 2, 3, 5, 4, 4), generator)
     out = attention(q, k[:, :, :1].expand_as(k), v)
-    assert_close(out, v.mean(2, keepdim=True).expand_as(out), **EXACT)
+    assert_exact(out, v.mean(2, keepdim=True).expand_as(out))
 
 
 def test_linear_attention_with_equal_keys_is_the_mean_of_the_values(generator):
     q, k, v = random_qkv((1, 2, 2, 5, 5, 4, 4), generator)
     equal = k[:, :, :1].expand_as(k)
-    assert_close(linear_attention(q, equal, v), v.mean(2, keepdim=True).expand_as(v), **EXACT)
+    assert_exact(linear_attention(q, equal, v), v.mean(2, keepdim=True).expand_as(v))
     running_mean = v.cumsum(2) / torch.arange(1, 6, dtype=F64).view(1, 1, 5, 1)
-    assert_close(linear_attention(q, equal, v, causal=True), running_mean, **EXACT)
+    assert_exact(linear_attention(q, equal, v, causal=True), running_mean)
 
 
 def test_linear_attention_with_one_channel_is_softmax_attention_of_equal_queries(generator):
     # With D = 1 the query's softmax is 1, so the weights are softmax over the keys alone.
     q, k, v = random_qkv((1, 2, 2, 9, 9, 1, 3), generator)
-    assert_close(linear_attention(q, k, v), attention(torch.ones_like(q), k, v, scale=1.0), **EXACT)
+    assert_exact(linear_attention(q, k, v), attention(torch.ones_like(q), k, v, scale=1.0))
     causal = attention(torch.ones_like(q), k, v, scale=1.0, causal=True)
-    assert_close(linear_attention(q, k, v, causal=True), causal, **EXACT)
+    assert_exact(linear_attention(q, k, v, causal=True), causal)
 
 
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
@@ -133,7 +137,7 @@ def test_causal_outputs_do_not_depend_on_later_tokens(mechanism, generator):
     whole = mechanism(q, k, v, causal=True)
     for t in (1, 2, 32, 33, 44):
         prefix = mechanism(q[:, :, :t], k[:, :, :t], v[:, :, :t], causal=True)
-        assert_close(prefix, whole[:, :, :t], **EXACT)
+        assert_exact(prefix, whole[:, :, :t])
 
 
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
@@ -142,7 +146,7 @@ def test_masked_keys_change_nothing(mechanism, generator):
     _, more_k, more_v = random_qkv((1, 2, 2, 6, 5, 4, 4), generator)
     mask = torch.arange(11).view(1, 1, 1, 11) < 6
     longer = mechanism(q, torch.cat([k, 1e3 * more_k], 2), torch.cat([v, more_v], 2), mask=mask)
-    assert_close(longer, mechanism(q, k, v), **EXACT)
+    assert_exact(longer, mechanism(q, k, v))
 
 
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
@@ -150,8 +154,8 @@ def test_masked_keys_change_nothing(mechanism, generator):
 def test_identity_values_give_the_weights(mechanism, causal, generator):
     q, k, v = random_qkv((2, 2, 2, 7, 7, 4, 3), generator)
     weights = mechanism(q, k, torch.eye(7, dtype=F64).expand(2, 2, 7, 7), causal=causal)
-    assert_close(weights @ v, mechanism(q, k, v, causal=causal), **EXACT)
-    assert_close(weights.sum(-1), torch.ones(2, 2, 7, dtype=F64), **EXACT)
+    assert_exact(weights @ v, mechanism(q, k, v, causal=causal))
+    assert_exact(weights.sum(-1), torch.ones(2, 2, 7, dtype=F64))
     if causal:
         assert not weights.triu(1).any()
 
@@ -183,7 +187,7 @@ def test_decoding_with_a_cache_equals_one_call(generator):
     steps = [
         attention(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], causal=True, q_start=t) for t in range(9)
     ]
-    assert_close(torch.cat(steps, 2), attention(q, k, v, causal=True), **EXACT)
+    assert_exact(torch.cat(steps, 2), attention(q, k, v, causal=True))
 
 
 @pytest.mark.parametrize("step", [1, 7, 40])
@@ -198,11 +202,11 @@ def test_linear_attention_in_steps_equals_one_call(step, generator):
         )
         outs.append(out)
     assert isinstance(state, LinearAttentionState)
-    assert_close(torch.cat(outs, 2), whole, **EXACT)
-    assert_close(tuple(state), tuple(end), **EXACT)
+    assert_exact(torch.cat(outs, 2), whole)
+    assert_exact(tuple(state), tuple(end))
     upstream = torch.randn(whole.shape, generator=generator, dtype=F64)
     expected = torch.autograd.grad(whole, (q, k, v), upstream)
-    assert_close(torch.autograd.grad(torch.cat(outs, 2), (q, k, v), upstream), expected, **EXACT)
+    assert_exact(torch.autograd.grad(torch.cat(outs, 2), (q, k, v), upstream), expected)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -230,7 +234,7 @@ def test_a_row_that_sees_no_key_gives_zero_and_zero_gradient(how, generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 2, 4, 4, 3, 3), generator))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     mask[..., 0, :] = False
-    options = {
+    options: dict[str, Any] = {
         "mask": {"mask": mask},
         "bias": {"bias": torch.zeros(1, 1, 4, 4, dtype=F64).masked_fill(~mask, -math.inf).requires_grad_()},
         "causal": {"causal": True, "q_start": -1},
@@ -268,7 +272,7 @@ def test_batch_items_and_heads_do_not_influence_each_other(mechanism, causal, ge
         for h in range(4):
             one = (q[b, h], k[b, h // 2], v[b, h // 2])
             alone = mechanism(*(x[None, None] for x in one), causal=causal)
-            assert_close(alone[0, 0], whole[b, h], **EXACT)
+            assert_exact(alone[0, 0], whole[b, h])
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (1, 5, 6), (2, 1, 1, 6), (1, 3, 5, 1)])
@@ -277,18 +281,18 @@ def test_masks_and_biases_broadcast(shape, generator):
     mask, bias = random_mask(shape, generator), torch.randn(shape, generator=generator, dtype=F64)
     full = (2, 3, 5, 6)
     expected, *_ = attention_reference(q, k, v, mask=mask.expand(full), bias=bias.expand(full))
-    assert_close(attention(q, k, v, mask=mask, bias=bias), expected, **EXACT)
+    assert_exact(attention(q, k, v, mask=mask, bias=bias), expected)
     expected, *_ = attention_reference(q, k, v, mask=mask.expand(full))
-    assert_close(attention(q, k, v, mask=mask), expected, **EXACT)
+    assert_exact(attention(q, k, v, mask=mask), expected)
 
 
 def test_expanded_and_transposed_inputs_give_the_same(generator):
     q, k, v = random_qkv((1, 2, 2, 7, 7, 4, 4), generator)
     one_query = q[:, :, :1].expand(1, 2, 7, 4)  # stride 0
-    assert_close(attention(one_query, k, v), attention(one_query.contiguous(), k, v), **EXACT)
+    assert_exact(attention(one_query, k, v), attention(one_query.contiguous(), k, v))
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     for mechanism in (attention, linear_attention):
-        assert_close(mechanism(*strided, causal=True), mechanism(q, k, v, causal=True), **EXACT)
+        assert_exact(mechanism(*strided, causal=True), mechanism(q, k, v, causal=True))
 
 
 def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
@@ -302,16 +306,16 @@ def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
         out, lse = attention(q, k[:, :, part], v[:, :, part], mask=mask[..., part], return_lse=True)
         parts.append((out, lse))
     out, lse = merge_attention(parts)
-    assert_close(out, expected, **EXACT)
-    assert_close(lse, expected_lse, **EXACT)
+    assert_exact(out, expected)
+    assert_exact(lse, expected_lse)
     upstream = torch.randn(out.shape, generator=generator, dtype=F64)
     wanted = torch.autograd.grad(expected, (q, k, v), upstream)
-    assert_close(torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True), wanted, **EXACT)
+    assert_exact(torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True), wanted)
     # Associative, and (0, -inf) is the identity.
-    assert_close(merge_attention([merge_attention(parts[:2]), parts[2]]), (out, lse), **EXACT)
+    assert_exact(merge_attention([merge_attention(parts[:2]), parts[2]]), (out, lse))
     nothing = (torch.zeros_like(out), torch.full_like(lse, -math.inf))
-    assert_close(merge_attention([nothing, parts[0], nothing]), parts[0], **EXACT)
-    assert_close(merge_attention([nothing, nothing]), nothing, **EXACT)
+    assert_exact(merge_attention([nothing, parts[0], nothing]), parts[0])
+    assert_exact(merge_attention([nothing, nothing]), nothing)
 
 
 @pytest.mark.parametrize(
