@@ -1,0 +1,524 @@
+"""Triton kernels of the selective scan; `scan_triton` prepares their arguments and starts them.
+
+A program is one warp per 16 states. It walks one segment of the sequence for 32 channels of one group: lane = channel,
+states in registers, time step after time step. Tiles of states are (NR, NL, BD): NR states in the registers of a lane,
+NL warps, BD = 32 lanes. State n = (q * NL + nl) * NV + v for register r = q * NV + v, so that a lane reads NV = 4
+neighbouring states of B and C with one 16-byte load, the same for all lanes, and no layout is ever converted.
+
+Tensors of channels are read in one of two layouts:
+- scan order, (B, D, L): a lane reads four steps of its channel at once if L is a multiple of 16 (VECTOR);
+- DIRECTIONAL, (B, L, K, C) in image order: 32 lanes read 32 neighbouring channels at the position that `perm` lists.
+
+B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), with N padded by zeros to a power
+of two NP. A padded or absent step has dl = 0 and u = 0, which leaves every state as it is.
+"""
+
+import triton
+import triton.language as tl
+
+# Steps that are loaded together and whose states the backward pass keeps in registers.
+STEPS = tl.constexpr(4)
+# Steps between two stored states. A multiple of STEPS; `scan_triton.CHECKPOINT_STEPS` is the same number.
+CHUNK = tl.constexpr(16)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _softplus(x):
+    # log1p(y) = y p(y) with p fitted on [0, 1], relative error 2e-7 in float32: small steps keep their digits
+    y = tl.exp(-tl.abs(x))
+    p = 0.00523268804
+    p = p * y - 0.0295052137
+    p = p * y + 0.0782259107
+    p = p * y - 0.136632428
+    p = p * y + 0.191060051
+    p = p * y - 0.24842982
+    p = p * y + 0.333190978
+    p = p * y - 0.499994934
+    p = p * y + 0.99999994
+    return tl.maximum(x, 0.0) + y * p
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _state_index(NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+    """(NQ, NV, NL, BD): the state that a register, warp and lane hold."""
+    q = tl.arange(0, NQ)[:, None, None, None]
+    v = tl.arange(0, NV)[None, :, None, None]
+    w = tl.arange(0, NL)[None, None, :, None]
+    return (q * NL + w) * NV + v + tl.zeros((1, 1, 1, BD), tl.int32)
+
+
+@triton.jit
+def _load_states(p, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+    """Rows of N states, one per lane -> (NR, NL, BD); 0 beyond the states and beyond `width` lanes."""
+    n = _state_index(NQ, NV, NL, BD)
+    c = tl.reshape(lane, (1, 1, 1, BD))
+    tile = tl.load(p + c * N + n, mask=(c < width) & (n < N), other=0.0)
+    return tl.reshape(tile, (NQ * NV, NL, BD)).to(tl.float32)
+
+
+@triton.jit
+def _store_states(p, tile, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+    n = _state_index(NQ, NV, NL, BD)
+    c = tl.reshape(lane, (1, 1, 1, BD))
+    tl.store(p + c * N + n, tl.reshape(tile, (NQ, NV, NL, BD)), mask=(c < width) & (n < N))
+
+
+@triton.jit
+def _load_decay(p, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+    """A * log2(e), so that exp(dl A) = exp2(dl A'); finite, because an absent step multiplies it by 0."""
+    A = _load_states(p, N, lane, width, NQ, NV, NL, BD) * LOG2_E
+    return tl.where(A < -1e38, -1e38, A)
+
+
+@triton.jit
+def _load_matrix(p, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+    """B or C of one step, NP neighbouring values -> (NR, NL, BD), the same in every lane."""
+    tile = tl.load(p + _state_index(NQ, NV, NL, BD))
+    return tl.reshape(tile, (NQ * NV, NL, BD)).to(tl.float32)
+
+
+@triton.jit
+def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
+    """The positions of steps t .. t + 3, and whether each step exists."""
+    rows = ()
+    exist = ()
+    for s in tl.static_range(STEPS):
+        exists = t + s < L
+        row = (t + s).to(tl.int64)
+        if RAGGED:
+            row = tl.where(exists, row, 0)
+        if DIRECTIONAL:
+            row = tl.load(perm_p + group.to(tl.int64) * L + row).to(tl.int64)
+        rows = rows + (row,)
+        exist = exist + (exists,)
+    return rows, exist
+
+
+@triton.jit
+def _start(p, batch, group, first, L, G, width, shared: tl.constexpr, DIRECTIONAL: tl.constexpr):
+    """Where this program's channels begin: (B, D, L), or (B, L, G, C), or (B, L, C) if the groups share it."""
+    if not DIRECTIONAL:
+        return p + ((batch * G + group) * width + first).to(tl.int64) * L
+    if shared:
+        return p + batch.to(tl.int64) * L * width + first
+    return p + batch.to(tl.int64) * L * G * width + group * width + first
+
+
+@triton.jit
+def _load_steps(p, t, rows, exist, lane, left, L, stride, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr,
+                RAGGED: tl.constexpr):  # fmt: skip
+    """Four steps of 32 channels -> four (1, BD) tiles, float32; 0 where there is no step or no channel."""
+    BD: tl.constexpr = lane.shape[1]
+    steps = ()
+    if VECTOR:
+        c = tl.reshape(lane, (BD, 1))
+        tile = tl.load(p + c.to(tl.int64) * L + t + tl.arange(0, STEPS)[None, :], mask=c < left, other=0.0)
+        even, odd = tl.split(tl.reshape(tile.to(tl.float32), (BD, 2, 2)))
+        s0, s2 = tl.split(even)
+        s1, s3 = tl.split(odd)
+        steps = (
+            tl.reshape(s0, (1, BD)),
+            tl.reshape(s1, (1, BD)),
+            tl.reshape(s2, (1, BD)),
+            tl.reshape(s3, (1, BD)),
+        )
+    else:
+        for s in tl.static_range(STEPS):
+            mask = lane < left
+            if RAGGED:
+                mask = mask & exist[s]
+            if DIRECTIONAL:
+                tile = tl.load(p + rows[s] * stride + lane, mask=mask, other=0.0)
+            else:
+                tile = tl.load(p + lane.to(tl.int64) * L + rows[s], mask=mask, other=0.0)
+            steps = steps + (tile.to(tl.float32),)
+    return steps
+
+
+@triton.jit
+def _store_steps(p, steps, t, rows, exist, lane, left, L, stride, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr,
+                 RAGGED: tl.constexpr):  # fmt: skip
+    BD: tl.constexpr = lane.shape[1]
+    if VECTOR:
+        c = tl.reshape(lane, (BD, 1))
+        even = tl.join(tl.reshape(steps[0], (BD,)), tl.reshape(steps[2], (BD,)))
+        odd = tl.join(tl.reshape(steps[1], (BD,)), tl.reshape(steps[3], (BD,)))
+        tile = tl.reshape(tl.join(even, odd), (BD, 4))
+        tl.store(p + c.to(tl.int64) * L + t + tl.arange(0, STEPS)[None, :], tile, mask=c < left)
+    else:
+        for s in tl.static_range(STEPS):
+            mask = lane < left
+            if RAGGED:
+                mask = mask & exist[s]
+            if DIRECTIONAL:
+                tl.store(p + rows[s] * stride + lane, steps[s], mask=mask)
+            else:
+                tl.store(p + lane.to(tl.int64) * L + rows[s], steps[s], mask=mask)
+
+
+@triton.jit
+def _step_sizes(raw, bias, exist, SOFTPLUS: tl.constexpr, RAGGED: tl.constexpr):
+    sizes = ()
+    for s in tl.static_range(STEPS):
+        dl = raw[s] + bias
+        if SOFTPLUS:
+            dl = _softplus(dl)
+        if RAGGED:
+            dl = tl.where(exist[s], dl, 0.0)
+        sizes = sizes + (dl,)
+    return sizes
+
+
+@triton.jit
+def _place(G, n_blocks, n_segments, width, BD: tl.constexpr):
+    """This program's batch item, segment, group, first channel of its group; neighbours share B and C."""
+    index = tl.program_id(0)
+    block = index % n_blocks
+    index = index // n_blocks
+    group = index % G
+    index = index // G
+    return index // n_segments, index % n_segments, group, block, block * BD
+
+
+@triton.jit
+def segment_ends(
+    delta_p, w_p, M_p, z_p, A_p, bias_p, perm_p, end_p, sum_p,
+    L, G, width, N, n_blocks, n_segments, segment,
+    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, CONST_M: tl.constexpr, W_SHARED: tl.constexpr,
+    REVERSE: tl.constexpr, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """First pass: what each segment does to a state that enters as 0, and the sum of its step sizes.
+
+    Forward, w = u and M = B: h <- a h + (dl w) M. REVERSE, w = gradient of out and M = C: r <- a (r + w silu(z) M), from
+    the last step to the first. Writes (B, segments, D, N) and (B, segments, D), float32.
+    """
+    batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
+    lane = tl.arange(0, BD)[None, :]
+    left = width - first
+    channel = group * width + first
+    NP: tl.constexpr = NQ * NV * NL
+    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    bias = tl.zeros((1, BD), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
+    delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    w_start = _start(w_p, batch, group, first, L, G, width, W_SHARED, DIRECTIONAL)
+    z_start = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    w_stride = width if W_SHARED else G * width
+    if CONST_M:
+        M = _load_states(M_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+
+    h = tl.zeros((NQ * NV, NL, BD), tl.float32)
+    total = tl.zeros((1, BD), tl.float32)
+    begin = seg * segment
+    stop = tl.minimum(begin + segment, tl.cdiv(L, STEPS) * STEPS)
+    for i in range(0, stop - begin, STEPS):
+        t = stop - STEPS - i if REVERSE else begin + i
+        rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+        raw = _load_steps(delta, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+        ws = _load_steps(w_start, t, rows, exist, lane, left, L, w_stride, DIRECTIONAL, VECTOR, RAGGED)
+        if HAS_Z:
+            zs = _load_steps(z_start, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+        dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+        for k in tl.static_range(STEPS):
+            s: tl.constexpr = STEPS - 1 - k if REVERSE else k
+            if not CONST_M:
+                M = _load_matrix(M_p + ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP, NQ, NV, NL, BD)
+            a = tl.exp2(dls[s][None] * A)
+            w = ws[s]
+            if REVERSE:
+                if HAS_Z:
+                    w = w * zs[s] * _sigmoid(zs[s])
+                h = a * (h + w[None] * M)
+            else:
+                h = a * h + (dls[s] * w)[None] * M
+            total += dls[s]
+    place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
+    _store_states(end_p + place * N, h, N, lane, left, NQ, NV, NL, BD)
+    tl.store(sum_p + place + lane, total, mask=lane < left)
+
+
+@triton.jit
+def carry_states(
+    end_p, sum_p, A_p, first_p, start_p,
+    G, width, N, n_blocks, n_segments,
+    HAS_FIRST: tl.constexpr, REVERSE: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Between the passes: the state that enters each segment, (B, segments, D, N), from what each segment does.
+
+    The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) enters the first segment, or the
+    last one if REVERSE.
+    """
+    batch, _, group, block, first = _place(G, n_blocks, 1, width, BD)
+    lane = tl.arange(0, BD)[None, :]
+    left = width - first
+    channel = group * width + first
+    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    h = tl.zeros((NQ * NV, NL, BD), tl.float32)
+    if HAS_FIRST:
+        h = _load_states(first_p + (batch * G * width + channel).to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    for i in range(n_segments):
+        seg = n_segments - 1 - i if REVERSE else i
+        place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
+        total = tl.load(sum_p + place + lane, mask=lane < left, other=0.0)
+        end = _load_states(end_p + place * N, N, lane, left, NQ, NV, NL, BD)
+        _store_states(start_p + place * N, h, N, lane, left, NQ, NV, NL, BD)
+        h = tl.exp2(total[None] * A) * h + end
+
+
+@triton.jit
+def scan_segments(
+    u_p, delta_p, A_p, B_p, C_p, D_p, z_p, bias_p, perm_p, start_p, out_p, last_p, check_p,
+    L, G, width, N, n_blocks, n_segments, segment, n_chunks,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr, SAVE: tl.constexpr,
+    DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Second pass, forward: from the state that enters the segment to the outputs, with a checkpoint at every CHUNK."""
+    batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
+    lane = tl.arange(0, BD)[None, :]
+    left = width - first
+    channel = group * width + first
+    NP: tl.constexpr = NQ * NV * NL
+    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    bias = tl.zeros((1, BD), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
+    if HAS_D:
+        skip = tl.load(D_p + channel + lane, mask=lane < left, other=0.0)
+    if CONST_B:
+        B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    if CONST_C:
+        C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
+    delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    z = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    out = _start(out_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+
+    h = tl.zeros((NQ * NV, NL, BD), tl.float32)
+    if HAS_START:
+        place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
+        h = _load_states(start_p + place * N, N, lane, left, NQ, NV, NL, BD)
+    begin = seg * segment
+    stop = tl.minimum(begin + segment, tl.cdiv(L, STEPS) * STEPS)
+    for i in range(0, stop - begin, STEPS):
+        t = begin + i
+        if SAVE:
+            if t % CHUNK == 0:
+                place = (batch * n_chunks + t // CHUNK).to(tl.int64) * (G * width) + channel
+                _store_states(check_p + place * N, h, N, lane, left, NQ, NV, NL, BD)
+        rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+        us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
+        raw = _load_steps(delta, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+        if HAS_Z:
+            zs = _load_steps(z, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+        dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+        ys = ()
+        for s in tl.static_range(STEPS):
+            row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
+            if not CONST_B:
+                B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+            if not CONST_C:
+                C = _load_matrix(C_p + row, NQ, NV, NL, BD)
+            h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
+            y = tl.reshape(tl.sum(tl.sum(h * C, 0), 0), (1, BD))
+            if HAS_D:
+                y += skip * us[s]
+            if HAS_Z:
+                y *= zs[s] * _sigmoid(zs[s])
+            ys = ys + (y,)
+        _store_steps(out, ys, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+    if seg == n_segments - 1:
+        _store_states(
+            last_p + (batch * G * width + channel).to(tl.int64) * N, h, N, lane, left, NQ, NV, NL, BD
+        )
+
+
+@triton.jit
+def _sum_lanes(x, V: tl.constexpr, W: tl.constexpr):
+    """(V, W) -> (V,): the sum over lanes.
+
+    Halving with split makes the compiler transpose the tile once through shared memory (about 1.5 instructions per value);
+    tl.sum over lanes is a butterfly of 5 shuffles and 5 additions per value.
+    """
+    if W == 1:
+        return tl.reshape(x, (V,))
+    else:
+        even, odd = tl.split(tl.reshape(x, (V, W // 2, 2)))
+        return _sum_lanes(even + odd, V, W // 2)
+
+
+@triton.jit
+def backward_segments(
+    gout_p, u_p, delta_p, A_p, B_p, C_p, D_p, z_p, bias_p, perm_p, carry_p, check_p,
+    du_p, ddelta_p, dz_p, dBC_p, dA_p, dB_p, dC_p, dD_p, dbias_p, dfirst_p,
+    L, G, width, N, n_blocks, n_segments, segment, n_chunks,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CARRY: tl.constexpr,
+    CONST_B: tl.constexpr, CONST_C: tl.constexpr,
+    DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Second pass, backward: chunk by chunk from the last step of the segment to the first.
+
+    Each chunk is run forward from its checkpoint, keeping the states at every STEPS; each group of STEPS is run again,
+    keeping all its states; then it is walked backwards. r is a_t g_t, what a step hands to the one before it. Sums over
+    the channels of this program (dB, dC) and over its steps (dA, dD, ...) are written apart for each program and added
+    up afterwards, in one order: nothing is added atomically.
+    """
+    batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
+    lane = tl.arange(0, BD)[None, :]
+    left = width - first
+    channel = group * width + first
+    NR: tl.constexpr = NQ * NV
+    NP: tl.constexpr = NR * NL
+    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    bias = tl.zeros((1, BD), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
+    if HAS_D:
+        skip = tl.load(D_p + channel + lane, mask=lane < left, other=0.0)
+    if CONST_B:
+        B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+        dB = tl.zeros((NR, NL, BD), tl.float32)
+    if CONST_C:
+        C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+        dC = tl.zeros((NR, NL, BD), tl.float32)
+    u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
+    delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    gout = _start(gout_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    z = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    du = _start(du_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    ddelta = _start(ddelta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    dz = _start(dz_p, batch, group, first, L, G, width, False, DIRECTIONAL)
+    stride = G * width
+    # where value v of the joined tile (NR, NL, 2) of dB and dC belongs in a row [dB: NP, dC: NP]
+    v = tl.arange(0, 2 * NP)
+    r = v // 2 // NL
+    place_BC = (v % 2) * NP + ((r // NV) * NL + v // 2 % NL) * NV + r % NV
+
+    dA = tl.zeros((NR, NL, BD), tl.float32)
+    dD = tl.zeros((1, BD), tl.float32)
+    dbias = tl.zeros((1, BD), tl.float32)
+    carry = tl.zeros((NR, NL, BD), tl.float32)
+    if HAS_CARRY:
+        place = (batch * n_segments + seg).to(tl.int64) * stride + channel
+        carry = _load_states(carry_p + place * N, N, lane, left, NQ, NV, NL, BD)
+    begin = seg * segment
+    n_seg_chunks = tl.cdiv(tl.minimum(begin + segment, L) - begin, CHUNK)
+    for i in range(n_seg_chunks):
+        t_chunk = begin + (n_seg_chunks - 1 - i) * CHUNK
+        place = (batch * n_chunks + t_chunk // CHUNK).to(tl.int64) * stride + channel
+        h1 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
+        h0 = h1
+        h2 = h1
+        h3 = h1
+        for j in range(CHUNK // STEPS - 1):
+            t = t_chunk + j * STEPS
+            rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+            us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
+            raw = _load_steps(delta, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+            h1, h2 = h2, h3
+            for s in tl.static_range(STEPS):
+                if not CONST_B:
+                    row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
+                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                h3 = tl.exp2(dls[s][None] * A) * h3 + (dls[s] * us[s])[None] * B
+        for j in range(CHUNK // STEPS):
+            t = t_chunk + CHUNK - STEPS - j * STEPS
+            rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+            us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
+            raw = _load_steps(delta, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            gs = _load_steps(gout, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            if HAS_Z:
+                zs = _load_steps(z, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+            h = h3
+            befores = ()
+            for s in tl.static_range(STEPS):
+                befores = befores + (h,)
+                if not CONST_B:
+                    row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
+                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
+            h3, h2, h1 = h2, h1, h0
+            dus = ()
+            ddls = ()
+            dzs = ()
+            for k in tl.static_range(STEPS):
+                s: tl.constexpr = STEPS - 1 - k
+                row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
+                if not CONST_B:
+                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                if not CONST_C:
+                    C = _load_matrix(C_p + row, NQ, NV, NL, BD)
+                x = dls[s] * us[s]
+                before = tl.exp2(dls[s][None] * A)
+                p = before * befores[s]
+                h = p + x[None] * B
+                gy = gs[s]
+                if HAS_Z:
+                    y = tl.reshape(tl.sum(tl.sum(h * C, 0), 0), (1, BD))
+                    if HAS_D:
+                        y += skip * us[s]
+                    gate = _sigmoid(zs[s])
+                    dzs = (gy * y * gate * (1.0 + zs[s] * (1.0 - gate)),) + dzs
+                    gy = gy * zs[s] * gate
+                g = carry + C * gy[None]
+                carry = before * g
+                gp = g * p
+                dA += gp * dls[s][None]
+                sum_gB = tl.reshape(tl.sum(tl.sum(g * B, 0), 0), (1, BD))
+                sum_gAp = tl.reshape(tl.sum(tl.sum(gp * A, 0), 0), (1, BD)) * LN_2
+                dx = dls[s] * sum_gB
+                if HAS_D:
+                    dx += skip * gy
+                    dD += gy * us[s]
+                ddl = us[s] * sum_gB + sum_gAp
+                if SOFTPLUS:
+                    ddl *= _sigmoid(raw[s] + bias)
+                if RAGGED:
+                    ddl = tl.where(exist[s], ddl, 0.0)
+                dbias += ddl
+                dus = (dx,) + dus
+                ddls = (ddl,) + ddls
+                if CONST_B:
+                    dB += g * x[None]
+                if CONST_C:
+                    dC += h * gy[None]
+                if not (CONST_B and CONST_C):
+                    # a constant one has its sum elsewhere; its half of the row is written and not read
+                    both = tl.join(g * x[None], h * gy[None])
+                    both = tl.reshape(tl.permute(both, (0, 1, 3, 2)), (2 * NP, BD))
+                    sums = _sum_lanes(both, 2 * NP, BD)
+                    to = dBC_p + (row // NP * n_blocks + block) * (2 * NP)
+                    if RAGGED:
+                        tl.store(to + place_BC, sums, mask=exist[s])
+                    else:
+                        tl.store(to + place_BC, sums)
+            _store_steps(du, dus, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            _store_steps(ddelta, ddls, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+            if HAS_Z:
+                _store_steps(dz, dzs, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    place = (batch * n_segments + seg).to(tl.int64) * stride + channel
+    _store_states(dA_p + place * N, dA, N, lane, left, NQ, NV, NL, BD)
+    if CONST_B:
+        _store_states(dB_p + place * N, dB, N, lane, left, NQ, NV, NL, BD)
+    if CONST_C:
+        _store_states(dC_p + place * N, dC, N, lane, left, NQ, NV, NL, BD)
+    tl.store(dD_p + place + lane, dD, mask=lane < left)
+    tl.store(dbias_p + place + lane, dbias, mask=lane < left)
+    if seg == 0:
+        _store_states(
+            dfirst_p + (batch * G * width + channel).to(tl.int64) * N, carry, N, lane, left, NQ, NV, NL, BD
+        )
