@@ -1,0 +1,228 @@
+"""The block that MaIR and MaIRUNet are made of: a selective scan along four nested S-shaped paths, then an MLP.
+
+Feature maps are channel-last, (B, H, W, C), throughout: so linear layers, norms and the scan read them as they lie,
+and `on_channels_first` lends them to convolutions without a copy. Letters: C width of the block, d inner width, N
+states per channel, R rank of the step sizes, K = 4 directions, L = H * W pixels. The names of parameters and their
+order are those of the published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..kernels.scan import directional_scan
+from ..kernels.scan_reference import directional_scan_reference
+from .scan_order import DIRECTIONS
+
+
+def on_channels_first(layer: nn.Module, features: Tensor) -> Tensor:
+    """Apply a convolution to a channel-last map: (B, H, W, C) -> (B, H', W', C')."""
+    return layer(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DropPath(nn.Module):
+    """Leave out a whole residual branch for some samples of the batch while training (Huang et al. 2016).
+
+    Kept branches are scaled by 1 / (1 - rate), so that the mean stays.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        kept = torch.empty(branch.shape[0], 1, 1, 1, device=branch.device).bernoulli_(keep)
+        return branch * (kept / keep).to(branch.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class MLP(nn.Module):
+    """Two linear layers over the channels of each pixel, with the exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(features)))
+
+
+class DirectionalScan(nn.Module):
+    """The selective scan of a channel-last map along each path; it has no parameters of its own.
+
+    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with.
+    """
+
+    plain = False
+
+    def forward(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor, D: Tensor, delta_bias: Tensor
+    ) -> Tensor:
+        """Arguments and result of `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
+        scan = directional_scan_reference if self.plain else directional_scan
+        return scan(x, delta, A, B, C, order, D, delta_bias, delta_softplus=True)
+
+
+class _ShuffledMean(nn.Module):
+    """The mean over all pixels, with the four directions of a channel side by side: (B, L, K, d) -> (B, d*K, 1, 1)."""
+
+    def forward(self, scanned: Tensor) -> Tensor:
+        return scanned.mean(dim=1).transpose(1, 2).flatten(1)[..., None, None]
+
+
+class SequenceShuffleAttention(nn.Module):
+    """Weigh the four directions of each channel by gates in (0, 1) from their means over the image, and add them up.
+
+    The gates depend on the whole map that is processed, so a tile of an image is not restored exactly as the image is.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        mixed = DIRECTIONS * channels
+        self.gating = nn.Sequential(
+            _ShuffledMean(),
+            nn.Conv2d(mixed, mixed, 1, groups=channels),  # mixes the four directions of one channel
+            nn.Sigmoid(),
+        )
+
+    def forward(self, scanned: Tensor) -> Tensor:
+        """(B, L, K, d) -> (B, L, d)."""
+        batch, _, directions, channels = scanned.shape
+        gates = self.gating(scanned).view(batch, 1, channels, directions)
+        out = scanned[:, :, 0] * gates[..., 0]
+        for k in range(1, directions):
+            out = torch.addcmul(out, scanned[:, :, k], gates[..., k].to(scanned.dtype))
+        return out
+
+
+class VisionScan(nn.Module):
+    """Mix the pixels of a map: depthwise convolution, selective scan in four directions, gates (VMM in the paper)."""
+
+    def __init__(self, width: int, states: int, expansion: float):
+        super().__init__()
+        inner = int(expansion * width)
+        self.rank = math.ceil(width / 16)
+        self.states = states
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * states, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, self.rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, inner))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * inner, states))  # row k*d + c
+        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * inner))
+        self.scan = DirectionalScan()
+        self.gating = SequenceShuffleAttention(inner)
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.reset_scan_parameters()
+
+    @torch.no_grad()
+    def reset_scan_parameters(self) -> None:
+        """Step sizes log-uniform in 1e-3..0.1, states decaying at rates 1..N (Gu and Dao 2023, section 3.6)."""
+        nn.init.uniform_(
+            self.x_proj_weight, -(self.x_proj_weight.shape[2] ** -0.5), self.x_proj_weight.shape[2] ** -0.5
+        )
+        nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(bias) = step
+        self.A_logs.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_logs))
+        self.Ds.fill_(1)
+
+    def forward(self, features: Tensor, order: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C).
+
+        Args:
+            features: the map.
+            order: (4, H*W), the pixels in the order of each direction, from `scan_order`.
+        """
+        batch, height, width, _ = features.shape
+        content_weight, gate_weight = self.in_proj.weight.chunk(2)
+        content = F.linear(features, content_weight)  # two products, so that each result lies in one piece
+        gate = F.linear(features, gate_weight)
+        content = F.silu(on_channels_first(self.conv2d, content)).reshape(batch, height * width, -1)  # (B, L, d)
+        # Projections are made per pixel, so they may come before the scan puts pixels in order.
+        to_step, to_B, to_C = self.x_proj_weight.split([self.rank, self.states, self.states], dim=1)
+        B = F.linear(content, to_B.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))  # (B, L, K, N)
+        C = F.linear(content, to_C.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))
+        # One product with a block-diagonal matrix gives delta as the scan wants it; four products would need a copy.
+        step = F.linear(content, to_step.flatten(0, 1))  # (B, L, K*R)
+        delta = F.linear(step, torch.block_diag(*self.dt_projs_weight)).unflatten(2, (DIRECTIONS, -1))  # (B, L, K, d)
+        A = -torch.exp(self.A_logs.float() if self.A_logs.dtype != torch.float64 else self.A_logs)
+        scanned = self.scan(content, delta, A, B, C, order, self.Ds, self.dt_projs_bias.flatten())  # (B, L, K, d)
+        mixed = self.out_norm(self.gating(scanned)).view_as(gate) * F.silu(gate)
+        return self.out_proj(mixed)
+
+
+class ScanBlock(nn.Module):
+    """The residual block: x * skip_scale + VisionScan(norm(x)), then x * skip_scale2 + MLP(norm(x)).
+
+    Args:
+        width: C.
+        states: N, states per channel of the scan.
+        expansion: d / C, rounded down to a whole d.
+        mlp_ratio: hidden width of the MLP / C, rounded down.
+        drop_path_rate: how often a sample misses the scan while training.
+        mlp_name: the name of the MLP in the published weights: "conv_blk" in MaIR, "mlp" in MaIRUNet.
+    """
+
+    def __init__(
+        self, width: int, states: int, expansion: float, mlp_ratio: float, drop_path_rate: float, mlp_name: str
+    ):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.self_attention = VisionScan(width, states, expansion)
+        self.drop_path = DropPath(drop_path_rate)
+        self.skip_scale = nn.Parameter(torch.ones(width))
+        self.ln_2 = nn.LayerNorm(width)
+        self._mlp_name = mlp_name
+        self.add_module(mlp_name, MLP(width, int(width * mlp_ratio)))
+        self.skip_scale2 = nn.Parameter(torch.ones(width))
+
+    def forward(self, features: Tensor, order: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); `order` as in `VisionScan`."""
+        mixed = self.drop_path(self.self_attention(self.ln_1(features), order))
+        features = torch.addcmul(mixed, features, self.skip_scale)
+        mlp = self.get_submodule(self._mlp_name)
+        return torch.addcmul(mlp(self.ln_2(features)), features, self.skip_scale2)
+
+
+class BlockSequence(nn.ModuleList):
+    """Blocks one after the other.
+
+    Args:
+        blocks: of one width.
+        checkpoint_blocks: compute each block again in the backward pass instead of keeping its inner maps.
+    """
+
+    def __init__(self, blocks: Iterable[ScanBlock], checkpoint_blocks: bool):
+        super().__init__(blocks)
+        self.checkpoint_blocks = checkpoint_blocks
+
+    def forward(self, features: Tensor, *orders: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); the blocks take the scan orders in turn."""
+        for number, block in enumerate(self):
+            order = orders[number % len(orders)]
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                features = checkpoint(block, features, order, use_reentrant=False)
+            else:
+                features = block(features, order)
+        return features
+
+
+def use_plain_scan(model: nn.Module, plain: bool = True) -> None:
+    """Let every scan of a model run step by step in plain PyTorch, to compare results and times with the fast one."""
+    for module in model.modules():
+        if isinstance(module, DirectionalScan):
+            module.plain = plain

@@ -1,0 +1,105 @@
+"""Nested S-shaped scanning: in which order a selective scan visits the pixels of a map.
+
+The map is cut into vertical stripes; within a stripe rows are read in turn from left to right and from right to left,
+and stripes are read in turn downwards and upwards. So most neighbours in the sequence are neighbours in the image, and
+pixels that are close stay close. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066), section 3.2.
+"""
+
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DIRECTIONS = 4
+
+
+@lru_cache(maxsize=64)
+def scan_order(
+    height: int,
+    width: int,
+    stripe_width: int,
+    *,
+    shifted: bool = False,
+    continuous: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The pixels of a height x width map in the order in which each of the four directions visits them.
+
+    Direction 0 reads vertical stripes from the left, direction 2 horizontal stripes from the top; directions 1 and 3
+    are 0 and 2 on the map turned by 180 degrees. Tables are cached per size and device: do not write into them.
+
+    Args:
+        height, width: size of the map in pixels.
+        stripe_width: width of a stripe in pixels; the last stripe is narrower where the map's width is no multiple.
+        shifted: the first stripe has half the width, so that the borders lie in the middle of the plain stripes.
+        continuous: leave out the jump that the published order makes at every stripe border of a map with an even
+            number of rows (see `stripe_path`).
+        device: where the table shall live; None is the CPU.
+
+    Returns:
+        (4, height * width) int32, raster indices y * width + x.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Example:
+        >>> scan_order(2, 4, 2)[0].tolist()
+        [0, 1, 5, 4, 6, 7, 3, 2]
+        >>> scan_order(2, 4, 2, continuous=True)[0].tolist()
+        [4, 5, 6, 7, 3, 2, 1, 0]
+    """
+    last = height * width - 1
+    down = stripe_path(height, width, stripe_width, shifted=shifted, continuous=continuous)
+    transposed = stripe_path(width, height, stripe_width, shifted=shifted, continuous=continuous)
+    across = transposed % height * width + transposed // height
+    table = np.stack([down, last - down, across, last - across]).astype(np.int32)
+    with torch.inference_mode(False):  # a table made while inference mode is on must serve training as well
+        return torch.from_numpy(table).to(device or "cpu")
+
+
+def stripe_path(
+    height: int, width: int, stripe_width: int, *, shifted: bool = False, continuous: bool = False
+) -> np.ndarray:
+    """The pixels of a map in the order of direction 0.
+
+    As published, consecutive pixels are neighbours inside a stripe, but with an even number of rows a stripe ends on
+    its left edge, and the step into the next one is as long as the stripe is wide. `continuous` reads all rows but one
+    in stripes (an odd number, so that every stripe ends on its right edge), and the row that is left over from right to
+    left at the end, at the top or at the bottom, where the last stripe ends: every step then has length 1.
+
+    Args:
+        height, width: size of the map in pixels.
+        stripe_width: width of a stripe in pixels.
+        shifted: begin with a stripe of half the width.
+        continuous: avoid the jumps.
+
+    Returns:
+        (height * width,) int64, raster indices y * width + x.
+    """
+    for name, value in (("height", height), ("width", width), ("stripe_width", stripe_width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    raster = np.arange(height * width).reshape(height, width)
+    shift = stripe_width // 2 if shifted else 0
+    if width < shift and not continuous:
+        return raster.ravel()  # as published: there is no room for the half stripe
+    borders = [0, *range(shift or stripe_width, width, stripe_width), width]
+    if not continuous or height % 2:
+        return _stripes(raster, borders)
+    ends_below = len(borders) % 2 == 0  # an odd number of stripes
+    if ends_below:
+        return np.concatenate([_stripes(raster[:-1], borders), raster[-1, ::-1]])
+    return np.concatenate([_stripes(raster[1:], borders), raster[0, ::-1]])
+
+
+def _stripes(raster: np.ndarray, borders: list[int]) -> np.ndarray:
+    path = []
+    for number, (left, right) in enumerate(pairwise(borders)):
+        stripe = raster[:, left:right].copy()
+        if number % 2:
+            stripe = stripe[::-1]
+        stripe[1::2] = stripe[1::2, ::-1]
+        path.append(stripe.ravel())
+    return np.concatenate(path)
