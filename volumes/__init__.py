@@ -1,18 +1,32 @@
 """One geometry for every image: arrays with a voxel -> world affine (RAS+ mm), and the files they live in."""
 
 from .read import read_volume, write_volume
-from .transforms import AffineTransform, DisplacementField, Transform, read_transform, write_transform
+from .resample import resample
+from .transforms import (
+    AffineTransform,
+    CompositeTransform,
+    DisplacementField,
+    Transform,
+    compose_to_field,
+    invert,
+    read_transform,
+    write_transform,
+)
 from .volume import Volume
 from .warning import VolumeWarning
 
 __all__ = [
     "AffineTransform",
+    "CompositeTransform",
     "DisplacementField",
     "Transform",
     "Volume",
     "VolumeWarning",
+    "compose_to_field",
+    "invert",
     "read_transform",
     "read_volume",
+    "resample",
     "write_transform",
     "write_volume",
 ]

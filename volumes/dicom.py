@@ -351,7 +351,7 @@ def _slice_spacing(path: Path, frame: _Frame, positions: np.ndarray, normal: np.
     along = np.sort(positions @ normal)
     mean = float(along[-1] - along[0]) / (len(along) - 1)
     spacing, _ = get_volume_positions(
-        positions, frame.orientation, atol=max(_SAME_PLACE_MM, 0.01 * mean), perpendicular_tol=0.01
+        positions.tolist(), frame.orientation.tolist(), atol=max(_SAME_PLACE_MM, 0.01 * mean), perpendicular_tol=0.01
     )
     if spacing is None:
         raise ValueError(f"{path}: {_why_uneven(along)}")
@@ -360,7 +360,7 @@ def _slice_spacing(path: Path, frame: _Frame, positions: np.ndarray, normal: np.
     ratio = mean / frame.thickness if frame.thickness and frame.gap_known else 1.0
     if ratio > 1.5:
         _warn(
-            f"{path}: the slices lie {mean:.4g} mm apart, the header says {frame.thickness:.4g} mm; slices may be missing"
+            f"{path}: the slices lie {mean:.4g} mm apart, the header says {frame.thickness:.4g} mm; some may be missing"
         )
     return float(spacing)
 
@@ -376,8 +376,8 @@ def _why_uneven(along: np.ndarray) -> str:
         return f"{missing} of {len(along) + missing} slices are missing, between {where}; get the whole series"
     worst = int(np.argmax(np.abs(steps - usual)))
     return (
-        f"the slices are not evenly spaced: {usual:.4g} mm mostly, but {steps[worst]:.4g} mm after {along[worst]:.2f} mm;"
-        " resample or convert the series with a tool for uneven slices"
+        f"the slices are not evenly spaced: mostly {usual:.4g} mm apart, but {steps[worst]:.4g} mm after"
+        f" {along[worst]:.2f} mm; resample the series with a tool for uneven slices"
     )
 
 

@@ -16,7 +16,7 @@
 | scaled integers (scl_slope, scl_inter) | scaled: float32 from 8 and 16 bits, else float64 |
 | sform and qform both 0 | nibabel's default (centred, first axis to the left), warned: left and right are unknown |
 | sform and qform disagree by more than a tenth of a voxel | sform is used, warned with the distance |
-| sform or qform not finite or not invertible | error |
+| sform or qform not finite or not invertible | the other is used, warned; error if there is none |
 | size of an axis zero or negative | error |
 | some values NaN or infinite | set to 0, warned with their number |
 | spatial unit metre or micron | converted to mm, warned |
@@ -67,7 +67,9 @@ def load_image(path: Path) -> Any:
         shape, dtype, offset = tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a readable NIfTI or MGH file: {_one_line(error)}") from error
-    except (EOFError, zlib.error, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except OSError:  # no right to read, a bad disk: the system's own text is the clearest
+        raise
+    except Exception as error:  # a damaged header can break nibabel anywhere
         raise ValueError(f"{path} has a damaged or cut-off header: {_one_line(error)}; get the file again") from error
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header says {shape}")
@@ -120,14 +122,20 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
 def nifti_affine(path: Path, image: Any) -> np.ndarray:
     """The (4, 4) voxel -> world matrix of a NIfTI image in RAS+ mm; warns of a choice between sform and qform."""
     header = image.header
-    forms = {}
+    forms: dict[str, np.ndarray] = {}
+    broken: dict[str, str] = {}
     for name, form in (("sform", header.get_sform), ("qform", header.get_qform)):
         try:
             matrix, code = form(coded=True)
+            if code:
+                forms[name] = Volume(np.empty((1, 1, 1)), matrix).affine
         except (ValueError, nib.spatialimages.HeaderDataError) as error:
-            raise ValueError(f"{path} has an invalid {name}: {_one_line(error)}; repair the header") from error
-        if code:
-            forms[name] = matrix
+            broken[name] = _one_line(error)
+    if broken and not forms:
+        raise ValueError(f"{path} has no usable place in the world: {broken}; repair the header's sform or qform")
+    if broken:
+        name, why = next(iter(broken.items()))
+        _warn(f"{path}: the {name} is unusable ({why}); the {next(iter(forms))} is used")
     if not forms:
         affine = image.affine
         _warn(
@@ -135,8 +143,8 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
             f" {''.join(nib.aff2axcodes(affine))} with its centre at the origin; left and right are unknown"
         )
     else:
-        affine = forms.get("sform", forms.get("qform"))
-    if len(forms) == 2 and all(np.isfinite(form).all() for form in forms.values()):
+        affine = forms["sform"] if "sform" in forms else forms["qform"]
+    if len(forms) == 2:
         distance = _corner_distance(forms["sform"], forms["qform"], image.shape[:3])
         if distance > 0.1 * min(np.linalg.norm(forms["sform"][:3, :3], axis=0)):
             _warn(f"{path}: sform and qform disagree by up to {distance:.3g} mm; the sform is used")
@@ -155,7 +163,10 @@ def set_nifti_affine(image: Any, affine: np.ndarray, *, code: int) -> None:
 
 
 def _mgh_affine(path: Path, image: Any) -> np.ndarray:
-    if not image.header["goodRASFlag"]:
+    # bytes 28 and 29 hold the flag; nibabel sets it when it fills in the default
+    with (gzip.open if path.name.lower().endswith(".mgz") else open)(path, "rb") as stream:
+        flag = stream.read(30)[28:]
+    if flag == b"\0\0":
         _warn(f"{path} does not say where it lies (goodRASFlag is 0): FreeSurfer's default orientation is used")
     return image.affine
 

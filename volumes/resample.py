@@ -5,9 +5,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 
-from .sampling import inside, sample_linear, sample_nearest
-from .transforms import Transform, _apply, _voxel_blocks
+from .sampling import inside, sample_linear, sample_nearest, voxel_blocks
+from .transforms import Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
@@ -36,7 +37,7 @@ def resample(
 
     Example:
         >>> from nibabel.affines import from_matvec
-        >>> image = Volume(np.arange(4.0).reshape(4, 1, 1), np.eye(4))
+        >>> image = Volume(np.arange(5.0).reshape(5, 1, 1), np.eye(4))
         >>> between = Volume(np.zeros((3, 1, 1)), from_matvec(np.eye(3), [0.5, 0, 0]))
         >>> resample(image, between).array.ravel().tolist()
         [0.5, 1.5, 2.5]
@@ -49,12 +50,12 @@ def resample(
     resampled = np.zeros((*like.shape, series.shape[3]), dtype, order="F")
     to_voxel = np.linalg.inv(volume.affine)
     lost = 0
-    for slab, voxels in _voxel_blocks(like.shape):
-        points = _apply(like.affine, voxels)
+    for slab, voxels in voxel_blocks(like.shape):
+        points = apply_affine(like.affine, voxels)
         moved = points if transform is None else transform.map(points)
         known = ~np.isnan(moved[:, 0])
         lost += len(moved) - int(np.count_nonzero(known))
-        read = _apply(to_voxel, np.where(known[:, None], moved, 0.0))
+        read = apply_affine(to_voxel, np.where(known[:, None], moved, 0.0))
         read_from = known & inside(volume.shape, read)
         if not read_from.any():
             continue

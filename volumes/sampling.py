@@ -1,8 +1,12 @@
 """Reading an array between its voxels."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+_BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
 
 
 def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
@@ -34,5 +38,15 @@ def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
     """(N,) whether voxel coordinates `points` (N, 3) lie in a voxel of the grid, its outer half included as in ITK."""
     # a hair of slack, so that a grid's own rounded border is inside
     edge = 0.5 + 1e-6
-    within: np.ndarray = ((points >= -edge) & (points <= np.array(shape) - 1 + edge)).all(axis=1)
-    return within
+    near = (points >= -edge) & (points <= np.array(shape) - 1 + edge)
+    return np.asarray(near.all(axis=1))
+
+
+def voxel_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slabs along the first axis with the (N, 3) voxel indices in them."""
+    d, h, w = shape
+    depth = max(1, _BLOCK // (h * w))
+    for start in range(0, d, depth):
+        stop = min(start + depth, d)
+        index = np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij")
+        yield slice(start, stop), np.stack(index, -1).reshape(-1, 3).astype(np.float64)

@@ -21,10 +21,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 
 from .files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
-from .sampling import inside, sample_linear
+from .sampling import inside, sample_linear, voxel_blocks
 from .volume import Volume, perpendicular_axes
 from .warning import VolumeWarning
 
@@ -32,7 +33,6 @@ LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
 
 _LPS = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS, for points and for vectors
-_BLOCK = 1 << 20  # points handled at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +136,12 @@ class DisplacementField:
         affine = np.asarray(affine, dtype=np.float64)
         target = affine if moving_affine is None else np.asarray(moving_affine, dtype=np.float64)
         vectors = np.empty((*displacement.shape[1:], 3), np.float32)
-        for slab, voxels in _voxel_blocks(displacement.shape[1:]):
+        for slab, voxels in voxel_blocks(displacement.shape[1:]):
             moved = voxels + displacement[:, slab].reshape(3, -1).T
-            world = _apply(target, moved)
+            world = apply_affine(target, moved)
             if pre is not None:
                 world = pre.map(world)
-            vectors[slab] = (world - _apply(affine, voxels)).reshape(vectors[slab].shape)
+            vectors[slab] = (world - apply_affine(affine, voxels)).reshape(vectors[slab].shape)
         return cls(vectors, affine)
 
     def to_voxels(self, *, moving_affine: np.ndarray | None = None) -> np.ndarray:
@@ -152,14 +152,14 @@ class DisplacementField:
         """
         inverse = np.linalg.inv(self.affine if moving_affine is None else moving_affine)
         displacement = np.empty((3, *self.shape), np.float32)
-        for slab, voxels in _voxel_blocks(self.shape):
-            moved = _apply(self.affine, voxels) + self.vectors_mm[slab].reshape(-1, 3)
-            displacement[:, slab] = (_apply(inverse, moved) - voxels).T.reshape(displacement[:, slab].shape)
+        for slab, voxels in voxel_blocks(self.shape):
+            moved = apply_affine(self.affine, voxels) + self.vectors_mm[slab].reshape(-1, 3)
+            displacement[:, slab] = (apply_affine(inverse, moved) - voxels).T.reshape(displacement[:, slab].shape)
         return displacement
 
     def map(self, points: np.ndarray) -> np.ndarray:
         """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm; NaN outside the field's grid."""
-        voxels = _apply(np.linalg.inv(self.affine), points)
+        voxels = apply_affine(np.linalg.inv(self.affine), points)
         inner = inside(self.shape, voxels)
         moved = np.full(points.shape, np.nan)
         moved[inner] = points[inner] + sample_linear(self._channels, voxels[inner])
@@ -186,14 +186,14 @@ class DisplacementField:
         to_voxel = np.linalg.inv(self.affine)
         vectors = np.empty((*like.shape, 3), np.float32)
         worst = 0.0
-        for slab, voxels in _voxel_blocks(like.shape):
-            target = _apply(like.affine, voxels)
+        for slab, voxels in voxel_blocks(like.shape):
+            target = apply_affine(like.affine, voxels)
             x = back.map(target)
             step = np.ones((len(x), 1))
             error = np.full(len(x), np.inf)
             best, best_error = x, error
             for _ in range(iterations):
-                left = target - linear.map(x) - sample_linear(remainder, _apply(to_voxel, x))
+                left = target - linear.map(x) - sample_linear(remainder, apply_affine(to_voxel, x))
                 size = np.linalg.norm(left, axis=1)
                 better = size < best_error
                 best, best_error = np.where(better[:, None], x, best), np.where(better, size, best_error)
@@ -222,7 +222,7 @@ class DisplacementField:
         index = np.stack(
             np.meshgrid(*[np.arange(n)[s] for n, s in zip(self.shape, step, strict=True)], indexing="ij"), -1
         )
-        points = _apply(self.affine, index.reshape(-1, 3).astype(np.float64))
+        points = apply_affine(self.affine, index.reshape(-1, 3).astype(np.float64))
         vectors = self.vectors_mm[step].reshape(-1, 3)
         matrix = np.eye(4)
         if min(self.shape) > 1:
@@ -236,8 +236,8 @@ class DisplacementField:
     def _remainder(self, linear: AffineTransform) -> np.ndarray:
         """(3, D, H, W) float32: x + v(x) - linear(x)."""
         rest = np.empty((3, *self.shape), np.float32)
-        for slab, voxels in _voxel_blocks(self.shape):
-            points = _apply(self.affine, voxels)
+        for slab, voxels in voxel_blocks(self.shape):
+            points = apply_affine(self.affine, voxels)
             moved = points + self.vectors_mm[slab].reshape(-1, 3) - linear.map(points)
             rest[:, slab] = moved.T.reshape(rest[:, slab].shape)
         return rest
@@ -267,6 +267,27 @@ class CompositeTransform:
 Transform = AffineTransform | DisplacementField | CompositeTransform
 
 
+def invert(transform: Transform, like: Volume) -> Transform:
+    """The map back, moving world -> fixed world.
+
+    Args:
+        transform: fixed world -> moving world.
+        like: an image in the moving world; the inverses of displacement fields are given on its grid.
+    """
+    if isinstance(transform, AffineTransform):
+        return transform.inverse()
+    if isinstance(transform, DisplacementField):
+        return transform.inverse(like)
+    parts: list[AffineTransform | DisplacementField] = []
+    grid = like.affine
+    for part in reversed(transform.parts):
+        parts.append(part.inverse(Volume(like.array, grid)) if isinstance(part, DisplacementField) else part.inverse())
+        # where the grid lies in the world that this part comes from
+        linear = part._linear_part() if isinstance(part, DisplacementField) else part
+        grid = linear.inverse().matrix @ grid
+    return CompositeTransform(tuple(parts))
+
+
 def compose_to_field(transforms: Sequence[Transform], like: Volume) -> DisplacementField:
     """One displacement field on the grid of `like` that does what all `transforms` do, the first one first.
 
@@ -278,8 +299,8 @@ def compose_to_field(transforms: Sequence[Transform], like: Volume) -> Displacem
         ValueError: where a point of the grid leaves the domain of one of the fields.
     """
     vectors = np.empty((*like.shape, 3), np.float32)
-    for slab, voxels in _voxel_blocks(like.shape):
-        points = _apply(like.affine, voxels)
+    for slab, voxels in voxel_blocks(like.shape):
+        points = apply_affine(like.affine, voxels)
         moved = points
         for transform in transforms:
             moved = transform.map(moved)
@@ -326,20 +347,6 @@ def read_transform(path: str | os.PathLike) -> Transform:
     if name.endswith((".h5", *LINEAR_SUFFIXES)):
         return _read_itk(path)
     raise ValueError(f"a transform ends in .nii, .nii.gz, .h5, .mat, .txt or .tfm, got {path.name}")
-
-
-def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ affine[:3, :3].T + affine[:3, 3]
-
-
-def _voxel_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slabs along the first axis with the (N, 3) voxel indices in them."""
-    d, h, w = shape
-    depth = max(1, _BLOCK // (h * w))
-    for start in range(0, d, depth):
-        stop = min(start + depth, d)
-        index = np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij")
-        yield slice(start, stop), np.stack(index, -1).reshape(-1, 3).astype(np.float64)
 
 
 def _write_field(path: Path, field: DisplacementField) -> None:
@@ -423,7 +430,7 @@ def _read_itk(path: Path) -> Transform:
     _check_itk_file(path)
     try:
         read = ants.read_transform(str(path), precision="double")
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # ITK's readers fail in many ways on damaged files
         raise ValueError(f"{path} is not a readable ITK transform (cut off, damaged or another format)") from error
     if read.dimension != 3:
         raise ValueError(f"{path} must hold a 3-D transform, got {read.dimension}-D")
@@ -436,19 +443,36 @@ def _read_itk(path: Path) -> Transform:
 
 
 def _check_itk_file(path: Path) -> None:
-    """Refuse an .h5 that is no HDF5 or is shorter than it says: the library would print pages about it."""
-    if path.stat().st_size == 0:
+    """Refuse what is cut off: of .mat the library would read on as zeros, of .h5 it would print pages."""
+    content = path.read_bytes()
+    if not content:
         raise ValueError(f"{path} is empty (0 bytes)")
-    if path.suffix.lower() != ".h5":
-        return
-    with path.open("rb") as stream:
-        head = stream.read(48)
-    if len(head) < 48 or head[:8] != b"\x89HDF\r\n\x1a\n":
+    suffix = path.suffix.lower()
+    if suffix == ".h5" and (len(content) < 48 or content[:8] != b"\x89HDF\r\n\x1a\n"):
         raise ValueError(f"{path} is not an HDF5 file, as its ending says")
-    start = 40 if head[8] < 2 else 28  # where the superblock (versions 0, 1 or 2, 3) keeps the end of the file
-    end = int.from_bytes(head[start : start + 8], "little")
-    if path.stat().st_size < end:
-        raise ValueError(f"{path} is cut off: {path.stat().st_size} of {end} bytes; get the file again")
+    end = _hdf5_end(content) if suffix == ".h5" else _mat_end(content) if suffix == ".mat" else 0
+    if len(content) < end:
+        raise ValueError(f"{path} is cut off: {len(content)} of {end} bytes; get the file again")
+
+
+def _hdf5_end(content: bytes) -> int:
+    """The file's length by its superblock (versions 0 and 1, or 2 and 3)."""
+    start = 40 if content[8] < 2 else 28
+    return int.from_bytes(content[start : start + 8], "little")
+
+
+def _mat_end(content: bytes) -> int:
+    """The length that the headers of a MATLAB 4 file ask for; ITK writes two matrices, parameters and centre."""
+    end = 0
+    for _ in range(2):
+        if len(content) < end + 20:
+            return end + 20
+        kind, rows, columns, _, name = np.frombuffer(content, "<i4", 5, end).tolist()
+        # the tens digit says the number type: 0 is double, 1 is single
+        end += 20 + name + rows * columns * (4 if kind // 10 % 10 == 1 else 8)
+        if not 0 <= end < 1 << 20:
+            return 0  # no little-endian MATLAB 4 file: ITK's own reader says so
+    return end
 
 
 def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
@@ -489,7 +513,7 @@ def _test_points(parts: list[AffineTransform | DisplacementField]) -> np.ndarray
     for number, part in enumerate(parts):
         if isinstance(part, DisplacementField):
             size = np.array(part.shape) - 1
-            points = _apply(part.affine, size * np.array([[0.5, 0.5, 0.5], [0.4, 0.5, 0.6], [0.6, 0.4, 0.5]]))
+            points = apply_affine(part.affine, size * np.array([[0.5, 0.5, 0.5], [0.4, 0.5, 0.6], [0.6, 0.4, 0.5]]))
             for before in reversed(parts[:number]):
                 if isinstance(before, AffineTransform):
                     points = before.inverse().map(points)
