@@ -1,0 +1,491 @@
+"""NestedMorph (Kumar et al., WACV 2025, arXiv 2410.02550): one network pass from two volumes to a displacement.
+
+(moving, fixed), each (B, 1, D, H, W) in [0, 1], gives warped (B, 1, D, H, W) and displacement (B, 3, D, H, W) in voxels.
+A four-stage encoder of convolutional embeddings and efficient attention looks at both images at once; the decoder goes
+back up by patch expansion, and at each stage a gate decides per voxel what of the encoder's features enters.
+Files with weights are read and written in `nestedmorph_files.py`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..kernels.attention import linear_attention
+from .warp import integrate, warp
+
+WIDTHS = (48, 96, 192, 384)
+HEADS = 2
+MULTIPLE = 32  # the encoder divides each axis by 4 * 2 * 2 * 2
+
+Size = tuple[int, int, int]
+
+
+class NestedMorph(nn.Module):
+    """The registration network. The names of its parameters are the published ones.
+
+    Args:
+        official: compute exactly what the published code computes, for weights that were trained with it. It does two
+            things. The two fine decoder stages reinterpret the row-major memory of their tokens (B, N, C) as
+            (B, C, D, H, W) without a transpose, so that channel c of voxel n is element c * N + n of the memory and
+            the skip connections meet shuffled positions; and the 10.7 million parameters that the published model
+            allocates and never uses are present (see `keep_unused`), so that its state_dict loads strictly. The
+            default transposes, which is right for new training; weights of one layout are useless in the other.
+        keep_unused: carry the unused parameters (21,958,433 in all) or leave them out (11,221,402). As `official` if
+            not given. They get no gradient either way.
+        diffeomorphic: take the network's output as a stationary velocity and integrate it by scaling and squaring.
+            The published model does not: its output is the displacement itself.
+        expand_chunk: how many tokens the last patch expansion handles at once; None for all. It bounds the memory and
+            does not change the result.
+
+    Example:
+        >>> model = NestedMorph().eval()
+        >>> moving, fixed = torch.rand(2, 1, 1, 20, 33, 32)
+        >>> with torch.inference_mode():
+        ...     warped, displacement = model(moving, fixed)
+        >>> tuple(warped.shape), tuple(displacement.shape)
+        ((1, 1, 20, 33, 32), (1, 3, 20, 33, 32))
+    """
+
+    def __init__(
+        self,
+        *,
+        official: bool = False,
+        keep_unused: bool | None = None,
+        diffeomorphic: bool = False,
+        expand_chunk: int | None = 512,
+    ):
+        super().__init__()
+        self.official = official
+        self.keep_unused = official if keep_unused is None else keep_unused
+        self.diffeomorphic = diffeomorphic
+        self.unet = _UNet(official, self.keep_unused, expand_chunk)
+        self.flow = nn.Conv3d(1, 3, 3, padding=1)
+        nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts from the identity
+        assert self.flow.bias is not None
+        nn.init.zeros_(self.flow.bias)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make an equal model, plain values that can go into any file."""
+        return {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Register `moving` to `fixed`.
+
+        Args:
+            moving: (B, 1, D, H, W) in [0, 1].
+            fixed: the same shape, on the same grid. Any size: both are padded with 0 to multiples of 32 on the way in
+                and the displacement is cropped on the way out; nothing is resampled to fit.
+
+        Returns:
+            warped (B, 1, D, H, W), the moving image on the fixed grid, 0 where it would have to be read outside; and
+            the displacement (B, 3, D, H, W) in voxels, ordered (d, h, w): warped[x] = moving[x + displacement[x]].
+        """
+        output = self.network_output(moving, fixed)
+        displacement = integrate(output) if self.diffeomorphic else output
+        return warp(moving, displacement), displacement
+
+    def network_output(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """The output of the flow head, (B, 3, D, H, W) voxels: the displacement, or the velocity if `diffeomorphic`."""
+        if moving.ndim != 5 or moving.shape[1] != 1 or 0 in moving.shape:
+            raise ValueError(f"moving must have shape (B, 1, D, H, W), got {tuple(moving.shape)}")
+        if fixed.shape != moving.shape:
+            raise ValueError(f"fixed must have shape {tuple(moving.shape)} to match moving, got {tuple(fixed.shape)}")
+        images = torch.cat([moving, fixed], 1)
+        size = images.shape[2:]
+        missing = [-n % MULTIPLE for n in size]
+        before = [n // 2 for n in missing]
+        if any(missing):
+            sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
+            images = F.pad(images, sides[::-1])
+        flow = self.flow(self.unet(images))
+        for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
+            flow = flow.narrow(axis, start, n)
+        return flow.contiguous()
+
+
+class _UNet(nn.Module):
+    def __init__(self, official: bool, keep_unused: bool, expand_chunk: int | None):
+        super().__init__()
+        self.backbone = _Encoder(keep_unused)
+        self.decoder_3 = _DeepestDecoder(WIDTHS[3], keep_unused)
+        self.decoder_2 = _DualDecoder(WIDTHS[2])
+        self.decoder_1 = _LKADecoder(WIDTHS[1], official)
+        self.decoder_0 = _LastDecoder(WIDTHS[0], official, expand_chunk)
+        for decoder in (self.decoder_3, self.decoder_2, self.decoder_1, self.decoder_0):
+            decoder.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, 2, D, H, W) -> (B, 1, D, H, W)
+        e1, e2, e3, e4 = self.backbone(images)
+        tokens = self.decoder_3(e4)
+        tokens = self.decoder_2(tokens, e3)
+        tokens = self.decoder_1(tokens, e2)
+        return self.decoder_0(tokens, e1)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _to_tokens(volume: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, N, C)
+    return volume.flatten(2).mT.contiguous()
+
+
+def _to_volume(tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, C, D, H, W)
+    # Contiguous: PyTorch's CPU BatchNorm3d gives wrong gradients for a transposed view at batch 1.
+    return tokens.mT.contiguous().unflatten(2, size)
+
+
+def _size(volume: Tensor) -> Size:
+    return volume.shape[2], volume.shape[3], volume.shape[4]
+
+
+def _channel_norm(norm: nn.LayerNorm, volume: Tensor) -> Tensor:
+    return norm(volume.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+class _Encoder(nn.Module):
+    def __init__(self, keep_unused: bool):
+        super().__init__()
+        self.patch_embed1 = _PatchEmbedding(2, WIDTHS[0], kernel=7, stride=4)
+        self.patch_embed2 = _PatchEmbedding(WIDTHS[0], WIDTHS[1], kernel=3, stride=2)
+        self.patch_embed3 = _PatchEmbedding(WIDTHS[1], WIDTHS[2], kernel=3, stride=2)
+        self.patch_embed4 = _PatchEmbedding(WIDTHS[2], WIDTHS[3], kernel=3, stride=2)
+        self.block1, self.block2, self.block3, self.block4 = (
+            nn.ModuleList([_DualBlock(width, inner_skip=True, keep_unused=keep_unused)]) for width in WIDTHS
+        )
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for width in WIDTHS)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        stages = (
+            (self.patch_embed1, self.block1, self.norm1),
+            (self.patch_embed2, self.block2, self.norm2),
+            (self.patch_embed3, self.block3, self.norm3),
+            (self.patch_embed4, self.block4, self.norm4),
+        )
+        skips = []
+        for embed, blocks, norm in stages:
+            tokens, size = embed(x)
+            for block in blocks:
+                tokens = block(tokens, size)
+            x = _to_volume(norm(tokens), size)
+            skips.append(x)
+        return skips
+
+
+class _PatchEmbedding(nn.Module):
+    def __init__(self, channels: int, width: int, *, kernel: int, stride: int):
+        super().__init__()
+        self.proj = nn.Conv3d(channels, width, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        x = self.proj(x)
+        return self.norm(_to_tokens(x)), _size(x)
+
+
+class _DualBlock(nn.Module):
+    """Attention over tokens and over channels in turn, each followed by a feed-forward network; tokens (B, N, C)."""
+
+    def __init__(self, width: int, *, inner_skip: bool, keep_unused: bool = False):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
+        self.attn = _EfficientAttention(width)
+        self.mlp1 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
+        self.channel_attn = _ChannelGate(width)
+        self.mlp2 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp1(self.norm2(x), size)
+        x = x + self.channel_attn(self.norm3(x))
+        return x + self.mlp2(self.norm4(x), size)
+
+
+class _EfficientAttention(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.keys, self.queries, self.values, self.reprojection = (nn.Conv3d(width, width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            _pointwise(conv, x).unflatten(2, (HEADS, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
+            for conv in (self.queries, self.keys, self.values)
+        )
+        return _pointwise(self.reprojection, linear_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _pointwise(conv: nn.Conv3d, tokens: Tensor) -> Tensor:
+    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
+
+
+class _ChannelGate(nn.Module):
+    """Squeeze and excite: the mean over the tokens decides how much of each channel passes."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        hidden = width // 16
+        self.fc = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean(1, keepdim=True))
+
+
+class _MixFFN(nn.Module):
+    def __init__(self, width: int, *, inner_skip: bool, keep_unused: bool = False):
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.dwconv = _DepthwiseConv(4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.norm1 = nn.LayerNorm(4 * width) if inner_skip else None
+        if inner_skip and keep_unused:
+            self.norm2, self.norm3 = nn.LayerNorm(4 * width), nn.LayerNorm(4 * width)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        hidden = self.fc1(x)
+        mixed = _to_tokens(self.dwconv(_to_volume(hidden, size)))
+        if self.norm1 is not None:
+            mixed = self.norm1(mixed + hidden)
+        return self.fc2(F.gelu(mixed))
+
+
+class _DepthwiseConv(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.dwconv = nn.Conv3d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dwconv(x)
+
+
+class _DeepestDecoder(nn.Module):
+    """There is no skip at the deepest stage, so that only the patch expansion runs; the rest is allocated if asked."""
+
+    def __init__(self, width: int, keep_unused: bool):
+        super().__init__()
+        if keep_unused:
+            self.x1_linear = nn.Linear(width, width)
+            self.ag_attn = _Gate(width)
+            self.ag_attn_norm = nn.LayerNorm(width)
+        self.layer_up = _PatchExpand(width, 2)
+        if keep_unused:
+            self.tran_layer1 = _DualBlock(width, inner_skip=False)
+            self.tran_layer2 = _DualBlock(width, inner_skip=False)
+
+    def forward(self, deepest: Tensor) -> Tensor:
+        return self.layer_up(_to_tokens(deepest), _size(deepest))
+
+
+class _DualDecoder(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.x1_linear = nn.Linear(width, width)
+        self.ag_attn = _Gate(width)
+        self.ag_attn_norm = nn.LayerNorm(width)
+        self.layer_up = _PatchExpand(width, 2)
+        self.tran_layer1 = _DualBlock(width, inner_skip=False)
+        self.tran_layer2 = _DualBlock(width, inner_skip=False)
+
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
+        size = _size(skip)
+        x = _to_volume(self.x1_linear(tokens), size)
+        x = _to_tokens(x + self.ag_attn(skip, x))
+        x = self.ag_attn_norm(x)
+        x = self.tran_layer1(x, size)
+        x = self.tran_layer2(x, size)
+        return self.layer_up(x, size)
+
+
+class _LKAStage(nn.Module):
+    """A decoder stage of large-kernel attention; with `raw_layout` its volumes are reinterpreted token memory."""
+
+    def __init__(self, width: int, raw_layout: bool, *, factor: int):
+        super().__init__()
+        self.raw_layout = raw_layout
+        self.x1_linear = nn.Linear(width, width)
+        self.ag_attn = _Gate(width)
+        self.ag_attn_norm = nn.LayerNorm(width)
+        self.layer_up = _PatchExpand(width, factor)
+        self.layer_lka_1 = _LKABlock(width)
+        self.layer_lka_2 = _LKABlock(width)
+
+    def mix(self, tokens: Tensor, skip: Tensor) -> Tensor:  # (B, N, C) -> (B, N, C)
+        tokens = self.x1_linear(tokens)
+        x = tokens.contiguous().view(skip.shape) if self.raw_layout else _to_volume(tokens, _size(skip))
+        x = _channel_norm(self.ag_attn_norm, x + self.ag_attn(skip, x))
+        x = self.layer_lka_2(self.layer_lka_1(x))
+        return x.contiguous().view(tokens.shape) if self.raw_layout else _to_tokens(x)
+
+
+class _LKADecoder(_LKAStage):
+    def __init__(self, width: int, raw_layout: bool):
+        super().__init__(width, raw_layout, factor=2)
+
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
+        return self.layer_up(self.mix(tokens, skip), _size(skip))
+
+
+class _LastDecoder(_LKAStage):
+    """The finest stage: expands by 4 to the full grid and projects to the one channel that the flow head reads."""
+
+    def __init__(self, width: int, raw_layout: bool, expand_chunk: int | None):
+        super().__init__(width, raw_layout, factor=4)
+        self.expand_chunk = expand_chunk
+        self.last_layer = nn.Conv3d(width, 1, 1)
+
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, 1, 4 D, 4 H, 4 W)
+        tokens = self.mix(tokens, skip)
+        chunks = tokens.split(self.expand_chunk or tokens.shape[1], dim=1)
+        train = torch.is_grad_enabled() and len(chunks) > 1
+        # The 48 channels on the full grid would be most of the memory of the network: they live for one chunk at a
+        # time, and in training are computed again in the backward pass.
+        fine = [
+            checkpoint(self._expand, chunk, use_reentrant=False, preserve_rng_state=False)
+            if train
+            else self._expand(chunk)
+            for chunk in chunks
+        ]
+        return self.layer_up.arrange(torch.cat(fine, 1), _size(skip)).squeeze(-1).unsqueeze(1)
+
+    def _expand(self, tokens: Tensor) -> Tensor:  # (B, n, C) -> (B, n, 64, 1)
+        return _pointwise(self.last_layer, self.layer_up.blocks(tokens))
+
+
+class _PatchExpand(nn.Module):
+    """Each token becomes a block of factor^3 voxels, made by one linear map: no interpolation."""
+
+    def __init__(self, width: int, factor: int):
+        super().__init__()
+        self.factor = factor
+        channels = width // 2 if factor == 2 else width
+        self.expand = nn.Linear(width, factor**3 * channels, bias=False)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, factor^3 N, c)
+        return self.arrange(self.blocks(tokens), size).flatten(1, 3)
+
+    def blocks(self, tokens: Tensor) -> Tensor:  # (B, n, C) -> (B, n, factor^3, c)
+        return self.norm(self.expand(tokens).unflatten(2, (self.factor**3, -1)))
+
+    def arrange(self, blocks: Tensor, size: Size) -> Tensor:  # (B, N, factor^3, c) -> (B, rD, rH, rW, c)
+        r = self.factor
+        x = blocks.unflatten(2, (r, r, r)).unflatten(1, size).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return x.reshape(blocks.shape[0], *(r * n for n in size), blocks.shape[3])
+
+
+class _Gate(nn.Module):
+    """Multi-scale gated attention: which voxels of the encoder's features enter, given the decoder's."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.multi = _MultiScale(width)
+        self.selection = nn.Conv3d(width, 2, 1)
+        self.proj = nn.Conv3d(width, width, 1)
+        self.bn = nn.BatchNorm3d(width)
+        self.bn_2 = nn.BatchNorm3d(width)
+        self.conv_block = nn.Sequential(nn.Conv3d(width, width, 1))
+
+    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
+        share_encoder, share_decoder = self.selection(self.multi(encoder, decoder)).softmax(1).split(1, 1)
+        e = encoder + share_encoder * encoder
+        d = decoder + share_decoder * decoder
+        crossed = (d.sigmoid() * e) * (e.sigmoid() * d)
+        passes = self.bn(self.proj(crossed)).sigmoid()
+        return self.bn_2(self.conv_block(passes * encoder))  # the encoder's features as they came in
+
+
+class _MultiScale(nn.Module):
+    """Local context of the encoder's features plus one global map from the decoder's."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.local = _LocalContext(width)
+        self.global_ = _GlobalMap()
+        self.bn = nn.BatchNorm3d(width)
+
+    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
+        return self.bn(self.local(encoder) + self.global_(decoder))
+
+
+class _LocalContext(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.dconv = nn.Sequential(
+            nn.Conv3d(width, width, 3, padding=1, groups=width),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+            nn.Conv3d(width, width, 3, padding=2, dilation=2),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+        )
+        self.proj = nn.Sequential(nn.Conv3d(width, width, 1), nn.BatchNorm3d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.dconv(x))
+
+
+class _GlobalMap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Conv3d(2, 1, 1), nn.BatchNorm3d(1))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, 1, D, H, W)
+        return self.proj(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+
+
+class _LKABlock(nn.Module):
+    """Large-kernel attention (Guo et al. 2023) and a convolutional feed-forward network; volumes (B, C, D, H, W)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = _LargeKernelAttention(width)
+        self.mlp = _ConvFFN(width)
+        self.layer_scale_1 = nn.Parameter(torch.full((width,), 0.01))
+        self.layer_scale_2 = nn.Parameter(torch.full((width,), 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.layer_scale_1.view(-1, 1, 1, 1) * self.attn(_channel_norm(self.norm1, x))
+        return x + self.layer_scale_2.view(-1, 1, 1, 1) * self.mlp(_channel_norm(self.norm2, x))
+
+
+class _LargeKernelAttention(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj_1 = nn.Conv3d(width, width, 1)
+        self.spatial_gating_unit = _SpatialGate(width)
+        self.proj_2 = nn.Conv3d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The inner skip adds the normalised input, as published.
+        return x + self.proj_2(self.spatial_gating_unit(F.gelu(self.proj_1(x))))
+
+
+class _SpatialGate(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv0 = nn.Conv3d(width, width, 5, padding=2, groups=width)
+        self.conv_spatial = nn.Conv3d(width, width, 7, padding=9, dilation=3, groups=width)
+        self.conv1 = nn.Conv3d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+
+
+class _ConvFFN(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Conv3d(width, 4 * width, 1)
+        self.dwconv = _DepthwiseConv(4 * width)
+        self.fc2 = nn.Conv3d(4 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
