@@ -443,13 +443,16 @@ def _read_itk(path: Path) -> Transform:
 
 
 def _check_itk_file(path: Path) -> None:
-    """Refuse what is cut off: of .mat the library would read on as zeros, of .h5 it would print pages."""
+    """Refuse what is cut off: ITK reads zeros beyond a .mat or .txt, and prints pages about an .h5."""
     content = path.read_bytes()
     if not content:
         raise ValueError(f"{path} is empty (0 bytes)")
     suffix = path.suffix.lower()
     if suffix == ".h5" and (len(content) < 48 or content[:8] != b"\x89HDF\r\n\x1a\n"):
         raise ValueError(f"{path} is not an HDF5 file, as its ending says")
+    if suffix in (".txt", ".tfm") and b"FixedParameters:" not in content:
+        # the last line of the file, without which ITK takes a centre of 0
+        raise ValueError(f"{path} is no ITK transform text or is cut off: it has no FixedParameters")
     end = _hdf5_end(content) if suffix == ".h5" else _mat_end(content) if suffix == ".mat" else 0
     if len(content) < end:
         raise ValueError(f"{path} is cut off: {len(content)} of {end} bytes; get the file again")

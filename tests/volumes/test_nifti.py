@@ -165,7 +165,7 @@ def test_broken_files_give_one_clear_line(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file or folder: .*nothing.nii"):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*nothing.nii"):
         read_volume(tmp_path / "nothing.nii")
 
 
