@@ -101,7 +101,7 @@ def _headers(path: Path) -> dict[Path, Dataset]:
     left_out = []
     for file in files:
         header = _header(file, must_be_dicom=path.is_file() or file.suffix.lower() in _DICOM_SUFFIXES)
-        if header is None or "Rows" not in header or "Columns" not in header:
+        if header is None or not _is_image(file, header):
             left_out.append(file.name)
         else:
             headers[file] = header
@@ -113,6 +113,16 @@ def _headers(path: Path) -> dict[Path, Dataset]:
     if left_out:
         _warn(f"{path}: {len(left_out)} files are no DICOM images and were left out: {_some(left_out)}")
     return headers
+
+
+def _is_image(file: Path, header: Dataset) -> bool:
+    if "Rows" in header and "Columns" in header:
+        return True
+    # the file's own first lines outlive a cut best
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if kind is None or "Image Storage" in kind.name:
+        raise ValueError(f"{file} is cut off or damaged: it is to be an image, but has no Rows and Columns")
+    return False
 
 
 def _and_folders(path: Path) -> str:
@@ -368,12 +378,13 @@ def _slice_spacing(path: Path, frame: _Frame, positions: np.ndarray, normal: np.
 def _why_uneven(along: np.ndarray) -> str:
     """What is wrong with slice places (n,) in mm along the normal that are not evenly spaced."""
     steps = np.diff(along)
-    usual = float(np.median(steps))
-    wide = np.flatnonzero(steps > 1.5 * usual)
-    if len(wide) and np.allclose(steps / usual, np.round(steps / usual), atol=0.05):
-        missing = int(np.round(steps[wide] / usual).sum()) - len(wide)
+    least = float(steps.min())
+    wide = np.flatnonzero(steps > 1.5 * least)
+    if len(wide) and np.allclose(steps / least, np.round(steps / least), atol=0.05):
+        missing = int(np.round(steps[wide] / least).sum()) - len(wide)
         where = _some([f"{along[i]:.2f} and {along[i + 1]:.2f} mm" for i in wide])
         return f"{missing} of {len(along) + missing} slices are missing, between {where}; get the whole series"
+    usual = float(np.median(steps))
     worst = int(np.argmax(np.abs(steps - usual)))
     return (
         f"the slices are not evenly spaced: mostly {usual:.4g} mm apart, but {steps[worst]:.4g} mm after"
@@ -446,7 +457,8 @@ def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[_Frame]
             if lookup is not None:
                 scaled = np.asarray(lookup(image), dtype=np.float32)
             elif image.dtype.kind == "f" or not exact:
-                scaled = (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
+                with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                    scaled = (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
             else:
                 scaled = image.astype(np.int64 if image.dtype.itemsize > 2 else np.int32) + int(frame.intercept)
             if values is None:
