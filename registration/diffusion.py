@@ -64,8 +64,8 @@ def mean_dwi(series: Volume, bvals: np.ndarray) -> Volume:
 def fractional_anisotropy(series: Volume, bvals: np.ndarray, bvecs: np.ndarray) -> Volume:
     """FA of the diffusion tensor, in 0..1, (D, H, W) float32; 0 where there is no signal.
 
-    The tensor is fitted to the logarithm of the signal by least squares (Basser et al., J. Magn. Reson. B 1994), which is
-    what scanners do: on a Siemens Prisma's own FA map the median difference is 0.002.
+    The tensor is fitted to the logarithm of the signal by least squares (Basser et al., J. Magn. Reson. B 1994), as
+    scanners do: on a Siemens Prisma's own FA map the median difference is 0.002.
 
     Args:
         series: (D, H, W, T).
