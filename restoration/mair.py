@@ -39,6 +39,8 @@ class MaIR(nn.Module):
     middle one. `arguments` keeps the constructor's arguments as plain values, so that a file of weights can carry them.
 
     Args:
+        stripe_width: width in pixels of the stripes of the scan order, 4 or 8 in the published configurations. It has
+            no default: no parameter's shape depends on it, but a model gives nonsense with another one than its own.
         in_channels: 1 for grey, 3 for colour, an odd number of slices for 2.5-D.
         out_channels: channels of the result; None is `in_channels`. The result stands for the middle `out_channels` of
             the input channels, so `in_channels - out_channels` must be even.
@@ -50,8 +52,6 @@ class MaIR(nn.Module):
         states: states per channel of the selective scan.
         expansion: inner width of the scan / `width`.
         mlp_ratio: hidden width of the MLPs / `width`.
-        stripe_width: width in pixels of the stripes of the scan order. No parameter depends on it, but a model
-            gives nonsense with another one than it was trained with.
         resi_connection: the convolution that ends each group: "1conv", or the smaller "3conv".
         drop_path_rate: how often a sample misses the last block's scan while training; earlier blocks less, linearly.
         img_range: factor on the input before the network and 1 / factor behind it.
@@ -65,7 +65,7 @@ class MaIR(nn.Module):
         ValueError: for arguments that do not fit together.
 
     Example:
-        >>> model = MaIR(in_channels=1, scale=1, upsampler=None, width=12, depths=(1,), states=2)
+        >>> model = MaIR(stripe_width=4, in_channels=1, scale=1, upsampler=None, width=12, depths=(1,), states=2)
         >>> model(torch.rand(1, 1, 9, 7)).shape
         torch.Size([1, 1, 9, 7])
     """
@@ -73,6 +73,7 @@ class MaIR(nn.Module):
     def __init__(
         self,
         *,
+        stripe_width: int,
         in_channels: int = 3,
         out_channels: int | None = None,
         scale: int = 2,
@@ -82,7 +83,6 @@ class MaIR(nn.Module):
         states: int = 16,
         expansion: float = 1.5,
         mlp_ratio: float = 2.0,
-        stripe_width: int = 8,
         resi_connection: Literal["1conv", "3conv"] = "1conv",
         drop_path_rate: float = 0.1,
         img_range: float = 1.0,

@@ -36,6 +36,9 @@ class MaIRUNet(nn.Module):
     values, so that a file of weights can carry them.
 
     Args:
+        stripe_width: width in pixels of the stripes of the scan order, the same at every level, 4 or 8 in the published
+            configurations. It has no default: no parameter's shape depends on it, but a model gives nonsense with
+            another one than its own.
         in_channels: 1 for grey, 3 for colour, an odd number of slices for 2.5-D.
         out_channels: channels of the result; None is `in_channels`. The result is added to the middle `out_channels` of
             the input channels, so `in_channels - out_channels` must be even.
@@ -45,8 +48,6 @@ class MaIRUNet(nn.Module):
         expansion: inner width of the scan / width of its level.
         first_mlp_ratio: hidden width of the MLPs / width in the first level on the way down.
         mlp_ratio: the same in all other levels.
-        stripe_width: width in pixels of the stripes of the scan order, the same at every level. No parameter depends on
-            it, but a model gives nonsense with another one than it was trained with.
         bias: biases in the convolutions that reduce channels and in the last one.
         drop_path_rate: how often a sample misses the last block's scan while training; earlier blocks less, linearly.
         continuous: scan order without the jumps at stripe borders (`scan_order`); published weights want False.
@@ -57,7 +58,7 @@ class MaIRUNet(nn.Module):
         ValueError: for arguments that do not fit together.
 
     Example:
-        >>> model = MaIRUNet(in_channels=1, width=8, depths=(1, 1, 1, 1), refinement=1)
+        >>> model = MaIRUNet(stripe_width=4, in_channels=1, width=8, depths=(1, 1, 1, 1), refinement=1)
         >>> model(torch.rand(1, 1, 17, 9)).shape
         torch.Size([1, 1, 17, 9])
     """
@@ -65,6 +66,7 @@ class MaIRUNet(nn.Module):
     def __init__(
         self,
         *,
+        stripe_width: int,
         in_channels: int = 3,
         out_channels: int | None = None,
         width: int = 48,
@@ -73,7 +75,6 @@ class MaIRUNet(nn.Module):
         expansion: float = 1.5,
         first_mlp_ratio: float = 2.0,
         mlp_ratio: float = 2.0,
-        stripe_width: int = 8,
         bias: bool = False,
         drop_path_rate: float = 0.0,
         continuous: bool = False,

@@ -82,6 +82,19 @@ class _ShuffledMean(nn.Module):
         return scanned.mean(dim=1).transpose(1, 2).flatten(1)[..., None, None]
 
 
+class _DirectionMixing(nn.Conv2d):
+    """A 1x1 convolution of 1x1 maps, (B, d*K, 1, 1), with one group for the four directions of each channel.
+
+    As one batched product: `conv2d` would compute each group by itself, 1.2 ms instead of 0.03 ms for 84 channels.
+    """
+
+    def forward(self, means: Tensor) -> Tensor:
+        weight = self.weight.view(self.groups, DIRECTIONS, DIRECTIONS)
+        mixed = weight @ means.view(-1, self.groups, DIRECTIONS, 1)  # (B, d, K, 1)
+        assert self.bias is not None
+        return mixed.flatten(1, 2)[..., None] + self.bias.view(-1, 1, 1)
+
+
 class SequenceShuffleAttention(nn.Module):
     """Weigh the four directions of each channel by gates in (0, 1) from their means over the image, and add them up.
 
@@ -93,7 +106,7 @@ class SequenceShuffleAttention(nn.Module):
         mixed = DIRECTIONS * channels
         self.gating = nn.Sequential(
             _ShuffledMean(),
-            nn.Conv2d(mixed, mixed, 1, groups=channels),  # mixes the four directions of one channel
+            _DirectionMixing(mixed, mixed, 1, groups=channels),
             nn.Sigmoid(),
         )
 
@@ -152,13 +165,10 @@ class VisionScan(nn.Module):
         content = F.linear(features, content_weight)  # two products, so that each result lies in one piece
         gate = F.linear(features, gate_weight)
         content = F.silu(on_channels_first(self.conv2d, content)).reshape(batch, height * width, -1)  # (B, L, d)
-        # Projections are made per pixel, so they may come before the scan puts pixels in order.
-        to_step, to_B, to_C = self.x_proj_weight.split([self.rank, self.states, self.states], dim=1)
-        B = F.linear(content, to_B.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))  # (B, L, K, N)
-        C = F.linear(content, to_C.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))
-        # One product with a block-diagonal matrix gives delta as the scan wants it; four products would need a copy.
-        step = F.linear(content, to_step.flatten(0, 1))  # (B, L, K*R)
-        delta = F.linear(step, torch.block_diag(*self.dt_projs_weight)).unflatten(2, (DIRECTIONS, -1))  # (B, L, K, d)
+        # Projections are made per pixel, so they may come before the scan puts the pixels in order.
+        projected = F.linear(content, self.x_proj_weight.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))
+        step, B, C = projected.split([self.rank, self.states, self.states], dim=3)  # (B, L, K, R), (B, L, K, N) twice
+        delta = (step.permute(2, 0, 1, 3) @ self.dt_projs_weight.mT[:, None]).permute(1, 2, 0, 3)  # (B, L, K, d)
         A = -torch.exp(self.A_logs.float() if self.A_logs.dtype != torch.float64 else self.A_logs)
         scanned = self.scan(content, delta, A, B, C, order, self.Ds, self.dt_projs_bias.flatten())  # (B, L, K, d)
         mixed = self.out_norm(self.gating(scanned)).view_as(gate) * F.silu(gate)
