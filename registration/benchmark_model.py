@@ -43,8 +43,8 @@ def model_cost_table(
 ) -> list[ModelCost]:
     """Seconds and peak extra memory of NestedMorph on the CPU, float32, batch 1.
 
-    "forward" runs in inference mode; "training step" is forward, local NCC and diffusion energy, backward, and a step of
-    Adam (amsgrad) with its moments. Each case runs in a process of its own, so that no memory of another is reused.
+    "forward" runs in inference mode; "training step" is forward, local NCC and diffusion energy, backward, and a step
+    of Adam (amsgrad) with its moments. Each case runs in a process of its own, so that no memory of another is reused.
 
     Args:
         cases: (size, mode, repeats) each.

@@ -1,6 +1,6 @@
 """NestedMorph (Kumar et al., WACV 2025, arXiv 2410.02550): one network pass from two volumes to a displacement.
 
-(moving, fixed), each (B, 1, D, H, W) in [0, 1], gives warped (B, 1, D, H, W) and displacement (B, 3, D, H, W) in voxels.
+(moving, fixed), each (B, 1, D, H, W) in [0, 1], give warped (B, 1, D, H, W) and displacement (B, 3, D, H, W), voxels.
 A four-stage encoder of convolutional embeddings and efficient attention looks at both images at once; the decoder goes
 back up by patch expansion, and at each stage a gate decides per voxel what of the encoder's features enters.
 Files with weights are read and written in `nestedmorph_files.py`.
@@ -138,7 +138,6 @@ def _to_tokens(volume: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, N, C)
 
 
 def _to_volume(tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, C, D, H, W)
-    # Contiguous: PyTorch's CPU BatchNorm3d gives wrong gradients for a transposed view at batch 1.
     return tokens.mT.contiguous().unflatten(2, size)
 
 
@@ -381,6 +380,27 @@ class _PatchExpand(nn.Module):
         return x.reshape(blocks.shape[0], *(r * n for n in size), blocks.shape[3])
 
 
+class _BatchNorm(nn.BatchNorm3d):
+    """Batch normalisation whose input and incoming gradient are contiguous.
+
+    On CPU, PyTorch 2.14's backward is silently wrong at batch 1 for a gradient in channels-last order with stride C
+    along the batch, which transposed tokens give, whatever the order of the input.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _ContiguousGradient.apply(super().forward(input.contiguous()))
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
 class _Gate(nn.Module):
     """Multi-scale gated attention: which voxels of the encoder's features enter, given the decoder's."""
 
@@ -389,8 +409,8 @@ class _Gate(nn.Module):
         self.multi = _MultiScale(width)
         self.selection = nn.Conv3d(width, 2, 1)
         self.proj = nn.Conv3d(width, width, 1)
-        self.bn = nn.BatchNorm3d(width)
-        self.bn_2 = nn.BatchNorm3d(width)
+        self.bn = _BatchNorm(width)
+        self.bn_2 = _BatchNorm(width)
         self.conv_block = nn.Sequential(nn.Conv3d(width, width, 1))
 
     def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
@@ -409,7 +429,7 @@ class _MultiScale(nn.Module):
         super().__init__()
         self.local = _LocalContext(width)
         self.global_ = _GlobalMap()
-        self.bn = nn.BatchNorm3d(width)
+        self.bn = _BatchNorm(width)
 
     def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
         return self.bn(self.local(encoder) + self.global_(decoder))
@@ -420,13 +440,13 @@ class _LocalContext(nn.Module):
         super().__init__()
         self.dconv = nn.Sequential(
             nn.Conv3d(width, width, 3, padding=1, groups=width),
-            nn.BatchNorm3d(width),
+            _BatchNorm(width),
             nn.ReLU(),
             nn.Conv3d(width, width, 3, padding=2, dilation=2),
-            nn.BatchNorm3d(width),
+            _BatchNorm(width),
             nn.ReLU(),
         )
-        self.proj = nn.Sequential(nn.Conv3d(width, width, 1), nn.BatchNorm3d(width))
+        self.proj = nn.Sequential(nn.Conv3d(width, width, 1), _BatchNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.dconv(x))
@@ -435,7 +455,7 @@ class _LocalContext(nn.Module):
 class _GlobalMap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.proj = nn.Sequential(nn.Conv3d(2, 1, 1), nn.BatchNorm3d(1))
+        self.proj = nn.Sequential(nn.Conv3d(2, 1, 1), _BatchNorm(1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, 1, D, H, W)
         return self.proj(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
