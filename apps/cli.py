@@ -29,6 +29,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
             "ours beside ANTs SyN: accuracy, time, memory",
         ),
     },
+    "restoration": {
+        "restore": ("restoration", "restore", "denoise, super-resolve, deblur: images, volumes, DICOM series"),
+        "train": ("restoration_training", "train", "train a network on a folder of images or on real pairs"),
+        "evaluate": ("restoration_evaluation", "evaluate", "PSNR and SSIM beside classical methods"),
+        "images": ("restoration_training", "images", "gather openly licensed images to train on"),
+    },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
     },

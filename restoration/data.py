@@ -1,0 +1,459 @@
+"""Training data: stacks of slices from files, patches cut from them, and degradations drawn on the fly, all from seeds.
+
+Item number i of a `PatchDataset` depends on the seed and on i alone, so a training that goes on after a break sees what
+it would have seen without one.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .images import Image, choose_range, find_images, read_image
+
+Degrade = Callable[[Tensor, torch.Generator], Tensor]
+"""(C, H, W) clean values with 0 and 1 at the ends of the range, and a source of randomness -> degraded values."""
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_VALIDATION = 1 << 40  # far from every training item's number
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Slices to learn from.
+
+    Args:
+        clean: (N, C, H * scale, W * scale) float32, 0 and 1 at the ends of the intensity range.
+        degraded: (N, C, H, W) with the same range where it is fixed (real pairs, super-resolution); else None.
+        name: for people.
+    """
+
+    clean: Tensor
+    degraded: Tensor | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.clean.ndim != 4:
+            raise ValueError(f"clean must have shape (N, C, H, W), got {tuple(self.clean.shape)}")
+        if self.degraded is None:
+            return
+        n, c, height, width = self.clean.shape
+        small = self.degraded.shape
+        if small[:2] != (n, c) or height % small[2] or height // small[2] * small[3] != width:
+            raise ValueError(
+                f"degraded of {self.name or 'a pair'} must have {n} slices of {c} channels and a size of which clean's"
+                f" is a multiple, got {tuple(small)} for clean {tuple(self.clean.shape)}"
+            )
+
+    @property
+    def scale(self) -> int:
+        """Size of clean / size of degraded."""
+        return 1 if self.degraded is None else self.clean.shape[2] // self.degraded.shape[2]
+
+
+class PatchDataset(Dataset):
+    """Random patches: {"degraded": (C_in, patch, patch), "clean": (C, patch * scale, patch * scale)}.
+
+    A slice is drawn with a probability proportional to its area, then a place, one of the eight mirrorings and
+    rotations, and the degradation. Images smaller than a patch are refused.
+
+    Args:
+        pairs: what to cut from.
+        patch: side of the degraded patch in pixels.
+        length: number of items.
+        degrade: makes the degraded patch; None where the pairs bring it.
+        seed: of all draws.
+        first: number of the first item, so that later epochs see other patches.
+        slices: 1, or the odd number of neighbouring slices that become input channels (2.5-D); the clean patch is the
+            middle one. At the ends of a stack the last slice is repeated.
+        margin: pixels around the patch that are degraded along and then cut off, for degradations that look at
+            neighbours (blur).
+
+    Example:
+        >>> add_noise = lambda clean, generator: clean + 0.1 * torch.randn(clean.shape, generator=generator)
+        >>> patches = PatchDataset([Pair(torch.rand(1, 1, 20, 30))], patch=8, length=4, degrade=add_noise)
+        >>> {name: tuple(tensor.shape) for name, tensor in patches[0].items()}
+        {'degraded': (1, 8, 8), 'clean': (1, 8, 8)}
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        patch: int,
+        length: int,
+        degrade: Degrade | None = None,
+        seed: int = 0,
+        first: int = 0,
+        slices: int = 1,
+        margin: int = 0,
+    ):
+        _check_slices(slices)
+        if not pairs:
+            raise ValueError("pairs must hold at least one image, got none")
+        for pair in pairs:
+            small = pair.clean if pair.degraded is None else pair.degraded
+            if min(small.shape[2:]) < patch:
+                raise ValueError(f"{pair.name or 'an image'} is {tuple(small.shape[2:])}, smaller than patch ({patch})")
+            if (pair.degraded is None) == (degrade is None):
+                raise ValueError(
+                    f"{pair.name or 'a pair'} needs either its own degraded image or degrade, got both/none"
+                )
+        self.pairs, self.patch, self.length, self.degrade = list(pairs), patch, length, degrade
+        self.seed, self.first, self.slices, self.margin = seed, first, slices, margin
+        self._areas = torch.tensor([float(p.clean.shape[0] * p.clean.shape[2] * p.clean.shape[3]) for p in pairs])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index must be in [0, {self.length}), got {index}")
+        generator = item_generator(self.seed, self.first + index)
+        pair = self.pairs[int(torch.multinomial(self._areas, 1, generator=generator))]
+        n, _, height, width = pair.clean.shape
+        k, scale, size = _draw(n, generator), pair.scale, self.patch
+        top = _draw(height // scale - size + 1, generator)
+        left = _draw(width // scale - size + 1, generator)
+        view = _draw(8, generator)
+        chosen = neighbours(n, k, self.slices)
+        if pair.degraded is None:
+            assert self.degrade is not None
+            clean, window = _window(pair.clean[chosen], top, left, size, self.margin)
+            degraded = self.degrade(clean.flatten(0, 1), generator).view_as(clean)[..., window[0], window[1]]
+            clean = clean[self.slices // 2, :, window[0], window[1]]
+        else:
+            degraded = pair.degraded[chosen, :, top : top + size, left : left + size]
+            rows, columns = (slice(scale * at, scale * (at + size)) for at in (top, left))
+            clean = pair.clean[k, :, rows, columns]
+        return {
+            "degraded": dihedral(degraded.flatten(0, 1), view).contiguous(),
+            "clean": dihedral(clean, view).contiguous(),
+        }
+
+
+class ValidationDataset(Dataset):
+    """Whole slices, degraded the same way at every look: the same two tensors as `PatchDataset` gives, with their size.
+
+    Args:
+        pairs: the images.
+        degrade: as in `PatchDataset`.
+        seed: of the degradations.
+        slices: as in `PatchDataset`.
+        per_stack: at most so many slices of each stack, evenly spread.
+        crop: the middle square of at most so many pixels, to keep validation short; None for all.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        degrade: Degrade | None = None,
+        seed: int = 0,
+        slices: int = 1,
+        per_stack: int = 4,
+        crop: int | None = None,
+    ):
+        _check_slices(slices)
+        self.items: list[dict[str, Tensor]] = []
+        for pair in pairs:
+            n = pair.clean.shape[0]
+            for k in np.unique(np.linspace(0, n - 1, min(n, per_stack) + 2).round().astype(int)[1:-1]).tolist() or [0]:
+                chosen = neighbours(n, k, slices)
+                if pair.degraded is None:
+                    if degrade is None:
+                        raise ValueError(f"{pair.name or 'a pair'} needs its own degraded image or degrade, got none")
+                    clean = _middle(pair.clean[chosen], crop)
+                    generator = item_generator(seed, _VALIDATION + len(self.items))
+                    degraded = degrade(clean.flatten(0, 1), generator)
+                    clean = clean[slices // 2]
+                else:
+                    small = None if crop is None else crop // pair.scale
+                    degraded = _middle(pair.degraded[chosen], small).flatten(0, 1)
+                    clean = _middle(pair.clean[k], None if small is None else small * pair.scale)
+                self.items.append({"degraded": degraded.contiguous(), "clean": clean.contiguous()})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.items[index]
+
+
+def load_clean(
+    path: str | os.PathLike, *, intensity_range: str | Sequence[float] = "auto", slice_axis: int = 2, grey: bool = False
+) -> list[Pair]:
+    """The images of a folder (or one file) as clean stacks with 0 and 1 at the ends of their range.
+
+    Args:
+        path: a folder of bitmaps, volumes and folders of DICOM files.
+        intensity_range: see `images.choose_range`; "auto" chooses for each image.
+        slice_axis: of volumes.
+        grey: turn colour images into their luminance (ITU-R BT.601 weights).
+    """
+    pairs = []
+    for file in find_images(path):
+        image = read_image(file, slice_axis=slice_axis)
+        pairs.append(Pair(_unit_stack(image, intensity_range, grey), name=file.name))
+    return pairs
+
+
+def load_pairs(
+    degraded: str | os.PathLike,
+    clean: str | os.PathLike,
+    *,
+    intensity_range: str | Sequence[float],
+    slice_axis: int = 2,
+    grey: bool = False,
+) -> list[Pair]:
+    """Real pairs of two folders (or two files): the images of both in sorted order, with one intensity range for both.
+
+    Args:
+        degraded: what a network will be given.
+        clean: what it shall give, aligned to it; its size may be a whole multiple.
+        intensity_range: a fixed range: "dtype", "LOW,HIGH" or "hu:LOW,HIGH", so that both mean the same intensities.
+        slice_axis, grey: as in `load_clean`.
+    """
+    files = find_images(degraded), find_images(clean)
+    if len(files[0]) != len(files[1]):
+        raise ValueError(
+            f"{degraded} and {clean} must hold equally many images, got {len(files[0])} and {len(files[1])}"
+        )
+    if isinstance(intensity_range, str) and intensity_range.startswith(("auto", "percentiles")):
+        raise ValueError(f"intensity_range of pairs must be fixed, dtype or LOW,HIGH, got {intensity_range!r}")
+    pairs = []
+    for paths in zip(*files, strict=True):
+        images = [read_image(path, slice_axis=slice_axis) for path in paths]
+        _check_places(images)
+        noisy, sharp = (_unit_stack(image, intensity_range, grey) for image in images)
+        pairs.append(Pair(sharp, noisy, name=f"{paths[0].name} -> {paths[1].name}"))
+    return pairs
+
+
+def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], scale: int) -> list[Pair]:
+    """Super-resolution pairs: each clean image, cut to a multiple of `scale`, with its small version.
+
+    Whole images are made smaller, not patches, so that a patch's border knows its neighbours.
+
+    Args:
+        pairs: clean images.
+        downsample: (N, C, H, W) -> (N, C, H / scale, W / scale).
+        scale: the factor.
+    """
+    made = []
+    for pair in pairs:
+        height, width = (size // scale * scale for size in pair.clean.shape[2:])
+        clean = pair.clean[..., :height, :width]
+        made.append(Pair(clean, downsample(clean), pair.name))
+    return made
+
+
+def make_degradation(kind: str, **parameters: Any) -> Degrade:
+    """A degradation by its name in a configuration file.
+
+    Args:
+        kind: "gaussian".
+        parameters: gaussian: `sigma`, one number or the (low, high) from which each patch's is drawn evenly, as a share
+            of the intensity range (sigma 25 of 255 is 0.098).
+
+    Example:
+        >>> degrade = make_degradation("gaussian", sigma=[0.02, 0.2])
+        >>> degrade(torch.zeros(1, 4, 4), item_generator(0, 0)).shape
+        torch.Size([1, 4, 4])
+    """
+    if kind not in _DEGRADATIONS:
+        raise ValueError(f"degradation must be one of {', '.join(_DEGRADATIONS)}, got {kind!r}")
+    return partial(_DEGRADATIONS[kind], **parameters)
+
+
+def _gaussian(clean: Tensor, generator: torch.Generator, *, sigma: float | Sequence[float]) -> Tensor:
+    level = _level(sigma, generator)
+    return clean + level * torch.randn(clean.shape, generator=generator)
+
+
+def _level(values: float | Sequence[float], generator: torch.Generator) -> float:
+    """The value itself, or one drawn evenly from (low, high)."""
+    if isinstance(values, (int, float)):
+        return float(values)
+    low, high = values
+    return float(low + (high - low) * torch.rand(1, generator=generator))
+
+
+_DEGRADATIONS: dict[str, Callable[..., Tensor]] = {"gaussian": _gaussian}
+
+
+def neighbours(count: int, k: int, slices: int) -> list[int]:
+    """The `slices` slice numbers around k in a stack of `count`; beyond an end the last slice stands in.
+
+    Example:
+        >>> neighbours(4, 0, 3)
+        [0, 0, 1]
+    """
+    return [min(max(k + offset, 0), count - 1) for offset in range(-(slices // 2), slices // 2 + 1)]
+
+
+def dihedral(image: Tensor, view: int) -> Tensor:
+    """One of the eight views of (..., H, W): bit 0 flips up-down, bit 1 left-right, bit 2 transposes last."""
+    if view & 1:
+        image = image.flip(-2)
+    if view & 2:
+        image = image.flip(-1)
+    return image.transpose(-2, -1) if view & 4 else image
+
+
+def undo_dihedral(image: Tensor, view: int) -> Tensor:
+    """The inverse of `dihedral`."""
+    if view & 4:
+        image = image.transpose(-2, -1)
+    if view & 2:
+        image = image.flip(-1)
+    return image.flip(-2) if view & 1 else image
+
+
+def item_generator(seed: int, number: int) -> torch.Generator:
+    """A source of randomness of its own for each item of each seed."""
+    state = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state >> 1)
+
+
+def _check_slices(slices: int) -> None:
+    if slices < 1 or slices % 2 == 0:
+        raise ValueError(f"slices must be an odd number, got {slices}")
+
+
+def _check_places(images: Sequence[Image]) -> None:
+    """Refuse two volumes that do not lie at the same place."""
+    first, second = (image.volume for image in images)
+    if first is None or second is None or first.shape != second.shape:
+        return
+    if not np.allclose(first.affine, second.affine, atol=0.1 * min(first.spacing)):
+        raise ValueError(f"{images[0].path} and {images[1].path} do not lie at the same place; resample one first")
+
+
+def _unit_stack(image: Image, how: str | Sequence[float], grey: bool) -> Tensor:
+    stack = choose_range(image, how).to_unit(image.stack)
+    if grey and image.channels == 3:
+        stack = np.tensordot(stack, _LUMA, axes=(1, 0))[:, None]
+    return torch.from_numpy(np.ascontiguousarray(stack, np.float32))
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))
+
+
+def _window(stack: Tensor, top: int, left: int, size: int, margin: int) -> tuple[Tensor, tuple[slice, slice]]:
+    """The patch with as much margin as the image has, and where in it the patch lies."""
+    starts = [max(at - margin, 0) for at in (top, left)]
+    stops = [min(at + size + margin, length) for at, length in zip((top, left), stack.shape[-2:], strict=True)]
+    inner = [slice(at - start, at - start + size) for at, start in zip((top, left), starts, strict=True)]
+    return stack[..., starts[0] : stops[0], starts[1] : stops[1]], (inner[0], inner[1])
+
+
+def _middle(stack: Tensor, crop: int | None) -> Tensor:
+    if crop is None:
+        return stack
+    for axis in (-2, -1):
+        size = min(crop, stack.shape[axis])
+        stack = stack.narrow(axis, (stack.shape[axis] - size) // 2, size)
+    return stack
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a progressive training.
+
+    Args:
+        steps: of the optimiser.
+        batch: patches per step.
+        patch: side of the degraded patch in pixels.
+    """
+
+    steps: int
+    batch: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a stage must be at least 1, got {getattr(self, name)}")
+
+
+class RestorationData(LightningDataModule):
+    """The patches of a training, an epoch at a time, and whole slices for validation.
+
+    An epoch is the steps between two validations. The trainer must ask for a new loader at every epoch
+    (`reload_dataloaders_every_n_epochs=1`), which then goes on counting items where the last one ended.
+
+    Args:
+        train: images or pairs to learn from.
+        validation: others to measure on.
+        stages: one after the other; each is cut into epochs of its own.
+        epoch_steps: steps of an epoch; the last one of a stage may be shorter.
+        degradation: `kind` and parameters of `make_degradation`; None for pairs.
+        scale: of super-resolution; clean images without partners are made smaller by it.
+        slices: as in `PatchDataset`.
+        validation_crop: as in `ValidationDataset`.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Pair],
+        validation: Sequence[Pair],
+        *,
+        stages: Sequence[Stage],
+        epoch_steps: int = 500,
+        degradation: dict[str, Any] | None = None,
+        scale: int = 1,
+        slices: int = 1,
+        validation_crop: int | None = 128,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if epoch_steps < 1:
+            raise ValueError(f"epoch_steps must be at least 1, got {epoch_steps}")
+        self.steps = sum(stage.steps for stage in stages)
+        # (stage, steps, number of the first item) of each epoch
+        self._plan: list[tuple[Stage, int, int]] = []
+        item = 0
+        for stage in stages:
+            for begin in range(0, stage.steps, epoch_steps):
+                steps = min(epoch_steps, stage.steps - begin)
+                self._plan.append((stage, steps, item))
+                item += steps * stage.batch
+        self.train, self.seed, self.slices = list(train), seed, slices
+        self.degrade = None if degradation is None else make_degradation(**degradation)
+        self.validation = ValidationDataset(
+            validation, degrade=self.degrade, seed=seed, slices=slices, crop=validation_crop
+        )
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the stages make."""
+        return len(self._plan)
+
+    def train_dataloader(self) -> DataLoader:
+        """The patches of the trainer's present epoch."""
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        stage, steps, first = self._plan[min(epoch, len(self._plan) - 1)]
+        patches = PatchDataset(
+            self.train,
+            patch=stage.patch,
+            length=steps * stage.batch,
+            degrade=self.degrade,
+            seed=self.seed,
+            first=first,
+            slices=self.slices,
+        )
+        return DataLoader(patches, batch_size=stage.batch)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation slices one by one: they differ in size."""
+        return DataLoader(self.validation, batch_size=1)

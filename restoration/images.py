@@ -1,0 +1,429 @@
+"""Images as they lie in files, and the range of intensities that a network sees as 0 to 1.
+
+PNG, TIFF and other bitmaps with 8 or 16 bits or float pixels, NIfTI and MGH volumes and DICOM series become an `Image`:
+a stack of slices in the file's own unit. `write_image` puts restored values back into the same kind of file: same type
+of pixel, same intensity scale, same place in the world. Nothing is scaled or cut to 8 bits on the way.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..volumes import Volume, VolumeWarning, read_volume, write_volume
+from ..volumes.files import atomic_path
+
+BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_NIFTI_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+_LITTLE_USED = 1 / 16  # of the range; a 12-bit image in 16-bit pixels just reaches this
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """Which intensities a network sees as 0 and as 1; values outside go through, they are not cut off.
+
+    Args:
+        low: the intensity that becomes 0.
+        high: the intensity that becomes 1.
+        unit: "HU" for a fixed window of CT numbers, "relative" if the numbers mean something in one image only.
+        origin: how the range came about, for people.
+
+    Example:
+        >>> window = IntensityRange(-1000, 1000, unit="HU")
+        >>> window.to_unit(np.array([0.0, 1500.0])).tolist()
+        [0.5, 1.25]
+    """
+
+    low: float
+    high: float
+    unit: str = "relative"
+    origin: str = "given"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise ValueError(f"range must be two finite numbers, the lower one first, got {self.low} and {self.high}")
+
+    @property
+    def span(self) -> float:
+        """high - low: the data_range of the image in its own unit."""
+        return self.high - self.low
+
+    def to_unit(self, values: np.ndarray) -> np.ndarray:
+        """float32 values with `low` at 0 and `high` at 1."""
+        return ((np.asarray(values, np.float64) - self.low) / self.span).astype(np.float32)
+
+    def from_unit(self, values: np.ndarray) -> np.ndarray:
+        """float64 intensities of values in which 0 stands for `low` and 1 for `high`."""
+        return np.asarray(values, np.float64) * self.span + self.low
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit != "relative" else ""
+        return f"{self.low:g} to {self.high:g}{unit} ({self.origin})"
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image of a file as a stack of slices.
+
+    Args:
+        stack: (N, C, H, W) in the file's dtype and unit; N is 1 for a plain image, C is 1 (grey) or 3 (RGB).
+        path: the file or folder.
+        kind: "bitmap", "volume" (NIfTI, MGH) or "dicom".
+        groups: how many volumes follow each other in N (the time points of a 4-D series).
+        volume: of a volume or a DICOM series: its array and place in the world; else None.
+        slice_axis: the axis of the volume along which the slices lie.
+        modality: DICOM's "CT", "MR" and so on where it is known.
+    """
+
+    stack: np.ndarray
+    path: Path
+    kind: str
+    groups: int = 1
+    volume: Volume | None = None
+    slice_axis: int = 2
+    modality: str | None = None
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self.stack.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a pixel in the file."""
+        return self.stack.dtype
+
+
+def read_image(path: str | os.PathLike, *, slice_axis: int = 2) -> Image:
+    """An image from a bitmap file, a NIfTI or MGH file, a folder with one DICOM series, or one DICOM file.
+
+    Args:
+        path: the file or folder.
+        slice_axis: of a volume: the array axis along which its slices lie; DICOM series are read with slices on axis 2.
+
+    Raises:
+        ValueError, OSError: one line for what cannot be read without losing values.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    if path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES:
+        return Image(_read_bitmap(path), path, "bitmap")
+    if slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
+    volume = read_volume(path)
+    nifti = path.is_file() and path.name.lower().endswith(_NIFTI_SUFFIXES)
+    groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
+    return Image(
+        stack=_slices(volume.array, slice_axis),
+        path=path,
+        kind="volume" if nifti else "dicom",
+        groups=groups,
+        volume=volume,
+        slice_axis=slice_axis,
+        modality=None if nifti else _modality(path),
+    )
+
+
+def find_images(path: str | os.PathLike) -> list[Path]:
+    """The images of a folder, sorted: bitmaps and volumes in it, and sub-folders with DICOM files; or the file itself.
+
+    A folder that holds DICOM files is one image: a series.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    if path.is_file():
+        return [path]
+    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    files = [p for p in inside if p.is_file() and p.name.lower().endswith(BITMAP_SUFFIXES + _NIFTI_SUFFIXES)]
+    if not files and _has_dicom(path):
+        return [path]
+    series = [p for p in inside if p.is_dir() and _has_dicom(p)]
+    if not files and not series:
+        raise ValueError(
+            f"{path} must hold images (PNG, TIFF, NIfTI) or a DICOM series, got {len(inside)} other entries"
+        )
+    return sorted(files + series)
+
+
+def choose_range(image: Image, how: str | Sequence[float]) -> IntensityRange:
+    """The intensity range of an image.
+
+    Args:
+        image: gives the type of its pixels, and its values for percentiles.
+        how: two numbers; or "LOW,HIGH"; "hu:LOW,HIGH" for CT numbers; "dtype" for all values of an integer type;
+            "percentiles:LOW,HIGH" of the values of this image, in percent; "auto": dtype for integer bitmaps, 0 to 1
+            for float bitmaps, percentiles 0.1 and 99.9 for volumes.
+
+    Returns:
+        The range; a `VolumeWarning` says aloud what "auto" chose for a volume, and if an image uses little of it.
+
+    Example:
+        >>> grey = Image(np.zeros((1, 1, 4, 4), np.uint8), Path("a.png"), "bitmap")
+        >>> str(choose_range(grey, "auto"))
+        '0 to 255 (all values of uint8)'
+    """
+    if not isinstance(how, str):
+        low, high = how
+        return IntensityRange(float(low), float(high))
+    name, _, numbers = how.strip().partition(":") if ":" in how else (how.strip(), "", "")
+    if name == "auto":
+        chosen = _automatic_range(image)
+    elif name == "dtype":
+        chosen = _dtype_range(image.dtype)
+    elif name == "percentiles":
+        chosen = _percentile_range(image, *_two_numbers(numbers, how))
+    elif name.lower() == "hu":
+        low, high = _two_numbers(numbers, how)
+        chosen = IntensityRange(low, high, unit="HU", origin="window of CT numbers")
+    else:
+        chosen = IntensityRange(*_two_numbers(how, how))
+    used = float(image.stack.max()) - float(image.stack.min())
+    if 0 < used < _LITTLE_USED * chosen.span:
+        _warn(f"{image.path} spans {used:g} of the range {chosen}; give the range it was meant for with --range")
+    return chosen
+
+
+def to_pixels(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values in an image's unit as its type of pixel: integers are rounded and kept inside the type's limits.
+
+    Example:
+        >>> to_pixels(np.array([-3.0, 1.6, 300.0]), np.dtype(np.uint8)).tolist()
+        [0, 2, 255]
+    """
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    return np.asarray(values).astype(dtype)
+
+
+def write_image(
+    path: str | os.PathLike, stack: np.ndarray, like: Image, *, scale: int = 1, description: str = ""
+) -> Path:
+    """Write restored values into the kind of file that `like` came from; it appears whole or not at all.
+
+    Args:
+        path: the file; for a DICOM series the folder (or a .nii.gz file, which gives a NIfTI).
+        stack: (N, C, H * scale, W * scale) in the unit of `like`; rounded to its dtype.
+        like: the image that was restored; gives dtype, geometry and headers.
+        scale: factor of the in-plane size; the spacing shrinks by it and the field of view stays.
+        description: what was done, for DICOM's DerivationDescription.
+
+    Returns:
+        The path that was written.
+    """
+    path = Path(path)
+    n, channels, height, width = like.stack.shape
+    if stack.shape != (n, channels, height * scale, width * scale):
+        raise ValueError(
+            f"stack must have shape {(n, channels, height * scale, width * scale)} to match {like.path} at scale"
+            f" {scale}, got {stack.shape}"
+        )
+    pixels = to_pixels(stack, like.dtype)
+    if like.kind == "bitmap":
+        _write_bitmap(path, pixels)
+        return path
+    assert like.volume is not None
+    volume = Volume(_unslice(pixels, like), _scaled_affine(like.volume.affine, like.slice_axis, scale), like.path)
+    if like.kind == "dicom" and not path.name.lower().endswith(_NIFTI_SUFFIXES):
+        from ..volumes.dicom_write import write_derived_series
+
+        write_derived_series(path, volume, like.path, description)
+    else:
+        write_volume(path, volume)
+    return path
+
+
+def _slices(array: np.ndarray, axis: int) -> np.ndarray:
+    """(D, H, W) or (D, H, W, T) as (N, 1, rows, columns), the time points one after the other."""
+    series = array[..., None] if array.ndim == 3 else array
+    ordered = np.moveaxis(series, (3, axis), (0, 1))  # (T, slices, rows, columns)
+    return ordered.reshape(-1, 1, *ordered.shape[2:])
+
+
+def _unslice(stack: np.ndarray, like: Image) -> np.ndarray:
+    ordered = stack.reshape(like.groups, -1, *stack.shape[2:])
+    series = np.moveaxis(ordered, (0, 1), (3, like.slice_axis))
+    assert like.volume is not None
+    return series[..., 0] if like.volume.array.ndim == 3 else series
+
+
+def _scaled_affine(affine: np.ndarray, slice_axis: int, scale: int) -> np.ndarray:
+    """The affine of a grid with `scale` times the pixels in each slice, over the same field of view."""
+    grid = np.eye(4)
+    for axis in {0, 1, 2} - {slice_axis}:
+        grid[axis, axis] = 1 / scale
+        grid[axis, 3] = (1 / scale - 1) / 2  # the first small pixel lies left of the large one's centre
+    return affine @ grid
+
+
+def _automatic_range(image: Image) -> IntensityRange:
+    if image.kind == "bitmap":
+        return _dtype_range(image.dtype) if image.dtype.kind in "iu" else IntensityRange(0, 1, origin="float pixels")
+    chosen = _percentile_range(image, 0.1, 99.9)
+    _warn(f"{image.path}: no intensity range was given; taken as {chosen}")
+    return chosen
+
+
+def _dtype_range(dtype: np.dtype) -> IntensityRange:
+    if dtype.kind not in "iu":
+        raise ValueError(f"range dtype needs whole-number pixels, got {dtype}; give the range as LOW,HIGH")
+    limits = np.iinfo(dtype)
+    return IntensityRange(float(limits.min), float(limits.max), origin=f"all values of {dtype.name}")
+
+
+def _percentile_range(image: Image, low: float, high: float) -> IntensityRange:
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"percentiles must be two numbers from 0 to 100, the lower one first, got {low} and {high}")
+    bottom, top = (float(v) for v in np.percentile(image.stack, (low, high)))
+    if bottom == top:
+        raise ValueError(f"{image.path}: the percentiles {low:g} and {high:g} are both {top:g}; give the range")
+    return IntensityRange(bottom, top, origin=f"percentiles {low:g} and {high:g} of this image")
+
+
+def _two_numbers(text: str, how: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f'range must be "auto", "dtype", "LOW,HIGH", "hu:LOW,HIGH" or "percentiles:LOW,HIGH", got {how!r}'
+        ) from None
+    return low, high
+
+
+def _read_bitmap(path: Path) -> np.ndarray:
+    """(N, C, H, W) of a bitmap file."""
+    array, axes = _read_tiff(path) if path.suffix.lower() in _TIFF_SUFFIXES else _read_pillow(path)
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{path} must hold real numbers, got {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{path} holds NaN or infinite values")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if axes.endswith("S"):
+        if array.shape[-1] in (2, 4):
+            _warn(f"{path} has an alpha channel, which was left out")
+            array = array[..., :-1]
+        array = np.moveaxis(array, -1, -3)
+    else:
+        array = array[..., None, :, :]
+    stack = array.reshape(-1, *array.shape[-3:])
+    if stack.shape[1] not in (1, 3):
+        raise ValueError(f"{path} must have 1 or 3 channels, got {stack.shape[1]}")
+    return stack
+
+
+def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    try:
+        with Pillow.open(path) as picture:
+            if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+                converted = picture.convert("RGB")
+            else:
+                if _png_bits(path) == 16 and not picture.mode.startswith("I"):
+                    raise ValueError(
+                        f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF"
+                    )
+                converted = picture.copy()
+    except (UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a readable image: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise OSError(f"{path} is damaged or cut off: {' '.join(str(error).split())}") from error
+    array = np.asarray(converted)
+    if converted.mode == "I":  # Pillow keeps 16-bit PNGs as int32
+        array = array.astype(np.uint16 if _png_bits(path) == 16 else np.int32)
+    return array, "YXS" if array.ndim == 3 else "YX"
+
+
+def _png_bits(path: Path) -> int | None:
+    with path.open("rb") as stream:
+        head = stream.read(25)
+    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else None
+
+
+def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            array, axes = series.asarray(), series.axes
+    except Exception as error:  # decoders fail in many ways on damaged data
+        raise ValueError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())[:200]}") from error
+    if axes.startswith("S") and array.ndim == 3:  # planes one after the other
+        array, axes = np.moveaxis(array, 0, -1), "YXS"
+    if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
+        raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
+    return array, axes
+
+
+def _write_bitmap(path: Path, stack: np.ndarray) -> None:
+    """(N, C, H, W) as a bitmap; N above 1 and types other than 8 and 16 bits need TIFF."""
+    planes = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
+    suffix = path.suffix.lower()
+    if suffix in _TIFF_SUFFIXES:
+        import tifffile
+
+        with atomic_path(path) as temporary:
+            tifffile.imwrite(
+                temporary,
+                planes if len(planes) > 1 else planes[0],
+                photometric="rgb" if stack.shape[1] == 3 else "minisblack",
+                metadata=None,
+            )
+        return
+    if suffix not in BITMAP_SUFFIXES:
+        raise ValueError(f"path must end in one of {', '.join(BITMAP_SUFFIXES)}, got {path.name}")
+    if suffix in (".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{path.name} would lose values; write .png or .tiff")
+    deep = stack.dtype == np.uint16 and stack.shape[1] == 1 and suffix == ".png"
+    if len(planes) > 1 or not (stack.dtype == np.uint8 or deep):
+        raise ValueError(
+            f"{path.name} cannot hold {len(planes)} image(s) of {stack.shape[1]} channel(s) of {stack.dtype} without"
+            " loss; write .tiff"
+        )
+    from PIL import Image as Pillow
+
+    with atomic_path(path) as temporary:
+        Pillow.fromarray(np.ascontiguousarray(planes[0])).save(temporary)
+
+
+def _modality(path: Path) -> str | None:
+    import pydicom
+
+    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
+        try:
+            header: Any = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "Rows"])
+        except (pydicom.errors.InvalidDicomError, OSError):
+            continue
+        if "Rows" in header:
+            return str(header.get("Modality", "")) or None
+    return None
+
+
+def _has_dicom(folder: Path) -> bool:
+    """Whether a folder holds a DICOM file, by the mark in its first bytes or by its suffix."""
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        if file.suffix.lower() in (".dcm", ".ima", ".dicom"):
+            return True
+        with file.open("rb") as stream:
+            if stream.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, VolumeWarning, stacklevel=3)

@@ -1,0 +1,339 @@
+"""Restore images of any size, in tiles that bound the memory, slice by slice; guards, and a report of the change."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from .data import dihedral, neighbours, undo_dihedral
+from .images import Image, IntensityRange, choose_range
+from .weights import WeightsInfo
+
+Progress = Callable[[int, int], None]
+"""Called with the number of slices that are done, and of all."""
+
+
+class Refused(ValueError):
+    """The weights are not made for this image; a result would look fine and be wrong."""
+
+
+def restore(
+    model: nn.Module,
+    image: np.ndarray | Tensor,
+    *,
+    tile: int = 200,
+    overlap: float = 0.1,
+    self_ensemble: bool = False,
+    blend: Literal["smooth", "cut"] = "smooth",
+    groups: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Restore a stack of slices by a model; what is in memory at once depends on the tile, not on the image.
+
+    Args:
+        model: MaIR, MaIRUNet, or any module with in_channels, out_channels and scale that maps (1, C_in, H, W) to
+            (1, C, H * scale, W * scale). With several input and one output channel on grey slices, the neighbours of
+            a slice are the other input channels (2.5-D).
+        image: (N, C, H, W), or (C, H, W), with 0 and 1 at the ends of the intensity range.
+        tile: largest side of a tile in pixels, without its overlap.
+        overlap: what a tile sees of its neighbours, on each side, as a share of the tile.
+        self_ensemble: mean over the eight mirrorings and rotations of the image; takes eight times as long.
+        blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap; "cut" pastes
+            them side by side, as published figures do it.
+        groups: volumes that follow each other in N; 2.5-D does not look from one into the next.
+        device: where the model runs.
+        progress: told of each slice.
+
+    Returns:
+        float32, (N, C, H * scale, W * scale) or without N as it came; not cut to [0, 1].
+
+    Raises:
+        Refused: the image has another number of channels than the model.
+        ValueError: for a shape or an option that does not fit.
+    """
+    stack = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
+    single = stack.ndim == 3
+    stack = stack[None] if single else stack
+    if stack.ndim != 4 or 0 in stack.shape:
+        raise ValueError(f"image must have shape (N, C, H, W) or (C, H, W), got {tuple(stack.shape)}")
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
+    if not 0 <= overlap <= 0.5:
+        raise ValueError(f"overlap must be from 0 to 0.5, got {overlap}")
+    if blend not in ("smooth", "cut"):
+        raise ValueError(f'blend must be "smooth" or "cut", got {blend!r}')
+    slices = slices_of(model, stack.shape[1])
+    count, per_group = len(stack), len(stack) // groups
+    model = model.to(device).eval()
+    restored: Tensor | None = None
+    with torch.inference_mode():
+        for k in range(count):
+            first = k // per_group * per_group
+            chosen = [first + i for i in neighbours(per_group, k - first, slices)]
+            degraded = stack[chosen].flatten(0, 1).float()
+            views = range(8) if self_ensemble else range(1)
+            total = sum(
+                undo_dihedral(_restore_tiles(model, dihedral(degraded, view), tile, overlap, blend, device), view)
+                for view in views
+            )
+            assert isinstance(total, Tensor)
+            result = total / len(views)
+            if restored is None:
+                restored = torch.empty(count, *result.shape)
+            restored[k] = result
+            if progress is not None:
+                progress(k + 1, count)
+    assert restored is not None
+    return restored[0].numpy() if single else restored.numpy()
+
+
+def slices_of(model: nn.Module, channels: int) -> int:
+    """How many neighbouring slices the model takes of an image with so many channels: 1, or an odd number (2.5-D).
+
+    Raises:
+        Refused: the image does not fit.
+    """
+    taken, given = int(model.in_channels), int(model.out_channels)  # type: ignore[arg-type]
+    if taken == channels == given:
+        return 1
+    if channels == given == 1 and taken % 2:
+        return taken
+    kind = {1: "grey", 3: "colour"}
+    raise Refused(
+        f"the weights are for {kind.get(given, str(given))} images ({taken} channel(s) in, {given} out), got an image"
+        f" with {channels} channel(s)"
+    )
+
+
+def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
+    """Where the tiles lie on one axis: (start, stop) of what a tile sees and (left, right) of what it stands for.
+
+    As published: `length // tile + 1` tiles of one size, each seeing a share `overlap` of its size beyond its inner
+    borders. The axis is meant to be extended to a multiple of the number of tiles.
+
+    Example:
+        >>> tile_windows(10, 6, 0.2)
+        [(0, 6, 0, 5), (4, 10, 5, 10)]
+    """
+    number = length // tile + 1
+    size = -(-length // number)
+    beyond = int(size * overlap)
+    return [
+        (max(i * size - beyond, 0), min((i + 1) * size + beyond, number * size), i * size, (i + 1) * size)
+        for i in range(number)
+    ]
+
+
+def tile_weights(windows: list[tuple[int, int, int, int]], *, scale: int = 1, smooth: bool = True) -> list[np.ndarray]:
+    """The weight of each tile's pixels along one axis; over all tiles they sum to 1 at every place.
+
+    A smooth weight rises over the inner half of the overlap on both sides of a border; the outer half, where a tile
+    lacks what lies beyond it, does not count.
+
+    Args:
+        windows: of `tile_windows`.
+        scale: pixels of the result per pixel of the image.
+        smooth: fade; else 1 inside the tile's own part and 0 outside.
+
+    Example:
+        >>> [w.tolist() for w in tile_weights([(0, 6, 0, 5), (4, 10, 5, 10)], smooth=False)]
+        [[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
+    """
+    weights = []
+    for number, (start, stop, left, right) in enumerate(windows):
+        place = np.arange(start * scale, stop * scale) + 0.5
+        weight = np.ones(len(place))
+        if number > 0:
+            weight *= _rise(place, left * scale, (left - start) / 2 * scale if smooth else 0)
+        if number < len(windows) - 1:
+            weight *= 1 - _rise(place, right * scale, (stop - right) / 2 * scale if smooth else 0)
+        weights.append(weight)
+    return weights
+
+
+def _rise(place: np.ndarray, border: float, half: float) -> np.ndarray:
+    """0 below the border and 1 above it, with half a cosine over border - half .. border + half."""
+    if half <= 0:
+        return (place > border).astype(np.float64)
+    part = np.clip((place - border) / (2 * half) + 0.5, 0, 1)
+    return (1 - np.cos(np.pi * part)) / 2
+
+
+def _restore_tiles(
+    model: nn.Module, degraded: Tensor, tile: int, overlap: float, blend: str, device: torch.device | str
+) -> Tensor:
+    """(C_in, H, W) -> (C, H * scale, W * scale) on the CPU, tile by tile."""
+    height, width = degraded.shape[1:]
+    scale = int(model.scale)  # type: ignore[arg-type]
+    windows = [tile_windows(length, tile, overlap) for length in (height, width)]
+    padded = _extend(_extend(degraded[None], 2, windows[0][-1][1]), 3, windows[1][-1][1])
+    weights = [tile_weights(w, scale=scale, smooth=blend == "smooth") for w in windows]
+    total: Tensor | None = None
+    for rows, row_weight in zip(windows[0], weights[0], strict=True):
+        for columns, column_weight in zip(windows[1], weights[1], strict=True):
+            piece = padded[:, :, rows[0] : rows[1], columns[0] : columns[1]]
+            restored = model(piece.to(device))[0].float().cpu()
+            if total is None:
+                total = restored.new_zeros(restored.shape[0], windows[0][-1][1] * scale, windows[1][-1][1] * scale)
+            weight = torch.from_numpy(np.outer(row_weight, column_weight).astype(np.float32))
+            target = total[:, scale * rows[0] : scale * rows[1], scale * columns[0] : scale * columns[1]]
+            target.addcmul_(restored, weight)
+    assert total is not None
+    return total[:, : height * scale, : width * scale]
+
+
+def _extend(image: Tensor, axis: int, length: int) -> Tensor:
+    """The image mirrored at its last pixel until it is so long along an axis."""
+    size = image.shape[axis]
+    if size == length:
+        return image
+    position = torch.arange(length) % max(2 * size - 2, 1)
+    return image.index_select(axis, torch.minimum(position, (2 * size - 2 - position).clamp(min=0)))
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a result left its input, in the image's unit unless it says otherwise.
+
+    Attributes:
+        bias: mean of result - input; what a mean over a region of interest moves by.
+        largest_local_bias: the largest mean of result - input over a Gaussian neighbourhood (sigma 8 pixels), signed.
+        rms: root mean square of result - input.
+        largest: largest absolute difference of one pixel.
+        edge_ratio: mean slope at the input's strongest edges, result / input, both smoothed (sigma 1.5 pixels); below 1
+            edges were softened.
+        structure: correlation of result - input with the smoothed input's local contrast; 0 if only noise went.
+        outside: share of the result's pixels outside the intensity range.
+        unit: of the first four.
+    """
+
+    bias: float
+    largest_local_bias: float
+    rms: float
+    largest: float
+    edge_ratio: float
+    structure: float
+    outside: float
+    unit: str
+
+    def as_dict(self) -> dict[str, float | str]:
+        """Plain values, for a record."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The figures in words, one per line."""
+        unit = f" {self.unit}" if self.unit not in ("", "relative") else ""
+        return [
+            f"bias (mean of result - input)     {self.bias:+.4g}{unit}",
+            f"largest local bias                {self.largest_local_bias:+.4g}{unit}",
+            f"difference, root mean square      {self.rms:.4g}{unit}",
+            f"difference, largest               {self.largest:.4g}{unit}",
+            f"slope at strong edges, out / in   {self.edge_ratio:.3f}",
+            f"structure in what was taken out   {self.structure:+.3f} (correlation; 0 for pure noise)",
+            f"pixels outside the range          {100 * self.outside:.2f} %",
+        ]
+
+
+def measure_change(
+    degraded: np.ndarray, restored: np.ndarray, *, intensity_range: IntensityRange, scale: int = 1
+) -> Change:
+    """How far a result left its input.
+
+    Args:
+        degraded: (N, C, H, W) in the image's unit.
+        restored: (N, C, H * scale, W * scale) in the same unit; a larger one is averaged down to the input's pixels.
+        intensity_range: that the network saw as 0 to 1.
+        scale: of super-resolution.
+
+    Returns:
+        Figures over all slices.
+    """
+    n, channels, height, width = degraded.shape
+    outside = float(np.mean((restored < intensity_range.low) | (restored > intensity_range.high)))
+    worst, squares, total, largest = 0.0, 0.0, 0.0, 0.0
+    slopes = np.zeros(2)
+    moments = np.zeros(5)  # sums of x, y, x^2, y^2, x*y
+    for before, after in _planes(degraded, restored, scale):
+        difference = after - before
+        total += difference.sum()
+        squares += np.square(difference).sum()
+        largest = max(largest, float(np.abs(difference).max()))
+        local = gaussian_filter(difference, 8)
+        place = np.unravel_index(np.abs(local).argmax(), local.shape)
+        worst = max(worst, float(local[place]), key=abs)
+        smooth = [gaussian_filter(plane, 1.5) for plane in (before, after)]
+        steep = [np.hypot(*np.gradient(plane)) if min(plane.shape) > 1 else np.zeros_like(plane) for plane in smooth]
+        edges = steep[0] >= np.quantile(steep[0], 0.95)
+        slopes += [s[edges].sum() for s in steep]
+        contrast = smooth[0] - gaussian_filter(before, 4)
+        moments += [
+            difference.sum(),
+            contrast.sum(),
+            np.square(difference).sum(),
+            np.square(contrast).sum(),
+            (difference * contrast).sum(),
+        ]
+    count = n * channels * height * width
+    mx, my, mxx, myy, mxy = moments / count
+    spread = np.sqrt(max(mxx - mx**2, 0.0) * max(myy - my**2, 0.0))
+    return Change(
+        bias=float(total / count),
+        largest_local_bias=worst,
+        rms=float(np.sqrt(squares / count)),
+        largest=largest,
+        edge_ratio=float(slopes[1] / slopes[0]) if slopes[0] > 0 else 1.0,
+        structure=float((mxy - mx * my) / spread) if spread > 0 else 0.0,
+        outside=outside,
+        unit=intensity_range.unit,
+    )
+
+
+def _planes(degraded: np.ndarray, restored: np.ndarray, scale: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of float64 planes on the input's pixels."""
+    height, width = degraded.shape[2:]
+    for before, after in zip(
+        degraded.reshape(-1, height, width), restored.reshape(-1, *restored.shape[2:]), strict=True
+    ):
+        mean = after.astype(np.float64).reshape(height, scale, width, scale).mean((1, 3))
+        yield before.astype(np.float64), mean
+
+
+def fitting_range(image: Image, info: WeightsInfo, how: str = "auto") -> IntensityRange:
+    """The intensity range for an image and these weights, or a refusal where a wrong one would go unseen.
+
+    | weights for | image | outcome with "auto" | with a range given |
+    | --- | --- | --- | --- |
+    | HU | CT series | the weights' window | must be the weights' window |
+    | HU | volume of unknown kind | refused: say hu:LOW,HIGH | must be hu: and the weights' window |
+    | HU | bitmap, MR series | refused | refused |
+    | 8-bit | uint8 | 0 to 255 | as given |
+    | 8-bit | other types | refused: say the range | as given |
+    | relative | any | `choose_range` | as given |
+
+    Raises:
+        Refused: as the table says.
+    """
+    low, high = info.intensity_range
+    if info.intensity_unit == "HU":
+        wanted = f"hu:{low:g},{high:g}"
+        if image.kind == "bitmap" or image.modality not in (None, "CT"):
+            raise Refused(f"the weights are for CT numbers ({wanted}), got {image.path} ({image.modality or 'no CT'})")
+        if how == "auto" and image.modality == "CT":
+            how = wanted
+        if how == "auto":
+            raise Refused(f"the weights are for CT numbers; if {image.path} holds them, say so with --range {wanted}")
+        chosen = choose_range(image, how)
+        if chosen.unit != "HU" or (chosen.low, chosen.high) != (low, high):
+            raise Refused(f"the weights are for the range {wanted}, got {how}")
+        return chosen
+    if info.intensity_unit == "8-bit" and how == "auto" and image.dtype != np.uint8:
+        raise Refused(
+            f"the weights are for 8-bit images, got {image.path} with {image.dtype.name} pixels; say with --range"
+            " LOW,HIGH which intensities are black and white"
+        )
+    return choose_range(image, how)

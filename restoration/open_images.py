@@ -1,0 +1,94 @@
+"""Openly licensed images that installed packages carry, as grey pictures to train and validate a denoiser on."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..volumes import read_volume
+from ..volumes.files import atomic_path
+from .images import read_image
+
+# name -> (package, file in it, licence, smaller by)
+_PICTURES: dict[str, tuple[str, str, str, int]] = {
+    "astronaut": ("skimage", "data/astronaut.png", "public domain (NASA)", 1),
+    "brick": ("skimage", "data/brick.png", "CC0", 1),
+    "camera": ("skimage", "data/camera.png", "CC0 (Lav Varshney)", 1),
+    "chelsea": ("skimage", "data/chelsea.png", "CC0 (Stefan van der Walt)", 1),
+    "coffee": ("skimage", "data/coffee.png", "CC0 (Rachel Michetti)", 1),
+    "coins": ("skimage", "data/coins.png", "no known copyright restrictions (Brooklyn Museum)", 1),
+    "grass": ("skimage", "data/grass.png", "CC0", 1),
+    "gravel": ("skimage", "data/gravel.png", "CC0", 1),
+    "hubble": ("skimage", "data/hubble_deep_field.jpg", "public domain (NASA)", 2),
+    "ihc": ("skimage", "data/ihc.png", "no known copyright restrictions", 1),
+    "retina": ("skimage", "data/retina.jpg", "CC0 (Mikael Haggstrom)", 2),
+    "rocket": ("skimage", "data/rocket.jpg", "public domain (SpaceX)", 1),
+    "text": ("skimage", "data/text.png", "public domain", 1),
+    "china": ("sklearn", "datasets/images/china.jpg", "CC BY 2.0 (nicolas.malidin)", 1),
+    "flower": ("sklearn", "datasets/images/flower.jpg", "CC BY 2.0 (vultilion)", 1),
+}
+_BRAIN = ("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz", "MNI ICBM 152, open licence")
+_VALIDATION = ("camera", "coffee", "brain-axial-110")
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def write_open_images(folder: Path) -> dict[str, int]:
+    """Write grey 8-bit PNG files into folder/train and folder/validation, and LICENCES.tsv.
+
+    Pictures that packages compressed as JPEG are averaged over 2 x 2 pixels where they are large, so that a denoiser
+    does not learn the traces of compression. A package that is not installed is left out.
+
+    Returns:
+        How many images each of the two folders got.
+
+    Raises:
+        ValueError: if no package with images is installed.
+    """
+    from PIL import Image as Pillow
+
+    counts = {"train": 0, "validation": 0}
+    rows = []
+    for name, pixels, licence in _all_images():
+        part = "validation" if name in _VALIDATION else "train"
+        with atomic_path(folder / part / f"{name}.png") as temporary:
+            Pillow.fromarray(pixels).save(temporary)
+        counts[part] += 1
+        rows.append(f"{part}/{name}.png\t{licence}")
+    if not counts["train"]:
+        raise ValueError("no package with open images is installed: pip install scikit-image scikit-learn nilearn")
+    with atomic_path(folder / "LICENCES.tsv") as temporary:
+        temporary.write_text("file\tlicence\n" + "\n".join(rows) + "\n")
+    return counts
+
+
+def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
+    for name, (package, file, licence, factor) in _PICTURES.items():
+        path = _in_package(package, file)
+        if path is not None:
+            stack = read_image(path).stack[0].astype(np.float64)
+            grey = np.tensordot(_LUMA, stack, 1) if len(stack) == 3 else stack[0]
+            yield name, _as_bytes(_averaged(grey, factor)), f"{licence}, from {package}"
+    package, file, licence = _BRAIN
+    path = _in_package(package, file)
+    if path is not None:
+        volume = read_volume(path).array.astype(np.float64)
+        volume *= 255 / np.percentile(volume, 99.9)
+        for axis, word in ((0, "sagittal"), (1, "coronal"), (2, "axial")):
+            for k in range(40, volume.shape[axis] - 40, 10):
+                yield f"brain-{word}-{k}", _as_bytes(volume.take(k, axis)), f"{licence}, from {package}"
+
+
+def _in_package(package: str, file: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    path = None if spec is None or spec.origin is None else Path(spec.origin).parent / file
+    return path if path is not None and path.is_file() else None
+
+
+def _averaged(grey: np.ndarray, factor: int) -> np.ndarray:
+    height, width = (size // factor * factor for size in grey.shape)
+    return grey[:height, :width].reshape(height // factor, factor, width // factor, factor).mean((1, 3))
+
+
+def _as_bytes(grey: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
