@@ -31,6 +31,7 @@ from scipy.ndimage import gaussian_filter
 
 from ..volumes import AffineTransform, Volume, VolumeWarning, read_volume
 from ..volumes.resample import resample
+from ..volumes.transforms import Transform
 from .affine import align_affine
 from .diffusion import fractional_anisotropy, mean_b0, mean_dwi, read_bvals, read_gradients
 
@@ -247,6 +248,17 @@ def unit_range(volume: Volume) -> Volume:
     return volume.with_array(np.clip((array - low) / (high - low), 0.0, 1.0))
 
 
+def to_grid(volume: Volume, grid: Volume, transform: Transform | None = None) -> torch.Tensor:
+    """The image on another grid as a network sees it, (1, D, H, W) float32: smoothed for it, interpolated once.
+
+    Args:
+        volume: (D, H, W).
+        grid: its shape and affine are taken, its values are not.
+        transform: from the world of `grid` into that of `volume`; None where both are one world.
+    """
+    return _channel(resample(_antialiased(volume, min(grid.spacing)), grid, transform), np.float32)
+
+
 def load_fixed(pair: Pair) -> Volume:
     """The fixed image of a pair, (D, H, W); of a diffusion series the map that `pair.contrast` names."""
     volume = read_volume(pair.fixed)
@@ -291,8 +303,8 @@ def prepare(
     matrix = np.eye(4) if affine == "none" else align_affine(moving, fixed, kind=affine, cache_dir=cache_dir)
     pull_back = AffineTransform(matrix)
     item: dict[str, Any] = {
-        "moving": _channel(resample(_antialiased(unit_range(moving), spacing_mm), grid, pull_back), np.float32),
-        "fixed": _channel(resample(_antialiased(unit_range(fixed), spacing_mm), grid), np.float32),
+        "moving": to_grid(unit_range(moving), grid, pull_back),
+        "fixed": to_grid(unit_range(fixed), grid),
         "spacing": torch.full((3,), float(spacing_mm)),
         "subject": pair.subject,
     }
