@@ -1,0 +1,978 @@
+// Selective scan on the CPU, forward and backward, one compilation per instruction-set level.
+//
+// One SIMD lane is one channel: the states of a channel are a loop over registers, B and C are broadcast scalars, and no
+// sum ever runs across lanes except for the gradients of B and C, once per chunk and group. Time is cut into chunks of
+// CHUNK steps; the state at the start of each is the checkpoint from which the backward pass recomputes the chunk.
+// Plain C interface on raw pointers (struct Scan below, mirrored in scan_cpu.py); no torch, no Python.
+//
+// Built with -DVW_LEVEL=<suffix> and the flags of that level; GCC or Clang (vector extensions).
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#include <atomic>
+#include <thread>
+#include <vector>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(_WIN32)
+#include <malloc.h>
+#define VW_EXPORT extern "C" __declspec(dllexport)
+#else
+#define VW_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+#define VW_JOIN2(a, b) a##_##b
+#define VW_JOIN(a, b) VW_JOIN2(a, b)
+#define VW_NAME(name) VW_JOIN(name, VW_LEVEL)
+
+// The native width: 16 lanes on an AVX2 target were 7 times slower than 8, since the registers spill.
+#if defined(__AVX512F__)
+#define VW_LANES 16
+#elif defined(__AVX2__)
+#define VW_LANES 8
+#else
+#define VW_LANES 4
+#endif
+
+extern "C" {
+// One call. Strides count elements. Missing arguments are null. `groups` is the number of groups, or of directions if
+// `permutation` is given; channel c of group g is channel g * (channels / groups) + c everywhere.
+// u and its kin are (batch, channels, length) with step stride 1, or, with `permutation`, (batch, position, [group,]
+// channel of the group) with channel stride 1; their strides are {batch, group, step or position, channel}.
+struct Scan {
+  int64_t batch, channels, groups, states, length;
+  int64_t type;  // 0 float32, 1 float16, 2 bfloat16: u, delta, z, varying B and C, out and the gradients of u, delta, z
+  int64_t softplus, threads, splits, b_varies, c_varies;
+  const void *u, *delta, *z, *B, *C, *grad_out;
+  int64_t u_stride[4], delta_stride[4], z_stride[4], grad_out_stride[4];
+  int64_t B_stride[4], C_stride[4];  // {batch, group, step or position, state}
+  const float *A, *D, *delta_bias, *initial_state, *grad_last_state;
+  const int32_t *permutation;  // (groups, length)
+  void *out;
+  float *last_state, *checkpoints;
+  void *du, *ddelta, *dz;
+  int64_t out_stride[4];  // of out, ddelta, dz, and du without permutation
+  float *dB, *dC;         // (splits, ...); the first part holds the sum in the end; constant: (batch, channels, states)
+  int64_t dB_stride[4];   // of one part: {batch, group, step or position, state}
+  int64_t dB_part;        // elements of one part
+  float *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
+  float *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
+};
+}
+
+namespace {
+
+constexpr int W = VW_LANES;
+constexpr int CHUNK = 128;
+
+typedef float vf __attribute__((vector_size(4 * VW_LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * VW_LANES)));
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE vf splat(float x) { return x - vf{}; }
+INLINE vf load(const float *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+INLINE vf load_first(const float *p, int64_t n) {
+  if (n >= W) return load(p);
+#if VW_LANES == 16
+  return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+  vf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+INLINE void store_first(float *p, vf v, int64_t n) {
+  if (n >= W) return store(p, v);
+#if VW_LANES == 16
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
+#if VW_LANES == 8
+  return (vf)_mm256_max_ps((__m256)lowest, (__m256)x);
+#elif VW_LANES == 4 && defined(__x86_64__)
+  return (vf)_mm_max_ps((__m128)lowest, (__m128)x);
+#else
+  return lowest > x ? lowest : x;
+#endif
+}
+
+INLINE vf at_most(vf highest, vf x) {
+#if VW_LANES == 8
+  return (vf)_mm256_min_ps((__m256)highest, (__m256)x);
+#elif VW_LANES == 4 && defined(__x86_64__)
+  return (vf)_mm_min_ps((__m128)highest, (__m128)x);
+#else
+  return highest < x ? highest : x;
+#endif
+}
+
+// 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since a bias of a decay near 1 would grow with every step.
+INLINE vf exp2_fraction(vf f) {
+  vf p = f * 1.326472668e-03f + 9.671512676e-03f;
+  p = p * f + 5.550733745e-02f;
+  p = p * f + 2.402224208e-01f;
+  p = p * f + 6.931469776e-01f;
+  return p * f + 1.0f;
+}
+
+// 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN.
+INLINE vf exp2_lanes(vf x) {
+#if VW_LANES == 16
+  // not reduce_ps, which would save the subtraction: it takes 6 ns on Zen 4, all of this 1.6 ns
+  __m512 r = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vf)_mm512_scalef_ps((__m512)exp2_fraction(x - (vf)r), r);
+#else
+  x = at_most(splat(128.0f), at_least(splat(-126.0f), x));
+  vf shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest integer, which then is the low bits
+  vf f = x - (shifted - 12582912.0f);
+  return (vf)((vi)exp2_fraction(f) + ((vi)shifted << 23));
+#endif
+}
+
+// e^x for x <= 0 with the rounding of x / ln 2 taken back
+INLINE vf exp_negative(vf x) {
+  x = at_least(splat(-87.0f), x);
+  vf shifted = x * 1.44269504f + 12582912.0f;
+  vf r = shifted - 12582912.0f;
+  vf f = (x - r * 0.693145752f) - r * 1.42860677e-06f;
+  return (vf)((vi)exp2_fraction(f * 1.44269504f) + ((vi)shifted << 23));
+}
+
+// A and dl are cut here, so that dl * A stays finite and exp(-inf) is no special case in the inner loop
+INLINE vf finite(vf x) { return at_most(splat(1e19f), at_least(splat(-1e19f), x)); }
+
+INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
+
+// log(1 + e^x), relative error 1e-6 even where it is tiny; `slope` becomes its derivative, the sigmoid.
+INLINE vf softplus(vf x, vf &slope) {
+  vf y = exp_negative(-absolute(x));
+  vf q = y * 2.072946771e-03f - 1.363147636e-02f;
+  q = q * y + 4.198135278e-02f;
+  q = q * y - 8.307405842e-02f;
+  q = q * y + 1.246712155e-01f;
+  q = q * y - 1.612933530e-01f;
+  q = q * y + 1.989793191e-01f;
+  q = q * y - 2.498857901e-01f;
+  q = q * y + 3.333268978e-01f;
+  q = q * y - 4.999998729e-01f;
+  q = q * y + 1.0f;
+  vf positive = (vf)((vi)x & ~(x < 0.0f));
+  slope = ((vf)((x >= 0.0f) ? (vi)splat(1.0f) : (vi)y)) / (y + 1.0f);
+  slope = (x > 20.0f) ? splat(1.0f) : slope;
+  vf result = y * q + positive;
+  return (x > 20.0f) ? x : (x == x) ? result : x;
+}
+
+INLINE vf sigmoid(vf x) {
+  vf y = exp_negative(-absolute(x));
+  vf s = ((x >= 0.0f) ? splat(1.0f) : y) / (y + 1.0f);
+  return (x == x) ? s : x;
+}
+
+// ---- float16 and bfloat16: rows are widened on the way in and rounded to nearest even on the way out
+
+INLINE float from_bits(uint32_t bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
+INLINE uint32_t to_bits(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4); return bits; }
+
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+INLINE float widen(float x) { return x; }
+INLINE float widen(Brain x) { return from_bits((uint32_t)x.bits << 16); }
+INLINE float widen(Half x) {
+  uint32_t magnitude = (uint32_t)(x.bits & 0x7fff) << 13;
+  float value = from_bits(magnitude) * 0x1p112f;  // moves the exponent bias, normalises subnormals
+  uint32_t bits = to_bits(value) | (magnitude >= 0x0f800000u ? 0x7f800000u : 0u);
+  return from_bits(bits | (uint32_t)(x.bits & 0x8000) << 16);
+}
+
+INLINE void narrow(float x, float &to) { to = x; }
+INLINE void narrow(float x, Brain &to) {
+  uint32_t bits = to_bits(x);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to.bits = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+}
+INLINE void narrow(float x, Half &to) {
+  uint32_t bits = to_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t normal = (magnitude - 0x37fff001u + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;
+  to.bits = (uint16_t)(result | sign);
+}
+
+// ---- transposition of W x W numbers, and of partial sums, in registers; all shuffles have constant patterns
+
+template <int S, size_t... I>
+INLINE void exchange(vf &a, vf &b, std::index_sequence<I...>) {
+  vf low = __builtin_shufflevector(a, b, ((I & S) ? W + I - S : I)...);
+  vf high = __builtin_shufflevector(a, b, ((I & S) ? W + I : I + S)...);
+  a = low;
+  b = high;
+}
+
+template <int S>
+INLINE void transpose_stage(vf *rows) {
+  for (int i = 0; i < W; ++i)
+    if (!(i & S)) exchange<S>(rows[i], rows[i + S], std::make_index_sequence<W>());
+}
+
+INLINE void transpose(vf *rows) {
+  transpose_stage<1>(rows);
+  transpose_stage<2>(rows);
+#if VW_LANES >= 8
+  transpose_stage<4>(rows);
+#endif
+#if VW_LANES >= 16
+  transpose_stage<8>(rows);
+#endif
+}
+
+// Lane i of the result is the sum over the lanes of v[i].
+template <int S>
+INLINE void sum_stage(vf *v) {
+  for (int i = 0; i < W; i += 2 * S) {
+    exchange<S>(v[i], v[i + S], std::make_index_sequence<W>());
+    v[i] += v[i + S];
+  }
+}
+
+INLINE vf lane_sums(vf *v) {
+  sum_stage<1>(v);
+  sum_stage<2>(v);
+#if VW_LANES >= 8
+  sum_stage<4>(v);
+#endif
+#if VW_LANES >= 16
+  sum_stage<8>(v);
+#endif
+  return v[0];
+}
+
+// ---- threads
+
+template <class Work>
+void parallel_for(int64_t threads, int64_t tasks, const Work &work) {
+  if (threads > tasks) threads = tasks;
+  if (threads <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) work(i, 0);
+    return;
+  }
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
+  for (int64_t i = 0; i < tasks; ++i) work(i, omp_get_thread_num());
+#else
+  std::atomic<int64_t> next{0};
+  auto run = [&](int64_t thread) {
+    for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, thread);
+  };
+  std::vector<std::thread> pool;
+  for (int64_t thread = 1; thread < threads; ++thread) pool.emplace_back(run, thread);
+  run(0);
+  for (auto &thread : pool) thread.join();
+#endif
+}
+
+void *allocate(size_t bytes) {
+  bytes = (bytes + 4095) / 4096 * 4096;
+#if defined(_WIN32)
+  return _aligned_malloc(bytes, 4096);
+#else
+  return aligned_alloc(4096, bytes);
+#endif
+}
+
+void release(void *p) {
+#if defined(_WIN32)
+  _aligned_free(p);
+#else
+  free(p);
+#endif
+}
+
+// ---- tiles: CHUNK steps of W channels as [step][lane]
+
+// Where W channels of one chunk lie in memory, in either layout. Strides count bytes.
+struct Tile {
+  char *base;                // first channel; step 0 of the chunk (channel first) or position 0 (channel last)
+  int64_t step, row;         // of a step or position, of a channel
+  const int32_t *positions;  // of the steps of the chunk, or null for channel first
+  int rows, steps, type;     // rows <= W real channels
+  INLINE char *at(int t, int lane) const { return base + (positions ? positions[t] : t) * step + lane * row; }
+};
+
+INLINE int64_t type_size(int64_t type) { return type == 0 ? 4 : 2; }
+
+alignas(64) const float zeros[CHUNK] = {};
+
+template <class E>
+void widen_row(const char *from, int64_t step, int count, float *to) {
+  if (step == (int64_t)sizeof(E))
+    for (int t = 0; t < count; ++t) to[t] = widen(((const E *)from)[t]);
+  else
+    for (int t = 0; t < count; ++t) to[t] = widen(*(const E *)(from + t * step));
+}
+
+template <class E>
+void narrow_row(const float *from, char *to, int count) {
+  for (int t = 0; t < count; ++t) narrow(from[t], ((E *)to)[t]);
+}
+
+void widen_any(int64_t type, const char *from, int64_t step, int count, float *to) {
+  if (type == 0) widen_row<float>(from, step, count, to);
+  if (type == 1) widen_row<Half>(from, step, count, to);
+  if (type == 2) widen_row<Brain>(from, step, count, to);
+}
+
+void narrow_any(int64_t type, const float *from, char *to, int count) {
+  if (type == 0) narrow_row<float>(from, to, count);
+  if (type == 1) narrow_row<Half>(from, to, count);
+  if (type == 2) narrow_row<Brain>(from, to, count);
+}
+
+void load_tile(const Tile &tile, vf *to, float *staging) {
+  if (tile.positions) {
+    if (tile.type == 0 && tile.rows >= W)
+      for (int t = 0; t < tile.steps; ++t) to[t] = load((const float *)tile.at(t, 0));
+    else if (tile.type == 0)
+      for (int t = 0; t < tile.steps; ++t) to[t] = load_first((const float *)tile.at(t, 0), tile.rows);
+    else
+      for (int t = 0; t < tile.steps; ++t) {
+        widen_any(tile.type, tile.at(t, 0), 2, tile.rows, staging);
+        to[t] = load_first(staging, tile.rows);
+      }
+    return;
+  }
+  const float *rows[W];
+  for (int i = 0; i < W; ++i) {
+    rows[i] = i < tile.rows ? (const float *)tile.at(0, i) : zeros;
+    if (tile.type != 0 && i < tile.rows) {
+      widen_any(tile.type, tile.at(0, i), tile.step, tile.steps, staging + i * CHUNK);
+      rows[i] = staging + i * CHUNK;
+    }
+  }
+  int t = 0;
+  for (; t + W <= tile.steps; t += W) {
+    vf block[W];
+    for (int i = 0; i < W; ++i) block[i] = load(rows[i] + t);
+    transpose(block);
+    for (int i = 0; i < W; ++i) to[t + i] = block[i];
+  }
+  for (; t < tile.steps; ++t) {
+    vf v = {};
+    for (int i = 0; i < W; ++i) v[i] = rows[i][t];
+    to[t] = v;
+  }
+}
+
+void store_tile(const Tile &tile, const vf *from, float *staging) {
+  if (tile.positions) {
+    if (tile.type == 0 && tile.rows >= W)
+      for (int t = 0; t < tile.steps; ++t) store((float *)tile.at(t, 0), from[t]);
+    else if (tile.type == 0)
+      for (int t = 0; t < tile.steps; ++t) store_first((float *)tile.at(t, 0), from[t], tile.rows);
+    else
+      for (int t = 0; t < tile.steps; ++t) narrow_any(tile.type, (const float *)&from[t], tile.at(t, 0), tile.rows);
+    return;
+  }
+  float *rows[W];
+  for (int i = 0; i < W; ++i)
+    rows[i] = tile.type == 0 && i < tile.rows ? (float *)tile.at(0, i) : staging + i * CHUNK;
+  int t = 0;
+  for (; t + W <= tile.steps; t += W) {
+    vf block[W];
+    for (int i = 0; i < W; ++i) block[i] = from[t + i];
+    transpose(block);
+    for (int i = 0; i < W; ++i) store(rows[i] + t, block[i]);
+  }
+  for (; t < tile.steps; ++t)
+    for (int i = 0; i < tile.rows; ++i) rows[i][t] = from[t][i];
+  if (tile.type != 0)
+    for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, rows[i], tile.at(0, i), tile.steps);
+}
+
+// Addresses to fetch while a time loop runs: one cache line per step and tensor.
+struct Prefetch {
+  const char *address[CHUNK];
+  void aim(const Tile &tile) {
+    if (tile.positions) {
+      for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, 0);
+      return;
+    }
+    const int lines = CHUNK * (int)type_size(tile.type) / 64;
+    for (int t = 0; t < CHUNK; ++t) {
+      int row = t / lines;
+      address[t] = tile.at(0, row < tile.rows ? row : 0) + t % lines * 64;
+    }
+  }
+};
+
+// B or C of one chunk as [step][state]: its rows are often a power of two apart and would share one cache set.
+void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g,
+                  const int32_t *positions, int64_t t0, int64_t steps, int64_t states, float *to, float *row) {
+  const int64_t size = type_size(type);
+  const char *from = (const char *)matrix + (b * stride[0] + g * stride[1]) * size;
+  if (positions) {
+    for (int64_t t = 0; t < steps; ++t)
+      widen_any(type, from + positions[t] * stride[2] * size, stride[3] * size, (int)states, to + t * states);
+    return;
+  }
+  for (int64_t n = 0; n < states; ++n) {
+    widen_any(type, from + (t0 * stride[2] + n * stride[3]) * size, stride[2] * size, (int)steps, row);
+    for (int64_t t = 0; t < steps; ++t) to[t * states + n] = row[t];
+  }
+}
+
+// (channels, states) rows of W channels as lanes
+void load_lanes(const float *from, int64_t states, int64_t rows, vf *to) {
+  for (int64_t n = 0; n < states; ++n) {
+    vf v = {};
+    for (int i = 0; i < W && i < rows; ++i) v[i] = from[i * states + n];
+    to[n] = v;
+  }
+}
+
+void store_lanes(float *to, int64_t states, int64_t rows, const vf *from) {
+  for (int64_t n = 0; n < states; ++n)
+    for (int i = 0; i < W && i < rows; ++i) to[i * states + n] = from[n][i];
+}
+
+// ---- forward
+
+template <int NT, bool BV, bool CV>
+void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
+                    const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
+  vf h[NT], b[NT], c[NT];
+  for (int i = 0; i < NT; ++i) {
+    h[i] = state[i];
+    if (!BV) b[i] = Bl[i];
+    if (!CV) c[i] = Cl[i];
+  }
+  for (int t = 0; t < steps; ++t) {
+    if (ahead) {
+      __builtin_prefetch(ahead[0].address[t]);
+      __builtin_prefetch(ahead[1].address[t]);
+      __builtin_prefetch(ahead[2].address[t], 1);
+    }
+    vf dlt = dl[t], xt = x[t], yt = y[t];
+#pragma GCC unroll 16
+    for (int i = 0; i < NT; ++i) {
+      vf a = exp2_lanes(dlt * A2[i]);
+      h[i] = a * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
+      yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
+    }
+    y[t] = yt;
+  }
+  for (int i = 0; i < NT; ++i) state[i] = h[i];
+}
+
+template <bool BV, bool CV>
+void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
+                   const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
+  int n = 0;
+#define VW_PASS(NT)                                                                                                    \
+  {                                                                                                                    \
+    forward_states<NT, BV, CV>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);     \
+    ahead = nullptr;                                                                                                   \
+    n += NT;                                                                                                           \
+  }
+#if VW_LANES == 16
+  while (states - n >= 16) VW_PASS(16)
+  while (states - n >= 8) VW_PASS(8)
+#endif
+  while (states - n >= 4) VW_PASS(4)
+  while (states - n >= 2) VW_PASS(2)
+  while (states - n >= 1) VW_PASS(1)
+#undef VW_PASS
+}
+
+constexpr float LOG2_E = 1.44269504f;
+
+// Step sizes of a tile, in place: delta -> dl; the derivative of dl by delta goes to `slope` if it is not null.
+void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {
+  for (int t = 0; t < steps; ++t) {
+    vf s = splat(1.0f), raw = delta[t] + bias;
+    delta[t] = soft ? softplus(raw, s) : raw;
+    if (slope) slope[t] = s;
+  }
+}
+
+struct Arena {  // bump allocation of vectors in one block of memory
+  char *next;
+  template <class T>
+  T *take(int64_t count) {
+    T *p = (T *)next;
+    next += (count * sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+size_t forward_scratch(const Scan &s, int64_t blocks) {
+  return 64 * 1024 + sizeof(vf) * (6 * CHUNK + blocks * s.states * 4) + sizeof(float) * (2 * CHUNK * s.states + W * CHUNK) +
+         3 * sizeof(Prefetch);
+}
+
+// Steps t0, t0 + 1, ... of the W channels from c on of group g.
+Tile tile_of(const Scan &s, int64_t type, const void *tensor, const int64_t *stride, int64_t b, int64_t g, int64_t c,
+             int64_t t0) {
+  const int64_t size = type_size(type), rows = s.channels / s.groups - c, steps = s.length - t0;
+  char *base = (char *)tensor + (b * stride[0] + g * stride[1] + c * stride[3]) * size;
+  const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
+  if (!positions) base += t0 * stride[2] * size;
+  return {base,      stride[2] * size, stride[3] * size,           positions, (int)(rows < W ? rows : W),
+          (int)(steps < CHUNK ? steps : CHUNK), (int)type};
+}
+
+void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t last, char *memory) {
+  const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
+  const int64_t chunks = ceil_div(s.length, CHUNK);
+  Arena arena{memory};
+  vf *tu = arena.take<vf>(CHUNK), *tdl = arena.take<vf>(CHUNK), *tx = arena.take<vf>(CHUNK);
+  vf *ty = arena.take<vf>(CHUNK), *tz = arena.take<vf>(CHUNK);
+  vf *A2 = arena.take<vf>(blocks * states), *state = arena.take<vf>(blocks * states);
+  vf *Bl = arena.take<vf>(blocks * states), *Cl = arena.take<vf>(blocks * states);
+  float *Bs = arena.take<float>(CHUNK * states), *Cs = arena.take<float>(CHUNK * states);
+  float *staging = arena.take<float>(W * CHUNK);
+  Prefetch *ahead = arena.take<Prefetch>(3);
+
+  for (int64_t k = 0; k < blocks; ++k) {
+    int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+    load_lanes(s.A + d * states, states, rows, A2 + k * states);
+    for (int64_t n = 0; n < states; ++n) A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
+    if (s.initial_state)
+      load_lanes(s.initial_state + (b * s.channels + d) * states, states, rows, state + k * states);
+    else
+      for (int64_t n = 0; n < states; ++n) state[k * states + n] = vf{};
+    if (!s.b_varies) load_lanes((const float *)s.B + d * states, states, rows, Bl + k * states);
+    if (!s.c_varies) load_lanes((const float *)s.C + d * states, states, rows, Cl + k * states);
+  }
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t t0 = chunk * CHUNK;
+    const int steps = (int)(s.length - t0 < CHUNK ? s.length - t0 : CHUNK);
+    const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
+    if (s.b_varies)
+      stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
+    if (s.c_varies)
+      stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
+    for (int64_t k = 0; k < blocks; ++k) {
+      int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+      load_tile(tile_of(s, s.type, s.u, s.u_stride, b, g, c, t0), tu, staging);
+      load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
+      vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
+      vf D = s.D ? load_first(s.D + d, rows) : vf{};
+      step_sizes(tdl, steps, bias, s.softplus, nullptr);
+      for (int t = 0; t < steps; ++t) {
+        tx[t] = tdl[t] * tu[t];
+        tdl[t] = finite(tdl[t]);
+        ty[t] = s.D ? D * tu[t] : vf{};
+      }
+      if (s.checkpoints)
+        for (int64_t n = 0; n < states; ++n)
+          store_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, state[k * states + n], rows);
+      // the next block of this chunk, or the first of the next
+      bool same = k + 1 < blocks;
+      int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + CHUNK;
+      const Prefetch *p = nullptr;
+      if (next_t + CHUNK <= s.length) {
+        ahead[0].aim(tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t));
+        ahead[1].aim(tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t));
+        ahead[2].aim(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0));
+        p = ahead;
+      }
+      auto block = s.b_varies ? (s.c_varies ? forward_block<true, true> : forward_block<true, false>)
+                              : (s.c_varies ? forward_block<false, true> : forward_block<false, false>);
+      block(steps, (int)states, tdl, tx, ty, A2 + k * states, state + k * states, Bs, Cs, Bl + k * states,
+            Cl + k * states, p);
+      if (s.z) {
+        load_tile(tile_of(s, s.type, s.z, s.z_stride, b, g, c, t0), tz, staging);
+        for (int t = 0; t < steps; ++t) ty[t] *= tz[t] * sigmoid(tz[t]);
+      }
+      store_tile(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0), ty, staging);
+    }
+  }
+  for (int64_t k = 0; k < blocks; ++k) {
+    int64_t c = (first + k) * W, d = g * width + c;
+    if (s.last_state)
+      store_lanes(s.last_state + (b * s.channels + d) * states, states, width - c, state + k * states);
+  }
+}
+
+void forward(const Scan &s) {
+  const int64_t blocks = ceil_div(s.channels / s.groups, W);
+  // enough tasks to balance the threads, few enough to share the staged B and C; channels do not touch each other
+  int64_t parts = ceil_div(4 * s.threads, s.batch * s.groups);
+  if (parts > blocks) parts = blocks;
+  const int64_t per_part = ceil_div(blocks, parts);
+  parts = ceil_div(blocks, per_part);
+  const size_t bytes = (forward_scratch(s, per_part) + 4095) / 4096 * 4096;
+  char *memory = (char *)allocate(bytes * s.threads);
+  parallel_for(s.threads, s.batch * s.groups * parts, [&](int64_t task, int64_t thread) {
+    int64_t part = task % parts, g = task / parts % s.groups, b = task / parts / s.groups;
+    int64_t first = part * per_part, last = first + per_part < blocks ? first + per_part : blocks;
+    forward_task(s, b, g, first, last, memory + thread * bytes);
+  });
+  release(memory);
+}
+
+// ---- backward
+
+constexpr int NTB = VW_LANES == 16 ? 4 : 2;  // states per pass: their gradients and the rest stay in registers
+constexpr int RANGE = 8;                     // channel blocks whose tiles are kept at a time (in L2)
+
+struct BlockTiles {
+  vf u[CHUNK], dl[CHUNK], x[CHUNK], gy[CHUNK], slope[CHUNK], sum_gB[CHUNK], sum_gAp[CHUNK], y[CHUNK], gz[CHUNK];
+};
+
+template <int NT, bool BV, bool CV, bool GATED, bool FIRST>
+void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const vf *start, vf *carry, vf *dA,
+                     const float *Bs, const float *Cs, const vf *Bl, const vf *Cl, vf *dBl, vf *dCl, vf *dBt, vf *dCt,
+                     vf *hs, vf *as) {
+  vf h[NT], A2[NT], b[NT], c[NT];
+  for (int i = 0; i < NT; ++i) {
+    h[i] = hs[i] = start[i];
+    A2[i] = A[i] * LOG2_E;
+    if (!BV) b[i] = Bl[i];
+    if (!CV) c[i] = Cl[i];
+  }
+  for (int t = 0; t < steps; ++t) {
+    vf dlt = tile.dl[t], xt = tile.x[t], yt = {};
+    if (GATED) yt = tile.y[t];
+#pragma GCC unroll 4
+    for (int i = 0; i < NT; ++i) {
+      vf a = exp2_lanes(dlt * A2[i]);
+      h[i] = a * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
+      as[t * NT + i] = a;
+      hs[(t + 1) * NT + i] = h[i];
+      if (GATED) yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
+    }
+    if (GATED) tile.y[t] = yt;
+  }
+  vf ag[NT], da[NT], db[NT], dc[NT], Ar[NT];
+  for (int i = 0; i < NT; ++i) {
+    ag[i] = carry[i];
+    da[i] = dA[i];
+    Ar[i] = A[i];
+    if (!BV) db[i] = dBl[i];
+    if (!CV) dc[i] = dCl[i];
+  }
+  for (int t = steps - 1; t >= 0; --t) {
+    vf gy = tile.gy[t], xt = tile.x[t], dlt = tile.dl[t], sb = tile.sum_gB[t], sa = tile.sum_gAp[t];
+#pragma GCC unroll 4
+    for (int i = 0; i < NT; ++i) {
+      vf a = as[t * NT + i];
+      vf g = gy * (CV ? splat(Cs[t * states + i]) : c[i]) + ag[i];
+      vf gp = g * (a * hs[t * NT + i]);
+      sb += g * (BV ? splat(Bs[t * states + i]) : b[i]);
+      sa += gp * Ar[i];
+      da[i] += gp * dlt;
+      ag[i] = a * g;
+      vf gx = g * xt, hy = hs[(t + 1) * NT + i] * gy;
+      if (BV)
+        dBt[t * NT + i] = FIRST ? gx : dBt[t * NT + i] + gx;
+      else
+        db[i] += gx;
+      if (CV)
+        dCt[t * NT + i] = FIRST ? hy : dCt[t * NT + i] + hy;
+      else
+        dc[i] += hy;
+    }
+    tile.sum_gB[t] = sb;
+    tile.sum_gAp[t] = sa;
+  }
+  for (int i = 0; i < NT; ++i) {
+    carry[i] = ag[i];
+    dA[i] = da[i];
+    if (!BV) dBl[i] = db[i];
+    if (!CV) dCl[i] = dc[i];
+  }
+}
+
+using BackwardPass = void (*)(int, int, BlockTiles &, const vf *, const vf *, vf *, vf *, const float *, const float *,
+                              const vf *, const vf *, vf *, vf *, vf *, vf *, vf *, vf *);
+
+template <int NT, bool... CHOSEN>
+BackwardPass choose() {
+  return backward_states<NT, CHOSEN...>;
+}
+
+template <int NT, bool... CHOSEN, class... Rest>
+BackwardPass choose(bool next, Rest... rest) {
+  return next ? choose<NT, CHOSEN..., true>(rest...) : choose<NT, CHOSEN..., false>(rest...);
+}
+
+template <int NT>
+BackwardPass backward_pass(const Scan &s, bool first) {
+  return choose<NT>(s.b_varies, s.c_varies, s.z != nullptr, first);
+}
+
+// Sums over lanes of [step][NT] vectors, added to the columns n, n + 1, ... of [step][states].
+template <int NT>
+void add_lane_sums(vf *from, int steps, int states, float *to) {
+  int count = steps * NT, j = 0;
+  for (; j + W <= count; j += W) {
+    vf v[W];
+    for (int i = 0; i < W; ++i) v[i] = from[j + i];
+    vf sums = lane_sums(v);
+    for (int i = 0; i < W; ++i) to[(j + i) / NT * states + (j + i) % NT] += sums[i];
+  }
+  for (; j < count; ++j) {
+    float sum = 0;
+    for (int i = 0; i < W; ++i) sum += from[j][i];
+    to[j / NT * states + j % NT] += sum;
+  }
+}
+
+size_t backward_scratch(const Scan &s, int64_t blocks) {
+  return 64 * 1024 + RANGE * sizeof(BlockTiles) + sizeof(vf) * (8 * blocks * s.states + 2 * blocks + RANGE * s.states) +
+         sizeof(vf) * NTB * (4 * CHUNK + 1) + sizeof(float) * (4 * CHUNK * s.states + W * CHUNK);
+}
+
+void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t first, int64_t last, char *memory) {
+  const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
+  const int64_t chunks = ceil_div(s.length, CHUNK);
+  Arena arena{memory};
+  BlockTiles *tiles = arena.take<BlockTiles>(RANGE);
+  vf *A = arena.take<vf>(blocks * states), *carry = arena.take<vf>(blocks * states);
+  vf *dA = arena.take<vf>(blocks * states), *dBl = arena.take<vf>(blocks * states);
+  vf *dCl = arena.take<vf>(blocks * states), *Bl = arena.take<vf>(blocks * states);
+  vf *Cl = arena.take<vf>(blocks * states), *start = arena.take<vf>(RANGE * states);
+  vf *dD = arena.take<vf>(blocks), *dbias = arena.take<vf>(blocks);
+  vf *hs = arena.take<vf>(NTB * (CHUNK + 1)), *as = arena.take<vf>(NTB * CHUNK);
+  vf *dBt = arena.take<vf>(NTB * CHUNK), *dCt = arena.take<vf>(NTB * CHUNK);
+  float *Bs = arena.take<float>(CHUNK * states), *Cs = arena.take<float>(CHUNK * states);
+  float *dBs = arena.take<float>(CHUNK * states), *dCs = arena.take<float>(CHUNK * states);
+  float *staging = arena.take<float>(W * CHUNK);
+
+  for (int64_t k = 0; k < blocks; ++k) {
+    int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+    load_lanes(s.A + d * states, states, rows, A + k * states);
+    if (s.grad_last_state)
+      load_lanes(s.grad_last_state + (b * s.channels + d) * states, states, rows, carry + k * states);
+    dD[k] = dbias[k] = vf{};
+    for (int64_t n = 0; n < states; ++n) {
+      A[k * states + n] = finite(A[k * states + n]);
+      if (!s.grad_last_state) carry[k * states + n] = vf{};
+      dA[k * states + n] = dBl[k * states + n] = dCl[k * states + n] = vf{};
+    }
+    if (!s.b_varies) load_lanes((const float *)s.B + d * states, states, rows, Bl + k * states);
+    if (!s.c_varies) load_lanes((const float *)s.C + d * states, states, rows, Cl + k * states);
+  }
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t t0 = chunk * CHUNK;
+    const int steps = (int)(s.length - t0 < CHUNK ? s.length - t0 : CHUNK);
+    const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
+    if (s.b_varies)
+      stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
+    if (s.c_varies)
+      stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
+    memset(dBs, 0, sizeof(float) * steps * states);
+    memset(dCs, 0, sizeof(float) * steps * states);
+    for (int64_t k0 = 0; k0 < blocks; k0 += RANGE) {
+      const int64_t k1 = k0 + RANGE < blocks ? k0 + RANGE : blocks;
+      auto tile = [&](const void *tensor, const int64_t *stride, int64_t c) {
+        return tile_of(s, s.type, tensor, stride, b, g, c, t0);
+      };
+      for (int64_t k = k0; k < k1; ++k) {
+        BlockTiles &q = tiles[k - k0];
+        int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+        load_tile(tile(s.u, s.u_stride, c), q.u, staging);
+        load_tile(tile(s.delta, s.delta_stride, c), q.dl, staging);
+        load_tile(tile(s.grad_out, s.grad_out_stride, c), q.gy, staging);
+        vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
+        vf D = s.D ? load_first(s.D + d, rows) : vf{};
+        step_sizes(q.dl, steps, bias, s.softplus, q.slope);
+        for (int t = 0; t < steps; ++t) {
+          q.x[t] = q.dl[t] * q.u[t];
+          q.dl[t] = finite(q.dl[t]);
+          q.sum_gB[t] = q.sum_gAp[t] = vf{};
+        }
+        if (s.z) {
+          load_tile(tile(s.z, s.z_stride, c), q.gz, staging);
+          for (int t = 0; t < steps; ++t) {
+            vf z = q.gz[t], go = q.gy[t], gate = sigmoid(z);
+            q.gy[t] = go * z * gate;
+            q.gz[t] = go * gate * (z * (1.0f - gate) + 1.0f);
+            q.y[t] = s.D ? D * q.u[t] : vf{};
+          }
+        }
+        for (int64_t n = 0; n < states; ++n)
+          start[(k - k0) * states + n] =
+              load_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, rows);
+      }
+      // states outside, blocks inside: the lane sums of dB and dC stay in L1 over all blocks of the range
+      for (int64_t n = 0; n < states;) {
+        auto pass = [&](auto nt) {
+          constexpr int NT = decltype(nt)::value;
+          for (int64_t k = k0; k < k1; ++k) {
+            int64_t at = k * states + n;
+            backward_pass<NT>(s, k == k0)(steps, (int)states, tiles[k - k0], A + at, start + (k - k0) * states + n, carry + at, dA + at, Bs + n,
+                Cs + n, Bl + at, Cl + at, dBl + at, dCl + at, dBt, dCt, hs, as);
+          }
+          if (s.b_varies) add_lane_sums<NT>(dBt, steps, (int)states, dBs + n);
+          if (s.c_varies) add_lane_sums<NT>(dCt, steps, (int)states, dCs + n);
+          n += NT;
+        };
+        if (states - n >= NTB)
+          pass(std::integral_constant<int, NTB>());
+        else if (states - n >= 2)
+          pass(std::integral_constant<int, 2>());
+        else
+          pass(std::integral_constant<int, 1>());
+      }
+      for (int64_t k = k0; k < k1; ++k) {
+        BlockTiles &q = tiles[k - k0];
+        int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+        vf D = s.D ? load_first(s.D + d, rows) : vf{};
+        vf sum_D = dD[k], sum_bias = dbias[k];
+        for (int t = 0; t < steps; ++t) {
+          vf du = q.dl[t] * q.sum_gB[t], ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
+          if (s.D) du += D * q.gy[t];
+          sum_D += q.gy[t] * q.u[t];
+          sum_bias += ddelta;
+          q.sum_gB[t] = du;
+          q.sum_gAp[t] = ddelta;
+          if (s.z) q.y[t] *= q.gz[t];
+        }
+        dD[k] = sum_D;
+        dbias[k] = sum_bias;
+        if (s.permutation)
+          store_tile(tile_of(s, 0, s.du_directions, s.out_stride, b, g, c, t0), q.sum_gB, staging);
+        else
+          store_tile(tile(s.du, s.out_stride, c), q.sum_gB, staging);
+        store_tile(tile(s.ddelta, s.out_stride, c), q.sum_gAp, staging);
+        if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
+      }
+    }
+    auto unstage = [&](const float *from, float *to) {
+      to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
+      for (int64_t n = 0; n < states; ++n)
+        for (int64_t t = 0; t < steps; ++t)
+          to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + n * s.dB_stride[3]] = from[t * states + n];
+    };
+    if (s.b_varies) unstage(dBs, s.dB);
+    if (s.c_varies) unstage(dCs, s.dC);
+  }
+  for (int64_t k = 0; k < blocks; ++k) {
+    int64_t c = (first + k) * W, d = b * s.channels + g * width + c, rows = width - c;
+    store_lanes(s.dA + d * states, states, rows, dA + k * states);
+    if (!s.b_varies) store_lanes(s.dB + d * states, states, rows, dBl + k * states);
+    if (!s.c_varies) store_lanes(s.dC + d * states, states, rows, dCl + k * states);
+    if (s.dinitial_state) store_lanes(s.dinitial_state + d * states, states, rows, carry + k * states);
+    if (s.dD) store_first(s.dD + d, dD[k], rows);
+    if (s.ddelta_bias) store_first(s.ddelta_bias + d, dbias[k], rows);
+  }
+}
+
+// The first of `parts` arrays of `count` becomes their sum, in a fixed order.
+void add_parts(float *values, int64_t parts, int64_t count, int64_t threads) {
+  if (!values || parts < 2) return;
+  const int64_t piece = 16384;
+  parallel_for(threads, ceil_div(count, piece), [&](int64_t task, int64_t) {
+    int64_t stop = (task + 1) * piece < count ? (task + 1) * piece : count;
+    for (int64_t p = 1; p < parts; ++p)
+      for (int64_t i = task * piece; i < stop; ++i) values[i] += values[p * count + i];
+  });
+}
+
+void backward(const Scan &s) {
+  const int64_t blocks = ceil_div(s.channels / s.groups, W), per_split = ceil_div(blocks, s.splits);
+  const int64_t splits = ceil_div(blocks, per_split);  // s.splits is chosen such that this is the same number
+  const size_t bytes = (backward_scratch(s, per_split) + 4095) / 4096 * 4096;
+  char *memory = (char *)allocate(bytes * s.threads);
+  parallel_for(s.threads, s.batch * s.groups * splits, [&](int64_t task, int64_t thread) {
+    int64_t split = task % splits, g = task / splits % s.groups, b = task / splits / s.groups;
+    int64_t first = split * per_split, last = first + per_split < blocks ? first + per_split : blocks;
+    backward_task(s, b, g, split, first, last, memory + thread * bytes);
+  });
+  release(memory);
+  const int64_t square = s.channels * s.states;
+  add_parts(s.dB, s.b_varies ? splits : s.batch, s.b_varies ? s.dB_part : square, s.threads);
+  add_parts(s.dC, s.c_varies ? splits : s.batch, s.c_varies ? s.dB_part : square, s.threads);
+  add_parts(s.dA, s.batch, square, s.threads);
+  add_parts(s.dD, s.batch, s.channels, s.threads);
+  add_parts(s.ddelta_bias, s.batch, s.channels, s.threads);
+  if (s.permutation) {
+    const int64_t width = s.channels / s.groups, positions = s.batch * s.length;
+    const int64_t piece = 64;
+    parallel_for(s.threads, ceil_div(positions, piece), [&](int64_t task, int64_t) {
+      int64_t stop = (task + 1) * piece < positions ? (task + 1) * piece : positions;
+      for (int64_t p = task * piece; p < stop; ++p) {
+        float *from = s.du_directions + p * s.channels;
+        for (int64_t g = 1; g < s.groups; ++g)
+          for (int64_t c = 0; c < width; ++c) from[c] += from[g * width + c];
+        narrow_any(s.type, from, (char *)s.du + p * width * type_size(s.type), (int)width);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+VW_EXPORT int VW_NAME(vw_scan_lanes)() { return W; }
+VW_EXPORT int VW_NAME(vw_scan_checkpoint_steps)() { return CHUNK; }
+
+VW_EXPORT void VW_NAME(vw_scan_forward)(const Scan *s) { forward(*s); }
+VW_EXPORT void VW_NAME(vw_scan_backward)(const Scan *s) { backward(*s); }
+
+// ---- what this machine can do at best, for the floor that the benchmark prints; `out` keeps the work from vanishing
+
+// exp2 of `vectors` vectors that stay in L1, `repeats` times per thread
+VW_EXPORT int64_t VW_NAME(vw_bench_exp2)(int64_t repeats, int64_t threads, float *out) {
+  constexpr int vectors = 128;
+  parallel_for(threads, threads, [&](int64_t task, int64_t) {
+    vf v[vectors], sum[8] = {};
+    for (int i = 0; i < vectors; ++i) v[i] = splat(-0.01f * (float)(i + task));
+    for (int64_t r = 0; r < repeats; ++r) {
+      for (int i = 0; i < vectors; i += 8)
+        for (int j = 0; j < 8; ++j) sum[j] += exp2_lanes(v[i + j]);
+      asm volatile("" : : "r"(v) : "memory");
+    }
+    for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+    out[task] = sum[0][0];
+  });
+  return repeats * threads * vectors * W;
+}
+
+// independent multiply-adds in registers
+VW_EXPORT int64_t VW_NAME(vw_bench_fma)(int64_t repeats, int64_t threads, float *out) {
+  constexpr int chains = VW_LANES == 16 ? 16 : 10;
+  parallel_for(threads, threads, [&](int64_t task, int64_t) {
+    vf v[chains];
+    for (int i = 0; i < chains; ++i) v[i] = splat((float)i);
+    vf a = splat(out[task]), b = splat(0.5f);
+    for (int64_t r = 0; r < repeats; ++r)
+#pragma GCC unroll 16
+      for (int i = 0; i < chains; ++i) v[i] = v[i] * a + b;
+    for (int i = 1; i < chains; ++i) v[0] += v[i];
+    out[task] = v[0][0];
+  });
+  return repeats * threads * chains * W;
+}
+
+// a[i] = b[i] + c[i]
+VW_EXPORT void VW_NAME(vw_bench_add)(float *a, const float *b, const float *c, int64_t count, int64_t threads) {
+  const int64_t piece = ceil_div(ceil_div(count, threads), W) * W;
+  parallel_for(threads, threads, [&](int64_t task, int64_t) {
+    int64_t stop = (task + 1) * piece < count ? (task + 1) * piece : count;
+    for (int64_t i = task * piece; i + W <= stop; i += W) store(a + i, load(b + i) + load(c + i));
+  });
+}
