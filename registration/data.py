@@ -31,7 +31,6 @@ from scipy.ndimage import gaussian_filter
 
 from ..volumes import AffineTransform, Volume, VolumeWarning, read_volume
 from ..volumes.resample import resample
-from ..volumes.transforms import Transform
 from .affine import align_affine
 from .diffusion import fractional_anisotropy, mean_b0, mean_dwi, read_bvals, read_gradients
 
@@ -248,7 +247,7 @@ def unit_range(volume: Volume) -> Volume:
     return volume.with_array(np.clip((array - low) / (high - low), 0.0, 1.0))
 
 
-def to_grid(volume: Volume, grid: Volume, transform: Transform | None = None) -> torch.Tensor:
+def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = None) -> torch.Tensor:
     """The image on another grid as a network sees it, (1, D, H, W) float32: smoothed for it, interpolated once.
 
     Args:
