@@ -139,7 +139,8 @@ class VisionScan(nn.Module):
         self.gating = SequenceShuffleAttention(inner)
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self.reset_scan_parameters()
+        if not self.A_logs.is_meta:  # there, arithmetic loads a compiler for seconds and computes nothing
+            self.reset_scan_parameters()
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,14 +202,15 @@ def matching_variants(state: dict[str, Tensor]) -> list[str]:
         >>> matching_variants(MaIR.from_variant("mair-t-x3").state_dict())
         ['mair-t-x3']
     """
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    matching = []
-    for variant in _variants():
-        with torch.device("meta"):
-            model = model_from_variant(variant)
-        if shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}:
-            matching.append(variant)
-    return matching
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return [variant for variant in _variants() if _shapes_of(variant) == shapes]
+
+
+@cache
+def _shapes_of(variant: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = model_from_variant(variant)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _variants() -> list[str]:

@@ -96,7 +96,8 @@ def test_output_agrees_with_the_published_network(published):
 
 
 def test_inner_activations_agree_with_the_published_network(published):
-    model, taps = build(published), {}
+    model = build(published)
+    taps: dict[str, torch.Tensor] = {}
 
     def keep(name):
         return lambda module, arguments, result: taps.__setitem__(name, result)
@@ -116,7 +117,8 @@ def test_inner_activations_agree_with_the_published_network(published):
             tap = tap.flatten(2).mT  # (B, C, H, W) -> (B, L, C)
         elif expected.ndim == 3:
             tap = tap.flatten(1, 2)  # (B, H, W, C) -> (B, L, C)
-        assert_close_by_deviation(tap, expected)
+        # twice that of the output: both sides lie up to 8e-6 from a float64 run, in the U-net's last blocks
+        assert_close_by_deviation(tap, expected, tolerance=2e-5)
 
 
 def test_gradients_agree_with_the_published_network(published):
