@@ -1,0 +1,208 @@
+"""Training a registration network without ground truth: images agree, displacements stay smooth, labels may help."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from ..volumes.files import atomic_path
+from .metrics import dice, non_positive_jacobian_fraction, sdlogj
+from .nestedmorph import NestedMorph
+from .nestedmorph_files import RECORD
+from .similarity import bending_energy, diffusion_energy, local_ncc_loss, mind_loss, mutual_information_loss
+from .warp import warp
+
+Similarity = Literal["ncc", "mi", "mind"]
+
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
+    "ncc": local_ncc_loss,
+    "mi": mutual_information_loss,
+    "mind": mind_loss,
+}
+REGULARIZERS: dict[str, Callable[..., Tensor]] = {"diffusion": diffusion_energy, "bending": bending_energy}
+
+
+class RegistrationModule(L.LightningModule):
+    """A registration network with its loss, its validation metrics and its optimiser.
+
+    Items are those of `registration.data`. The loss is similarity + smoothness * regulariser(displacement)
+    + label_weight * soft Dice loss. Adam with amsgrad; the learning rate of epoch e of E is
+    round(learning_rate * (1 - e / E)^0.9, 8), as published. Hyper-parameters are plain values, so that checkpoints
+    load with `weights_only=True`.
+
+    Args:
+        network: `network(moving, fixed) -> (warped, displacement)` on (B, 1, D, H, W) in [0, 1]. A new `NestedMorph`
+            if not given.
+        similarity: "ncc" (local correlation), "mi" (mutual information) or "mind" (self-similarity context).
+        regularizer: "diffusion" (first derivatives) or "bending" (second), of the displacement in voxels.
+        smoothness: weight of the regulariser.
+        label_weight: weight of the soft Dice loss over the label maps; 0 leaves them out of the loss.
+        learning_rate: of the first epoch.
+        epochs: E above; the training ends there.
+        diffeomorphic: of a new `NestedMorph`.
+        spacing_mm: of the training grid; kept with the weights, since a network knows its data at this spacing only.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        *,
+        similarity: Similarity = "ncc",
+        regularizer: Literal["diffusion", "bending"] = "diffusion",
+        smoothness: float = 1.0,
+        label_weight: float = 0.0,
+        learning_rate: float = 1e-4,
+        epochs: int = 500,
+        diffeomorphic: bool = False,
+        spacing_mm: float = 1.0,
+    ):
+        super().__init__()
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
+        if regularizer not in REGULARIZERS:
+            raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {regularizer!r}")
+        if min(smoothness, label_weight) < 0 or learning_rate <= 0 or epochs < 1:
+            raise ValueError(
+                "smoothness and label_weight must not be negative, learning_rate and epochs be positive, "
+                f"got {smoothness}, {label_weight}, {learning_rate} and {epochs}"
+            )
+        self.save_hyperparameters(ignore=["network"])
+        self.network = NestedMorph(diffeomorphic=diffeomorphic) if network is None else network
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """`network(moving, fixed)`: the warped image and the displacement."""
+        return self.network(moving, fixed)
+
+    def losses(self, batch: dict[str, Any], warped: Tensor, displacement: Tensor) -> dict[str, Tensor]:
+        """The parts of the loss, each unweighted but for "loss", their weighted sum."""
+        options = self.hparams
+        parts = {
+            "similarity": SIMILARITIES[options["similarity"]](warped, batch["fixed"]),
+            "roughness": REGULARIZERS[options["regularizer"]](displacement),
+        }
+        loss = parts["similarity"] + options["smoothness"] * parts["roughness"]
+        if options["label_weight"] > 0:
+            if "fixed_labels" not in batch:
+                raise ValueError(f"label_weight must be 0 for pairs without label maps, got {options['label_weight']}")
+            parts["label_dice_loss"] = soft_dice_loss(batch["moving_labels"], batch["fixed_labels"], displacement)
+            loss = loss + options["label_weight"] * parts["label_dice_loss"]
+        return {"loss": loss} | parts
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        parts = self.losses(batch, *self(batch["moving"], batch["fixed"]))
+        values = {f"train_{name}": value.detach() for name, value in parts.items()}
+        self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["fixed"]))
+        return parts["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log "val_loss" and, with label maps, "val_dice"; see `evaluate_batch`."""
+        self._log_evaluation("val", batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The same with names "test_*"."""
+        self._log_evaluation("test", batch)
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Losses, "non_positive_jacobian_percent", "sdlogj", and with label maps "dice" and "affine_dice".
+
+        "affine_dice" is the Dice of the same labels before the network: what there is to gain is seen beside it.
+        """
+        warped, displacement = self(batch["moving"], batch["fixed"])
+        values = {name: float(value) for name, value in self.losses(batch, warped, displacement).items()}
+        values["non_positive_jacobian_percent"] = 100 * non_positive_jacobian_fraction(displacement)
+        values["sdlogj"] = sdlogj(displacement)
+        if "fixed_labels" in batch:
+            moving, fixed = batch["moving_labels"], batch["fixed_labels"]
+            moved = warp(moving.float(), displacement, mode="nearest").round().long()
+            labels = common_labels(moving, fixed)
+            values["dice"] = mean_dice(moved, fixed, labels)
+            values["affine_dice"] = mean_dice(moving, fixed, labels)
+        return values
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam (amsgrad) and the polynomial decay of the learning rate."""
+        first, epochs = self.hparams["learning_rate"], self.hparams["epochs"]
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, amsgrad=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: round(first * max(0.0, 1 - epoch / epochs) ** 0.9, 8) / first
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what `load_nestedmorph` needs to know of the network."""
+        if isinstance(self.network, NestedMorph):
+            checkpoint[RECORD] = self.network.config
+
+    def _log_evaluation(self, prefix: str, batch: dict[str, Any]) -> None:
+        values = {f"{prefix}_{name}": value for name, value in self.evaluate_batch(batch).items()}
+        self.log_dict(values, prog_bar=True, batch_size=len(batch["fixed"]))
+
+
+def soft_dice_loss(moving_labels: Tensor, fixed_labels: Tensor, displacement: Tensor) -> Tensor:
+    """1 - the mean soft Dice of the labels that both maps have, 0 left out; differentiable in the displacement.
+
+    Args:
+        moving_labels: (B, 1, D, H, W), whole numbers.
+        fixed_labels: (B, 1, D, H, W), whole numbers.
+        displacement: (B, 3, D, H, W) in voxels; each label's mask is warped linearly.
+    """
+    labels = common_labels(moving_labels, fixed_labels)
+    if not labels:
+        raise ValueError("moving_labels and fixed_labels must have a label in common, got none besides 0")
+    wanted = torch.tensor(labels, device=fixed_labels.device).view(1, -1, 1, 1, 1)
+    warped = warp((moving_labels == wanted).to(displacement.dtype), displacement)
+    fixed = (fixed_labels == wanted).to(displacement.dtype)
+    overlap = (warped * fixed).sum(dim=(0, 2, 3, 4))
+    size = (warped + fixed).sum(dim=(0, 2, 3, 4))
+    return 1 - (2 * overlap / size.clamp(min=1e-5)).mean()
+
+
+def common_labels(moving_labels: Tensor, fixed_labels: Tensor) -> list[int]:
+    """The labels that occur in both maps, in order, 0 left out."""
+    both = set(moving_labels.unique().tolist()) & set(fixed_labels.unique().tolist())
+    return sorted(int(label) for label in both - {0})
+
+
+def mean_dice(labels: Tensor, reference: Tensor, label_list: Sequence[int]) -> float:
+    """The mean Dice over `label_list` and the batch, both (B, 1, D, H, W); labels that a map lacks are left out."""
+    scores = [
+        list(dice(one[0], other[0], label_list=label_list).values())
+        for one, other in zip(labels, reference, strict=True)
+    ]
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
+
+
+def export_network(path: str | os.PathLike, module: RegistrationModule) -> None:
+    """Write the network as safetensors, with its architecture, layout and the training's options as metadata.
+
+    `load_nestedmorph` reads it; `read_training_options` gives the options.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.network.state_dict().items()}
+    metadata = {
+        "architecture": type(module.network).__name__,
+        "training": json.dumps(dict(module.hparams) | {"orientation": "RAS"}),
+    }
+    if isinstance(module.network, NestedMorph):
+        metadata[RECORD] = json.dumps(module.network.config)
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata=metadata)
+
+
+def read_training_options(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The options that a network was trained with ("spacing_mm", "orientation", ...); None if the file does not say.
+
+    Args:
+        path: written by `export_network`.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    return json.loads(metadata["training"]) if "training" in metadata else None
