@@ -23,9 +23,9 @@ from .nestedmorph import NestedMorph
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
 
-_scalar = np.float64().__reduce__()[0]  # numpy._core.multiarray.scalar
+_scalar: Any = np.float64().__reduce__()[0]  # numpy._core.multiarray.scalar
 # The published files keep the best score as a NumPy scalar; older NumPy wrote it under another module's name.
-_SAFE = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, np.dtypes.Float64DType]
+_SAFE: list[Any] = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, np.dtypes.Float64DType]
 
 # (channels of the first stage, input channels of the flow head) of the revisions before the present one
 _OLDER = {

@@ -234,11 +234,12 @@ def test_a_row_that_sees_no_key_gives_zero_and_zero_gradient(how, generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 2, 4, 4, 3, 3), generator))
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     mask[..., 0, :] = False
-    options: dict[str, Any] = {
+    ways: dict[str, dict[str, Any]] = {
         "mask": {"mask": mask},
         "bias": {"bias": torch.zeros(1, 1, 4, 4, dtype=F64).masked_fill(~mask, -math.inf).requires_grad_()},
         "causal": {"causal": True, "q_start": -1},
-    }[how]
+    }
+    options = ways[how]
     inputs = (q, k, v, options["bias"]) if how == "bias" else (q, k, v)
     fused = attention(q, k, v, **options)
     plain, lse = attention(q, k, v, **options, return_lse=True)
