@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from types import UnionType
-from typing import get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -159,7 +159,8 @@ def _rename(action, parser, parameters) -> None:
     parser._option_string_actions |= dict.fromkeys(names, action)
     action.option_strings = names
     if get_origin(parameter.annotation) is UnionType:  # Literal | None hides its choices
-        choices = [c for part in get_args(parameter.annotation) for c in get_args(part)]
+        literals = [part for part in get_args(parameter.annotation) if get_origin(part) is Literal]
+        choices = [choice for part in literals for choice in get_args(part)]
         action.metavar = "{" + ",".join(choices) + "}" if choices else None
 
 

@@ -1,0 +1,176 @@
+"""A derived series is read back with the values and the place it was written with, by us and by others."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from voxelwave.volumes import Volume, read_volume
+from voxelwave.volumes.dicom_write import write_derived_series
+
+_DESCRIPTION = "denoise by MaIR weights test.safetensors"
+
+
+def _write_ct(folder: Path, *, slices: int = 4, slope: float = 1.0, intercept: float = -1024.0) -> None:
+    """A small oblique CT series of random values, in files whose names do not follow the slices."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
+    row, column = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
+    for k in range(slices):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+        image.SeriesInstanceUID, image.StudyInstanceUID = series, study
+        image.FrameOfReferenceUID = frame_of_reference
+        image.PatientID, image.PatientName, image.Modality = "p1", "Phantom^Head", "CT"
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        image.SeriesNumber, image.InstanceNumber = 3, k + 1
+        image.Rows, image.Columns = 6, 5
+        image.PixelSpacing, image.SliceThickness = [0.7, 0.5], 2.0
+        image.ImageOrientationPatient = [*row, *column]
+        image.ImagePositionPatient = [-12.5, 20.25, 7.0 + 2.0 * k]
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+        image.WindowCenter, image.WindowWidth = 40, 400
+        image.SmallestImagePixelValue = 0
+        image.LossyImageCompression, image.LossyImageCompressionRatio = "01", 10
+        image.PixelData = rng.integers(0, 4096, (6, 5), dtype=np.uint16).tobytes()
+        image.save_as(folder / f"{slices - k:03d}.dcm", enforce_file_format=True)
+
+
+def test_the_same_values_come_back_at_the_same_place(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    write_derived_series(tmp_path / "out", source, tmp_path / "in", _DESCRIPTION)
+    back = read_volume(tmp_path / "out")
+    np.testing.assert_array_equal(back.array, source.array)
+    assert back.array.dtype == source.array.dtype
+    np.testing.assert_allclose(back.affine, source.affine, atol=1e-9)
+
+
+def test_header_is_that_of_a_derived_image_of_the_same_study(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    write_derived_series(tmp_path / "out", read_volume(tmp_path / "in"), tmp_path / "in", _DESCRIPTION)
+    before = {p.name: pydicom.dcmread(p) for p in (tmp_path / "in").iterdir()}
+    after = {p.name: pydicom.dcmread(p) for p in (tmp_path / "out").iterdir()}
+    assert len({image.SOPInstanceUID for image in after.values()}) == len(before)
+    assert len({image.SeriesInstanceUID for image in after.values()}) == 1
+    for name, image in after.items():
+        source = before[name]
+        assert image.SOPInstanceUID != source.SOPInstanceUID
+        assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
+        assert image.SeriesInstanceUID != source.SeriesInstanceUID
+        for keyword in (
+            "StudyInstanceUID",
+            "FrameOfReferenceUID",
+            "PatientID",
+            "PatientName",
+            "WindowCenter",
+            "Modality",
+        ):
+            assert image[keyword].value == source[keyword].value
+        assert list(image.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert image.DerivationDescription == _DESCRIPTION
+        assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+        assert image.LossyImageCompression == "01"
+        assert "SmallestImagePixelValue" not in image
+
+
+def test_values_below_what_unsigned_pixels_hold_are_kept(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    lower = source.with_array((source.array - 500).astype(np.int16))
+    assert lower.array.min() < -1024
+    write_derived_series(tmp_path / "out", lower, tmp_path / "in", _DESCRIPTION)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out").array, lower.array)
+
+
+def test_float_values_are_rounded_to_the_source_slope(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in", slope=0.25, intercept=3.0)
+    source = read_volume(tmp_path / "in")
+    moved = source.with_array(source.array + np.float32(0.1))
+    write_derived_series(tmp_path / "out", moved, tmp_path / "in", _DESCRIPTION)
+    back = read_volume(tmp_path / "out").array
+    assert np.abs(back - moved.array).max() <= 0.125 + 1e-3  # half a step, and float32
+
+
+def test_values_beyond_16_bits_get_a_slope_of_their_own(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    large = source.with_array(source.array.astype(np.float32) * 1000)
+    write_derived_series(tmp_path / "out", large, tmp_path / "in", _DESCRIPTION)
+    back = read_volume(tmp_path / "out").array
+    assert np.abs(back - large.array).max() <= np.ptp(large.array) / 65534
+
+
+def test_finer_pixels_cover_the_same_field_of_view(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    grid = np.diag([0.5, 0.5, 1.0, 1.0])
+    grid[:2, 3] = -0.25
+    fine = Volume(source.array.repeat(2, 0).repeat(2, 1), source.affine @ grid)
+    write_derived_series(tmp_path / "out", fine, tmp_path / "in", _DESCRIPTION)
+    back = read_volume(tmp_path / "out")
+    np.testing.assert_allclose(back.affine, fine.affine, atol=1e-6)
+    np.testing.assert_array_equal(back.array, fine.array)
+
+
+def test_other_slices_and_a_full_folder_are_refused(tmp_path: Path) -> None:
+    _write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    with pytest.raises(ValueError, match="must have 4 slices"):
+        write_derived_series(tmp_path / "out", source.with_array(source.array[:, :, 1:]), tmp_path / "in", "")
+    shifted = Volume(source.array, source.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.5], [0, 0, 0, 1]]))
+    with pytest.raises(ValueError, match="does not lie on the slices"):
+        write_derived_series(tmp_path / "out", shifted, tmp_path / "in", "")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="must not exist or be empty"):
+        write_derived_series(tmp_path / "in", source, tmp_path / "in", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "siemens_t1_sag_35slices",
+        "siemens_xa30_enhanced/*adc*",
+        "dicom2nifti/generic/compressed_j2k/001",
+        "dicom2nifti/ge/dti/001",
+        "dicom2nifti/philips_enhanced/anatomical/001",
+    ],
+)
+def test_real_series_come_back_unchanged(shared_data: Path, tmp_path: Path, name: str) -> None:
+    (found,) = (shared_data / "dicom").glob(name)
+    source = read_volume(found)
+    write_derived_series(tmp_path / "out", source, found, _DESCRIPTION)
+    back = read_volume(tmp_path / "out")
+    np.testing.assert_allclose(back.array, source.array, rtol=1e-6)
+    np.testing.assert_allclose(back.affine, source.affine, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_simpleitk_and_highdicom_read_what_we_wrote(shared_data: Path, tmp_path: Path) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    highdicom = pytest.importorskip("highdicom")
+    folder = shared_data / "dicom/siemens_t1_sag_35slices"
+    source = read_volume(folder)
+    changed = source.with_array((source.array // 2).astype(np.int16))
+    write_derived_series(tmp_path / "out", changed, folder, _DESCRIPTION)
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "out")))
+    image = reader.Execute()
+    values = itk.GetArrayFromImage(image)  # (slices, rows, columns)
+    # ITK orders slices along the normal as we do
+    np.testing.assert_array_equal(values.transpose(2, 1, 0)[:, ::-1], changed.array)
+    np.testing.assert_allclose(image.GetSpacing(), changed.spacing, rtol=1e-4)
+    files = [pydicom.dcmread(p) for p in sorted((tmp_path / "out").iterdir())]
+    volume = highdicom.get_volume_from_series(files)
+    assert sorted(volume.spatial_shape) == sorted(changed.shape)
+    assert volume.array.sum(dtype=np.int64) == changed.array.sum(dtype=np.int64)

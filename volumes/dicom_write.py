@@ -1,0 +1,274 @@
+"""Write values that were computed from a DICOM series as a derived series beside it.
+
+Headers are those of the source images, so patient, study, acquisition and display stay. What the new pixels make untrue
+is changed: identifiers of series and images, image type, size, spacing, stored type, rescale; and what they came from
+is said (DICOM PS3.3: C.7.6.1 General Image, C.7.6.16.2.6 Derivation Image).
+"""
+
+import os
+import secrets
+import shutil
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    generate_uid,
+)
+
+from .dicom import _frames, _headers, _one_series, _stack, _without_copies
+from .volume import Volume
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
+_RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
+_SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
+# true of the source's pixels or bytes only
+_UNTRUE = (
+    "ModalityLUTSequence",
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "IconImageSequence",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "DataSetTrailingPadding",
+    "PixelDataProviderURL",
+)
+
+
+def write_derived_series(
+    folder: str | os.PathLike, volume: Volume, source_folder: str | os.PathLike, description: str
+) -> Path:
+    """Write a volume that was computed from a DICOM series as a new, derived series of the same study.
+
+    Image for image as the source: classic files stay one per slice, an enhanced multi-frame file stays one file.
+    Stored uncompressed; whole numbers exactly where 16 bits hold them, else rounded to 1 / 65,534 of the values' span
+    or, where the source's own rescale slope holds them all, to that slope. The folder appears whole or not at all.
+
+    Args:
+        folder: to write into; must not exist, or be empty.
+        volume: (columns, rows, slices) or (columns, rows, slices, volumes) as `read_volume` gives it for the source;
+            values in the source's output unit (HU). In-plane size may differ; number and places of slices may not.
+        source_folder: the series, or the multi-frame file, that the values come from.
+        description: what was done; SeriesDescription gets its start, DerivationDescription all of it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the volume does not lie on the source's slices, or the folder is not empty.
+    """
+    folder, source_folder = Path(folder), Path(source_folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder must not exist or be empty, got {folder}")
+    headers = _without_copies(source_folder, _one_series(source_folder, _headers(source_folder)))
+    frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
+    stacks, _ = _stack(source_folder, frames)
+    array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    _check_grid(volume, array.shape, stacks, source_folder)
+    # (volume, slice, rows downwards, columns), as images are stored
+    planes = array.transpose(3, 2, 1, 0)[:, :, ::-1]
+    stored, encoding = _encode(planes, frames, next(iter(headers.values())))
+    places = {(f.path, f.index): (t, k) for t, stack in enumerate(stacks) for k, f in enumerate(stack)}
+
+    series_uid = generate_uid(prefix=None)
+    now = datetime.now()
+    temporary = folder.parent / f".{secrets.token_hex(4)}.{folder.name}"
+    temporary.mkdir(parents=True)
+    try:
+        for number, file in enumerate(headers):
+            dataset = pydicom.dcmread(file)
+            count = sum(path == file for path, _ in places)
+            chosen = [places[file, index] for index in range(count)]
+            resampled = (int(dataset.Columns), int(dataset.Rows)) != volume.shape[:2]
+            _derive(dataset, description, series_uid, now, resampled=resampled)
+            _set_geometry(dataset, volume, [k for _, k in chosen])
+            _set_pixels(dataset, np.stack([stored[place] for place in chosen]), encoding)
+            name = file.name if file.suffix.lower() == ".dcm" else f"{number:05d}.dcm"
+            dataset.save_as(temporary / name, enforce_file_format=True)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check_grid(volume: Volume, shape: tuple[int, ...], stacks: list[list[Any]], source: Path) -> None:
+    """Refuse a volume whose slices are not the source's."""
+    if shape[2:] != (len(stacks[0]), len(stacks)):
+        raise ValueError(
+            f"volume must have {len(stacks[0])} slices and {len(stacks)} volumes to match {source}, got {shape[2:]}"
+        )
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    for k, frame in enumerate(stacks[0]):
+        centre = volume.affine @ [(shape[0] - 1) / 2, (shape[1] - 1) / 2, k, 1]
+        offset = (_LPS @ centre)[:3] - frame.position
+        normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+        if abs(offset @ normal) > 0.1 * volume.spacing[2]:
+            raise ValueError(
+                f"volume does not lie on the slices of {source}: slice {k} is {offset @ normal:.2f} mm off"
+            )
+        if (_LPS[:3, :3] @ axes[:, 0]) @ frame.orientation[:3] < 0.99:
+            raise ValueError(f"volume must have the axes that read_volume gives for {source}, got {volume.orientation}")
+
+
+def _encode(planes: np.ndarray, frames: list[Any], header: Dataset) -> tuple[np.ndarray, dict[str, float | int]]:
+    """Stored whole numbers for real values, and how they are to be read."""
+    low, high = float(planes.min()), float(planes.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("volume must hold finite values, got NaN or infinite ones")
+    whole = planes.dtype.kind in "iu"
+    signed = int(header.get("PixelRepresentation", 0))
+    finest = min(frames, key=lambda frame: abs(frame.slope))  # images of one series may have slopes of their own
+    slope, intercept = finest.slope, finest.intercept
+    tries = [(slope, intercept, signed), (slope, intercept, 1 - signed)]
+    if whole:
+        tries += [(1.0, 0.0, 1), (1.0, 0.0, 0)]
+    for m, b, representation in tries:
+        dtype = np.dtype(np.int16 if representation else np.uint16)
+        limits = np.iinfo(dtype)
+        exact = not whole or (m == 1 and b == round(b))
+        if exact and limits.min <= round((low - b) / m) and round((high - b) / m) <= limits.max:
+            break
+    else:
+        # a decimal string has 16 characters, so what will be written is what is used here
+        m, b = float(f"{max(high - low, 1e-6) / 65534:.10g}"), float(f"{low:.10g}")
+        representation, dtype = 0, np.dtype(np.uint16)
+    stored = np.clip(np.rint((planes.astype(np.float64) - b) / m), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return stored.astype(dtype), {"slope": m, "intercept": b, "signed": representation}
+
+
+def _derive(dataset: Dataset, description: str, series_uid: str, now: datetime, *, resampled: bool) -> None:
+    """Make the header one of a derived image in a new series."""
+    lossy = dataset.get("LossyImageCompression") == "01" or dataset.file_meta.TransferSyntaxUID in _LOSSY
+    source = Dataset()
+    source.ReferencedSOPClassUID = dataset.SOPClassUID
+    source.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    if "SharedFunctionalGroupsSequence" in dataset:  # an enhanced image says it in its functional groups
+        derivation = Dataset()
+        derivation.DerivationDescription = description[:1024]
+        derivation.DerivationCodeSequence = [_code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)]
+        derivation.SourceImageSequence = [source]
+        dataset.SharedFunctionalGroupsSequence[0].DerivationImageSequence = [derivation]
+    else:
+        source.SpatialLocationsPreserved = "YES"
+        dataset.SourceImageSequence = [source]
+        dataset.DerivationDescription = description[:1024]
+    for keyword in _UNTRUE:
+        if keyword in dataset:
+            del dataset[keyword]
+    dataset.ImageType = _derived(dataset.get("ImageType"))
+    for group in [*dataset.get("PerFrameFunctionalGroupsSequence", []), *_shared(dataset)]:
+        for element in group:
+            if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
+                element.value[0].FrameType = _derived(element.value[0].FrameType)
+    dataset.SeriesInstanceUID = series_uid
+    dataset.SOPInstanceUID = generate_uid(prefix=None)
+    dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + _SERIES_OFFSET
+    dataset.SeriesDescription = description[:64]
+    dataset.InstanceCreationDate = now.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = now.strftime("%H%M%S")
+    dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), _equipment()]
+    if lossy:
+        dataset.LossyImageCompression = "01"
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _derived(image_type: Any) -> list[str]:
+    rest = [str(value) for value in image_type or []][2:]
+    return ["DERIVED", "SECONDARY", *rest]
+
+
+def _shared(dataset: Dataset) -> list[Dataset]:
+    return list(dataset.get("SharedFunctionalGroupsSequence") or [])
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+    return code
+
+
+def _equipment() -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+    item.Manufacturer = "voxelwave"
+    try:
+        item.SoftwareVersions = version("voxelwave")
+    except PackageNotFoundError:
+        item.SoftwareVersions = "unknown"
+    return item
+
+
+def _set_geometry(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
+    """Size, spacing and first pixel, if the volume has another in-plane grid than the image."""
+    columns, rows = volume.shape[:2]
+    if (int(dataset.Columns), int(dataset.Rows)) == (columns, rows):
+        return
+    dataset.Columns, dataset.Rows = columns, rows
+    spacing = [f"{volume.spacing[1]:.10g}", f"{volume.spacing[0]:.10g}"]
+    groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    for holder in [dataset, *_shared(dataset), *groups]:
+        for inner in [holder, *(holder.get("PixelMeasuresSequence") or [])]:
+            if "PixelSpacing" in inner:
+                inner.PixelSpacing = spacing
+    for holder, k in zip(groups or [dataset], slices, strict=True):
+        position = (_LPS @ volume.affine @ [0, rows - 1, k, 1])[:3]
+        inner = holder["PlanePositionSequence"][0] if "PlanePositionSequence" in holder else holder
+        inner.ImagePositionPatient = [f"{value:.10g}" for value in position]
+    for element in [e for e in dataset if 0x6000 <= e.tag.group <= 0x60FF]:  # overlays of the old size
+        del dataset[element.tag]
+
+
+def _set_pixels(dataset: Dataset, stored: np.ndarray, encoding: dict[str, float | int]) -> None:
+    """(frames, rows, columns) and how to read them."""
+    signed = int(encoding["signed"])
+    if signed != int(dataset.get("PixelRepresentation", 0)):
+        # their type follows the pixels': written for the other one, they would be misread
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            if keyword in dataset:
+                del dataset[keyword]
+    dataset.PixelRepresentation = signed
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.SamplesPerPixel = 1
+    if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+    slope, intercept = f"{encoding['slope']:.10g}", f"{encoding['intercept']:.10g}"
+    _set_rescale(dataset, slope, intercept)
+    dataset.PixelData = np.ascontiguousarray(stored).tobytes()
+    dataset["PixelData"].VR = "OW"
+
+
+def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
+    """Where the source has its rescale, else at the top if one is needed."""
+    found = False
+    for holder in [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *_shared(dataset)]:
+        for inner in holder.get("PixelValueTransformationSequence") or []:
+            inner.RescaleSlope, inner.RescaleIntercept = slope, intercept
+            found = True
+    if "RescaleSlope" in dataset or (not found and (float(slope), float(intercept)) != (1, 0)):
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        if "RescaleType" not in dataset:
+            dataset.RescaleType = "HU" if dataset.get("Modality") == "CT" else "US"
