@@ -5,9 +5,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from nibabel.affines import apply_affine
 
-from .sampling import inside, sample_linear, sample_nearest, voxel_blocks
+from .sampling import apply_affine, inside, sample_linear, sample_nearest, voxel_blocks
 from .transforms import Transform
 from .volume import Volume
 from .warning import VolumeWarning

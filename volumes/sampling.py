@@ -9,6 +9,15 @@ from torch.nn import functional as F
 _BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
 
 
+def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (N, 3) through a (4, 4) matrix.
+
+    Written out: a product of (N, 3) with (3, 3) in BLAS took ten times as long on a busy machine.
+    """
+    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in affine[:3]], axis=1)
+
+
 def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
     """Trilinear values at voxel coordinates; beyond the outermost voxel centres the border value goes on.
 

@@ -21,11 +21,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.affines import apply_affine
 
 from .files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
-from .sampling import inside, sample_linear, voxel_blocks
+from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume, perpendicular_axes
 from .warning import VolumeWarning
 
@@ -64,7 +63,7 @@ class AffineTransform:
 
     def map(self, points: np.ndarray) -> np.ndarray:
         """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm."""
-        return points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+        return apply_affine(self.matrix, points)
 
     def inverse(self) -> "AffineTransform":
         """The map from moving world to fixed world."""
@@ -180,7 +179,7 @@ class DisplacementField:
             The inverse; `residual_mm` is the largest |T(x) - y| left. Above ten times the tolerance it is warned
             about: the field folds there and has no inverse.
         """
-        linear = self._linear_part()
+        linear = self.linear_part()
         back = linear.inverse()
         remainder = torch.from_numpy(self._remainder(linear))
         to_voxel = np.linalg.inv(self.affine)
@@ -201,7 +200,7 @@ class DisplacementField:
                     break
                 step[size > error] *= 0.5  # a point that swings is led on in smaller steps
                 error = size
-                x = x + step * (left @ back.matrix[:3, :3].T)
+                x = x + step * (apply_affine(back.matrix, left) - back.matrix[:3, 3])
             vectors[slab] = (best - target).reshape(vectors[slab].shape)
             worst = max(worst, float(best_error.max()))
         if worst > 10 * tolerance_mm:
@@ -216,7 +215,7 @@ class DisplacementField:
     def _channels(self) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
 
-    def _linear_part(self) -> AffineTransform:
+    def linear_part(self) -> AffineTransform:
         """The affine nearest to the whole field (least squares over at most some ten thousand voxels)."""
         step = tuple(slice(None, None, max(1, n // 24)) for n in self.shape)
         index = np.stack(
@@ -283,7 +282,7 @@ def invert(transform: Transform, like: Volume) -> Transform:
     for part in reversed(transform.parts):
         parts.append(part.inverse(Volume(like.array, grid)) if isinstance(part, DisplacementField) else part.inverse())
         # where the grid lies in the world that this part comes from
-        linear = part._linear_part() if isinstance(part, DisplacementField) else part
+        linear = part.linear_part() if isinstance(part, DisplacementField) else part
         grid = linear.inverse().matrix @ grid
     return CompositeTransform(tuple(parts))
 
