@@ -187,20 +187,22 @@ class DisplacementField:
         worst = 0.0
         for slab, voxels in voxel_blocks(like.shape):
             target = apply_affine(like.affine, voxels)
-            x = back.map(target)
-            step = np.ones((len(x), 1))
-            error = np.full(len(x), np.inf)
-            best, best_error = x, error
+            best = back.map(target)
+            best_error = np.full(len(best), np.inf)
+            # the points that are still too far off: most arrive within a few rounds
+            busy = np.arange(len(best))
+            x, step, error = best, np.ones(len(best)), best_error
             for _ in range(iterations):
-                left = target - linear.map(x) - sample_linear(remainder, apply_affine(to_voxel, x))
+                left = target[busy] - linear.map(x) - sample_linear(remainder, apply_affine(to_voxel, x))
                 size = np.linalg.norm(left, axis=1)
-                better = size < best_error
-                best, best_error = np.where(better[:, None], x, best), np.where(better, size, best_error)
-                if best_error.max() < tolerance_mm:
+                better = size < best_error[busy]
+                best[busy[better]], best_error[busy[better]] = x[better], size[better]
+                step = np.where(size > error, 0.5 * step, step)  # a point that swings is led on in smaller steps
+                far = size >= tolerance_mm
+                if not far.any():
                     break
-                step[size > error] *= 0.5  # a point that swings is led on in smaller steps
-                error = size
-                x = x + step * (apply_affine(back.matrix, left) - back.matrix[:3, 3])
+                move = apply_affine(back.matrix, left[far]) - back.matrix[:3, 3]
+                x, step, error, busy = x[far] + step[far, None] * move, step[far], size[far], busy[far]
             vectors[slab] = (best - target).reshape(vectors[slab].shape)
             worst = max(worst, float(best_error.max()))
         if worst > 10 * tolerance_mm:

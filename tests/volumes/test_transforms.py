@@ -1,5 +1,7 @@
 """Transforms mean the same to us, to ANTs and on disk."""
 
+from typing import Any
+
 import ants
 import nibabel as nib
 import numpy as np
@@ -115,11 +117,12 @@ def test_a_transform_comes_back_from_its_file(tmp_path, grid, form):
 def test_the_field_on_disk_is_what_itk_calls_a_displacement_field(tmp_path):
     field = field_on(fixed_on("PSR, oblique"))
     write_transform(tmp_path / "f.nii.gz", field)
-    header = nib.load(tmp_path / "f.nii.gz").header
+    image: Any = nib.load(tmp_path / "f.nii.gz")
+    header = image.header
     assert header["intent_code"] == 1007
     assert header.get_data_shape() == (20, 21, 22, 1, 3)
-    image = sitk.ReadImage(str(tmp_path / "f.nii.gz"), sitk.sitkVectorFloat64)
-    transform = sitk.DisplacementFieldTransform(image)
+    vectors = sitk.ReadImage(str(tmp_path / "f.nii.gz"), sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(vectors)
     point = field.affine[:3, :3] @ [9.3, 10.1, 11.7] + field.affine[:3, 3]
     moved = np.array(transform.TransformPoint(tuple(point * [-1, -1, 1]))) * [-1, -1, 1]
     np.testing.assert_allclose(field.map(point[None])[0], moved, atol=1e-4)
