@@ -22,6 +22,9 @@ CHECKPOINT_STEPS = 16
 LANES = 32
 # States of one lane; more are spread over more warps.
 LANE_STATES = 16
+LOG2_E = 1.4426950408889634
+# ptxas at its default level moves loads so far ahead that the 16-state backward kernel spills; at level 1 it does not.
+BACKWARD_PTX_OPTIONS = "--opt-level 1"
 # Warps that keep an H100 busy (132 multiprocessors, 16 each) and the shortest segment worth a program. Not tuned on one.
 FULL_GPU_WARPS = 2000
 SHORTEST_SEGMENT = 64
@@ -231,7 +234,7 @@ def _forward(
     if out.numel() == 0:
         return out, last, checkpoints
     kernels = _device_code()
-    u, delta, A = u.contiguous(), delta.contiguous(), A.to(**real).contiguous()
+    u, delta, A = u.contiguous(), delta.contiguous(), _decay_rates(A)
     B, C = (_padded(X, shape) for X in (B, C))
     D_, z_, bias_, perm = (A if X is None else X.contiguous() for X in (D, z, bias, permutation))
     steps = shape.segment(segment)
@@ -287,7 +290,7 @@ def _backward(
         dB, dC = (torch.zeros_like(dA) if X.ndim == 2 else torch.zeros(dBC_shape, **real) for X in (B, C))
         return du, ddelta, dA, dB, dC, per_channel, dz, per_channel.clone(), dfirst
     kernels = _device_code()
-    u, delta, A, grad_out = u.contiguous(), delta.contiguous(), A.to(**real).contiguous(), grad_out.contiguous()
+    u, delta, A, grad_out = u.contiguous(), delta.contiguous(), _decay_rates(A), grad_out.contiguous()
     B, C = (_padded(X, shape) for X in (B, C))
     D_, z_, bias_, perm = (A if X is None else X.contiguous() for X in (D, z, bias, permutation))
     steps = shape.segment(segment)
@@ -317,7 +320,7 @@ def _backward(
             *sizes, checkpoints.shape[1],
             SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_CARRY=n_segments > 1 or grad_last is not None, CONST_B=const_B, CONST_C=const_C,
-            **layout, **shape.tile, num_warps=shape.tile["NL"],
+            **layout, **shape.tile, num_warps=shape.tile["NL"], ptx_options=BACKWARD_PTX_OPTIONS,
         )  # fmt: skip
     sums = dBC if const_B and const_C else dBC.sum(3)  # (B, L, G, 2, NP)
     dB = dB.sum((0, 1)) if const_B else sums[..., 0, :states]
@@ -360,6 +363,11 @@ def _segment_starts(
         HAS_FIRST=first is not None, REVERSE=reverse, **shape.tile, num_warps=shape.tile["NL"],
     )  # fmt: skip
     return starts
+
+
+def _decay_rates(A: Tensor) -> Tensor:
+    """A log2(e), finite: absent steps multiply it by 0."""
+    return (A.to(torch.float32) * LOG2_E).clamp_min(-1e38).contiguous()
 
 
 def _padded(X: Tensor, shape: ScanShape) -> Tensor:

@@ -10,7 +10,8 @@ Tensors of channels are read in one of two layouts:
 - DIRECTIONAL, (B, L, K, C) in image order: 32 lanes read 32 neighbouring channels at the position that `perm` lists.
 
 B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), with N padded by zeros to a power
-of two NP. A padded or absent step has dl = 0 and u = 0, which leaves every state as it is.
+of two NP. A comes as A log2(e), so that exp(dl A) = exp2(dl A'), and is finite: an absent step has dl = 0 and u = 0,
+which leaves every state as it is.
 """
 
 import triton
@@ -20,7 +21,6 @@ import triton.language as tl
 STEPS = tl.constexpr(4)
 # Steps between two stored states. A multiple of STEPS; `scan_triton.CHECKPOINT_STEPS` is the same number.
 CHUNK = tl.constexpr(16)
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -71,16 +71,15 @@ def _store_states(p, tile, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, N
 
 
 @triton.jit
-def _load_decay(p, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
-    """A * log2(e), so that exp(dl A) = exp2(dl A'); finite, because an absent step multiplies it by 0."""
-    A = _load_states(p, N, lane, width, NQ, NV, NL, BD) * LOG2_E
-    return tl.where(A < -1e38, -1e38, A)
+def _matrix_start(p, batch, group, L, G, NP: tl.constexpr):
+    """Where B or C (B, L, G, NP) of this batch item and group begin."""
+    return p + (batch.to(tl.int64) * L * G + group) * NP
 
 
 @triton.jit
-def _load_matrix(p, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
+def _load_matrix(p, row, stride, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
     """B or C of one step, NP neighbouring values -> (NR, NL, BD), the same in every lane."""
-    tile = tl.load(p + _state_index(NQ, NV, NL, BD))
+    tile = tl.load(p + row.to(tl.int64) * stride + _state_index(NQ, NV, NL, BD))
     return tl.reshape(tile, (NQ * NV, NL, BD)).to(tl.float32)
 
 
@@ -91,11 +90,11 @@ def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
     exist = ()
     for s in tl.static_range(STEPS):
         exists = t + s < L
-        row = (t + s).to(tl.int64)
+        row = t + s
         if RAGGED:
             row = tl.where(exists, row, 0)
         if DIRECTIONAL:
-            row = tl.load(perm_p + group.to(tl.int64) * L + row).to(tl.int64)
+            row = tl.load(perm_p + group.to(tl.int64) * L + row)
         rows = rows + (row,)
         exist = exist + (exists,)
     return rows, exist
@@ -135,7 +134,7 @@ def _load_steps(p, t, rows, exist, lane, left, L, stride, DIRECTIONAL: tl.conste
             if RAGGED:
                 mask = mask & exist[s]
             if DIRECTIONAL:
-                tile = tl.load(p + rows[s] * stride + lane, mask=mask, other=0.0)
+                tile = tl.load(p + rows[s].to(tl.int64) * stride + lane, mask=mask, other=0.0)
             else:
                 tile = tl.load(p + lane.to(tl.int64) * L + rows[s], mask=mask, other=0.0)
             steps = steps + (tile.to(tl.float32),)
@@ -158,7 +157,7 @@ def _store_steps(p, steps, t, rows, exist, lane, left, L, stride, DIRECTIONAL: t
             if RAGGED:
                 mask = mask & exist[s]
             if DIRECTIONAL:
-                tl.store(p + rows[s] * stride + lane, steps[s], mask=mask)
+                tl.store(p + rows[s].to(tl.int64) * stride + lane, steps[s], mask=mask)
             else:
                 tl.store(p + lane.to(tl.int64) * L + rows[s], steps[s], mask=mask)
 
@@ -174,6 +173,11 @@ def _step_sizes(raw, bias, exist, SOFTPLUS: tl.constexpr, RAGGED: tl.constexpr):
             dl = tl.where(exist[s], dl, 0.0)
         sizes = sizes + (dl,)
     return sizes
+
+
+@triton.jit
+def _pick(steps, k: tl.constexpr, REVERSE: tl.constexpr):
+    return steps[STEPS - 1 - k] if REVERSE else steps[k]
 
 
 @triton.jit
@@ -205,7 +209,7 @@ def segment_ends(
     left = width - first
     channel = group * width + first
     NP: tl.constexpr = NQ * NV * NL
-    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     bias = tl.zeros((1, BD), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
@@ -213,6 +217,7 @@ def segment_ends(
     w_start = _start(w_p, batch, group, first, L, G, width, W_SHARED, DIRECTIONAL)
     z_start = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     w_stride = width if W_SHARED else G * width
+    matrix = _matrix_start(M_p, batch, group, L, G, NP)
     if CONST_M:
         M = _load_states(M_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
 
@@ -229,18 +234,19 @@ def segment_ends(
             zs = _load_steps(z_start, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
         dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
         for k in tl.static_range(STEPS):
-            s: tl.constexpr = STEPS - 1 - k if REVERSE else k
+            dl = _pick(dls, k, REVERSE)
+            w = _pick(ws, k, REVERSE)
             if not CONST_M:
-                M = _load_matrix(M_p + ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP, NQ, NV, NL, BD)
-            a = tl.exp2(dls[s][None] * A)
-            w = ws[s]
+                M = _load_matrix(matrix, _pick(rows, k, REVERSE), G * NP, NQ, NV, NL, BD)
+            a = tl.exp2(dl[None] * A)
             if REVERSE:
                 if HAS_Z:
-                    w = w * zs[s] * _sigmoid(zs[s])
+                    gate = _pick(zs, k, REVERSE)
+                    w = w * gate * _sigmoid(gate)
                 h = a * (h + w[None] * M)
             else:
-                h = a * h + (dls[s] * w)[None] * M
-            total += dls[s]
+                h = a * h + (dl * w)[None] * M
+            total += dl
     place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
     _store_states(end_p + place * N, h, N, lane, left, NQ, NV, NL, BD)
     tl.store(sum_p + place + lane, total, mask=lane < left)
@@ -262,7 +268,7 @@ def carry_states(
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
-    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     h = tl.zeros((NQ * NV, NL, BD), tl.float32)
     if HAS_FIRST:
         h = _load_states(first_p + (batch * G * width + channel).to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
@@ -290,7 +296,7 @@ def scan_segments(
     left = width - first
     channel = group * width + first
     NP: tl.constexpr = NQ * NV * NL
-    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     bias = tl.zeros((1, BD), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
@@ -300,6 +306,8 @@ def scan_segments(
         B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     if CONST_C:
         C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    B_start = _matrix_start(B_p, batch, group, L, G, NP)
+    C_start = _matrix_start(C_p, batch, group, L, G, NP)
     u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
     delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     z = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
@@ -325,11 +333,10 @@ def scan_segments(
         dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
         ys = ()
         for s in tl.static_range(STEPS):
-            row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
             if not CONST_B:
-                B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
             if not CONST_C:
-                C = _load_matrix(C_p + row, NQ, NV, NL, BD)
+                C = _load_matrix(C_start, rows[s], G * NP, NQ, NV, NL, BD)
             h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
             y = tl.reshape(tl.sum(tl.sum(h * C, 0), 0), (1, BD))
             if HAS_D:
@@ -381,7 +388,7 @@ def backward_segments(
     channel = group * width + first
     NR: tl.constexpr = NQ * NV
     NP: tl.constexpr = NR * NL
-    A = _load_decay(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    A_start = A_p + channel.to(tl.int64) * N
     bias = tl.zeros((1, BD), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
@@ -393,6 +400,8 @@ def backward_segments(
     if CONST_C:
         C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
         dC = tl.zeros((NR, NL, BD), tl.float32)
+    B_start = _matrix_start(B_p, batch, group, L, G, NP)
+    C_start = _matrix_start(C_p, batch, group, L, G, NP)
     u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
     delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     gout = _start(gout_p, batch, group, first, L, G, width, False, DIRECTIONAL)
@@ -401,6 +410,7 @@ def backward_segments(
     ddelta = _start(ddelta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     dz = _start(dz_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     stride = G * width
+    dBC = dBC_p + ((batch.to(tl.int64) * L * G + group) * n_blocks + block) * (2 * NP)
     # where value v of the joined tile (NR, NL, 2) of dB and dC belongs in a row [dB: NP, dC: NP]
     v = tl.arange(0, 2 * NP)
     r = v // 2 // NL
@@ -418,10 +428,11 @@ def backward_segments(
     for i in range(n_seg_chunks):
         t_chunk = begin + (n_seg_chunks - 1 - i) * CHUNK
         place = (batch * n_chunks + t_chunk // CHUNK).to(tl.int64) * stride + channel
-        h1 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
-        h0 = h1
-        h2 = h1
-        h3 = h1
+        # the states before the four groups of steps of this chunk, of which the first is read again when its turn comes
+        h3 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
+        h2 = h3
+        h1 = h3
+        A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
         for j in range(CHUNK // STEPS - 1):
             t = t_chunk + j * STEPS
             rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
@@ -431,8 +442,7 @@ def backward_segments(
             h1, h2 = h2, h3
             for s in tl.static_range(STEPS):
                 if not CONST_B:
-                    row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
-                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
                 h3 = tl.exp2(dls[s][None] * A) * h3 + (dls[s] * us[s])[None] * B
         for j in range(CHUNK // STEPS):
             t = t_chunk + CHUNK - STEPS - j * STEPS
@@ -443,25 +453,28 @@ def backward_segments(
             if HAS_Z:
                 zs = _load_steps(z, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
             dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+            A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
             h = h3
             befores = ()
             for s in tl.static_range(STEPS):
                 befores = befores + (h,)
                 if not CONST_B:
-                    row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
-                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
                 h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
-            h3, h2, h1 = h2, h1, h0
+            # Read A again: or the compiler keeps the decays of above in registers and has too few. The barrier is
+            # there because it would else join the two reads.
+            tl.debug_barrier()
+            A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
+            h3, h2 = h2, h1
+            h1 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
             dus = ()
             ddls = ()
             dzs = ()
-            for k in tl.static_range(STEPS):
-                s: tl.constexpr = STEPS - 1 - k
-                row = ((batch.to(tl.int64) * L + rows[s]) * G + group) * NP
+            for s in tl.static_range(STEPS - 1, -1, -1):
                 if not CONST_B:
-                    B = _load_matrix(B_p + row, NQ, NV, NL, BD)
+                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
                 if not CONST_C:
-                    C = _load_matrix(C_p + row, NQ, NV, NL, BD)
+                    C = _load_matrix(C_start, rows[s], G * NP, NQ, NV, NL, BD)
                 x = dls[s] * us[s]
                 before = tl.exp2(dls[s][None] * A)
                 p = before * befores[s]
@@ -501,7 +514,7 @@ def backward_segments(
                     both = tl.join(g * x[None], h * gy[None])
                     both = tl.reshape(tl.permute(both, (0, 1, 3, 2)), (2 * NP, BD))
                     sums = _sum_lanes(both, 2 * NP, BD)
-                    to = dBC_p + (row // NP * n_blocks + block) * (2 * NP)
+                    to = dBC + rows[s].to(tl.int64) * (G * n_blocks * 2 * NP)
                     if RAGGED:
                         tl.store(to + place_BC, sums, mask=exist[s])
                     else:
