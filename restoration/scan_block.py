@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.scan import directional_scan
-from ..kernels.scan_reference import directional_scan_reference
+from ..kernels.scan_reference import directional_forward
 from .scan_order import DIRECTIONS
 
 
@@ -62,7 +62,8 @@ class MLP(nn.Module):
 class DirectionalScan(nn.Module):
     """The selective scan of a channel-last map along each path; it has no parameters of its own.
 
-    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with.
+    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with; it
+    gives no gradients.
     """
 
     plain = False
@@ -71,8 +72,10 @@ class DirectionalScan(nn.Module):
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor, D: Tensor, delta_bias: Tensor
     ) -> Tensor:
         """Arguments and result of `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
-        scan = directional_scan_reference if self.plain else directional_scan
-        return scan(x, delta, A, B, C, order, D, delta_bias, delta_softplus=True)
+        if self.plain:
+            with torch.no_grad():
+                return directional_forward(x, delta, A, B, C, order, D, delta_bias, True)[0]
+        return directional_scan(x, delta, A, B, C, order, D, delta_bias, delta_softplus=True)
 
 
 class _ShuffledMean(nn.Module):
