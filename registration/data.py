@@ -297,7 +297,46 @@ def prepare(
     Returns:
         The item described at the top of this module.
     """
-    moving, fixed = read_volume(pair.moving), load_fixed(pair)
+    moving_labels, fixed_labels = (
+        read_volume(file) if pair.has_labels and file is not None else None
+        for file in (pair.moving_labels, pair.fixed_labels)
+    )
+    item = prepare_volumes(
+        read_volume(pair.moving),
+        load_fixed(pair),
+        moving_labels=moving_labels,
+        fixed_labels=fixed_labels,
+        spacing_mm=spacing_mm,
+        size=size,
+        affine=affine,
+        cache_dir=cache_dir,
+    )
+    return item | {"subject": pair.subject}
+
+
+def prepare_volumes(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    spacing_mm: float,
+    moving_labels: Volume | None = None,
+    fixed_labels: Volume | None = None,
+    size: Sequence[int] | None = None,
+    affine: Literal["affine", "rigid", "none"] = "affine",
+    cache_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """`prepare` for images in memory: the same item without "subject".
+
+    Args:
+        moving: (D, H, W).
+        fixed: (D, H, W).
+        spacing_mm: of the training grid.
+        moving_labels: label map in the world of `moving`; used if `fixed_labels` is given too.
+        fixed_labels: label map in the world of `fixed`.
+        size: see `prepare`.
+        affine: see `prepare`.
+        cache_dir: see `prepare`.
+    """
     grid = training_grid(fixed, spacing_mm=spacing_mm, size=size)
     matrix = np.eye(4) if affine == "none" else align_affine(moving, fixed, kind=affine, cache_dir=cache_dir)
     pull_back = AffineTransform(matrix)
@@ -305,16 +344,16 @@ def prepare(
         "moving": to_grid(unit_range(moving), grid, pull_back),
         "fixed": to_grid(unit_range(fixed), grid),
         "spacing": torch.full((3,), float(spacing_mm)),
-        "subject": pair.subject,
     }
-    if pair.moving_labels is not None and pair.fixed_labels is not None:
-        for name, file, transform in (
-            ("moving_labels", pair.moving_labels, pull_back),
-            ("fixed_labels", pair.fixed_labels, None),
+    if moving_labels is not None and fixed_labels is not None:
+        for name, labels, transform in (
+            ("moving_labels", moving_labels, pull_back),
+            ("fixed_labels", fixed_labels, None),
         ):
-            labels = read_volume(file)
             if labels.array.ndim != 3:
-                raise ValueError(f"{name} must be 3-D, got shape {labels.array.shape} in {file}")
+                raise ValueError(
+                    f"{name} must be 3-D, got shape {labels.array.shape} in {labels.source or 'its array'}"
+                )
             item[name] = _channel(resample(labels, grid, transform, order="nearest"), np.int64)
     return item
 

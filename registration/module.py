@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -201,8 +202,14 @@ def read_training_options(path: str | os.PathLike) -> dict[str, Any] | None:
     """The options that a network was trained with ("spacing_mm", "orientation", ...); None if the file does not say.
 
     Args:
-        path: written by `export_network`.
+        path: written by `export_network`, a Lightning checkpoint of `RegistrationModule`, or any other weights.
     """
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    return json.loads(metadata["training"]) if "training" in metadata else None
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return json.loads(metadata["training"]) if "training" in metadata else None
+    if path.suffix == ".ckpt":
+        options = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        return options | {"orientation": "RAS"} if "spacing_mm" in options else None
+    return None
