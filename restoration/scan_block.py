@@ -62,8 +62,8 @@ class MLP(nn.Module):
 class DirectionalScan(nn.Module):
     """The selective scan of a channel-last map along each path; it has no parameters of its own.
 
-    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with; it
-    gives no gradients.
+    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with;
+    it gives no gradients.
     """
 
     plain = False
