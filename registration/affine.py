@@ -24,7 +24,8 @@ Metric = Literal["mattes", "gc", "meansquares"]
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 _ANTS_METRIC = {"mattes": "MI", "gc": "GC", "meansquares": "MeanSquares"}
 _BINS = 32
-_CACHE_VERSION = 1  # raise it when the same inputs and options give another matrix
+_FINEST_MM = 2.0  # the finest working spacing
+_CACHE_VERSION = 2  # raise it when the same inputs and options give another matrix
 
 
 def _ants() -> ModuleType:
@@ -130,8 +131,15 @@ def align_affine(
         if cached is not None:
             return cached
 
-    moving, fixed = _without_outliers(moving), _without_outliers(fixed)
-    matrix = _align(moving, fixed, kind, metric, moving_mask, fixed_mask, seed)
+    matrix = _align(
+        _thinned(_without_outliers(moving)),
+        _thinned(_without_outliers(fixed)),
+        kind,
+        metric,
+        None if moving_mask is None else _thinned(moving_mask, smooth=False),
+        None if fixed_mask is None else _thinned(fixed_mask, smooth=False),
+        seed,
+    )
     if entry is not None:
         with atomic_path(entry) as temporary:
             temporary.write_text(json.dumps({"fixed_to_moving_ras_mm": matrix.tolist()}, indent=1))
@@ -218,12 +226,12 @@ def _align(
     starts = _best_starts(moving, fixed, moving_mask, fixed_mask)
     coarse = [register("Rigid", start, 2, 4.0) for start in starts] if len(starts) > 1 else []
     start = _best([*starts, *coarse], score)
-    rigid = register("Rigid", start, 3, 2.0)
+    rigid = register("Rigid", start, 3, _FINEST_MM)
     if not _improves(rigid, start, score):
         rigid = start
     if kind == "rigid":
         return rigid
-    affine = register("Affine", rigid, 3, 2.0)
+    affine = register("Affine", rigid, 3, _FINEST_MM)
     scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
     if scales.max() > 1.6 or scales.min() < 1 / 1.6:  # heads of infants and adults differ by about this factor
         warnings.warn(
@@ -409,6 +417,18 @@ def _without_outliers(volume: Volume) -> Volume:
     if high <= low:
         return volume
     return volume.with_array(np.clip(volume.array.astype(np.float32), low, high))
+
+
+def _thinned(volume: Volume, *, smooth: bool = True) -> Volume:
+    """Every n-th voxel of axes finer than the working spacing: an affine needs no more, at an eighth of the time."""
+    steps = [max(1, int(_FINEST_MM / spacing + 0.1)) for spacing in volume.spacing]
+    if max(steps) == 1:
+        return volume
+    array = volume.array
+    if smooth:
+        array = gaussian_filter(array.astype(np.float32), [0.42 * np.sqrt(step**2 - 1) for step in steps])
+    array = array[tuple(slice(None, None, step) for step in steps)]
+    return Volume(np.ascontiguousarray(array), volume.affine @ np.diag([*steps, 1.0]))
 
 
 def _require_3d(name: str, volume: Volume) -> None:

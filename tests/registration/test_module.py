@@ -229,7 +229,7 @@ def test_a_resumed_training_goes_on_where_it_stopped(bids: Path, tmp_path: Path)
 
 def test_training_needs_a_training_pair(bids: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='device must be "auto", "cpu" or "cuda"'):
-        train(bids, tmp_path / "out", device="gpu")  # type: ignore[arg-type]
+        train(bids, tmp_path / "out", device="gpu")
     with pytest.raises(FileNotFoundError, match="no list of pairs"):
         train(tmp_path / "gone.csv", tmp_path / "out")
 
