@@ -45,29 +45,30 @@ def register(
         device: where the refinement runs; auto takes a GPU if there is one.
         seed: of the affine's sampling.
     """
-    from ..registration.nestedmorph import load_nestedmorph
+    from ..registration.module import read_training_options
+    from ..registration.nestedmorph_files import load_nestedmorph
     from ..registration.picture import draw_registration
     from ..registration.register import register as align
     from ..volumes import AffineTransform, read_volume, resample, write_transform, write_volume
     from .record import write_record
+    from .scans import collected_notes, overlap, read_labels, reference_image, write_rotated_bvecs
 
     started = time.perf_counter()
     method = method or ("field" if weights is None else "nestedmorph")
     if weights is not None and method != "nestedmorph":
         raise ValueError(f"--weights belong to --method nestedmorph, got --method {method}")
-    with _collected_notes() as notes:
+    with collected_notes() as notes:
         moving_volume, fixed_volume = read_volume(moving), read_volume(fixed)
-        moving_image, fixed_image = _reference(moving_volume, moving), _reference(fixed_volume, fixed)
-        labels = (
-            _read_labels(moving_labels, moving_image, "--moving-labels"),
-            _read_labels(fixed_labels, fixed_image, "--fixed-labels"),
-        )
+        moving_image, fixed_image = reference_image(moving_volume, moving), reference_image(fixed_volume, fixed)
+        labels = read_labels(moving_labels), read_labels(fixed_labels)
         network = None if weights is None else load_nestedmorph(weights)
+        spacing_mm = None if weights is None else (read_training_options(weights) or {}).get("spacing_mm")
         result = align(
             moving_image,
             fixed_image,
             method=method,
             network=network,
+            network_spacing_mm=spacing_mm,
             similarity=similarity,
             diffeomorphic=diffeomorphic,
             device=device,
@@ -78,7 +79,7 @@ def register(
         warped = result.warped
         if moving_volume.array.ndim == 4:
             warped = resample(moving_volume, fixed_image, result.forward)
-            _write_rotated_bvecs(moving, output, result.affine)
+            write_rotated_bvecs(moving, moving_volume, output, result)
         write_volume(output / "warped.nii.gz", warped, space="aligned")
         write_transform(output / FORWARD, result.forward)
         write_transform(output / INVERSE, result.inverse)
@@ -88,8 +89,8 @@ def register(
             moved = resample(labels[0], fixed_image, result.forward, order="nearest")
             write_volume(output / "warped_labels.nii.gz", moved, space="aligned")
             if labels[1] is not None:
-                metrics |= _overlap(resample(labels[0], fixed_image, order="nearest"), labels[1], "before")
-                metrics |= _overlap(moved, labels[1], "after")
+                metrics |= overlap(resample(labels[0], fixed_image, order="nearest"), labels[1], "before")
+                metrics |= overlap(moved, labels[1], "after")
         draw_registration(
             output / "picture.png",
             fixed=fixed_image,

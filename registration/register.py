@@ -1,22 +1,24 @@
 """Align two scans: affine by ANTs, then a network if weights are given, then refinement of a dense field."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field, resample
 from .affine import align_affine, normalized_mutual_information, syn
+from .data import to_grid, training_grid, unit_range
 from .metrics import non_positive_jacobian_fraction, sdlogj
-from .refine import refine
+from .refine import Similarity, refine
 from .warp import jacobian_determinant
 
 Method = Literal["nestedmorph", "field", "syn"]
-Similarity = Literal["auto", "ncc", "mi", "mind"]
 
 _WORKING_SPACING_MM = 1.0  # anatomy moves smoothly: a field finer than this costs time and gains nothing
 
@@ -48,10 +50,12 @@ def register(
     *,
     method: Method = "field",
     network: nn.Module | None = None,
+    network_spacing_mm: float | None = None,
     similarity: Similarity = "auto",
     diffeomorphic: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
-    cache_dir: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Registration:
     """Align `moving` to `fixed`.
@@ -62,9 +66,10 @@ def register(
         method: "field" refines a dense displacement after the affine; "nestedmorph" starts that refinement from the
             network's displacement; "syn" is ANTs' symmetric normalisation, for comparison.
         network: for "nestedmorph": `network(moving, fixed) -> (warped, displacement)` on (1, 1, D, H, W) in [0, 1].
-        similarity: what the refinement compares: local correlation, mutual information or MIND features; "auto"
-            chooses by how alike the two contrasts are.
+        network_spacing_mm: of the grid that the network was trained on; by default it sees the refinement's grid.
+        similarity: what the refinement compares; "auto" chooses by how alike the two contrasts are.
         diffeomorphic: refine a velocity, so that the map is invertible and no voxel folds.
+        device: where network and refinement run; "auto" takes a GPU if there is one.
         seed: of the affine's sampling.
         cache_dir: where affine results are kept and found again.
         progress: called with a line about each step.
@@ -73,47 +78,79 @@ def register(
         The warped image, both transforms and what was measured.
 
     Raises:
-        ValueError: for images that are not 3-D, an unknown method, or "nestedmorph" without a network.
+        ValueError: for images that are not 3-D or constant, an unknown method, or "nestedmorph" without a network.
     """
     if method not in ("nestedmorph", "field", "syn"):
         raise ValueError(f'method must be "nestedmorph", "field" or "syn", got {method!r}')
-    if method == "nestedmorph" and network is None:
-        raise ValueError('method "nestedmorph" needs a trained network; give its weights, or use method "field"')
+    if (network is None) == (method == "nestedmorph"):
+        raise ValueError(f'a network must be given for method "nestedmorph" and only for it, got method {method!r}')
+    place = _device(device)
     tell = progress or (lambda text: None)
     seconds: dict[str, float] = {}
     before, _ = normalized_mutual_information(moving, fixed)
 
     if method == "syn":
-        with _timed(seconds, "affine and SyN", tell):
+        with _step("affine and SyN (ANTs)", seconds, tell):
             forward, inverse = syn(moving, fixed, seed=seed)
-        affine = forward.linear_part().matrix
+        affine = forward.linear_part()
     else:
-        with _timed(seconds, "affine", tell):
-            affine = align_affine(moving, fixed, seed=seed, cache_dir=cache_dir)
+        with _step("affine (ANTs)", seconds, tell):
+            affine = AffineTransform(align_affine(moving, fixed, seed=seed, cache_dir=cache_dir))
         grid = working_grid(fixed)
-        aligned = resample(moving, grid, AffineTransform(affine))
-        fixed_image, moving_image = to_image(resample(fixed, grid)), to_image(aligned)
         start = None
-        if method == "nestedmorph" and network is not None:
-            with _timed(seconds, "network", tell), torch.inference_mode():
-                start = network(moving_image, fixed_image)[1]
-        with _timed(seconds, "refinement", tell):
+        if network is not None:
+            with _step("network", seconds, tell):
+                start = network_displacement(network.to(place), moving, fixed, affine, grid, network_spacing_mm)
+        with _step("refinement", seconds, tell):
             refined = refine(
-                moving_image,
-                fixed_image,
+                to_grid(unit_range(moving), grid, affine)[None].to(place),
+                to_grid(unit_range(fixed), grid)[None].to(place),
                 spacing=grid.spacing,
-                displacement=start,
+                displacement=None if start is None else start.to(place),
                 similarity=similarity,
                 diffeomorphic=diffeomorphic,
             )
-        with _timed(seconds, "transforms", tell):
-            forward, inverse = _both_ways(refined, grid, AffineTransform(affine), moving, fixed)
-
-    with _timed(seconds, "resampling", tell):
+        with _step("transforms", seconds, tell):
+            displacement = refined.cpu().numpy()
+            forward = DisplacementField.from_voxels(displacement, grid.affine, pre=affine)
+            if grid.shape != fixed.shape:
+                forward = compose_to_field([forward], fixed)
+            inverse = forward.inverse(moving)
+    with _step("resampling", seconds, tell):
         warped = resample(moving, fixed, forward)
     after, _ = normalized_mutual_information(warped, fixed)
-    metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, AffineTransform(affine))}
-    return Registration(warped, forward, inverse, affine, metrics, seconds)
+    metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
+    return Registration(warped, forward, inverse, affine.matrix, metrics, seconds)
+
+
+def network_displacement(
+    network: nn.Module,
+    moving: Volume,
+    fixed: Volume,
+    affine: AffineTransform,
+    grid: Volume,
+    spacing_mm: float | None = None,
+) -> torch.Tensor:
+    """What the network adds to the affine, as voxels of `grid`.
+
+    Args:
+        network: `network(moving, fixed) -> (warped, displacement)`.
+        moving: (D, H, W).
+        fixed: (D, H, W).
+        affine: fixed world -> moving world.
+        grid: where the displacement is wanted.
+        spacing_mm: of the grid that the network sees, as in training; `grid` itself if not given.
+
+    Returns:
+        (1, 3, D, H, W) float32, the size of `grid`.
+    """
+    seen = grid if spacing_mm is None else training_grid(fixed, spacing_mm=spacing_mm)
+    place = next((p.device for p in network.parameters()), torch.device("cpu"))
+    images = (to_grid(unit_range(moving), seen, affine), to_grid(unit_range(fixed), seen))
+    with torch.inference_mode():
+        _, displacement = network.eval()(*(image[None].to(place) for image in images))
+    found = DisplacementField.from_voxels(displacement.cpu().numpy(), seen.affine)
+    return torch.from_numpy(compose_to_field([found], grid).to_voxels())[None]
 
 
 def working_grid(fixed: Volume) -> Volume:
@@ -135,7 +172,7 @@ def jacobian_figures(forward: DisplacementField, affine: AffineTransform) -> dic
     Returns:
         "sdlogj", "non_positive_jacobian_percent", "jacobian_min", "jacobian_max".
     """
-    residual = compose_after(affine.inverse(), forward)
+    residual = compose_to_field([forward, affine.inverse()], Volume(forward.vectors_mm[..., 0], forward.affine))
     displacement = torch.from_numpy(residual.to_voxels())[None]
     determinant = jacobian_determinant(displacement)
     return {
@@ -144,3 +181,21 @@ def jacobian_figures(forward: DisplacementField, affine: AffineTransform) -> dic
         "jacobian_min": float(determinant.min()),
         "jacobian_max": float(determinant.max()),
     }
+
+
+@contextmanager
+def _step(name: str, seconds: dict[str, float], tell: Callable[[str], None]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+    tell(f"{name:<24}{seconds[name]:6.1f} s")
+
+
+def _device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device "cuda" needs a CUDA GPU and none is found; use "cpu" or "auto"')
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)

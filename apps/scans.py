@@ -1,0 +1,94 @@
+"""What the registration commands read and write around `voxelwave.registration`: series, labels, b-vectors, notes."""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..registration.diffusion import mean_b0, read_bvals, read_gradients, rotate_bvecs, write_bvecs
+from ..registration.metrics import dice, hd95_mm
+from ..registration.register import Registration
+from ..volumes import Volume, VolumeWarning, read_volume
+from ..volumes.files import atomic_path
+
+
+def reference_image(volume: Volume, path: Path) -> Volume:
+    """The 3-D image that stands for a series: its mean b0 where b-values lie beside it, else the mean of all."""
+    if volume.array.ndim == 3:
+        return volume
+    bval = _sidecar(path, ".bval")
+    if bval.is_file():
+        return mean_b0(volume, read_bvals(bval))
+    warnings.warn(
+        f"{path} holds {volume.array.shape[3]} volumes and no {bval.name} lies beside it: their mean is aligned",
+        VolumeWarning,
+        stacklevel=2,
+    )
+    return volume.with_array(volume.array.mean(axis=3, dtype=np.float32))
+
+
+def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Registration) -> None:
+    """Write warped.bval and warped.bvec, the gradients turned with the head, if the series has them."""
+    bval, bvec = _sidecar(moving, ".bval"), _sidecar(moving, ".bvec")
+    if not (bval.is_file() and bvec.is_file()):
+        return
+    _, bvecs = read_gradients(bval, bvec)
+    rotated = rotate_bvecs(bvecs, result.affine, moving_affine=series.affine, fixed_affine=result.warped.affine)
+    with atomic_path(output / "warped.bvec") as temporary:
+        write_bvecs(temporary, rotated)
+    with atomic_path(output / "warped.bval") as temporary:
+        shutil.copyfile(bval, temporary)
+
+
+def read_labels(path: Path | None) -> Volume | None:
+    """A label map as int32, or None for None.
+
+    Raises:
+        ValueError: for a map that is not 3-D or holds fractions.
+    """
+    if path is None:
+        return None
+    labels = read_volume(path, ndim=3)
+    rounded = np.round(labels.array)
+    if not np.array_equal(rounded, labels.array):
+        raise ValueError(f"{path} must hold whole numbers, one for each structure, got fractions")
+    return labels.with_array(rounded.astype(np.int32))
+
+
+def overlap(warped: Volume, fixed: Volume, when: str) -> dict[str, float]:
+    """Mean Dice and mean HD95 (mm) over the labels that both maps have, background left out."""
+    if warped.shape != fixed.shape:
+        raise ValueError(f"fixed labels must have the fixed image's shape {warped.shape}, got {fixed.shape}")
+    labels = sorted((set(np.unique(warped.array).tolist()) & set(np.unique(fixed.array).tolist())) - {0})
+    if not labels:
+        raise ValueError("the label maps must share a label to be compared, got none in common")
+    scores = dice(warped.array, fixed.array, label_list=labels)
+    distances = hd95_mm(warped.array, fixed.array, label_list=labels, spacing=fixed.spacing)
+    return {
+        f"dice_{when}": float(np.nanmean(list(scores.values()))),
+        f"hd95_mm_{when}": float(np.nanmean(list(distances.values()))),
+    }
+
+
+def _sidecar(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + suffix)
+
+
+@contextmanager
+def collected_notes() -> Iterator[list[str]]:
+    """The warnings of the block about its files: shown as they come, and kept for the record."""
+    notes: list[str] = []
+    show = warnings.showwarning
+
+    def keep(message, category, *rest, **options) -> None:
+        if issubclass(category, VolumeWarning):
+            notes.append(str(message))
+        show(message, category, *rest, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", VolumeWarning)
+        warnings.showwarning = keep
+        yield notes
