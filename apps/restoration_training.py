@@ -57,6 +57,8 @@ def train(
         threads: of the CPU; default all.
         device: where it trains; auto takes a GPU if there is one.
     """
+    import logging
+
     import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -74,6 +76,7 @@ def train(
     if (train_degraded is None) != (validation_degraded is None):
         raise ValueError("train_degraded and validation_degraded are given both or not at all")
     plan = [Stage(**stage) for stage in stages or [{"steps": 1000, "batch": 4, "patch": 64}]]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements and hardware lists
     if threads is not None:
         torch.set_num_threads(threads)
     seed_everything(seed, verbose=False)

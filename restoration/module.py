@@ -177,7 +177,7 @@ class RestorationModule(LightningModule):
         """The loss of one batch."""
         degraded, clean = batch["degraded"], batch["clean"]
         if self.hparams["mixup"] is not None:
-            degraded, clean = self._mix(degraded, clean)
+            degraded, clean = self._mix(degraded, clean, self.global_step)
         loss = LOSSES[self.hparams["loss"]](self.network(degraded), clean)
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True)
         return loss
@@ -241,9 +241,9 @@ class RestorationModule(LightningModule):
             )
         return 1.0
 
-    def _mix(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(self, degraded: Tensor, clean: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Half the batches blended with a shuffled copy of themselves, by draws that depend on the step alone."""
-        generator = self._mixing.manual_seed(self.global_step)
+        generator = self._mixing.manual_seed(step)
         if torch.rand(1, generator=generator) < 0.5:
             return degraded, clean
         alpha = float(self.hparams["mixup"])

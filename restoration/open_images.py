@@ -76,7 +76,7 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
         volume *= 255 / np.percentile(volume, 99.9)
         for axis, word in ((0, "sagittal"), (1, "coronal"), (2, "axial")):
             for k in range(40, volume.shape[axis] - 40, 10):
-                yield f"brain-{word}-{k}", _as_bytes(volume.take(k, axis)), f"{licence}, from {package}"
+                yield f"brain-{word}-{k}", _as_bytes(np.take(volume, k, axis)), f"{licence}, from {package}"
 
 
 def _in_package(package: str, file: str) -> Path | None:
