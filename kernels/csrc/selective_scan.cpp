@@ -160,6 +160,7 @@ INLINE vf finite(vf x) { return at_most(splat(1e19f), at_least(splat(-1e19f), x)
 INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 // log(1 + e^x), relative error 1e-6 even where it is tiny; `slope` becomes its derivative, the sigmoid.
+template <bool SLOPE>
 INLINE vf softplus(vf x, vf &slope) {
   vf y = exp_negative(-absolute(x));
   vf q = y * 2.072946771e-03f - 1.363147636e-02f;
@@ -173,8 +174,10 @@ INLINE vf softplus(vf x, vf &slope) {
   q = q * y - 4.999998729e-01f;
   q = q * y + 1.0f;
   vf positive = (vf)((vi)x & ~(x < 0.0f));
-  slope = ((vf)((x >= 0.0f) ? (vi)splat(1.0f) : (vi)y)) / (y + 1.0f);
-  slope = (x > 20.0f) ? splat(1.0f) : slope;
+  if (SLOPE) {
+    slope = ((x >= 0.0f) ? splat(1.0f) : y) / (y + 1.0f);
+    slope = (x > 20.0f) ? splat(1.0f) : slope;
+  }
   vf result = y * q + positive;
   return (x > 20.0f) ? x : (x == x) ? result : x;
 }
@@ -416,10 +419,11 @@ struct Prefetch {
       for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, 0);
       return;
     }
-    const int lines = CHUNK * (int)type_size(tile.type) / 64;
-    for (int t = 0; t < CHUNK; ++t) {
-      int row = t / lines;
-      address[t] = tile.at(0, row < tile.rows ? row : 0) + t % lines * 64;
+    // only full chunks are aimed at; with 2-byte numbers or few lanes the rows run out first and start again
+    int t = 0;
+    for (int row = 0; t < CHUNK; row = row + 1 < tile.rows ? row + 1 : 0) {
+      const char *p = tile.at(0, row), *stop = p + CHUNK * type_size(tile.type);
+      for (; p < stop && t < CHUNK; p += 64) address[t++] = p;
     }
   }
 };
@@ -467,9 +471,9 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
   }
   for (int t = 0; t < steps; ++t) {
     if (ahead) {
-      __builtin_prefetch(ahead[0].address[t]);
-      __builtin_prefetch(ahead[1].address[t]);
-      __builtin_prefetch(ahead[2].address[t], 1);
+      __builtin_prefetch(ahead[0].address[t], 0, 3);
+      __builtin_prefetch(ahead[1].address[t], 0, 3);
+      __builtin_prefetch(ahead[2].address[t], 1, 3);
     }
     vf dlt = dl[t], xt = x[t], yt = y[t];
 #pragma GCC unroll 16
@@ -506,12 +510,19 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 constexpr float LOG2_E = 1.44269504f;
 
 // Step sizes of a tile, in place: delta -> dl; the derivative of dl by delta goes to `slope` if it is not null.
+template <bool SLOPE>
 void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {
-  for (int t = 0; t < steps; ++t) {
-    vf s = splat(1.0f), raw = delta[t] + bias;
-    delta[t] = soft ? softplus(raw, s) : raw;
-    if (slope) slope[t] = s;
-  }
+  if (soft)
+    for (int t = 0; t < steps; ++t) {
+      vf s;
+      delta[t] = softplus<SLOPE>(delta[t] + bias, s);
+      if (SLOPE) slope[t] = s;
+    }
+  else
+    for (int t = 0; t < steps; ++t) {
+      delta[t] += bias;
+      if (SLOPE) slope[t] = splat(1.0f);
+    }
 }
 
 struct Arena {  // bump allocation of vectors in one block of memory
@@ -579,7 +590,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
       vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
       vf D = s.D ? load_first(s.D + d, rows) : vf{};
-      step_sizes(tdl, steps, bias, s.softplus, nullptr);
+      step_sizes<false>(tdl, steps, bias, s.softplus, nullptr);
       for (int t = 0; t < steps; ++t) {
         tx[t] = tdl[t] * tu[t];
         tdl[t] = finite(tdl[t]);
@@ -799,7 +810,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         load_tile(tile(s.grad_out, s.grad_out_stride, c), q.gy, staging);
         vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
         vf D = s.D ? load_first(s.D + d, rows) : vf{};
-        step_sizes(q.dl, steps, bias, s.softplus, q.slope);
+        step_sizes<true>(q.dl, steps, bias, s.softplus, q.slope);
         for (int t = 0; t < steps; ++t) {
           q.x[t] = q.dl[t] * q.u[t];
           q.dl[t] = finite(q.dl[t]);

@@ -1,0 +1,95 @@
+"""Compile the CPU scan into one library, a build per instruction-set level; any GCC or Clang will do.
+
+    python kernels/csrc/build.py OUTPUT [--compiler "g++"] [--machine x86_64|aarch64] [--system linux|darwin|win32]
+
+setup.py calls `build` for the machine it runs on; README.md beside this file has the cross-compilations.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+FLAGS = (
+    "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra".split()
+)
+LEVELS = {
+    "x86_64": {
+        "v2": ["-march=x86-64-v2"],
+        "v3": ["-march=x86-64-v3"],
+        "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    },
+    "aarch64": {"generic": []},
+}
+
+
+def build(output: Path, compiler: list[str] | None = None, machine: str = "", system: str = sys.platform) -> None:
+    """Write the library to `output`; raises RuntimeError with the compiler's words where it cannot be built."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        (machine or platform.machine()).lower(), machine or platform.machine()
+    )
+    if machine not in LEVELS:
+        raise RuntimeError(f"machine must be one of {', '.join(LEVELS)}, got {machine!r}")
+    compiler = compiler or _find_compiler()
+    try:
+        _compile(output, compiler, machine, system, threads=["-fopenmp"])
+    except RuntimeError:  # Clang without libomp: the source has its own threads
+        _compile(output, compiler, machine, system, threads=[] if system == "win32" else ["-pthread"])
+
+
+def _find_compiler() -> list[str]:
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise RuntimeError("no C++ compiler found: install g++ or clang++, or set CXX")
+
+
+def _compile(output: Path, compiler: list[str], machine: str, system: str, threads: list[str]) -> None:
+    position = [] if system == "win32" else ["-fPIC"]
+    # GCC's own AVX-512 header reads an undefined register on purpose; Clang does not know the flag's name
+    quiet = ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs, objects = [], []
+        for level, flags in [*LEVELS[machine].items(), ("cpu_level", None)]:
+            source = "cpu_level.cpp" if flags is None else "selective_scan.cpp"
+            chosen = [] if flags is None else [*flags, f"-DVW_LEVEL={level}"]
+            objects.append(str(Path(folder, f"{level}.o")))
+            jobs.append([*compiler, *FLAGS, *quiet, *position, *threads, *chosen, "-c", str(SOURCES / source)])
+            jobs[-1] += ["-o", objects[-1]]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, jobs))
+        linked = Path(folder, output.name)
+        as_needed = ["-Wl,--as-needed"] if system == "linux" else []
+        _run([*compiler, "-shared", *threads, *objects, *as_needed, "-o", str(linked)])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        arriving = output.with_name(f".{output.name}.{os.getpid()}")
+        shutil.copy(linked, arriving)
+        os.replace(arriving, output)  # a running process keeps the library that it has loaded
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"cannot run {command[0]}: {error}") from error
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--compiler", type=shlex.split)
+    parser.add_argument("--machine", default="")
+    parser.add_argument("--system", default=sys.platform)
+    arguments = parser.parse_args()
+    build(arguments.output, arguments.compiler, arguments.machine, arguments.system)
