@@ -10,13 +10,13 @@ Triton is imported at the first call: it is not there on macOS and Windows, and 
 
 from contextlib import nullcontext
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Steps between two stored states: N/16 times the memory of u. The backward pass keeps 4 * 4 states of a chunk in registers.
+# Steps between two stored states, N/16 times the memory of u; the backward kernel's registers hold no longer a chunk.
 CHECKPOINT_STEPS = 16
 # Channels of one program, the lanes of a warp.
 LANES = 32
@@ -25,7 +25,7 @@ LANE_STATES = 16
 LOG2_E = 1.4426950408889634
 # ptxas at its default level moves loads so far ahead that the 16-state backward kernel spills; at level 1 it does not.
 BACKWARD_PTX_OPTIONS = "--opt-level 1"
-# Warps that keep an H100 busy (132 multiprocessors, 16 each) and the shortest segment worth a program. Not tuned on one.
+# Warps that keep an H100 busy (132 multiprocessors, 16 each), and the shortest segment worth a program. Not tuned.
 FULL_GPU_WARPS = 2000
 SHORTEST_SEGMENT = 64
 
@@ -226,7 +226,7 @@ def _forward(
     """Either layout; B and C (B, L, G, N) or (D, N)."""
     batch, length, groups, width, states = shape
     channels = shape.channels
-    real = {"dtype": torch.float32, "device": u.device}
+    real: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
     n_chunks = -(-length // CHECKPOINT_STEPS) if checkpointed else 0
     out = torch.empty_like(delta, memory_format=torch.contiguous_format)
     last = torch.zeros(batch, channels, states, **real) if first is None else first.to(**real).clone()
@@ -278,7 +278,7 @@ def _backward(
     """Either layout; du has the shape of delta; dB and dC are (B, L, G, N) or (D, N), float32."""
     batch, length, groups, width, states = shape
     channels = shape.channels
-    real = {"dtype": torch.float32, "device": u.device}
+    real: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
     # the directions share x: their gradients are added in float32
     du = torch.empty(delta.shape, device=u.device, dtype=u.dtype if permutation is None else torch.float32)
     ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)

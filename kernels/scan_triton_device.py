@@ -14,6 +14,10 @@ of two NP. A comes as A log2(e), so that exp(dl A) = exp2(dl A'), and is finite:
 which leaves every state as it is.
 """
 
+# Device code is Triton's language: it has no starred tuples, and a tuple that grows is not one of Python's types.
+# ruff: noqa: RUF005
+# mypy: ignore-errors
+
 import triton
 import triton.language as tl
 
@@ -201,10 +205,10 @@ def segment_ends(
 ):  # fmt: skip
     """First pass: what each segment does to a state that enters as 0, and the sum of its step sizes.
 
-    Forward, w = u and M = B: h <- a h + (dl w) M. REVERSE, w = gradient of out and M = C: r <- a (r + w silu(z) M), from
-    the last step to the first. Writes (B, segments, D, N) and (B, segments, D), float32.
+    Forward, w = u and M = B: h <- a h + (dl w) M. REVERSE, w = gradient of out and M = C: r <- a (r + w silu(z) M),
+    from the last step to the first. Writes (B, segments, D, N) and (B, segments, D), float32.
     """
-    batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
+    batch, seg, group, _block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
@@ -261,10 +265,10 @@ def carry_states(
 ):  # fmt: skip
     """Between the passes: the state that enters each segment, (B, segments, D, N), from what each segment does.
 
-    The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) enters the first segment, or the
-    last one if REVERSE.
+    The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) enters the first segment,
+    or the last one if REVERSE.
     """
-    batch, _, group, block, first = _place(G, n_blocks, 1, width, BD)
+    batch, _seg, group, _block, first = _place(G, n_blocks, 1, width, BD)
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
@@ -291,7 +295,7 @@ def scan_segments(
     NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Second pass, forward: from the state that enters the segment to the outputs, with a checkpoint at every CHUNK."""
-    batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
+    batch, seg, group, _block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
@@ -321,7 +325,7 @@ def scan_segments(
     stop = tl.minimum(begin + segment, tl.cdiv(L, STEPS) * STEPS)
     for i in range(0, stop - begin, STEPS):
         t = begin + i
-        if SAVE:
+        if SAVE:  # noqa: SIM102  (known at compile time)
             if t % CHUNK == 0:
                 place = (batch * n_chunks + t // CHUNK).to(tl.int64) * (G * width) + channel
                 _store_states(check_p + place * N, h, N, lane, left, NQ, NV, NL, BD)
@@ -346,16 +350,14 @@ def scan_segments(
             ys = ys + (y,)
         _store_steps(out, ys, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
     if seg == n_segments - 1:
-        _store_states(
-            last_p + (batch * G * width + channel).to(tl.int64) * N, h, N, lane, left, NQ, NV, NL, BD
-        )
+        _store_states(last_p + (batch * G * width + channel).to(tl.int64) * N, h, N, lane, left, NQ, NV, NL, BD)
 
 
 @triton.jit
 def _sum_lanes(x, V: tl.constexpr, W: tl.constexpr):
     """(V, W) -> (V,): the sum over lanes.
 
-    Halving with split makes the compiler transpose the tile once through shared memory (about 1.5 instructions per value);
+    Halving with split makes the compiler transpose the tile once through shared memory, 1.5 instructions per value;
     tl.sum over lanes is a butterfly of 5 shuffles and 5 additions per value.
     """
     if W == 1:
@@ -532,6 +534,4 @@ def backward_segments(
     tl.store(dD_p + place + lane, dD, mask=lane < left)
     tl.store(dbias_p + place + lane, dbias, mask=lane < left)
     if seg == 0:
-        _store_states(
-            dfirst_p + (batch * G * width + channel).to(tl.int64) * N, carry, N, lane, left, NQ, NV, NL, BD
-        )
+        _store_states(dfirst_p + (batch * G * width + channel).to(tl.int64) * N, carry, N, lane, left, NQ, NV, NL, BD)

@@ -1,0 +1,188 @@
+"""The Triton scan against the plain one in float64, run by Triton's interpreter on the CPU.
+
+Triton reads TRITON_INTERPRET when it is imported, so the comparisons run in a process of their own, which the first
+test starts.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import voxelwave.kernels
+from voxelwave.kernels import scan_reference, scan_triton
+
+IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+in_interpreter = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the process that the first test starts")
+
+# float32 sums of a few dozen terms against float64
+TOLERANCE = 2e-6
+
+
+@pytest.mark.skipif(IN_INTERPRETER, reason="this is that process")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
+def test_everything_below_holds_in_the_interpreter():
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "interpreter_agrees" in run.stdout
+
+
+@pytest.fixture(autouse=True)
+def same_checkpoints(monkeypatch):
+    monkeypatch.setattr(scan_reference, "CHECKPOINT_STEPS", scan_triton.CHECKPOINT_STEPS)
+
+
+def scan_inputs(batch, channels, length, states, groups=1, *, constant=False, all_options=True, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    matrix = (channels, states) if constant else (batch, groups, states, length)
+    # without softplus the steps must be positive, or the states grow
+    delta = (
+        normal(batch, channels, length) - 2 if all_options else torch.rand(batch, channels, length, generator=generator)
+    )
+    B, C = (normal(*matrix).to(torch.float32 if constant else dtype) for _ in range(2))
+    return {
+        "u": normal(batch, channels, length).to(dtype),
+        "delta": delta.to(dtype),
+        "A": -3 * torch.rand(channels, states, generator=generator),
+        "B": B,
+        "C": C,
+        "D": normal(channels) if all_options else None,
+        "z": normal(batch, channels, length).to(dtype) if all_options else None,
+        "delta_bias": normal(channels) if all_options else None,
+        "delta_softplus": all_options,
+        "initial_state": normal(batch, channels, states) if all_options else None,
+    }
+
+
+def to_float64(values):
+    return [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values]
+
+
+def assert_same(actual, expected, tolerance=TOLERANCE):
+    """Equal within `tolerance` times the largest expected value."""
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert (a is None) == (e is None), i
+        if e is not None and e.numel():
+            scale = max(e.abs().max().item(), 1e-20)
+            error = (a.double() - e).abs().max().item()
+            assert error <= tolerance * scale, f"result {i}: {error} of {scale}"
+        elif e is not None:
+            assert a.shape == e.shape, i
+
+
+def check_scan(inputs, segment=None, tolerance=TOLERANCE):
+    """Outputs and gradients, with a gradient of the last state if there is an initial one."""
+    arguments = list(inputs.values())
+    expected = scan_reference.scan_forward(*to_float64(arguments))
+    actual = scan_triton.scan_forward(*arguments, segment=segment)
+    assert_same(actual, expected, tolerance)
+    assert actual[0].dtype == inputs["u"].dtype
+    generator = torch.Generator().manual_seed(1)
+    grad_out = torch.randn(*actual[0].shape, generator=generator).to(inputs["u"].dtype)
+    initial = inputs["initial_state"]
+    grad_last = None if initial is None else torch.randn(*initial.shape, generator=generator)
+    exact = to_float64([grad_out, grad_last, *arguments])
+    gradients = scan_triton.scan_backward(grad_out, grad_last, *arguments, actual[2], segment=segment)
+    assert_same(gradients, scan_reference.scan_backward(*exact, expected[2]), tolerance)
+    originals = [v for name, v in inputs.items() if name != "delta_softplus"]
+    for gradient, original in zip(gradients, originals, strict=True):
+        if original is not None:
+            assert (gradient.shape, gradient.dtype) == (original.shape, original.dtype)
+
+
+@in_interpreter
+@pytest.mark.parametrize(
+    ("sizes", "options", "segment"),
+    [
+        pytest.param((1, 3, 21, 3, 1), {}, 16, id="two_segments_ragged_end"),
+        pytest.param((1, 2, 32, 16, 1), {}, 16, id="four_steps_per_load"),
+        pytest.param((1, 2, 40, 1, 1), {"all_options": False}, 16, id="three_segments_one_state_no_options"),
+        pytest.param((2, 2, 3, 4, 1), {"constant": True}, None, id="constant_B_and_C"),
+        pytest.param((1, 70, 3, 2, 2), {}, None, id="groups_of_two_blocks"),
+        pytest.param((1, 1, 1, 1, 1), {}, None, id="one_of_everything"),
+        pytest.param((1, 2, 5, 33, 1), {}, None, id="more_states_than_a_lane_holds"),
+        pytest.param((1, 2, 0, 4, 1), {}, None, id="no_step"),
+        pytest.param((0, 2, 5, 4, 1), {}, None, id="no_batch_item"),
+    ],
+)
+def test_interpreter_agrees_with_float64(sizes, options, segment):
+    check_scan(scan_inputs(*sizes, **options), segment)
+
+
+@in_interpreter
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_interpreter_agrees_in_half_precision(dtype, tolerance):
+    # only the results are rounded to the type; the state is float32
+    check_scan(scan_inputs(1, 2, 6, 2, dtype=dtype), tolerance=tolerance)
+
+
+@in_interpreter
+def test_interpreter_agrees_at_extreme_step_sizes():
+    inputs = scan_inputs(1, 3, 5, 2)
+    inputs["delta"][0, 0] = 50.0
+    inputs["delta"][0, 1] = -30.0
+    inputs["A"][2] = -1e30
+    inputs["delta_bias"].zero_()
+    check_scan(inputs)
+
+
+@in_interpreter
+def test_interpreter_takes_strided_and_expanded_tensors():
+    inputs = scan_inputs(1, 2, 4, 2)
+    inputs["u"] = inputs["u"].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["delta"] = inputs["delta"][:, :1].expand(1, 2, 4)
+    inputs["B"] = inputs["B"][..., :1].expand(1, 1, 2, 4)
+    check_scan(inputs)
+
+
+@in_interpreter
+@pytest.mark.parametrize(("length", "width", "directions", "states"), [(18, 3, 2, 2), (16, 34, 1, 1)])
+def test_interpreter_agrees_along_index_tables(length, width, directions, states):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    arguments = [
+        normal(1, length, width),
+        normal(1, length, directions, width),
+        -torch.rand(directions * width, states, generator=generator),
+        normal(1, length, directions, states),
+        normal(1, length, directions, states),
+        torch.stack([torch.randperm(length, generator=generator) for _ in range(directions)]).int(),
+        normal(directions * width),
+        normal(directions * width),
+        True,
+    ]
+    expected = scan_reference.directional_forward(*to_float64(arguments))
+    actual = scan_triton.directional_forward(*arguments, segment=16)
+    assert_same(actual, expected)
+    grad_out = normal(*actual[0].shape)
+    gradients = scan_triton.directional_backward(grad_out, *arguments, actual[1], segment=16)
+    assert_same(gradients, scan_reference.directional_backward(*to_float64([grad_out, *arguments]), expected[1]))
+
+
+def test_segments_fill_the_gpu_and_no_more():
+    one_image = scan_triton.ScanShape(batch=1, length=4096, groups=4, width=180, states=16)
+    assert one_image.segment() == scan_triton.SHORTEST_SEGMENT
+    many = one_image._replace(batch=100)
+    assert many.segment() == 4096
+    assert one_image._replace(length=4097).segment(16) == 16
+    assert one_image._replace(length=21, batch=100).segment() % scan_triton.CHECKPOINT_STEPS == 0
+
+
+def test_missing_triton_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "voxelwave.kernels.scan_triton_device", raising=False)
+    monkeypatch.delattr(voxelwave.kernels, "scan_triton_device", raising=False)
+    with pytest.raises(ImportError, match="needs Triton"):
+        scan_triton.scan_forward(*scan_inputs(1, 1, 1, 1).values())
