@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +95,9 @@ def overfit(
         enable_model_summary=False,
     )
     started = time.perf_counter()
-    trainer.fit(module, loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
+        trainer.fit(module, loader)
     seconds = time.perf_counter() - started
     after = _evaluate(module, batch)
     export_network(output / "network.safetensors", module)

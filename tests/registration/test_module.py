@@ -173,13 +173,14 @@ def bids(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_affine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ANTs has tests of its own; here it would take most of the time."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ANTs, which has tests of its own, and a narrow network: they would take most of the time."""
+    monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
     monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.usefixtures("no_affine")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Path, tmp_path: Path) -> None:
     options = yaml.safe_load(config.read_text())
@@ -208,7 +209,7 @@ def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Pa
         assert read_training_options(checkpoint) == read_training_options(result.weights)
 
 
-@pytest.mark.usefixtures("no_affine")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_a_resumed_training_goes_on_where_it_stopped(bids: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
