@@ -160,10 +160,10 @@ def _foreground(*images: Tensor) -> Tensor:
 
 
 def _finest_mm(fixed: Tensor, moving: Tensor, spacing: Sequence[float]) -> float:
-    """The voxel size of the finest level: the mean side of the foreground holds `_FINEST_SIDE` voxels."""
+    """The voxel size of the finest level: the mean side of the foreground holds at most `_FINEST_SIDE` voxels."""
     where = _foreground(fixed, moving).nonzero()
     sides = [(float(n) + 1) * mm for n, mm in zip(where.amax(0) - where.amin(0), spacing, strict=True)]
-    return math.prod(sides) ** (1 / 3) / _FINEST_SIDE
+    return max(math.prod(sides) ** (1 / 3) / _FINEST_SIDE, math.prod(spacing) ** (1 / 3))
 
 
 def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tuple[slice, ...]:
@@ -302,18 +302,19 @@ def _compose_steps(
     size = float(voxel.min())  # sigmas are in voxels of the finest axis, equal in mm along the others
     update_sigmas = [_SMOOTH_UPDATE[similarity] * size / float(mm) for mm in voxel]
     total_sigmas = [_SMOOTH_TOTAL[similarity] * size / float(mm) for mm in voxel]
-    loss = 0.0
+    best, least_loss = displacement, math.inf  # steps have a fixed length, so that the last map need not be the best
     for _ in range(count):
         warped = warp(level.moving, displacement, padding="border")
-        value, slope = force(warped)
-        loss = float(value)
+        loss, slope = force(warped)
+        if float(loss) < least_loss:
+            best, least_loss = displacement, float(loss)
         # downhill in mm: d/d(voxel) over spacing is d/dmm, and mm over spacing are voxels
         update = _smooth(-slope * gradient(warped)[:, 0], update_sigmas) / level.spacing**2
         longest = float((update * level.spacing).norm(dim=1).max()) / size
         if longest < 1e-12:
             break
         displacement = _smooth(compose(displacement, update * (_STEP / longest)), total_sigmas)
-    return displacement, loss
+    return best, least_loss
 
 
 def _free_form(
