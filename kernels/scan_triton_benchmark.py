@@ -109,13 +109,14 @@ def _rows(shape: ScanShape, dtype: torch.dtype, seed: int, repeats: int) -> list
     arguments = scan_arguments(shape, dtype, "cuda", seed)
     out, _, checkpoints = scan_triton.scan_forward(*arguments)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1)).to(out)
+    backward_arguments: list[Any] = [grad_out, None, *arguments, checkpoints]
     ours: dict[str, Callable[[], object]] = {
         "forward": lambda: scan_triton.scan_forward(*arguments, checkpointed=False),
         "forward with checkpoints": lambda: scan_triton.scan_forward(*arguments),
-        "backward": lambda: scan_triton.scan_backward(grad_out, None, *arguments, checkpoints),
+        "backward": lambda: scan_triton.scan_backward(*backward_arguments),
     }
     peers = _peers(shape, arguments, grad_out)
-    gradients = scan_triton.scan_backward(grad_out, None, *arguments, checkpoints)
+    gradients = scan_triton.scan_backward(*backward_arguments)
     errors = _errors(shape, arguments, grad_out, out, gradients)
     rows = []
     for what, run in ours.items():
@@ -175,7 +176,8 @@ def _errors(
         return {}
     exact: list[Any] = [v.double() if isinstance(v, Tensor) else v for v in arguments]
     expected, _, checkpoints = scan_reference.scan_forward(*exact)
-    expected_gradients = scan_reference.scan_backward(grad_out.double(), None, *exact, checkpoints)
+    exact = [grad_out.double(), None, *exact, checkpoints]
+    expected_gradients = scan_reference.scan_backward(*exact)
 
     def error(actual: Tensor, truth: Tensor) -> float:
         return ((actual.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item()

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,40 @@ def test_expected_time_reaches_the_goals(reports, backward):
     shape = ScanShape(batch=1, length=4096, groups=4, width=180, states=16)
     expected = expected_time(shape, reports[90, 16, False], backward=backward, directional=False)
     assert expected.fraction >= (0.2 if backward else 0.25)
+
+
+NOTE = Path(__file__).resolve().parents[2] / "kernels" / "scan_triton.md"
+
+
+def note_rows(columns: int) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in NOTE.read_text().splitlines()]
+    return [row for row in rows if len(row) == columns and row[0][0].isdigit()]
+
+
+def test_note_tells_the_registers_and_instructions(reports):
+    """Within 15 %, which is what another release of the compiler may change."""
+    noted = {(int(r[0]), int(r[1]), r[2] == "image", r[3]): r for r in note_rows(9)}
+    for (capability, states, directional), kernels in reports.items():
+        for report in kernels:
+            row = noted[capability, states, directional, report.kernel]
+            assert report.registers == pytest.approx(int(row[4]), rel=0.15)
+            assert report.instructions == pytest.approx(float(row[7]), rel=0.15)
+            assert report.exponentials == pytest.approx(float(row[8]), rel=0.15)
+
+
+def test_note_tells_the_expected_times(reports):
+    compared = 0
+    for sizes, order, _, floor, time, _, _, back_floor, back_time, *_ in note_rows(11):
+        batch, channels, length, states = (int(size) for size in sizes.split(","))
+        directional = order == "image"
+        if (90, states, directional) not in reports:
+            continue
+        shape = ScanShape(batch, length, 4, channels // 4, states)
+        for backward, noted in ((False, (floor, time)), (True, (back_floor, back_time))):
+            expected = expected_time(
+                shape, reports[90, states, directional], backward=backward, directional=directional
+            )
+            assert expected.floor_microseconds == pytest.approx(float(noted[0]), rel=0.02)
+            assert expected.microseconds == pytest.approx(float(noted[1]), rel=0.15)
+            compared += 1
+    assert compared >= 10
