@@ -272,9 +272,12 @@ def load_fixed(pair: Pair) -> Volume:
     for file in (bval, bvec) if pair.contrast == "fa" else (bval,):
         if not file.is_file():
             raise FileNotFoundError(f'contrast "{pair.contrast}" of {pair.fixed} needs {file.name} beside it')
-    if pair.contrast == "fa":
-        return fractional_anisotropy(volume, *read_gradients(bval, bvec))
-    return (mean_b0 if pair.contrast == "b0" else mean_dwi)(volume, read_bvals(bval))
+    try:
+        if pair.contrast == "fa":
+            return fractional_anisotropy(volume, *read_gradients(bval, bvec))
+        return (mean_b0 if pair.contrast == "b0" else mean_dwi)(volume, read_bvals(bval))
+    except ValueError as error:
+        raise ValueError(f"{pair.fixed}: {error}") from error
 
 
 def prepare(
