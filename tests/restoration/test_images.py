@@ -41,7 +41,7 @@ def test_16_bit_grey_keeps_all_its_bits(tmp_path: Path, rng: np.random.Generator
 
 @pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".tif", np.uint8), (".tif", np.uint16)])
 def test_colour_comes_back_unchanged(tmp_path: Path, rng: np.random.Generator, suffix: str, dtype: type) -> None:
-    pixels = rng.integers(0, np.iinfo(dtype).max + 1, (5, 6, 3)).astype(dtype)
+    pixels: np.ndarray = rng.integers(0, np.iinfo(dtype).max + 1, (5, 6, 3)).astype(dtype)
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb")
     image = read_image(tmp_path / "in.tif")
     assert image.stack.shape == (1, 3, 5, 6)

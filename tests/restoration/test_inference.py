@@ -128,7 +128,7 @@ def test_other_numbers_of_channels_are_refused(taken: int, given: int, channels:
 def test_options_that_do_not_fit_are_named(image: np.ndarray) -> None:
     for options, words in (({"tile": 0}, "tile"), ({"overlap": 0.7}, "overlap"), ({"blend": "no"}, "blend")):
         with pytest.raises(ValueError, match=words):
-            restore(_Network(), image, **options)  # type: ignore[arg-type]
+            restore(_Network(), image, **options)
     with pytest.raises(ValueError, match="shape"):
         restore(_Network(), image[0, 0])
 
@@ -166,7 +166,7 @@ def test_change_of_super_resolution_is_measured_on_the_input_pixels(image: np.nd
 def _image(dtype: type, kind: str = "bitmap", modality: str | None = None) -> Image:
     from pathlib import Path
 
-    stack = np.arange(64).reshape(1, 1, 8, 8).astype(dtype)
+    stack: np.ndarray = np.arange(64).reshape(1, 1, 8, 8).astype(dtype)
     return Image(stack, Path("image"), kind, modality=modality)
 
 

@@ -1,0 +1,108 @@
+"""The restoration commands, from words to files and exit codes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from voxelwave.apps.cli import main
+from voxelwave.restoration.mair import MaIR
+from voxelwave.restoration.weights import save_weights
+from voxelwave.volumes import Volume, read_volume, write_volume
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Weights for relative ranges and for CT numbers, and pictures to restore."""
+    torch.manual_seed(0)
+    network = MaIR(in_channels=1, scale=1, upsampler=None, width=8, depths=(1,), states=1, stripe_width=4)
+    with torch.no_grad():
+        network.conv_last.weight.mul_(0.01)
+    save_weights(tmp_path / "w.safetensors", network, task="denoise", intensity_range=(0, 1), intensity_unit="relative")
+    save_weights(
+        tmp_path / "ct.safetensors", network, task="denoise", intensity_range=(-1000, 2000), intensity_unit="HU"
+    )
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        Pillow.fromarray(rng.integers(0, 256, (24, 30), dtype=np.uint8)).save(tmp_path / "in" / name)
+    return tmp_path
+
+
+def _restore(folder: Path, source: str, target: str, *words: str, weights: str = "w") -> int:
+    command = ["restoration", "restore", "-i", str(folder / source), "-o", str(folder / target)]
+    return main([*command, "--weights", str(folder / f"{weights}.safetensors"), "--device", "cpu", *words])
+
+
+def test_picture_is_restored_with_a_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _restore(folder, "in/a.png", "out.png", "--tile", "16", "--overlap", "0.25", "--self-ensemble") == 0
+    assert np.asarray(Pillow.open(folder / "out.png")).shape == (24, 30)
+    record = json.loads((folder / "out.restoration.json").read_text())
+    assert record["options"]["tile"] == 16
+    assert set(record["inputs"]) == {"input", "weights"}
+    assert "bias" in record["change"]
+    assert "bias (mean of result - input)" in capsys.readouterr().out
+
+
+def test_folder_is_restored_file_by_file(folder: Path) -> None:
+    assert _restore(folder, "in", "out") == 0
+    assert {p.name for p in (folder / "out").glob("*.png")} == {"a.png", "b.png"}
+    Pillow.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "in/colour.png")
+    assert _restore(folder, "in", "again") == 3  # one was refused, the others are there
+    assert {p.name for p in (folder / "again").glob("*.png")} == {"a.png", "b.png"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_volume_keeps_place_and_type(folder: Path) -> None:
+    values = np.random.default_rng(0).integers(-900, 1800, (12, 14, 3)).astype(np.int16)
+    write_volume(folder / "v.nii.gz", Volume(values, np.diag([-0.5, 0.5, 3.0, 1.0])))
+    assert _restore(folder, "v.nii.gz", "out.nii.gz", "--range", "hu:-1000,2000", weights="ct") == 0
+    restored = read_volume(folder / "out.nii.gz")
+    assert restored.array.dtype == np.int16
+    np.testing.assert_allclose(restored.affine, np.diag([-0.5, 0.5, 3.0, 1.0]))
+
+
+def test_guards_refuse_with_code_4(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _restore(folder, "in/a.png", "out.png", weights="ct") == 4
+    assert "CT numbers" in capsys.readouterr().err
+    assert _restore(folder, "in/a.png", "out.png", "--task", "deblur") == 4
+    assert "denoise" in capsys.readouterr().err
+    assert _restore(folder, "in/a.png", "out.png", "--max-bias", "0.0") == 4
+    assert not (folder / "out.png").exists()
+
+
+def test_the_input_is_never_overwritten(folder: Path) -> None:
+    before = (folder / "in/a.png").read_bytes()
+    assert _restore(folder, "in/a.png", "in/a.png") == 1
+    assert (folder / "in/a.png").read_bytes() == before
+
+
+def test_evaluation_prints_and_writes_what_was_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    words = ["restoration", "evaluate", str(folder / "in"), "--sigma", "25", "--methods", "[nlm,tv]", "--border", "2"]
+    weights = ["--weights", str(folder / "w.safetensors"), "--device", "cpu", "-o", str(folder / "table.tsv")]
+    assert main([*words, *weights]) == 0
+    out = capsys.readouterr().out
+    assert "mean of 2" in out
+    assert "data_range" in out
+    assert "2 pixels left out" in out
+    rows = [line.split("\t") for line in (folder / "table.tsv").read_text().splitlines()]
+    assert {row[1] for row in rows[1:]} == {"input", "nlm", "tv", "network"}
+    noisy = [float(row[2]) for row in rows if row[1] == "input"]
+    # noise of 25 in 255 is 20.17 dB; values that are cut to the range lose some of it
+    assert all(20.0 < value < 21.5 for value in noisy)
+
+
+def test_evaluation_wants_one_kind_of_degradation(folder: Path) -> None:
+    assert main(["restoration", "evaluate", str(folder / "in")]) == 1
+
+
+def test_open_images_come_with_their_licences(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    assert main(["restoration", "images", "-o", str(tmp_path / "open")]) == 0
+    listed = [line.split("\t")[0] for line in (tmp_path / "open/LICENCES.tsv").read_text().splitlines()[1:]]
+    assert sorted(listed) == sorted(str(p.relative_to(tmp_path / "open")) for p in (tmp_path / "open").rglob("*.png"))
+    assert np.asarray(Pillow.open(tmp_path / "open/train/astronaut.png")).ndim == 2
