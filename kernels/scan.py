@@ -5,8 +5,9 @@
     y_t  = sum_n C_t[n] h_t[n] + D u_t                  out_t = y_t silu(z_t) if z is given
 
 Three paths give the same answer: compiled SIMD code on the CPU (`scan_cpu`), Triton on CUDA (`scan_triton`), and plain
-PyTorch (`scan_reference`) for float64 and where no compiled library is found. The operators are `voxelwave::selective_scan`
-and `voxelwave::directional_scan`, so torch.compile, autocast and autograd treat them like built-in ones.
+PyTorch (`scan_reference`) for float64 and where no compiled library is found. The operators are
+`voxelwave::selective_scan` and `voxelwave::directional_scan`, so torch.compile and autograd treat them like built-in
+ones.
 
 Each path is a module with `scan_forward`, `scan_backward`, `directional_forward`, `directional_backward` and
 `CHECKPOINT_STEPS`, with the arguments and results that `scan_reference` documents: checkpoints are float32
@@ -70,7 +71,7 @@ def selective_scan(
     _check_tensor("u", u, ndim=3, layout="(B, D, L)")
     if torch.is_autocast_enabled(u.device.type):
         u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
-    batch, channels, length = u.shape
+    batch, channels, _ = u.shape
     _check_same("delta", delta, u)
     _check_tensor("A", A, ndim=2, layout="(D, N)")
     states = A.shape[1]
@@ -182,7 +183,7 @@ def directional_scan(
         A: (K*C, N), direction-major.
         B: (B, L, K, N).
         C: (B, L, K, N).
-        permutation: (K, L), integer; row k lists the positions in the order in which direction k visits them, each once.
+        permutation: (K, L), integer; row k lists the positions in the order of direction k, each once.
         D: (K*C,), direction-major.
         delta_bias: (K*C,), direction-major.
         delta_softplus: pass delta + delta_bias through softplus.

@@ -126,7 +126,7 @@ def scan_forward(
     last_state = A.new_empty(batch, channels, A.shape[1])
     chunks = -(-length // CHECKPOINT_STEPS)
     checkpoints = A.new_empty((batch, chunks, channels, A.shape[1]) if checkpointed else 0)
-    call.outputs(out=out, last_state=last_state, checkpoints=checkpoints)
+    call.in_place(out=out, last_state=last_state, checkpoints=checkpoints)
     call.out_strides(channels * length, call.width * length, 1, length)
     call.run("vw_scan_forward")
     return out, last_state, checkpoints
@@ -155,13 +155,13 @@ def scan_backward(
     call.tensors(A=A, D=D, delta_bias=delta_bias, initial_state=initial_state, grad_last_state=grad_last_state)
     du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
     dz = None if z is None else u.new_empty(u.shape)
-    call.outputs(checkpoints=checkpoints, du=du, ddelta=ddelta, dz=dz)
+    call.in_place(checkpoints=checkpoints, du=du, ddelta=ddelta, dz=dz)
     call.out_strides(channels * length, call.width * length, 1, length)
     states = A.shape[1]
     call.matrix_gradient_strides(call.groups * states * length, states * length, 1, length)
     dA, dB, dC, dD, dbias = call.parameter_gradients((batch, call.groups, states, length), D, delta_bias)
     dinitial = None if initial_state is None else A.new_empty(batch, channels, states)
-    call.outputs(dinitial_state=dinitial)
+    call.in_place(dinitial_state=dinitial)
     call.run("vw_scan_backward")
     return du, ddelta, _first(dA), _first(dB, B), _first(dC, C), _first(dD), dz, _first(dbias), dinitial
 
@@ -190,7 +190,7 @@ def directional_forward(
     out = x.new_empty(batch, length, directions, width)
     chunks = -(-length // CHECKPOINT_STEPS)
     checkpoints = A.new_empty((batch, chunks, directions * width, A.shape[1]) if checkpointed else 0)
-    call.outputs(out=out, checkpoints=checkpoints)
+    call.in_place(out=out, checkpoints=checkpoints)
     call.out_strides(length * directions * width, width, directions * width, 1)
     call.run("vw_scan_forward")
     return out, checkpoints
@@ -218,7 +218,7 @@ def directional_backward(
     call.tensors(A=A, D=D, delta_bias=delta_bias)
     dx, ddelta = x.new_empty(x.shape), x.new_empty(delta.shape)
     du_directions = A.new_empty(delta.shape)
-    call.outputs(checkpoints=checkpoints, du=dx, ddelta=ddelta, du_directions=du_directions)
+    call.in_place(checkpoints=checkpoints, du=dx, ddelta=ddelta, du_directions=du_directions)
     call.out_strides(length * directions * width, width, directions * width, 1)
     call.matrix_gradient_strides(length * directions * states, states, directions * states, 1)
     dA, dB, dC, dD, dbias = call.parameter_gradients((batch, length, directions, states), D, delta_bias)
@@ -233,7 +233,9 @@ def _check_permutation(permutation: Tensor) -> None:
         seen.scatter_(1, permutation.long(), True)
     if not seen.all():
         row = int((~seen.all(1)).nonzero()[0])
-        raise ValueError(f"permutation must list each of 0..{length - 1} once in every row, got row {row} that does not")
+        raise ValueError(
+            f"permutation must list each of 0..{length - 1} once in every row, got row {row} that does not"
+        )
 
 
 def _first(parts: Tensor | None, like: Tensor | None = None) -> Tensor | None:
@@ -272,7 +274,7 @@ class _Call:
                 continue
             if tensor.stride(-1) != 1:
                 tensor = tensor.contiguous()
-            self.tensors(**{name: tensor}, as_is=True)
+            self.in_place(**{name: tensor})
             if not self.directional:
                 batch, channel, step = tensor.stride()
                 strides = (batch, self.width * channel, 1, channel)
@@ -291,19 +293,20 @@ class _Call:
             if tensor.ndim == 2:
                 self.tensors(**{name: tensor})
                 continue
-            self.tensors(**{name: tensor}, as_is=True)
+            self.in_place(**{name: tensor})
             order = (0, 2, 1, 3) if self.directional else (0, 1, 3, 2)
             setattr(self.scan, f"{name}_stride", _Strides(*(tensor.stride(i) for i in order)))
 
-    def tensors(self, as_is: bool = False, **tensors: Tensor | None) -> None:
+    def tensors(self, **tensors: Tensor | None) -> None:
         for name, tensor in tensors.items():
             if tensor is not None:
-                tensor = tensor if as_is else tensor.contiguous()
+                self.in_place(**{name: tensor.contiguous()})
+
+    def in_place(self, **tensors: Tensor | None) -> None:
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.numel() > 0:
                 self.alive.append(tensor)
                 setattr(self.scan, name, tensor.data_ptr())
-
-    def outputs(self, **tensors: Tensor | None) -> None:
-        self.tensors(as_is=True, **{k: v for k, v in tensors.items() if v is not None and v.numel() > 0})
 
     def out_strides(self, *strides: int) -> None:
         self.scan.out_stride = _Strides(*strides)
@@ -328,7 +331,7 @@ class _Call:
             None if v is None else torch.empty(scan.batch, scan.channels, **real)  # type: ignore[call-overload]
             for v in (D, delta_bias)
         )
-        self.outputs(dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=dbias)
+        self.in_place(dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=dbias)
         return dA, dB, dC, dD, dbias
 
     def _splits(self) -> int:

@@ -1,9 +1,9 @@
 """The selective scan in plain PyTorch: the slow, obvious version, and a fall-back that needs no compiler.
 
-`selective_scan_reference` and `directional_scan_reference` are the formula in a few lines; autograd differentiates them,
-which keeps one state per step and is quadratic in L. `scan_forward` and `scan_backward` are the same recurrence with the
-gradients written out and the states recomputed from checkpoints, in O(B D L) memory; they run where no compiled kernel
-does (no compiler at install time) and for float64.
+`selective_scan_reference` and `directional_scan_reference` are the formula in a few lines; autograd differentiates
+them, which keeps one state per step and is quadratic in L. `scan_forward` and `scan_backward` are the same recurrence
+with the gradients written out and the states recomputed from checkpoints, in O(B D L) memory; they run where no
+compiled kernel does (no compiler at install time) and for float64.
 """
 
 import torch
@@ -88,7 +88,7 @@ def _per_channel(X: Tensor, channels: int) -> Tensor:
 def _grouped(X: Tensor, groups: int) -> Tensor:
     """(D, N) -> (1, G, D/G, N, 1); (B, G, N, L) -> (B, G, 1, N, L)."""
     if X.ndim == 2:
-        return X.unflatten(0, (groups, -1))[None, ..., None]
+        return X.unflatten(0, (groups, X.shape[0] // groups))[None, ..., None]
     return X.unsqueeze(2)
 
 
@@ -126,14 +126,14 @@ def scan_forward(
     """
     real, groups = state_dtype(u), _groups(B, C)
     batch, channels, length = u.shape
-    dl = _step_sizes(delta, delta_bias, delta_softplus, real).unflatten(1, (groups, -1))  # (B, G, M, L)
-    x = dl * u.to(real).unflatten(1, (groups, -1))
-    A_ = A.to(real).unflatten(0, (groups, -1))
+    split = (groups, channels // groups)
+    dl = _step_sizes(delta, delta_bias, delta_softplus, real).unflatten(1, split)  # (B, G, M, L)
+    x = dl * u.to(real).unflatten(1, split)
+    A_ = A.to(real).unflatten(0, split)
     B_, C_ = _grouped(B.to(real), groups), _grouped(C.to(real), groups)
-    if initial_state is None:
-        h = x.new_zeros(batch, *A_.shape)
-    else:
-        h = initial_state.to(real).unflatten(1, (groups, -1))
+    h = x.new_zeros(batch, *A_.shape)
+    if initial_state is not None:
+        h = initial_state.to(real).unflatten(1, split)
     y, checkpoints = torch.empty_like(x), []
     for t in range(length):
         if t % CHECKPOINT_STEPS == 0:
@@ -194,10 +194,9 @@ def scan_backward(
     y = torch.empty_like(x) if z is not None else None
     sum_gB, sum_gAp = torch.empty_like(x), torch.empty_like(x)
     dA, dB, dC = torch.zeros_like(A_), torch.zeros_like(B_), torch.zeros_like(C_)
-    if grad_last_state is None:
-        carry = x.new_zeros(batch, *A_.shape)
-    else:
-        carry = grad_last_state.to(real).unflatten(1, split)
+    carry = x.new_zeros(batch, *A_.shape)
+    if grad_last_state is not None:
+        carry = carry + grad_last_state.to(real).unflatten(1, split)
     for chunk in reversed(range(checkpoints.shape[1])):
         start, stop = chunk * CHECKPOINT_STEPS, min(length, (chunk + 1) * CHECKPOINT_STEPS)
         states, decays = [checkpoints[:, chunk].unflatten(1, split)], []
@@ -259,7 +258,7 @@ def _to_scan_order(
 
 def _to_image_order(out: Tensor, permutation: Tensor) -> Tensor:
     """(B, K*C, L) in the order of each direction -> (B, L, K, C) in image order."""
-    directions, length = permutation.shape
+    directions = permutation.shape[0]
     inverse = torch.argsort(permutation.long(), dim=1)
     per_direction = out.unflatten(1, (directions, -1))  # (B, K, C, L)
     return torch.stack([per_direction[:, k, :, inverse[k]] for k in range(directions)], 1).permute(0, 3, 1, 2)
@@ -313,7 +312,10 @@ def directional_backward(
     du, ddelta, dA, dB, dC, dD, _, dbias, _ = scan_backward(
         grad, None, u, delta_, A, B_, C_, D, None, delta_bias, delta_softplus, None, checkpoints
     )
-    assert du is not None and ddelta is not None and dB is not None and dC is not None
+    assert du is not None
+    assert ddelta is not None
+    assert dB is not None
+    assert dC is not None
     dx = _to_image_order(du, permutation).sum(2)
     return (
         dx.to(x.dtype),

@@ -17,10 +17,9 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-FLAGS = (
-    "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra".split()
-)
-LEVELS = {
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
+FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
+LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "v2": ["-march=x86-64-v2"],
         "v3": ["-march=x86-64-v3"],
@@ -59,9 +58,11 @@ def _compile(output: Path, compiler: list[str], machine: str, system: str, threa
     quiet = ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
     with tempfile.TemporaryDirectory() as folder:
         jobs, objects = [], []
-        for level, flags in [*LEVELS[machine].items(), ("cpu_level", None)]:
-            source = "cpu_level.cpp" if flags is None else "selective_scan.cpp"
-            chosen = [] if flags is None else [*flags, f"-DVW_LEVEL={level}"]
+        for level, flags in [*LEVELS[machine].items(), ("cpu_level", [])]:
+            source = "cpu_level.cpp" if level == "cpu_level" else "selective_scan.cpp"
+            chosen = [*flags, f"-DVW_LEVEL={level}"]
+            if any("zig" in word for word in compiler):  # it spells the same levels with underscores
+                chosen = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in chosen]
             objects.append(str(Path(folder, f"{level}.o")))
             jobs.append([*compiler, *FLAGS, *quiet, *position, *threads, *chosen, "-c", str(SOURCES / source)])
             jobs[-1] += ["-o", objects[-1]]

@@ -1,0 +1,458 @@
+"""The selective scan: every path against float64, its gradients, its operators, its messages."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from voxelwave.kernels import scan_cpu, scan_reference
+from voxelwave.kernels.scan import directional_scan, selective_scan, selective_scan_step
+from voxelwave.kernels.scan_reference import directional_scan_reference, selective_scan_reference
+
+LEVELS = scan_cpu.levels()
+needs_library = pytest.mark.skipif(not LEVELS, reason="the compiled scan was not built")
+
+Arguments = dict[str, Any]
+
+
+def draw(
+    batch: int,
+    channels: int,
+    groups: int,
+    states: int,
+    length: int,
+    *,
+    constant: str = "",
+    z: bool = False,
+    initial: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Arguments:
+    """Arguments of `selective_scan` as a model would have them; `constant` names the matrices that do not vary."""
+    generator = torch.Generator().manual_seed(length + channels)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    matrices = {
+        name: normal(channels, states) if name in constant else normal(batch, groups, states, length).to(dtype)
+        for name in "BC"
+    }
+    return {
+        "u": normal(batch, channels, length).to(dtype),
+        "delta": (0.5 * normal(batch, channels, length) - 2).to(dtype),
+        "A": -0.5 - states * torch.rand(channels, states, generator=generator),
+        **matrices,
+        "D": normal(channels),
+        "z": normal(batch, channels, length).to(dtype) if z else None,
+        "delta_bias": 0.1 * normal(channels),
+        "initial_state": normal(batch, channels, states) if initial else None,
+    }
+
+
+def outputs_and_gradients(arguments: Arguments, scan=selective_scan, softplus: bool = True) -> dict[str, Tensor]:
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in arguments.items() if v is not None}
+    out, last = scan(**leaves, delta_softplus=softplus, return_last_state=True)
+    generator = torch.Generator().manual_seed(1)
+    grad_out = torch.randn(out.shape, generator=generator).to(out.dtype)
+    grad_last = torch.randn(last.shape, generator=generator).to(last.dtype)
+    gradients = torch.autograd.grad([out, last], list(leaves.values()), [grad_out, grad_last])
+    return {"out": out.detach(), "last_state": last.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+def in_double(arguments: Arguments) -> Arguments:
+    return {k: None if v is None else v.double() for k, v in arguments.items()}
+
+
+def assert_as_accurate(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    for name, value in result.items():
+        if value.numel():
+            scale = truth[name].abs().max().clamp_min(1e-30)
+            error = ((value.double() - truth[name].double()).abs().max() / scale).item()
+            assert error < tolerance, f"{name}: {error:.1e}"
+
+
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (1, 1, 1, 16, 7),
+    (2, 6, 2, 3, 13),
+    (1, 37, 1, 16, 127),
+    (1, 18, 3, 64, 128),
+    (2, 36, 4, 5, 129),
+    (1, 60, 4, 16, 257),
+    (3, 20, 1, 2, 16),
+    (1, 150, 1, 7, 130),
+]
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"z": True, "initial": True},
+    {"constant": "B", "z": True},
+    {"constant": "C", "initial": True},
+    {"constant": "BC"},
+]
+
+
+@needs_library
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_build_agrees_with_float64_in_outputs_and_gradients(level, size):
+    for form in FORMS:
+        arguments = draw(*size, **form)
+        with scan_cpu.use_level(level):
+            result = outputs_and_gradients(arguments)
+        assert_as_accurate(result, outputs_and_gradients(in_double(arguments)))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_written_out_gradients_agree_with_autograd_of_the_plain_recurrence(form):
+    arguments = in_double(draw(2, 6, 2, 3, 130, **form))
+    for softplus in (True, False):
+        if not softplus:
+            arguments["delta"] = 0.5 + arguments["delta"].abs()  # negative steps would grow without bound
+        result = outputs_and_gradients(arguments, softplus=softplus)
+        truth = outputs_and_gradients(arguments, selective_scan_reference, softplus=softplus)
+        assert_as_accurate(result, truth, 1e-10)
+
+
+def test_gradcheck_of_every_argument_in_float64(monkeypatch):
+    monkeypatch.setattr(scan_reference, "CHECKPOINT_STEPS", 4)
+    arguments = in_double(draw(1, 4, 2, 2, 6, z=True, initial=True))
+    leaves = [v.requires_grad_() for v in arguments.values() if v is not None]
+
+    def scan(u, delta, A, B, C, D, z, delta_bias, initial_state):
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, True, True, initial_state)
+
+    assert torch.autograd.gradcheck(scan, leaves)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+@pytest.mark.parametrize("length", [1, 128, 131])
+def test_half_precision_keeps_a_float32_state(dtype, tolerance, length):
+    # tolerance: two roundings of the type; the sums themselves are float32
+    arguments = draw(1, 20, 2, 4, length, z=True, initial=True, dtype=dtype)
+    result = outputs_and_gradients(arguments)
+    assert result["out"].dtype == result["u"].dtype == result["B"].dtype == dtype
+    assert result["last_state"].dtype == result["A"].dtype == torch.float32
+    truth = outputs_and_gradients(in_double(arguments))
+    assert_as_accurate(result, truth, tolerance)
+    torch.testing.assert_close(result["last_state"].double(), truth["last_state"], rtol=1e-5, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_numbers_survive_the_way_through_the_kernel(dtype):
+    """With delta = 0 the output is D u; D = 1 returns every number of the type, infinities and subnormals too."""
+    u = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
+    u = u[~u.isnan()].view(1, 1, -1)
+    zero = torch.zeros_like(u)
+    out = selective_scan(torch.where(u.isinf(), 0, u), zero, -torch.ones(1, 1), zero, zero, torch.ones(1))
+    torch.testing.assert_close(out, torch.where(u.isinf(), 0, u), rtol=0, atol=0)
+
+
+def test_length_zero_gives_nothing_and_keeps_the_state():
+    arguments = draw(2, 6, 2, 3, 0, z=True, initial=True)
+    result = outputs_and_gradients(arguments)
+    assert result["out"].shape == (2, 6, 0)
+    torch.testing.assert_close(result["last_state"], arguments["initial_state"])
+    assert result["A"].abs().max() == 0
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(2, 6, 0, generator=generator)
+    torch.testing.assert_close(result["initial_state"], torch.randn(2, 6, 3, generator=generator))
+
+
+def test_non_contiguous_and_expanded_inputs_and_gradients_change_nothing():
+    plain = draw(2, 12, 1, 4, 50, z=True)
+    strided = {k: None if v is None else v.transpose(0, -1).contiguous().transpose(0, -1) for k, v in plain.items()}
+    for name, value in outputs_and_gradients(strided).items():
+        torch.testing.assert_close(value, outputs_and_gradients(plain)[name], rtol=0, atol=0)
+    u = plain["u"][:1].expand(2, -1, -1)
+    expanded = selective_scan(**plain | {"u": u}, delta_softplus=True)
+    torch.testing.assert_close(expanded, selective_scan(**plain | {"u": u.clone()}, delta_softplus=True))
+    delta = plain["delta"].clone().requires_grad_()
+    selective_scan(**plain | {"delta": delta}, delta_softplus=True).sum().backward()  # the gradient of out is expanded
+    assert delta.grad.isfinite().all()
+
+
+def test_huge_step_sizes_forget_the_past_and_tiny_ones_keep_the_state():
+    arguments = draw(1, 5, 1, 3, 40, initial=True) | {"D": None, "delta_bias": None}
+    tiny = selective_scan(**arguments | {"delta": torch.full((1, 5, 40), -80.0)}, delta_softplus=True,
+                          return_last_state=True)[1]  # fmt: skip
+    torch.testing.assert_close(tiny, arguments["initial_state"], rtol=1e-6, atol=1e-6)
+    for size in (1e3, 1e10, 1e25):
+        huge = arguments | {"delta": torch.full((1, 5, 40), size)}
+        out = selective_scan(**huge)
+        alone = size * arguments["u"] * (arguments["B"] * arguments["C"]).sum(2)  # h_t = delta u B, a_t = 0
+        torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("A", [-1e30, -float("inf")])
+def test_a_decay_of_minus_infinity_is_no_memory(A):
+    arguments = draw(1, 5, 1, 3, 140) | {"D": None, "delta_bias": None, "A": torch.full((5, 3), A)}
+    dl = torch.nn.functional.softplus(arguments["delta"])
+    alone = dl * arguments["u"] * (arguments["B"] * arguments["C"]).sum(2)
+    torch.testing.assert_close(selective_scan(**arguments, delta_softplus=True), alone)
+    if -float("inf") < A:
+        assert all(v.isfinite().all() for v in outputs_and_gradients(arguments).values())
+
+
+def test_a_decay_near_one_does_not_drift():
+    """4000 steps of the same decay 1 - 1e-4: an exponential with a bias at 1 would be off by 1e-3."""
+    ones = torch.ones(1, 1, 4000)
+    arguments = (ones, ones, torch.full((1, 1), -1e-4), ones, ones)
+    truth = selective_scan(*(v.double() for v in arguments))
+    torch.testing.assert_close(selective_scan(*arguments).double(), truth, rtol=2e-4, atol=0)
+
+
+def test_nan_stays_where_it_is_in_time_and_channel():
+    arguments = draw(1, 20, 1, 3, 40)
+    arguments["u"][0, 3, 10] = float("nan")
+    out = selective_scan(**arguments, delta_softplus=True)
+    assert out[0, 3, 10:].isnan().all()
+    assert out[0, 3, :10].isfinite().all()
+    assert out[0, torch.arange(20) != 3].isfinite().all()
+
+
+@pytest.mark.parametrize("wanted", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+def test_a_subset_of_gradients_equals_the_full_set(wanted):
+    arguments = draw(1, 8, 2, 3, 20, z=True, initial=True)
+    arguments[wanted].requires_grad_()
+    selective_scan(**arguments, delta_softplus=True).sum().backward()
+    arguments = {k: v.detach() for k, v in arguments.items()} | {wanted: arguments[wanted]}
+    truth = {k: v.double().detach().requires_grad_() for k, v in arguments.items()}
+    selective_scan(**truth, delta_softplus=True).sum().backward()
+    torch.testing.assert_close(arguments[wanted].grad.double(), truth[wanted].grad, rtol=1e-4, atol=1e-5)
+
+
+@needs_library
+def test_the_number_of_threads_changes_no_bit():
+    arguments = draw(2, 200, 2, 16, 300, z=True, initial=True)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(outputs_and_gradients(arguments))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("constant", ["", "BC"])
+def test_steps_agree_with_the_full_scan(constant):
+    arguments = draw(2, 6, 2, 3, 9, z=True, constant=constant)
+    out, last = selective_scan(**arguments, delta_softplus=True, return_last_state=True)
+    state = torch.zeros(2, 6, 3)
+    fixed = {k: arguments[k] for k in ("A", "D", "delta_bias")}
+    for t in range(9):
+        at_t = {k: arguments[k][..., t] for k in ("u", "delta", "z")}
+        matrices = {k: arguments[k] if constant else arguments[k][..., t] for k in "BC"}
+        y = selective_scan_step(state, **at_t, **fixed, **matrices, delta_softplus=True)
+        torch.testing.assert_close(y, out[..., t], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_chained_by_their_state_equal_one_scan():
+    arguments = draw(1, 6, 2, 3, 200)
+    out, last = selective_scan(**arguments, delta_softplus=True, return_last_state=True)
+    over_time = ("u", "delta", "B", "C")
+    state, parts = None, []
+    for piece in (slice(0, 1), slice(1, 130), slice(130, 200)):
+        block = arguments | {k: arguments[k][..., piece] for k in over_time} | {"initial_state": state}
+        part, state = selective_scan(**block, delta_softplus=True, return_last_state=True)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, -1), out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
+
+
+def test_three_dimensional_matrices_are_one_group():
+    arguments = draw(2, 6, 1, 3, 11)
+    squeezed = arguments | {k: arguments[k][:, 0] for k in "BC"}
+    torch.testing.assert_close(selective_scan(**squeezed), selective_scan(**arguments), rtol=0, atol=0)
+
+
+# ---- directional
+
+
+def draw_directional(batch: int, width: int, directions: int, states: int, length: int, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    orders = [torch.randperm(length, generator=generator) for _ in range(directions)]
+    return {
+        "x": normal(batch, length, width).to(dtype),
+        "delta": (0.5 * normal(batch, length, directions, width) - 2).to(dtype),
+        "A": -0.5 - torch.rand(directions * width, states, generator=generator),
+        "B": normal(batch, length, directions, states).to(dtype),
+        "C": normal(batch, length, directions, states).to(dtype),
+        "D": normal(directions * width),
+        "delta_bias": 0.1 * normal(directions * width),
+    }, torch.stack(orders)
+
+
+def directional_results(arguments, permutation, scan=directional_scan) -> dict[str, Tensor]:
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in arguments.items()}
+    out = scan(**leaves, permutation=permutation, delta_softplus=True)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return {"out": out.detach()} | dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 5, 3, 3, 13), (1, 20, 4, 16, 129), (2, 40, 2, 1, 256)], ids=str)
+def test_directional_scan_equals_gather_scan_and_inverse_gather(size):
+    arguments, permutation = draw_directional(*size)
+    truth = directional_results({k: v.double() for k, v in arguments.items()}, permutation, directional_scan_reference)
+    for level in LEVELS:
+        with scan_cpu.use_level(level):
+            assert_as_accurate(directional_results(arguments, permutation), truth)
+    doubled = directional_results({k: v.double() for k, v in arguments.items()}, permutation.int())
+    assert_as_accurate(doubled, truth, 1e-10)
+
+
+def test_directional_scan_reads_slices_of_one_projection():
+    arguments, permutation = draw_directional(2, 5, 3, 4, 30)
+    joined = torch.cat([arguments["delta"], arguments["B"], arguments["C"]], -1)
+    delta, B, C = joined.split([5, 4, 4], -1)
+    result = directional_results(arguments | {"delta": delta, "B": B, "C": C}, permutation)
+    for name, value in directional_results(arguments, permutation).items():
+        torch.testing.assert_close(result[name], value, rtol=0, atol=0)
+    leaf = joined.clone().requires_grad_()
+    delta, B, C = leaf.split([5, 4, 4], -1)
+    slices = {"delta": delta, "B": B, "C": C}
+    out = directional_scan(**arguments | slices, permutation=permutation, delta_softplus=True)
+    out.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+def test_directional_scan_in_half_precision(dtype, tolerance):
+    arguments, permutation = draw_directional(1, 20, 3, 4, 33, dtype)
+    truth = directional_results({k: v.double() for k, v in arguments.items()}, permutation)
+    assert_as_accurate(directional_results(arguments, permutation), truth, tolerance)
+
+
+@needs_library
+@pytest.mark.parametrize("wrong", [[[0, 0, 2]], [[0, 1, 3]], [[-1, 0, 1]]])
+def test_a_row_that_is_no_permutation_is_refused(wrong):
+    arguments, _ = draw_directional(1, 2, 1, 2, 3)
+    with pytest.raises(ValueError, match=r"permutation must list each of 0\.\.2 once in every row, got row 0"):
+        directional_scan(**arguments, permutation=torch.tensor(wrong))
+
+
+# ---- operators
+
+
+@pytest.mark.parametrize("form", [{}, {"z": True, "initial": True}, {"constant": "BC"}], ids=str)
+def test_selective_scan_passes_the_checks_of_a_torch_operator(form):
+    a = draw(1, 4, 2, 2, 5, **form)
+    leaves = [None if v is None else v.requires_grad_() for v in a.values()]
+    *tensors, initial = leaves
+    operator = torch.ops.voxelwave.selective_scan.default
+    torch.library.opcheck(operator, (*tensors, True, initial, True))
+
+
+def test_directional_scan_passes_the_checks_of_a_torch_operator():
+    a, permutation = draw_directional(1, 3, 2, 2, 5)
+    leaves = {k: v.requires_grad_() for k, v in a.items()}
+    order = (*(leaves[k] for k in ("x", "delta", "A", "B", "C")), permutation.int(), leaves["D"], leaves["delta_bias"])
+    torch.library.opcheck(torch.ops.voxelwave.directional_scan.default, (*order, True, True))
+
+
+def test_compiled_without_graph_breaks_and_equal_to_eager():
+    arguments = draw(1, 8, 2, 3, 20, z=True, initial=True)
+
+    def scan(**tensors):
+        return selective_scan(**tensors)
+
+    compiled = torch.compile(scan, fullgraph=True, backend="aot_eager")
+    eager = outputs_and_gradients(arguments)
+    for name, value in outputs_and_gradients(arguments, compiled).items():
+        torch.testing.assert_close(value, eager[name], rtol=0, atol=0)
+    image, permutation = draw_directional(1, 3, 2, 2, 5)
+
+    def directional(**tensors):
+        return directional_scan(**tensors)
+
+    compiled = torch.compile(directional, fullgraph=True, backend="aot_eager")
+    for name, value in directional_results(image, permutation, compiled).items():
+        torch.testing.assert_close(value, directional_results(image, permutation)[name], rtol=0, atol=0)
+
+
+def test_autocast_scans_in_float32():
+    arguments = draw(1, 8, 2, 3, 20)
+    mixed = arguments | {"u": arguments["u"].bfloat16(), "B": arguments["B"].bfloat16()}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = selective_scan(**mixed, delta_softplus=True)
+    assert out.dtype == torch.float32
+    in_float32 = {k: None if v is None else v.float() for k, v in mixed.items()}
+    torch.testing.assert_close(out, selective_scan(**in_float32, delta_softplus=True), rtol=0, atol=0)
+
+
+def test_without_gradients_no_checkpoints_are_kept():
+    a = [None if v is None else v for v in draw(1, 4, 2, 2, 300).values()]
+    *tensors, initial = a
+    assert torch.ops.voxelwave.selective_scan(*tensors, True, initial, False)[2].numel() == 0
+    assert torch.ops.voxelwave.selective_scan(*tensors, True, initial, True)[2].shape == (1, 3, 4, 2)
+
+
+def test_a_missing_library_is_announced_once_and_the_answer_stays(monkeypatch, tmp_path):
+    arguments = draw(1, 4, 2, 2, 9)
+    expected = selective_scan(**arguments)
+    monkeypatch.setattr(scan_cpu, "LIBRARY", tmp_path / "none.so")
+    scan_cpu.library.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="compiled selective scan is missing"):
+            result = selective_scan(**arguments)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            selective_scan(**arguments)
+    finally:
+        scan_cpu.library.cache_clear()
+
+
+# ---- messages
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"u": torch.zeros(2, 3)}, r"u must have shape \(B, D, L\), got \(2, 3\)"),
+        ({"u": torch.zeros(1, 4, 5, dtype=torch.int32)}, r"u must be float32, .* got torch.int32"),
+        ({"delta": torch.zeros(1, 4, 6)}, r"delta must have shape \(1, 4, 5\) to match u .* got \(1, 4, 6\)"),
+        ({"delta": torch.zeros(1, 4, 5).half()}, r"delta must have the type of u, torch.float32, got torch.float16"),
+        ({"A": torch.zeros(3, 2)}, r"A must have shape \(4, 2\) to match u .* got \(3, 2\)"),
+        ({"A": torch.zeros(4, 0)}, r"A must have at least one state, got shape \(4, 0\)"),
+        ({"B": torch.zeros(1, 2, 2, 6)}, r"B must have shape \(1, 2, 2, 5\) to match u and A .* got \(1, 2, 2, 6\)"),
+        ({"C": torch.zeros(1, 1, 2, 5)}, r"C must have shape \(1, 2, 2, 5\) .* got \(1, 1, 2, 5\)"),
+        ({"B": torch.zeros(1, 3, 2, 5)}, r"B must have a number of groups that divides 4 channels, got \(1, 3, 2, 5\)"),
+        ({"B": 1.0}, r"B must be a tensor of shape \(D, N\), \(B, N, L\) or \(B, G, N, L\), got float"),
+        ({"D": torch.zeros(5)}, r"D must have shape \(4,\) .* got \(5,\)"),
+        ({"z": torch.zeros(1, 4, 4)}, r"z must have shape \(1, 4, 5\) .* got \(1, 4, 4\)"),
+        ({"delta_bias": torch.zeros(4, 1)}, r"delta_bias must have shape \(4,\), got \(4, 1\)"),
+        ({"initial_state": torch.zeros(1, 4, 3)}, r"initial_state must have shape \(1, 4, 2\) .* got \(1, 4, 3\)"),
+        ({"D": torch.zeros(4, device="meta")}, r"D must be on cpu like the input, got meta"),
+    ],
+)
+def test_a_wrong_argument_is_named(changed, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        selective_scan(**draw(1, 4, 2, 2, 5) | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"delta": torch.zeros(1, 5, 2, 4)}, r"delta must have shape \(1, 5, 2, 3\) .* got \(1, 5, 2, 4\)"),
+        ({"B": torch.zeros(1, 5, 2)}, r"B must have shape \(B, L, K, N\), got \(1, 5, 2\)"),
+        ({"A": torch.zeros(3, 2)}, r"A must have shape \(6, 2\) .* got \(3, 2\)"),
+        ({"permutation": torch.zeros(2, 4).long()}, r"permutation must have shape \(K, 5\) to match x"),
+        ({"permutation": torch.zeros(2, 5)}, r"permutation must be a tensor of type int32 or int64, got torch.float32"),
+    ],
+)
+def test_a_wrong_argument_of_the_directional_scan_is_named(changed, message):
+    arguments, permutation = draw_directional(1, 3, 2, 2, 5)
+    with pytest.raises((ValueError, TypeError), match=message):
+        directional_scan(**arguments | {"permutation": permutation} | changed)
