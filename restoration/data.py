@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -289,6 +290,15 @@ def _level(values: float | Sequence[float], generator: torch.Generator) -> float
 _DEGRADATIONS: dict[str, Callable[..., Tensor]] = {"gaussian": _gaussian}
 
 
+def bicubic_resize(image: Tensor, factor: float) -> Tensor:
+    """(N, C, H, W) resized by Keys' bicubic kernel (a = -0.5), which is widened where the image becomes smaller.
+
+    That is the antialiased bicubic of MATLAB's imresize, except at the border, where weights outside the image are
+    left out here and mirrored pixels taken there.
+    """
+    return F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=True)
+
+
 def neighbours(count: int, k: int, slices: int) -> list[int]:
     """The `slices` slice numbers around k in a stack of `count`; beyond an end the last slice stands in.
 
@@ -428,6 +438,13 @@ class RestorationData(LightningDataModule):
                 steps = min(epoch_steps, stage.steps - begin)
                 self._plan.append((stage, steps, item))
                 item += steps * stage.batch
+        if scale > 1 and any(pair.degraded is None for pair in (*train, *validation)):
+            if degradation is not None:
+                raise ValueError("degradation must be left out with super-resolution: images are made smaller instead")
+            train, validation = (
+                downsampled(pairs, lambda clean: bicubic_resize(clean, 1 / scale), scale)
+                for pairs in (train, validation)
+            )
         self.train, self.seed, self.slices = list(train), seed, slices
         self.degrade = None if degradation is None else make_degradation(**degradation)
         self.validation = ValidationDataset(

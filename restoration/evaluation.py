@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..volumes.files import atomic_path
 from .baselines import DENOISERS, estimated_sigma
-from .data import ValidationDataset, downsampled, load_clean, load_pairs, make_degradation
+from .data import ValidationDataset, bicubic_resize, downsampled, load_clean, load_pairs, make_degradation
 from .images import IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, fitting_range, restore
 from .weights import WeightsInfo
@@ -80,7 +79,7 @@ class Evaluation:
         middle = image.degraded[first : first + channels]
         results: dict[str, np.ndarray] = {}
         if self.scale > 1:
-            results["bicubic"] = _bicubic(torch.from_numpy(middle[None]), self.scale)[0].numpy()
+            results["bicubic"] = bicubic_resize(torch.from_numpy(middle[None]), self.scale)[0].numpy()
         else:
             results["input"] = middle
         sigma = estimated_sigma(middle) if image.sigma is None else image.sigma
@@ -163,11 +162,6 @@ def _y_channel(image: np.ndarray) -> np.ndarray:
     return (np.tensordot([65.481, 128.553, 24.966], image, 1)[None] + 16) / 255
 
 
-def _bicubic(image: Tensor, factor: float) -> Tensor:
-    """(N, C, H, W) resized by Keys' bicubic (a = -0.5), widened where it makes smaller: MATLAB's imresize."""
-    return F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=True)
-
-
 def evaluation_images(
     clean: str | os.PathLike,
     *,
@@ -215,7 +209,7 @@ def evaluation_images(
             spec = {"kind": "gaussian", "sigma": share} if degradation is None else degradation
             degrade = make_degradation(**spec)
         if scale > 1 and partner is None:
-            pairs = downsampled(pairs, lambda x: _bicubic(x, 1 / scale), scale)
+            pairs = downsampled(pairs, lambda x: bicubic_resize(x, 1 / scale), scale)
             degrade = None
         if info is not None and pairs[0].clean.shape[1] not in (info.arguments["out_channels"],):
             raise Refused(

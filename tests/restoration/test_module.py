@@ -18,7 +18,9 @@ from voxelwave.restoration.module import (
     load_checkpoint,
 )
 from voxelwave.restoration.weights import load_weights
+from voxelwave.volumes import Volume, write_volume
 
+_CONFIGURATIONS = Path(__file__).parents[2] / "apps/configs/restoration"
 _TINY = {
     "network": "MaIR",
     "arguments": {
@@ -169,15 +171,28 @@ def test_start_from_keeps_what_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_shipped_configurations_train(pictures: Path) -> None:
-    folder = Path(__file__).parents[2] / "apps/configs/restoration"
-    for path in sorted(folder.glob("*.yaml")):
-        settings = yaml.safe_load(path.read_text())
-        settings["stages"] = [{"steps": 1, "batch": 1, "patch": 16}]
-        settings["module"]["arguments"] |= {"width": 8, "depths": [1]}
-        settings["validation_crop"] = 16
-        short = pictures / path.name
-        short.write_text(yaml.safe_dump(settings))
-        words = ["restoration", "train", str(pictures / "train"), str(pictures / "validation")]
-        assert main([*words, "-o", str(pictures / path.stem), "--config", str(short), "--device", "cpu"]) == 0
-        assert (pictures / path.stem / "weights.safetensors").is_file()
+@pytest.mark.parametrize("path", sorted(_CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configuration_trains(path: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(path.read_text())
+    settings["stages"] = [{"steps": 1, "batch": 1, "patch": 16}]
+    settings["module"]["arguments"] |= {
+        "width": 8,
+        "depths": [1] * len(settings["module"]["arguments"].get("depths", [1])),
+    }
+    settings["validation_crop"] = 32
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(settings))
+    rng = np.random.default_rng(0)
+    words = ["restoration", "train"]
+    if "degradation" in settings or settings["module"]["network"].startswith("mair-s"):
+        for part in ("train", "validation"):
+            (tmp_path / part).mkdir()
+            Pillow.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / part / "a.png")
+        words += [str(tmp_path / "train"), str(tmp_path / "validation")]
+    else:
+        volume = Volume(rng.integers(-900, 1900, (40, 40, 4)).astype(np.int16), np.eye(4))
+        scan = str(tmp_path / "scan.nii.gz")
+        write_volume(scan, volume)
+        words += [scan, scan, "--train-degraded", scan, "--validation-degraded", scan]
+    command = [*words, "-o", str(tmp_path / "out"), "--config", str(tmp_path / "short.yaml"), "--device", "cpu"]
+    assert main(command) == 0
+    assert (tmp_path / "out/weights.safetensors").is_file()
