@@ -14,6 +14,7 @@ import torch
 
 import voxelwave.kernels
 from voxelwave.kernels import scan_reference, scan_triton
+from voxelwave.kernels.scan_triton_benchmark import gpu_benchmark, parallel_scan, scan_arguments
 
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 in_interpreter = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the process that the first test starts")
@@ -87,9 +88,9 @@ def check_scan(inputs, segment=None, tolerance=TOLERANCE):
     assert_same(actual, expected, tolerance)
     assert actual[0].dtype == inputs["u"].dtype
     generator = torch.Generator().manual_seed(1)
-    grad_out = torch.randn(*actual[0].shape, generator=generator).to(inputs["u"].dtype)
+    grad_out = torch.randn(*actual[0].shape, generator=generator).to(inputs["u"])
     initial = inputs["initial_state"]
-    grad_last = None if initial is None else torch.randn(*initial.shape, generator=generator)
+    grad_last = None if initial is None else torch.randn(*initial.shape, generator=generator).to(initial)
     exact = to_float64([grad_out, grad_last, *arguments])
     gradients = scan_triton.scan_backward(grad_out, grad_last, *arguments, actual[2], segment=segment)
     assert_same(gradients, scan_reference.scan_backward(*exact, expected[2]), tolerance)
@@ -178,6 +179,28 @@ def test_segments_fill_the_gpu_and_no_more():
     assert many.segment() == 4096
     assert one_image._replace(length=4097).segment(16) == 16
     assert one_image._replace(length=21, batch=100).segment() % scan_triton.CHECKPOINT_STEPS == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(IN_INTERPRETER, reason="compares the compiled kernels")
+@pytest.mark.parametrize("sizes", [(2, 70, 321, 16, 2), (1, 40, 256, 16, 1), (1, 33, 257, 1, 1), (1, 8, 100, 64, 1)])
+@pytest.mark.parametrize("segment", [None, 64])
+def test_gpu_agrees_with_float64(sizes, segment):
+    inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in scan_inputs(*sizes).items()}
+    check_scan(inputs, segment, tolerance=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_benchmark_without_a_gpu_is_one_clear_error():
+    with pytest.raises(RuntimeError, match="needs a CUDA device"):
+        gpu_benchmark()
+
+
+def test_peer_of_the_gpu_benchmark_is_the_same_scan():
+    shape = scan_triton.ScanShape(batch=2, length=37, groups=2, width=3, states=4)
+    arguments = scan_arguments(shape, torch.float32, "cpu", seed=0)
+    expected = scan_reference.scan_forward(*arguments)[0]
+    assert_same([parallel_scan(arguments)], [expected.double()])
 
 
 def test_missing_triton_is_one_clear_error(monkeypatch):

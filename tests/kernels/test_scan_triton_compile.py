@@ -40,7 +40,9 @@ COMPILE = """
 import json, sys
 from voxelwave.kernels import scan_triton
 assert "triton" not in sys.modules, "importing the module must not need Triton"
+from voxelwave.kernels import scan_triton_device
 from voxelwave.kernels.scan_triton_aot import aot_report, compile_kernel, kernel_flags, KERNELS
+assert scan_triton_device.CHUNK.value == scan_triton.CHECKPOINT_STEPS
 
 reports = [aot_report(capability, states, directional=directional) for capability, states, directional in {targets}]
 ragged = scan_triton.ScanShape(batch=1, length=4097, groups=1, width=32, states=4)
