@@ -176,8 +176,8 @@ class DisplacementField:
             tolerance_mm: stop when every point is closer than this.
 
         Returns:
-            The inverse; `residual_mm` is the largest |T(x) - y| left. Above ten times the tolerance it is warned
-            about: the field folds there and has no inverse.
+            The inverse; `residual_mm` is the largest |T(x) - y| left over the points that come to lie in the field's
+            grid. Above ten times the tolerance it is warned about: the field folds there and has no inverse.
         """
         linear = self.linear_part()
         back = linear.inverse()
@@ -204,7 +204,8 @@ class DisplacementField:
                 move = apply_affine(back.matrix, left[far]) - back.matrix[:3, 3]
                 x, step, error, busy = x[far] + step[far, None] * move, step[far], size[far], busy[far]
             vectors[slab] = (best - target).reshape(vectors[slab].shape)
-            worst = max(worst, float(best_error.max()))
+            judged = inside(self.shape, apply_affine(to_voxel, best))
+            worst = max(worst, float(best_error[judged].max(initial=0.0)))
         if worst > 10 * tolerance_mm:
             warnings.warn(
                 f"the inverse displacement is off by up to {worst:.3g} mm: the field folds or is too steep there",
