@@ -242,4 +242,4 @@ def write_table(path: Path, evaluation: Evaluation) -> None:
 
 def _line(name: str, row: dict[str, tuple[float, float]]) -> str:
     figures = "  ".join(f"{method} {p:6.2f} / {s:.4f}" for method, (p, s) in row.items())
-    return f"{name:<24}{figures}"
+    return f"{name:<24}  {figures}"
