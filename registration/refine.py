@@ -25,7 +25,7 @@ _SIMILARITIES = ("auto", "ncc", "mi", "mind")
 _FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain, as fine as pays
 _COMPOSITIVE_ITERATIONS = {4: 20, 2: 60, 1: 40}  # by coarseness relative to the finest level
 _FREE_FORM_ITERATIONS = {2: 30, 1: 20}
-_WINDOW = 5  # of the correlation; 7 costs Dice between people
+_WINDOW = 5  # of the correlation, in voxels of the level; 7 gave the same Dice on one pair
 _STEP = 0.5  # the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
@@ -239,8 +239,8 @@ def _force(similarity: str, level: _Level) -> Force:
         return _CorrelationForce(fixed, mask)
     if similarity == "mind":
         return _by_autograd(lambda warped: 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask))
-    # the global histogram is steady, the local ones follow bias fields, and correlation sharpens the edges: together
-    # they were better than each alone
+    # on one known field the mean error was 0.97 mm with the global histogram, 0.86 mm with the local ones added and
+    # 0.83 mm with correlation added as well
     correlation = _CorrelationForce(fixed, mask)
     information = _by_autograd(
         lambda warped: (
