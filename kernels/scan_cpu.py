@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_scan" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
+LIBRARY = Path(__file__).with_name("scan.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 
 # CHUNK of csrc/selective_scan.cpp: 64 to 256 measured the same
 CHECKPOINT_STEPS = 128

@@ -14,7 +14,8 @@ class BuildScan(build_ext):
     """One library that depends on no Python version; without a compiler the package installs all the same."""
 
     def get_ext_filename(self, fullname):
-        return fullname.replace(".", "/") + SUFFIX
+        # the second dot keeps Python from taking the library for a module
+        return "/".join([*fullname.split(".")[:-1], "scan.native" + SUFFIX])
 
     def build_extension(self, ext):
         build = runpy.run_path(str(Path(__file__).with_name("build.py")))["build"]
