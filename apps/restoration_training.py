@@ -24,6 +24,7 @@ def train(
     stages: list[dict[str, int]] | None = None,
     epoch_steps: int = 500,
     validation_crop: int = 128,
+    margin: int | None = None,
     gradient_clip: float | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -41,7 +42,8 @@ def train(
         validation_images: the same kind, of other people or scenes.
         output: the folder to write into: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
         module: options of the training: network, arguments, loss, optimizer, lr, schedule, ema_decay and so on.
-        degradation: kind and its parameters, e.g. kind gaussian and sigma [0.02, 0.2] as shares of the range.
+        degradation: kind (gaussian, rician, ct, gaussian-blur, box-blur) and its parameters, e.g. sigma [0.02, 0.2] as
+            shares of the range; ct has photons [3000, 300000] and a range in HU, gaussian-blur has sigma_px.
         train_degraded: degraded partners of TRAIN_IMAGES.
         validation_degraded: degraded partners of VALIDATION_IMAGES.
         intensity_range: what becomes 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH.
@@ -51,6 +53,7 @@ def train(
         stages: one after the other, each with steps, batch and patch.
         epoch_steps: steps between validations; a checkpoint is written at each.
         validation_crop: validation looks at the middle square of so many pixels of each slice.
+        margin: pixels around each patch that are degraded along and cut off; default what the degradation looks at.
         gradient_clip: largest norm of the gradient.
         resume: go on from last.ckpt of the output folder.
         seed: of parameters, patches and degradations.
@@ -96,6 +99,7 @@ def train(
         scale=network.network.scale,
         slices=slices,
         validation_crop=validation_crop,
+        margin=margin,
         seed=seed,
     )
     parameters = sum(p.numel() for p in network.network.parameters())

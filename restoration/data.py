@@ -7,22 +7,19 @@ it would have seen without one.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .images import Image, choose_range, find_images, read_image
-
-Degrade = Callable[[Tensor, torch.Generator], Tensor]
-"""(C, H, W) clean values with 0 and 1 at the ends of the range, and a source of randomness -> degraded values."""
+from .degradations import Degrade, bicubic_resize, degradation_margin, make_degradation
+from .images import Image, IntensityRange, choose_range, find_images, read_image
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_UNIT_RANGE = IntensityRange(0, 1)
 _VALIDATION = 1 << 40  # far from every training item's number
 
 
@@ -34,11 +31,13 @@ class Pair:
         clean: (N, C, H * scale, W * scale) float32, 0 and 1 at the ends of the intensity range.
         degraded: (N, C, H, W) with the same range where it is fixed (real pairs, super-resolution); else None.
         name: for people.
+        intensity_range: the intensities that are 0 and 1 here, for degradations that depend on them.
     """
 
     clean: Tensor
     degraded: Tensor | None = None
     name: str = ""
+    intensity_range: IntensityRange = _UNIT_RANGE
 
     def __post_init__(self) -> None:
         if self.clean.ndim != 4:
@@ -78,8 +77,8 @@ class PatchDataset(Dataset):
             neighbours (blur).
 
     Example:
-        >>> add_noise = lambda clean, generator: clean + 0.1 * torch.randn(clean.shape, generator=generator)
-        >>> patches = PatchDataset([Pair(torch.rand(1, 1, 20, 30))], patch=8, length=4, degrade=add_noise)
+        >>> degrade = make_degradation("gaussian", sigma=0.1)
+        >>> patches = PatchDataset([Pair(torch.rand(1, 1, 20, 30))], patch=8, length=4, degrade=degrade)
         >>> {name: tuple(tensor.shape) for name, tensor in patches[0].items()}
         {'degraded': (1, 8, 8), 'clean': (1, 8, 8)}
     """
@@ -128,7 +127,8 @@ class PatchDataset(Dataset):
         if pair.degraded is None:
             assert self.degrade is not None
             clean, window = _window(pair.clean[chosen], top, left, size, self.margin)
-            degraded = self.degrade(clean.flatten(0, 1), generator).view_as(clean)[..., window[0], window[1]]
+            degraded = self.degrade(clean.flatten(0, 1), generator, pair.intensity_range).view_as(clean)
+            degraded = degraded[..., window[0], window[1]]
             clean = clean[self.slices // 2, :, window[0], window[1]]
         else:
             degraded = pair.degraded[chosen, :, top : top + size, left : left + size]
@@ -150,6 +150,7 @@ class ValidationDataset(Dataset):
         slices: as in `PatchDataset`.
         per_stack: at most so many slices of each stack, evenly spread.
         crop: the middle square of at most so many pixels, to keep validation short; None for all.
+        margin: as in `PatchDataset`, around the crop.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class ValidationDataset(Dataset):
         slices: int = 1,
         per_stack: int = 4,
         crop: int | None = None,
+        margin: int = 0,
     ):
         _check_slices(slices)
         self.items: list[dict[str, Tensor]] = []
@@ -171,10 +173,10 @@ class ValidationDataset(Dataset):
                 if pair.degraded is None:
                     if degrade is None:
                         raise ValueError(f"{pair.name or 'a pair'} needs its own degraded image or degrade, got none")
-                    clean = _middle(pair.clean[chosen], crop)
+                    clean = _middle(pair.clean[chosen], None if crop is None else crop + 2 * margin)
                     generator = item_generator(seed, _VALIDATION + len(self.items))
-                    degraded = degrade(clean.flatten(0, 1), generator)
-                    clean = clean[slices // 2]
+                    degraded = _middle(degrade(clean.flatten(0, 1), generator, pair.intensity_range), crop)
+                    clean = _middle(clean[slices // 2], crop)
                 else:
                     small = None if crop is None else crop // pair.scale
                     degraded = _middle(pair.degraded[chosen], small).flatten(0, 1)
@@ -202,7 +204,8 @@ def load_clean(
     pairs = []
     for file in find_images(path):
         image = read_image(file, slice_axis=slice_axis)
-        pairs.append(Pair(_unit_stack(image, intensity_range, grey), name=file.name))
+        chosen = choose_range(image, intensity_range)
+        pairs.append(Pair(unit_stack(image, chosen, grey=grey), name=file.name, intensity_range=chosen))
     return pairs
 
 
@@ -233,9 +236,18 @@ def load_pairs(
     for paths in zip(*files, strict=True):
         images = [read_image(path, slice_axis=slice_axis) for path in paths]
         _check_places(images)
-        noisy, sharp = (_unit_stack(image, intensity_range, grey) for image in images)
-        pairs.append(Pair(sharp, noisy, name=f"{paths[0].name} -> {paths[1].name}"))
+        chosen = [choose_range(image, intensity_range) for image in images]
+        noisy, sharp = (unit_stack(image, each, grey=grey) for image, each in zip(images, chosen, strict=True))
+        pairs.append(Pair(sharp, noisy, f"{paths[0].name} -> {paths[1].name}", chosen[1]))
     return pairs
+
+
+def unit_stack(image: Image, intensity_range: IntensityRange, *, grey: bool = False) -> Tensor:
+    """(N, C, H, W) float32 of an image with the ends of its range at 0 and 1; grey takes the luminance of colour."""
+    stack = intensity_range.to_unit(image.stack)
+    if grey and image.channels == 3:
+        stack = np.tensordot(stack, _LUMA, axes=(1, 0))[:, None]
+    return torch.from_numpy(np.ascontiguousarray(stack, np.float32))
 
 
 def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], scale: int) -> list[Pair]:
@@ -252,51 +264,8 @@ def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], s
     for pair in pairs:
         height, width = (size // scale * scale for size in pair.clean.shape[2:])
         clean = pair.clean[..., :height, :width]
-        made.append(Pair(clean, downsample(clean), pair.name))
+        made.append(Pair(clean, downsample(clean), pair.name, pair.intensity_range))
     return made
-
-
-def make_degradation(kind: str, **parameters: Any) -> Degrade:
-    """A degradation by its name in a configuration file.
-
-    Args:
-        kind: "gaussian".
-        parameters: gaussian: `sigma`, one number or the (low, high) from which each patch's is drawn evenly, as a share
-            of the intensity range (sigma 25 of 255 is 0.098).
-
-    Example:
-        >>> degrade = make_degradation("gaussian", sigma=[0.02, 0.2])
-        >>> degrade(torch.zeros(1, 4, 4), item_generator(0, 0)).shape
-        torch.Size([1, 4, 4])
-    """
-    if kind not in _DEGRADATIONS:
-        raise ValueError(f"degradation must be one of {', '.join(_DEGRADATIONS)}, got {kind!r}")
-    return partial(_DEGRADATIONS[kind], **parameters)
-
-
-def _gaussian(clean: Tensor, generator: torch.Generator, *, sigma: float | Sequence[float]) -> Tensor:
-    level = _level(sigma, generator)
-    return clean + level * torch.randn(clean.shape, generator=generator)
-
-
-def _level(values: float | Sequence[float], generator: torch.Generator) -> float:
-    """The value itself, or one drawn evenly from (low, high)."""
-    if isinstance(values, (int, float)):
-        return float(values)
-    low, high = values
-    return float(low + (high - low) * torch.rand(1, generator=generator))
-
-
-_DEGRADATIONS: dict[str, Callable[..., Tensor]] = {"gaussian": _gaussian}
-
-
-def bicubic_resize(image: Tensor, factor: float) -> Tensor:
-    """(N, C, H, W) resized by Keys' bicubic kernel (a = -0.5), which is widened where the image becomes smaller.
-
-    That is the antialiased bicubic of MATLAB's imresize, except at the border, where weights outside the image are
-    left out here and mirrored pixels taken there.
-    """
-    return F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=True)
 
 
 def neighbours(count: int, k: int, slices: int) -> list[int]:
@@ -345,13 +314,6 @@ def _check_places(images: Sequence[Image]) -> None:
         return
     if not np.allclose(first.affine, second.affine, atol=0.1 * min(first.spacing)):
         raise ValueError(f"{images[0].path} and {images[1].path} do not lie at the same place; resample one first")
-
-
-def _unit_stack(image: Image, how: str | Sequence[float], grey: bool) -> Tensor:
-    stack = choose_range(image, how).to_unit(image.stack)
-    if grey and image.channels == 3:
-        stack = np.tensordot(stack, _LUMA, axes=(1, 0))[:, None]
-    return torch.from_numpy(np.ascontiguousarray(stack, np.float32))
 
 
 def _draw(count: int, generator: torch.Generator) -> int:
@@ -410,6 +372,7 @@ class RestorationData(LightningDataModule):
         scale: of super-resolution; clean images without partners are made smaller by it.
         slices: as in `PatchDataset`.
         validation_crop: as in `ValidationDataset`.
+        margin: as in `PatchDataset`; None for as much as the degradation looks at.
         seed: of all draws.
     """
 
@@ -424,6 +387,7 @@ class RestorationData(LightningDataModule):
         scale: int = 1,
         slices: int = 1,
         validation_crop: int | None = 128,
+        margin: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -447,8 +411,13 @@ class RestorationData(LightningDataModule):
             )
         self.train, self.seed, self.slices = list(train), seed, slices
         self.degrade = None if degradation is None else make_degradation(**degradation)
+        if margin is None:
+            margin = 0 if degradation is None else degradation_margin(**degradation)
+        if margin < 0:
+            raise ValueError(f"margin must be at least 0, got {margin}")
+        self.margin = margin
         self.validation = ValidationDataset(
-            validation, degrade=self.degrade, seed=seed, slices=slices, crop=validation_crop
+            validation, degrade=self.degrade, seed=seed, slices=slices, crop=validation_crop, margin=margin
         )
 
     @property
@@ -468,6 +437,7 @@ class RestorationData(LightningDataModule):
             seed=self.seed,
             first=first,
             slices=self.slices,
+            margin=self.margin,
         )
         return DataLoader(patches, batch_size=stage.batch)
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 
 from ..volumes.files import atomic_path
 from .baselines import DENOISERS, estimated_sigma
-from .data import ValidationDataset, bicubic_resize, downsampled, load_clean, load_pairs, make_degradation
+from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
+from .degradations import bicubic_resize, known_sigma, make_degradation
 from .images import IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, fitting_range, restore
+from .metrics import psnr, ssim, y_channel
 from .weights import WeightsInfo
 
 
@@ -27,7 +30,7 @@ class EvaluationImage:
         name: for the table.
         clean: (C, H * scale, W * scale), 0 and 1 at the ends of the range.
         degraded: (C_in, H, W); C_in is C times the number of neighbouring slices.
-        sigma: of the Gaussian noise that was added, as a share of the range; None where it is not known.
+        sigma: of the Gaussian or Rician noise that was added, as a share of the range; None where it is not one number.
         intensity_range: of the image.
         whole: whether the image holds whole numbers, to which results are rounded.
     """
@@ -47,6 +50,7 @@ class Evaluation:
     Args:
         network: the model, or None.
         methods: names in `baselines.DENOISERS`; None for all that are installed.
+        scale: of super-resolution, which must be the network's; bicubic then stands in the place of the methods.
         y_channel: measure colour on the Y channel.
         border: pixels left out at each side.
         options: of `inference.restore`.
@@ -55,6 +59,7 @@ class Evaluation:
 
     network: nn.Module | None = None
     methods: Sequence[str] | None = None
+    scale: int = 1
     y_channel: bool = False
     border: int = 0
     options: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +67,8 @@ class Evaluation:
     _ranges: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.scale = 1 if self.network is None else int(self.network.scale)  # type: ignore[arg-type]
+        if self.network is not None and self.scale != self.network.scale:
+            raise ValueError(f"scale must be the network's, {self.network.scale}, got {self.scale}")
         unknown = [name for name in self.methods or () if name not in DENOISERS]
         if unknown:
             raise ValueError(f"methods must be of {', '.join(DENOISERS)}, got {', '.join(unknown)}")
@@ -79,7 +85,7 @@ class Evaluation:
         middle = image.degraded[first : first + channels]
         results: dict[str, np.ndarray] = {}
         if self.scale > 1:
-            results["bicubic"] = bicubic_resize(torch.from_numpy(middle[None]), self.scale)[0].numpy()
+            results["bicubic"] = bicubic_resize(torch.from_numpy(middle), self.scale).numpy()
         else:
             results["input"] = middle
         sigma = estimated_sigma(middle) if image.sigma is None else image.sigma
@@ -110,56 +116,29 @@ class Evaluation:
         }
 
     def mean_line(self) -> str:
-        """The means, and the standard deviation of the PSNR over the images."""
-        return _line(f"mean of {len(self.rows)}", self.means())
+        """The means, and from image to image the standard deviations of the PSNR."""
+        rows = list(self.rows.values())
+        spreads = {name: np.std([row[name][0] for row in rows]) for name in (rows[0] if rows else {})}
+        spread = "  ".join(f"{name} {value:6.2f}" for name, value in spreads.items())
+        return f"{_line(f'mean of {len(rows)}', self.means())}\n{'standard deviation (dB)':<24}  {spread}"
 
     def conditions(self) -> str:
         """What the figures mean."""
         channel = "Y channel (BT.601)" if self.y_channel else "all channels"
         ranges = "; ".join(sorted(self._ranges)) if len(self._ranges) < 4 else f"{len(self._ranges)} ranges"
         return (
-            f"PSNR (dB) / SSIM (11 x 11 Gaussian): data_range is the whole range [{ranges}], {channel},"
+            f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
             f" {self.border} pixels left out at each side, results cut to the range"
         )
 
     def _figures(self, result: np.ndarray, image: EvaluationImage) -> tuple[float, float]:
         values = np.clip(result, 0, 1)
         if image.whole:
-            span = image.intensity_range.span
-            values = np.rint(values * span) / span
-        both = [x.astype(np.float64) for x in (values, image.clean)]
+            values = _whole(values, image.intensity_range)
+        both = [values, image.clean]
         if self.y_channel and len(image.clean) == 3:
-            both = [_y_channel(x) for x in both]
-        if self.border:
-            both = [x[:, self.border : -self.border, self.border : -self.border] for x in both]
-        return psnr(*both), ssim(*both)
-
-
-def psnr(restored: np.ndarray, clean: np.ndarray) -> float:
-    """-10 log10 of the mean squared error of (C, H, W) with data_range 1, in dB."""
-    return float(-10 * np.log10(max(np.square(restored - clean).mean(), 1e-12)))
-
-
-def ssim(restored: np.ndarray, clean: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004) of (C, H, W), data_range 1, 11 x 11 Gaussian of sigma 1.5."""
-    from skimage.metrics import structural_similarity
-
-    return float(
-        structural_similarity(
-            restored,
-            clean,
-            data_range=1.0,
-            channel_axis=0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
-
-
-def _y_channel(image: np.ndarray) -> np.ndarray:
-    """(1, H, W) luma of (3, H, W) by BT.601 for 8 bits: 16 to 235 of 255."""
-    return (np.tensordot([65.481, 128.553, 24.966], image, 1)[None] + 16) / 255
+            both = [y_channel(x, data_range=1) for x in both]
+        return psnr(*both, data_range=1, border=self.border), ssim(*both, data_range=1, border=self.border)
 
 
 def evaluation_images(
@@ -182,16 +161,21 @@ def evaluation_images(
     Args:
         clean: a folder or one image.
         degraded: real partners; else the clean ones are degraded:
-        degradation: kind and parameters of `data.make_degradation`; or
-        sigma: standard deviation of Gaussian noise in the images' unit.
+        degradation: kind and parameters of `degradations.make_degradation`; left out with a scale above 1.
+        sigma: of its noise in the images' unit; of Gaussian noise without a degradation.
         info: of the weights, whose demands on the range are checked.
         how: of `images.choose_range`.
         slice_axis, grey: as in `data.load_clean`.
         per_volume: at most so many slices of each volume.
-        scale: of super-resolution.
+        scale: of super-resolution; above 1 clean images are made smaller by `degradations.bicubic_resize`, and rounded
+            where they hold whole numbers, as the small images of benchmark sets are.
         slices: neighbouring slices (2.5-D).
         seed: of the degradations.
     """
+    if scale > 1 and (degradation is not None or sigma is not None):
+        raise ValueError("degradation and sigma must be left out with super-resolution, got one of them")
+    if degraded is None and scale == 1 and degradation is None and sigma is None:
+        raise ValueError("one of degraded, degradation, sigma and a scale above 1 must be given, got none")
     files = find_images(clean)
     partners: list[Path] | list[None] = [None] * len(files) if degraded is None else find_images(degraded)
     if len(partners) != len(files):
@@ -199,18 +183,20 @@ def evaluation_images(
     for number, (file, partner) in enumerate(zip(files, partners, strict=True)):
         image = read_image(file, slice_axis=slice_axis)
         chosen = choose_range(image, how) if info is None else fitting_range(image, info, how)
-        ends = (chosen.low, chosen.high)
-        share = None if sigma is None else sigma / chosen.span
-        degrade = None
+        whole = image.dtype.kind in "iu"
+        degrade, known = None, None
         if partner is not None:
+            ends = (chosen.low, chosen.high)
             pairs = load_pairs(partner, file, intensity_range=ends, slice_axis=slice_axis, grey=grey)
         else:
-            pairs = load_clean(file, intensity_range=ends, slice_axis=slice_axis, grey=grey)
-            spec = {"kind": "gaussian", "sigma": share} if degradation is None else degradation
-            degrade = make_degradation(**spec)
-        if scale > 1 and partner is None:
-            pairs = downsampled(pairs, lambda x: bicubic_resize(x, 1 / scale), scale)
-            degrade = None
+            pairs = [Pair(unit_stack(image, chosen, grey=grey), name=file.name, intensity_range=chosen)]
+            if scale > 1:
+                pairs = downsampled(pairs, partial(_made_smaller, scale=scale, whole=chosen if whole else None), scale)
+            else:
+                spec: dict[str, Any] = {"kind": "gaussian"} if degradation is None else dict(degradation)
+                if sigma is not None:
+                    spec["sigma"] = sigma / chosen.span
+                degrade, known = make_degradation(**spec), known_sigma(**spec)
         if info is not None and pairs[0].clean.shape[1] not in (info.arguments["out_channels"],):
             raise Refused(
                 f"the weights are for {info.arguments['out_channels']} channel(s), got {file} with"
@@ -225,9 +211,9 @@ def evaluation_images(
                 name=file.name if len(items) == 1 else f"{file.name} #{k}",
                 clean=item["clean"].numpy(),
                 degraded=item["degraded"].numpy(),
-                sigma=share if degradation is None else None,
+                sigma=known,
                 intensity_range=chosen,
-                whole=image.dtype.kind in "iu",
+                whole=whole,
             )
 
 
@@ -238,6 +224,17 @@ def write_table(path: Path, evaluation: Evaluation) -> None:
         lines += [f"{name}\t{method}\t{p:.4f}\t{s:.5f}" for method, (p, s) in row.items()]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+
+
+def _made_smaller(clean: torch.Tensor, *, scale: int, whole: IntensityRange | None) -> torch.Tensor:
+    """The bicubic small version, cut to the range and rounded to whole intensities if their range is given."""
+    small = bicubic_resize(clean, 1 / scale)
+    return small if whole is None else torch.from_numpy(_whole(small.clamp(0, 1).numpy(), whole).astype(np.float32))
+
+
+def _whole(values: np.ndarray, intensity_range: IntensityRange) -> np.ndarray:
+    """Values with 0 and 1 at the ends of the range, rounded to the nearest whole intensities."""
+    return (np.rint(intensity_range.from_unit(values)) - intensity_range.low) / intensity_range.span
 
 
 def _line(name: str, row: dict[str, tuple[float, float]]) -> str:

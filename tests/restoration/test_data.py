@@ -17,14 +17,17 @@ from voxelwave.restoration.data import (
     downsampled,
     load_clean,
     load_pairs,
-    make_degradation,
     neighbours,
     undo_dihedral,
 )
+from voxelwave.restoration.degradations import make_degradation
+from voxelwave.restoration.images import IntensityRange
 from voxelwave.volumes import Volume, write_volume
 
+_UNIT = IntensityRange(0, 1)
 
-def _plain(clean: Tensor, generator: torch.Generator) -> Tensor:
+
+def _plain(clean: Tensor, generator: torch.Generator, intensity_range: IntensityRange) -> Tensor:
     return clean.clone()
 
 
@@ -71,7 +74,7 @@ def test_neighbouring_slices_become_channels_around_the_clean_one() -> None:
 
 
 def test_margin_gives_a_blur_its_surroundings() -> None:
-    def blur(clean: Tensor, generator: torch.Generator) -> Tensor:
+    def blur(clean: Tensor, generator: torch.Generator, intensity_range: IntensityRange) -> Tensor:
         return torch.nn.functional.avg_pool2d(clean, 3, stride=1, padding=1)
 
     image = torch.rand(1, 1, 12, 12)
@@ -94,10 +97,10 @@ def test_views_are_undone() -> None:
 
 def test_gaussian_noise_has_the_level_that_was_drawn() -> None:
     clean = torch.zeros(1, 200, 200)
-    noise = make_degradation("gaussian", sigma=0.1)(clean, torch.Generator().manual_seed(0))
+    noise = make_degradation("gaussian", sigma=0.1)(clean, torch.Generator().manual_seed(0), _UNIT)
     assert abs(float(noise.std()) - 0.1) < 0.002
     levels = [
-        float(make_degradation("gaussian", sigma=[0.1, 0.3])(clean, torch.Generator().manual_seed(i)).std())
+        float(make_degradation("gaussian", sigma=[0.1, 0.3])(clean, torch.Generator().manual_seed(i), _UNIT).std())
         for i in range(20)
     ]
     assert min(levels) > 0.095
