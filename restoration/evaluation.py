@@ -116,9 +116,11 @@ class Evaluation:
         }
 
     def mean_line(self) -> str:
-        """The means, and from image to image the standard deviations of the PSNR."""
+        """The means, and of several images also the standard deviation of the PSNR from image to image."""
         rows = list(self.rows.values())
-        spreads = {name: np.std([row[name][0] for row in rows]) for name in (rows[0] if rows else {})}
+        if len(rows) < 2:
+            return _line(f"mean of {len(rows)}", self.means())
+        spreads = {name: np.std([row[name][0] for row in rows], ddof=1) for name in rows[0]}
         spread = "  ".join(f"{name} {value:6.2f}" for name, value in spreads.items())
         return f"{_line(f'mean of {len(rows)}', self.means())}\n{'standard deviation (dB)':<24}  {spread}"
 

@@ -86,6 +86,23 @@ def test_margin_gives_a_blur_its_surroundings() -> None:
     assert inner > 5  # those whose patch does not touch the image's border are blurred as the image is
 
 
+def test_margin_of_a_blur_reaches_training_and_validation() -> None:
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(2))
+    degradation = {"kind": "gaussian-blur", "sigma_px": 1.5}
+    whole = make_degradation(**degradation)(image[0], torch.Generator(), _UNIT)
+    stages = [Stage(20, 1, 8)]
+    data = RestorationData([Pair(image)], [Pair(image)], stages=stages, degradation=degradation, validation_crop=32)
+    assert data.margin == 6
+    torch.testing.assert_close(data.validation[0]["degraded"], whole[:, 16:48, 16:48])
+    torch.testing.assert_close(data.validation[0]["clean"], image[0, :, 16:48, 16:48])
+    values = whole.flatten().sort().values
+    for patch in data.train_dataloader().dataset:
+        gaps = values[torch.searchsorted(values, patch["degraded"].flatten()).clamp(max=len(values) - 1)]
+        torch.testing.assert_close(gaps, patch["degraded"].flatten(), rtol=0, atol=2e-3)
+    other = RestorationData([Pair(image)], [Pair(image)], stages=stages, degradation=degradation, margin=0)
+    assert other.margin == 0
+
+
 def test_views_are_undone() -> None:
     image = torch.rand(2, 5, 7)
     seen = [dihedral(image, view) for view in range(8)]

@@ -62,7 +62,7 @@ def test_a_patch_with_its_margin_is_degraded_as_the_whole_image(kind: str) -> No
     if kind in ("gaussian", "rician", "ct"):
         assert degradation_margin(kind, **_KINDS[kind]) == 0
         return
-    fixed = {"gaussian-blur": {"sigma_px": 1.3}, "box-blur": {"size_px": 5}}[kind]
+    fixed: dict[str, Any] = {"sigma_px": 1.3} if kind == "gaussian-blur" else {"size_px": 5}
     margin = degradation_margin(kind, **fixed)
     degrade = make_degradation(kind, **fixed)
     clean = _picture(1, 40, 40)
