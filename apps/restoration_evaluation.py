@@ -11,7 +11,8 @@ def evaluate(
     *,
     weights: Path | None = None,
     degraded: Path | None = None,
-    degradation: dict[str, Any] | None = None,
+    degradation: str | dict[str, Any] | None = None,
+    scale: int | None = None,
     sigma: float | None = None,
     methods: list[str] | None = None,
     range: str = "auto",
@@ -40,8 +41,12 @@ def evaluate(
         clean: a folder of images, volumes or DICOM series, or one of them.
         weights: of the network; without them only the classical methods are measured.
         degraded: real degraded partners of CLEAN, in the same order of names.
-        degradation: kind and parameters as in a training's configuration.
-        sigma: short for Gaussian noise with this standard deviation, in the unit of the images (25 of 0 to 255).
+        degradation: gaussian, rician, ct, gaussian-blur or box-blur; or kind and parameters as in a training's
+            configuration, e.g. "{kind: ct, photons: 30000}"; or bicubic for super-resolution, the small images being
+            made as by MATLAB's imresize.
+        scale: of super-resolution, whose small images are bicubic; default the network's.
+        sigma: standard deviation of the noise in the unit of the images (25 of 0 to 255); Gaussian unless --degradation
+            says rician.
         methods: of nlm, wavelet, tv, bm3d; default all that are installed; none with super-resolution, where
             bicubic stands in their place.
         range: intensities that become 0 and 1, and their distance the data_range: auto, dtype, LOW,HIGH, hu:LOW,HIGH.
@@ -72,14 +77,29 @@ def evaluate(
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if sum(value is not None for value in (degraded, degradation, sigma)) != 1:
-        raise ValueError("give one of --degraded, --degradation and --sigma")
+    degradation = {"kind": degradation} if isinstance(degradation, str) else degradation
+    made = degradation is not None or sigma is not None
+    if degraded is not None and made:
+        raise ValueError("give --degraded or else --degradation and --sigma, got both")
+    if sigma is not None and degradation is not None and "sigma" in degradation:
+        raise ValueError(f"give sigma once: --sigma is {sigma}, and --degradation has sigma {degradation['sigma']}")
     network, info = (
         (None, None) if weights is None else load_weights(weights, variant=variant, stripe_width=stripe_width)
     )
+    if scale is None:
+        scale = 1 if network is None else int(network.scale)
+    if degradation == {"kind": "bicubic"}:
+        if scale == 1:
+            raise ValueError("--degradation bicubic needs --scale or weights for super-resolution")
+        degradation = None
+    if scale > 1 and (degradation is not None or sigma is not None):
+        raise ValueError(f"--degradation must be bicubic for super-resolution by {scale}, and --sigma left out")
+    if scale == 1 and degraded is None and not made:
+        raise ValueError("give one of --degraded, --degradation and --sigma")
     evaluation = Evaluation(
         network=network,
         methods=methods,
+        scale=scale,
         y_channel=y_channel,
         border=border,
         options={"tile": tile, "overlap": overlap, "self_ensemble": self_ensemble, "device": device},
@@ -95,7 +115,7 @@ def evaluate(
             slice_axis=slice_axis,
             per_volume=slices_per_volume,
             grey=grey,
-            scale=1 if network is None else network.scale,
+            scale=scale,
             slices=1 if network is None or network.in_channels == network.out_channels else network.in_channels,
             seed=seed,
         )
@@ -114,7 +134,14 @@ def evaluate(
         write_record(
             output.with_suffix(".json"),
             inputs={"clean": clean, "degraded": degraded, "weights": weights},
-            options={"degradation": degradation, "sigma": sigma, "range": range, "seed": seed, **evaluation.options},
+            options={
+                "degradation": degradation,
+                "scale": scale,
+                "sigma": sigma,
+                "range": range,
+                "seed": seed,
+                **evaluation.options,
+            },
             conditions=evaluation.conditions(),
             mean=evaluation.means(),
         )

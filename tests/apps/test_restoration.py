@@ -96,6 +96,68 @@ def test_evaluation_prints_and_writes_what_was_measured(folder: Path, capsys: py
     assert all(20.0 < value < 21.5 for value in noisy)
 
 
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [
+        (["--degradation", "gaussian", "--sigma", "25"], {"input", "tv"}),
+        (["--degradation", "rician", "--sigma", "25"], {"input", "tv"}),
+        (["--degradation", "{kind: ct, photons: 10000}", "--range", "hu:-100,155"], {"input", "tv"}),
+        (["--degradation.kind", "gaussian-blur", "--degradation.sigma_px", "1.0", "--sigma", "2"], {"input", "tv"}),
+        (["--degradation", "{kind: box-blur, size_px: 3}"], {"input", "tv"}),
+        (["--degradation", "bicubic", "--scale", "2"], {"bicubic"}),
+    ],
+)
+def test_evaluation_degrades_by_name(folder: Path, words: list[str], methods: set[str]) -> None:
+    table = folder / "table.tsv"
+    command = ["restoration", "evaluate", str(folder / "in"), "--methods", "[tv]", "-o", str(table), *words]
+    assert main(command) == 0
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    assert {row[1] for row in rows} == methods
+    assert all(5 < float(row[2]) < 50 for row in rows)
+
+
+def test_super_resolution_is_measured_beside_bicubic(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = MaIR(
+        in_channels=1, scale=2, upsampler="pixelshuffledirect", width=8, depths=(1,), states=1, stripe_width=4
+    )
+    weights = folder / "x2.safetensors"
+    save_weights(weights, network, task="super-resolution", intensity_range=(0, 255), intensity_unit="8-bit")
+    Pillow.fromarray(np.tile(np.arange(35, dtype=np.uint8), (31, 1)) * 7).save(folder / "in/odd.png")  # cut to 30 x 34
+    command = ["restoration", "evaluate", str(folder / "in"), "--weights", str(weights), "--device", "cpu"]
+    assert main([*command, "--border", "2", "-o", str(folder / "table.tsv")]) == 0
+    rows = [line.split("\t") for line in (folder / "table.tsv").read_text().splitlines()[1:]]
+    assert {row[1] for row in rows} == {"bicubic", "network"}
+    ramp = next(float(row[2]) for row in rows if row[:2] == ["odd.png", "bicubic"])
+    assert ramp > 45  # bicubic keeps a ramp but for its ends and the rounding of the small image
+    assert main([*command, "--sigma", "25"]) == 1
+    assert "--sigma left out" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("clean", "words"),
+    [
+        (
+            "mri_ms_multimodal/raw/patient01/study1_FLAIR.nii.gz",
+            ["--degradation", "rician", "--sigma", "30"],
+        ),
+        (
+            "restoration/ct_phantom/slabA_kernel-UB_thick-1mm_idose.nii.gz",
+            ["--degraded", "restoration/ct_phantom/slabA_kernel-YA_thick-1mm.nii.gz", "--range", "hu:-1000,2000"],
+        ),
+    ],
+    ids=["rician", "ct-pair"],
+)
+def test_non_local_means_helps_on_real_scans(shared_data: Path, tmp_path: Path, clean: str, words: list[str]) -> None:
+    words = [str(shared_data / word) if word.endswith(".nii.gz") else word for word in words]
+    command = ["restoration", "evaluate", str(shared_data / clean), "--slices-per-volume", "1", "--methods", "[nlm]"]
+    assert main([*command, *words, "-o", str(tmp_path / "table.tsv")]) == 0
+    rows = {tuple(line.split("\t")[:2]): line.split("\t")[2:] for line in (tmp_path / "table.tsv").open()}
+    (before, ssim_before), (after, ssim_after) = ([float(v) for v in rows["mean", m]] for m in ("input", "nlm"))
+    assert after > before
+    assert ssim_after > ssim_before
+
+
 def test_evaluation_wants_one_kind_of_degradation(folder: Path) -> None:
     assert main(["restoration", "evaluate", str(folder / "in")]) == 1
 
