@@ -33,6 +33,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "restore": ("restoration", "restore", "denoise, super-resolve, deblur: images, volumes, DICOM series"),
         "train": ("restoration_training", "train", "train a network on a folder of images or on real pairs"),
         "evaluate": ("restoration_evaluation", "evaluate", "PSNR and SSIM beside classical methods"),
+        "export": ("restoration_export", "export", "weights to use, from a checkpoint of a training"),
+        "benchmark": ("restoration_benchmark", "benchmark", "time, memory and PSNR beside simpler methods"),
         "images": ("restoration_training", "images", "gather openly licensed images to train on"),
     },
     "bench": {

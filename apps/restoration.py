@@ -34,7 +34,8 @@ def restore(
     Args:
         input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with several of these.
         output: the file to write; a folder for a DICOM series (or a .nii.gz file for it) and for a folder of images.
-        weights: a .safetensors file of ours, or published weights (.pth) with --variant and --stripe-width.
+        weights: the name of weights that come with the package (denoise-grey), a .safetensors file of ours, or
+            published weights (.pth) with --variant and --stripe-width.
         task: refuse weights that are made for another task.
         range: intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH. Nothing is
             cut off at its ends.
@@ -54,12 +55,13 @@ def restore(
 
     from ..restoration.images import find_images
     from ..restoration.inference import Refused
-    from ..restoration.weights import load_weights
+    from ..restoration.weights import load_weights, weights_file
 
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = weights_file(weights)
     model, info = load_weights(weights, variant=variant, stripe_width=stripe_width)
     options: dict[str, Any] = {"tile": tile, "overlap": overlap, "self_ensemble": self_ensemble, "device": device}
     sources = find_images(input)

@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..volumes.files import atomic_path
@@ -25,6 +25,7 @@ from .mair_unet import MaIRUNet
 
 FORMAT = "voxelwave-restoration-1"
 _ARCHITECTURES = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
+_SHIPPED = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,33 @@ class WeightsInfo:
     intensity_range: tuple[float, float]
     intensity_unit: str
     notes: dict[str, str] = field(default_factory=dict)
+
+
+def shipped_weights() -> list[str]:
+    """The names of the weights that come with the package; a model card lies beside each.
+
+    Example:
+        >>> "denoise-grey" in shipped_weights()
+        True
+    """
+    return sorted(file.stem for file in _SHIPPED.glob("*.safetensors"))
+
+
+def weights_file(weights: str | os.PathLike) -> Path:
+    """The file of shipped weights by their name, or the path itself.
+
+    Args:
+        weights: a name of `shipped_weights`, or a path; a path without a suffix can only be such a name.
+
+    Raises:
+        FileNotFoundError: it has no suffix and is no such name.
+    """
+    path = Path(weights)
+    if path.suffix:
+        return path
+    if path.name not in shipped_weights() or str(path) != path.name:
+        raise FileNotFoundError(f"weights must be a file or one of {', '.join(shipped_weights())}, got {path}")
+    return _SHIPPED / f"{path}.safetensors"
 
 
 def model_from_variant(variant: str, **changes: Any) -> MaIR | MaIRUNet:
@@ -95,11 +123,11 @@ def save_weights(
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata)
+        temporary.write_bytes(save(state, metadata))  # save_file would give a file that its owner alone can read
 
 
 def load_weights(
-    path: str | os.PathLike,
+    weights: str | os.PathLike,
     *,
     variant: str | None = None,
     stripe_width: int | None = None,
@@ -112,7 +140,7 @@ def load_weights(
     made for 8-bit images divided by 255, as all published ones are. Nothing in a file is ever executed.
 
     Args:
-        path: the file.
+        weights: the file, or the name of weights that come with the package (`shipped_weights`).
         variant: the published configuration.
         stripe_width: width of the scan's stripes in pixels.
         key: which set of parameters a published file shall give: "params" or "params_ema".
@@ -125,7 +153,7 @@ def load_weights(
         ValueError: the file cannot be read, does not fit the variant, or contradicts an argument, or an argument that
             the file does not replace is missing.
     """
-    path = Path(path)
+    path = weights_file(weights)
     state = read_parameters(path, key=key)
     info = read_info(path)
     if info is None:

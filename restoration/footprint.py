@@ -1,0 +1,75 @@
+"""How much memory a restoration takes, measured in a fresh process for each image."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .inference import restore
+from .weights import load_weights
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one restoration.
+
+    Attributes:
+        side: of the square image in pixels.
+        tile: largest side of a tile in pixels, without its overlap.
+        image_mib: the image itself, float32; the result is as large (times scale squared).
+        peak_mib: the largest resident set, beyond that of the process with torch, the model and the image in memory.
+        total_mib: the largest resident set, all in all.
+    """
+
+    side: int
+    tile: int
+    image_mib: float
+    peak_mib: float
+    total_mib: float
+
+
+def restoration_footprint(weights: Path, side: int, tile: int, *, threads: int = 1) -> Footprint:
+    """The peak memory of restoring a square image on the CPU, in a process of its own.
+
+    Args:
+        weights: of the network, a file or the name of weights that come with the package.
+        side: of the image in pixels.
+        tile: as in `inference.restore`; the overlap is the default one.
+        threads: of PyTorch.
+
+    Raises:
+        RuntimeError: where there is no /proc to read the resident set from, or the process failed.
+    """
+    argument = json.dumps([str(weights), side, tile, threads])
+    command = [sys.executable, "-c", f"from {__name__} import _main; _main()", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        raise RuntimeError(f"measuring {side} x {side} in tiles of {tile} failed: {reason[-1]}")
+    return Footprint(side, tile, *json.loads(done.stdout.splitlines()[-1]))
+
+
+def _main() -> None:
+    weights, side, tile, threads = json.loads(sys.argv[1])
+    torch.set_num_threads(threads)
+    model, _ = load_weights(weights)
+    channels = int(model.in_channels)
+    generator = torch.Generator().manual_seed(0)
+    restore(model, torch.rand(1, channels, 16, 16, generator=generator))  # loads libraries and the compiled scan
+    image = torch.rand(1, channels, side, side, generator=generator)
+    idle = _resident_mib("VmRSS")
+    restore(model, image, tile=tile)
+    total = _resident_mib("VmHWM")
+    print(json.dumps([image.nbytes / 2**20, total - idle, total]))
+
+
+def _resident_mib(field: str) -> float:
+    # Not getrusage: its maximum starts with that of the process that started this one.
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise RuntimeError("the resident set is read from /proc, which this system does not have")
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
