@@ -19,6 +19,7 @@ from .degradations import bicubic_resize, known_sigma, make_degradation
 from .images import IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, fitting_range, restore
 from .metrics import psnr, ssim, y_channel
+from .rician import without_rician_bias
 from .weights import WeightsInfo
 
 
@@ -31,6 +32,7 @@ class EvaluationImage:
         clean: (C, H * scale, W * scale), 0 and 1 at the ends of the range.
         degraded: (C_in, H, W); C_in is C times the number of neighbouring slices.
         sigma: of the Gaussian or Rician noise that was added, as a share of the range; None where it is not one number.
+        rician: whether that noise was Rician.
         intensity_range: of the image.
         whole: whether the image holds whole numbers, to which results are rounded.
     """
@@ -41,6 +43,7 @@ class EvaluationImage:
     sigma: float | None
     intensity_range: IntensityRange
     whole: bool
+    rician: bool = False
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Evaluation:
     options: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     _ranges: set[str] = field(default_factory=set)
+    _rician: bool = False
 
     def __post_init__(self) -> None:
         if self.network is not None and self.scale != self.network.scale:
@@ -91,12 +95,17 @@ class Evaluation:
         sigma = estimated_sigma(middle) if image.sigma is None else image.sigma
         for name in self.methods or ():
             results[name] = DENOISERS[name](middle, sigma)
+            if image.rician and image.sigma is not None:
+                results[name] = _unbiased(results[name], image)
         if self.network is not None:
             stack = image.degraded.reshape(-1, channels, *middle.shape[1:])
             if len(stack) > 1 and self.network.in_channels != channels:
                 results["network"] = restore(self.network, stack, **self.options)[len(stack) // 2]
             else:
                 results["network"] = restore(self.network, middle, **self.options)
+            if image.rician and image.sigma is not None:
+                results["network-unbiased"] = _unbiased(results["network"], image)
+        self._rician |= image.rician and image.sigma is not None
         self._ranges.add(str(image.intensity_range))
         row = {name: self._figures(result, image) for name, result in results.items()}
         self.rows[image.name] = row
@@ -131,6 +140,7 @@ class Evaluation:
         return (
             f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
             f" {self.border} pixels left out at each side, results cut to the range"
+            + (", Rician bias of the true sigma taken out of all but input and network" if self._rician else "")
         )
 
     def _figures(self, result: np.ndarray, image: EvaluationImage) -> tuple[float, float]:
@@ -216,6 +226,7 @@ def evaluation_images(
                 sigma=known,
                 intensity_range=chosen,
                 whole=whole,
+                rician=degradation is not None and degradation.get("kind") == "rician",
             )
 
 
@@ -226,6 +237,13 @@ def write_table(path: Path, evaluation: Evaluation) -> None:
         lines += [f"{name}\t{method}\t{p:.4f}\t{s:.5f}" for method, (p, s) in row.items()]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+
+
+def _unbiased(result: np.ndarray, image: EvaluationImage) -> np.ndarray:
+    """A denoised magnitude without its Rician bias, which depends on the distance from the image's own 0."""
+    assert image.sigma is not None
+    zero = image.intensity_range.low / image.intensity_range.span
+    return without_rician_bias(result + zero, image.sigma) - zero
 
 
 def _made_smaller(clean: torch.Tensor, *, scale: int, whole: IntensityRange | None) -> torch.Tensor:
