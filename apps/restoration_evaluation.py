@@ -40,7 +40,8 @@ def evaluate(
 
     Args:
         clean: a folder of images, volumes or DICOM series, or one of them.
-        weights: of the network; without them only the classical methods are measured.
+        weights: of the network, a file or the name of weights that come with the package (denoise-grey); without them
+            only the classical methods are measured.
         degraded: real degraded partners of CLEAN, in the same order of names.
         degradation: gaussian, rician, ct, gaussian-blur or box-blur; or kind and parameters as in a training's
             configuration, e.g. "{kind: ct, photons: 30000}"; or bicubic for super-resolution, the small images being
@@ -72,7 +73,7 @@ def evaluate(
 
     from ..restoration.evaluation import Evaluation, evaluation_images, write_table
     from ..restoration.inference import Refused
-    from ..restoration.weights import load_weights
+    from ..restoration.weights import load_weights, weights_file
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -84,6 +85,7 @@ def evaluate(
         raise ValueError("give --degraded or else --degradation and --sigma, got both")
     if sigma is not None and degradation is not None and "sigma" in degradation:
         raise ValueError(f"give sigma once: --sigma is {sigma}, and --degradation has sigma {degradation['sigma']}")
+    weights = None if weights is None else weights_file(weights)
     network, info = (
         (None, None) if weights is None else load_weights(weights, variant=variant, stripe_width=stripe_width)
     )
