@@ -129,7 +129,7 @@ def bicubic_resize(image: Tensor, factor: float) -> Tensor:
 
     Example:
         >>> bicubic_resize(torch.arange(8.0).expand(8, 8), 0.5)[0]  # a ramp stays one, but for its ends
-        tensor([0.4375, 2.5156, 4.4844, 6.5625])
+        tensor([0.4492, 2.4883, 4.5117, 6.5508])
     """
     if factor <= 0:
         raise ValueError(f"factor must be above 0, got {factor}")
