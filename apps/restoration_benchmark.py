@@ -16,9 +16,9 @@ def benchmark(
 
     Parts: "speed", MaIR-S x2 on a 64 x 64 input with one thread, beside the same network with its scan step by step in
     plain PyTorch, and the share of each part of the network; "slice", a 512 x 512 slice denoised; "memory", the peak
-    for a small and a large image in the same tiles. With --data also "set12", Gaussian noise of sigma 25 on Set12; "ct", a
+    for a small and a large image in the same tiles. With --data also: "set12", Gaussian noise of sigma 25; "ct", a
     sharp, noisy CT reconstruction against a smooth one of the same scan; "mr", Rician noise on T1, T2 and FLAIR slices;
-    all three beside non-local means, wavelets, total variation, and BM3D where it is installed. OUTPUT receives
+    each beside non-local means, wavelets, total variation, and BM3D where it is installed. OUTPUT receives
     benchmark-PART.json.
 
     Args:

@@ -25,10 +25,14 @@ _PICTURES: dict[str, tuple[str, str, str, int]] = {
     "retina": ("skimage", "data/retina.jpg", "CC0 (Mikael Haggstrom)", 2),
     "rocket": ("skimage", "data/rocket.jpg", "public domain (SpaceX)", 1),
     "text": ("skimage", "data/text.png", "public domain", 1),
-    "china": ("sklearn", "datasets/images/china.jpg", "CC BY 2.0 (nicolas.malidin)", 1),
+    "china": ("sklearn", "datasets/images/china.jpg", "CC BY 2.0 (danielbuechele)", 1),
     "flower": ("sklearn", "datasets/images/flower.jpg", "CC BY 2.0 (vultilion)", 1),
 }
-_BRAIN = ("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz", "MNI ICBM 152, open licence")
+_BRAIN = (
+    "nilearn",
+    "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+    "MNI ICBM 152, (C) L. Collins, McGill University: free to use, change and share with this notice (not in nilearn)",
+)
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
