@@ -137,8 +137,8 @@ def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
-    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(options))
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=set(positional))
     for action in parser._actions:
         _rename(action, parser, parameters)
     try:

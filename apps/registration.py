@@ -143,7 +143,7 @@ def apply(
         inverse: go from moving to fixed space's other direction; a single file is inverted numerically.
         labels: the image is a label map: nearest neighbour, integers stay integers.
     """
-    from ..volumes import AffineTransform, CompositeTransform, read_transform, read_volume, resample, write_volume
+    from ..volumes import invert, read_transform, read_volume, resample, write_volume
 
     grid = read_volume(like)
     source = read_volume(image)
@@ -151,12 +151,8 @@ def apply(
         chosen = read_transform(transform / (INVERSE if inverse else FORWARD))
     else:
         chosen = read_transform(transform)
-        if inverse and isinstance(chosen, AffineTransform):
-            chosen = chosen.inverse()
-        elif inverse and isinstance(chosen, CompositeTransform):
-            raise ValueError(f"{transform} holds several transforms; --inverse takes one field or one affine")
-        elif inverse:
-            chosen = chosen.inverse(grid)
+        if inverse:
+            chosen = invert(chosen, grid)
     moved = resample(source, grid, chosen, order="nearest" if labels else "linear")
     write_volume(output, moved, space="aligned")
     print(f"wrote {output}: {' x '.join(map(str, moved.array.shape))}, {moved.array.dtype}")

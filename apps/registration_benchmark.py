@@ -15,8 +15,9 @@ def benchmark(
     """Measure accuracy, time and memory on real scans, ours and ANTs SyN in one run with the same threads.
 
     Parts: "field", a known smooth deformation (peak 8 mm) of a T1 scan found against the T2 scan; "labels", two people,
-    overlap of their FreeSurfer labels, both directions; "diffusion", T1w to b0 end to end; "training", NestedMorph fitted
-    to one pair, then used by register; "cost", time and memory of the network. OUTPUT receives benchmark-PART.json.
+    overlap of their FreeSurfer labels, both directions; "diffusion", T1w to b0 end to end; "training", NestedMorph
+    fitted to one pair, then used by register; "cost", time and memory of the network. OUTPUT receives
+    benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
@@ -28,6 +29,6 @@ def benchmark(
     import os
 
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read once, when ANTs is imported
-    from .registration_figures import measure
+    from .registration_figures import measure  # reads the variable above through torch and ANTs
 
     measure(data, output, part=part, seeds=seeds, threads=threads)

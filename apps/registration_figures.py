@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..registration.benchmark import FREESURFER_LABELS, known_field_benchmark, label_benchmark
+from ..registration.benchmark import known_field_benchmark, label_benchmark
 from ..registration.benchmark_model import model_cost_table
 from ..registration.benchmark_training import overfit
 from ..registration.nestedmorph_files import load_nestedmorph
@@ -66,7 +66,7 @@ def _diffusion(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], di
         inputs |= {f"{subject} T1w": t1, f"{subject} dwi": series}
         fixed = reference_image(read_volume(series), series)
         for method in ("field", "syn"):
-            result = register(read_volume(t1), fixed, method=method, progress=_say)  # type: ignore[arg-type]
+            result = register(read_volume(t1), fixed, method=method, progress=_say)
             rows.append(
                 {"pair": f"{subject} T1w -> b0", "method": method}
                 | result.metrics

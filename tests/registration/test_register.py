@@ -83,7 +83,7 @@ def test_ants_applies_the_written_transform_with_the_same_result(pair, registere
 
 
 def test_there_and_back_is_where_we_were(registered, pair):
-    moving, fixed = pair
+    _, fixed = pair
     centre = fixed.affine[:3, :3] @ (np.array(fixed.shape) / 2) + fixed.affine[:3, 3]
     points = centre + np.random.default_rng(0).uniform(-15, 15, (200, 3))
     back = registered.inverse.map(registered.forward.map(points))
