@@ -14,3 +14,9 @@ def kernels(*, device: Literal["cpu", "cuda"] = "cpu", quick: bool = False, seed
     from ..kernels.benchmark import bench_kernels
 
     bench_kernels(device=device, quick=quick, seed=seed)
+    if device == "cuda":
+        from ..kernels.scan_triton_benchmark import gpu_benchmark
+        from .registration_table import print_rows
+
+        rows = [row._asdict() for row in gpu_benchmark(quick=quick, seed=seed)]
+        print_rows("Against the floor of the GPU and its peers", rows)

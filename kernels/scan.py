@@ -250,7 +250,7 @@ def _selective_scan(
     if _on_cuda(u):
         from . import scan_triton
 
-        out, last_state, checkpoints = scan_triton.scan_forward(*arguments)
+        out, last_state, checkpoints = scan_triton.scan_forward(*arguments, checkpointed=checkpointed)
     elif scan_cpu.serves(u):
         out, last_state, checkpoints = scan_cpu.scan_forward(*arguments, checkpointed=checkpointed)
     else:
@@ -367,7 +367,7 @@ def _directional_scan(
     if _on_cuda(x):
         from . import scan_triton
 
-        out, checkpoints = scan_triton.directional_forward(*arguments)
+        out, checkpoints = scan_triton.directional_forward(*arguments, checkpointed=checkpointed)
     elif scan_cpu.serves(x):
         out, checkpoints = scan_cpu.directional_forward(*arguments, checkpointed=checkpointed)
     else:
