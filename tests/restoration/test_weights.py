@@ -1,6 +1,7 @@
 """Weights on disk: our files, published files, and files that must not be loaded."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from voxelwave.restoration.weights import (
     read_info,
     read_parameters,
     save_weights,
+    shipped_weights,
+    weights_file,
 )
 
 SMALL = {"in_channels": 1, "width": 12, "depths": (1, 1), "states": 2, "stripe_width": 4}
@@ -211,3 +214,38 @@ def test_each_variant_is_known_by_its_shapes_up_to_the_task():
         classical = model_from_variant("mair-x4").state_dict()
     assert matching_variants(denoise) == ["mair-unet-denoise", "mair-unet-deblur"]
     assert matching_variants(classical) == ["mair-x4"]
+
+
+def test_written_file_can_be_read_by_everyone_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_weights(tmp_path / "ct.safetensors", MaIR(**SMALL), **CT)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "ct.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", shipped_weights())
+def test_shipped_weights_load_by_name_and_come_with_a_card(name):
+    model, info = load_weights(name)
+    file = weights_file(name)
+    assert model.arguments == info.arguments
+    assert info.notes["seed"]
+    assert file.stat().st_size < 4 * 2**20
+    assert "licence" in file.with_suffix(".md").read_text().lower()
+
+
+def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
+    model, _ = load_weights("denoise-grey")
+    ramp = torch.linspace(0.2, 0.8, 48).expand(1, 1, 48, 48)
+    for sigma in (10 / 255, 25 / 255, 50 / 255):
+        noise = sigma * torch.randn(ramp.shape, generator=generator)
+        with torch.inference_mode():
+            left = model(ramp + noise) - ramp
+        assert left.square().mean() < 0.25 * noise.square().mean()  # 6 dB on a smooth ramp is little to ask
+
+
+def test_a_name_without_suffix_that_is_not_shipped_is_an_error_that_lists_the_names(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one of denoise-grey"):
+        load_weights("denoise-gray")
+    assert weights_file(tmp_path / "denoise-grey.pth") == tmp_path / "denoise-grey.pth"
