@@ -119,7 +119,7 @@ def register(
             forward = DisplacementField.from_voxels(displacement, grid.affine, pre=affine)
             if grid.shape != fixed.shape:
                 forward = compose_to_field([forward], fixed)
-            inverse = forward.inverse(moving)
+            inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
     with _step("resampling", seconds, tell):
         warped = resample(moving, fixed, forward)
     after, _ = normalized_mutual_information(warped, fixed)
@@ -212,8 +212,8 @@ def jacobian_figures(forward: DisplacementField, affine: AffineTransform) -> dic
     Returns:
         "sdlogj", "non_positive_jacobian_percent", "jacobian_min", "jacobian_max".
     """
-    residual = compose_to_field([forward, affine.inverse()], Volume(forward.vectors_mm[..., 0], forward.affine))
-    displacement = torch.from_numpy(residual.to_voxels())[None]
+    # as voxels of the fixed grid carried into the moving world by the affine, so that the affine itself is no movement
+    displacement = torch.from_numpy(forward.to_voxels(moving_affine=affine.matrix @ forward.affine))[None]
     determinant = jacobian_determinant(displacement)
     return {
         "sdlogj": float(sdlogj(displacement)),

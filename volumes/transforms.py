@@ -30,6 +30,7 @@ from .warning import VolumeWarning
 
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
+_FIXED_POINT_ROUNDS = 10  # of an inversion, before Newton's steps
 
 _LPS = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS, for points and for vectors
 
@@ -177,42 +178,66 @@ class DisplacementField:
 
         Returns:
             The inverse; `residual_mm` is the largest |T(x) - y| left over the points that come to lie in the field's
-            grid. Above ten times the tolerance it is warned about: the field folds there and has no inverse.
+            grid. Above ten times the tolerance it is warned about. Where the field folds, one of several places.
         """
         linear = self.linear_part()
         back = linear.inverse()
         remainder = torch.from_numpy(self._remainder(linear))
         to_voxel = np.linalg.inv(self.affine)
         vectors = np.empty((*like.shape, 3), np.float32)
-        worst = 0.0
+        longest = 2 * float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
+        worst, unsolved = 0.0, 0
         for slab, voxels in voxel_blocks(like.shape):
             target = apply_affine(like.affine, voxels)
-            best = back.map(target)
-            best_error = np.full(len(best), np.inf)
-            # the points that are still too far off: most arrive within a few rounds
-            busy = np.arange(len(best))
-            x, step, error = best, np.ones(len(best)), best_error
-            for _ in range(iterations):
-                left = target[busy] - linear.map(x) - sample_linear(remainder, apply_affine(to_voxel, x))
+            best, best_error = back.map(target), np.full(len(target), np.inf)
+            # the points still too far off: where they are, what is left there and how far it is; most arrive soon
+            busy, at, rest, error = np.arange(len(best)), best, np.zeros_like(best), best_error
+            trial, step = best, np.ones(len(best))
+            for number in range(iterations):
+                left = target[busy] - linear.map(trial) - sample_linear(remainder, apply_affine(to_voxel, trial))
                 size = np.linalg.norm(left, axis=1)
-                better = size < best_error[busy]
-                best[busy[better]], best_error[busy[better]] = x[better], size[better]
-                step = np.where(size > error, 0.5 * step, step)  # a point that swings is led on in smaller steps
-                far = size >= tolerance_mm
+                closer = size < error
+                at, rest = np.where(closer[:, None], trial, at), np.where(closer[:, None], left, rest)
+                error = np.where(closer, size, error)
+                step = np.where(closer, np.minimum(1.5 * step, 1.0), 0.5 * step)  # else from the same place, less far
+                best[busy], best_error[busy] = at, error
+                far = error >= tolerance_mm
                 if not far.any():
                     break
-                move = apply_affine(back.matrix, left[far]) - back.matrix[:3, 3]
-                x, step, error, busy = x[far] + step[far, None] * move, step[far], size[far], busy[far]
+                busy, at, rest, error, step = busy[far], at[far], rest[far], error[far], step[far]
+                if number < _FIXED_POINT_ROUNDS:
+                    move = apply_affine(back.matrix, rest) - back.matrix[:3, 3]
+                else:  # where the map is steep only Newton's steps lead on
+                    move = np.linalg.solve(self._slopes(remainder, linear, to_voxel, at), rest[..., None])[..., 0]
+                    move *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9))
+                trial = at + step[:, None] * move
             vectors[slab] = (best - target).reshape(vectors[slab].shape)
             judged = inside(self.shape, apply_affine(to_voxel, best))
             worst = max(worst, float(best_error[judged].max(initial=0.0)))
+            unsolved += int((best_error[judged] > 10 * tolerance_mm).sum())
         if worst > 10 * tolerance_mm:
             warnings.warn(
-                f"the inverse displacement is off by up to {worst:.3g} mm: the field folds or is too steep there",
+                f"the inverse displacement is off by up to {worst:.2g} mm in {unsolved} of {np.prod(like.shape)}"
+                " voxels: the field folds or is too steep there",
                 VolumeWarning,
                 stacklevel=2,
             )
         return DisplacementField(vectors, like.affine, worst)
+
+    def _slopes(
+        self, remainder: torch.Tensor, linear: AffineTransform, to_voxel: np.ndarray, x: np.ndarray
+    ) -> np.ndarray:
+        """(N, 3, 3): how the mapped point moves with x, from differences over one voxel."""
+        slopes = np.empty((len(x), 3, 3))
+        for axis in range(3):
+            half = 0.5 * self.affine[:3, axis]
+            ahead, behind = (sample_linear(remainder, apply_affine(to_voxel, x + sign * half)) for sign in (1, -1))
+            slopes[:, :, axis] = ahead - behind
+        # differences along the voxel axes -> derivatives along the world's axes
+        slopes = slopes @ np.linalg.inv(self.affine[:3, :3]) + linear.matrix[:3, :3]
+        flat = np.abs(np.linalg.det(slopes)) < 1e-3
+        slopes[flat] = linear.matrix[:3, :3]
+        return slopes
 
     @cached_property
     def _channels(self) -> torch.Tensor:

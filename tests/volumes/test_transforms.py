@@ -203,11 +203,23 @@ def test_a_field_with_a_large_rotation_is_inverted():
     np.testing.assert_allclose(field.map(back.map(centre[None])), centre[None], atol=0.05)
 
 
-def test_a_folding_field_says_that_it_has_no_inverse():
+def test_in_a_fold_one_of_the_places_is_found():
     fixed = fixed_on("RAS")
     vectors = np.zeros((*fixed.shape, 3), np.float32)
     vectors[..., 0] = 6 * np.sin(np.arange(20) * 1.2)[:, None, None]
-    with pytest.warns(VolumeWarning, match="folds or is too steep"):
+    field = DisplacementField(vectors, fixed.affine)
+    back = field.inverse(fixed)
+    assert back.residual_mm is not None
+    assert back.residual_mm < 0.01
+    inner = (np.random.default_rng(0).integers(4, 16, (50, 3)) * 2.0) + fixed.affine[:3, 3]  # voxel centres, 2 mm apart
+    np.testing.assert_allclose(field.map(back.map(inner)), inner, atol=0.02)
+
+
+def test_a_field_that_misses_points_says_that_it_has_no_inverse():
+    fixed = fixed_on("RAS")
+    vectors = np.zeros((*fixed.shape, 3), np.float32)
+    vectors[..., 0] = -2.0 * (np.arange(20) - 9.5)[:, None, None]  # everything onto one plane
+    with pytest.warns(VolumeWarning, match="too steep"):
         assert DisplacementField(vectors, fixed.affine).inverse(fixed).residual_mm > 0.1
 
 
