@@ -42,7 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 TOP_LEVEL: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "demo", "align two real brain scans that come with the package"),
+    "demo": ("demo", "demo", "align two real brain scans that come with the package, and denoise a slice"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}
 

@@ -4,13 +4,14 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from .demo_restoration import demo_restoration
 from .registration import register
 
 
 def demo(*, output: Path = Path("voxelwave-demo")) -> None:
-    """Align a real T1-weighted scan to a FLAIR scan of the same person, taken on another day.
+    """Align a real T1-weighted scan to a FLAIR scan of the same person, taken on another day; denoise a slice.
 
-    Both come with the package (CC BY; see README.md in the written folder). Takes about a minute on two cores.
+    Both scans come with the package (CC BY; see README.md in the written folder). Takes about a minute on two cores.
 
     Args:
         output: the folder to write into.
@@ -20,5 +21,6 @@ def demo(*, output: Path = Path("voxelwave-demo")) -> None:
         register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output)
         for name in ("t1w.nii.gz", "flair.nii.gz", "README.md"):
             shutil.copyfile(data / name, output / name)
-    print(f"Look at {output / 'picture.png'}. The same by hand:")
+    demo_restoration(output)
+    print(f"Look at {output / 'picture.png'} and {output / 'restoration.png'}. The registration by hand:")
     print(f"  voxelwave registration register {output / 't1w.nii.gz'} {output / 'flair.nii.gz'} -o {output}")
