@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a 
 
 import importlib
 import inspect
+import itertools
 import os
 import sys
 import traceback
@@ -169,7 +170,7 @@ def _rename(action, parser, parameters) -> None:
 def _with_values(argv: list[str], flags: set[str]) -> list[str]:
     """Options with underscores, and every flag that stands alone with the value that the parser wants."""
     words = []
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             word = name.replace("-", "_").replace("__", "--", 1) + equals + value

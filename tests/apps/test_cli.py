@@ -48,6 +48,13 @@ def test_a_flag_stands_anywhere(words):
     assert parse(*words)["moving"] == Path("m")
 
 
+def test_a_verb_without_required_words_needs_none():
+    def plain(*, output: Path = Path("out")) -> None:
+        """Do it."""
+
+    assert cli.parse_arguments(plain, [], prog="voxelwave plain") == {"output": Path("out")}
+
+
 def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("kind: b\nseed: 7\n")
