@@ -38,7 +38,7 @@ def register(
         method: field (no network), nestedmorph (needs weights) or syn (ANTs). Default: nestedmorph with weights,
             field without.
         similarity: what makes two images alike: local correlation, mutual information, MIND, or chosen by contrast.
-        diffeomorphic: refine a velocity field; the map then never folds and its inverse is exact.
+        diffeomorphic: only compose small smooth steps, between contrasts too; the map then never folds.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
         cache: a folder where affine alignments are kept and found again.

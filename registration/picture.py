@@ -42,7 +42,7 @@ def draw_registration(
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 5)
     length = np.linalg.norm(rest, axis=3)
-    longest = max(float(np.percentile(length, 99.5)), 1e-3)
+    longest = max(float(np.percentile(length, 99.5)), 1.0)
     for row, axis in enumerate((2, 1, 0)):
         cut = [np.take(image, centre[axis], axis) for image in images]
         tiles = (np.indices(cut[0].shape) // round(_TILE_MM / spacing)).sum(axis=0) % 2 == 0

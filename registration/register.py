@@ -70,7 +70,7 @@ def register(
         network: for "nestedmorph": `network(moving, fixed) -> (warped, displacement)` on (1, 1, D, H, W) in [0, 1].
         network_spacing_mm: of the grid that the network was trained on; by default it sees the refinement's grid.
         similarity: what the refinement compares; "auto" chooses by how alike the two contrasts are.
-        diffeomorphic: refine a velocity, so that the map is invertible and no voxel folds.
+        diffeomorphic: only compose small smooth steps, so that no voxel folds.
         device: where network and refinement run; "auto" takes a GPU if there is one.
         seed: of the affine's sampling.
         cache_dir: where affine results are kept and found again.
