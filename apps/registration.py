@@ -57,6 +57,8 @@ def register(
     method = method or ("field" if weights is None else "nestedmorph")
     if weights is not None and method != "nestedmorph":
         raise ValueError(f"--weights belong to --method nestedmorph, got --method {method}")
+    if weights is None and method == "nestedmorph":
+        raise ValueError("--method nestedmorph needs a trained network: give its --weights, or use --method field")
     with collected_notes() as notes:
         moving_volume, fixed_volume = read_volume(moving), read_volume(fixed)
         moving_image, fixed_image = reference_image(moving_volume, moving), reference_image(fixed_volume, fixed)
