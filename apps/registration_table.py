@@ -110,6 +110,10 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print rows with common columns as a table."""
     if not rows:
         return
+    if len(rows) == 1:
+        print(title)
+        print("\n".join(f"  {name:<34}{_cell(value)}" for name, value in rows[0].items()))
+        return
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
