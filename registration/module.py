@@ -195,7 +195,8 @@ def export_network(path: str | os.PathLike, module: RegistrationModule) -> None:
     if isinstance(module.network, NestedMorph):
         metadata[RECORD] = json.dumps(module.network.config)
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+        # save_file would give a file that its owner alone can read
+        temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
 def read_training_options(path: str | os.PathLike) -> dict[str, Any] | None:

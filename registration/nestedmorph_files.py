@@ -93,7 +93,8 @@ def save_nestedmorph(path: str | os.PathLike, model: NestedMorph) -> None:
     """Write weights and layout as safetensors, which `load_nestedmorph` reads without being told anything."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={RECORD: json.dumps(model.config)})
+        # save_file would give a file that its owner alone can read
+        temporary.write_bytes(safetensors.torch.save(state, {RECORD: json.dumps(model.config)}))
 
 
 def published_state_dict(model: NestedMorph, *, unused: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
