@@ -45,13 +45,11 @@ def register(
         device: where the refinement runs; auto takes a GPU if there is one.
         seed: of the affine's sampling.
     """
-    from ..registration.module import read_training_options
-    from ..registration.nestedmorph_files import load_nestedmorph
     from ..registration.picture import draw_registration
     from ..registration.register import register as align
     from ..volumes import AffineTransform, read_volume, resample, write_transform, write_volume
     from .record import write_record
-    from .scans import collected_notes, overlap, read_labels, reference_image, write_rotated_bvecs
+    from .scans import collected_notes, network_options, overlap, read_labels, reference_image, write_rotated_bvecs
 
     started = time.perf_counter()
     method = method or ("field" if weights is None else "nestedmorph")
@@ -63,14 +61,12 @@ def register(
         moving_volume, fixed_volume = read_volume(moving), read_volume(fixed)
         moving_image, fixed_image = reference_image(moving_volume, moving), reference_image(fixed_volume, fixed)
         labels = read_labels(moving_labels), read_labels(fixed_labels)
-        network = None if weights is None else load_nestedmorph(weights)
-        spacing_mm = None if weights is None else (read_training_options(weights) or {}).get("spacing_mm")
+        trained = network_options(weights)
         result = align(
             moving_image,
             fixed_image,
             method=method,
-            network=network,
-            network_spacing_mm=spacing_mm,
+            **trained,
             similarity=similarity,
             diffeomorphic=diffeomorphic,
             device=device,

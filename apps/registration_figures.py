@@ -12,12 +12,11 @@ import torch
 from ..registration.benchmark import known_field_benchmark, label_benchmark
 from ..registration.benchmark_model import model_cost_table
 from ..registration.benchmark_training import overfit
-from ..registration.nestedmorph_files import load_nestedmorph
 from ..registration.register import register
 from ..volumes import Volume, read_volume, resample
 from .record import write_record
 from .registration_table import print_rows
-from .scans import overlap, reference_image
+from .scans import network_options, overlap, reference_image, sidecar
 
 Row = dict[str, Any]
 
@@ -62,7 +61,9 @@ def _diffusion(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], di
     inputs: dict[str, Path | None] = {}
     for subject in ("sub-xa30", "sub-uih1"):
         (t1,) = sorted((folder / subject).rglob("*_T1w.nii.gz"))
-        series = next(path for path in sorted((folder / subject).rglob("*_dwi.nii.gz")) if _sidecar(path).is_file())
+        series = next(
+            path for path in sorted((folder / subject).rglob("*_dwi.nii.gz")) if sidecar(path, ".bval").is_file()
+        )
         inputs |= {f"{subject} T1w": t1, f"{subject} dwi": series}
         fixed = reference_image(read_volume(series), series)
         for method in ("field", "syn"):
@@ -80,8 +81,8 @@ def _training(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dic
     row = overfit(
         moving, fixed, output / "overfit", moving_labels=moving_labels, fixed_labels=fixed_labels, spacing_mm=3.0
     )
-    network = load_nestedmorph(output / "overfit" / "network.safetensors")
-    result = register(moving, fixed, method="nestedmorph", network=network, network_spacing_mm=3.0, progress=_say)
+    trained = network_options(output / "overfit" / "network.safetensors")
+    result = register(moving, fixed, method="nestedmorph", **trained, progress=_say)
     moved = resample(moving_labels, fixed_labels, result.forward, order="nearest")
     row |= {"registered_" + k: v for k, v in overlap(moved, fixed_labels, "after").items()}
     return "NestedMorph fitted to one pair at 64^3, and register with its weights", [row], inputs
@@ -112,10 +113,6 @@ def _two_people(data: Path) -> tuple[tuple[Volume, Volume], tuple[Volume, Volume
     image, labels = folder / "mrtrix_sub-01" / "norm.mgz", folder / "mrtrix_sub-01" / "aparc+aseg.mgz"
     second = read_volume(image), read_volume(labels)
     return first, second, {"first": scan, "second": image, "second_labels": labels}
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".bval")
 
 
 def _processor() -> str:

@@ -11,13 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..registration.data import Pair, load_fixed, read_pairs
-from ..registration.module import read_training_options
-from ..registration.nestedmorph_files import load_nestedmorph
 from ..registration.register import Method, register
 from ..volumes import read_volume, resample
 from ..volumes.files import atomic_path
 from .record import write_record
-from .scans import overlap, read_labels
+from .scans import network_options, overlap, read_labels
 
 __all__ = ["Method", "measure_pairs", "print_rows", "print_summary", "write_evaluation"]
 
@@ -48,14 +46,11 @@ def measure_pairs(
     chosen = [pair for pair in read_pairs(pairs) if split in ("all", pair.split)]
     if not chosen:
         raise ValueError(f"{pairs} must name a pair of split {split!r}, got none")
-    network = spacing_mm = None
-    if weights is not None:
-        network = load_nestedmorph(weights)
-        spacing_mm = (read_training_options(weights) or {}).get("spacing_mm")
+    trained = network_options(weights)
     rows = []
     for number, pair in enumerate(chosen, start=1):
         for method in methods:
-            extra = {"network": network, "network_spacing_mm": spacing_mm} if method == "nestedmorph" else {}
+            extra = trained if method == "nestedmorph" else {}
             row = _measure(pair, method, **extra, **options)
             rows.append(row)
             print(f"{number}/{len(chosen)} {pair.subject} {method}: {row['error'] or _short(row)}", flush=True)

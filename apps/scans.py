@@ -5,11 +5,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..registration.diffusion import mean_b0, read_bvals, read_gradients, rotate_bvecs, write_bvecs
 from ..registration.metrics import dice, hd95_mm
+from ..registration.module import read_training_options
+from ..registration.nestedmorph_files import load_nestedmorph
 from ..registration.register import Registration
 from ..volumes import Volume, VolumeWarning, read_volume
 from ..volumes.files import atomic_path
@@ -19,7 +22,7 @@ def reference_image(volume: Volume, path: Path) -> Volume:
     """The 3-D image that stands for a series: its mean b0 where b-values lie beside it, else the mean of all."""
     if volume.array.ndim == 3:
         return volume
-    bval = _sidecar(path, ".bval")
+    bval = sidecar(path, ".bval")
     if bval.is_file():
         return mean_b0(volume, read_bvals(bval))
     warnings.warn(
@@ -32,7 +35,7 @@ def reference_image(volume: Volume, path: Path) -> Volume:
 
 def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Registration) -> None:
     """Write warped.bval and warped.bvec, the gradients turned with the head, if the series has them."""
-    bval, bvec = _sidecar(moving, ".bval"), _sidecar(moving, ".bvec")
+    bval, bvec = sidecar(moving, ".bval"), sidecar(moving, ".bvec")
     if not (bval.is_file() and bvec.is_file()):
         return
     _, bvecs = read_gradients(bval, bvec)
@@ -73,7 +76,16 @@ def overlap(warped: Volume, fixed: Volume, when: str) -> dict[str, float]:
     }
 
 
-def _sidecar(path: Path, suffix: str) -> Path:
+def network_options(weights: Path | None) -> dict[str, Any]:
+    """What `register` needs to know of trained weights: the network and the spacing that it was trained at, if any."""
+    if weights is None:
+        return {}
+    spacing_mm = (read_training_options(weights) or {}).get("spacing_mm")
+    return {"network": load_nestedmorph(weights), "network_spacing_mm": spacing_mm}
+
+
+def sidecar(path: Path, suffix: str) -> Path:
+    """The file beside a NIfTI file that has its name and another suffix, such as ".bval"."""
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + suffix)
 
 
