@@ -1,0 +1,1 @@
+"""Diagnosis from raw EEG: reading recordings, windows, features, networks, and an audit of leakage."""
