@@ -1,0 +1,96 @@
+"""Features that a simple model can diagnose from: band powers, log variance, and the length of the recording."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .windows import Windows
+
+BANDS: dict[str, tuple[float, float]] = {  # Hz, the upper edge not included
+    "delta": (1.0, 4.0),
+    "theta": (4.0, 8.0),
+    "alpha": (8.0, 13.0),
+    "beta": (13.0, 30.0),
+    "gamma": (30.0, 64.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A table of features.
+
+    Args:
+        values: (rows, features) float64; a row is a window or a subject.
+        names: of the columns.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+
+
+def band_power(windows: Windows, bands: Mapping[str, tuple[float, float]] = BANDS) -> Features:
+    """Logarithms of absolute and relative band power and of the theta/beta ratio, per window and channel.
+
+    Power is integrated from Welch's spectrum (Hann segments of 2 s or the window, half overlapping). Relative power is
+    the share of a band in the sum of all. Absolute power of windows that were scaled is relative to that scale.
+
+    Args:
+        windows: scaled or not.
+        bands: name -> (low, high) in Hz; what lies above half the sampling rate is cut off.
+
+    Returns:
+        (windows, features), named "theta absolute Fz", "theta relative Fz", "theta/beta Fz".
+    """
+    power = welch_band_power(windows.x, windows.sfreq, bands)
+    kept = [name for name in bands if bands[name][0] < windows.sfreq / 2]
+    floor = np.finfo(np.float32).tiny
+    logarithm = np.log(np.maximum(power, floor))  # (n, bands, channels)
+    relative = np.log(np.maximum(power / np.maximum(power.sum(axis=1, keepdims=True), floor), floor))
+    columns, names = [logarithm, relative], []
+    for kind in ("absolute", "relative"):
+        names += [f"{band} {kind} {channel}" for band in kept for channel in windows.channels]
+    if {"theta", "beta"} <= set(kept):
+        ratio = logarithm[:, kept.index("theta")] - logarithm[:, kept.index("beta")]
+        columns.append(ratio[:, None])
+        names += [f"theta/beta {channel}" for channel in windows.channels]
+    return Features(np.concatenate([c.reshape(len(c), -1) for c in columns], axis=1), tuple(names))
+
+
+def welch_band_power(x: np.ndarray, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS) -> np.ndarray:
+    """Power in each band, (n, bands, channels), in the square of the unit of `x` (n, channels, times).
+
+    Raises:
+        ValueError: if a band holds no frequency of the spectrum.
+    """
+    from scipy.signal import welch
+
+    frequencies, density = welch(x, sfreq, nperseg=min(x.shape[-1], round(2 * sfreq)), axis=-1)
+    step = frequencies[1] - frequencies[0]
+    found = []
+    for name, (low, high) in bands.items():
+        if low >= sfreq / 2:
+            continue
+        inside = (frequencies >= low) & (frequencies < high)
+        if not inside.any():
+            raise ValueError(f"{name} ({low:g} to {high:g} Hz) must hold a frequency, windows are too short for it")
+        found.append(density[..., inside].sum(axis=-1, dtype=np.float64) * step)
+    return np.stack(found, axis=1)
+
+
+def log_variance(windows: Windows) -> Features:
+    """Natural logarithm of each channel's variance before scaling, per window: amplitude and nothing else."""
+    return Features(windows.log_variance.astype(np.float64), tuple(f"log variance {c}" for c in windows.channels))
+
+
+def recording_length(windows: Windows) -> Features:
+    """Length of each subject's recording in seconds, (subjects, 1)."""
+    return Features(windows.seconds[:, None].astype(np.float64), ("recording length (s)",))
+
+
+def per_subject(features: Features, windows: Windows) -> Features:
+    """The mean of window features over each subject's windows, (subjects, features)."""
+    counts = np.bincount(windows.subject, minlength=len(windows.subjects))
+    sums = np.zeros((len(windows.subjects), features.values.shape[1]))
+    np.add.at(sums, windows.subject, features.values)
+    return Features(sums / counts[:, None], features.names)

@@ -1,0 +1,343 @@
+"""Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler that is fitted on training windows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..volumes.files import atomic_path
+from .recording import Recording, Unit, read_recording
+from .study import Study, study_digest
+
+Scaling = Literal["window", "recording", "fold", "none"]
+
+_CACHE_FORMAT = 1
+_LEAST_SD = 1e-6  # relative to the channel's largest value: a flat channel becomes zeros, not noise of rounding
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How recordings are read and cut.
+
+    Args:
+        seconds: length of a window.
+        overlap: share of a window that the next one repeats, 0 to below 1.
+        sfreq: sampling rate of the windows, Hz; None keeps that of the files.
+        band: (low, high) of a filter, Hz.
+        reference: "average", channel names, or None for the reference of the file.
+        channels: names in the order wanted; None takes those of the first recording, which all must then have.
+        scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
+            "fold" (left as they are; the estimator fits a `Scaler` on its training windows) or "none".
+        unit: of the files' numbers, against what they say.
+        mat_order: columns of a .mat file.
+        mat_sfreq: rate of a .mat file, Hz.
+    """
+
+    seconds: float = 4.0
+    overlap: float = 0.0
+    sfreq: float | None = 128.0
+    band: tuple[float | None, float | None] | None = None
+    reference: str | tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    scaling: Scaling = "window"
+    unit: Unit | None = None
+    mat_order: str | tuple[str, ...] = "ced"
+    mat_sfreq: float = 128.0
+
+    def __post_init__(self) -> None:
+        if self.scaling not in ("window", "recording", "fold", "none"):
+            raise ValueError(f'scaling must be "window", "recording", "fold" or "none", got {self.scaling!r}')
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds:g}")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must be at least 0 and below 1, got {self.overlap:g}")
+        for name in ("band", "reference", "channels", "mat_order"):  # JSON and YAML have lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def read(self, path: Path) -> Recording:
+        """One recording, read as these options say."""
+        return read_recording(
+            path,
+            sfreq=self.sfreq,
+            channels=self.channels,
+            band=self.band,
+            reference=self.reference,
+            unit=self.unit,
+            mat_order=self.mat_order,  # type: ignore[arg-type]
+            mat_sfreq=self.mat_sfreq,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of a study.
+
+    Args:
+        x: (n, channels, times) float32, scaled as the options say.
+        subject: (n,) index into `subjects`, rising.
+        start: (n,) first sample in the recording; runs of one subject are counted on.
+        log_variance: (n, channels) float32, natural logarithm of the variance before any scaling.
+        subjects: names of those who have at least one window.
+        labels: (subjects,) 1 for the positive class.
+        classes: (negative, positive).
+        sfreq: Hz.
+        channels: in the order of `x`.
+        seconds: (subjects,) length of the recordings.
+        unit: of `x` before scaling: "uV" or "unknown".
+        options: that made them.
+        excluded: (subject, reason) of those without a window.
+        notes: what was found while reading, with the names of the subjects.
+        digests: (subjects,) SHA-256 of the signal as read; equal for duplicates.
+    """
+
+    x: np.ndarray
+    subject: np.ndarray
+    start: np.ndarray
+    log_variance: np.ndarray
+    subjects: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, str]
+    sfreq: float
+    channels: tuple[str, ...]
+    seconds: np.ndarray
+    unit: str
+    options: WindowOptions
+    excluded: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    digests: tuple[str, ...]
+
+    def rows(self, subjects: Sequence[int]) -> np.ndarray:
+        """Indices of the windows of these subjects, in the order of `x`."""
+        return np.flatnonzero(np.isin(self.subject, np.asarray(subjects, dtype=np.int64)))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """Mean and standard deviation of each channel over the windows that it was fitted on.
+
+    Args:
+        mean: (channels,).
+        sd: (channels,), 1 for a flat channel.
+
+    Example:
+        >>> x = np.array([[[0.0, 2.0, 4.0]]])
+        >>> Scaler.fit(x).apply(x).round(4).tolist()
+        [[[-1.2247, 0.0, 1.2247]]]
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> "Scaler":
+        """From training windows (n, channels, times)."""
+        if len(x) == 0:
+            raise ValueError("a scaler needs at least one training window, got none")
+        mean = x.mean(axis=(0, 2), dtype=np.float64)
+        sd = x.std(axis=(0, 2), dtype=np.float64)
+        sd[sd <= _LEAST_SD * np.abs(x).max(axis=(0, 2), initial=0)] = 1.0
+        return cls(mean, sd)
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Windows (n, channels, times) float32 on the scale of the training windows."""
+        return ((x - self.mean[:, None]) / self.sd[:, None]).astype(np.float32)
+
+
+def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of one recording without those that touch a bad span; a rest at the end is dropped.
+
+    Returns:
+        (n, channels, times) float32 in the recording's unit, unscaled, and the first samples (n,).
+    """
+    times = round(options.seconds * recording.sfreq)
+    step = max(1, round(times * (1 - options.overlap)))
+    starts = np.arange(0, recording.signal.shape[1] - times + 1, step, dtype=np.int64)
+    good = np.ones(len(starts), bool)
+    for begin, end in recording.bad_spans:
+        first, last = starts / recording.sfreq, (starts + times) / recording.sfreq
+        good &= (last <= begin) | (first >= end)
+    starts = starts[good]
+    if len(starts) == 0:
+        return np.empty((0, len(recording.channels), times), np.float32), starts
+    views = np.lib.stride_tricks.sliding_window_view(recording.signal, times, axis=1)  # (channels, samples, times)
+    return np.ascontiguousarray(views[:, starts].transpose(1, 0, 2)), starts
+
+
+def standardize(x: np.ndarray) -> np.ndarray:
+    """Each channel (last axis: time) to mean 0 and standard deviation 1; a flat one to zeros.
+
+    Example:
+        >>> standardize(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
+        [[-1.0, 1.0], [0.0, 0.0]]
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)
+    sd = centred.std(axis=-1, keepdims=True)
+    flat = sd <= _LEAST_SD * np.abs(x).max(axis=-1, keepdims=True, initial=0)
+    return np.where(flat, 0, centred / np.where(flat, 1, sd)).astype(np.float32)
+
+
+def load_windows(study: Study, options: WindowOptions | None = None, cache: str | Path | None = None) -> Windows:
+    """Read, check and cut all recordings of a study.
+
+    Args:
+        study: who and where.
+        options: how.
+        cache: a folder where windows are kept under a hash of the files and the options, and found again.
+
+    Raises:
+        ValueError: if recordings differ in channels or rate, or no subject of a class has a window.
+    """
+    options = options or WindowOptions()
+    if cache is None:
+        return _load(study, options)
+    path = Path(cache) / f"windows-{_key(study, options)}.npz"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            _write(temporary, _load(study, options))
+    return _read(path)
+
+
+def _load(study: Study, options: WindowOptions) -> Windows:
+    kept: list[dict[str, Any]] = []
+    excluded, notes = [], []
+    for subject in study.subjects:
+        try:
+            recordings = [options.read(file) for file in subject.files]
+        except ValueError as error:
+            raise ValueError(f"{subject.subject}: {error}") from error
+        notes += [f"{subject.subject}: {note}" for recording in recordings for note in recording.notes]
+        for number, recording in enumerate(recordings):
+            first = kept[0]["recording"] if kept else recordings[0]
+            recordings[number] = _alike(recording, first, subject.subject, options)
+        found = _windows_of(recordings, options)
+        if len(found["x"]) == 0:
+            reason = f"no window of {options.seconds:g} s free of bad spans in {found['seconds']:.1f} s"
+            excluded.append((subject.subject, reason))
+            notes.append(f"{subject.subject}: left out, {reason}")
+            continue
+        kept.append(found | {"recording": recordings[0], "name": subject.subject, "label": subject.label})
+    present = {item["label"] for item in kept}
+    if len(present) < 2:
+        lost = "; ".join(f"{name}: {reason}" for name, reason in excluded[:3])
+        raise ValueError(f"both classes must have subjects with windows, got {', '.join(present) or 'none'} ({lost})")
+    notes += [f"{' and '.join(names)} are the same recording" for names in _duplicates(kept)]
+    units = {item["recording"].unit for item in kept}
+    if len(units) > 1 and options.scaling in ("none", "fold"):
+        raise ValueError('recordings must have one unit for scaling "none" or "fold", got uV and unknown; see notes')
+    first = kept[0]["recording"]
+    return Windows(
+        x=np.concatenate([item.pop("x") for item in kept]),
+        subject=np.repeat(np.arange(len(kept)), [len(item["start"]) for item in kept]),
+        start=np.concatenate([item["start"] for item in kept]),
+        log_variance=np.concatenate([item["log_variance"] for item in kept]),
+        subjects=tuple(item["name"] for item in kept),
+        labels=np.array([study.classes.index(item["label"]) for item in kept], np.int64),
+        classes=study.classes,
+        sfreq=first.sfreq,
+        channels=first.channels,
+        seconds=np.array([item["seconds"] for item in kept]),
+        unit=units.pop() if len(units) == 1 else "unknown",
+        options=options,
+        excluded=tuple(excluded),
+        notes=_gathered(notes),
+        digests=tuple(item["digest"] for item in kept),
+    )
+
+
+def _windows_of(recordings: Sequence[Recording], options: WindowOptions) -> dict[str, Any]:
+    parts, starts, offset = [], [], 0
+    digest = hashlib.sha256()
+    for recording in recordings:
+        x, start = cut(recording, options)
+        parts.append((x, recording))
+        starts.append(start + offset)
+        offset += recording.signal.shape[1]
+        digest.update(np.ascontiguousarray(recording.signal).tobytes())
+    x = np.concatenate([x for x, _ in parts])
+    variance = x.var(axis=2, dtype=np.float64)
+    floor = np.finfo(np.float32).tiny  # a flat channel has no logarithm of its variance
+    return {
+        "x": np.concatenate([_scaled(x, recording, options.scaling) for x, recording in parts]),
+        "start": np.concatenate(starts),
+        "log_variance": np.log(np.maximum(variance, floor)).astype(np.float32),
+        "seconds": sum(recording.seconds for recording in recordings),
+        "digest": digest.hexdigest(),
+    }
+
+
+def _scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
+    if scaling == "window":
+        return standardize(x)
+    if scaling == "recording":
+        return Scaler.fit(recording.signal[None]).apply(x)
+    return x
+
+
+def _alike(recording: Recording, first: Recording, subject: str, options: WindowOptions) -> Recording:
+    """The recording with its channels in the order of the first one."""
+    if abs(recording.sfreq - first.sfreq) > 1e-6:
+        raise ValueError(
+            f"recordings must have one sampling rate, {subject} has {recording.sfreq:g} Hz and {first.source.name} "
+            f"{first.sfreq:g} Hz; set sfreq"
+        )
+    if recording.channels == first.channels:
+        return recording
+    if set(recording.channels) != set(first.channels):
+        differ = sorted(set(recording.channels) ^ set(first.channels))
+        raise ValueError(
+            f"recordings must have the same channels, {subject} and {first.source.name} differ in {', '.join(differ)}; "
+            "name those wanted with channels"
+        )
+    order = [recording.channels.index(name) for name in first.channels]
+    return Recording(**(vars(recording) | {"signal": recording.signal[order], "channels": first.channels}))
+
+
+def _duplicates(kept: Sequence[dict[str, Any]]) -> list[list[str]]:
+    by_digest: dict[str, list[str]] = {}
+    for item in kept:
+        by_digest.setdefault(item["digest"], []).append(item["name"])
+    return [names for names in by_digest.values() if len(names) > 1]
+
+
+def _gathered(notes: Sequence[str]) -> tuple[str, ...]:
+    """One line for a note that several subjects share."""
+    by_text: dict[str, list[str]] = {}
+    for note in notes:
+        name, separator, text = note.partition(": ")
+        by_text.setdefault(text if separator else note, []).extend([name] if separator else [])
+    lines = []
+    for text, names in by_text.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"{shown}: {text}" if names else text)
+    return tuple(lines)
+
+
+def _key(study: Study, options: WindowOptions) -> str:
+    import mne
+
+    content = json.dumps([_CACHE_FORMAT, mne.__version__, study.classes, asdict(options)])
+    return hashlib.sha256(f"{study_digest(study)}{content}".encode()).hexdigest()[:16]
+
+
+_ARRAYS = ("x", "subject", "start", "log_variance", "labels", "seconds")
+
+
+def _write(path: Path, windows: Windows) -> None:
+    fields = vars(windows)
+    rest = {k: v for k, v in fields.items() if k not in _ARRAYS} | {"options": asdict(windows.options)}
+    np.savez(path, meta=np.array(json.dumps(rest)), **{name: fields[name] for name in _ARRAYS})
+
+
+def _read(path: Path) -> Windows:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in _ARRAYS}
+        rest = json.loads(str(stored["meta"]))
+    pairs = tuple((name, reason) for name, reason in rest.pop("excluded"))
+    options = WindowOptions(**rest.pop("options"))
+    named = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
+    return Windows(**arrays, **named, excluded=pairs, options=options)
