@@ -121,9 +121,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a .csv or .tsv file with a header line; empty and "n/a" cells are empty strings."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    return [
-        {k.strip(): "" if (v or "").strip() == "n/a" else (v or "").strip() for k, v in r.items() if k} for r in rows
-    ]
+    return [{k.strip(): _cell(v) for k, v in row.items() if k} for row in rows]
+
+
+def _cell(text: str | None) -> str:
+    stripped = (text or "").strip()
+    return "" if stripped == "n/a" else stripped
 
 
 def _table_rows(path: Path, folder: Path, label_column: str | None) -> list[Subject]:

@@ -1,4 +1,4 @@
-"""Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler that is fitted on training windows."""
+"""Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler fitted on training windows."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ class WindowOptions:
             band=self.band,
             reference=self.reference,
             unit=self.unit,
-            mat_order=self.mat_order,  # type: ignore[arg-type]
+            mat_order=self.mat_order,
             mat_sfreq=self.mat_sfreq,
         )
 
@@ -339,5 +339,5 @@ def _read(path: Path) -> Windows:
         rest = json.loads(str(stored["meta"]))
     pairs = tuple((name, reason) for name, reason in rest.pop("excluded"))
     options = WindowOptions(**rest.pop("options"))
-    named = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
     return Windows(**arrays, **named, excluded=pairs, options=options)
