@@ -95,13 +95,12 @@ def study_digest(study: Study) -> str:
     """SHA-256 over names, labels and the contents of all files of the study, including those beside the headers."""
     digest = hashlib.sha256()
     for subject in study.subjects:
-        digest.update(f"{subject.subject}\t{subject.label}\n".encode())
-        for file in subject.files:
-            for part in _parts(file):
-                digest.update(f"{part.name}\n".encode())
-                with part.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
+        digest.update(f"{subject.subject}\t{subject.label}\t{[file.name for file in subject.files]}\n".encode())
+    for part in dict.fromkeys(part for subject in study.subjects for file in subject.files for part in _parts(file)):
+        digest.update(f"{part.name}\n".encode())
+        with part.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -204,6 +204,7 @@ def load_windows(study: Study, options: WindowOptions | None = None, cache: str 
 
 def _load(study: Study, options: WindowOptions) -> Windows:
     kept: list[dict[str, Any]] = []
+    first: Recording | None = None
     excluded, notes = [], []
     for subject in study.subjects:
         try:
@@ -212,24 +213,24 @@ def _load(study: Study, options: WindowOptions) -> Windows:
             raise ValueError(f"{subject.subject}: {error}") from error
         notes += [f"{subject.subject}: {note}" for recording in recordings for note in recording.notes]
         for number, recording in enumerate(recordings):
-            first = kept[0]["recording"] if kept else recordings[0]
-            recordings[number] = _alike(recording, first, subject.subject, options)
+            first = first or recording
+            recordings[number] = _alike(recording, first, subject.subject)
         found = _windows_of(recordings, options)
         if len(found["x"]) == 0:
             reason = f"no window of {options.seconds:g} s free of bad spans in {found['seconds']:.1f} s"
             excluded.append((subject.subject, reason))
             notes.append(f"{subject.subject}: left out, {reason}")
             continue
-        kept.append(found | {"recording": recordings[0], "name": subject.subject, "label": subject.label})
+        kept.append(found | {"name": subject.subject, "label": subject.label, "unit": recordings[0].unit})
     present = {item["label"] for item in kept}
     if len(present) < 2:
         lost = "; ".join(f"{name}: {reason}" for name, reason in excluded[:3])
         raise ValueError(f"both classes must have subjects with windows, got {', '.join(present) or 'none'} ({lost})")
     notes += [f"{' and '.join(names)} are the same recording" for names in _duplicates(kept)]
-    units = {item["recording"].unit for item in kept}
+    units = {item["unit"] for item in kept}
     if len(units) > 1 and options.scaling in ("none", "fold"):
         raise ValueError('recordings must have one unit for scaling "none" or "fold", got uV and unknown; see notes')
-    first = kept[0]["recording"]
+    assert first is not None
     return Windows(
         x=np.concatenate([item.pop("x") for item in kept]),
         subject=np.repeat(np.arange(len(kept)), [len(item["start"]) for item in kept]),
@@ -278,7 +279,7 @@ def _scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray
     return x
 
 
-def _alike(recording: Recording, first: Recording, subject: str, options: WindowOptions) -> Recording:
+def _alike(recording: Recording, first: Recording, subject: str) -> Recording:
     """The recording with its channels in the order of the first one."""
     if abs(recording.sfreq - first.sfreq) > 1e-6:
         raise ValueError(
