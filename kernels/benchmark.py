@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from . import scan_cpu
+from .benchmark_ggml import GgmlScan
 from .scan import directional_scan, selective_scan
 
 # (D, L, N) at batch 1 and 4 groups: MaIR's light and classical super-resolution
@@ -43,8 +44,9 @@ def bench_kernels(
     """Time the selective scan against its peers and the machine's limits, print a table, and return its rows.
 
     Peers run in the same process with the same threads and inputs: the published recurrence of mamba_ssm in sequential
-    PyTorch, and a Hillis-Steele scan over the full (B, L, D, N) tensor. Times are the smallest of the repeats, since
-    other processes only ever add; the spread beside them is smallest to median.
+    PyTorch, a Hillis-Steele scan over the full (B, L, D, N) tensor, and ggml's ssm_scan where `pip install ggml-python`
+    has brought it. Times are the smallest of the repeats, since other processes only ever add; the spread beside them is
+    smallest to median.
 
     Args:
         device: "cpu", or "cuda" for times and ratios of the Triton kernels.
@@ -184,6 +186,11 @@ def _speed(device: str, repeats: int, quick: bool) -> Iterator[Row]:
                 peer_time, spread = _time(functools.partial(peer, **inputs), 3, device, warm=1)
                 ratio = peer_time / own
                 yield Row(f"  {name} / own, forward", ratio, "x", spread, f">= {goal} x", ratio >= goal)
+            if device == "cpu" and GgmlScan.installed():
+                with GgmlScan(**inputs, threads=torch.get_num_threads()) as peer:
+                    torch.testing.assert_close(peer(), _own(**inputs), rtol=1e-3, atol=1e-3)
+                    peer_time, spread = _time(peer, repeats)
+                yield Row("  ssm_scan of ggml / own, forward", peer_time / own, "x", spread)
         both, spread = _time(_with_gradients(_own, inputs), repeats, device)
         yield Row(f"forward + backward {size}", both * 1e3, "ms", spread)
         peer_time, spread = _time(_with_gradients(parallel_scan, inputs), 2, device, warm=1)
