@@ -1,0 +1,319 @@
+"""ADHDeepNet (Amini et al., arXiv 2509.08779): from windows of raw EEG to class scores.
+
+The published layers, with the semantics that Keras gives them. Every convolution before a batch norm is linear, so the
+forward pass reorders them without changing a result beyond rounding:
+
+- the spatial filters come before the temporal ones (256 mixed channels instead of 64 x 19), and the statistics of the
+  first batch norm, which would need the signals that are no longer made, follow from the input's lagged products;
+- the average pools at the end of towers a, b and d come first, a pooled filter being a longer filter with stride 2;
+- long filters of single channels are products with Toeplitz matrices.
+
+`adhdeepnet_reference.LiteralADHDeepNet` has the same parameters and goes layer by layer; the tests compare both.
+Inside, tensors are (channels, batch, times): a 1 x 1 convolution is then one matrix product.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fast_layers import batch_norm_elu, dropout, even_and_mean, filter_channels, filtered_moments, toeplitz
+
+_TOWER_KERNELS = 128, 256  # samples at half the rate of the input
+_LAST_KERNEL = 64
+_BLOCK = 32  # samples of output per Toeplitz product in the first block; 16 to 64 measured alike, 128 slower
+
+
+class ADHDeepNet(nn.Module):
+    """Temporal and spatial filters, four towers, squeeze-and-excitation, one dense layer.
+
+    The defaults are the published ones, with 174,626 numbers as Keras counts them. Input (batch, n_chans, n_times),
+    any unit, since batch norm follows; output (batch, n_outputs) logits, whose softmax is what Keras gives. With an
+    odd number of samples before a pool the last one is dropped, in every tower alike.
+
+    Args:
+        n_chans: electrodes.
+        n_times: samples of a window, at least 4.
+        n_outputs: classes.
+        sfreq: sampling rate in Hz; no layer needs it, explanations do.
+        F1: temporal filters.
+        D: spatial filters for each temporal filter.
+        kernel_length: samples of a temporal filter.
+        se_nodes: width of the squeeze-and-excitation ("Dense_nodes").
+        drop_prob: of both dropouts.
+        max_norm: largest norm of a spatial filter and of the weights into an output; `constrain` applies it.
+
+    Example:
+        >>> model = ADHDeepNet().eval()
+        >>> model(torch.zeros(2, 19, 512)).shape, model.keras_parameters
+        (torch.Size([2, 2]), 174626)
+    """
+
+    def __init__(
+        self,
+        n_chans: int = 19,
+        n_times: int = 512,
+        n_outputs: int = 2,
+        sfreq: float = 128.0,
+        *,
+        F1: int = 64,
+        D: int = 4,
+        kernel_length: int = 16,
+        se_nodes: int = 16,
+        drop_prob: float = 0.5,
+        max_norm: float = 0.25,
+    ):
+        super().__init__()
+        sizes = {"n_chans": n_chans, "F1": F1, "D": D, "kernel_length": kernel_length, "se_nodes": se_nodes}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if n_outputs < 2:
+            raise ValueError(f"n_outputs must be at least 2, got {n_outputs}")
+        if n_times < 4:
+            raise ValueError(f"n_times must be at least 4 samples, since two pools halve it, got {n_times}")
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f"drop_prob must be in [0, 1), got {drop_prob}")
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        self.n_chans, self.n_times, self.n_outputs, self.sfreq = n_chans, n_times, n_outputs, sfreq
+        self.arguments: dict[str, Any] = {
+            "n_chans": n_chans,
+            "n_times": n_times,
+            "n_outputs": n_outputs,
+            "sfreq": sfreq,
+            "F1": F1,
+            "D": D,
+            "kernel_length": kernel_length,
+            "se_nodes": se_nodes,
+            "drop_prob": drop_prob,
+            "max_norm": max_norm,
+        }
+        self.drop_prob, self.max_norm = drop_prob, max_norm
+        width = F1 * D
+        self.temporal = nn.Conv2d(1, F1, (1, kernel_length), padding="same", bias=False)
+        self.norm1 = _batch_norm(F1)
+        self.spatial = nn.Conv2d(F1, width, (n_chans, 1), groups=F1, bias=False)
+        self.norm2 = _batch_norm(width)
+        self.tower_a = nn.ModuleList([_pointwise(width, 64), _depthwise(64, _TOWER_KERNELS[0]), _pointwise(64, 128)])
+        self.tower_b = nn.ModuleList([_pointwise(width, 16), _depthwise(16, _TOWER_KERNELS[1]), _pointwise(16, 32)])
+        self.tower_c = nn.Conv2d(width, 64, 1, stride=(1, 2), bias=False)
+        self.tower_d = _pointwise(width, 32)
+        self.norm3 = _batch_norm(256)
+        self.excite1 = SqueezeExcite(256, se_nodes)
+        self.last = nn.ModuleList([_depthwise(256, _LAST_KERNEL), _pointwise(256, 256)])
+        self.norm4 = _batch_norm(256)
+        self.excite2 = SqueezeExcite(256, se_nodes)
+        self.classify = nn.Linear(256, n_outputs)
+        for module in self.modules():
+            _glorot_uniform(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, n_outputs) of windows (batch, n_chans, n_times)."""
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """The 256 values (batch, 256) that the last layer sees."""
+        self._check(x)
+        h = self._first_block(x)
+        h = dropout(h, self.drop_prob, self.training)
+        h = batch_norm_elu(self._towers(h), self.norm3)
+        h = h * self.excite1(h.mean(-1).T).T.unsqueeze(-1)
+        depthwise, pointwise = self.last
+        h = filter_channels(h, _taps(depthwise))
+        h = batch_norm_elu(_mix(pointwise, h), self.norm4)
+        # The second excitation scales whole channels, so it may wait until after the mean over time.
+        scale = self.excite2(h.mean(-1).T)
+        return dropout(h, self.drop_prob, self.training).mean(-1).T * scale
+
+    def _first_block(self, x: Tensor) -> Tensor:
+        """Steps 1 to 3 before dropout: (batch, n_chans, n_times) -> (F1 * D, batch, n_times // 2)."""
+        taps = self.temporal.weight.flatten(1)  # (F1, kernel_length)
+        spatial = self.spatial.weight.flatten(1).view(len(taps), -1, self.n_chans)  # (F1, D, n_chans)
+        if self.training:
+            mean, variance = filtered_moments(x, taps)
+            _update(self.norm1, mean, variance, x.numel())
+        else:
+            mean, variance = _running(self.norm1)
+        gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
+        # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
+        constant = (self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)  # (F1, D)
+        mixed = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
+        return batch_norm_elu(mixed, self.norm2, offset=constant.flatten(), pool=True)
+
+    def _towers(self, h: Tensor) -> Tensor:
+        """Step 4: (F1 * D, batch, times) -> (256, batch, times // 2), in the published order a, b, d, c."""
+        first = torch.cat([self.tower_a[0].weight, self.tower_b[0].weight]).flatten(1)
+        a, b = _matmul(first, h).split([64, 16])
+        even, mean = even_and_mean(h)
+        return torch.cat(
+            [
+                _mix(self.tower_a[2], filter_channels(a, _taps(self.tower_a[1]), pool=True)),
+                _mix(self.tower_b[2], filter_channels(b, _taps(self.tower_b[1]), pool=True)),
+                _mix(self.tower_d, mean),
+                _mix(self.tower_c, even),
+            ]
+        )
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the filters whose norm exceeds `max_norm` back to it, as Keras does after every optimiser step."""
+        _max_norm(self.spatial.weight, dim=2, limit=self.max_norm)
+        _max_norm(self.classify.weight, dim=1, limit=self.max_norm)
+
+    @property
+    def keras_parameters(self) -> int:
+        """How many numbers the model holds, running statistics included."""
+        return sum(tensor.numel() for tensor in self._keras_order())
+
+    @torch.no_grad()
+    def load_keras(self, arrays: Sequence[np.ndarray]) -> None:
+        """Take over weights of the published Keras model.
+
+        Args:
+            arrays: the 38 arrays of `model.get_weights()`, in that order (squeeze-and-excitation as dense layers).
+                In the published data, output 0 is ADHD and output 1 control.
+
+        Raises:
+            ValueError: their number or a shape does not fit this model's arguments.
+        """
+        targets = self._keras_order()
+        depthwise = {id(layer.weight) for layer in (self.spatial, self.tower_a[1], self.tower_b[1], self.last[0])}
+        if len(arrays) != len(targets):
+            raise ValueError(f"arrays must be the {len(targets)} of the Keras model, got {len(arrays)}")
+        for i, (array, target) in enumerate(zip(arrays, targets, strict=True)):
+            tensor = torch.as_tensor(np.asarray(array))
+            if id(target) in depthwise and tensor.ndim == 4:
+                tensor = tensor.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)  # (h, w, in, m) -> (in * m, 1, h, w)
+            elif tensor.ndim == 4:
+                tensor = tensor.permute(3, 2, 0, 1)  # (h, w, in, out) -> (out, in, h, w)
+            elif tensor.ndim == 2:
+                tensor = tensor.T
+            if tensor.shape != target.shape:
+                raise ValueError(
+                    f"array {i} of the Keras weights must fit {tuple(target.shape)}, got {tuple(tensor.shape)} after "
+                    "its axes were put in our order"
+                )
+            target.copy_(tensor)
+
+    def _keras_order(self) -> list[Tensor]:
+        a, b = self.tower_a, self.tower_b
+        return [
+            self.temporal.weight,
+            *_norm_tensors(self.norm1),
+            self.spatial.weight,
+            *_norm_tensors(self.norm2),
+            *(a[0].weight, b[0].weight, a[1].weight, a[2].weight, b[1].weight, b[2].weight),
+            *(self.tower_d.weight, self.tower_c.weight),
+            *_norm_tensors(self.norm3),
+            *self.excite1.parameters(),
+            *(layer.weight for layer in self.last),
+            *_norm_tensors(self.norm4),
+            *self.excite2.parameters(),
+            *self.classify.parameters(),
+        ]
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 3 or x.shape[1:] != (self.n_chans, self.n_times):
+            raise ValueError(f"x must have shape (batch, {self.n_chans}, {self.n_times}), got {tuple(x.shape)}")
+
+
+class SqueezeExcite(nn.Module):
+    """A factor between 0 and 1 for every channel of every window (Hu et al. 2018): (batch, channels) -> the same."""
+
+    def __init__(self, channels: int, nodes: int):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, nodes)
+        self.excite = nn.Linear(nodes, channels)
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """The factors from the channels' means over time."""
+        return torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))
+
+
+def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
+    """Mix the electrodes by (F1, D, n_chans), then filter by (F1, k) with zeros around: (F1 * D, batch, n_times).
+
+    The input is cut into overlapping blocks before the mixing, while it has few channels.
+    """
+    filters, length = taps.shape
+    batch, channels, times = x.shape
+    block = min(_BLOCK, times) if length <= _BLOCK else min(2 ** math.ceil(math.log2(length)), times)
+    blocks = math.ceil(times / block)
+    left = (length - 1) // 2
+    span = block + length - 1
+    padded = F.pad(x.transpose(0, 1), (left, blocks * block + length - 1 - left - times))
+    pieces = padded.unfold(-1, span, block).reshape(channels, -1)  # (n_chans, batch * blocks * span)
+    mixed = (spatial.flatten(0, 1) @ pieces).view(filters, -1, span)
+    filtered = torch.bmm(mixed, toeplitz(taps, span, block).mT)
+    return filtered.view(-1, batch, blocks * block)[..., :times]
+
+
+def _mix(layer: nn.Module, h: Tensor) -> Tensor:
+    """A 1 x 1 convolution of (channels, batch, times)."""
+    return _matmul(layer.weight.flatten(1), h)
+
+
+def _matmul(weight: Tensor, h: Tensor) -> Tensor:
+    return (weight @ h.flatten(1)).view(-1, *h.shape[1:])
+
+
+def _taps(layer: nn.Module) -> Tensor:
+    return layer.weight.flatten(1)
+
+
+def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, bias=False)
+
+
+def _depthwise(channels: int, length: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, (1, length), groups=channels, padding="same", bias=False)
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # Keras: 0.99 old + 0.01 new
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move the running statistics as PyTorch does, with the unbiased variance; `count` is elements of one filter."""
+    running_mean, running_variance = _running(norm)
+    assert norm.momentum is not None
+    running_mean.lerp_(mean, norm.momentum)
+    running_variance.lerp_(variance * (count / (count - 1)), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked += 1
+
+
+def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
+    return [norm.weight, norm.bias, *_running(norm)]
+
+
+def _glorot_uniform(module: nn.Module) -> None:
+    """Glorot and Bengio (2010) with the fans of Keras, where a depthwise kernel is (h, w, in, multiplier)."""
+    if isinstance(module, nn.Conv2d):
+        area = module.kernel_size[0] * module.kernel_size[1]
+        multiplier = module.out_channels // module.groups
+        fans = area * module.in_channels, area * (multiplier if module.groups > 1 else module.out_channels)
+    elif isinstance(module, nn.Linear):
+        fans = module.in_features, module.out_features
+        nn.init.zeros_(module.bias)
+    else:
+        return
+    limit = math.sqrt(6 / sum(fans))
+    nn.init.uniform_(module.weight, -limit, limit)
+
+
+def _max_norm(weight: Tensor, *, dim: int, limit: float) -> None:
+    norm = weight.square().sum(dim, keepdim=True).sqrt()
+    weight.mul_(norm.clamp(0, limit) / (1e-7 + norm))

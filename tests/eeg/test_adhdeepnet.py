@@ -1,0 +1,84 @@
+"""ADHDeepNet: the published outputs, and the fast order of layers against the literal one."""
+
+import numpy as np
+import pytest
+import torch
+
+from voxelwave.eeg.adhdeepnet import ADHDeepNet
+from voxelwave.eeg.adhdeepnet_reference import LiteralADHDeepNet
+from voxelwave.eeg.fast_layers import dropout, filtered_moments
+
+SMALL = {"n_chans": 3, "n_times": 40, "F1": 4, "D": 2, "kernel_length": 7, "drop_prob": 0.0}
+
+
+@pytest.fixture
+def published(shared_fixtures):
+    content = np.load(shared_fixtures / "adhdeepnet_default.npz", allow_pickle=False)
+    arrays = [content[name] for name in sorted(content.files) if name.startswith("w/")]
+    return arrays, torch.from_numpy(content["x"]).squeeze(1), torch.from_numpy(content["y"])
+
+
+@pytest.mark.parametrize("kind", [ADHDeepNet, LiteralADHDeepNet])
+def test_keras_weights_give_the_published_outputs(published, kind):
+    arrays, x, y = published
+    model = kind().eval()
+    model.load_keras(arrays)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).softmax(-1), y, rtol=0, atol=1e-5)
+
+
+def test_keras_weights_that_do_not_fit_are_refused(published):
+    arrays, _, _ = published
+    with pytest.raises(ValueError, match="arrays must be the 38 of the Keras model, got 37"):
+        ADHDeepNet().load_keras(arrays[:-1])
+    with pytest.raises(ValueError, match="array 0 of the Keras weights must fit"):
+        ADHDeepNet(kernel_length=32).load_keras(arrays)
+
+
+def test_numbers_in_the_model_are_as_published():
+    fold_1 = ADHDeepNet(F1=32, kernel_length=64, se_nodes=32)
+    trainable = [sum(p.numel() for p in model.parameters()) for model in (ADHDeepNet(), fold_1)]
+    assert (ADHDeepNet().keras_parameters, fold_1.keras_parameters) == (174_626, 166_466)
+    assert trainable == [172_962, 165_122]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"n_times": 41},
+        {"n_times": 42},
+        {"n_times": 43},
+        {"n_times": 4, "kernel_length": 16},
+        {"n_chans": 1, "F1": 3, "D": 1},
+        {"kernel_length": 1},
+        {"kernel_length": 64},
+        {"n_times": 1100, "n_outputs": 3},
+    ],
+    ids=str,
+)
+def test_fast_order_trains_as_the_literal_one(sizes, generator):
+    """Outputs, gradients and running statistics in float64; the first norm's shift has none but rounding."""
+    torch.manual_seed(0)
+    literal = LiteralADHDeepNet(**{**SMALL, **sizes}).double()
+    for norm in (literal.norm1, literal.norm2, literal.norm3, literal.norm4):
+        torch.nn.init.normal_(norm.weight, 1, 0.3)
+        torch.nn.init.normal_(norm.bias, 0, 0.3)
+    fast = ADHDeepNet(**literal.arguments).double()
+    fast.load_state_dict(literal.state_dict())
+    x = torch.randn(4, literal.n_chans, literal.n_times, generator=generator, dtype=torch.float64) + 0.5
+    results = []
+    for model in (literal, fast):
+        inputs = x.clone().requires_grad_()
+        logits = model(inputs)
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
+        results.append((logits, inputs.grad, {n: p.grad for n, p in model.named_parameters()}, model.state_dict()))
+    (expected, expected_dx, expected_grads, expected_state), (logits, dx, grads, state) = results
+    close = {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(logits, expected, **close)
+    torch.testing.assert_close(dx, expected_dx, **close)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(torch.zeros_like(grad) if grads[name] is None else grads[name], grad, **close)
+    torch.testing.assert_close(state, expected_state, **close)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.eval()(x), literal.eval()(x), **close)
