@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from voxelwave.kernels import benchmark, selective_scan
 from voxelwave.kernels.benchmark_ggml import GgmlScan
 
