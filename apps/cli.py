@@ -38,6 +38,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "benchmark": ("restoration_benchmark", "benchmark", "time, memory and PSNR beside simpler methods"),
         "images": ("restoration_training", "images", "gather openly licensed images to train on"),
     },
+    "eeg": {
+        "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
+    },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
     },
