@@ -47,6 +47,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 TOP_LEVEL: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "align two real brain scans that come with the package, and denoise a slice"),
+    "report": ("report", "report", "make the report of a finished run again, as one HTML file"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}
 

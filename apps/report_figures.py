@@ -1,0 +1,328 @@
+"""The figures of a report as inline SVG: coloured by the page's style sheet, so that they follow light, dark and print.
+
+Rows of a table (intervals, bars) place their marks in percent of the width and stretch with the page; plots with two
+axes have a fixed frame and scale as a whole. All text goes through `Markup.format`, which escapes it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from markupsafe import Markup
+
+ROW_HEIGHT = 26
+MARGIN_PERCENT = 3.0  # room left and right of a stretched scale, for the marks at its ends
+EMPTY = Markup("")
+
+Span = tuple[float, float]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite number; JSON files hold null or NaN where a figure does not exist."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers from `low` to `high`, both possibly included.
+
+    Example:
+        >>> ticks(0.4, 1.0)
+        [0.4, 0.6, 0.8, 1.0]
+    """
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def scale_of(values: Iterable[object], *, include: Sequence[float] = (), step: float = 0.1) -> Span:
+    """The smallest range in whole steps that holds all finite values and `include`."""
+    found = [float(v) for v in values if is_number(v)] + list(include)
+    if not found:
+        return 0.0, 1.0
+    low = math.floor(min(found) / step + 1e-9) * step
+    high = math.ceil(max(found) / step - 1e-9) * step
+    return round(low, 12), round(high if high > low else low + step, 12)
+
+
+def rounded_scale(values: Iterable[object]) -> Span:
+    """The smallest range between round numbers that holds all finite values."""
+    found = [float(v) for v in values if is_number(v)]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    marks = ticks(low, high)
+    return scale_of(found, step=marks[1] - marks[0] if len(marks) > 1 else max(abs(low), 1.0))
+
+
+def _percent(value: float, scale: Span) -> str:
+    share = (value - scale[0]) / (scale[1] - scale[0])
+    return f"{MARGIN_PERCENT + (100 - 2 * MARGIN_PERCENT) * min(max(share, 0.0), 1.0):.2f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval_row(
+    mean: object,
+    interval: Sequence[object] | None,
+    scale: Span,
+    *,
+    points: Iterable[object] = (),
+    reference: float | None = None,
+    kind: str = "",
+) -> Markup:
+    """A row of a forest plot: single points, their interval and their mean, before a line of reference.
+
+    Args:
+        mean: the mark; none is drawn if it is no number.
+        interval: (low, high), or None.
+        scale: what the two ends of the row stand for.
+        points: smaller marks, e.g. one per fold.
+        reference: where the dashed line stands, e.g. chance.
+        kind: class of the marks in the style sheet.
+    """
+    parts = []
+    middle = ROW_HEIGHT / 2
+    if reference is not None:
+        at = _percent(reference, scale)
+        parts.append(Markup('<line class="reference" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(at, ROW_HEIGHT))
+    for point in points:
+        if is_number(point):
+            at = _percent(float(point), scale)
+            parts.append(Markup('<circle class="point" cx="{}" cy="{}" r="2.6"/>').format(at, middle))
+    ends = [float(end) for end in interval or () if is_number(end)]
+    if len(ends) == 2:
+        low, high = _percent(ends[0], scale), _percent(ends[1], scale)
+        line = Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        parts.append(line.format(low, high, middle, middle))
+        parts += [line.format(end, end, middle - 4, middle + 4) for end in (low, high)]
+    if is_number(mean):
+        at = _percent(float(mean), scale)
+        parts.append(Markup('<circle class="mean" cx="{}" cy="{}" r="4.8"/>').format(at, middle))
+    return _stretched(parts, kind)
+
+
+def bar_row(value: object, spread: object, scale: Span, *, kind: str = "") -> Markup:
+    """A bar from zero to `value` with a whisker of one `spread` to either side."""
+    if not is_number(value):
+        return _stretched([], kind)
+    size = float(value)
+    low, high = min(size, 0.0), max(size, 0.0)
+    left, right = (float(_percent(v, scale)[:-1]) for v in (low, high))
+    parts = [Markup('<rect class="bar" x="{:.2f}%" width="{:.2f}%" y="6" height="14"/>').format(left, right - left)]
+    if is_number(spread):
+        start, stop = (_percent(size + sign * float(spread), scale) for sign in (-1, 1))
+        parts.append(Markup('<line class="interval" x1="{}" x2="{}" y1="13" y2="13"/>').format(start, stop))
+    return _stretched(parts, kind)
+
+
+def axis_row(scale: Span, label: str = "") -> Markup:
+    """The ticks, numbers and name of the scale that the rows above share."""
+    parts = [
+        Markup('<line class="frame" x1="{}" x2="{}" y1="1" y2="1"/>').format(
+            _percent(scale[0], scale), _percent(scale[1], scale)
+        )
+    ]
+    for tick in ticks(*scale):
+        at = _percent(tick, scale)
+        parts.append(Markup('<line class="frame" x1="{0}" x2="{0}" y1="1" y2="6"/>').format(at))
+        parts.append(Markup('<text x="{}" y="19" text-anchor="middle">{}</text>').format(at, _number(tick)))
+    if label:
+        parts.append(Markup('<text class="name" x="50%" y="36" text-anchor="middle">{}</text>').format(label))
+    return _stretched(parts, "axis", height=42 if label else 22)
+
+
+def _stretched(parts: list[Markup], kind: str, *, height: float = ROW_HEIGHT) -> Markup:
+    return Markup('<svg class="row {}" width="100%" height="{}" aria-hidden="true">{}</svg>').format(
+        kind, height, EMPTY.join(parts)
+    )
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A frame with two axes in which lines, bands and dots are drawn in the units of the data."""
+
+    x: Span
+    y: Span
+    x_label: str
+    y_label: str
+    title: str  # read aloud in place of the picture
+    width: float = 340
+    height: float = 320
+    left: float = 52
+    bottom: float = 46
+    top: float = 10
+    right: float = 12
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Position in the picture of a point of the data."""
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        inner = self.width - self.left - self.right, self.height - self.top - self.bottom
+        return self.left + across * inner[0], self.height - self.bottom - up * inner[1]
+
+    def _points(self, xs: Sequence[object], ys: Sequence[object]) -> str:
+        pairs = [(x, y) for x, y in zip(xs, ys, strict=False) if is_number(x) and is_number(y)]
+        return " ".join("{:.1f},{:.1f}".format(*self.at(float(x), float(y))) for x, y in pairs)
+
+    def line(self, xs: Sequence[object], ys: Sequence[object], kind: str) -> Markup:
+        return Markup('<polyline class="{}" points="{}"/>').format(kind, self._points(xs, ys))
+
+    def band(self, xs: Sequence[object], low: Sequence[object], high: Sequence[object], kind: str) -> Markup:
+        outline = f"{self._points(xs, low)} {self._points([*reversed(xs)], [*reversed(high)])}"
+        return Markup('<polygon class="{}" points="{}"/>').format(kind, outline)
+
+    def dot(self, x: float, y: float, kind: str, *, radius: float = 4, note: str = "") -> Markup:
+        px, py = self.at(x, y)
+        title = Markup("<title>{}</title>").format(note) if note else EMPTY
+        return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}">{}</circle>').format(
+            kind, px, py, radius, title
+        )
+
+    def text(self, x: float, y: float, text: str, *, anchor: str = "start", kind: str = "note") -> Markup:
+        px, py = self.at(x, y)
+        return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+            kind, px, py, anchor, text
+        )
+
+    def draw(self, parts: Iterable[Markup], *, y_numbers: bool = True) -> Markup:
+        """The whole picture: frame, ticks, names, and `parts` in the order given."""
+        (x0, y0), (x1, y1) = self.at(self.x[0], self.y[0]), self.at(self.x[1], self.y[1])
+        frame = [
+            Markup('<path class="frame" d="M{:.1f} {:.1f}V{:.1f}H{:.1f}"/>').format(x0, y1 if y_numbers else y0, y0, x1)
+        ]
+        for tick in ticks(*self.x):
+            px, _ = self.at(tick, self.y[0])
+            frame.append(
+                Markup('<line class="frame" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(px, y0, y0 + 5)
+            )
+            frame.append(
+                Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(px, y0 + 18, _number(tick))
+            )
+        for tick in ticks(*self.y) if y_numbers else []:
+            _, py = self.at(self.x[0], tick)
+            frame.append(
+                Markup('<line class="frame" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(x0 - 5, x0, py)
+            )
+            frame.append(
+                Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(x0 - 8, py + 4, _number(tick))
+            )
+        across = Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>')
+        frame.append(across.format((x0 + x1) / 2, self.height - 6, self.x_label))
+        turned = Markup(
+            '<text class="name" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
+        )
+        frame.append(turned.format((y0 + y1) / 2, self.y_label))
+        head = Markup(
+            '<svg class="plot" viewBox="0 0 {0:g} {1:g}" style="max-width:{0:g}px" role="img"><title>{2}</title>'
+        )
+        return head.format(self.width, self.height, self.title) + EMPTY.join([*frame, *parts]) + Markup("</svg>")
+
+
+def roc(curve: dict, *, title: str) -> Markup:
+    """Sensitivity over 1 - specificity with its interval band; the diagonal is chance."""
+    plot = Plot((0, 1), (0, 1), "1 − specificity", "sensitivity", title)
+    parts = [plot.line([0, 1], [0, 1], "reference")]
+    if curve.get("low") and curve.get("high"):
+        parts.append(plot.band(curve["fpr"], curve["low"], curve["high"], "band"))
+    parts.append(plot.line(curve["fpr"], curve["tpr"], "main"))
+    return plot.draw(parts)
+
+
+def calibration(bins: Sequence[dict], *, title: str, positive: str) -> Markup:
+    """Observed share of the positive class over predicted probability, a mark per bin with its interval."""
+    plot = Plot((0, 1), (0, 1), f"predicted probability of {positive}", f"observed share of {positive}", title)
+    parts = [plot.line([0, 1], [0, 1], "reference")]
+    whole = [b for b in bins if is_number(b.get("predicted")) and is_number(b.get("observed"))]
+    parts += [plot.line([b["predicted"]] * 2, [b.get("low"), b.get("high")], "interval") for b in whole]
+    parts.append(plot.line([b["predicted"] for b in whole], [b["observed"] for b in whole], "thin"))
+    parts += [plot.dot(b["predicted"], b["observed"], "mean", note=f"n = {b.get('n', '?')}") for b in whole]
+    return plot.draw(parts)
+
+
+def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, title: str, x_label: str) -> Markup:
+    """Every subject's score as a dot, one band of the picture per class, dots moved apart where they meet.
+
+    Args:
+        rows: subject, class (0 or 1), score in 0..1.
+        classes: names of class 0 and 1.
+        title: read aloud in place of the picture.
+        x_label: name of the score.
+    """
+    radius, lanes = 3.4, 13
+    plot = Plot((0, 1), (0, 2), x_label, "", title, width=700, height=230, left=16)
+    parts = [plot.line([0.5, 0.5], [0, 2], "reference")]
+    for number, name in enumerate(classes):
+        mine = sorted((r for r in rows if r[1] == number), key=lambda row: row[2])
+        parts.append(plot.text(0, number + 0.92, f"{name} (n = {len(mine)})"))
+        last_in_lane = [-math.inf] * lanes
+        for subject, _, score in mine:
+            x, _ = plot.at(score, 0)
+            free = [lane for lane in range(lanes) if x - last_in_lane[lane] >= 2 * radius + 1]
+            lane = min(free or range(lanes), key=lambda k: abs(k - lanes // 2))
+            last_in_lane[lane] = x
+            height = number + 0.42 + (lane - lanes // 2) * 0.065
+            parts.append(plot.dot(score, height, f"class{number}", radius=radius, note=f"{subject}: {score:.3f}"))
+    return plot.draw(parts, y_numbers=False)
+
+
+def permutation(result: dict, observed: float, *, title: str, x_label: str) -> Markup:
+    """Where the observed score lies among scores under shuffled labels: a histogram, or mean and interval alone."""
+    null = [float(v) for v in result.get("null") or () if is_number(v)]
+    span = [v for v in result.get("null_interval") or () if is_number(v)]
+    x = scale_of([*null, *span, observed, result.get("null_mean")], step=0.05)
+    counts = _histogram(null, x)
+    tallest = max(counts, default=1)
+    plot = Plot(
+        x, (0, tallest * 1.25), x_label, "shuffles" if null else "", title, width=480, height=250 if null else 130
+    )
+    width = (x[1] - x[0]) / max(len(counts), 1)
+    parts = []
+    for i, count in enumerate(counts):
+        left, right = x[0] + i * width, x[0] + (i + 1) * width
+        parts.append(plot.band([left, right], [0, 0], [count, count], "bar"))
+    low = tallest * 1.1 if null else tallest * 0.5
+    if len(span) == 2:
+        parts.append(plot.line(span, [low, low], "interval"))
+    if is_number(result.get("null_mean")):
+        parts.append(plot.dot(result["null_mean"], low, "null"))
+    parts.append(plot.line([observed, observed], [0, tallest * 1.12], "main"))
+    side = "end" if observed > sum(x) / 2 else "start"
+    parts.append(plot.text(observed, tallest * 1.16, f"observed {observed:.3f}", anchor=side))
+    return plot.draw(parts, y_numbers=bool(null))
+
+
+def _histogram(values: Sequence[float], scale: Span) -> list[int]:
+    if not values:
+        return []
+    bins = 30
+    counts = [0] * bins
+    for value in values:
+        counts[min(int((value - scale[0]) / (scale[1] - scale[0]) * bins), bins - 1)] += 1
+    return counts
+
+
+def learning_curves(folds: Sequence[dict], *, title: str) -> Markup | None:
+    """Loss over epochs, a line per fold and part of the data; None if no fold has a curve."""
+    drawn = [fold["curve"] for fold in folds if fold.get("curve")]
+    kinds = [
+        kind for kind in ("train_loss", "validation_loss") if any(is_number(r.get(kind)) for c in drawn for r in c)
+    ]
+    losses = [row.get(kind) for curve in drawn for row in curve for kind in kinds]
+    epochs = [row.get("epoch") for curve in drawn for row in curve if is_number(row.get("epoch"))]
+    if not epochs or not kinds:
+        return None
+    last = max(max(epochs), min(epochs) + 1)
+    tops = [v for v in losses if is_number(v)]
+    y = 0.0, max(ticks(0, max(tops) * 1.05)[-1], max(tops) * 1.05)
+    plot = Plot((min(epochs), last), y, "epoch", "loss", title, width=340, height=240)
+    parts = [
+        plot.line([row.get("epoch") for row in curve], [row.get(kind) for row in curve], kind.replace("_", "-"))
+        for kind in kinds
+        for curve in drawn
+    ]
+    return plot.draw(parts)
