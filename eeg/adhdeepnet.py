@@ -21,7 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fast_layers import batch_norm_elu, dropout, even_and_mean, filter_channels, filtered_moments, toeplitz
+from .fast_layers import (
+    batch_norm_elu,
+    dropout,
+    even_and_mean,
+    filter_channels,
+    filtered_moments,
+    running,
+    toeplitz,
+    update_running,
+)
 
 _TOWER_KERNELS = 128, 256  # samples at half the rate of the input
 _LAST_KERNEL = 64
@@ -136,9 +145,9 @@ class ADHDeepNet(nn.Module):
         spatial = self.spatial.weight.flatten(1).view(len(taps), -1, self.n_chans)  # (F1, D, n_chans)
         if self.training:
             mean, variance = filtered_moments(x, taps)
-            _update(self.norm1, mean, variance, x.numel())
+            update_running(self.norm1, mean, variance, count=x.numel())
         else:
-            mean, variance = _running(self.norm1)
+            mean, variance = running(self.norm1)
         gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
         # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
         constant = (self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)  # (F1, D)
@@ -147,7 +156,7 @@ class ADHDeepNet(nn.Module):
 
     def _towers(self, h: Tensor) -> Tensor:
         """Step 4: (F1 * D, batch, times) -> (256, batch, times // 2), in the published order a, b, d, c."""
-        first = torch.cat([self.tower_a[0].weight, self.tower_b[0].weight]).flatten(1)
+        first = torch.cat([_taps(self.tower_a[0]), _taps(self.tower_b[0])])
         a, b = _matmul(first, h).split([64, 16])
         even, mean = even_and_mean(h)
         return torch.cat(
@@ -182,7 +191,7 @@ class ADHDeepNet(nn.Module):
             ValueError: their number or a shape does not fit this model's arguments.
         """
         targets = self._keras_order()
-        depthwise = {id(layer.weight) for layer in (self.spatial, self.tower_a[1], self.tower_b[1], self.last[0])}
+        depthwise = {id(_weight(layer)) for layer in (self.spatial, self.tower_a[1], self.tower_b[1], self.last[0])}
         if len(arrays) != len(targets):
             raise ValueError(f"arrays must be the {len(targets)} of the Keras model, got {len(arrays)}")
         for i, (array, target) in enumerate(zip(arrays, targets, strict=True)):
@@ -207,11 +216,11 @@ class ADHDeepNet(nn.Module):
             *_norm_tensors(self.norm1),
             self.spatial.weight,
             *_norm_tensors(self.norm2),
-            *(a[0].weight, b[0].weight, a[1].weight, a[2].weight, b[1].weight, b[2].weight),
+            *(_weight(layer) for layer in (a[0], b[0], a[1], a[2], b[1], b[2])),
             *(self.tower_d.weight, self.tower_c.weight),
             *_norm_tensors(self.norm3),
             *self.excite1.parameters(),
-            *(layer.weight for layer in self.last),
+            *(_weight(layer) for layer in self.last),
             *_norm_tensors(self.norm4),
             *self.excite2.parameters(),
             *self.classify.parameters(),
@@ -255,7 +264,7 @@ def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
 
 def _mix(layer: nn.Module, h: Tensor) -> Tensor:
     """A 1 x 1 convolution of (channels, batch, times)."""
-    return _matmul(layer.weight.flatten(1), h)
+    return _matmul(_taps(layer), h)
 
 
 def _matmul(weight: Tensor, h: Tensor) -> Tensor:
@@ -263,7 +272,11 @@ def _matmul(weight: Tensor, h: Tensor) -> Tensor:
 
 
 def _taps(layer: nn.Module) -> Tensor:
-    return layer.weight.flatten(1)
+    return _weight(layer).flatten(1)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return layer.get_parameter("weight")
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
@@ -278,25 +291,8 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # Keras: 0.99 old + 0.01 new
 
 
-def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-@torch.no_grad()
-def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move the running statistics as PyTorch does, with the unbiased variance; `count` is elements of one filter."""
-    running_mean, running_variance = _running(norm)
-    assert norm.momentum is not None
-    running_mean.lerp_(mean, norm.momentum)
-    running_variance.lerp_(variance * (count / (count - 1)), norm.momentum)
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked += 1
-
-
 def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
-    return [norm.weight, norm.bias, *_running(norm)]
+    return [norm.weight, norm.bias, *running(norm)]
 
 
 def _glorot_uniform(module: nn.Module) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.adhdeepnet_reference import LiteralADHDeepNet
-from voxelwave.eeg.fast_layers import dropout, filtered_moments
 
 SMALL = {"n_chans": 3, "n_times": 40, "F1": 4, "D": 2, "kernel_length": 7, "drop_prob": 0.0}
 

@@ -1,0 +1,438 @@
+"""What the nested cross-validation compares: networks, and simple models on features, all asked in the same way.
+
+An estimator holds the windows of a study and is told subjects by their index. It follows the protocol `Estimator` of
+the cross-validation, which knows nothing of EEG.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..volumes.files import atomic_path
+from .features import Features, band_power, log_variance, recording_length
+from .study import read_study
+from .windows import Scaler, WindowOptions, Windows, load_windows
+
+Settings = dict[str, Any]
+
+_M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
+_PAIRS = ((0, 1), (0, 2), (1, 2))
+# The 19 published ways to add noise, as MAGNIFICATIONSxSIGMAS: none, each pair, each two with each two.
+AUGMENTATIONS = (
+    "none",
+    *(f"{m}x{s}" for m in _M for s in _S),
+    *(f"{_M[a]},{_M[b]}x{_S[c]},{_S[d]}" for a, b in _PAIRS for c, d in _PAIRS),
+)
+
+# The published space without F2 and optimizer, which the published code reads nowhere, and with the augmentation.
+PUBLISHED_SPACE: dict[str, tuple[Any, ...]] = {
+    "F1": (8, 16, 32, 64),
+    "D": (2, 4, 8),
+    "kernel_length": (32, 64, 128, 256, 512),
+    "se_nodes": (8, 16, 32),
+    "max_norm": (0.5, 1.0, 5.0, 10.0),
+    "lr": (1e-4, 5e-4, 1e-3, 5e-3, 1e-2),
+    "drop_prob": (0.3, 0.4, 0.5),
+    "batch": (32, 64, 128),
+    "augmentation": AUGMENTATIONS,
+}
+# For a search that has to end on two cores.
+REDUCED_SPACE: dict[str, tuple[Any, ...]] = {
+    "F1": (8, 16),
+    "D": (2, 4),
+    "kernel_length": (16, 32, 64),
+    "lr": (5e-4, 1e-3),
+    "drop_prob": (0.3, 0.5),
+    "augmentation": ("none", "1x0.1"),
+}
+_SPACES = {"published": PUBLISHED_SPACE, "reduced": REDUCED_SPACE, "none": {}}
+_DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "adhdeepnet": PUBLISHED_SPACE,
+    "eegnet": {"F1": (4, 8, 16), "D": (2, 4), "lr": (5e-4, 1e-3, 5e-3), "drop_prob": (0.25, 0.5), "batch": (32, 64)},
+    "shallow": {"filters": (20, 40), "lr": (1e-4, 5e-4, 1e-3), "drop_prob": (0.5, 0.7), "batch": (32, 64)},
+    "bandpower": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+    "amplitude": {"C": (1e-3, 1e-2, 1e-1, 1.0, 10.0)},
+    "length": {},
+    "majority": {},
+}
+NAMES = tuple(_DEFAULT_SPACES)
+_NETWORKS = ("adhdeepnet", "eegnet", "shallow")
+_TRAINING = ("lr", "batch", "augmentation")  # settings of the training; all others are the network's
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Rows of predicted windows.
+
+    Args:
+        subject: (n,) index of the subject.
+        window: (n,) first sample of the window.
+        probability: (n,) of the positive class.
+    """
+
+    subject: np.ndarray
+    window: np.ndarray
+    probability: np.ndarray
+
+
+def parse_augmentation(text: str) -> tuple[list[float], list[float]]:
+    """Sigmas and magnifications of an augmentation.
+
+    Example:
+        >>> parse_augmentation("1,2x0.1,0.01"), parse_augmentation("none")
+        (([0.1, 0.01], [1.0, 2.0]), ([], []))
+    """
+    if text == "none":
+        return [], []
+    try:
+        magnifications, sigmas = (([float(word) for word in part.split(",")]) for part in text.split("x"))
+    except ValueError:
+        raise ValueError(f'augmentation must be "none" or as "1,2x0.1,0.01", got {text!r}') from None
+    return sigmas, magnifications
+
+
+class _Searched:
+    """What all estimators share: the data, the space of settings."""
+
+    def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
+        self.name, self.windows = name, windows
+        self.fixed: Settings = dict(options.get("settings", {}))
+        space = options.get("space", _DEFAULT_SPACES[name])
+        if isinstance(space, str):
+            if space not in _SPACES or (space != "none" and name != "adhdeepnet"):
+                raise ValueError(f"space of {name} must be a table, or one of {', '.join(_SPACES)}, got {space!r}")
+            space = _SPACES[space]
+        self.space: dict[str, Sequence[Any]] = {k: v for k, v in space.items() if k not in self.fixed}
+        unknown = (set(self.space) | set(self.fixed)) - set(_DEFAULT_SPACES[name])
+        if unknown:
+            known = ", ".join(_DEFAULT_SPACES[name]) or "none"
+            raise ValueError(f"settings of {name} must be among {known}; got {', '.join(sorted(unknown))}")
+
+    def suggest(self, trial: Any) -> Settings:
+        """One value of each dimension of the space."""
+        return {key: trial.suggest_categorical(key, list(choices)) for key, choices in self.space.items()}
+
+    def _predictions(self, rows: np.ndarray, probability: np.ndarray) -> Predictions:
+        return Predictions(self.windows.subject[rows], self.windows.start[rows], probability)
+
+
+class NetworkEstimator(_Searched):
+    """A network trained by `EEGModule`.
+
+    Args:
+        name: "adhdeepnet", "eegnet" or "shallow".
+        windows: of the study.
+        options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed ones;
+            "epochs": the most (100); "patience": of early stopping (15); "reduce_patience": of the learning rate (10);
+            "batch": where it is not searched (64); "class_weights": weigh classes by their number of windows (True);
+            "monitor": what the best epoch has best, "validation_loss" or, as published, "validation_accuracy".
+    """
+
+    def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
+        super().__init__(name, windows, options)
+        defaults: dict[str, Any] = {
+            "epochs": 100,
+            "patience": 15,
+            "reduce_patience": 10,
+            "batch": 64,
+            "class_weights": True,
+            "monitor": "validation_loss",
+        }
+        unknown = set(options) - set(defaults) - {"space", "settings"}
+        if unknown:
+            raise ValueError(f"options of {name} must be among {', '.join(defaults)}, space, settings; got {unknown}")
+        self.options = {**defaults, **{k: v for k, v in options.items() if k in defaults}}
+
+    def fit(
+        self,
+        train: Sequence[int],
+        validation: Sequence[int] | None,
+        settings: Settings,
+        seed: int,
+        epochs: int | None,
+        folder: Path | None,
+    ) -> "NetworkFit":
+        """Train on subjects; with `validation`, the best epoch's weights stay; else exactly `epochs` epochs."""
+        import torch
+
+        from .fast_layers import keep_freed_memory
+        from .module import BestEpoch, EEGModule, WindowData, train_quietly
+
+        if validation is None and epochs is None:
+            raise ValueError("either validation subjects or a number of epochs must be given")
+        keep_freed_memory()
+        windows, options = self.windows, self.options
+        settings = {**settings, **self.fixed}
+        rows = windows.rows(train)
+        scaler = Scaler.fit(windows.x[rows]) if windows.options.scaling == "fold" else None
+        labels = windows.labels[windows.subject[rows]]
+        sigmas, magnifications = parse_augmentation(settings.get("augmentation", "none"))
+        arguments = {
+            "n_chans": windows.x.shape[1],
+            "n_times": windows.x.shape[2],
+            "n_outputs": 2,
+            "sfreq": windows.sfreq,
+            **{k: v for k, v in settings.items() if k not in _TRAINING},
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = EEGModule(
+                network=self.name,
+                arguments=arguments,
+                lr=settings.get("lr", 1e-3),
+                class_weights=balanced_weights(labels) if options["class_weights"] else None,
+                sigmas=sigmas,
+                magnifications=magnifications,
+                reduce_patience=options["reduce_patience"],
+            )
+            best = BestEpoch(options["monitor"], patience=options["patience"])
+            data = [
+                None if part is None else WindowData(*tensors_of(windows, windows.rows(part), scaler), levels=levels)
+                for part, levels in ((train, module.levels), (validation, [0.0]))
+            ]
+            assert data[0] is not None
+            train_quietly(
+                module,
+                data[0],
+                data[1],
+                epochs=options["epochs"] if epochs is None else epochs,
+                batch=settings.get("batch", options["batch"]),
+                seed=seed,
+                best=best,
+            )
+        fit = NetworkFit(self, module.network, scaler, best.epoch or len(best.curve), best.curve)
+        if folder is not None:
+            names = [windows.subjects[i] for i in (*train, *(validation or ()))]
+            notes = {"settings": settings, "seed": seed, "epochs": fit.epochs, "model": self.name}
+            fit.save(folder, arguments, names, notes)
+        return fit
+
+
+class NetworkFit:
+    """A trained network with the scaler of its training windows."""
+
+    def __init__(
+        self,
+        estimator: NetworkEstimator,
+        network: Any,
+        scaler: Scaler | None,
+        epochs: int,
+        curve: list[dict[str, float]],
+    ):
+        self.network, self.scaler, self.epochs, self.curve = network.eval(), scaler, epochs, curve
+        self._estimator = estimator
+
+    def predict(self, subjects: Sequence[int]) -> Predictions:
+        """Probabilities of all windows of the subjects."""
+        from .module import predict_windows
+
+        windows = self._estimator.windows
+        rows = windows.rows(subjects)
+        x, _, _ = tensors_of(windows, rows, self.scaler)
+        return self._estimator._predictions(rows, predict_windows(self.network, x))
+
+    def save(self, folder: Path, arguments: dict[str, Any], subjects: Sequence[str], notes: dict[str, Any]) -> None:
+        """Write model.safetensors and model.json."""
+        from .networks import ModelCard, save_network
+
+        windows = self._estimator.windows
+        card = ModelCard(
+            network=self._estimator.name,
+            arguments=arguments,
+            classes=windows.classes,
+            channels=windows.channels,
+            sfreq=windows.sfreq,
+            windows=asdict(windows.options),
+            scaler=None if self.scaler is None else {"mean": self.scaler.mean.tolist(), "sd": self.scaler.sd.tolist()},
+            subjects=tuple(subjects),
+            notes=notes,
+        )
+        save_network(folder, self.network, card)
+
+
+def tensors_of(windows: Windows, rows: np.ndarray, scaler: Scaler | None) -> tuple[Any, Any, Any]:
+    """Windows, labels and subjects of these rows as tensors."""
+    import torch
+
+    x = windows.x[rows] if scaler is None else scaler.apply(windows.x[rows])
+    subject = windows.subject[rows]
+    return torch.from_numpy(x), torch.from_numpy(windows.labels[subject]), torch.from_numpy(subject)
+
+
+def balanced_weights(labels: np.ndarray) -> list[float]:
+    """Factors under which both classes weigh the same, 1 on average over the windows.
+
+    Example:
+        >>> balanced_weights(np.array([0, 0, 0, 1]))
+        [0.6666666666666666, 2.0]
+    """
+    counts = np.bincount(labels, minlength=2)
+    if not counts.all():
+        raise ValueError(f"training windows must be of both classes, got {counts.tolist()} of them")
+    return (len(labels) / (2 * counts)).tolist()
+
+
+class LinearEstimator(_Searched):
+    """Logistic regression on standardised features, classes weighed the same; no epochs.
+
+    Args:
+        name: "bandpower" and "amplitude" see features of windows, "length" the seconds of the recording.
+        windows: of the study.
+        options: "space" and "settings", as for networks.
+    """
+
+    def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
+        super().__init__(name, windows, options)
+        if name == "length":
+            whole = recording_length(windows)
+            self.features = Features(whole.values[windows.subject], whole.names)
+        else:
+            self.features = band_power(windows) if name == "bandpower" else log_variance(windows)
+
+    def fit(
+        self,
+        train: Sequence[int],
+        validation: Sequence[int] | None,
+        settings: Settings,
+        seed: int,
+        epochs: int | None,
+        folder: Path | None,
+    ) -> "LinearFit":
+        """Fit on the windows of the subjects; with "length" each subject counts once, else by its windows."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        rows = self.windows.rows(train)
+        if self.name == "length":
+            rows = rows[np.unique(self.windows.subject[rows], return_index=True)[1]]
+        regression = LogisticRegression(
+            C={**settings, **self.fixed}.get("C", 1.0), class_weight="balanced", max_iter=2000
+        )
+        pipeline = make_pipeline(StandardScaler(), regression)
+        pipeline.fit(self.features.values[rows], self.windows.labels[self.windows.subject[rows]])
+        fit = LinearFit(self, pipeline)
+        if folder is not None:
+            content = {"model": self.name, "features": self.features.names, **fit.numbers()}
+            with atomic_path(folder / "model.json") as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+        return fit
+
+
+class LinearFit:
+    """A fitted logistic regression."""
+
+    epochs = 0
+
+    def __init__(self, estimator: LinearEstimator, pipeline: Any):
+        self._estimator, self.pipeline = estimator, pipeline
+        self.curve: list[dict[str, float]] = []
+
+    def predict(self, subjects: Sequence[int]) -> Predictions:
+        """Probabilities of all windows of the subjects."""
+        rows = self._estimator.windows.rows(subjects)
+        probability = self.pipeline.predict_proba(self._estimator.features.values[rows])[:, 1]
+        return self._estimator._predictions(rows, probability)
+
+    def numbers(self) -> dict[str, Any]:
+        """Mean and scale of each feature, coefficients and intercept."""
+        scaler, regression = self.pipeline.named_steps.values()
+        arrays = {"mean": scaler.mean_, "scale": scaler.scale_, "coefficients": regression.coef_[0]}
+        return {name: array.tolist() for name, array in arrays.items()} | {"intercept": float(regression.intercept_[0])}
+
+
+class MajorityEstimator(_Searched):
+    """The share of the positive class among the training subjects, for everyone."""
+
+    def fit(
+        self,
+        train: Sequence[int],
+        validation: Sequence[int] | None,
+        settings: Settings,
+        seed: int,
+        epochs: int | None,
+        folder: Path | None,
+    ) -> "MajorityFit":
+        """Count."""
+        return MajorityFit(self, float(self.windows.labels[np.asarray(train)].mean()))
+
+
+class MajorityFit:
+    """One probability for everyone."""
+
+    epochs = 0
+
+    def __init__(self, estimator: MajorityEstimator, share: float):
+        self._estimator, self.share = estimator, share
+        self.curve: list[dict[str, float]] = []
+
+    def predict(self, subjects: Sequence[int]) -> Predictions:
+        """The share, for all windows of the subjects."""
+        rows = self._estimator.windows.rows(subjects)
+        return self._estimator._predictions(rows, np.full(len(rows), self.share))
+
+
+EEGEstimator = NetworkEstimator | LinearEstimator | MajorityEstimator
+
+
+def build(name: str, windows: Windows, options: dict[str, Any] | None = None) -> EEGEstimator:
+    """The estimator of that name on these windows.
+
+    Args:
+        name: one of `NAMES`.
+        windows: of a study.
+        options: see `NetworkEstimator` and `LinearEstimator`.
+    """
+    if name not in NAMES:
+        raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
+    if name in _NETWORKS:
+        return NetworkEstimator(name, windows, options or {})
+    return (MajorityEstimator if name == "majority" else LinearEstimator)(name, windows, options or {})
+
+
+def from_plan(
+    study: str,
+    name: str,
+    *,
+    windows: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    positive: str | None = None,
+    cache: str | None = None,
+    by_window: bool = False,
+) -> EEGEstimator:
+    """An estimator from plain values, in a process that may have seen the study before.
+
+    Args:
+        study: path of the study.
+        name: one of `NAMES`.
+        windows: fields of `WindowOptions`.
+        options: of the estimator.
+        positive: the class that output 1 stands for.
+        cache: a folder for the cut windows.
+        by_window: take each window for a subject of its own, to show what a random split of windows would report.
+    """
+    return build(name, _windows(study, json.dumps(windows or {}, sort_keys=True), positive, cache, by_window), options)
+
+
+@functools.lru_cache(maxsize=2)
+def _windows(study: str, options: str, positive: str | None, cache: str | None, by_window: bool) -> Windows:
+    windows = load_windows(read_study(study, positive), WindowOptions(**json.loads(options)), cache)
+    return windows_as_subjects(windows) if by_window else windows
+
+
+def windows_as_subjects(windows: Windows) -> Windows:
+    """The same windows, each a subject of its own."""
+    names = tuple(f"{windows.subjects[s]}@{t}" for s, t in zip(windows.subject, windows.start, strict=True))
+    return replace(
+        windows,
+        subject=np.arange(len(windows.x)),
+        subjects=names,
+        labels=windows.labels[windows.subject],
+        seconds=windows.seconds[windows.subject],
+        digests=names,
+    )

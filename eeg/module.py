@@ -1,0 +1,323 @@
+"""Training of a network on windows of EEG: loss, augmentation, schedule and stopping, as a LightningModule."""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from .adhdeepnet import ADHDeepNet
+from .networks import build_network
+
+Batch = dict[str, Tensor]
+_PREDICTED_AT_ONCE = 128
+
+
+def noise_levels(sigmas: Sequence[float], magnifications: Sequence[float]) -> list[float]:
+    """Standard deviations of the noise on the copies of a window: 0 for itself, then one copy for each pair.
+
+    Additive Gaussian noise as published: x + m e with e of standard deviation s, for every m and s; the training part
+    grows by 1 + len(sigmas) * len(magnifications).
+
+    Example:
+        >>> noise_levels([0.1, 0.01], [1, 2])
+        [0.0, 0.1, 0.01, 0.2, 0.02]
+    """
+    if any(not value > 0 for value in (*sigmas, *magnifications)):
+        raise ValueError(f"sigmas and magnifications must be above 0, got {list(sigmas)} and {list(magnifications)}")
+    return [0.0, *(m * s for m in magnifications for s in sigmas)]
+
+
+class WindowData(Dataset):
+    """Batches of windows by lists of indices; with noise levels, index i is copy i // n of window i % n.
+
+    Args:
+        x: (n, channels, times).
+        label: (n,) 0 or 1.
+        subject: (n,) index of the subject.
+        levels: see `noise_levels`; only the level is given here, `EEGModule.training_step` draws the noise.
+    """
+
+    def __init__(self, x: Tensor, label: Tensor, subject: Tensor, *, levels: Sequence[float] = (0.0,)):
+        self.x, self.label, self.subject = x, label, subject
+        self.levels = torch.tensor(list(levels), dtype=x.dtype)
+
+    def __len__(self) -> int:
+        return len(self.x) * len(self.levels)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        index = torch.tensor(indices)
+        window = index % len(self.x)
+        return {
+            "x": self.x[window],
+            "label": self.label[window],
+            "subject": self.subject[window],
+            "noise": self.levels[index // len(self.x)],
+        }
+
+    def loader(self, batch: int, *, seed: int | None = None) -> DataLoader:
+        """Batches in order, or shuffled anew in every epoch by `seed`."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        order = SequentialSampler(self) if generator is None else RandomSampler(self, generator=generator)
+        return DataLoader(self, sampler=BatchSampler(order, batch, drop_last=False), batch_size=None)
+
+
+class KerasAdam(torch.optim.Adam):
+    """Adam with the epsilon where Keras has it: lr_t m / (sqrt(v) + eps), lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)."""
+
+    def __init__(self, parameters: Any, lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999)):
+        super().__init__(parameters, lr=lr, betas=betas, eps=1e-7)
+
+    def step(self, closure: Any = None) -> Any:
+        """One step; PyTorch's epsilon is that of Keras divided by sqrt(1 - b2^t)."""
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            group["eps"] = 1e-7 / math.sqrt(1 - group["betas"][1] ** group["steps"])
+        return super().step(closure)
+
+
+class EEGModule(LightningModule):
+    """A network, its loss, noise, optimiser and schedule. Output 1 is the positive class.
+
+    All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
+
+    Args:
+        network: a name of `networks.NETWORKS`.
+        arguments: of its constructor.
+        lr: learning rate of Adam, as Keras computes it.
+        class_weights: factor on the loss of each class; None for equal ones.
+        sigmas, magnifications: of the noise on copies of training windows, in the units of the scaled windows;
+            drawn anew in every epoch (the published code draws once). Empty for none.
+        reduce_patience: epochs without a better validation loss until the learning rate halves.
+        least_lr: where it stops halving.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str = "adhdeepnet",
+        arguments: dict[str, Any] | None = None,
+        lr: float = 1e-3,
+        class_weights: Sequence[float] | None = None,
+        sigmas: Sequence[float] = (),
+        magnifications: Sequence[float] = (),
+        reduce_patience: int = 10,
+        least_lr: float = 5e-5,
+    ):
+        super().__init__()
+        if not lr > 0:
+            raise ValueError(f"lr must be above 0, got {lr}")
+        if bool(sigmas) != bool(magnifications):
+            raise ValueError(f"sigmas and magnifications go together, got {list(sigmas)} and {list(magnifications)}")
+        self.save_hyperparameters(
+            {
+                "network": network,
+                "arguments": dict(arguments or {}),
+                "lr": float(lr),
+                "class_weights": None if class_weights is None else [float(w) for w in class_weights],
+                "sigmas": [float(s) for s in sigmas],
+                "magnifications": [float(m) for m in magnifications],
+                "reduce_patience": int(reduce_patience),
+                "least_lr": float(least_lr),
+            }
+        )
+        self.levels = noise_levels(sigmas, magnifications)
+        self.network = build_network(network, dict(arguments or {}))
+        self.class_weights = None if class_weights is None else torch.tensor([float(w) for w in class_weights])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 2) of windows (batch, channels, times)."""
+        return self.network(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch; a 2-way softmax with it is the published binary cross-entropy."""
+        x, noise = batch["x"], batch["noise"]
+        if noise.any():
+            x = x + noise.view(-1, 1, 1) * torch.randn_like(x)
+        loss = self._loss(self(x), batch["label"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(x))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the norms that Keras keeps."""
+        if isinstance(self.network, ADHDeepNet):
+            self.network.constrain()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's predictions."""
+        self._seen: list[Batch] = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the logits; the figures are those of the whole validation part."""
+        self._seen.append({"logits": self(batch["x"]), "label": batch["label"], "subject": batch["subject"]})
+
+    def on_validation_epoch_end(self) -> None:
+        """Loss and accuracy over windows, AUC over subjects (mean probability)."""
+        logits, label, subject = (torch.cat([seen[k] for seen in self._seen]) for k in ("logits", "label", "subject"))
+        self.log("validation_loss", self._loss(logits, label), prog_bar=True)
+        self.log("validation_accuracy", (logits.argmax(1) == label).float().mean(), prog_bar=True)
+        self.log("validation_auc", subject_auc(logits.softmax(1)[:, 1], label, subject), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """Adam; with a validation part, its rate halves on a plateau as in Keras."""
+        optimizer = KerasAdam(self.parameters(), lr=self.hparams["lr"])
+        if not self.trainer.enable_validation:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=0.5,
+            patience=max(0, self.hparams["reduce_patience"] - 1),  # Keras counts one epoch less
+            threshold=1e-4,
+            threshold_mode="abs",
+            min_lr=self.hparams["least_lr"],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "validation_loss"}}
+
+    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        return F.cross_entropy(logits, label, weight=weights)
+
+
+class BestEpoch(Callback):
+    """Keeps one row of figures for each epoch and the weights of the best; stops when it lies far back.
+
+    Args:
+        monitor: "validation_loss" or "validation_accuracy" (the published choice); the former decides when to stop.
+        patience: epochs without a better validation loss until training stops.
+    """
+
+    def __init__(
+        self, monitor: Literal["validation_loss", "validation_accuracy"] = "validation_loss", *, patience: int = 15
+    ):
+        if monitor not in ("validation_loss", "validation_accuracy"):
+            raise ValueError(f'monitor must be "validation_loss" or "validation_accuracy", got {monitor!r}')
+        self.monitor, self.patience = monitor, patience
+        self.curve: list[dict[str, float]] = []
+        self.epoch = 0  # the best so far, counted from 1
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Book the epoch that ends."""
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in _FIGURES}
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.curve.append({"epoch": trainer.current_epoch + 1, **figures, "lr": rate})
+        if not trainer.enable_validation:
+            return
+        losses = [row["validation_loss"] for row in self.curve]
+        sign = -1 if self.monitor == "validation_accuracy" else 1
+        score = sign * self.curve[-1][self.monitor]
+        if self.epoch == 0 or score < sign * self.curve[self.epoch - 1][self.monitor]:
+            self.epoch = len(self.curve)
+            self.weights = copy.deepcopy(_network(pl_module).state_dict())
+        best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else -1
+        if len(losses) - 1 - best >= self.patience:
+            trainer.should_stop = True
+
+    def restore(self, module: LightningModule) -> None:
+        """Put the best epoch's weights back, if there was a validation part."""
+        if self.weights:
+            _network(module).load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"curve": self.curve, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
+
+
+_FIGURES = ("train_loss", "validation_loss", "validation_accuracy", "validation_auc")
+
+
+def _network(module: LightningModule) -> nn.Module:
+    assert isinstance(module.network, nn.Module)
+    return module.network
+
+
+def train_quietly(
+    module: EEGModule,
+    training: WindowData,
+    validation: WindowData | None,
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+    best: BestEpoch,
+) -> None:
+    """Fit without progress bars, logs or files, and put the best epoch's weights back."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[best],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        loaders = training.loader(batch, seed=seed), validation and validation.loader(_PREDICTED_AT_ONCE)
+        trainer.fit(module, *loaders)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best.restore(module)
+
+
+@torch.inference_mode()
+def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
+    """Probability of the positive class of each window, (n,) float64.
+
+    Args:
+        network: gives logits (n, 2).
+        x: (n, channels, times), scaled as in training.
+    """
+    network.eval()
+    parts = torch.as_tensor(x).split(_PREDICTED_AT_ONCE)
+    return torch.cat([network(part).double().softmax(1)[:, 1] for part in parts]).numpy()
+
+
+def subject_auc(probability: Tensor, label: Tensor, subject: Tensor) -> float:
+    """Area under the ROC curve over subjects, each scored by its windows' mean; not a number with one class only.
+
+    Example:
+        >>> subject_auc(torch.tensor([0.1, 0.9, 0.4]), torch.tensor([0, 1, 0]), torch.tensor([0, 1, 2]))
+        1.0
+    """
+    names, index = subject.unique(return_inverse=True)
+    counts = torch.bincount(index)
+    score = torch.zeros(len(names), dtype=torch.float64).index_add_(0, index, probability.double()) / counts
+    positive = torch.zeros(len(names), dtype=torch.bool)
+    positive[index] = label.bool()
+    if positive.all() or not positive.any():
+        return float("nan")
+    difference = score[positive].unsqueeze(1) - score[~positive]
+    return float(((difference > 0).double() + 0.5 * (difference == 0)).mean())
+
+
+def load_checkpoint(path: Path) -> EEGModule:
+    """The module of a training checkpoint, on the CPU; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not a checkpoint of this module.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "hyper_parameters" not in content:
+        raise ValueError(f"{path} is not a checkpoint of an EEG training")
+    module = EEGModule(**content["hyper_parameters"])
+    module.load_state_dict(content["state_dict"])
+    return module

@@ -1,0 +1,189 @@
+"""The networks that windows of EEG are diagnosed by, under one signature; and their weights on disk."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from ..volumes.files import atomic_path
+from .adhdeepnet import ADHDeepNet
+from .windows import Scaler, WindowOptions
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+FORMAT = "voxelwave-eeg-1"
+
+
+def eegnet(
+    n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, F1: int = 8, D: int = 2, drop_prob: float = 0.25
+) -> nn.Module:
+    """EEGNet (Lawhern et al. 2018) by braindecode; the temporal filters last half a second, as in the paper."""
+    return _braindecode().EEGNet(
+        n_chans=n_chans,
+        n_times=n_times,
+        n_outputs=n_outputs,
+        sfreq=sfreq,
+        F1=F1,
+        D=D,
+        kernel_length=round(sfreq / 2),
+        drop_prob=drop_prob,
+        final_layer_with_constraint=True,
+    )
+
+
+def shallow(
+    n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, filters: int = 40, drop_prob: float = 0.5
+) -> nn.Module:
+    """ShallowConvNet (Schirrmeister et al. 2017) by braindecode; its lengths, published for 250 Hz, follow `sfreq`."""
+    return _braindecode().ShallowFBCSPNet(
+        n_chans=n_chans,
+        n_times=n_times,
+        n_outputs=n_outputs,
+        sfreq=sfreq,
+        n_filters_time=filters,
+        n_filters_spat=filters,
+        filter_time_length=max(1, round(25 * sfreq / 250)),
+        pool_time_length=max(1, round(75 * sfreq / 250)),
+        pool_time_stride=max(1, round(15 * sfreq / 250)),
+        drop_prob=drop_prob,
+    )
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegnet": eegnet, "shallow": shallow}
+
+
+def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """A network of `NETWORKS` with random weights from torch's generator.
+
+    Args:
+        name: of the network.
+        arguments: n_chans, n_times, n_outputs, sfreq, and the network's own.
+
+    Raises:
+        ValueError: an unknown name or argument, or windows that are too short for the network.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    try:
+        return NETWORKS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these arguments: {error}") from None
+
+
+def _braindecode() -> Any:
+    """`braindecode.models`.
+
+    braindecode imports torchaudio, whose last release (2.11) refuses to load beside a torch built for another CUDA.
+    Nothing of it runs here, so for the moment of its import torch passes for a build without CUDA.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with mock.patch.object(torch.version, "cuda", None):
+                import torchaudio  # noqa: F401
+            from braindecode import models
+    except ImportError as error:
+        raise ImportError(f"EEGNet and ShallowConvNet need braindecode: pip install braindecode ({error})") from None
+    return models
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to use a file of weights.
+
+    Args:
+        network: a name of `NETWORKS`.
+        arguments: of its constructor.
+        classes: (negative, positive); output 1 is the positive class.
+        channels: names in the order of the input.
+        sfreq: Hz.
+        windows: the options by which recordings became windows.
+        scaler: "mean" and "sd" of each channel where windows are scaled by the training windows; else None.
+        threshold: probability from which a subject counts as positive.
+        subjects: names of those the weights were trained on, or whose windows chose the epoch.
+        notes: settings, seed, epochs and the like.
+    """
+
+    network: str
+    arguments: dict[str, Any]
+    classes: tuple[str, str]
+    channels: tuple[str, ...]
+    sfreq: float
+    windows: dict[str, Any]
+    scaler: dict[str, list[float]] | None = None
+    threshold: float = 0.5
+    subjects: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def window_options(self) -> WindowOptions:
+        """How to cut a recording for these weights; its channels are those of the training."""
+        return WindowOptions(**{**self.windows, "channels": self.channels, "sfreq": self.sfreq})
+
+    @property
+    def fitted_scaler(self) -> Scaler | None:
+        """The scaler of the training windows."""
+        import numpy as np
+
+        if self.scaler is None:
+            return None
+        return Scaler(np.asarray(self.scaler["mean"]), np.asarray(self.scaler["sd"]))
+
+
+def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:
+    """Write model.safetensors and, last, model.json beside it."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(save(state, {"format": FORMAT}))
+    with atomic_path(folder / CARD) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(card)}, indent=1) + "\n")
+
+
+def load_network(path: str | os.PathLike) -> tuple[nn.Module, ModelCard]:
+    """A network in evaluation mode on the CPU, and its card; nothing in the files is executed.
+
+    Args:
+        path: model.safetensors with model.json beside it, or their folder.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is damaged, or not one of ours.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS if path.is_dir() else path
+    card_file = weights.with_suffix(".json")
+    for file in (weights, card_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"weights are {WEIGHTS} with {CARD} beside it; there is no {file}")
+    card = _read_card(card_file)
+    try:
+        with safetensors.safe_open(weights, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{weights} is not a readable safetensors file: {error}") from None
+    network = build_network(card.network, card.arguments)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit {card_file.name}: {str(error).splitlines()[-1].strip()}") from None
+    return network.eval(), card
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("format") != FORMAT:
+            raise ValueError("another format")
+        for name in ("classes", "channels", "subjects"):
+            content[name] = tuple(content[name])
+        return ModelCard(**content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a model card of ours: {error}") from None
