@@ -151,8 +151,14 @@ class ADHDeepNet(nn.Module):
         gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
         # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
         constant = (self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)  # (F1, D)
-        mixed = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
-        return batch_norm_elu(mixed, self.norm2, offset=constant.flatten(), pool=True)
+        return self._norm_and_pool(_filter_mixed(x, spatial * gain.view(-1, 1, 1), taps), constant.flatten(), len(x))
+
+    def _norm_and_pool(self, h: Tensor, constant: Tensor, batch: int) -> Tensor:
+        """Second batch norm, ELU and pool of what `_filter_mixed` gives."""
+        if h.ndim == 4:
+            return batch_norm_elu(h, self.norm2, offset=constant).view(len(h), batch, -1)
+        h = F.elu(self.norm2((h + constant.view(-1, 1, 1)).unsqueeze(0)))
+        return F.avg_pool2d(h, (1, 2)).squeeze(0)
 
     def _towers(self, h: Tensor) -> Tensor:
         """Step 4: (F1 * D, batch, times) -> (256, batch, times // 2), in the published order a, b, d, c."""
@@ -245,21 +251,31 @@ class SqueezeExcite(nn.Module):
 
 
 def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
-    """Mix the electrodes by (F1, D, n_chans), then filter by (F1, k) with zeros around: (F1 * D, batch, n_times).
+    """Mix the electrodes by (F1, D, n_chans), then filter by (F1, k) with zeros around.
 
-    The input is cut into overlapping blocks before the mixing, while it has few channels.
+    The input is cut into overlapping blocks before the mixing, while it has few channels. Where the blocks fit into
+    the window, the samples of a block come as the first ones of all pairs and then the second ones.
+
+    Returns:
+        (F1 * D, batch * blocks, 2, block / 2), or (F1 * D, batch, n_times).
     """
     filters, length = taps.shape
     batch, channels, times = x.shape
-    block = min(_BLOCK, times) if length <= _BLOCK else min(2 ** math.ceil(math.log2(length)), times)
-    blocks = math.ceil(times / block)
-    left = (length - 1) // 2
-    span = block + length - 1
-    padded = F.pad(x.transpose(0, 1), (left, blocks * block + length - 1 - left - times))
-    pieces = padded.unfold(-1, span, block).reshape(channels, -1)  # (n_chans, batch * blocks * span)
-    mixed = (spatial.flatten(0, 1) @ pieces).view(filters, -1, span)
-    filtered = torch.bmm(mixed, toeplitz(taps, span, block).mT)
-    return filtered.view(-1, batch, blocks * block)[..., :times]
+    block = max(_BLOCK, 2 ** math.ceil(math.log2(length)))
+    if 2 * block > times:
+        block, span, left, pieces = times, times, (length - 1) // 2, x.transpose(0, 1)
+    else:
+        left, span = 0, 16 * math.ceil((block + length - 1) / 16)  # matrix products like multiples of 16
+        before = (length - 1) // 2
+        padded = F.pad(x.transpose(0, 1), (before, math.ceil(times / block) * block + span - block - before - times))
+        pieces = padded.unfold(-1, span, block)
+    mixed = (spatial.flatten(0, 1) @ pieces.reshape(channels, -1)).view(filters, -1, span)
+    if times % block or block % 2:
+        filtered = torch.bmm(mixed, toeplitz(taps, span, block, left=left).mT)
+        return filtered.view(filters * spatial.shape[1], batch, -1)[..., :times]
+    pairs = [toeplitz(taps, span, block // 2, left=left - second, stride=2) for second in (0, 1)]
+    filtered = torch.bmm(mixed, torch.cat(pairs, dim=1).mT)
+    return filtered.view(filters * spatial.shape[1], -1, 2, block // 2)
 
 
 def _mix(layer: nn.Module, h: Tensor) -> Tensor:

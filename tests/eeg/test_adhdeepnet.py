@@ -53,6 +53,8 @@ def test_numbers_in_the_model_are_as_published():
         {"kernel_length": 1},
         {"kernel_length": 64},
         {"n_times": 1100, "n_outputs": 3},
+        {"n_times": 64, "kernel_length": 16},
+        {"n_times": 96, "kernel_length": 4},
     ],
     ids=str,
 )
