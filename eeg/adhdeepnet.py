@@ -127,8 +127,33 @@ class ADHDeepNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The 256 values (batch, 256) that the last layer sees."""
+        return self.after_first_block(self.first_block(x))
+
+    def first_block(self, x: Tensor) -> Tensor:
+        """Steps 1 to 3 before dropout: (batch, n_chans, n_times) -> (F1 * D, batch, n_times // 2)."""
         self._check(x)
-        h = self._first_block(x)
+        taps, spatial = self.filters()
+        if self.training:
+            mean, variance = filtered_moments(x, taps)
+            update_running(self.norm1, mean, variance, count=x.numel())
+        else:
+            mean, variance = running(self.norm1)
+        gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
+        # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
+        constant = ((self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)).flatten()
+        h = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
+        if h.ndim == 4:
+            return batch_norm_elu(h, self.norm2, offset=constant).view(len(h), len(x), -1)
+        h = F.elu(self.norm2((h + constant.view(-1, 1, 1)).unsqueeze(0)))
+        return F.avg_pool2d(h, (1, 2)).squeeze(0)
+
+    def filters(self) -> tuple[Tensor, Tensor]:
+        """Temporal filters (F1, kernel_length) and, for each, its spatial filters (F1, D, n_chans)."""
+        taps = self.temporal.weight.flatten(1)
+        return taps, self.spatial.weight.flatten(1).view(len(taps), -1, self.n_chans)
+
+    def after_first_block(self, h: Tensor) -> Tensor:
+        """The last features (batch, 256) from what `first_block` gives."""
         h = dropout(h, self.drop_prob, self.training)
         h = batch_norm_elu(self._towers(h), self.norm3)
         h = h * self.excite1(h.mean(-1).T).T.unsqueeze(-1)
@@ -138,27 +163,6 @@ class ADHDeepNet(nn.Module):
         # The second excitation scales whole channels, so it may wait until after the mean over time.
         scale = self.excite2(h.mean(-1).T)
         return dropout(h, self.drop_prob, self.training).mean(-1).T * scale
-
-    def _first_block(self, x: Tensor) -> Tensor:
-        """Steps 1 to 3 before dropout: (batch, n_chans, n_times) -> (F1 * D, batch, n_times // 2)."""
-        taps = self.temporal.weight.flatten(1)  # (F1, kernel_length)
-        spatial = self.spatial.weight.flatten(1).view(len(taps), -1, self.n_chans)  # (F1, D, n_chans)
-        if self.training:
-            mean, variance = filtered_moments(x, taps)
-            update_running(self.norm1, mean, variance, count=x.numel())
-        else:
-            mean, variance = running(self.norm1)
-        gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
-        # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
-        constant = (self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)  # (F1, D)
-        return self._norm_and_pool(_filter_mixed(x, spatial * gain.view(-1, 1, 1), taps), constant.flatten(), len(x))
-
-    def _norm_and_pool(self, h: Tensor, constant: Tensor, batch: int) -> Tensor:
-        """Second batch norm, ELU and pool of what `_filter_mixed` gives."""
-        if h.ndim == 4:
-            return batch_norm_elu(h, self.norm2, offset=constant).view(len(h), batch, -1)
-        h = F.elu(self.norm2((h + constant.view(-1, 1, 1)).unsqueeze(0)))
-        return F.avg_pool2d(h, (1, 2)).squeeze(0)
 
     def _towers(self, h: Tensor) -> Tensor:
         """Step 4: (F1 * D, batch, times) -> (256, batch, times // 2), in the published order a, b, d, c."""

@@ -47,7 +47,7 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         # Row t is written so far to the right that what belongs to one sample stands in one column.
-        channels, rows, n_in = grad.shape
+        channels, rows, _ = grad.shape
         length = ctx.length
         skewed = grad.new_zeros(channels, rows, length)
         strides = (rows * length, length - ctx.stride, 1)
