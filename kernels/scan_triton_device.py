@@ -89,7 +89,11 @@ def _load_matrix(p, row, stride, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.cons
 
 @triton.jit
 def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
-    """The positions of steps t .. t + 3, and whether each step exists."""
+    """The positions of steps t .. t + 3, and whether each step exists.
+
+    Masks compare a block with `tl.where(exists, limit, 0)`: the interpreter of Triton 3.9 keeps a scalar condition as
+    int32 and refuses a mask that was broadcast from it or combined with it.
+    """
     rows = ()
     exist = ()
     for s in tl.static_range(STEPS):
@@ -134,9 +138,7 @@ def _load_steps(p, t, rows, exist, lane, left, L, stride, DIRECTIONAL: tl.conste
         )
     else:
         for s in tl.static_range(STEPS):
-            mask = lane < left
-            if RAGGED:
-                mask = mask & exist[s]
+            mask = lane < (tl.where(exist[s], left, 0) if RAGGED else left)
             if DIRECTIONAL:
                 tile = tl.load(p + rows[s].to(tl.int64) * stride + lane, mask=mask, other=0.0)
             else:
@@ -157,9 +159,7 @@ def _store_steps(p, steps, t, rows, exist, lane, left, L, stride, DIRECTIONAL: t
         tl.store(p + c.to(tl.int64) * L + t + tl.arange(0, STEPS)[None, :], tile, mask=c < left)
     else:
         for s in tl.static_range(STEPS):
-            mask = lane < left
-            if RAGGED:
-                mask = mask & exist[s]
+            mask = lane < (tl.where(exist[s], left, 0) if RAGGED else left)
             if DIRECTIONAL:
                 tl.store(p + rows[s].to(tl.int64) * stride + lane, steps[s], mask=mask)
             else:
@@ -518,7 +518,7 @@ def backward_segments(
                     sums = _sum_lanes(both, 2 * NP, BD)
                     to = dBC + rows[s].to(tl.int64) * (G * n_blocks * 2 * NP)
                     if RAGGED:
-                        tl.store(to + place_BC, sums, mask=exist[s])
+                        tl.store(to + place_BC, sums, mask=place_BC < tl.where(exist[s], 2 * NP, 0))
                     else:
                         tl.store(to + place_BC, sums)
             _store_steps(du, dus, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
