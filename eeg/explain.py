@@ -22,14 +22,21 @@ class Attribution:
     """Integrated gradients of some windows.
 
     Args:
-        values: (n, channels, times); their sum is the margin's change from an all-zero window.
+        x: (n, channels, times) the windows.
+        gradient: the same shape: the margin's mean gradient on the way from an all-zero window.
         margin: (n,) logit of the positive class minus that of the negative one.
         at_zero: the margin of an all-zero window.
     """
 
-    values: np.ndarray
+    x: np.ndarray
+    gradient: np.ndarray
     margin: np.ndarray
     at_zero: float
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n, channels, times) the share of each sample; their sum is the margin's change from an all-zero window."""
+        return self.x * self.gradient
 
     @property
     def completeness_error(self) -> float:
@@ -58,19 +65,19 @@ def integrated_gradients(network: nn.Module, x: Tensor, *, steps: int = 24) -> A
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    values, margins = [], []
+    gradients, margins = [], []
     for part in x.split(_AT_ONCE):
         gradient = torch.zeros_like(part, dtype=torch.float64)
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             point = (part * float(node)).requires_grad_()
             (slope,) = torch.autograd.grad(_margin(network, point).sum(), point)
             gradient += float(weight) * slope.double()
-        values.append((gradient * part).numpy())
+        gradients.append(gradient.numpy())
         with torch.no_grad():
             margins.append(_margin(network, part).double().numpy())
     with torch.no_grad():
         at_zero = float(_margin(network, torch.zeros_like(x[:1])))
-    return Attribution(np.concatenate(values), np.concatenate(margins), at_zero)
+    return Attribution(x.numpy(), np.concatenate(gradients), np.concatenate(margins), at_zero)
 
 
 def _margin(network: nn.Module, x: Tensor) -> Tensor:
@@ -78,25 +85,22 @@ def _margin(network: nn.Module, x: Tensor) -> Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-def by_band(
-    values: np.ndarray, x: np.ndarray, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS
-) -> np.ndarray:
+def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS) -> np.ndarray:
     """Divide integrated gradients among frequency bands.
 
     They are the window times a mean gradient, sample by sample. By Parseval's theorem the sum over time is a sum over
     frequencies of the product of both spectra, and each band takes its own; the parts add up to the whole.
 
     Args:
-        values: (n, channels, times) of `Attribution`.
-        x: the windows (n, channels, times).
+        attribution: of some windows.
         sfreq: Hz.
         bands: name -> (low, high) in Hz.
 
     Returns:
         (n, channels, bands + 1); the last is what lies in no band, such as slower drifts.
     """
-    gradient = np.divide(values, x, out=np.zeros(values.shape), where=x != 0)
-    product = np.fft.rfft(x.astype(float), axis=-1) * np.fft.rfft(gradient, axis=-1).conj()
+    x, gradient = attribution.x.astype(float), attribution.gradient
+    product = np.fft.rfft(x, axis=-1) * np.fft.rfft(gradient, axis=-1).conj()
     times = x.shape[-1]
     twice = np.full(product.shape[-1], 2.0)  # of a real signal rfft gives one of each pair of frequencies
     twice[0] = 1
