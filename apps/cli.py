@@ -39,7 +39,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "images": ("restoration_training", "images", "gather openly licensed images to train on"),
     },
     "eeg": {
+        "train": ("eeg", "train", "train one network on the recordings of a study"),
+        "diagnose": ("eeg", "diagnose", "probability per subject and per window by trained weights"),
+        "explain": ("eeg_explain", "explain", "channels, bands, filters and features that a network goes by"),
         "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
+        "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
     },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),

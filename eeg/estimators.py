@@ -172,13 +172,7 @@ class NetworkEstimator(_Searched):
         scaler = Scaler.fit(windows.x[rows]) if windows.options.scaling == "fold" else None
         labels = windows.labels[windows.subject[rows]]
         sigmas, magnifications = parse_augmentation(settings.get("augmentation", "none"))
-        arguments = {
-            "n_chans": windows.x.shape[1],
-            "n_times": windows.x.shape[2],
-            "n_outputs": 2,
-            "sfreq": windows.sfreq,
-            **{k: v for k, v in settings.items() if k not in _TRAINING},
-        }
+        arguments = network_arguments(windows, settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = EEGModule(
@@ -189,6 +183,7 @@ class NetworkEstimator(_Searched):
                 sigmas=sigmas,
                 magnifications=magnifications,
                 reduce_patience=options["reduce_patience"],
+                seed=seed,
             )
             best = BestEpoch(options["monitor"], patience=options["patience"])
             data = [
@@ -248,6 +243,7 @@ class NetworkFit:
             channels=windows.channels,
             sfreq=windows.sfreq,
             windows=asdict(windows.options),
+            unit=windows.unit,
             scaler=None if self.scaler is None else {"mean": self.scaler.mean.tolist(), "sd": self.scaler.sd.tolist()},
             subjects=tuple(subjects),
             notes=notes,
@@ -262,6 +258,17 @@ def tensors_of(windows: Windows, rows: np.ndarray, scaler: Scaler | None) -> tup
     x = windows.x[rows] if scaler is None else scaler.apply(windows.x[rows])
     subject = windows.subject[rows]
     return torch.from_numpy(x), torch.from_numpy(windows.labels[subject]), torch.from_numpy(subject)
+
+
+def network_arguments(windows: Windows, settings: Settings) -> dict[str, Any]:
+    """Arguments of a network for these windows; settings of the training are left out."""
+    return {
+        "n_chans": windows.x.shape[1],
+        "n_times": windows.x.shape[2],
+        "n_outputs": 2,
+        "sfreq": windows.sfreq,
+        **{k: v for k, v in settings.items() if k not in _TRAINING},
+    }
 
 
 def balanced_weights(labels: np.ndarray) -> list[float]:

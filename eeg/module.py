@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .adhdeepnet import ADHDeepNet
 from .networks import build_network
@@ -66,9 +66,30 @@ class WindowData(Dataset):
 
     def loader(self, batch: int, *, seed: int | None = None) -> DataLoader:
         """Batches in order, or shuffled anew in every epoch by `seed`."""
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        order = SequentialSampler(self) if generator is None else RandomSampler(self, generator=generator)
-        return DataLoader(self, sampler=BatchSampler(order, batch, drop_last=False), batch_size=None)
+        return DataLoader(self, sampler=_Batches(len(self), batch, seed), batch_size=None)
+
+
+class _Batches(Sampler[list[int]]):
+    """Lists of indices; the order follows from the seed and the epoch, which Lightning tells, so a resumed training
+    sees what it would have seen.
+    """
+
+    def __init__(self, items: int, batch: int, seed: int | None):
+        if batch < 2:
+            raise ValueError(f"batch must be at least 2, got {batch}")
+        self.items, self.batch, self.seed, self.epoch = items, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.items / self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.items)
+        if self.seed is not None:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        return (part.tolist() for part in np.array_split(order, range(self.batch, self.items, self.batch)))
 
 
 class KerasAdam(torch.optim.Adam):
@@ -99,6 +120,7 @@ class EEGModule(LightningModule):
             drawn anew in every epoch (the published code draws once). Empty for none.
         reduce_patience: epochs without a better validation loss until the learning rate halves.
         least_lr: where it stops halving.
+        seed: of noise and dropout, together with the epoch; weights come from torch's generator as it stands.
     """
 
     def __init__(
@@ -112,6 +134,7 @@ class EEGModule(LightningModule):
         magnifications: Sequence[float] = (),
         reduce_patience: int = 10,
         least_lr: float = 5e-5,
+        seed: int = 0,
     ):
         super().__init__()
         if not lr > 0:
@@ -128,6 +151,7 @@ class EEGModule(LightningModule):
                 "magnifications": [float(m) for m in magnifications],
                 "reduce_patience": int(reduce_patience),
                 "least_lr": float(least_lr),
+                "seed": int(seed),
             }
         )
         self.levels = noise_levels(sigmas, magnifications)
@@ -138,8 +162,12 @@ class EEGModule(LightningModule):
         """Logits (batch, 2) of windows (batch, channels, times)."""
         return self.network(x)
 
+    def on_train_epoch_start(self) -> None:
+        """Draw what an uninterrupted training would draw in this epoch."""
+        torch.manual_seed(int(np.random.SeedSequence([self.hparams["seed"], self.current_epoch]).generate_state(1)[0]))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch; a 2-way softmax with it is the published binary cross-entropy."""
+        """Cross-entropy of a batch, with noise on the copies; over a 2-way softmax it equals binary cross-entropy."""
         x, noise = batch["x"], batch["noise"]
         if noise.any():
             x = x + noise.view(-1, 1, 1) * torch.randn_like(x)

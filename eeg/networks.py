@@ -106,6 +106,7 @@ class ModelCard:
         channels: names in the order of the input.
         sfreq: Hz.
         windows: the options by which recordings became windows.
+        unit: of the windows before scaling, "uV" or "unknown".
         scaler: "mean" and "sd" of each channel where windows are scaled by the training windows; else None.
         threshold: probability from which a subject counts as positive.
         subjects: names of those the weights were trained on, or whose windows chose the epoch.
@@ -118,6 +119,7 @@ class ModelCard:
     channels: tuple[str, ...]
     sfreq: float
     windows: dict[str, Any]
+    unit: str = "unknown"
     scaler: dict[str, list[float]] | None = None
     threshold: float = 0.5
     subjects: tuple[str, ...] = ()

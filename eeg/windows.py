@@ -263,7 +263,7 @@ def _windows_of(recordings: Sequence[Recording], options: WindowOptions) -> dict
     variance = x.var(axis=2, dtype=np.float64)
     floor = np.finfo(np.float32).tiny  # a flat channel has no logarithm of its variance
     return {
-        "x": np.concatenate([_scaled(x, recording, options.scaling) for x, recording in parts]),
+        "x": np.concatenate([scaled(x, recording, options.scaling) for x, recording in parts]),
         "start": np.concatenate(starts),
         "log_variance": np.log(np.maximum(variance, floor)).astype(np.float32),
         "seconds": sum(recording.seconds for recording in recordings),
@@ -271,7 +271,8 @@ def _windows_of(recordings: Sequence[Recording], options: WindowOptions) -> dict
     }
 
 
-def _scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
+def scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
+    """Windows (n, channels, times) of a recording, scaled as the option says; "fold" and "none" change nothing."""
     if scaling == "window":
         return standardize(x)
     if scaling == "recording":

@@ -1,0 +1,357 @@
+"""`voxelwave eeg train` and `diagnose`: train a network on a study, and use one on recordings."""
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..eeg.networks import ModelCard
+
+LAST, CURVE = "last.ckpt", "curve.csv"
+NO_DEVICE = (
+    "Research software and no medical device: a probability says how alike a recording is to those of a training "
+    "group, and nothing about a person's health."
+)
+# torch, mne and their friends load in the functions, so that --help answers at once
+
+
+def train(
+    study: Path,
+    *,
+    output: Path,
+    network: Literal["adhdeepnet", "eegnet", "shallow"] = "adhdeepnet",
+    settings: dict[str, Any] | None = None,
+    windows: dict[str, Any] | None = None,
+    positive: str | None = None,
+    validation_share: float = 0.2,
+    epochs: int = 100,
+    patience: int = 15,
+    reduce_patience: int = 10,
+    batch: int = 64,
+    class_weights: bool = True,
+    monitor: Literal["validation_loss", "validation_accuracy"] = "validation_loss",
+    cache: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Train one network on the recordings of STUDY, for use with `diagnose` and `explain`.
+
+    A share of the subjects, of both classes alike, is kept for validation: it decides when to stop, which epoch is
+    kept, and the threshold. So its figures flatter; for honest ones run `voxelwave eeg nested-cv`. OUTPUT receives
+    model.safetensors and model.json, curve.csv (a row per epoch), last.ckpt and record.json.
+
+    Args:
+        study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
+        output: the folder to write into.
+        network: adhdeepnet, eegnet or shallow.
+        settings: of the training (lr, augmentation such as 1,2x0.1) and of the network (for adhdeepnet F1, D,
+            kernel_length, se_nodes, max_norm, drop_prob).
+        windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
+        positive: the class that is diagnosed; default the one not called control, healthy or normal.
+        validation_share: of the subjects.
+        epochs: at most.
+        patience: epochs without a better validation loss until it stops.
+        reduce_patience: the same until the learning rate halves.
+        batch: windows per step.
+        class_weights: weigh the classes by their windows.
+        monitor: what the kept epoch has best.
+        cache: a folder for cut windows, to start faster the next time.
+        resume: go on from last.ckpt of the output folder.
+        seed: of the split, parameters, order, noise and dropout.
+        threads: of the CPU; default all.
+        device: where it trains; auto takes a GPU if there is one.
+    """
+    import logging
+
+    import numpy as np
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+    from ..eeg.estimators import balanced_weights, network_arguments, parse_augmentation, tensors_of
+    from ..eeg.fast_layers import keep_freed_memory
+    from ..eeg.module import BestEpoch, EEGModule, WindowData, predict_windows
+    from ..eeg.networks import CARD, WEIGHTS, ModelCard, save_network
+    from ..eeg.study import read_study
+    from ..eeg.windows import Scaler, WindowOptions, load_windows
+    from .record import write_record
+    from .statistics import choose_threshold
+
+    checkpoint = output / LAST
+    if resume and not checkpoint.is_file():
+        raise FileNotFoundError(f"--resume needs {checkpoint}, which is not there")
+    if not resume and checkpoint.exists():
+        raise ValueError(f"{checkpoint} is there already; go on with --resume, or choose another --output")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements and hardware lists
+    if threads is not None:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    data = load_windows(read_study(study, positive), WindowOptions(**(windows or {})), cache)
+    for note in data.notes:
+        print(f"note: {note}")
+    subjects = validation_split(data.labels, validation_share, seed)
+    rows = [data.rows(part) for part in subjects]
+    scaler = Scaler.fit(data.x[rows[0]]) if data.options.scaling == "fold" else None
+    chosen = settings or {}
+    sigmas, magnifications = parse_augmentation(chosen.get("augmentation", "none"))
+    arguments = network_arguments(data, chosen)
+    seed_everything(seed, verbose=False)
+    module = EEGModule(
+        network=network,
+        arguments=arguments,
+        lr=chosen.get("lr", 1e-3),
+        class_weights=balanced_weights(data.labels[data.subject[rows[0]]]) if class_weights else None,
+        sigmas=sigmas,
+        magnifications=magnifications,
+        reduce_patience=reduce_patience,
+        seed=seed,
+    )
+    training, validation = (
+        WindowData(*tensors_of(data, part, scaler), levels=levels)
+        for part, levels in zip(rows, (module.levels, [0.0]), strict=True)
+    )
+    parameters = sum(p.numel() for p in module.network.parameters())
+    print(
+        f"{len(subjects[0])} training subjects with {len(rows[0])} windows, {len(subjects[1])} for validation with "
+        f"{len(rows[1])}; {network} with {parameters} parameters"
+    )
+    best = BestEpoch(monitor, patience=patience)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        trainer = Trainer(
+            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device],
+            devices=1,
+            max_epochs=epochs,
+            logger=False,
+            callbacks=[
+                best,
+                ModelCheckpoint(output, filename="last", save_top_k=1, enable_version_counter=False),
+                RichProgressBar(),
+            ],
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        loaders = training.loader(batch, seed=seed), validation.loader(128)
+        trainer.fit(module, *loaders, ckpt_path=checkpoint if resume else None, weights_only=True)
+    best.restore(module)
+    _write_curve(output / CURVE, best.curve)
+    label = data.labels[np.asarray(subjects[1])]
+    probability = predict_windows(module.network.cpu(), validation.x)
+    scores = np.array([probability[validation.subject.numpy() == one].mean() for one in subjects[1]])
+    threshold = choose_threshold(label, scores)
+    card = ModelCard(
+        network=network,
+        arguments=arguments,
+        classes=data.classes,
+        channels=data.channels,
+        sfreq=data.sfreq,
+        windows=asdict(data.options),
+        unit=data.unit,
+        scaler=None if scaler is None else {"mean": scaler.mean.tolist(), "sd": scaler.sd.tolist()},
+        threshold=threshold,
+        subjects=data.subjects,
+        notes={
+            "settings": chosen,
+            "seed": seed,
+            "epochs": best.epoch,
+            "validation": [data.subjects[i] for i in subjects[1]],
+        },
+    )
+    save_network(output, module.network, card)
+    figures = best.curve[best.epoch - 1]
+    write_record(
+        output / "record.json",
+        inputs={},
+        options={"study": study, "network": network, "settings": chosen, "windows": asdict(data.options), "seed": seed}
+        | {"epochs": epochs, "patience": patience, "batch": batch, "monitor": monitor, "class_weights": class_weights},
+        metrics={**figures, "threshold": threshold},
+    )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    print(
+        f"wrote {output}/: {WEIGHTS}, {CARD}, {CURVE}; epoch {best.epoch} of {len(best.curve)} kept, AUC of "
+        f"{len(label)} validation subjects {figures['validation_auc']:.2f} (they chose it, so it flatters)"
+    )
+
+
+def validation_split(labels: Any, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of training and validation subjects, both classes alike.
+
+    Example:
+        >>> [len(part) for part in validation_split([0, 1] * 10, 0.2, seed=0)]
+        [16, 4]
+    """
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {share}")
+    everyone = np.arange(len(labels))
+    try:
+        train_part, validation = train_test_split(everyone, test_size=share, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise ValueError(f"{len(everyone)} subjects cannot be split with validation_share {share}: {error}") from None
+    return sorted(train_part.tolist()), sorted(validation.tolist())
+
+
+def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    import csv
+
+    from ..volumes.files import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in curve for name in row)))
+        writer.writeheader()
+        writer.writerows(curve)
+
+
+def diagnose(
+    *,
+    input: Path,
+    output: Path,
+    weights: Path,
+    threshold: float | None = None,
+    abstain: float = 0.1,
+    threads: int | None = None,
+) -> int:
+    """Give the probability of the diagnosed class for one recording, or for each in a folder.
+
+    Recordings are cut and scaled as those that the weights were trained on. OUTPUT receives subjects.csv (a row per
+    recording: mean probability of its windows, and "uncertain" where that is within --abstain of the threshold),
+    windows.csv and diagnosis.json. A recording that is broken or does not fit the weights (channels, rate, length) is
+    named and left out; then the exit code is 3. This is research software and no medical device.
+
+    Args:
+        input: a recording, or a folder of recordings.
+        output: the folder to write to.
+        weights: model.safetensors with model.json beside it.
+        threshold: probability from which a recording counts as positive; default that of the weights.
+        abstain: half the width of the band around the threshold where no decision is given.
+        threads: of the CPU; default all.
+    """
+    import sys
+
+    import torch
+
+    from ..eeg.networks import load_network
+    from ..eeg.recording import SUFFIXES
+    from .cli import DONE, SOME_FAILED
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network, card = load_network(weights)
+    threshold = card.threshold if threshold is None else threshold
+    if not 0 <= threshold <= 1 or not 0 <= abstain <= 1:
+        raise ValueError(f"threshold and abstain must lie between 0 and 1, got {threshold} and {abstain}")
+    if not input.exists():
+        raise FileNotFoundError(f"no recording or folder at {input}")
+    files = [input] if input.is_file() else sorted(f for f in input.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{input} holds no recording ({', '.join(SUFFIXES)})")
+    rows, window_rows, failed = [], [], []
+    for file in files:
+        try:
+            row, own_windows = _diagnose_one(file, network, card, threshold, abstain)
+        except (ValueError, OSError) as error:
+            if len(files) == 1:
+                raise
+            print(f"voxelwave: failed: {file}: {error}", file=sys.stderr)
+            failed.append({"file": str(file), "reason": str(error)})
+            continue
+        rows.append(row)
+        window_rows += own_windows
+    _write_diagnosis(output, rows, window_rows, failed, card, weights, threshold, abstain)
+    positive = card.classes[1]
+    for row in rows:
+        print(f"{row['subject']}: {positive} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)")
+    print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, diagnosis.json; {len(failed)} recordings failed")
+    return SOME_FAILED if failed else DONE
+
+
+def _diagnose_one(
+    file: Path, network: "nn.Module", card: "ModelCard", threshold: float, abstain: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from ..eeg.module import predict_windows
+    from ..eeg.windows import cut, scaled
+
+    options = card.window_options
+    recording = options.read(file)
+    if recording.file_sfreq < card.sfreq:
+        raise ValueError(
+            f"the weights need at least {card.sfreq:g} Hz, got {recording.file_sfreq:g} Hz, which holds no fast EEG"
+        )
+    if options.scaling in ("none", "fold") and recording.unit != card.unit:
+        raise ValueError(f"the weights need recordings in {card.unit} as those of the training, got {recording.unit}")
+    x, start = cut(recording, options)
+    if len(x) == 0:
+        raise ValueError(f"no window of {options.seconds:g} s free of bad spans in {recording.seconds:.1f} s")
+    x = scaled(x, recording, options.scaling)
+    scaler = card.fitted_scaler
+    probability = predict_windows(network, x if scaler is None else scaler.apply(x))
+    mean = float(probability.mean())
+    notes = list(recording.notes)
+    if file.stem in card.subjects:
+        notes.append("these weights were trained on a subject of this name, so its probability flatters")
+    negative, positive = card.classes
+    decision = positive if mean >= threshold else negative
+    row = {
+        "subject": file.stem,
+        "file": str(file),
+        "probability": mean,
+        "decision": "uncertain" if abs(mean - threshold) < abstain else decision,
+        "windows": len(x),
+        "windows_above": int((probability >= threshold).sum()),
+        "sd_over_windows": float(probability.std()),
+        "seconds": round(recording.seconds, 3),
+        "notes": "; ".join(notes),
+    }
+    return row, [
+        {
+            "subject": file.stem,
+            "file": str(file),
+            "start_s": round(float(first) / recording.sfreq, 3),
+            "probability": float(value),
+        }
+        for first, value in zip(start, probability, strict=True)
+    ]
+
+
+def _write_diagnosis(
+    output: Path,
+    rows: list[dict[str, Any]],
+    window_rows: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+    card: "ModelCard",
+    weights: Path,
+    threshold: float,
+    abstain: float,
+) -> None:
+    import csv
+
+    from ..volumes.files import atomic_path
+
+    for name, table in (("subjects.csv", rows), ("windows.csv", window_rows)):
+        with atomic_path(output / name) as temporary, temporary.open("w", newline="") as stream:
+            if table:
+                writer = csv.DictWriter(stream, list(table[0]))
+                writer.writeheader()
+                writer.writerows(table)
+    content = {
+        "note": NO_DEVICE,
+        "positive": card.classes[1],
+        "negative": card.classes[0],
+        "threshold": threshold,
+        "uncertain": [max(0.0, threshold - abstain), min(1.0, threshold + abstain)],
+        "weights": str(weights),
+        "network": card.network,
+        "subjects": [row | {"window": [w for w in window_rows if w["file"] == row["file"]]} for row in rows],
+        "failed": failed,
+    }
+    with atomic_path(output / "diagnosis.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
