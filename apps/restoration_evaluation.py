@@ -33,10 +33,11 @@ def evaluate(
 ) -> int:
     """Degrade the images of CLEAN (or take their degraded partners), restore them, and measure PSNR and SSIM.
 
-    Per image and on average, for the degraded input, the network and the classical methods in the same run. Results are
-    cut to the range, and rounded where the images hold whole numbers. Classical denoisers are told the true noise
-    level where one was added, else an estimate from the image; the network is told nothing. The bias that Rician noise
-    of a known level leaves in magnitudes is taken out of the classical results; of the network both are shown.
+    Per image and on average, for the degraded input, the network and the classical methods in the same run. Results and
+    references are cut to the range, results rounded where the images hold whole numbers. Classical denoisers are told
+    the true noise level where one was added, else an estimate from the image; the network is told nothing. The bias
+    that Rician noise of a known level leaves in magnitudes is taken out of the classical results; of the network both
+    are shown.
 
     Args:
         clean: a folder of images, volumes or DICOM series, or one of them.

@@ -139,16 +139,16 @@ class Evaluation:
         ranges = "; ".join(sorted(self._ranges)) if len(self._ranges) < 4 else f"{len(self._ranges)} ranges"
         return (
             f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
-            f" {self.border} pixels left out at each side, results cut to the range"
+            f" {self.border} pixels left out at each side, results and references cut to the range"
             + (", Rician bias of the true sigma taken out of all but input and network" if self._rician else "")
         )
 
     def _figures(self, result: np.ndarray, image: EvaluationImage) -> tuple[float, float]:
-        values = np.clip(result, 0, 1)
+        values, clean = np.clip(result, 0, 1), np.clip(image.clean, 0, 1)  # a window shows no more of either
         if image.whole:
             values = _whole(values, image.intensity_range)
-        both = [values, image.clean]
-        if self.y_channel and len(image.clean) == 3:
+        both = [values, clean]
+        if self.y_channel and len(clean) == 3:
             both = [y_channel(x, data_range=1) for x in both]
         return psnr(*both, data_range=1, border=self.border), ssim(*both, data_range=1, border=self.border)
 
