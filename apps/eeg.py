@@ -131,13 +131,13 @@ def train(
             logger=False,
             callbacks=[
                 best,
-                ModelCheckpoint(output, filename="last", save_top_k=1, enable_version_counter=False),
+                ModelCheckpoint(output, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
                 RichProgressBar(),
             ],
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        loaders = training.loader(batch, seed=seed), validation.loader(128)
+        loaders = training.loader(batch, shuffle=module.order), validation.loader(128)
         trainer.fit(module, *loaders, ckpt_path=checkpoint if resume else None, weights_only=True)
     best.restore(module)
     _write_curve(output / CURVE, best.curve)
@@ -260,7 +260,7 @@ def diagnose(
             row, own_windows = _diagnose_one(file, network, card, threshold, abstain)
         except (ValueError, OSError) as error:
             if len(files) == 1:
-                raise
+                raise ValueError(f"{file}: {error}") from error
             print(f"voxelwave: failed: {file}: {error}", file=sys.stderr)
             failed.append({"file": str(file), "reason": str(error)})
             continue
@@ -296,7 +296,7 @@ def _diagnose_one(
     probability = predict_windows(network, x if scaler is None else scaler.apply(x))
     mean = float(probability.mean())
     notes = list(recording.notes)
-    if file.stem in card.subjects:
+    if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(card.subjects):
         notes.append("these weights were trained on a subject of this name, so its probability flatters")
     negative, positive = card.classes
     decision = positive if mean >= threshold else negative

@@ -197,7 +197,6 @@ class NetworkEstimator(_Searched):
                 data[1],
                 epochs=options["epochs"] if epochs is None else epochs,
                 batch=settings.get("batch", options["batch"]),
-                seed=seed,
                 best=best,
             )
         fit = NetworkFit(self, module.network, scaler, best.epoch or len(best.curve), best.curve)

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,31 +64,26 @@ class WindowData(Dataset):
             "noise": self.levels[index // len(self.x)],
         }
 
-    def loader(self, batch: int, *, seed: int | None = None) -> DataLoader:
-        """Batches in order, or shuffled anew in every epoch by `seed`."""
-        return DataLoader(self, sampler=_Batches(len(self), batch, seed), batch_size=None)
+    def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader:
+        """Batches in order; or, with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
+        return DataLoader(self, sampler=_Batches(len(self), batch, shuffle), batch_size=None)
 
 
 class _Batches(Sampler[list[int]]):
-    """Lists of indices; the order follows from the seed and the epoch, which Lightning tells, so a resumed training
-    sees what it would have seen.
-    """
+    """Lists of indices."""
 
-    def __init__(self, items: int, batch: int, seed: int | None):
+    def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
         if batch < 2:
             raise ValueError(f"batch must be at least 2, got {batch}")
-        self.items, self.batch, self.seed, self.epoch = items, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.items, self.batch, self.shuffle = items, batch, shuffle
 
     def __len__(self) -> int:
         return math.ceil(self.items / self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(self.items)
-        if self.seed is not None:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        if self.shuffle is not None:
+            self.shuffle().shuffle(order)
         return (part.tolist() for part in np.array_split(order, range(self.batch, self.items, self.batch)))
 
 
@@ -120,7 +115,7 @@ class EEGModule(LightningModule):
             drawn anew in every epoch (the published code draws once). Empty for none.
         reduce_patience: epochs without a better validation loss until the learning rate halves.
         least_lr: where it stops halving.
-        seed: of noise and dropout, together with the epoch; weights come from torch's generator as it stands.
+        seed: of order, noise and dropout in each epoch; weights come from torch's generator as it stands.
     """
 
     def __init__(
@@ -162,9 +157,14 @@ class EEGModule(LightningModule):
         """Logits (batch, 2) of windows (batch, channels, times)."""
         return self.network(x)
 
-    def on_train_epoch_start(self) -> None:
-        """Draw what an uninterrupted training would draw in this epoch."""
-        torch.manual_seed(int(np.random.SeedSequence([self.hparams["seed"], self.current_epoch]).generate_state(1)[0]))
+    def order(self) -> np.random.Generator:
+        """Draws the order of this epoch's windows; a resumed training gets the one that it would have got."""
+        return np.random.default_rng([self.hparams["seed"], self.global_step])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """At the first batch, draw from here on what an uninterrupted training would draw in this epoch."""
+        if batch_idx == 0:
+            torch.manual_seed(int(self.order().integers(2**63)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of a batch, with noise on the copies; over a 2-way softmax it equals binary cross-entropy."""
@@ -192,8 +192,8 @@ class EEGModule(LightningModule):
         """Loss and accuracy over windows, AUC over subjects (mean probability)."""
         logits, label, subject = (torch.cat([seen[k] for seen in self._seen]) for k in ("logits", "label", "subject"))
         self.log("validation_loss", self._loss(logits, label), prog_bar=True)
-        self.log("validation_accuracy", (logits.argmax(1) == label).float().mean(), prog_bar=True)
-        self.log("validation_auc", subject_auc(logits.softmax(1)[:, 1], label, subject), prog_bar=True)
+        self.log("validation_accuracy", (logits.argmax(1) == label).float().mean())
+        self.log("validation_auc", subject_auc(logits.softmax(1)[:, 1], label, subject))
 
     def configure_optimizers(self) -> Any:
         """Adam; with a validation part, its rate halves on a plateau as in Keras."""
@@ -279,7 +279,6 @@ def train_quietly(
     *,
     epochs: int,
     batch: int,
-    seed: int,
     best: BestEpoch,
 ) -> None:
     """Fit without progress bars, logs or files, and put the best epoch's weights back."""
@@ -297,7 +296,7 @@ def train_quietly(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        loaders = training.loader(batch, seed=seed), validation and validation.loader(_PREDICTED_AT_ONCE)
+        loaders = training.loader(batch, shuffle=module.order), validation and validation.loader(_PREDICTED_AT_ONCE)
         trainer.fit(module, *loaders)
     if trainer.interrupted:
         raise KeyboardInterrupt

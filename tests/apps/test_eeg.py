@@ -1,0 +1,183 @@
+"""Commands of the EEG field on a study of people who do not exist."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from voxelwave.apps import cli
+from voxelwave.eeg.estimators import NAMES, build
+from voxelwave.eeg.networks import ModelCard, build_network, load_network, save_network
+from voxelwave.eeg.synthetic import write_synthetic_study
+
+CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("adhdeepnet*.yaml")) + sorted(
+    (Path(cli.__file__).parent / "configs" / "eeg").glob("eegnet*.yaml")
+)
+TINY = {
+    "adhdeepnet": {"F1": 2, "D": 2, "kernel_length": 16, "lr": 5e-3, "max_norm": 5.0},
+    "eegnet": {"F1": 2, "D": 1, "lr": 5e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_synthetic_study(folder, subjects=10, seconds=10, difference_uv=10, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(study, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump({"settings": TINY["adhdeepnet"], "windows": {"seconds": 2.0, "sfreq": 64.0}}))
+    words = ["--config", str(config), "--epochs", "2", "--batch", "8", "--threads", "1", "--seed", "3"]
+    assert cli.main(["eeg", "train", str(study), "-o", str(folder / "run"), *words]) == 0
+    return folder / "run"
+
+
+def _rows(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_train(config, study, tmp_path):
+    """Their words are read; the networks are made smaller."""
+    content = yaml.safe_load(config.read_text())
+    network = content["network"]
+    content["settings"] = {**content["settings"], **TINY[network]}
+    content["windows"]["seconds"] = 2.0
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump({**content, "epochs": 1}))
+    assert cli.main(["eeg", "train", str(study), "-o", str(tmp_path / "run"), "--config", str(small)]) == 0
+    assert load_network(tmp_path / "run")[1].network == network
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(weights, study, tmp_path):
+    words = ["--config", str(weights.parent / "tiny.yaml"), "--batch", "8", "--threads", "1", "--seed", "3"]
+    command = ["eeg", "train", str(study), "-o", str(tmp_path), *words]
+    assert cli.main([*command, "--epochs", "1"]) == 0
+    assert cli.main([*command, "--epochs", "2"]) == 1  # there is a checkpoint
+    assert cli.main([*command, "--epochs", "2", "--resume"]) == 0
+    assert _rows(tmp_path / "curve.csv") == _rows(weights / "curve.csv")
+    for name, tensor in load_network(weights)[0].state_dict().items():
+        np.testing.assert_array_equal(tensor, load_network(tmp_path)[0].state_dict()[name])
+
+
+def test_diagnosis_of_a_folder_names_what_it_cannot_read(weights, study, tmp_path, capsys, shared_data):
+    recordings = tmp_path / "in"
+    recordings.mkdir()
+    for name in ("s001_raw.fif", "s002_raw.fif"):
+        (recordings / name).write_bytes((study / name).read_bytes())
+    (recordings / "broken_raw.fif").write_bytes((study / "s003_raw.fif").read_bytes()[:3000])
+    other = shared_data / "eeg_formats" / "EEGLAB" / "test_raw_2021.set"
+    (recordings / other.name).write_bytes(other.read_bytes())
+    output = tmp_path / "out"
+    assert cli.main(["eeg", "diagnose", "-i", str(recordings), "-o", str(output), "--weights", str(weights)]) == 3
+    errors = capsys.readouterr().err
+    assert "broken_raw.fif" in errors
+    assert "must have the channels" in errors
+    rows, windows = _rows(output / "subjects.csv"), _rows(output / "windows.csv")
+    content = json.loads((output / "diagnosis.json").read_text())
+    assert [row["subject"] for row in rows] == ["s001_raw", "s002_raw"]
+    assert "no medical device" in content["note"]
+    assert len(content["failed"]) == 2
+    for row in rows:
+        own = [float(w["probability"]) for w in windows if w["subject"] == row["subject"]]
+        assert float(row["probability"]) == pytest.approx(np.mean(own))
+        assert "flatters" in row["notes"]
+
+
+def test_a_probability_near_the_threshold_gets_no_decision(weights, study, tmp_path):
+    base = ["eeg", "diagnose", "-i", str(study / "s001_raw.fif"), "--weights", str(weights)]
+    decisions = []
+    for number, words in enumerate((["--threshold", "1", "--abstain", "0"], ["--abstain", "1"], ["--threshold", "0"])):
+        output = tmp_path / str(number)
+        assert cli.main([*base, "-o", str(output), *words]) == 0
+        decisions.append(_rows(output / "subjects.csv")[0]["decision"])
+    assert decisions == ["control", "uncertain", "case"]
+
+
+def test_a_slower_recording_is_refused_in_one_line(weights, study, tmp_path, capsys):
+    import mne
+
+    raw = mne.io.read_raw_fif(study / "s001_raw.fif", preload=True, verbose="error").resample(50, verbose="error")
+    raw.save(tmp_path / "slow_raw.fif", verbose="error")
+    words = ["-i", str(tmp_path / "slow_raw.fif"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    assert cli.main(["eeg", "diagnose", *words]) == 1
+    error = capsys.readouterr().err
+    assert "the weights need at least 64 Hz, got 50 Hz" in error
+    assert error.count("\n") == 1
+
+
+def test_explanation_of_one_file_needs_people_it_was_not_trained_on(weights, study, tmp_path, capsys):
+    words = ["--study", str(study), "-o", str(tmp_path / "out"), "--threads", "1", "--steps", "4"]
+    assert cli.main(["eeg", "explain", str(weights), *words]) == 1
+    assert "nothing would be held out" in capsys.readouterr().err
+    assert cli.main(["eeg", "explain", str(weights), *words, "--trained"]) == 0
+    content = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert "used in training" in content["notes"][0]
+
+
+def test_explanation_of_a_nested_run_asks_each_network_about_its_own_test_part(study, tmp_path):
+    arguments = {"study": str(study), "name": "adhdeepnet", "windows": {"seconds": 2.0}}
+    spec = {"factory": "voxelwave.eeg.estimators:from_plan", "arguments": arguments}
+    (tmp_path / "plan.json").write_text(json.dumps({"models": {"adhdeepnet": spec}}))
+    from voxelwave.eeg.estimators import from_plan
+
+    estimator = from_plan(**arguments, options={"settings": TINY["adhdeepnet"]})
+    for fold, test in enumerate(([0, 1, 2, 3], [4, 5, 6, 7])):
+        train = [i for i in range(10) if i not in test]
+        folder = tmp_path / "cells" / f"fold{fold}"
+        estimator.fit(train, None, {}, 0, 1, folder)
+        cell = {"model": "adhdeepnet", "keep": True, "train": train, "predict": test, "repeat": 0, "fold": fold}
+        (folder / "cell.json").write_text(json.dumps(cell))
+    assert cli.main(["eeg", "explain", str(tmp_path), "--threads", "1", "--steps", "4"]) == 0
+    content = json.loads((tmp_path / "explain" / "explanation.json").read_text())
+    assert content["subjects"] == 8
+    assert content["networks"] == ["repeat 1, fold 1", "repeat 1, fold 2"]
+    assert {row["channel"] for row in content["channels"]} >= {"O1", "Pz"}
+    assert sum(row["importance"] for row in content["bands"]) == pytest.approx(1)
+    for image in content["images"].values():
+        assert (tmp_path / "explain" / image).read_bytes().startswith(b"\x89PNG")
+    cell["train"] = cell["predict"]  # as if it had been trained on them
+    (folder / "cell.json").write_text(json.dumps(cell))
+    assert cli.main(["eeg", "explain", str(tmp_path)]) == 1
+
+
+def test_damaged_weights_are_refused(tmp_path, capsys):
+    card = ModelCard("adhdeepnet", {"F1": 2, "D": 1}, ("a", "b"), ("Cz",), 128.0, {})
+    save_network(tmp_path, build_network("adhdeepnet", {"F1": 4, "D": 1}), card)
+    with pytest.raises(ValueError, match="does not fit model"):
+        load_network(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_network(tmp_path)
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        load_network(tmp_path)
+
+
+def test_benchmark_prints_windows_per_second_and_ratios(monkeypatch, capsys, tmp_path):
+    from voxelwave.apps import eeg_benchmark
+
+    monkeypatch.setattr(eeg_benchmark, "SETTINGS", {"defaults": {}, "small": {"F1": 2, "kernel_length": 32}})
+    words = ["--batch", "2", "--repeats", "1", "--threads", "1", "-o", str(tmp_path)]
+    assert cli.main(["eeg", "benchmark", *words]) == 0
+    rows = json.loads((tmp_path / "benchmark-training.json").read_text())["rows"]
+    assert [row["network"] for row in rows][2] == "EEGNet (braindecode)"
+    assert rows[1]["times as fast"] == 1
+    assert "times as" in capsys.readouterr().out
+
+
+def test_every_model_can_be_built_from_a_study(study, tmp_path):
+    from voxelwave.eeg.study import read_study
+    from voxelwave.eeg.windows import WindowOptions, load_windows
+
+    windows = load_windows(read_study(study), WindowOptions(seconds=2.0), tmp_path)
+    assert windows.classes == ("control", "case")
+    assert {build(name, windows).name for name in NAMES} == set(NAMES)

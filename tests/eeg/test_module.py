@@ -1,0 +1,101 @@
+"""Training: noise, Adam as in Keras, norms, stopping, resuming."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from voxelwave.eeg.adhdeepnet import ADHDeepNet
+from voxelwave.eeg.estimators import AUGMENTATIONS, parse_augmentation
+from voxelwave.eeg.module import BestEpoch, EEGModule, KerasAdam, WindowData, noise_levels, subject_auc, train_quietly
+
+SMALL = {"n_chans": 2, "n_times": 16, "F1": 2, "D": 1, "kernel_length": 3, "se_nodes": 2}
+
+
+def _data(n=12, levels=(0.0,)):
+    x = torch.randn(n, 2, 16, generator=torch.Generator().manual_seed(1))
+    return WindowData(x, torch.arange(n) % 2, torch.arange(n) // 2, levels=levels)
+
+
+def test_nineteen_published_augmentations_and_their_sizes():
+    sizes = [len(noise_levels(*parse_augmentation(text))) for text in AUGMENTATIONS]
+    assert sizes == [1] + 9 * [2] + 9 * [5]
+
+
+def test_copies_come_after_the_originals_with_their_level():
+    data = _data(3, noise_levels([0.1], [1, 2]))
+    batch = data[[0, 3, 6, 8]]
+    assert len(data) == 9
+    torch.testing.assert_close(batch["noise"], torch.tensor([0.0, 0.1, 0.2, 0.2]))
+    torch.testing.assert_close(batch["x"], data.x[[0, 0, 0, 2]])
+
+
+def test_noise_is_added_in_training_only_with_its_standard_deviation():
+    seen = []
+    module = EEGModule(arguments=SMALL, sigmas=[0.5], magnifications=[2])
+    module.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module.log = lambda *_, **__: None
+    data = _data(2000, module.levels)
+    module.training_step(data[list(range(1000, 3000))], 0)
+    module.on_validation_epoch_start()
+    module.validation_step(data[list(range(2000, 3000))], 0)
+    noise = seen[0] - data.x[torch.arange(1000, 3000) % 2000]
+    assert noise[:1000].abs().max() == 0
+    assert abs(float(noise[1000:].std()) - 1.0) < 0.02
+    torch.testing.assert_close(seen[1], data.x[:1000])
+
+
+def test_adam_is_that_of_keras():
+    """Against the formula of Keras written out, with gradients so small that the epsilon counts."""
+    weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = KerasAdam([weight], lr=0.1)
+    expected, m, v = 1.0, 0.0, 0.0
+    for t in range(1, 6):
+        g = 1e-6 * t
+        weight.grad = torch.tensor([g], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        expected -= 0.1 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (math.sqrt(v) + 1e-7)
+    assert float(weight) == pytest.approx(expected, rel=1e-12)
+
+
+def test_norms_stay_below_the_limit_after_every_step():
+    module = EEGModule(arguments={**SMALL, "max_norm": 0.1}, lr=0.5)
+    train_quietly(module, _data(), None, epochs=2, batch=4, best=BestEpoch())
+    assert isinstance(module.network, ADHDeepNet)
+    _, spatial = module.network.filters()
+    assert float(spatial.norm(dim=-1).max()) <= 0.1 + 1e-6
+    assert float(module.network.classify.weight.norm(dim=1).max()) <= 0.1 + 1e-6
+
+
+def test_the_best_epoch_is_given_back_and_patience_ends_training():
+    torch.manual_seed(0)
+    module, best = EEGModule(arguments=SMALL, lr=0.05), BestEpoch(patience=3)
+    validation = _data(6)
+    train_quietly(module, _data(), validation, epochs=40, batch=4, best=best)
+    losses = [row["validation_loss"] for row in best.curve]
+    assert best.epoch == 1 + int(np.argmin(losses))
+    assert len(losses) == min(40, best.epoch + 3)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(module.eval()(validation.x), validation.label)
+    assert float(loss) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_training_is_the_same_for_a_seed_and_class_weights_act():
+    def weights(seed, class_weights=None):
+        torch.manual_seed(seed)
+        module = EEGModule(arguments=SMALL, seed=seed, class_weights=class_weights)
+        train_quietly(module, _data(), None, epochs=2, batch=5, best=BestEpoch())
+        return module.network.classify.weight.detach()
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+    assert not torch.equal(weights(3), weights(3, [0.5, 2.0]))
+
+
+def test_auc_over_subjects_uses_the_mean_of_their_windows():
+    probability = torch.tensor([0.9, 0.0, 0.6, 0.4, 0.3])  # means 0.45, 0.5, 0.3
+    label, subject = torch.tensor([1, 1, 0, 0, 0]), torch.tensor([5, 5, 1, 1, 2])
+    assert subject_auc(probability, label, subject) == 0.5
+    assert math.isnan(subject_auc(probability[:2], label[:2], subject[:2]))
