@@ -9,7 +9,10 @@ from typing import Any
 
 from ..volumes.files import atomic_path
 
-_PACKAGES = ("voxelwave", "torch", "numpy", "antspyx", "monai", "nibabel", "pydicom", "highdicom")
+_PACKAGES = (
+    *("voxelwave", "torch", "numpy", "scipy", "scikit-learn", "antspyx", "monai", "nibabel", "pydicom", "highdicom"),
+    *("mne", "braindecode", "optuna"),
+)
 
 
 def sha256(path: Path) -> str:
@@ -36,14 +39,15 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
     record = {
         "inputs": {k: {"path": str(p), "sha256": sha256(p)} for k, p in inputs.items() if p is not None},
         **content,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": package_versions(),
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Version of Python and of the packages that figures may depend on, where they are installed."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -25,16 +25,25 @@ __all__ = ["report", "write_report"]
 
 RESULTS, PREDICTIONS, EXPLANATION, REPORT = "results.json", "predictions.csv", "explain/explanation.json", "report.html"
 TEMPLATE = Path(__file__).parent / "report_template"
+NESTED, PUBLISHED = "nested", "published"
 SELECTED_ON_TEST = "selected on the test fold"
+BOTH_SIDES = {"random-windows": "the same subjects on both sides"}
 NONE = "\N{EN DASH}"
 SUSPICIOUS = 0.95  # a balanced accuracy from here on is more often leakage than skill
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+SCALING = {
+    "window": "Each channel of each window was scaled to mean 0 and standard deviation 1, so amplitude is not seen.",
+    "recording": "Each channel of a recording was scaled to mean 0 and standard deviation 1 over the recording.",
+    "fold": "Channels were scaled by mean and standard deviation of the training subjects of each fold.",
+    "none": "Amplitudes were left as they are.",
+}
 METRIC_WORDS = {
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
     "brier": "Brier score",
     "f1": "F1",
     "mcc": "Matthews correlation",
+    "balanced_accuracy_at_0.5": "balanced accuracy at threshold 0.5",
 }
 MAIN_METRICS = ("balanced_accuracy", "sensitivity", "specificity", "auc", "brier")
 # what results.json must be made of where it says something
@@ -118,17 +127,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_calls(folder: Path) -> dict[tuple[str, str], list[bool]]:
+def _read_calls(folder: Path, classes: Sequence[str]) -> dict[tuple[str, str], list[bool]]:
     """(model, subject) -> whether it was called right, once per repetition of the nested protocol."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return {}
+    positive = ("1", *map(str, classes[1:]))
     found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                if row["protocol"] != "published":
-                    window = float(row["probability"]), float(row["threshold"]), float(row["label"])
+                if row["protocol"] == NESTED:
+                    window = float(row["probability"]), float(row["threshold"]), float(row["label"] in positive)
                     found[row["model"], row["subject"], row["repeat"]].append(window)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be the table of predictions that a run writes: {error!r}") from error
@@ -158,10 +168,10 @@ def _read_explanation(folder: Path) -> dict[str, Any] | None:
 
 
 def _context(results: dict[str, Any], folder: Path) -> dict[str, Any]:
-    models = [model for model in results["models"] if model.get("protocol") != "published"]
+    models = [model for model in results["models"] if model.get("protocol") != PUBLISHED]
     models.sort(key=lambda m: -_mean(m) if is_number(_mean(m)) else math.inf)
     main = _main_model(results)
-    calls = _read_calls(folder)
+    calls = _read_calls(folder, results.get("classes") or [])
     subjects = _subject_rows(results, main, calls)
     curves = [(m, figures.learning_curves(m.get("per_fold") or [], title=f"Loss of {name_of(m)}")) for m in models]
     scored = {name for subject in subjects for name in subject["score"]}
@@ -189,6 +199,7 @@ def _context(results: dict[str, Any], folder: Path) -> dict[str, Any]:
         "title_of": _titles(results),
         "main_metrics": MAIN_METRICS,
         "selected_on_test": SELECTED_ON_TEST,
+        "warning_of": lambda protocol: None if protocol == NESTED else BOTH_SIDES.get(protocol, SELECTED_ON_TEST),
     }
 
 
@@ -196,7 +207,7 @@ def _main_model(results: dict[str, Any]) -> dict[str, Any] | None:
     """The model of the headline; of two protocols the nested one."""
     name = results.get("headline", {}).get("model")
     found = [model for model in results["models"] if model.get("name") == name]
-    return min(found, key=lambda model: model.get("protocol") == "published", default=None)
+    return min(found, key=lambda model: model.get("protocol") == PUBLISHED, default=None)
 
 
 def _mean(model: dict[str, Any], metric: str = "balanced_accuracy") -> Any:
@@ -209,9 +220,9 @@ def _metrics_shown(models: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _what_was_done(results: dict[str, Any]) -> list[str]:
-    """The protocol in sentences; what the field did with its recordings comes from the run's own description."""
-    splits, flow = results.get("splits", {}), results.get("flow", {})
-    told = [str(sentence) for sentence in results.get("description") or []]
+    """The run in sentences: its own description, how signals were cut, and the protocol."""
+    splits, flow, options = results.get("splits", {}), results.get("flow", {}), results.get("options", {})
+    told = [str(sentence) for sentence in results.get("description") or []] + _how_signals_were_cut(options)
     if splits.get("outer"):
         times = splits.get("repeats") or 1
         again = f", {times} times with different partitions" if times > 1 else ""
@@ -225,6 +236,11 @@ def _what_was_done(results: dict[str, Any]) -> list[str]:
             f"Settings, number of epochs and decision threshold were chosen by {splits['inner']} inner folds within "
             "the training subjects of each outer fold; the outer fold was predicted once, at the end."
         )
+    if options.get("trials") and options.get("objective"):
+        told.append(
+            f"In each outer fold {options['trials']} settings of every model that has any were tried; the one with the "
+            f"best {_words(options['objective'])} over the inner folds was taken."
+        )
     if flow.get("windows"):
         told.append(
             "A subject's score is the mean probability of its windows; every figure is per subject unless it says "
@@ -232,6 +248,25 @@ def _what_was_done(results: dict[str, Any]) -> list[str]:
         )
     if splits.get("seeds"):
         told.append("Seeds: " + ", ".join(str(seed) for seed in splits["seeds"]) + ".")
+    return told
+
+
+def _how_signals_were_cut(options: dict[str, Any]) -> list[str]:
+    """Sampling, filter, windows and scaling, as far as the options name them."""
+    options = {**options, **(options["windows"] if isinstance(options.get("windows"), dict) else {})}
+    told = []
+    if is_number(options.get("seconds")):
+        overlap = options.get("overlap") or 0
+        rate = f" at {options['sfreq']:g} Hz" if is_number(options.get("sfreq")) else ""
+        shared = f", each sharing {100 * overlap:.0f} % with the next" if overlap else ", which do not overlap"
+        told.append(f"Recordings{rate} were cut into windows of {options['seconds']:g} s{shared}.")
+    if options.get("band"):
+        low, high = (_plain(end) for end in options["band"])
+        told.append(f"They were filtered to {low} to {high} Hz.")
+    if options.get("reference"):
+        told.append(f"Reference: {_plain(options['reference'])}.")
+    if options.get("scaling") in SCALING:
+        told.append(SCALING[options["scaling"]])
     return told
 
 
@@ -358,7 +393,7 @@ def _score_rows(subjects: Sequence[dict[str, Any]], main: dict[str, Any] | None)
 
 def _titles(results: dict[str, Any]) -> Callable[[object], str]:
     """From a model's name to what the page calls it."""
-    titles = {model.get("name"): name_of(model) for model in results["models"] if model.get("protocol") != "published"}
+    titles = {model.get("name"): name_of(model) for model in results["models"] if model.get("protocol") != PUBLISHED}
     return lambda name: titles.get(name, str(name))
 
 
@@ -368,7 +403,7 @@ def _titles(results: dict[str, Any]) -> Callable[[object], str]:
 def name_of(model: dict[str, Any]) -> str:
     """A model's name; one that was chosen on its test fold never stands without saying so."""
     name = str(model.get("title") or model.get("name") or "?")
-    return f"{name} ({SELECTED_ON_TEST})" if model.get("protocol") == "published" else name
+    return f"{name} ({SELECTED_ON_TEST})" if model.get("protocol") == PUBLISHED else name
 
 
 def _fixed(value: object, digits: int = 3) -> str:
@@ -471,6 +506,12 @@ def _thresholds(model: dict[str, Any]) -> str:
     return _fixed(found[0]) if max(found) == min(found) else f"{_fixed(min(found))} to {_fixed(max(found))} over folds"
 
 
+def _inner_score(fold: dict[str, Any]) -> Any:
+    """What the chosen settings reached in the inner folds."""
+    tried = [trial for trial in fold.get("trials") or [] if trial.get("settings") == fold.get("settings")]
+    return tried[0].get("score") if tried else None
+
+
 def _extra_names(subjects: Iterable[dict[str, Any]]) -> list[str]:
     return list({name: None for subject in subjects for name in subject.get("extra") or {}})
 
@@ -519,6 +560,7 @@ def _environment() -> Environment:
         "observed": _observed,
         "thresholds": _thresholds,
         "extra_names": _extra_names,
+        "inner_score": _inner_score,
         "is_number": is_number,
     }
     return environment

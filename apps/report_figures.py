@@ -272,20 +272,17 @@ def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, ti
 
 def permutation(result: dict, observed: float, *, title: str, x_label: str) -> Markup:
     """Where the observed score lies among scores under shuffled labels: a histogram, or mean and interval alone."""
-    null = [float(v) for v in result.get("null") or () if is_number(v)]
+    null = result.get("null") or {}
+    edges, counts = null.get("edges") or [], null.get("counts") or []
     span = [v for v in result.get("null_interval") or () if is_number(v)]
-    x = scale_of([*null, *span, observed, result.get("null_mean")], step=0.05)
-    counts = _histogram(null, x)
+    x = scale_of([*edges, *span, observed, result.get("null_mean")], step=0.05)
     tallest = max(counts, default=1)
     plot = Plot(
-        x, (0, tallest * 1.25), x_label, "shuffles" if null else "", title, width=480, height=250 if null else 130
+        x, (0, tallest * 1.25), x_label, "shuffles" if counts else "", title, width=480, height=250 if counts else 130
     )
-    width = (x[1] - x[0]) / max(len(counts), 1)
-    parts = []
-    for i, count in enumerate(counts):
-        left, right = x[0] + i * width, x[0] + (i + 1) * width
-        parts.append(plot.band([left, right], [0, 0], [count, count], "bar"))
-    low = tallest * 1.1 if null else tallest * 0.5
+    bars = zip(edges, edges[1:], counts, strict=False)
+    parts = [plot.band([left, right], [0, 0], [count, count], "bar") for left, right, count in bars]
+    low = tallest * 1.1 if counts else tallest * 0.5
     if len(span) == 2:
         parts.append(plot.line(span, [low, low], "interval"))
     if is_number(result.get("null_mean")):
@@ -293,17 +290,7 @@ def permutation(result: dict, observed: float, *, title: str, x_label: str) -> M
     parts.append(plot.line([observed, observed], [0, tallest * 1.12], "main"))
     side = "end" if observed > sum(x) / 2 else "start"
     parts.append(plot.text(observed, tallest * 1.16, f"observed {observed:.3f}", anchor=side))
-    return plot.draw(parts, y_numbers=bool(null))
-
-
-def _histogram(values: Sequence[float], scale: Span) -> list[int]:
-    if not values:
-        return []
-    bins = 30
-    counts = [0] * bins
-    for value in values:
-        counts[min(int((value - scale[0]) / (scale[1] - scale[0]) * bins), bins - 1)] += 1
-    return counts
+    return plot.draw(parts, y_numbers=bool(counts))
 
 
 def learning_curves(folds: Sequence[dict], *, title: str) -> Markup | None:

@@ -407,7 +407,7 @@ def _check_confounds(
     for name, values in quantities.items():
         kept, kind = _as_quantity(values)
         order = np.unique([_sort_key(v) for v in kept], return_inverse=True)[1]
-        known = any(_same_partition(order, other) for other in seen)
+        known = any(_tell_the_same(order, other) for other in seen)
         if kind == "" or len(set(order.tolist())) < 2 or known:
             continue  # nothing to tell, or told already under another name
         seen.append(order)
@@ -429,9 +429,9 @@ def _sort_key(value: float | str) -> float | str:
     return value if isinstance(value, str) or value == value else -np.inf
 
 
-def _same_partition(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two rankings tell subjects apart in the same way."""
-    return bool(np.array_equal(a, b) or np.array_equal(a, b.max() - b))
+def _tell_the_same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two quantities rank the subjects alike, up to direction and rounding."""
+    return abs(float(np.corrcoef(a, b)[0, 1])) > 0.999
 
 
 def _check_confound(
@@ -451,7 +451,7 @@ def _check_confound(
         return Check(check, "ok", detail)
     if found.auc >= _TELLS_ALL:
         return Check(check, "fail", f"{detail}: it tells the label alone")
-    return Check(check, "warning", f"{detail}: it tells something about the label alone; report it beside every model")
+    return Check(check, "warning", f"{detail}: report it beside every model")
 
 
 def failed(checks: Sequence[Check]) -> bool:

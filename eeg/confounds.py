@@ -25,7 +25,7 @@ class Confound:
 
 def confound_auc(
     values: Sequence[float] | Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     *,
     folds: int = 5,
     repeats: int = 10,

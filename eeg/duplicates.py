@@ -63,7 +63,7 @@ def shared_stretches(
     """
     mixture = np.random.default_rng(seed).standard_normal(len(signals[0]))
     scaled = [(s - s.mean(axis=1, keepdims=True)) / (s.std(axis=1, keepdims=True) + 1e-12) for s in signals]
-    traces = [mixture @ s for s in scaled]
+    traces = [(mixture @ s).astype(np.float64) for s in scaled]
     stretches = [
         (i, slice(begin, begin + length))
         for i, trace in enumerate(traces)
@@ -84,14 +84,17 @@ def shared_stretches(
 
 def _hits(traces: Sequence[np.ndarray], stretches: Sequence[tuple[int, slice]], threshold: float):
     """(recording of the stretch, the stretch, other recording, where in it) of the best place, if it is good."""
-    size = 2 ** int(np.ceil(np.log2(2 * max(len(t) for t in traces))))
+    from scipy.fft import irfft, next_fast_len, rfft
+
+    longest = max(span.stop - span.start for _, span in stretches)
+    size = next_fast_len(max(len(t) for t in traces) + longest, real=True)
     templates = []
     for i, span in stretches:
         template = traces[i][span] - traces[i][span].mean()
         templates.append(template / (np.linalg.norm(template) + 1e-12))
-    spectra = np.conj(np.fft.rfft([np.pad(t, (0, size - len(t))) for t in templates]))
+    spectra = np.conj(rfft(np.array([np.pad(t, (0, size - len(t))) for t in templates], dtype=np.float32)))
     for j, trace in enumerate(traces):
-        products = np.fft.irfft(np.fft.rfft(trace, size) * spectra, size)
+        products = irfft(rfft(trace.astype(np.float32), size) * spectra, size)
         sums = np.r_[0.0, np.cumsum(trace)]
         squares = np.r_[0.0, np.cumsum(trace**2)]
         for (i, span), product in zip(stretches, products, strict=True):

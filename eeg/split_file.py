@@ -139,7 +139,7 @@ def _from_json(path: Path, content: dict[str, Any]) -> SplitFile:
         )
         for number, fold in enumerate(content["folds"])
     )
-    declared = {name: str(content[name]) for name in ("scaling", "selected_on") if name in content}
+    declared: dict[str, str] = {name: str(content[name]) for name in ("scaling", "selected_on") if name in content}
     return SplitFile(path, folds, by_window, declared)
 
 
@@ -166,7 +166,7 @@ def _from_plan(path: Path, plan: dict[str, Any]) -> SplitFile:
     )
     protocol = plan.get("design", {}).get("protocol", "nested")
     windows = _window_options(plan)
-    declared = {"selected_on": "test" if protocol == "published" else "validation"}
+    declared: dict[str, str] = {"selected_on": "test" if protocol == "published" else "validation"}
     if windows is not None:
         declared["scaling"] = windows.scaling
     persons = dict(zip(names, cohort.get("groups") or names, strict=True))
