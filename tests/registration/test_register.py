@@ -7,12 +7,21 @@ from scipy.ndimage import gaussian_filter
 
 from voxelwave.registration.picture import draw_registration, grid_points_mm
 from voxelwave.registration.register import (
+    better_of,
     jacobian_figures,
     network_displacement,
     register,
     working_grid,
 )
-from voxelwave.volumes import AffineTransform, DisplacementField, Volume, resample, write_transform, write_volume
+from voxelwave.volumes import (
+    AffineTransform,
+    DisplacementField,
+    Volume,
+    VolumeWarning,
+    resample,
+    write_transform,
+    write_volume,
+)
 
 OBLIQUE = np.array([[-1.8, 0.3, 0.2, 40.0], [0.35, 1.77, -0.25, -30.0], [0.15, 0.29, 2.9, -20.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -146,3 +155,23 @@ def test_the_picture_is_a_png(pair, registered, tmp_path):
 def test_a_wrong_argument_is_named(pair, options, complaint):
     with pytest.raises(ValueError, match=complaint):
         register(*pair, **options)
+
+
+def test_what_does_not_raise_the_mutual_information_is_dropped():
+    rng = np.random.default_rng(1)
+    texture = gaussian_filter(rng.normal(size=(28, 30, 26)), 2)
+    fixed = torch.from_numpy((texture - texture.min()) / np.ptp(texture)).float()[None, None]
+    moving = torch.roll(fixed, 3, dims=2)  # so that a displacement of 3 voxels along the first axis is right
+    none, right, wrong = torch.zeros(1, 3, 28, 30, 26), torch.zeros(1, 3, 28, 30, 26), torch.zeros(1, 3, 28, 30, 26)
+    right[:, 0], wrong[:, 0] = 3.0, -3.0
+
+    assert torch.equal(better_of(None, right, moving, fixed), right)
+    assert torch.equal(better_of(wrong, right, moving, fixed), right)
+    for start, refined, kept in (
+        (None, wrong, none),
+        (wrong, wrong, none),  # a network that moves away, and a refinement that leaves it there
+        (right, wrong, right),
+        (right, right + 0.05, right),
+    ):
+        with pytest.warns(VolumeWarning, match="does not raise"):
+            assert torch.equal(better_of(start, refined, moving, fixed), kept)
