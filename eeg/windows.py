@@ -126,7 +126,7 @@ class Scaler:
 
     Example:
         >>> x = np.array([[[0.0, 2.0, 4.0]]])
-        >>> Scaler.fit(x).apply(x).round(4).tolist()
+        >>> Scaler.fit(x).apply(x).astype(float).round(4).tolist()
         [[[-1.2247, 0.0, 1.2247]]]
     """
 
