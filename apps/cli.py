@@ -42,6 +42,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "train": ("eeg", "train", "train one network on the recordings of a study"),
         "diagnose": ("eeg", "diagnose", "probability per subject and per window by trained weights"),
         "explain": ("eeg_explain", "explain", "channels, bands, filters and features that a network goes by"),
+        "nested-cv": (
+            "eeg_nested_cv",
+            "nested_cv",
+            "nested cross-validation of networks beside simple models, with a report",
+        ),
         "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
         "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
     },

@@ -38,7 +38,11 @@ class Facts:
         extra: further columns of each subject.
         audit: checks with their outcomes.
         limits: sentences.
+        description: sentences on how the data were read and cut.
+        models: model -> {"title", "description"}, for the reader.
+        caveats: what else might explain the figures.
         hardware: in words.
+        created: date and time.
         seconds_run: wall time of the run, of all its parts where it was resumed.
     """
 
@@ -50,6 +54,9 @@ class Facts:
     extra: Sequence[dict[str, Any]] = ()
     audit: list[dict[str, str]] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
+    description: list[str] = field(default_factory=list)
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    caveats: list[str] = field(default_factory=list)
     hardware: str = ""
     created: str = ""
     seconds_run: float = 0.0
@@ -67,17 +74,29 @@ class Table:
     threshold: np.ndarray
 
 
-def write_results(folder: Path, plan: dict[str, Any], outcomes: Sequence[Outcome], facts: Facts) -> dict[str, Any]:
-    """Write predictions.csv, results.json and results.csv into the run's folder, and give the results.
+def write_predictions(folder: Path, plan: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Table]:
+    """Write predictions.csv, a row per window, and give it as tables: (protocol, model) -> rows."""
+    tables = read_tables(folder, plan, outcomes)
+    _write_predictions(folder / PREDICTIONS, plan, tables)
+    return tables
+
+
+def write_results(
+    folder: Path,
+    plan: dict[str, Any],
+    outcomes: Sequence[Outcome],
+    tables: dict[tuple[str, str], Table],
+    facts: Facts,
+) -> dict[str, Any]:
+    """Write results.json and results.csv into the run's folder, and give the results.
 
     Args:
         folder: of the run.
         plan: that was run.
         outcomes: of all its parts.
+        tables: as `write_predictions` gave them.
         facts: what else belongs into the results.
     """
-    tables = read_tables(folder, plan, outcomes)
-    _write_predictions(folder / PREDICTIONS, plan, tables)
     results = summarise(folder, plan, outcomes, tables, facts)
     with atomic_path(folder / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
@@ -159,11 +178,14 @@ def summarise(
         _model(folder, key, scores[key], tables[key], labels, weights, test_share, outcomes, design["seed"])
         for key in reported
     ]
+    for model in models:
+        model |= facts.models.get(model["name"], {})
     first = models[0]
     results = {
         "title": facts.title,
         "created": facts.created,
         "command": facts.command,
+        "description": facts.description,
         "seconds": facts.seconds_run,
         "hardware": facts.hardware,
         "versions": plan["versions"],
@@ -190,6 +212,7 @@ def summarise(
         "optimism": _optimism(scores, tables, labels, weights),
         "subjects": _subjects(cohort, scores, facts),
         "audit": facts.audit,
+        "caveats": facts.caveats,
         "limits": facts.limits,
     }
     results["tripod"] = tripod_items(results)

@@ -1,8 +1,13 @@
 """What a run leaves behind about itself: its inputs with hashes, options, versions, figures and time, as JSON."""
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
+import re
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,3 +59,20 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def command_line() -> str:
+    """The command that runs now, as it can be typed again."""
+    return shlex.join(["voxelwave", *sys.argv[1:]])
+
+
+def hardware() -> str:
+    """Processor, cores and GPU in words."""
+    torch = sys.modules.get("torch")
+    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        parts[:0] = [found.group(1).strip()] if found else []
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)

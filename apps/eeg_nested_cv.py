@@ -1,0 +1,322 @@
+"""`voxelwave eeg nested-cv`: what a network is worth on people it has not seen, beside simple models."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ..eeg.study import Study
+    from ..eeg.windows import Windows
+    from .nested_results import Facts
+    from .splits import Cohort
+
+CACHE, CLOCK = ".windows", "time.json"
+TITLES = {
+    "adhdeepnet": ("ADHDeepNet", "the network that the study is about"),
+    "eegnet": ("EEGNet", "network of Lawhern et al. 2018, by braindecode"),
+    "shallow": ("ShallowConvNet", "network of Schirrmeister et al. 2017, by braindecode"),
+    "bandpower": ("band power", "logarithm of power by channel and band, logistic regression"),
+    "amplitude": ("amplitude", "logarithm of variance by channel before any scaling, logistic regression"),
+    "length": ("recording length", "seconds of the recording and nothing else, logistic regression"),
+    "majority": ("majority", "share of the classes in the training part"),
+}
+# mne, torch and their friends load in the functions, so that --help answers at once
+
+
+def nested_cv(
+    study: Path,
+    *,
+    output: Path,
+    positive: str | None = None,
+    models: list[str] | None = None,
+    model_options: dict[str, dict[str, Any]] | None = None,
+    windows: dict[str, Any] | None = None,
+    protocol: Literal["nested", "published", "both"] = "nested",
+    published_models: list[str] | None = None,
+    outer: int = 5,
+    inner: int = 4,
+    repeats: int = 1,
+    trials: int = 20,
+    objective: Literal["auc", "balanced_accuracy", "brier"] = "auc",
+    person_column: str | None = None,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    slurm: dict[str, Any] | None = None,
+    threads: int = 1,
+    cache: Path | None = None,
+    no_audit: bool = False,
+    title: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Evaluate models on the subjects of STUDY by nested cross-validation and write a report.
+
+    Outer folds hold each subject out once, classes (and sites, where the table has a column "site") in equal shares.
+    Settings, number of epochs and threshold are chosen by inner folds within the training part; the outer part is
+    predicted once, at the end. A subject's score is the mean probability of its windows. OUTPUT receives report.html,
+    results.json, results.csv, predictions.csv, plan.json and cells/ with every single fit. A run that was killed goes
+    on when the same command is given again, and ends with the same figures.
+
+    Args:
+        study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
+        output: the folder to write into.
+        positive: the class that is diagnosed; default the one not called control, healthy or normal.
+        models: which, the one in question first; default adhdeepnet, eegnet, shallow, bandpower, amplitude, length and
+            majority.
+        model_options: model -> its options: space (setting -> values to search, or "published", "reduced", "none"),
+            settings (fixed ones), epochs (at most), patience, reduce_patience, batch.
+        windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
+        protocol: nested; published, which chooses settings and epoch on the test fold as the paper's code does, to show
+            by how much that flatters; or both, for a table of the two.
+        published_models: which run under the published protocol; default the first.
+        outer: folds of which each is tested once.
+        inner: folds within each outer training part.
+        repeats: how often all is split anew.
+        trials: settings tried for each model and outer fold.
+        objective: of that search.
+        person_column: column of the table with the person, where one has several rows; they stay together.
+        jobs: processes on this machine; on a cluster how many fits may be under way at once.
+        cluster: dask://host:port, slurm, or slurm-local to try the latter out.
+        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
+        threads: of each fit.
+        cache: a folder for cut windows, which the workers of a cluster must see; default one within the output folder.
+        no_audit: leave out the check of study and folds for leakage and confounds.
+        title: of the report.
+        seed: all others follow from it.
+    """
+    from rich.progress import Progress
+
+    from ..eeg.estimators import NAMES
+    from ..eeg.study import read_study
+    from ..eeg.windows import WindowOptions, load_windows
+    from .cells import Cell, Result, open_pool
+    from .nested_cv import Design, count_cells, has_search, make_plan, open_plan, run_plan
+    from .nested_results import write_predictions, write_results
+    from .report import write_report
+
+    chosen = list(NAMES) if models is None else models
+    _check_models(chosen, model_options or {}, NAMES)
+    found = read_study(study, positive)
+    options = WindowOptions(**(windows or {}))
+    cache = cache or output / CACHE
+    data = load_windows(found, options, cache)
+    for note in data.notes:
+        print(f"note: {note}")
+    cohort = cohort_of(found, data, person_column)
+
+    def spec(model: str, **more: Any) -> dict[str, Any]:
+        arguments = {
+            "study": str(study.resolve()),
+            "name": model,
+            "windows": asdict(options),
+            "options": (model_options or {}).get(model, {}),
+            "positive": data.classes[1],
+            "cache": str(cache.resolve()),
+            **more,
+        }
+        return {"factory": "voxelwave.eeg.estimators:from_plan", "arguments": arguments}
+
+    published = (published_models or chosen[:1]) if protocol != "nested" else []
+    design = Design(
+        outer=outer,
+        inner=inner,
+        repeats=repeats,
+        trials=trials,
+        objective=objective,
+        protocol=protocol,
+        published=tuple(published),
+        seed=seed,
+        threads=threads,
+    )
+    plan = make_plan(
+        cohort,
+        {model: spec(model) for model in chosen},
+        design,
+        options={"windows": asdict(options), "models": model_options or {}},
+        data=_digest(data),
+        windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
+    )
+    open_plan(output, plan)
+    searching = {model: has_search(plan["models"][model]) for model in chosen}
+    total = sum(count_cells(plan, searching).values())
+    counts = ", ".join(f"{sum(data.labels == k)} {name}" for k, name in enumerate(data.classes))
+    print(f"{len(data.subjects)} subjects ({counts}), {len(data.x)} windows; {len(chosen)} models, up to {total} fits")
+    clock = Clock(output / CLOCK)
+    pool = open_pool(output, jobs=jobs, cluster=cluster, slurm=slurm)
+    finished = False
+    try:
+        with Progress() as progress:
+            bar = progress.add_task("fits", total=total)
+
+            def tell(cell: Cell, result: Result, was_there: bool) -> None:
+                progress.update(bar, advance=1, description=f"{cell['model']} fold {cell['fold'] + 1}")
+                clock.tick()
+
+            outcomes = run_plan(output, plan, pool, tell)
+            progress.update(bar, total=1, completed=1, description="fits")
+        finished = True
+    finally:
+        pool.close(now=not finished)
+    tables = write_predictions(output, plan, outcomes)
+    checks = [] if no_audit else _audit(found, options, output, cache, seed)
+    facts = facts_of(found, data, plan, checks, clock.seconds, title)
+    results = write_results(output, plan, outcomes, tables, facts)
+    write_report(output)
+    _print(results)
+    print(f"wrote {output}/: report.html, results.json, results.csv, predictions.csv")
+
+
+def cohort_of(study: "Study", data: "Windows", person_column: str | None = None) -> "Cohort":
+    """The subjects with windows; those whose recordings are equal, or whose person is named, are one person.
+
+    Raises:
+        ValueError: a person column that a subject lacks.
+    """
+    from .splits import Cohort
+
+    extra = {s.subject: s.extra for s in study.subjects}
+    first: dict[str, str] = {}
+    persons = []
+    for name, digest in zip(data.subjects, data.digests, strict=True):
+        person = name if person_column is None else extra[name].get(person_column)
+        if not person:
+            raise ValueError(f"column {person_column!r} of the study must name a person for each subject, not {name}")
+        persons.append(first.setdefault(digest, person))
+    sites = tuple(extra[name].get("site", "") for name in data.subjects)
+    return Cohort(
+        subjects=data.subjects,
+        labels=tuple(data.labels.tolist()),
+        classes=data.classes,
+        groups=() if tuple(persons) == data.subjects else tuple(persons),
+        sites=sites if all(sites) and len(set(sites)) > 1 else (),
+    )
+
+
+class Clock:
+    """Wall time of a run over all its parts, kept on disk so that a kill loses no more than the last fit."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + time.perf_counter() - self._started
+
+    def tick(self) -> None:
+        """Write the time down."""
+        from ..volumes.files import atomic_path
+
+        with atomic_path(self._path) as temporary:
+            temporary.write_text(json.dumps({"seconds": round(self.seconds, 1)}) + "\n")
+
+
+def facts_of(
+    study: "Study",
+    data: "Windows",
+    plan: dict[str, Any],
+    checks: list[dict[str, str]],
+    seconds: float,
+    title: str | None,
+) -> "Facts":
+    """What the report says beside figures: flow of subjects, audit, descriptions, limits."""
+    from datetime import datetime
+
+    import numpy as np
+
+    from .nested_results import Facts
+    from .record import command_line, hardware
+
+    extra = {s.subject: s.extra for s in study.subjects}
+    windows = np.bincount(data.subject, minlength=len(data.subjects))
+    per_class = {}
+    for label, name in enumerate(data.classes):
+        own = data.labels == label
+        per_class[name] = {
+            "subjects": int(own.sum()),
+            "windows": int(windows[own].sum()),
+            "seconds_median": float(np.median(data.seconds[own])),
+            "seconds_range": [float(data.seconds[own].min()), float(data.seconds[own].max())],
+        }
+    positive = data.classes[1]
+    design = plan["design"]
+    limits = [
+        "One study: nothing is known about other hospitals, devices, ages or severities.",
+        f"{design['trials']} settings were tried in each fold; more might find better ones.",
+        "Research software and no medical device.",
+    ]
+    if design["repeats"] == 1:
+        limits.append("One partition of the subjects; --repeats shows how much the figures hang on it.")
+    if plan["cohort"]["groups"]:
+        limits.append("Rows of one person, or with one recording under several names, were kept in the same fold.")
+    return Facts(
+        title=title or f"{positive} from EEG: nested cross-validation",
+        command=command_line(),
+        flow={
+            "listed": len(study.subjects),
+            "read": len(study.subjects),
+            "excluded": [{"subject": name, "reason": reason} for name, reason in data.excluded],
+            "analysed": len(data.subjects),
+            "windows": len(data.x),
+            "per_class": per_class,
+        },
+        windows=windows.tolist(),
+        seconds=data.seconds.tolist(),
+        extra=[extra[name] for name in data.subjects],
+        audit=checks,
+        caveats=[f"{c['check']}: {c['detail']}" for c in checks if c["outcome"] in ("warning", "fail")],
+        limits=limits,
+        description=[
+            f"{len(data.channels)} channels ({', '.join(data.channels)}); unit of the files: {data.unit}.",
+            *data.notes,
+        ],
+        models={model: dict(zip(("title", "description"), TITLES[model], strict=True)) for model in plan["models"]},
+        hardware=hardware(),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        seconds_run=round(seconds, 1),
+    )
+
+
+def _check_models(chosen: list[str], options: dict[str, Any], known: tuple[str, ...]) -> None:
+    for name, where in (*((m, "models") for m in chosen), *((m, "model_options") for m in options)):
+        if name not in known:
+            raise ValueError(f"{where} must be among {', '.join(known)}, got {name!r}")
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"models must be named once each, got {', '.join(chosen) or 'none'}")
+
+
+def _digest(data: "Windows") -> str:
+    import hashlib
+
+    return hashlib.sha256("".join(data.digests).encode()).hexdigest()
+
+
+def _window_units(data: "Windows", estimators: dict[str, Any]) -> Any:
+    from .nested_cv import WindowUnits
+
+    return WindowUnits(tuple(data.subject.tolist()), estimators) if estimators else None
+
+
+def _audit(study: "Study", options: Any, output: Path, cache: Path, seed: int) -> list[dict[str, str]]:
+    from ..eeg.audit import audit
+    from ..eeg.split_file import read_splits
+
+    checks = audit(study, options=options, splits=read_splits(output), cache=cache, seed=seed)
+    return [check.as_dict() for check in checks]
+
+
+def _print(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "protocol", "balanced accuracy", "AUC", "sensitivity", "specificity", "p")
+    for model in results["models"]:
+        found = [model["metrics"][m] for m in ("balanced_accuracy", "auc")]
+        figures = [f"{m['mean']:.3f} ({m['interval_nb'][0]:.2f} to {m['interval_nb'][1]:.2f})" for m in found]
+        figures += [f"{model['metrics'][m]['mean']:.2f}" for m in ("sensitivity", "specificity")]
+        table.add_row(model["name"], model["protocol"], *figures, f"{model['permutation']['p']:.4f}")
+    Console().print(table)
+    print("Mean over outer folds with the 95 % interval by Nadeau and Bengio; p by permutation of subjects.")
