@@ -1,0 +1,1 @@
+"""Scanpaths: in which order a person looks at the objects of a scene."""

@@ -1,0 +1,143 @@
+"""Paths from a network: the likeliest object at each step, drawn ones, and the likeliest path of a beam.
+
+All of them go on from a cache of keys and values, and give what the network gives when it reads the whole path anew.
+Rows do not see each other: a scene's paths are the same alone and in a batch.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .oat import BEGIN, OAT, SceneBatch, State, log_probabilities
+
+Path = list[int]
+Choose = Callable[[Tensor, Tensor, int], Tensor]  # log-probabilities (R, N + 1), rows (R,), step -> (R,) columns
+
+
+@torch.no_grad()
+def greedy(model: OAT, scenes: SceneBatch, *, max_length: int, cache: bool = True) -> list[Path]:
+    """The likeliest object, or the end, at each step: a path of object indices for each scene.
+
+    Args:
+        model: in evaluation mode.
+        scenes: (S) of them.
+        max_length: fixations at most.
+        cache: False reads the whole path anew at every step, for comparison.
+    """
+    rows = torch.arange(len(scenes), device=scenes.present.device)
+    return _decode(model, scenes, rows, lambda log_p, kept, step: log_p.argmax(-1), max_length, cache)
+
+
+@torch.no_grad()
+def sample(
+    model: OAT,
+    scenes: SceneBatch,
+    *,
+    samples: int,
+    max_length: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    cache: bool = True,
+) -> list[list[Path]]:
+    """Drawn paths, `samples` for each scene.
+
+    Args:
+        model: in evaluation mode.
+        scenes: (S) of them.
+        samples: for each scene.
+        max_length: fixations at most.
+        temperature: above 0; below 1 keeps to the likely objects.
+        seed: with a scene's name and the number of the sample it gives the draws.
+        names: of the scenes; default their places in the batch.
+        cache: see `greedy`.
+    """
+    if not temperature > 0 or samples < 1:
+        raise ValueError(f"temperature must be above 0 and samples at least 1, got {temperature} and {samples}")
+    words = [zlib.crc32(str(name).encode()) for name in (range(len(scenes)) if names is None else names)]
+    if len(words) != len(scenes):
+        raise ValueError(f"names must be as many as scenes ({len(scenes)}), got {len(words)}")
+    draws = np.stack([np.random.default_rng([seed, w, k]).random(max_length) for w in words for k in range(samples)])
+    uniform = torch.from_numpy(draws).to(scenes.present.device)
+
+    def choose(log_p: Tensor, kept: Tensor, step: int) -> Tensor:
+        share = (log_p.double() / temperature).softmax(-1).cumsum(-1)
+        point = uniform[kept, step].unsqueeze(-1) * share[:, -1:]
+        return (share <= point).sum(-1).clamp(max=log_p.shape[-1] - 1)
+
+    rows = torch.arange(len(scenes), device=scenes.present.device).repeat_interleave(samples)
+    paths = _decode(model, scenes, rows, choose, max_length, cache)
+    return [paths[i * samples : (i + 1) * samples] for i in range(len(scenes))]
+
+
+@torch.no_grad()
+def beam(model: OAT, scenes: SceneBatch, *, width: int, max_length: int) -> list[Path]:
+    """The likeliest path that a beam finds for each scene. Width 1 is greedy.
+
+    Args:
+        model: in evaluation mode.
+        scenes: (S) of them.
+        width: paths kept at each step.
+        max_length: fixations at most; a path that is cut there counts with what it has.
+    """
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    memory = model.encode(scenes)
+    return [
+        _beam_one(model, model.start(memory, memory.target.new_tensor([i])), width, max_length)
+        for i in range(len(scenes))
+    ]
+
+
+def _beam_one(model: OAT, state: State, width: int, max_length: int) -> Path:
+    device = state.scored.device
+    open_paths: list[tuple[float, Path]] = [(0.0, [])]
+    ended: list[tuple[float, Path]] = []
+    for step in range(max_length):
+        last = torch.tensor([[path[-1] if path else BEGIN] for _, path in open_paths], device=device)
+        scores, state, _ = model.step(state, last)
+        log_p = log_probabilities(scores, first=torch.full_like(last, step == 0, dtype=torch.bool))[:, 0]
+        end = log_p.shape[-1] - 1
+        totals = log_p.double() + torch.tensor([[score] for score, _ in open_paths], device=device, dtype=torch.double)
+        value, place = totals.flatten().topk(min(width, totals.numel()))
+        found = [(v, p // (end + 1), p % (end + 1)) for v, p in zip(value.tolist(), place.tolist(), strict=True)]
+        found = [(v, row, column) for v, row, column in found if v > -np.inf]
+        ended += [(v, open_paths[row][1]) for v, row, column in found if column == end]
+        going = [(v, row, column) for v, row, column in found if column != end]
+        # a longer path is never likelier than its beginning
+        if not going or (ended and max(ended)[0] >= going[0][0]):
+            return max(ended)[1]
+        state = state.rows(torch.tensor([row for _, row, _ in going], device=device))
+        open_paths = [(v, [*open_paths[row][1], column]) for v, row, column in going]
+    return max(ended + open_paths)[1]
+
+
+def _decode(model: OAT, scenes: SceneBatch, rows: Tensor, choose: Choose, max_length: int, cache: bool) -> list[Path]:
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    memory = model.encode(scenes)
+    fresh = state = model.start(memory, rows)
+    paths: list[Path] = [[] for _ in rows]
+    kept = torch.arange(len(rows), device=rows.device)
+    seen = torch.full((len(rows), 1), BEGIN, device=rows.device)
+    for step in range(max_length):
+        if cache:
+            scores, state, _ = model.step(state, seen[:, -1:])
+        else:
+            fresh = model.start(memory, rows[kept])
+            scores = model.step(fresh, seen)[0][:, -1:]
+        log_p = log_probabilities(scores, first=scores.new_full(scores.shape[:2], step == 0, dtype=torch.bool))[:, 0]
+        chosen = choose(log_p, kept, step)
+        going = chosen != log_p.shape[-1] - 1
+        for row, column in zip(kept[going].tolist(), chosen[going].tolist(), strict=True):
+            paths[row].append(column)
+        if not bool(going.all()):
+            if not bool(going.any()):
+                break
+            kept, seen, chosen = kept[going], seen[going], chosen[going]
+            state = state.rows(going.nonzero().squeeze(1)) if cache else state
+        seen = torch.cat([seen, chosen.unsqueeze(1)], 1)
+    return paths

@@ -1,0 +1,440 @@
+"""OAT, the Object-level Attention Transformer: in which order a person looks at the objects of a scene.
+
+Fang, Yu, Zhang, van der Lans and Shi, "Oat: object-level attention transformer for gaze scanpath prediction", ECCV
+2024. An encoder sees all objects and the target, a decoder the fixations so far, and an object attention head scores
+every object as the next; the target's token at the end of the memory doubles as the end of the path.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.attention import attention
+from .appearance import CropNetwork
+from .positions import PositionEncoding, step_table
+
+GRIDS = {"amazon": (6, 14), "yogurt": (3, 9), "wine": (2, 11)}  # rows, columns of the published data sets
+BEGIN = -1  # the token before the first fixation
+KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, d_model / heads)
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes as tensors; scenes with fewer objects are padded at the end.
+
+    Args:
+        position: (S, N, 2) row and column of each object, in places of the grid.
+        present: (S, N) bool, False for padding.
+        target: (S,) index of the target; -1 where there is none.
+        shown: (S,) bool: whether the target's place is given to the model.
+        flagged: (S,) bool: whether a fixation on the target is marked as one.
+        appearance: (S, N, 3, H, W) crops, (S, N, features), or None for positions only.
+    """
+
+    position: Tensor
+    present: Tensor
+    target: Tensor
+    shown: Tensor
+    flagged: Tensor
+    appearance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    def to(self, device: Any) -> "SceneBatch":
+        """The same on another device."""
+        return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if v is not None})
+
+    def rows(self, index: Tensor) -> "SceneBatch":
+        """Some of the scenes."""
+        return replace(self, **{k: v[index] for k, v in self.__dict__.items() if v is not None})
+
+
+class Memory(NamedTuple):
+    """What the decoder reads of each scene."""
+
+    tokens: Tensor  # (S, N, d_appearance + 2 numbers of place): what a fixation's token is made of
+    target: Tensor  # (S,) index of the target where its fixations are marked, else -1
+    begin: Tensor  # (S, d_model)
+    visible: Tensor  # (S, N + 1) bool
+    encoded: Tensor  # (S, N + 1, d_model)
+
+    def rows(self, index: Tensor) -> "Memory":
+        """The memory of some scenes, or of one scene several times."""
+        return Memory(*(part[index] for part in self))
+
+
+class State(NamedTuple):
+    """Keys and values of the steps so far and of the memory, and the objects as the head sees them: one per row."""
+
+    memory: Memory
+    steps: list[KeysValues | None]  # of each layer
+    scene: list[KeysValues]  # of each layer
+    scored: Tensor  # (B, N + 1, heads of the object attention x d_model)
+    length: int
+
+    def rows(self, index: Tensor) -> "State":
+        """Some of the rows, in any order and number."""
+        steps = [None if pair is None else (pair[0][index], pair[1][index]) for pair in self.steps]
+        scene = [(keys[index], values[index]) for keys, values in self.scene]
+        return State(self.memory.rows(index), steps, scene, self.scored[index], self.length)
+
+
+class MultiheadAttention(nn.Module):
+    """Attention with PyTorch's parameter names, through the shared kernel. Weights are given when asked for."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """Of tokens (B, L, d_model)."""
+        d_model = x.shape[-1]
+        both = F.linear(x, self.in_proj_weight[d_model:], self.in_proj_bias[d_model:])
+        keys, values = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return keys, values
+
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: KeysValues,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        q_start: int = 0,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, d_model) -> the same, and the weights (B, heads, L, Lk) where they are wanted."""
+        d_model = x.shape[-1]
+        q = F.linear(x, self.in_proj_weight[:d_model], self.in_proj_bias[:d_model])
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keys, values = keys_values
+        options: dict[str, Any] = {"mask": mask, "causal": causal, "q_start": q_start}
+        weights = None
+        dropping = self.training and self.dropout > 0
+        if return_weights or dropping:
+            out, weights = attention(q, keys, values, **options, return_weights=True)
+            if dropping:
+                out = F.dropout(weights, self.dropout) @ values
+        else:
+            out = attention(q, keys, values, **options)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+
+
+class EncoderLayer(nn.Module):
+    """Self attention and feed-forward, each added and then normalised."""
+
+    def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(d_model, feed_forward), nn.Linear(feed_forward, d_model)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, d_model) -> the same."""
+        attended, _ = self.self_attn(x, self.self_attn.keys_values(x), mask=mask)
+        x = self.norm1(x + self.dropout(attended))
+        fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return self.norm2(x + self.dropout(fed))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self attention, attention to the scene, feed-forward, each added and then normalised."""
+
+    def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, heads, dropout)
+        self.multihead_attn = MultiheadAttention(d_model, heads, dropout)
+        self.linear1, self.linear2 = nn.Linear(d_model, feed_forward), nn.Linear(feed_forward, d_model)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, past: KeysValues | None, scene: KeysValues, visible: Tensor, return_weights: bool = False
+    ) -> tuple[Tensor, KeysValues, Tensor | None]:
+        """New tokens (B, L, d_model) -> the same, keys and values of all steps, weights on the scene."""
+        own = self.self_attn.keys_values(x)
+        before = 0
+        if past is not None:
+            before = past[0].shape[2]
+            own = torch.cat([past[0], own[0]], 2), torch.cat([past[1], own[1]], 2)
+        attended, _ = self.self_attn(x, own, causal=True, q_start=before)
+        x = self.norm1(x + self.dropout(attended))
+        seen, weights = self.multihead_attn(x, scene, mask=visible[:, None, None], return_weights=return_weights)
+        x = self.norm2(x + self.dropout(seen))
+        fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return self.norm3(x + self.dropout(fed)), own, weights
+
+
+class ObjectAttention(nn.Module):
+    """One head of the output: how well a decoder token fits each token of the scene."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.encode_fc, self.decode_fc = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+
+
+class Layers(nn.Module):
+    """A stack, so that the layers carry the published names."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class OneDPositionalEncoding(nn.Module):
+    """The sinusoids of the time step."""
+
+    pos_embedding: Tensor
+
+    def __init__(self, steps: int, channels: int):
+        super().__init__()
+        self.register_buffer("pos_embedding", step_table(steps, channels))
+
+
+class OAT(nn.Module):
+    """The network from scenes and the fixations so far to scores of what is looked at next.
+
+    Args:
+        rows, columns: of the grid that positions are counted in.
+        appearance: "cnn" (crops of 150 x 93 pixels), "features" (any vectors), or "none": a learned constant.
+        features: length of the given vectors with appearance "features".
+        d_appearance, d_position: channels of both halves of a token; their sum is d_model.
+        heads, layers, feed_forward, dropout: of encoder and decoder alike.
+        object_heads: of the object attention; with one there is no readout.
+        positions: see `positions.PositionEncoding`.
+        sigma: of the position table.
+        table: (max(rows, columns), ceil(d_position / 3)): the table that published parameters were trained with.
+        steps: longest path.
+        vocabulary: objects N of a published file, which holds two layers that are never used; None leaves them out.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        columns: int,
+        appearance: str = "cnn",
+        features: int = 0,
+        d_appearance: int = 256,
+        d_position: int = 256,
+        heads: int = 4,
+        layers: int = 4,
+        feed_forward: int = 512,
+        dropout: float = 0.1,
+        object_heads: int = 2,
+        positions: str = "learned",
+        sigma: float = 2.0,
+        table: Tensor | None = None,
+        steps: int = 5000,
+        vocabulary: int | None = None,
+    ):
+        super().__init__()
+        d_model = d_appearance + d_position
+        if appearance not in ("cnn", "features", "none"):
+            raise ValueError(f'appearance must be "cnn", "features" or "none", got {appearance!r}')
+        if appearance == "features" and features < 1:
+            raise ValueError(f'appearance "features" needs features, the length of the vectors, got {features}')
+        if d_model % heads or d_model % 2:
+            raise ValueError(f"d_appearance + d_position must be even and divisible by heads ({heads}), got {d_model}")
+        self.arguments: dict[str, Any] = {
+            "rows": rows,
+            "columns": columns,
+            "appearance": appearance,
+            "features": features,
+            "d_appearance": d_appearance,
+            "d_position": d_position,
+            "heads": heads,
+            "layers": layers,
+            "feed_forward": feed_forward,
+            "dropout": dropout,
+            "object_heads": object_heads,
+            "positions": positions,
+            "sigma": sigma,
+            "steps": steps,
+            "vocabulary": vocabulary,
+        }
+        self.rows, self.columns, self.d_model, self.appearance = rows, columns, d_model, appearance
+        self.position = PositionEncoding(
+            positions, rows=rows, columns=columns, channels=d_position, sigma=sigma, table=table
+        )
+        shape = (d_model, heads, feed_forward, dropout)
+        self.transformer_encoder = Layers([EncoderLayer(*shape) for _ in range(layers)])
+        self.transformer_decoder = Layers([DecoderLayer(*shape) for _ in range(layers)])
+        if vocabulary is not None:
+            self.generator = nn.Linear(d_model, vocabulary + 2)
+            self.LinearEmbedding = nn.Linear(3, d_position)
+        self.onedpositional_encoding = OneDPositionalEncoding(steps, d_model)
+        if appearance == "cnn":
+            self.cnn_embedding = CropNetwork(d_appearance)
+        elif appearance == "features":
+            self.feature_embedding = nn.Linear(features, d_appearance)
+        else:
+            self.constant_embedding = nn.Parameter(torch.zeros(d_appearance))
+        self.cross_attentions = nn.ModuleList(ObjectAttention(d_model) for _ in range(object_heads))
+        self.readout = nn.Linear(object_heads, 1) if object_heads > 1 else None
+        self.dropout = nn.Dropout(dropout)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    @classmethod
+    def published(cls, data: str, **changes: Any) -> "OAT":
+        """The published network for "amazon", "yogurt" or "wine", with random parameters and its unused layers."""
+        if data not in GRIDS:
+            raise ValueError(f"data must be one of {', '.join(GRIDS)}, got {data!r}")
+        rows, columns = GRIDS[data]
+        return cls(**{"rows": rows, "columns": columns, "vocabulary": rows * columns, **changes})
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """Take published parameters over, by their names with or without the prefix of a Lightning checkpoint.
+
+        Raises:
+            ValueError: a name is missing, unknown, or of another shape.
+        """
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        own = self.state_dict()
+        wrong = [f"{name} is missing" for name in own if name not in state]
+        wrong += [f"{name} is unknown" for name in state if name not in own]
+        wrong += [
+            f"{name} must have shape {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ]
+        if wrong:
+            raise ValueError(f"these are not parameters of this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        self.load_state_dict(state)
+
+    def forward(self, scenes: SceneBatch, scene: Tensor, previous: Tensor) -> Tensor:
+        """Scores with teacher forcing, (B, T, N + 2): the objects, the end, and the padding class, always last.
+
+        Args:
+            scenes: of which each is encoded once.
+            scene: (B,) the scene of each path.
+            previous: (B, T) the token before each step: `BEGIN`, then objects; anything behind the end.
+        """
+        return self.step(self.start(self.encode(scenes), scene), previous)[0]
+
+    def encode(self, scenes: SceneBatch) -> Memory:
+        """Run the encoder."""
+        looks = self._looks(scenes)  # (S, N, d_appearance)
+        count, objects = scenes.present.shape
+        device = scenes.position.device
+        rows = torch.arange(count, device=device)
+        flag = scenes.present.new_zeros(count, objects, dtype=torch.float32)
+        tokens = torch.cat([looks, self.position(scenes.position, flag)], -1)
+        has_target = scenes.target >= 0
+        index = scenes.target.clamp(min=0)
+        blank = self._blank(count)
+        target_looks = torch.where(has_target.unsqueeze(-1), looks[rows, index], blank)
+        place = self.position(scenes.position[rows, index], flag.new_ones(count), scenes.shown & has_target)
+        x = torch.cat([tokens, torch.cat([target_looks, place], -1).unsqueeze(1)], 1)
+        visible = torch.cat([scenes.present, scenes.present.new_ones(count, 1)], 1)
+        mask = None if bool(visible.all()) else visible[:, None, None]
+        for layer in self.transformer_encoder.layers:
+            x = layer(x, mask)
+        middle = scenes.position.new_tensor([self.rows // 2, self.columns // 2]).expand(count, 2)
+        begin = torch.cat([blank, self.position(middle, flag.new_zeros(count))], -1)
+        target = torch.where(scenes.flagged, scenes.target, -1)
+        return Memory(torch.cat([looks, scenes.position], -1), target, begin, visible, x)
+
+    def start(self, memory: Memory, scene: Tensor) -> State:
+        """The state before the first fixation of the paths whose scenes are given by (B,) indices."""
+        pairs = [layer.multihead_attn.keys_values(memory.encoded) for layer in self.transformer_decoder.layers]
+        scored = torch.cat([head.encode_fc(memory.encoded) for head in self.cross_attentions], -1)
+        return State(
+            memory.rows(scene), [None] * len(pairs), [(k[scene], v[scene]) for k, v in pairs], scored[scene], 0
+        )
+
+    def step(
+        self, state: State, previous: Tensor, *, return_weights: bool = False
+    ) -> tuple[Tensor, State, list[Tensor]]:
+        """Go on by one or more tokens.
+
+        Args:
+            state: from `start` or an earlier step.
+            previous: (B, T) the tokens that come next, each the one before a step.
+            return_weights: also give the weights on the scene.
+
+        Returns:
+            scores (B, T, N + 2) as of `forward`, the state behind these tokens, and for each layer the weights
+            (B, heads, T, N + 1) on the objects and the target's token.
+        """
+        end = state.length + previous.shape[1]
+        table = self.onedpositional_encoding.pos_embedding
+        if end > len(table):
+            raise ValueError(f"a path may have at most {len(table)} steps, got {end}")
+        x = self.dropout(self._fixations(state.memory, previous) + table[state.length : end, 0])
+        steps: list[KeysValues | None] = []
+        weights = []
+        for layer, past, scene in zip(self.transformer_decoder.layers, state.steps, state.scene, strict=True):
+            x, own, seen = layer(x, past, scene, state.memory.visible, return_weights)
+            steps.append(own)
+            if return_weights:
+                weights.append(seen)
+        return self._scores(x, state), state._replace(steps=steps, length=end), weights
+
+    def _scores(self, x: Tensor, state: State) -> Tensor:
+        """s_h = <E_h m_j + a_h, D_h d_t + b_h> / sqrt(d_model); logit = sum_h w_h s_h + w_0; padding has s = 0."""
+        parts = []
+        for head, scored in zip(self.cross_attentions, state.scored.split(self.d_model, -1), strict=True):
+            parts.append(head.decode_fc(x) @ scored.mT / self.d_model**0.5)
+        s = F.pad(torch.stack(parts, -1), (0, 0, 0, 1))  # (B, T, N + 2, heads)
+        scores = s.squeeze(-1) if self.readout is None else self.readout(s).squeeze(-1)
+        hidden = F.pad(~state.memory.visible, (0, 1))
+        return scores.masked_fill(hidden.unsqueeze(1), -torch.inf)
+
+    def _looks(self, scenes: SceneBatch) -> Tensor:
+        count, objects = scenes.present.shape
+        if self.appearance == "none":
+            return self.constant_embedding.expand(count, objects, -1)
+        if scenes.appearance is None:
+            raise ValueError(f'a network with appearance "{self.appearance}" needs it for every object, got none')
+        if self.appearance == "cnn":
+            return self.cnn_embedding(scenes.appearance.flatten(0, 1)).unflatten(0, (count, objects))
+        if scenes.appearance.shape[-1] != self.arguments["features"]:
+            raise ValueError(
+                f"features must be vectors of {self.arguments['features']}, got {scenes.appearance.shape[-1]}"
+            )
+        return self.feature_embedding(scenes.appearance)
+
+    def _blank(self, count: int) -> Tensor:
+        """(count, d_appearance) of what is no object: an image, or a vector, of ones."""
+        if self.appearance == "none":
+            return self.constant_embedding.expand(count, -1)
+        if self.appearance == "features":
+            return self.feature_embedding(self.feature_embedding.weight.new_ones(1, self.arguments["features"])).expand(
+                count, -1
+            )
+        return self.cnn_embedding(self.cnn_embedding.fc.weight.new_ones(1, 3, 150, 93)).expand(count, -1)
+
+    def _fixations(self, memory: Memory, previous: Tensor) -> Tensor:
+        """(B, T, d_model): the tokens of fixations, with the flag on the target where it is marked."""
+        objects = memory.tokens.shape[1]
+        index = previous.clamp(0, objects - 1).unsqueeze(-1).expand(-1, -1, memory.tokens.shape[-1])
+        tokens = memory.tokens.gather(1, index)
+        flag = ((previous == memory.target.unsqueeze(1)) & (previous >= 0)).to(tokens)
+        embedded = torch.cat([tokens[..., :-2], self.position(tokens[..., -2:], flag)], -1)
+        return torch.where((previous == BEGIN).unsqueeze(-1), memory.begin.unsqueeze(1), embedded)
+
+
+def log_probabilities(scores: Tensor, *, first: Tensor | None = None) -> Tensor:
+    """Log-probabilities of the objects and the end, (B, T, N + 1); the padding class never comes.
+
+    Args:
+        scores: (B, T, N + 2) of a network.
+        first: (B, T) bool: steps at which the end cannot come, since a path has a fixation at least.
+    """
+    allowed = scores[..., :-1]
+    if first is not None:
+        end = torch.arange(allowed.shape[-1], device=scores.device) == allowed.shape[-1] - 1
+        allowed = allowed.masked_fill(first.unsqueeze(-1) & end, -torch.inf)
+    return allowed.log_softmax(-1)
