@@ -6,7 +6,7 @@ every object as the next; the target's token at the end of the memory doubles as
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -348,8 +348,9 @@ class OAT(nn.Module):
 
     def start(self, memory: Memory, scene: Tensor) -> State:
         """The state before the first fixation of the paths whose scenes are given by (B,) indices."""
-        pairs = [layer.multihead_attn.keys_values(memory.encoded) for layer in self.transformer_decoder.layers]
-        scored = torch.cat([head.encode_fc(memory.encoded) for head in self.cross_attentions], -1)
+        layers = cast(list[DecoderLayer], list(self.transformer_decoder.layers))
+        pairs = [layer.multihead_attn.keys_values(memory.encoded) for layer in layers]
+        scored = torch.cat([head.encode_fc(memory.encoded) for head in self._heads], -1)
         return State(
             memory.rows(scene), [None] * len(pairs), [(k[scene], v[scene]) for k, v in pairs], scored[scene], 0
         )
@@ -382,10 +383,14 @@ class OAT(nn.Module):
                 weights.append(seen)
         return self._scores(x, state), state._replace(steps=steps, length=end), weights
 
+    @property
+    def _heads(self) -> list[ObjectAttention]:
+        return cast(list[ObjectAttention], list(self.cross_attentions))
+
     def _scores(self, x: Tensor, state: State) -> Tensor:
         """s_h = <E_h m_j + a_h, D_h d_t + b_h> / sqrt(d_model); logit = sum_h w_h s_h + w_0; padding has s = 0."""
         parts = []
-        for head, scored in zip(self.cross_attentions, state.scored.split(self.d_model, -1), strict=True):
+        for head, scored in zip(self._heads, state.scored.split(self.d_model, -1), strict=True):
             parts.append(head.decode_fc(x) @ scored.mT / self.d_model**0.5)
         s = F.pad(torch.stack(parts, -1), (0, 0, 0, 1))  # (B, T, N + 2, heads)
         scores = s.squeeze(-1) if self.readout is None else self.readout(s).squeeze(-1)
