@@ -18,6 +18,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -49,6 +50,28 @@ _UNTRUE = (
     "MACParametersSequence",
     "DataSetTrailingPadding",
     "PixelDataProviderURL",
+)
+
+# enhanced MR images have these only while their pixels are as they were measured (PS3.3 C.8.13.4)
+_MR_PULSE_SEQUENCE = (
+    "PulseSequenceName",
+    "MRAcquisitionType",
+    "EchoPulseSequence",
+    "MultipleSpinEcho",
+    "MultiPlanarExcitation",
+    "PhaseContrast",
+    "TimeOfFlightContrast",
+    "ArterialSpinLabelingContrast",
+    "SteadyStatePulseSequence",
+    "EchoPlanarPulseSequence",
+    "SaturationRecovery",
+    "SpectrallySelectedSuppression",
+    "OversamplingPhase",
+    "GeometryOfKSpaceTraversal",
+    "RectilinearPhaseEncodeReordering",
+    "SegmentedKSpaceTraversal",
+    "CoverageOfKSpace",
+    "NumberOfKSpaceTrajectories",
 )
 
 
@@ -157,29 +180,28 @@ def _encode(planes: np.ndarray, frames: list[Any], header: Dataset) -> tuple[np.
 
 def _derive(dataset: Dataset, description: str, series_uid: str, now: datetime, *, resampled: bool) -> None:
     """Make the header one of a derived image in a new series."""
-    lossy = dataset.get("LossyImageCompression") == "01" or dataset.file_meta.TransferSyntaxUID in _LOSSY
-    source = Dataset()
-    source.ReferencedSOPClassUID = dataset.SOPClassUID
-    source.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    # JPEG 2000 may be without loss; its header then says so
+    flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
+    source = _reference(dataset)
     source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
-    if "SharedFunctionalGroupsSequence" in dataset:  # an enhanced image says it in its functional groups
-        derivation = Dataset()
-        derivation.DerivationDescription = description[:1024]
-        derivation.DerivationCodeSequence = [_code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)]
-        derivation.SourceImageSequence = [source]
-        dataset.SharedFunctionalGroupsSequence[0].DerivationImageSequence = [derivation]
+    code = _code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)
+    if "PerFrameFunctionalGroupsSequence" in dataset:  # an enhanced image says it in its functional groups
+        _set_derivation_group(dataset, [source], code, description)
     else:
         source.SpatialLocationsPreserved = "YES"
         dataset.SourceImageSequence = [source]
         dataset.DerivationDescription = description[:1024]
-    for keyword in _UNTRUE:
+    enhanced_mr = dataset.SOPClassUID == EnhancedMRImageStorage
+    for keyword in _UNTRUE + (_MR_PULSE_SEQUENCE if enhanced_mr else ()):
         if keyword in dataset:
             del dataset[keyword]
-    dataset.ImageType = _derived(dataset.get("ImageType"))
-    for group in [*dataset.get("PerFrameFunctionalGroupsSequence", []), *_shared(dataset)]:
+    # what was done is SECONDARY, but enhanced images know PRIMARY alone (PS3.3 C.8.16.1.2)
+    rank = "PRIMARY" if "PerFrameFunctionalGroupsSequence" in dataset else "SECONDARY"
+    dataset.ImageType = _derived(dataset.get("ImageType"), rank)
+    for group in _groups(dataset):
         for element in group:
             if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
-                element.value[0].FrameType = _derived(element.value[0].FrameType)
+                element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
     dataset.SeriesInstanceUID = series_uid
     dataset.SOPInstanceUID = generate_uid(prefix=None)
     dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + _SERIES_OFFSET
@@ -188,16 +210,48 @@ def _derive(dataset: Dataset, description: str, series_uid: str, now: datetime, 
     dataset.InstanceCreationTime = now.strftime("%H%M%S")
     dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
     dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), _equipment()]
-    if lossy:
-        dataset.LossyImageCompression = "01"
+    if flag == "01":
+        dataset.LossyImageCompression = flag
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 
 
-def _derived(image_type: Any) -> list[str]:
+def _set_derivation_group(dataset: Dataset, sources: list[Dataset], code: Dataset, description: str) -> None:
+    """What an enhanced image came from: once for all its frames, or for each where the source has it so."""
+    derivation = Dataset()
+    derivation.DerivationDescription = description[:1024]
+    derivation.DerivationCodeSequence = [code]
+    derivation.SourceImageSequence = sources
+    frames, shared = list(dataset.PerFrameFunctionalGroupsSequence), _shared(dataset)
+    by_frame = not shared or any("DerivationImageSequence" in frame for frame in frames)
+    for group in frames if by_frame else shared:
+        group.DerivationImageSequence = [derivation]
+    series = Dataset()
+    series.SeriesInstanceUID = dataset.SeriesInstanceUID
+    series.ReferencedSOPSequence = [_reference(source) for source in sources]
+    study = Dataset()
+    study.StudyInstanceUID = dataset.StudyInstanceUID
+    study.ReferencedSeriesSequence = [series]
+    dataset.SourceImageEvidenceSequence = [study]
+
+
+def _reference(image: Dataset) -> Dataset:
+    """One image, by class and UID, from a header or from another reference."""
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = image.get("SOPClassUID") or image.ReferencedSOPClassUID
+    reference.ReferencedSOPInstanceUID = image.get("SOPInstanceUID") or image.ReferencedSOPInstanceUID
+    return reference
+
+
+def _derived(image_type: Any, rank: str) -> list[str]:
     rest = [str(value) for value in image_type or []][2:]
-    return ["DERIVED", "SECONDARY", *rest]
+    return ["DERIVED", rank, *rest]
+
+
+def _groups(dataset: Dataset) -> list[Dataset]:
+    """All functional groups of an enhanced image, those of each frame and those of all."""
+    return [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *_shared(dataset)]
 
 
 def _shared(dataset: Dataset) -> list[Dataset]:
@@ -264,7 +318,7 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray, encoding: dict[str, float 
 def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
     """Where the source has its rescale, else at the top if one is needed."""
     found = False
-    for holder in [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *_shared(dataset)]:
+    for holder in _groups(dataset):
         for inner in holder.get("PixelValueTransformationSequence") or []:
             inner.RescaleSlope, inner.RescaleIntercept = slope, intercept
             found = True

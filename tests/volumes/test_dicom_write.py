@@ -1,5 +1,6 @@
 """A derived series is read back with the values and the place it was written with, by us and by others."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,47 @@ def test_real_series_come_back_unchanged(shared_data: Path, tmp_path: Path, name
     back = read_volume(tmp_path / "out")
     np.testing.assert_allclose(back.array, source.array, rtol=1e-6)
     np.testing.assert_allclose(back.affine, source.affine, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "siemens_t1_sag_35slices",
+        "siemens_xa30_enhanced/*adc*",
+        "siemens_xa30_enhanced/*t1*",
+        "dicom2nifti/ge/dti/001",
+        "dicom2nifti/generic/anatomical/002_non_isotropic",
+        "dicom2nifti/generic/compressed_j2k/001",
+        "dicom2nifti/hitachi/anatomical/001",
+        "dicom2nifti/hyperfine/anatomical/001",
+        "dicom2nifti/philips_enhanced/anatomical/001",
+        "dicom2nifti/siemens_multiframe/anatomical/001",
+    ],
+)
+def test_dciodvfy_finds_no_error_that_the_source_has_not(
+    shared_data: Path, tmp_path: Path, dicom_errors: Callable[[Path], set[str]], name: str
+) -> None:
+    (found,) = (shared_data / "dicom").glob(name)
+    source = read_volume(found)
+    halved = source.with_array(source.array.astype(np.float32) / 2 + 0.25)
+    write_derived_series(tmp_path / "out", halved, found, _DESCRIPTION)
+    files = [found] if found.is_file() else sorted(p for p in found.iterdir() if p.is_file())
+    derived = sorted((tmp_path / "out").iterdir())
+    for before, after in {files[0]: derived[0], files[-1]: derived[-1]}.items():
+        assert dicom_errors(after) <= dicom_errors(before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_enhanced_image_names_its_source_and_stays_primary(shared_data: Path, tmp_path: Path) -> None:
+    (found,) = (shared_data / "dicom").glob("siemens_xa30_enhanced/*t1*")
+    write_derived_series(tmp_path / "out", read_volume(found), found, _DESCRIPTION)
+    (file,) = (tmp_path / "out").iterdir()
+    source, derived = (pydicom.dcmread(path, stop_before_pixels=True) for path in (found, file))
+    assert list(derived.ImageType[:2]) == ["DERIVED", "PRIMARY"]  # enhanced images know no SECONDARY
+    evidence = derived.SourceImageEvidenceSequence[0].ReferencedSeriesSequence[0]
+    assert evidence.SeriesInstanceUID == source.SeriesInstanceUID
+    assert evidence.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
 
 
 @pytest.mark.filterwarnings("ignore")
