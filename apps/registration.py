@@ -20,6 +20,7 @@ def register(
     diffeomorphic: bool = False,
     moving_labels: Path | None = None,
     fixed_labels: Path | None = None,
+    dicom: bool = False,
     cache: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
@@ -27,7 +28,8 @@ def register(
     """Align MOVING to FIXED and write the warped scan, the transforms, a record and a picture.
 
     A diffusion series (4-D, with .bval and .bvec beside it) is aligned by its mean b0 image; as MOVING it is moved
-    volume by volume and its b-vectors are turned along.
+    volume by volume and its b-vectors are turned along. Between two DICOM images the warped scan also becomes a derived
+    series (warped_dicom/) and the transform a Deformable Spatial Registration object (registration.dcm).
 
     Args:
         moving: the scan to move: NIfTI, .mgz, or a folder with one DICOM series.
@@ -41,6 +43,7 @@ def register(
         diffeomorphic: only compose small smooth steps, between contrasts too; the map then never folds.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
+        dicom: write DICOM results where only MOVING is DICOM too.
         cache: a folder where affine alignments are kept and found again.
         device: where the refinement runs; auto takes a GPU if there is one.
         seed: of the affine's sampling.
@@ -49,7 +52,16 @@ def register(
     from ..registration.register import register as align
     from ..volumes import AffineTransform, read_volume, resample, write_transform, write_volume
     from .record import write_record
-    from .scans import collected_notes, network_options, overlap, read_labels, reference_image, write_rotated_bvecs
+    from .scans import (
+        collected_notes,
+        network_options,
+        overlap,
+        read_labels,
+        reference_image,
+        write_dicom,
+        write_rotated_bvecs,
+        writes_dicom,
+    )
 
     started = time.perf_counter()
     method = method or ("field" if weights is None else "nestedmorph")
@@ -57,6 +69,7 @@ def register(
         raise ValueError(f"--weights belong to --method nestedmorph, got --method {method}")
     if weights is None and method == "nestedmorph":
         raise ValueError("--method nestedmorph needs a trained network: give its --weights, or use --method field")
+    to_dicom = writes_dicom(moving, fixed, output, always=dicom)
     with collected_notes() as notes:
         moving_volume, fixed_volume = read_volume(moving), read_volume(fixed)
         moving_image, fixed_image = reference_image(moving_volume, moving), reference_image(fixed_volume, fixed)
@@ -82,6 +95,8 @@ def register(
         write_transform(output / FORWARD, result.forward)
         write_transform(output / INVERSE, result.inverse)
         write_transform(output / AFFINE, AffineTransform(result.affine))
+        if to_dicom:
+            write_dicom(output, warped, moving, fixed, result, description=f"registered by voxelwave, method {method}")
         metrics = dict(result.metrics)
         if labels[0] is not None:
             moved = resample(labels[0], fixed_image, result.forward, order="nearest")
@@ -119,7 +134,8 @@ def register(
     )
     for name, value in metrics.items():
         print(f"  {name:<32}{value:.4g}")
-    print(f"wrote {output}/ in {seconds['all']:.0f} s: warped.nii.gz, {FORWARD}, {INVERSE}, {AFFINE}, picture.png")
+    written = ["warped.nii.gz", FORWARD, INVERSE, AFFINE, *(("warped_dicom/", "registration.dcm") if to_dicom else ())]
+    print(f"wrote {output}/ in {seconds['all']:.0f} s: {', '.join(written)}, picture.png")
 
 
 def apply(

@@ -17,6 +17,8 @@ from ..registration.register import Registration
 from ..volumes import Volume, VolumeWarning, read_volume
 from ..volumes.files import atomic_path
 
+WARPED_DICOM, REGISTRATION_DICOM = "warped_dicom", "registration.dcm"
+
 
 def reference_image(volume: Volume, path: Path) -> Volume:
     """The 3-D image that stands for a series: its mean b0 where b-values lie beside it, else the mean of all."""
@@ -44,6 +46,55 @@ def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Regi
         write_bvecs(temporary, rotated)
     with atomic_path(output / "warped.bval") as temporary:
         shutil.copyfile(bval, temporary)
+
+
+def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bool:
+    """Whether a registration gives DICOM results: between two DICOM images, or `always` that MOVING is one.
+
+    Raises:
+        ValueError: `always` without a DICOM image to make a series from, or where one of an earlier run lies.
+    """
+    from ..volumes.dicom_registered import is_dicom
+
+    if always and not is_dicom(moving):
+        raise ValueError(f"--dicom needs a DICOM series as MOVING, whose headers the result gets, got {moving}")
+    wanted = is_dicom(moving) and (always or is_dicom(fixed))
+    folder = output / WARPED_DICOM
+    if wanted and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
+    return wanted
+
+
+def write_dicom(
+    output: Path, warped: Volume, moving: Path, fixed: Path, result: Registration, *, description: str
+) -> None:
+    """Write the warped scan as a derived series and the transform as a Deformable Spatial Registration object."""
+    from ..volumes.dicom_registered import (
+        common_frame_of_reference,
+        is_dicom,
+        write_deformable_registration,
+        write_registered_series,
+    )
+
+    reference = fixed if is_dicom(fixed) else None
+    frame = common_frame_of_reference(moving, reference)
+    write_registered_series(
+        output / WARPED_DICOM,
+        warped,
+        moving,
+        description,
+        frame_of_reference=frame,
+        fixed=reference,
+        linear=result.affine,
+    )
+    write_deformable_registration(
+        output / REGISTRATION_DICOM,
+        result.forward,
+        moving=moving,
+        fixed=reference,
+        frame_of_reference=frame,
+        description=description,
+    )
 
 
 def read_labels(path: Path | None) -> Volume | None:

@@ -8,6 +8,8 @@ is said (DICOM PS3.3: C.7.6.1 General Image, C.7.6.16.2.6 Derivation Image).
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,8 +100,7 @@ def write_derived_series(
         ValueError: the volume does not lie on the source's slices, or the folder is not empty.
     """
     folder, source_folder = Path(folder), Path(source_folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"folder must not exist or be empty, got {folder}")
+    _check_free(folder)
     headers = _without_copies(source_folder, _one_series(source_folder, _headers(source_folder)))
     frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
     stacks, _ = _stack(source_folder, frames)
@@ -112,25 +113,37 @@ def write_derived_series(
 
     series_uid = generate_uid(prefix=None)
     now = datetime.now()
-    temporary = folder.parent / f".{secrets.token_hex(4)}.{folder.name}"
-    temporary.mkdir(parents=True)
-    try:
+    with _atomic_folder(folder) as temporary:
         for number, file in enumerate(headers):
             dataset = pydicom.dcmread(file)
             count = sum(path == file for path, _ in places)
             chosen = [places[file, index] for index in range(count)]
             resampled = (int(dataset.Columns), int(dataset.Rows)) != volume.shape[:2]
-            _derive(dataset, description, series_uid, now, resampled=resampled)
+            _derive(dataset, description, series_uid, now, sources=[_reference(dataset)], resampled=resampled)
             _set_geometry(dataset, volume, [k for _, k in chosen])
             _set_pixels(dataset, np.stack([stored[place] for place in chosen]), encoding)
             name = file.name if file.suffix.lower() == ".dcm" else f"{number:05d}.dcm"
             dataset.save_as(temporary / name, enforce_file_format=True)
+    return folder
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder must not exist or be empty, got {folder}")
+
+
+@contextmanager
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed onto it when the block ends well and removed when it does not."""
+    temporary = folder.parent / f".{secrets.token_hex(4)}.{folder.name}"
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _check_grid(volume: Volume, shape: tuple[int, ...], stacks: list[list[Any]], source: Path) -> None:
@@ -178,18 +191,38 @@ def _encode(planes: np.ndarray, frames: list[Any], header: Dataset) -> tuple[np.
     return stored.astype(dtype), {"slope": m, "intercept": b, "signed": representation}
 
 
-def _derive(dataset: Dataset, description: str, series_uid: str, now: datetime, *, resampled: bool) -> None:
-    """Make the header one of a derived image in a new series."""
+def _derive(
+    dataset: Dataset,
+    description: str,
+    series_uid: str,
+    now: datetime,
+    *,
+    sources: list[Dataset],
+    resampled: bool,
+    moved: bool = False,
+) -> None:
+    """Make the header one of a derived image in a new series.
+
+    Args:
+        dataset: the header of the image that it was made from, or of one of them.
+        description: what was done.
+        series_uid: of the new series.
+        now: when.
+        sources: references to all images that it was made from, of the series of `dataset`.
+        resampled: the pixels lie elsewhere than those of the sources.
+        moved: and the anatomy does too.
+    """
     # JPEG 2000 may be without loss; its header then says so
     flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
-    source = _reference(dataset)
-    source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
     code = _code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)
+    for source in sources:
+        source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
     if "PerFrameFunctionalGroupsSequence" in dataset:  # an enhanced image says it in its functional groups
-        _set_derivation_group(dataset, [source], code, description)
+        _set_derivation_group(dataset, sources, code, description)
     else:
-        source.SpatialLocationsPreserved = "YES"
-        dataset.SourceImageSequence = [source]
+        for source in sources:
+            source.SpatialLocationsPreserved = "NO" if moved else "YES"
+        dataset.SourceImageSequence = sources
         dataset.DerivationDescription = description[:1024]
     enhanced_mr = dataset.SOPClassUID == EnhancedMRImageStorage
     for keyword in _UNTRUE + (_MR_PULSE_SEQUENCE if enhanced_mr else ()):

@@ -1,0 +1,419 @@
+"""Write what a registration of DICOM images made: the moved series, and the transform as a DICOM object.
+
+Both are of the moving image's patient and study, and lie in the fixed image's frame of reference. The transform is a
+Deformable Spatial Registration (DICOM PS3.3: A.39.2, C.20.3): for each point of the registered (fixed) world a vector
+on a grid, in LPS mm, leads to the point of the source (moving) world whose value belongs there. That is the same
+pull-back as in `transforms`, so nothing is inverted.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from highdicom.base import SOPClass
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEndian, generate_uid
+
+from .dicom import _Frame, _frames, _headers, _one_series, _stack, _without_copies
+from .dicom_write import (
+    _LPS,
+    _SERIES_OFFSET,
+    _atomic_folder,
+    _check_free,
+    _code,
+    _derive,
+    _encode,
+    _equipment,
+    _groups,
+    _reference,
+    _set_pixels,
+    _shared,
+)
+from .files import atomic_path
+from .transforms import DisplacementField
+from .volume import Volume, perpendicular_axes
+
+_CONTENT_BASED = ("125024", "Image Content-based Alignment")
+_SAME_FRAME = ("125021", "Frame of Reference Identity")
+# true of the moving image's own grid only
+_UNTRUE_WHEN_MOVED = (
+    "SliceLocation",
+    "GantryDetectorTilt",
+    "PatientOrientation",
+    "PatientOrientationCodeSequence",
+    "PatientGantryRelationshipCodeSequence",
+    "InPlanePhaseEncodingDirection",
+    "ReferencedImageSequence",
+)
+_GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether `read_volume` reads this path as DICOM."""
+    from .nifti import is_nifti_name
+
+    return path.is_dir() or not is_nifti_name(path)
+
+
+def common_frame_of_reference(moving: Path, fixed: Path | None) -> str:
+    """The UID of the fixed image's frame of reference, or a new one where it cannot be shared.
+
+    That is so where the fixed image has none, is no DICOM image (None), or shows another person: a frame of reference
+    belongs to one patient.
+    """
+    header = None if fixed is None else _first(fixed)
+    if header is None or not _same_person(_first(moving), header):
+        return str(generate_uid(prefix=None))
+    return str(header.get("FrameOfReferenceUID") or generate_uid(prefix=None))
+
+
+def write_registered_series(
+    folder: str | os.PathLike,
+    volume: Volume,
+    moving: str | os.PathLike,
+    description: str,
+    *,
+    frame_of_reference: str,
+    fixed: Path | None = None,
+    linear: np.ndarray | None = None,
+) -> Path:
+    """Write a DICOM series that was resampled onto another image's grid as a derived series of its own study.
+
+    Each new slice has the header of the moving slice that has its rank, with the place and size of the new grid;
+    classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, as some describe the
+    old grid. The folder appears whole or not at all.
+
+    Args:
+        folder: to write into; must not exist, or be empty.
+        volume: (D, H, W) or (D, H, W, T), the moving image on the new grid, in its own intensity unit.
+        moving: the series, or the multi-frame file, that was moved.
+        description: what was done.
+        frame_of_reference: UID of the world that the new grid lies in.
+        fixed: the DICOM image that the grid is of, if there is one; gives the patient's position on the table.
+        linear: (4, 4), fixed world -> moving world, RAS mm: turns diffusion gradients along.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the volume is sheared, has another number of volumes than the series, or the folder is not empty.
+    """
+    folder, moving = Path(folder), Path(moving)
+    _check_free(folder)
+    if not perpendicular_axes(volume.affine):
+        raise ValueError(f"the axes of {volume.source or 'the fixed image'} must be perpendicular to be kept in DICOM")
+    headers, stacks = _images(moving)
+    array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    if array.shape[3] != len(stacks):
+        raise ValueError(f"volume must have {len(stacks)} volumes to match {moving}, got {array.shape[3]}")
+    planes = array.transpose(3, 2, 1, 0)[:, :, ::-1]  # (volume, slice, rows downwards, columns)
+    stored, encoding = _encode(planes, [f for stack in stacks for f in stack], next(iter(headers.values())))
+    position = None if fixed is None else _first(fixed).get("PatientPosition")
+    rotation = None if linear is None else _rotation(linear)
+
+    series_uid, now = generate_uid(prefix=None), datetime.now()
+    with _atomic_folder(folder) as temporary:
+        for number, (file, chosen) in enumerate(_new_files(headers, stacks, array.shape[2])):
+            dataset = pydicom.dcmread(file)
+            parts = {frame.path for t in {t for t, _, _ in chosen} for frame in stacks[t]}
+            sources = [_reference(headers[path]) for path in sorted(parts)]
+            dataset.remove_private_tags()
+            enhanced = "PerFrameFunctionalGroupsSequence" in dataset
+            if enhanced:
+                _choose_frames(dataset, chosen, several=len(stacks) > 1)
+            _derive(dataset, description, series_uid, now, sources=sources, resampled=True, moved=True)
+            _place(dataset, volume, [k for _, k, _ in chosen])
+            dataset.FrameOfReferenceUID = frame_of_reference
+            dataset.PatientPosition = position or ""
+            dataset.InstanceNumber = number + 1
+            if rotation is not None:
+                _turn_gradients(dataset, rotation)
+            _set_pixels(dataset, np.stack([stored[t, k] for t, k, _ in chosen]), encoding)
+            dataset.save_as(temporary / f"{number + 1:05d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def write_deformable_registration(
+    path: str | os.PathLike,
+    field: DisplacementField,
+    *,
+    moving: str | os.PathLike,
+    fixed: Path | None,
+    frame_of_reference: str,
+    description: str,
+) -> Path:
+    """Write a displacement field as a DICOM Deformable Spatial Registration object.
+
+    The whole map is in the grid's vectors; the matrices before and after them, which some readers ask for, are 1.
+
+    Args:
+        path: the .dcm to write.
+        field: fixed world -> moving world.
+        moving: the DICOM series or file that it moves; gives patient and study.
+        fixed: the DICOM image that stays; None where it is no DICOM image or shows another person.
+        frame_of_reference: UID of the fixed world, see `common_frame_of_reference`.
+        description: what was done.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the field's grid is sheared.
+    """
+    path, moving = Path(path), Path(moving)
+    if not perpendicular_axes(field.affine):
+        raise ValueError(f"affine must have perpendicular axes to be kept in DICOM, got {field.affine.tolist()}")
+    images = [*_images(moving)[0].values()]
+    of_fixed = [] if fixed is None else [*_images(fixed)[0].values()]
+    of_fixed = [image for image in of_fixed if str(image.get("FrameOfReferenceUID")) == frame_of_reference]
+    header, now = images[0], datetime.now()
+    tool = _equipment()
+    dataset = SOPClass(
+        study_instance_uid=header.StudyInstanceUID,
+        series_instance_uid=generate_uid(prefix=None),
+        series_number=int(header.get("SeriesNumber") or 0) + 2 * _SERIES_OFFSET,
+        sop_instance_uid=generate_uid(prefix=None),
+        sop_class_uid=DeformableSpatialRegistrationStorage,
+        instance_number=1,
+        modality="REG",
+        manufacturer=tool.Manufacturer,
+        manufacturer_model_name=tool.Manufacturer,
+        device_serial_number="none",
+        software_versions=tool.SoftwareVersions,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=description[:64],
+        content_date=now.date(),
+        content_time=now.time(),
+        series_date=now.date(),
+        series_time=now.time(),
+    )
+    dataset.copy_patient_and_study_information(header)
+    if header.get("SpecificCharacterSet"):  # of the patient's name
+        dataset.SpecificCharacterSet = header.SpecificCharacterSet
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if header.get(keyword):
+            setattr(dataset, keyword, header[keyword].value)
+    if "BodyPartExamined" not in dataset:
+        dataset.Laterality = ""  # unknown
+    dataset.FrameOfReferenceUID = frame_of_reference
+    dataset.PositionReferenceIndicator = ""
+    dataset.ContentLabel, dataset.ContentDescription = "REGISTRATION", description[:64]
+    dataset.ContentCreatorName = ""
+    moved = _registration_item(images, header.get("FrameOfReferenceUID") or generate_uid(prefix=None), _CONTENT_BASED)
+    moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
+    moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
+    moved.DeformableRegistrationGridSequence = [_grid(field)]
+    stays = [_registration_item(of_fixed, frame_of_reference, _SAME_FRAME)] if of_fixed else []
+    dataset.DeformableRegistrationSequence = [moved, *stays]
+    _set_common_references(dataset, [*images, *of_fixed])
+    with atomic_path(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+    return path
+
+
+# what is there
+
+
+def _images(path: Path) -> tuple[dict[Path, Dataset], list[list[_Frame]]]:
+    """The headers of a series and its slices, as volumes of slices along the normal."""
+    headers = _without_copies(path, _one_series(path, _headers(path)))
+    frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
+    return headers, _stack(path, frames)[0]
+
+
+def _first(path: Path) -> Dataset:
+    return next(iter(_headers(path).values()))
+
+
+def _same_person(one: Dataset, other: Dataset) -> bool:
+    keys = ("PatientID", "IssuerOfPatientID") if one.get("PatientID") or other.get("PatientID") else ("PatientName",)
+    return all(str(one.get(key) or "") == str(other.get(key) or "") for key in keys)
+
+
+# the moved series
+
+
+def _new_files(
+    headers: dict[Path, Dataset], stacks: list[list[_Frame]], slices: int
+) -> list[tuple[Path, list[tuple[int, int, int]]]]:
+    """Each file to write: whose header it gets, and its images (volume, slice, frame of that source file)."""
+    images = []
+    for t, stack in enumerate(stacks):
+        for k in range(slices):
+            like = stack[round(k * (len(stack) - 1) / max(1, slices - 1))]
+            images.append((like.path, (t, k, like.index)))
+    if "PerFrameFunctionalGroupsSequence" not in next(iter(headers.values())):
+        return [(path, [image]) for path, image in images]
+    files: dict[Path, list[tuple[int, int, int]]] = defaultdict(list)
+    for path, image in images:
+        files[path].append(image)
+    return list(files.items())
+
+
+def _choose_frames(dataset: Dataset, chosen: list[tuple[int, int, int]], *, several: bool) -> None:
+    """Give an enhanced image frames for new slices, each described like the source's frame that it is like."""
+    source = dataset.PerFrameFunctionalGroupsSequence
+    organization = generate_uid(prefix=None)
+    pointers = ["StackID", "InStackPositionNumber", *(["TemporalPositionIndex"] if several else [])]
+    frames = []
+    for t, k, index in chosen:
+        frame = deepcopy(source[index])
+        content = frame.FrameContentSequence[0] if frame.get("FrameContentSequence") else Dataset()
+        content.StackID, content.InStackPositionNumber = "1", k + 1
+        content.DimensionIndexValues = [1, k + 1, *([t + 1] if several else [])]
+        if several:
+            content.TemporalPositionIndex = t + 1
+        frame.FrameContentSequence = [content]
+        frames.append(frame)
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    dataset.NumberOfFrames = len(frames)
+    item = Dataset()
+    item.DimensionOrganizationUID = organization
+    dataset.DimensionOrganizationSequence = [item]
+    dataset.DimensionIndexSequence = [_dimension(organization, keyword) for keyword in pointers]
+    if "DimensionOrganizationType" in dataset:
+        del dataset.DimensionOrganizationType
+
+
+def _dimension(organization: str, keyword: str) -> Dataset:
+    item = Dataset()
+    item.DimensionOrganizationUID = organization
+    item.DimensionIndexPointer = Tag(keyword)
+    item.FunctionalGroupPointer = Tag("FrameContentSequence")
+    return item
+
+
+def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
+    """Size, spacing, direction and place of the new grid; what was true of the old one goes."""
+    columns, rows = volume.shape[:2]
+    dataset.Columns, dataset.Rows = columns, rows
+    old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED]
+    old += [e.tag for e in dataset if 0x6000 <= e.tag.group <= 0x60FF]  # overlays
+    for tag in old:
+        if tag in dataset:
+            del dataset[tag]
+    axes = _LPS[:3, :3] @ volume.affine[:3, :3] / volume.spacing
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing = _decimals([volume.spacing[1], volume.spacing[0]])
+    measures.SliceThickness = _decimals([volume.spacing[2]])[0]
+    orientation.ImageOrientationPatient = _decimals([*axes[:, 0], *-axes[:, 1]])  # rows run downwards in DICOM
+    positions = []
+    for k in slices:
+        position = Dataset()
+        position.ImagePositionPatient = _decimals((_LPS @ volume.affine @ [0, rows - 1, k, 1])[:3])
+        positions.append(position)
+    if "PerFrameFunctionalGroupsSequence" not in dataset:
+        for part in (measures, orientation, positions[0]):
+            dataset.update(part)
+        if "SpacingBetweenSlices" in dataset:
+            dataset.SpacingBetweenSlices = measures.SliceThickness
+        return
+    measures.SpacingBetweenSlices = measures.SliceThickness
+    for group in _groups(dataset):
+        for keyword in _GEOMETRY_GROUPS:
+            if keyword in group:
+                del group[keyword]
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    for group in _shared(dataset) or frames:
+        group.PixelMeasuresSequence, group.PlaneOrientationSequence = [measures], [orientation]
+    for frame, position in zip(frames, positions, strict=True):
+        frame.PlanePositionSequence = [position]
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        if keyword in dataset:  # where some makers have them
+            del dataset[keyword]
+
+
+def _rotation(linear: np.ndarray) -> np.ndarray:
+    """(3, 3), moving world -> fixed world, LPS: the rotation nearest to a pull-back (finite strain)."""
+    left, _, right = np.linalg.svd(_LPS[:3, :3] @ np.asarray(linear)[:3, :3] @ _LPS[:3, :3])
+    return (left @ right).T
+
+
+def _turn_gradients(dataset: Dataset, rotation: np.ndarray) -> None:
+    """Turn diffusion directions and b-matrices, which are given in the patient's axes, wherever they stand."""
+    for element in dataset:
+        if element.keyword == "DiffusionGradientOrientation" and element.value is not None:
+            element.value = (rotation @ np.array(element.value, dtype=np.float64)).tolist()
+        elif element.keyword == "DiffusionBMatrixSequence" and element.value:
+            _turn_b_matrix(element.value[0], rotation)
+        elif element.VR == "SQ":
+            for item in element.value:
+                _turn_gradients(item, rotation)
+
+
+def _turn_b_matrix(item: Dataset, rotation: np.ndarray) -> None:
+    names = (("XX", "XY", "XZ"), ("XY", "YY", "YZ"), ("XZ", "YZ", "ZZ"))
+    matrix = np.array([[float(item[f"DiffusionBValue{name}"].value) for name in row] for row in names])
+    turned = rotation @ matrix @ rotation.T
+    for row, values in zip(names, turned, strict=True):
+        for name, value in zip(row, values, strict=True):
+            item[f"DiffusionBValue{name}"].value = float(value)
+
+
+def _decimals(values: Sequence[float] | np.ndarray) -> list[str]:
+    """Decimal strings, which have at most 16 characters; what is 0 but for rounding is 0."""
+    return [f"{0.0 if abs(value) < 1e-9 else float(value):.10g}" for value in values]
+
+
+# the transform
+
+
+def _registration_item(images: list[Dataset], frame_of_reference: Any, kind: tuple[str, str]) -> Dataset:
+    item = Dataset()
+    item.SourceFrameOfReferenceUID = frame_of_reference
+    item.ReferencedImageSequence = [_reference(image) for image in images]
+    item.RegistrationTypeCodeSequence = [_code(*kind)]
+    return item
+
+
+def _unit_matrix() -> Dataset:
+    item = Dataset()
+    item.FrameOfReferenceTransformationMatrix = [f"{value:g}" for value in np.eye(4).ravel()]
+    item.FrameOfReferenceTransformationMatrixType = "RIGID"
+    return item
+
+
+def _grid(field: DisplacementField) -> Dataset:
+    """The vectors in the order of stored pixels: x fastest, then y, then z, where z = x cross y."""
+    affine, vectors = _LPS @ field.affine, field.vectors_mm * np.diag(_LPS)[:3].astype(np.float32)
+    if np.linalg.det(affine[:3, :3]) < 0:  # the third axis is always the cross product of the others
+        flip = np.diag([1.0, -1.0, 1.0, 1.0])
+        flip[1, 3] = field.shape[1] - 1
+        affine, vectors = affine @ flip, vectors[:, ::-1]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    grid = Dataset()
+    grid.ImageOrientationPatient = _decimals((affine[:3, :2] / spacing[:2]).T.ravel())
+    grid.ImagePositionPatient = _decimals(affine[:3, 3])
+    grid.GridDimensions = list(field.shape)
+    grid.GridResolution = spacing.tolist()
+    grid.VectorGridData = np.ascontiguousarray(vectors.transpose(2, 1, 0, 3), dtype="<f4").tobytes()
+    return grid
+
+
+def _set_common_references(dataset: Dataset, images: list[Dataset]) -> None:
+    """List all images that are referred to by study and series (PS3.3 C.12.2)."""
+    studies: dict[str, dict[str, list[Dataset]]] = defaultdict(lambda: defaultdict(list))
+    for image in images:
+        studies[str(image.StudyInstanceUID)][str(image.SeriesInstanceUID)].append(_reference(image))
+    others = []
+    for study, of_series in studies.items():
+        series = []
+        for uid, references in of_series.items():
+            item = Dataset()
+            item.SeriesInstanceUID, item.ReferencedInstanceSequence = uid, references
+            series.append(item)
+        if study == str(dataset.StudyInstanceUID):
+            dataset.ReferencedSeriesSequence = series
+        else:
+            item = Dataset()
+            item.StudyInstanceUID, item.ReferencedSeriesSequence = study, series
+            others.append(item)
+    if others:
+        dataset.StudiesContainingOtherReferencedInstancesSequence = others
