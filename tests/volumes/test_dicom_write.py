@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from voxelwave.volumes import Volume, read_volume
 from voxelwave.volumes.dicom_write import write_derived_series
@@ -15,39 +13,8 @@ from voxelwave.volumes.dicom_write import write_derived_series
 _DESCRIPTION = "denoise by MaIR weights test.safetensors"
 
 
-def _write_ct(folder: Path, *, slices: int = 4, slope: float = 1.0, intercept: float = -1024.0) -> None:
-    """A small oblique CT series of random values, in files whose names do not follow the slices."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
-    row, column = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
-    for k in range(slices):
-        image = Dataset()
-        image.file_meta = FileMetaDataset()
-        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
-        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
-        image.SeriesInstanceUID, image.StudyInstanceUID = series, study
-        image.FrameOfReferenceUID = frame_of_reference
-        image.PatientID, image.PatientName, image.Modality = "p1", "Phantom^Head", "CT"
-        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        image.SeriesNumber, image.InstanceNumber = 3, k + 1
-        image.Rows, image.Columns = 6, 5
-        image.PixelSpacing, image.SliceThickness = [0.7, 0.5], 2.0
-        image.ImageOrientationPatient = [*row, *column]
-        image.ImagePositionPatient = [-12.5, 20.25, 7.0 + 2.0 * k]
-        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
-        image.RescaleSlope, image.RescaleIntercept = slope, intercept
-        image.WindowCenter, image.WindowWidth = 40, 400
-        image.SmallestImagePixelValue = 0
-        image.LossyImageCompression, image.LossyImageCompressionRatio = "01", 10
-        image.PixelData = rng.integers(0, 4096, (6, 5), dtype=np.uint16).tobytes()
-        image.save_as(folder / f"{slices - k:03d}.dcm", enforce_file_format=True)
-
-
-def test_the_same_values_come_back_at_the_same_place(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_the_same_values_come_back_at_the_same_place(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     source = read_volume(tmp_path / "in")
     write_derived_series(tmp_path / "out", source, tmp_path / "in", _DESCRIPTION)
     back = read_volume(tmp_path / "out")
@@ -56,8 +23,8 @@ def test_the_same_values_come_back_at_the_same_place(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.affine, source.affine, atol=1e-9)
 
 
-def test_header_is_that_of_a_derived_image_of_the_same_study(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_header_is_that_of_a_derived_image_of_the_same_study(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     write_derived_series(tmp_path / "out", read_volume(tmp_path / "in"), tmp_path / "in", _DESCRIPTION)
     before = {p.name: pydicom.dcmread(p) for p in (tmp_path / "in").iterdir()}
     after = {p.name: pydicom.dcmread(p) for p in (tmp_path / "out").iterdir()}
@@ -84,8 +51,8 @@ def test_header_is_that_of_a_derived_image_of_the_same_study(tmp_path: Path) -> 
         assert "SmallestImagePixelValue" not in image
 
 
-def test_values_below_what_unsigned_pixels_hold_are_kept(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_values_below_what_unsigned_pixels_hold_are_kept(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     source = read_volume(tmp_path / "in")
     lower = source.with_array((source.array - 500).astype(np.int16))
     assert lower.array.min() < -1024
@@ -93,8 +60,8 @@ def test_values_below_what_unsigned_pixels_hold_are_kept(tmp_path: Path) -> None
     np.testing.assert_array_equal(read_volume(tmp_path / "out").array, lower.array)
 
 
-def test_float_values_are_rounded_to_the_source_slope(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in", slope=0.25, intercept=3.0)
+def test_float_values_are_rounded_to_the_source_slope(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in", slope=0.25, intercept=3.0)
     source = read_volume(tmp_path / "in")
     moved = source.with_array(source.array + np.float32(0.1))
     write_derived_series(tmp_path / "out", moved, tmp_path / "in", _DESCRIPTION)
@@ -102,8 +69,8 @@ def test_float_values_are_rounded_to_the_source_slope(tmp_path: Path) -> None:
     assert np.abs(back - moved.array).max() <= 0.125 + 1e-3  # half a step, and float32
 
 
-def test_values_beyond_16_bits_get_a_slope_of_their_own(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_values_beyond_16_bits_get_a_slope_of_their_own(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     source = read_volume(tmp_path / "in")
     large = source.with_array(source.array.astype(np.float32) * 1000)
     write_derived_series(tmp_path / "out", large, tmp_path / "in", _DESCRIPTION)
@@ -111,8 +78,8 @@ def test_values_beyond_16_bits_get_a_slope_of_their_own(tmp_path: Path) -> None:
     assert np.abs(back - large.array).max() <= np.ptp(large.array) / 65534
 
 
-def test_finer_pixels_cover_the_same_field_of_view(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_finer_pixels_cover_the_same_field_of_view(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     source = read_volume(tmp_path / "in")
     grid = np.diag([0.5, 0.5, 1.0, 1.0])
     grid[:2, 3] = -0.25
@@ -123,8 +90,8 @@ def test_finer_pixels_cover_the_same_field_of_view(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.array, fine.array)
 
 
-def test_other_slices_and_a_full_folder_are_refused(tmp_path: Path) -> None:
-    _write_ct(tmp_path / "in")
+def test_other_slices_and_a_full_folder_are_refused(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "in")
     source = read_volume(tmp_path / "in")
     with pytest.raises(ValueError, match="must have 4 slices"):
         write_derived_series(tmp_path / "out", source.with_array(source.array[:, :, 1:]), tmp_path / "in", "")

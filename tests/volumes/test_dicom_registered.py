@@ -1,0 +1,238 @@
+"""A registration written as DICOM moves the image as it did in memory, by our reader and by others' rules alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from scipy.ndimage import gaussian_filter
+
+from voxelwave.volumes import AffineTransform, DisplacementField, Volume, read_volume, resample, write_transform
+from voxelwave.volumes.dicom_registered import (
+    _turn_gradients,
+    common_frame_of_reference,
+    write_deformable_registration,
+    write_registered_series,
+)
+
+itk = pytest.importorskip("SimpleITK")
+
+_DESCRIPTION = "registered by a test"
+
+
+def _grid_like(moving: Volume, shape: tuple[int, int, int], *, mirrored: bool) -> Volume:
+    """An empty oblique grid around the middle of an image; `mirrored` has left-handed axes, as DICOM images do here."""
+    angle = 0.3
+    turn = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([0.6, 0.55, -1.3 if mirrored else 1.3])
+    middle = (moving.affine @ [*(np.array(moving.shape) - 1) / 2, 1])[:3]
+    affine[:3, 3] = middle - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return Volume(np.zeros(shape, np.float32), affine)
+
+
+def _some_field(like: Volume, amplitude_mm: float) -> DisplacementField:
+    """A smooth random displacement after a rotation by 0.1 about the grid's middle."""
+    rng = np.random.default_rng(1)
+    noise = np.stack([gaussian_filter(rng.normal(size=like.shape), 2) for _ in range(3)], axis=-1)
+    noise *= amplitude_mm / np.abs(noise).max()
+    index = np.stack(np.meshgrid(*map(np.arange, like.shape), indexing="ij"), axis=-1)
+    points = index @ like.affine[:3, :3].T + like.affine[:3, 3]
+    middle = points.reshape(-1, 3).mean(axis=0)
+    turn = np.array([[np.cos(0.1), -np.sin(0.1), 0], [np.sin(0.1), np.cos(0.1), 0], [0, 0, 1]])
+    return DisplacementField((points - middle) @ turn.T + middle - points + noise, like.affine)
+
+
+def _write_both(
+    folder: Path, moving: Path, fixed: Path | None, forward: DisplacementField, warped: Volume
+) -> tuple[Path, Path]:
+    frame = common_frame_of_reference(moving, fixed)
+    series = write_registered_series(
+        folder / "warped", warped, moving, _DESCRIPTION, frame_of_reference=frame, fixed=fixed
+    )
+    return series, write_deformable_registration(
+        folder / "registration.dcm",
+        forward,
+        moving=moving,
+        fixed=fixed,
+        frame_of_reference=frame,
+        description=_DESCRIPTION,
+    )
+
+
+def _itk_series(folder: Path):
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def _itk_transform(registration: Path):
+    """The transform in a Deformable Spatial Registration, by the words of PS3.3 C.20.3.1 and nothing of ours."""
+    grid = pydicom.dcmread(registration).DeformableRegistrationSequence[0].DeformableRegistrationGridSequence[0]
+    x, y, z = (int(n) for n in grid.GridDimensions)
+    row, column = np.array([float(v) for v in grid.ImageOrientationPatient]).reshape(2, 3)
+    field = itk.GetImageFromArray(
+        np.frombuffer(grid.VectorGridData, "<f4").reshape(z, y, x, 3).astype(np.float64), isVector=True
+    )
+    field.SetOrigin([float(v) for v in grid.ImagePositionPatient])
+    field.SetSpacing([float(v) for v in grid.GridResolution])
+    field.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
+    return itk.DisplacementFieldTransform(field)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_transform_object_moves_the_image_as_we_did(
+    write_ct: Callable[..., None], tmp_path: Path, mirrored: bool
+) -> None:
+    write_ct(tmp_path / "moving", slices=8)
+    moving = read_volume(tmp_path / "moving")
+    grid = _grid_like(moving, (7, 5, 6), mirrored=mirrored)
+    forward = _some_field(grid, 0.4)
+    warped = resample(moving, grid, forward)
+    series, registration = _write_both(tmp_path, tmp_path / "moving", None, forward, warped)
+
+    written = _itk_series(series)
+    again = itk.Resample(
+        itk.Cast(_itk_series(tmp_path / "moving"), itk.sitkFloat64),
+        written,
+        _itk_transform(registration),
+        itk.sitkLinear,
+        -9999.0,
+    )
+    ours, theirs = itk.GetArrayFromImage(written), itk.GetArrayFromImage(again)
+    inside = theirs > -9999
+    assert inside.mean() > 0.5
+    # single precision of coordinates, times a step of some 4,000 between neighbours, and rounding to whole numbers
+    assert np.abs(ours - theirs)[inside].max() < 0.6
+    assert ours[inside].std() > 300
+
+
+def test_the_transform_object_is_the_displacement_field_that_itk_reads(
+    write_ct: Callable[..., None], tmp_path: Path
+) -> None:
+    write_ct(tmp_path / "moving", slices=8)
+    grid = _grid_like(read_volume(tmp_path / "moving"), (7, 5, 6), mirrored=True)
+    forward = _some_field(grid, 0.4)
+    write_transform(tmp_path / "forward.nii.gz", forward)
+    _, registration = _write_both(tmp_path, tmp_path / "moving", None, forward, grid)
+    ours = _itk_transform(registration)
+    theirs = itk.DisplacementFieldTransform(itk.ReadImage(str(tmp_path / "forward.nii.gz"), itk.sitkVectorFloat64))
+    for voxel in ([3, 2, 2.5], [1.2, 3.4, 4.5], [5.5, 0.5, 1]):
+        point = ((grid.affine @ [*voxel, 1])[:3] * [-1, -1, 1]).tolist()
+        np.testing.assert_allclose(ours.TransformPoint(point), theirs.TransformPoint(point), atol=1e-4)
+        assert np.linalg.norm(np.array(ours.TransformPoint(point)) - point) > 0.05
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_moved_series_is_read_back_at_the_fixed_image_place(
+    write_ct: Callable[..., None], tmp_path: Path, mirrored: bool
+) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    write_ct(tmp_path / "moving", slices=4)
+    moving = read_volume(tmp_path / "moving")
+    grid = _grid_like(moving, (7, 5, 6), mirrored=mirrored)
+    warped = resample(moving, grid)
+    series, _ = _write_both(tmp_path, tmp_path / "moving", None, _some_field(grid, 0.1), warped)
+    back = read_volume(series)
+    again = resample(back, grid, order="nearest")  # the same places, whatever the order of the axes
+    assert np.abs(again.array - warped.array).max() <= 0.5 + 1e-3
+    assert back.array.dtype == moving.array.dtype
+    theirs = highdicom.get_volume_from_series([pydicom.dcmread(p) for p in series.iterdir()])
+    centre = (theirs.affine @ [*(np.array(theirs.spatial_shape) - 1) / 2, 1])[:3] * [-1, -1, 1]
+    np.testing.assert_allclose(centre, (grid.affine @ [3, 2, 2.5, 1])[:3], atol=1e-6)
+    assert theirs.array.sum() == back.array.sum()
+
+
+def test_headers_say_whose_image_it_is_and_what_it_came_from(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "moving", slices=4)
+    write_ct(tmp_path / "fixed", slices=6)
+    fixed = read_volume(tmp_path / "fixed")
+    series, registration = _write_both(
+        tmp_path, tmp_path / "moving", tmp_path / "fixed", _some_field(fixed, 0.3), fixed.with_array(fixed.array + 1)
+    )
+    source, target = (pydicom.dcmread(next((tmp_path / name).iterdir())) for name in ("moving", "fixed"))
+    images = [pydicom.dcmread(p) for p in sorted(series.iterdir())]
+    transform = pydicom.dcmread(registration)
+    sources = {pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / "moving").iterdir()}
+    assert len(images) == 6
+    for image in images:
+        assert list(image.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert {item.ReferencedSOPInstanceUID for item in image.SourceImageSequence} == sources
+        assert {item.SpatialLocationsPreserved for item in image.SourceImageSequence} == {"NO"}
+        assert image.DerivationDescription == _DESCRIPTION
+        assert image.LossyImageCompression == "01"
+        assert image.SliceThickness == target.SliceThickness
+    for made in (*images, transform):
+        assert made.FrameOfReferenceUID == target.FrameOfReferenceUID != source.FrameOfReferenceUID
+        for keyword in ("StudyInstanceUID", "PatientID", "PatientName"):
+            assert made[keyword].value == source[keyword].value
+    uids = [made.SeriesInstanceUID for made in (images[0], transform, source, target)]
+    assert len(set(uids)) == 4
+    moved, stays = transform.DeformableRegistrationSequence
+    assert moved.SourceFrameOfReferenceUID == source.FrameOfReferenceUID
+    assert stays.SourceFrameOfReferenceUID == target.FrameOfReferenceUID
+    assert {item.ReferencedSOPInstanceUID for item in moved.ReferencedImageSequence} == sources
+
+
+def test_two_people_never_share_a_frame_of_reference(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    write_ct(tmp_path / "moving")
+    write_ct(tmp_path / "fixed")
+    for file in (tmp_path / "fixed").iterdir():
+        image = pydicom.dcmread(file)
+        image.PatientID = "p2"
+        image.save_as(file)
+    frame = common_frame_of_reference(tmp_path / "moving", tmp_path / "fixed")
+    assert frame not in {
+        pydicom.dcmread(next((tmp_path / name).iterdir())).FrameOfReferenceUID for name in ("moving", "fixed")
+    }
+
+
+def test_gradients_turn_with_the_head() -> None:
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x of the fixed world is y of the moving one, both RAS
+    inner, diffusion, image = Dataset(), Dataset(), Dataset()
+    inner.DiffusionGradientOrientation = [0.0, 1.0, 0.0]
+    diffusion.DiffusionGradientDirectionSequence = [inner]
+    matrix = Dataset()
+    for name, value in {"XX": 0, "XY": 0, "XZ": 0, "YY": 1000, "YZ": 0, "ZZ": 0}.items():
+        setattr(matrix, f"DiffusionBValue{name}", float(value))
+    diffusion.DiffusionBMatrixSequence = [matrix]
+    image.MRDiffusionSequence = [diffusion]
+    lps = np.diag([-1.0, -1.0, 1.0])
+    _turn_gradients(image, (lps @ quarter @ lps).T)
+    np.testing.assert_allclose(inner.DiffusionGradientOrientation, [1, 0, 0], atol=1e-12)
+    assert matrix.DiffusionBValueXX == 1000
+    assert matrix.DiffusionBValueYY == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("moving", "fixed"),
+    [
+        ("siemens_t1_sag_35slices", "siemens_xa30_enhanced/b0.dcm"),
+        ("siemens_xa30_enhanced/b0.dcm", "siemens_xa30_enhanced/t1.dcm"),
+        ("dicom2nifti/ge/dti/001", "dicom2nifti/ge/anatomical/001"),
+        ("dicom2nifti/siemens_multiframe/anatomical/001", "dicom2nifti/ge/anatomical/001"),
+    ],
+)
+def test_real_series_come_back_and_dciodvfy_agrees(
+    shared_data: Path, tmp_path: Path, dicom_errors: Callable[[Path], set[str]], moving: str, fixed: str
+) -> None:
+    moving_path, fixed_path = shared_data / "dicom" / moving, shared_data / "dicom" / fixed
+    source, target = read_volume(moving_path), read_volume(fixed_path)
+    shift = np.eye(4)
+    for volume, sign in ((source, 1), (target, -1)):
+        shift[:3, 3] += sign * (volume.affine @ [*(np.array(volume.shape) - 1) / 2, 1])[:3]
+    corners = np.zeros((*target.shape, 3), np.float32) + shift[:3, 3].astype(np.float32)
+    warped = resample(source, target, AffineTransform(shift))
+    series, registration = _write_both(
+        tmp_path, moving_path, fixed_path, DisplacementField(corners, target.affine), warped
+    )
+    back = read_volume(series)
+    np.testing.assert_allclose(back.affine, target.affine, atol=1e-5)
+    assert np.abs(back.array.astype(np.float64) - warped.array).max() <= 0.5 + 1e-3
+    assert np.ptp(warped.array) > 50
+    first = moving_path if moving_path.is_file() else sorted(moving_path.iterdir())[0]
+    assert dicom_errors(sorted(series.iterdir())[0]) <= dicom_errors(first)
+    assert dicom_errors(registration) == set()
