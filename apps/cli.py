@@ -1,6 +1,7 @@
 """The `voxelwave` command: a table of verbs, each a typed function that is imported only when it is called.
 
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a guard, 130 interrupted.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a guard, 130 interrupted (Ctrl-C), 143
+ended by SIGTERM.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from importlib.metadata import version
 from types import UnionType
 from typing import Literal, get_args, get_origin
 
-DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 # field -> verb -> (module of this folder, function, what it does)
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {

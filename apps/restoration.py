@@ -1,11 +1,16 @@
 """`voxelwave restoration restore`: restore images, volumes and DICOM series by trained weights."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .batch_find import Case
 
 # torch and its friends load in the functions, so that --help answers at once
 
 REPORT = "restoration.json"
+_SMALLEST_TILE = 32
 
 
 def restore(
@@ -24,132 +29,280 @@ def restore(
     max_bias: float | None = None,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    dry_run: bool = False,
+    include: str | None = None,
+    modality: str | None = None,
+    series: str | None = None,
+    jobs: int | None = None,
+    part: str | None = None,
+    cluster: str | None = None,
+    slurm: dict[str, Any] | None = None,
+    keep_identifiers: bool = False,
 ) -> int:
-    """Restore an image, a volume or a DICOM series, or all that are in a folder.
+    """Restore an image, a volume or a DICOM series, or all that are below a folder.
 
     The result has the type, the intensity scale and the place of its input; of a DICOM series it is a derived series.
-    A report of how far it left the input is printed, and written beside it. Weights that are made for another
-    intensity range or number of channels are refused (exit code 4).
+    Weights that are made for another intensity range or number of channels are refused (exit code 4). For one input a
+    report of how far the result left it is printed, and written beside it. For a folder, OUTPUT receives a folder per
+    image or series, manifest.jsonl and index.html; a case that fails is recorded with its reason and the others go on
+    (exit code 3); the same command again does what is missing or changed.
 
     Args:
-        input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with several of these.
-        output: the file to write; a folder for a DICOM series (or a .nii.gz file for it) and for a folder of images.
+        input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these in
+            any nesting.
+        output: the file to write; a folder for a DICOM series (or a .nii.gz file for it) and for a folder.
         weights: the name of weights that come with the package (denoise-grey), a .safetensors file of ours, or
             published weights (.pth) with --variant and --stripe-width.
         task: refuse weights that are made for another task.
         range: intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH. Nothing is
             cut off at its ends.
-        tile: largest side of a tile in pixels; bounds the memory.
+        tile: largest side of a tile in pixels; bounds the memory. In a folder it is made smaller where memory runs out.
         overlap: what a tile sees of its neighbours, as a share of it.
         self_ensemble: mean over eight mirrorings and rotations; better by about 0.1 dB, eight times slower.
         slice_axis: array axis of a NIfTI volume along which its slices lie.
         variant: name of the published configuration, for published weights.
         stripe_width: of the scan, for published weights.
         max_bias: refuse to write a result whose mean differs from its input's by more than this, in the image's unit.
-        threads: of the CPU; default all.
+        threads: of the CPU, per job; default all.
         device: where it runs; auto takes a GPU if there is one.
+        dry_run: of a folder: only show what would be done.
+        include: of a folder: only what these globs fit, such as "T1*,*FLAIR*": series description, file name or path.
+        modality: of a folder: only these DICOM modalities, such as MR or MR,CT.
+        series: of a folder: only DICOM series whose description these globs fit.
+        jobs: of a folder: processes on this machine, or cases under way at once on a cluster.
+        part: of a folder: i/n, for the i-th of n jobs of an array.
+        cluster: dask://HOST:PORT, slurm, or slurm-local to try it out.
+        slurm: submitit's parameters, such as slurm_partition and mem_gb.
+        keep_identifiers: of a folder: name cases by patient, series and file, and show and record these names.
     """
+    how = {
+        "weights": str(weights),
+        "task": task,
+        "how": range,
+        "tile": tile,
+        "overlap": overlap,
+        "self_ensemble": self_ensemble,
+        "slice_axis": slice_axis,
+        "variant": variant,
+        "stripe_width": stripe_width,
+        "max_bias": max_bias,
+        "device": device,
+    }
+    several = dry_run or any(value is not None for value in (include, modality, series, part, cluster))
+    if not input.is_dir():
+        if several:
+            raise ValueError(f"--dry-run, --include and the like need a folder as --input, got {input}")
+        return _restore_single(input, output, how, threads)
+    from ..restoration.images import BITMAP_SUFFIXES
+    from .batch import run_batch
+    from .batch_find import choose, find_cases
+
+    found = find_cases(
+        input,
+        ("dicom", "nifti", "image"),
+        output=output,
+        suffixes={"image": BITMAP_SUFFIXES},
+        keep_identifiers=keep_identifiers,
+    )
+    if not several and is_one_series(input, found.cases):
+        return _restore_single(input, output, how, threads)
+    file = _weights_file(weights)
+    if file.resolve() == output.resolve() or output.is_file():
+        raise ValueError(f"--output must be a folder for the results of a folder, got the file {output}")
+    return run_batch(
+        choose(found.cases, include=include, modality=modality, series=series),
+        {"factory": f"{__name__}:batch_work", "arguments": {**how, "weights": str(file)}},
+        output,
+        root=input,
+        options={name: value for name, value in how.items() if name not in ("weights", "task", "device")},
+        weights=file,
+        jobs=jobs,
+        cluster=cluster,
+        slurm=slurm,
+        part=part,
+        dry_run=dry_run,
+        threads=threads,
+        keep_identifiers=keep_identifiers,
+        notes=found.notes,
+    )
+
+
+def is_one_series(folder: Path, cases: "list[Case]") -> bool:
+    """Whether a folder holds the files of one DICOM series and no other work."""
+    return len(cases) == 1 and cases[0].kind == "dicom" and all(path.parent == folder for path in cases[0].inputs)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """Weights in memory and how they are used.
+
+    Args:
+        model: of the weights.
+        info: what they are made for.
+        weights: their file.
+        how: the intensity range, as `choose_range` takes it.
+        slice_axis: of a volume.
+        max_bias: what a result may differ by in the mean.
+        options: of `restoration.inference.restore`.
+    """
+
+    model: Any
+    info: Any
+    weights: Path
+    how: str
+    slice_axis: int
+    max_bias: float | None
+    options: dict[str, Any]
+
+    def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
+        """Restore one case of a batch."""
+        from ..restoration.inference import Refused
+        from .batch import CaseRefused
+
+        source = case.inputs[0]
+        name = "series" if case.kind == "dicom" else f"{case.identifier}{_ending(source)}"
+        try:
+            done = self.restore(source, folder / name)
+        except Refused as error:
+            raise CaseRefused(str(error)) from error
+        return {"metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]}}
+
+    def smaller(self) -> "Restoration | None":
+        """The same with tiles of half the size, down to 32 pixels."""
+        tile = self.options["tile"] // 2
+        return replace(self, options={**self.options, "tile": tile}) if tile >= _SMALLEST_TILE else None
+
+    @property
+    def size_in_words(self) -> str:
+        """What `smaller` changes."""
+        return f"--tile {self.options['tile']}"
+
+    def restore(self, source: Path, target: Path, *, show: Any = None, progress: Any = None) -> dict[str, Any]:
+        """One image from file to file; gives where it was written, its range, the change, in words too, and seconds."""
+        import time
+
+        from ..restoration.images import read_image, to_pixels, write_image
+        from ..restoration.inference import Refused, fitting_range, measure_change, slices_of
+        from ..restoration.inference import restore as restore_stack
+
+        image = read_image(source, slice_axis=self.slice_axis)
+        slices_of(self.model, image.channels)
+        intensity_range = fitting_range(image, self.info, self.how)
+        if show:
+            show(image, intensity_range)
+        started = time.perf_counter()
+        unit = intensity_range.to_unit(image.stack)
+        unit = restore_stack(self.model, unit, groups=image.groups, progress=progress, **self.options)
+        seconds = time.perf_counter() - started
+        restored = intensity_range.from_unit(unit)
+        change = measure_change(
+            image.stack, to_pixels(restored, image.dtype), intensity_range=intensity_range, scale=self.model.scale
+        )
+        if self.max_bias is not None and abs(change.bias) > self.max_bias:
+            raise Refused(
+                f"the result's mean differs by {change.bias:+.4g} from the input's, more than {self.max_bias:g}"
+            )
+        words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
+        written = write_image(target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}")
+        return {
+            "written": written,
+            "range": str(intensity_range),
+            "change": change.as_dict(),
+            "lines": change.lines(),
+            "seconds": seconds,
+        }
+
+
+def batch_work(
+    *,
+    weights: str,
+    task: str | None,
+    how: str,
+    variant: str | None,
+    stripe_width: int | None,
+    slice_axis: int,
+    max_bias: float | None,
+    device: str,
+    **options: Any,
+) -> Restoration:
+    """Weights made ready, from plain values.
+
+    Raises:
+        CaseRefused: they are made for another task.
+    """
+    import torch
+
+    from ..restoration.weights import load_weights
+    from .batch import CaseRefused
+
+    file = _weights_file(Path(weights))
+    model, info = load_weights(file, variant=variant, stripe_width=stripe_width)
+    if task is not None and task != info.task:
+        raise CaseRefused(f"{file.name} is made for {info.task}, got --task {task}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Restoration(model, info, file, how, slice_axis, max_bias, {**options, "device": device})
+
+
+def _restore_single(source: Path, target: Path, how: dict[str, Any], threads: int | None) -> int:
+    """One input, with its report on the screen."""
     import sys
 
     import torch
 
-    from ..restoration.images import find_images
     from ..restoration.inference import Refused
-    from ..restoration.weights import load_weights, weights_file
+    from .batch import CaseRefused
+    from .record import write_record
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = weights_file(weights)
-    model, info = load_weights(weights, variant=variant, stripe_width=stripe_width)
-    options: dict[str, Any] = {"tile": tile, "overlap": overlap, "self_ensemble": self_ensemble, "device": device}
-    sources = find_images(input)
-    several = sources != [input]
-    refused, failed = [], []
-    if task is not None and task != info.task:
-        print(f"voxelwave: refused: {weights.name} is made for {info.task}, got --task {task}", file=sys.stderr)
-        return 4
-    for source in sources:
-        target = output / _result_name(source) if several else output
-        try:
-            _restore_one(source, target, model, info, weights, range, slice_axis, max_bias, options)
-        except Refused as error:
-            print(f"voxelwave: refused: {source}: {error}", file=sys.stderr)
-            refused.append(source)
-        except (ValueError, OSError) as error:
-            if not several:
-                raise
-            print(f"voxelwave: error: {source}: {' '.join(str(error).split())}", file=sys.stderr)
-            failed.append(source)
-    if len(sources) > 1:
-        print(f"{len(sources) - len(refused) - len(failed)} of {len(sources)} restored")
-    if len(refused) == len(sources):
-        return 4
-    return 3 if refused or failed else 0
-
-
-def _restore_one(
-    source: Path,
-    target: Path,
-    model: Any,
-    info: Any,
-    weights: Path,
-    how: str,
-    slice_axis: int,
-    max_bias: float | None,
-    options: dict[str, Any],
-) -> None:
-    """One image from file to file."""
-    import sys
-    import time
-
-    from ..restoration.images import read_image, to_pixels, write_image
-    from ..restoration.inference import Refused, fitting_range, measure_change, slices_of
-    from ..restoration.inference import restore as restore_stack
-    from .record import write_record
-
+    if not source.exists():
+        raise FileNotFoundError(f"no such file or folder: {source}")
     if target.resolve() == source.resolve():
         raise ValueError(f"--output must be another path than the input, got {target}")
-    image = read_image(source, slice_axis=slice_axis)
-    slices_of(model, image.channels)
-    intensity_range = fitting_range(image, info, how)
-    print(f"{source}: {' x '.join(map(str, image.stack.shape))} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
-    started = time.perf_counter()
-    show = sys.stderr.isatty() and len(image.stack) > 1
+
+    def show(image: Any, intensity_range: Any) -> None:
+        shape = " x ".join(map(str, image.stack.shape))
+        print(f"{source}: {shape} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
 
     def progress(done: int, count: int) -> None:
-        if show:
+        if sys.stderr.isatty() and count > 1:
             print(f"\r  slice {done} of {count}", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
-    unit = restore_stack(model, intensity_range.to_unit(image.stack), groups=image.groups, progress=progress, **options)
-    seconds = time.perf_counter() - started
-    restored = intensity_range.from_unit(unit)
-    change = measure_change(
-        image.stack, to_pixels(restored, image.dtype), intensity_range=intensity_range, scale=model.scale
-    )
-    for line in change.lines():
+    try:
+        work = batch_work(**how)
+        done = work.restore(source, target, show=show, progress=progress)
+    except CaseRefused as error:
+        print(f"voxelwave: refused: {error}", file=sys.stderr)
+        return 4
+    except Refused as error:
+        print(f"voxelwave: refused: {source}: {error}", file=sys.stderr)
+        return 4
+    written = done["written"]
+    for line in done["lines"]:
         print(f"  {line}")
-    if max_bias is not None and abs(change.bias) > max_bias:
-        raise Refused(f"the result's mean differs by {change.bias:+.4g} from the input's, more than {max_bias:g}")
-    words = f"{info.task} by {info.architecture} weights {weights.name}, intensity range {intensity_range}"
-    written = write_image(target, restored, image, scale=model.scale, description=words)
     write_record(
         written.with_name(f"{_stem(written)}.{REPORT}"),  # beside a series, whose folder holds nothing but DICOM
-        inputs={"input": source, "weights": weights},
-        options={**options, "range": str(intensity_range), "slice_axis": slice_axis},
-        change=change.as_dict(),
-        seconds=seconds,
+        inputs={"input": source, "weights": work.weights},
+        options={**work.options, "range": done["range"], "slice_axis": work.slice_axis},
+        change=done["change"],
+        seconds=done["seconds"],
     )
-    print(f"  wrote {written} in {seconds:.1f} s")
+    print(f"  wrote {written} in {done['seconds']:.1f} s")
+    return 0
+
+
+def _weights_file(weights: Path) -> Path:
+    from ..restoration.weight_files import weights_file
+
+    return weights_file(weights)
 
 
 def _stem(path: Path) -> str:
     return path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def _result_name(source: Path) -> str:
-    """The result's name in an output folder: the same, but formats that would lose values become PNG."""
-    if source.is_file() and source.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        return f"{source.stem}.png"
-    return source.name
+def _ending(source: Path) -> str:
+    """The result's ending in an output folder: the same, but formats that would lose values become PNG."""
+    ending = source.name[len(_stem(source)) :]
+    return ".png" if ending.lower() in (".jpg", ".jpeg", ".webp") else ending

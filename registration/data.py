@@ -75,11 +75,18 @@ class Pair:
         return self.moving_labels is not None and self.fixed_labels is not None
 
 
-def read_pairs(path: str | os.PathLike) -> list[Pair]:
+def read_pairs(
+    path: str | os.PathLike, *, folder: str | os.PathLike | None = None, must_exist: bool = True
+) -> list[Pair]:
     """Read a list of pairs: .csv, .tsv, or .json (a list of objects).
 
-    The columns are the names of `Pair`; `moving` and `fixed` are needed, the rest may be absent or empty. Relative
-    paths start at the list's folder. Without `subject`, every pair is a subject of its own.
+    The columns are the names of `Pair`; `moving` and `fixed` are needed, the rest may be absent or empty. Without
+    `subject`, every pair is a subject of its own.
+
+    Args:
+        path: the list.
+        folder: where relative paths start; by default the list's folder.
+        must_exist: refuse a list that names a file that is not there.
 
     Raises:
         ValueError: naming the line (or the entry) for missing columns, unknown columns or values.
@@ -96,7 +103,8 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
         raise ValueError(f"a list of pairs ends in .csv, .tsv or .json, got {path.name}")
     if not rows:
         raise ValueError(f"{path} must name at least one pair, got none")
-    return [_pair(path.parent, where, row, number) for number, (where, row) in enumerate(rows)]
+    start = path.parent if folder is None else Path(folder)
+    return [_pair(start, where, row, number, must_exist=must_exist) for number, (where, row) in enumerate(rows)]
 
 
 def find_pairs(
@@ -501,7 +509,7 @@ def _check_columns(where: str, names: Any) -> None:
         raise ValueError(f"{where} {problem}; columns are {', '.join(known)}")
 
 
-def _pair(folder: Path, where: str, row: dict[str, Any], number: int) -> Pair:
+def _pair(folder: Path, where: str, row: dict[str, Any], number: int, *, must_exist: bool) -> Pair:
     values: dict[str, Any] = {
         name: text for name, value in row.items() if (text := "" if value is None else str(value).strip())
     }
@@ -511,7 +519,7 @@ def _pair(folder: Path, where: str, row: dict[str, Any], number: int) -> Pair:
                 raise ValueError(f"{where}: {name} is empty")
             continue
         file = folder / values[name]
-        if not file.exists():
+        if must_exist and not file.exists():
             raise FileNotFoundError(f"{where}: {name} not found: {file}")
         values[name] = file
     for name, allowed in (("contrast", _CONTRASTS), ("split", _SPLITS)):

@@ -22,10 +22,10 @@ from ..volumes.files import atomic_path
 from . import mair, mair_unet
 from .mair import MaIR
 from .mair_unet import MaIRUNet
+from .weight_files import weights_file
 
 FORMAT = "voxelwave-restoration-1"
 _ARCHITECTURES = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
-_SHIPPED = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True)
@@ -47,33 +47,6 @@ class WeightsInfo:
     intensity_range: tuple[float, float]
     intensity_unit: str
     notes: dict[str, str] = field(default_factory=dict)
-
-
-def shipped_weights() -> list[str]:
-    """The names of the weights that come with the package; a model card lies beside each.
-
-    Example:
-        >>> "denoise-grey" in shipped_weights()
-        True
-    """
-    return sorted(file.stem for file in _SHIPPED.glob("*.safetensors"))
-
-
-def weights_file(weights: str | os.PathLike) -> Path:
-    """The file of shipped weights by their name, or the path itself.
-
-    Args:
-        weights: a name of `shipped_weights`, or a path; a path without a suffix can only be such a name.
-
-    Raises:
-        FileNotFoundError: it has no suffix and is no such name.
-    """
-    path = Path(weights)
-    if path.suffix:
-        return path
-    if path.name not in shipped_weights() or str(path) != path.name:
-        raise FileNotFoundError(f"weights must be a file or one of {', '.join(shipped_weights())}, got {path}")
-    return _SHIPPED / f"{path}.safetensors"
 
 
 def model_from_variant(variant: str, **changes: Any) -> MaIR | MaIRUNet:

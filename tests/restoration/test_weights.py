@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.mair_unet import MaIRUNet
+from voxelwave.restoration.weight_files import shipped_weights, weights_file
 from voxelwave.restoration.weights import (
     load_weights,
     matching_variants,
@@ -17,8 +18,6 @@ from voxelwave.restoration.weights import (
     read_info,
     read_parameters,
     save_weights,
-    shipped_weights,
-    weights_file,
 )
 
 SMALL = {"in_channels": 1, "width": 12, "depths": (1, 1), "states": 2, "stripe_width": 4}
