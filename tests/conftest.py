@@ -1,10 +1,17 @@
 """Fixtures that every folder of tests shares."""
 
 import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -32,3 +39,55 @@ def shared_fixtures() -> Path:
 def generator() -> torch.Generator:
     """A seeded source of randomness for one test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def dicom_errors() -> Callable[[Path], set[str]]:
+    """What dciodvfy finds wrong in a DICOM file, without the numbers of sequence items."""
+    program = shutil.which("dciodvfy")
+    if program is None:
+        pytest.skip("needs dciodvfy (Debian package dicom3tools)")
+
+    def errors(file: Path) -> set[str]:
+        run = subprocess.run([program, "-new", str(file)], capture_output=True, text=True, errors="replace")
+        lines = [line for line in (run.stderr + run.stdout).splitlines() if line.startswith("Error")]
+        return {re.sub(r"\[\d+\]| Item #\d+", "", line) for line in lines}
+
+    return errors
+
+
+@pytest.fixture(scope="session")
+def write_ct() -> Callable[..., None]:
+    """`write_ct(folder, ...)` writes a small CT series into a new folder."""
+    return _write_ct
+
+
+def _write_ct(folder: Path, *, slices: int = 4, slope: float = 1.0, intercept: float = -1024.0) -> None:
+    """A small oblique CT series of random values, in files whose names do not follow the slices."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
+    row, column = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
+    for k in range(slices):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+        image.SeriesInstanceUID, image.StudyInstanceUID = series, study
+        image.FrameOfReferenceUID = frame_of_reference
+        image.PatientID, image.PatientName, image.Modality = "p1", "Phantom^Head", "CT"
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        image.SeriesNumber, image.InstanceNumber = 3, k + 1
+        image.Rows, image.Columns = 6, 5
+        image.PixelSpacing, image.SliceThickness = [0.7, 0.5], 2.0
+        image.ImageOrientationPatient = [*row, *column]
+        image.ImagePositionPatient = [-12.5, 20.25, 7.0 + 2.0 * k]
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+        image.WindowCenter, image.WindowWidth = 40, 400
+        image.SmallestImagePixelValue = 0
+        image.LossyImageCompression, image.LossyImageCompressionRatio = "01", 10
+        image.PixelData = rng.integers(0, 4096, (6, 5), dtype=np.uint16).tobytes()
+        image.save_as(folder / f"{slices - k:03d}.dcm", enforce_file_format=True)

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
 from voxelwave.volumes import Volume, read_transform, read_volume, write_volume
+from voxelwave.volumes.dicom_registered import write_registered_series
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,46 @@ def test_a_diffusion_series_moves_volume_by_volume_with_its_gradients(scans, tmp
     vectors = np.loadtxt(tmp_path / "warped.bvec").T
     np.testing.assert_allclose(vectors, [[0, 0, 0], [1, 0, 0], [0, 1, 0]], atol=0.05)
     assert (tmp_path / "warped.bval").read_text() == (scans / "series.bval").read_text()
+
+
+@pytest.fixture(scope="module")
+def series(scans, write_ct, tmp_path_factory) -> Path:
+    """The blob and the moved blob as two DICOM series of one patient."""
+    folder = tmp_path_factory.mktemp("series")
+    for name in ("moving", "fixed"):
+        write_ct(folder / f"{name}_header")
+        write_registered_series(
+            folder / name,
+            read_volume(scans / f"{name}.nii.gz"),
+            folder / f"{name}_header",
+            "a blob",
+            frame_of_reference=generate_uid(),
+        )
+    return folder
+
+
+def test_dicom_in_gives_dicom_out(series, tmp_path, capsys):
+    words = ["registration", "register", str(series / "moving"), str(series / "fixed"), "-o", str(tmp_path)]
+    assert cli.main(words) == cli.DONE
+    warped = read_volume(tmp_path / "warped.nii.gz")
+    back = read_volume(tmp_path / "warped_dicom")
+    np.testing.assert_allclose(back.affine, warped.affine, atol=1e-5)
+    assert np.abs(back.array - warped.array).max() <= 0.5 + 1e-3
+    image = pydicom.dcmread(next((tmp_path / "warped_dicom").iterdir()))
+    fixed, moving = (pydicom.dcmread(next((series / name).iterdir())) for name in ("fixed", "moving"))
+    transform = pydicom.dcmread(tmp_path / "registration.dcm")
+    assert image.FrameOfReferenceUID == transform.FrameOfReferenceUID == fixed.FrameOfReferenceUID
+    assert image.StudyInstanceUID == transform.StudyInstanceUID == moving.StudyInstanceUID
+    capsys.readouterr()
+    assert cli.main(words) == cli.ERROR
+    assert "earlier run" in capsys.readouterr().err
+
+
+def test_dicom_out_needs_dicom_in(scans, series, tmp_path, capsys):
+    words = ["registration", "register", str(scans / "moving.nii.gz"), str(series / "fixed"), "-o", str(tmp_path)]
+    assert cli.main([*words, "--dicom"]) == cli.ERROR
+    assert "--dicom needs a DICOM series" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_evaluate_goes_on_after_a_broken_pair_and_exits_3(scans, tmp_path):
