@@ -792,14 +792,14 @@ def _exit_code(counts: Counts) -> int:
 
 
 def _sidecars(case: Case) -> list[Path]:
-    """Files beside an image that its result depends on."""
-    if case.kind != "pair":
-        return []
-    from ..volumes.nifti import is_nifti_name
-
-    stems = [p.with_name(p.name.removesuffix(".gz").removesuffix(".nii")) for p in case.inputs if is_nifti_name(p)]
-    beside = [stem.with_name(stem.name + ending) for stem in stems for ending in (".bval", ".bvec")]
-    return [path for path in beside if path.is_file()]
+    """Files beside the inputs that the result depends on too."""
+    endings = {".nii": (".bval", ".bvec"), ".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}
+    found = []
+    for path in case.inputs:
+        plain = path.with_name(path.name.removesuffix(".gz"))
+        beside = endings.get(plain.suffix.lower(), ()) if case.kind in ("pair", "eeg") else ()
+        found += [file for ending in beside if (file := plain.with_suffix(ending)).is_file()]
+    return found
 
 
 def _staged_name(number: int) -> str:

@@ -120,8 +120,9 @@ def _run(prog: str, command: tuple[str, str, str], argv: list[str]) -> int:
 def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
     """The keyword arguments for `function` from the words of the command line.
 
-    Required parameters become positional, unless they are keyword-only; a parameter `output` is also `-o`, `input` is
-    `-i`; a boolean is a plain flag. `--config file.yaml` gives any of them; the command line wins.
+    Parameters become positional (those with a default may be left out), unless they are keyword-only; a parameter
+    `output` is also `-o`, `input` is `-i`; a boolean is a plain flag. `--config file.yaml` gives any of them; the
+    command line wins.
 
     Raises:
         UsageError: for words that do not fit.
@@ -168,6 +169,10 @@ def _rename(action, parser, parameters) -> None:
     parameter = parameters.get(action.dest)
     if parameter is None:
         return
+    if parameter.kind is not parameter.KEYWORD_ONLY and action.option_strings:  # a positional that may be left out
+        for name in action.option_strings:
+            del parser._option_string_actions[name]
+        action.option_strings, action.nargs = [], "?"
     if not action.option_strings:
         action.metavar = action.dest.upper()
         return

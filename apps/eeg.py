@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..eeg.networks import ModelCard
+    from .batch_find import Case
 
-LAST, CURVE = "last.ckpt", "curve.csv"
+LAST, CURVE, DIAGNOSIS = "last.ckpt", "curve.csv", "diagnosis.json"
 NO_DEVICE = (
     "Research software and no medical device: a probability says how alike a recording is to those of a training "
     "group, and nothing about a person's health."
@@ -140,7 +141,7 @@ def train(
         loaders = training.loader(batch, shuffle=module.order), validation.loader(128)
         trainer.fit(module, *loaders, ckpt_path=checkpoint if resume else None, weights_only=True)
     best.restore(module)
-    _write_curve(output / CURVE, best.curve)
+    _write_table(output / CURVE, best.curve)
     label = data.labels[np.asarray(subjects[1])]
     probability = predict_windows(module.network.cpu(), validation.x)
     scores = np.array([probability[validation.subject.numpy() == one].mean() for one in subjects[1]])
@@ -200,17 +201,6 @@ def validation_split(labels: Any, share: float, seed: int) -> tuple[list[int], l
     return sorted(train_part.tolist()), sorted(validation.tolist())
 
 
-def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
-    import csv
-
-    from ..volumes.files import atomic_path
-
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in curve for name in row)))
-        writer.writeheader()
-        writer.writerows(curve)
-
-
 def diagnose(
     *,
     input: Path,
@@ -219,13 +209,22 @@ def diagnose(
     threshold: float | None = None,
     abstain: float = 0.1,
     threads: int | None = None,
+    dry_run: bool = False,
+    include: str | None = None,
+    jobs: int | None = None,
+    part: str | None = None,
+    cluster: str | None = None,
+    slurm: dict[str, Any] | None = None,
+    keep_identifiers: bool = False,
 ) -> int:
-    """Give the probability of the diagnosed class for one recording, or for each in a folder.
+    """Give the probability of the diagnosed class for one recording, or for each below a folder.
 
     Recordings are cut and scaled as those that the weights were trained on. OUTPUT receives subjects.csv (a row per
     recording: mean probability of its windows, and "uncertain" where that is within --abstain of the threshold),
-    windows.csv and diagnosis.json. A recording that is broken or does not fit the weights (channels, rate, length) is
-    named and left out; then the exit code is 3. This is research software and no medical device.
+    windows.csv and diagnosis.json; for a folder also the last two for each recording in a folder of its own,
+    manifest.jsonl and index.html. There a recording that is broken or does not fit the weights (channels, rate, length)
+    is recorded with its reason and the others go on (exit code 3); the same command again does what is missing or
+    changed. This is research software and no medical device.
 
     Args:
         input: a recording, or a folder of recordings.
@@ -233,45 +232,133 @@ def diagnose(
         weights: model.safetensors with model.json beside it.
         threshold: probability from which a recording counts as positive; default that of the weights.
         abstain: half the width of the band around the threshold where no decision is given.
-        threads: of the CPU; default all.
+        threads: of the CPU, per job; default all.
+        dry_run: of a folder: only show what would be done.
+        include: of a folder: only what these globs fit, such as "sub-01*,*rest*": file name or path.
+        jobs: of a folder: processes on this machine, or recordings under way at once on a cluster.
+        part: of a folder: i/n, for the i-th of n jobs of an array.
+        cluster: dask://HOST:PORT, slurm, or slurm-local to try it out.
+        slurm: submitit's parameters, such as slurm_partition and mem_gb.
+        keep_identifiers: of a folder: name recordings by their files, and show and record these names.
     """
-    import sys
-
     import torch
 
-    from ..eeg.networks import load_network
     from ..eeg.recording import SUFFIXES
-    from .cli import DONE, SOME_FAILED
+    from .batch import run_batch
+    from .batch_find import choose, find_cases
 
+    if not input.exists():
+        raise FileNotFoundError(f"no recording or folder at {input}")
     if threads is not None:
         torch.set_num_threads(threads)
-    network, card = load_network(weights)
+    work = batch_work(weights=str(weights), threshold=threshold, abstain=abstain)
+    if input.is_file():
+        return _diagnose_single(input, output, work)
+    found = find_cases(input, ("eeg",), output=output, suffixes={"eeg": SUFFIXES}, keep_identifiers=keep_identifiers)
+    if not found.cases:
+        raise FileNotFoundError(f"{input} holds no recording ({', '.join(SUFFIXES)})")
+    options = {"threshold": work.threshold, "abstain": abstain}
+    return run_batch(
+        choose(found.cases, include=include),
+        {"factory": f"{__name__}:batch_work", "arguments": {"weights": str(weights.resolve()), **options}},
+        output,
+        root=input,
+        options=options,
+        weights=weights,
+        jobs=jobs,
+        cluster=cluster,
+        slurm=slurm,
+        part=part,
+        dry_run=dry_run,
+        threads=threads,
+        keep_identifiers=keep_identifiers,
+        notes=found.notes,
+        finish=work.write_all,
+    )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A trained network in memory and how its probabilities are read.
+
+    Args:
+        network: of the weights.
+        card: what it was trained on.
+        weights: their file.
+        threshold: probability from which a recording counts as positive.
+        abstain: half the width of the band without a decision.
+    """
+
+    network: "nn.Module"
+    card: "ModelCard"
+    weights: Path
+    threshold: float
+    abstain: float
+
+    def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
+        """Diagnose one recording of a batch."""
+        row, windows = self.diagnose(case.inputs[0])
+        for line in (row, *windows):
+            line["subject"] = case.identifier
+            del line["file"]
+        _write_table(folder / "windows.csv", windows)
+        _write_json(folder / DIAGNOSIS, {"note": NO_DEVICE, **row, "window": windows})
+        metrics = {name: row[name] for name in ("probability", "decision", "windows", "windows_above", "seconds")}
+        return {"metrics": metrics, "warnings": [note for note in row["notes"].split("; ") if note]}
+
+    def diagnose(self, file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """A row about the recording, and one about each window."""
+        return _diagnose_one(file, self.network, self.card, self.threshold, self.abstain)
+
+    def write_all(self, output: Path) -> None:
+        """The tables of all recordings of a batch, from their folders."""
+        from .batch import read_manifest
+
+        rows, window_rows, failed = [], [], []
+        for name, entry in sorted(read_manifest(output).items()):
+            if entry["status"] != "done":
+                failed.append({"subject": name, "reason": entry["error"]})
+                continue
+            row = json.loads((output / name / DIAGNOSIS).read_text())
+            file = entry["inputs"][0]["path"]
+            window_rows += [{"subject": w.pop("subject"), "file": file, **w} for w in row.pop("window")]
+            row.pop("note")
+            rows.append({"subject": row.pop("subject"), "file": file, **row})
+        self.write(output, rows, window_rows, failed)
+
+    def write(
+        self,
+        output: Path,
+        rows: list[dict[str, Any]],
+        window_rows: list[dict[str, Any]],
+        failed: list[dict[str, str]],
+    ) -> None:
+        """subjects.csv, windows.csv and diagnosis.json; the rows on the screen too."""
+        _write_diagnosis(output, rows, window_rows, failed, self)
+        for row in rows:
+            words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
+            print(f"{row['subject']}: {words}")
+        print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
+
+
+def batch_work(*, weights: str, threshold: float | None, abstain: float) -> Diagnosis:
+    """A trained network made ready, from plain values."""
+    from ..eeg.networks import load_network
+
+    network, card = load_network(Path(weights))
     threshold = card.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1 or not 0 <= abstain <= 1:
         raise ValueError(f"threshold and abstain must lie between 0 and 1, got {threshold} and {abstain}")
-    if not input.exists():
-        raise FileNotFoundError(f"no recording or folder at {input}")
-    files = [input] if input.is_file() else sorted(f for f in input.rglob("*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{input} holds no recording ({', '.join(SUFFIXES)})")
-    rows, window_rows, failed = [], [], []
-    for file in files:
-        try:
-            row, own_windows = _diagnose_one(file, network, card, threshold, abstain)
-        except (ValueError, OSError) as error:
-            if len(files) == 1:
-                raise ValueError(f"{file}: {error}") from error
-            print(f"voxelwave: failed: {file}: {error}", file=sys.stderr)
-            failed.append({"file": str(file), "reason": str(error)})
-            continue
-        rows.append(row)
-        window_rows += own_windows
-    _write_diagnosis(output, rows, window_rows, failed, card, weights, threshold, abstain)
-    positive = card.classes[1]
-    for row in rows:
-        print(f"{row['subject']}: {positive} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)")
-    print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, diagnosis.json; {len(failed)} recordings failed")
-    return SOME_FAILED if failed else DONE
+    return Diagnosis(network, card, Path(weights), threshold, abstain)
+
+
+def _diagnose_single(file: Path, output: Path, work: Diagnosis) -> int:
+    try:
+        row, windows = work.diagnose(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    work.write(output, [row], windows, [])
+    return 0
 
 
 def _diagnose_one(
@@ -327,31 +414,38 @@ def _write_diagnosis(
     rows: list[dict[str, Any]],
     window_rows: list[dict[str, Any]],
     failed: list[dict[str, str]],
-    card: "ModelCard",
-    weights: Path,
-    threshold: float,
-    abstain: float,
+    work: Diagnosis,
 ) -> None:
+    _write_table(output / "subjects.csv", rows)
+    _write_table(output / "windows.csv", window_rows)
+    content = {
+        "note": NO_DEVICE,
+        "positive": work.card.classes[1],
+        "negative": work.card.classes[0],
+        "threshold": work.threshold,
+        "uncertain": [max(0.0, work.threshold - work.abstain), min(1.0, work.threshold + work.abstain)],
+        "weights": str(work.weights),
+        "network": work.card.network,
+        "subjects": [row | {"window": [w for w in window_rows if w["subject"] == row["subject"]]} for row in rows],
+        "failed": failed,
+    }
+    _write_json(output / DIAGNOSIS, content)
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
 
     from ..volumes.files import atomic_path
 
-    for name, table in (("subjects.csv", rows), ("windows.csv", window_rows)):
-        with atomic_path(output / name) as temporary, temporary.open("w", newline="") as stream:
-            if table:
-                writer = csv.DictWriter(stream, list(table[0]))
-                writer.writeheader()
-                writer.writerows(table)
-    content = {
-        "note": NO_DEVICE,
-        "positive": card.classes[1],
-        "negative": card.classes[0],
-        "threshold": threshold,
-        "uncertain": [max(0.0, threshold - abstain), min(1.0, threshold + abstain)],
-        "weights": str(weights),
-        "network": card.network,
-        "subjects": [row | {"window": [w for w in window_rows if w["file"] == row["file"]]} for row in rows],
-        "failed": failed,
-    }
-    with atomic_path(output / "diagnosis.json") as temporary:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
+        if rows:
+            writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from ..volumes.files import atomic_path
+
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -49,10 +49,10 @@ def test_picture_is_restored_with_a_record(folder: Path, capsys: pytest.CaptureF
 
 def test_folder_is_restored_file_by_file(folder: Path) -> None:
     assert _restore(folder, "in", "out") == 0
-    assert {p.name for p in (folder / "out").glob("*.png")} == {"a.png", "b.png"}
+    assert {p.name for p in (folder / "out").glob("*/*.png")} == {"a.png", "b.png"}
     Pillow.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "in/colour.png")
     assert _restore(folder, "in", "again") == 3  # one was refused, the others are there
-    assert {p.name for p in (folder / "again").glob("*.png")} == {"a.png", "b.png"}
+    assert {p.name for p in (folder / "again").glob("*/*.png")} == {"a.png", "b.png"}
 
 
 @pytest.mark.filterwarnings("ignore")
