@@ -61,7 +61,7 @@ class Work(Protocol):
             folder: empty.
 
         Returns:
-            "metrics": plain values; "warnings": lines, if any.
+            "metrics": plain values; if any "warnings", lines, and "previews", see `batch_preview.write_previews`.
 
         Raises:
             CaseRefused, ValueError, OSError, MemoryError: one line that says why it could not be done.
@@ -76,6 +76,7 @@ class Batch:
         work: how to build the work.
         output: the folder of results.
         root: what paths are shown relative to.
+        options: what the results depend on beside inputs and weights.
         threads: of a case.
         keep_identifiers: names of files and patients may be shown and written.
     """
@@ -83,6 +84,7 @@ class Batch:
     work: WorkSpec
     output: Path
     root: Path
+    options: dict[str, Any]
     threads: int = 1
     keep_identifiers: bool = False
 
@@ -176,6 +178,7 @@ def run_batch(
         work=work,
         output=output,
         root=root,
+        options=options,
         threads=threads or max(1, (os.cpu_count() or 1) // (jobs or 1 if cluster is None else 1)),
         keep_identifiers=keep_identifiers,
     )
@@ -292,8 +295,7 @@ class _Task:
     def run(self, *, recorded: bool) -> Result:
         """Skip, do or fail the case, and record it; `recorded` says whether the manifest has it as done."""
         started, clock = datetime.now(UTC), time.perf_counter()
-        entry: Entry = {"case": self.case.identifier, "kind": self.case.kind, "inputs": []}
-        entry |= {"options_sha256": self.hashes[0], "weights_sha256": self.hashes[1]}
+        entry = self.first_entry()
         status, error = "done", None
         try:
             entry["inputs"] = self._inputs()
@@ -313,12 +315,23 @@ class _Task:
                 traceback.print_exc()
             status = "refused" if isinstance(problem, CaseRefused) else "failed"
             error = self._clean(_in_words(problem))
-            entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
+            entry |= {"outputs": [], "bytes": [], "previews": {}, "metrics": {}, "warnings": self._warnings()}
         seconds = round(time.perf_counter() - clock, 3)
         words = f"refused: {error}" if status == "refused" else error
         line = _manifest_entry(entry, "done" if error is None else "failed", words, started, seconds)
         append_line(self.batch.output, line)
         return {"status": status, "error": error, "took": seconds}
+
+    def first_entry(self) -> Entry:
+        """What is known of the case before it is looked at."""
+        return {
+            "case": self.case.identifier,
+            "kind": self.case.kind,
+            "inputs": [],
+            "options": json.loads(json.dumps(self.batch.options)),
+            "options_sha256": self.hashes[0],
+            "weights_sha256": self.hashes[1],
+        }
 
     def _inputs(self) -> list[dict[str, Any]]:
         """Place and hash of what goes in; a DICOM series is one line."""
@@ -363,6 +376,7 @@ class _Task:
         result: Entry = {
             "outputs": [f"{self.case.identifier}/{p.relative_to(results).as_posix()}" for p in files],
             "bytes": [p.stat().st_size for p in files],
+            "previews": {k: f"{self.case.identifier}/{v}" for k, v in told.get("previews", {}).items()},
             "metrics": json.loads(json.dumps(told.get("metrics", {}), default=_plain)),
             "warnings": self._warnings(),
         }
@@ -525,11 +539,10 @@ class _Run:
 
     def _fail(self, case: Case, reason: str) -> None:
         """Record a case that no worker could take."""
-        entry: Entry = {"case": case.identifier, "kind": case.kind, "inputs": []}
-        entry |= {"options_sha256": self.hashes[0], "weights_sha256": self.hashes[1]}
         task = _Task(case, self.batch, self.hashes, self.folder)
+        entry = task.first_entry()
         reason = task._clean(reason)
-        entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": task._warnings()}
+        entry |= {"outputs": [], "bytes": [], "previews": {}, "metrics": {}, "warnings": task._warnings()}
         with _full_disk_is_an_error(self.batch.output):
             append_line(self.batch.output, _manifest_entry(entry, "failed", reason, datetime.now(UTC), 0.0))
         self.counts.failed += 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from ..restoration.images import Image
     from .batch_find import Case
 
 # torch and its friends load in the functions, so that --help answers at once
@@ -114,7 +115,7 @@ def restore(
         {"factory": f"{__name__}:batch_work", "arguments": {**how, "weights": str(file)}},
         output,
         root=input,
-        options={name: value for name, value in how.items() if name not in ("weights", "task", "device")},
+        options={"range": range, **{k: v for k, v in how.items() if k not in ("how", "weights", "task", "device")}},
         weights=file,
         jobs=jobs,
         cluster=cluster,
@@ -165,7 +166,10 @@ class Restoration:
             done = self.restore(source, folder / name)
         except Refused as error:
             raise CaseRefused(str(error)) from error
-        return {"metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]}}
+        return {
+            "metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]},
+            "previews": _previews(folder, done["image"], done["written"]),
+        }
 
     def smaller(self) -> "Restoration | None":
         """The same with tiles of half the size, down to 32 pixels."""
@@ -178,7 +182,7 @@ class Restoration:
         return f"--tile {self.options['tile']}"
 
     def restore(self, source: Path, target: Path, *, show: Any = None, progress: Any = None) -> dict[str, Any]:
-        """One image from file to file; gives where it was written, its range, the change, in words too, and seconds."""
+        """One image from file to file; gives it, where it was written, its range, the change, and seconds."""
         import time
 
         from ..restoration.images import read_image, to_pixels, write_image
@@ -205,6 +209,7 @@ class Restoration:
         words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
         written = write_image(target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}")
         return {
+            "image": image,
             "written": written,
             "range": str(intensity_range),
             "change": change.as_dict(),
@@ -290,6 +295,21 @@ def _restore_single(source: Path, target: Path, how: dict[str, Any], threads: in
     )
     print(f"  wrote {written} in {done['seconds']:.1f} s")
     return 0
+
+
+def _previews(folder: Path, image: "Image", written: Path) -> dict[str, str]:
+    """Small copies of an image and of its result as it was written."""
+    import warnings
+
+    from ..restoration.images import read_image
+    from .batch_preview import write_previews
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # was said of the input
+        result = read_image(written)
+    if image.volume is None or result.volume is None:
+        return write_previews(folder, {"input": image.stack[0], "result": result.stack[0]})
+    return write_previews(folder, {"input": image.volume, "result": result.volume})
 
 
 def _weights_file(weights: Path) -> Path:
