@@ -61,7 +61,7 @@ class Work(Protocol):
             folder: empty.
 
         Returns:
-            "metrics": plain values; if any "warnings", lines, and "previews", see `batch_preview.write_previews`.
+            "metrics": plain values; "warnings": lines, if any.
 
         Raises:
             CaseRefused, ValueError, OSError, MemoryError: one line that says why it could not be done.
@@ -315,7 +315,7 @@ class _Task:
                 traceback.print_exc()
             status = "refused" if isinstance(problem, CaseRefused) else "failed"
             error = self._clean(_in_words(problem))
-            entry |= {"outputs": [], "bytes": [], "previews": {}, "metrics": {}, "warnings": self._warnings()}
+            entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
         seconds = round(time.perf_counter() - clock, 3)
         words = f"refused: {error}" if status == "refused" else error
         line = _manifest_entry(entry, "done" if error is None else "failed", words, started, seconds)
@@ -351,6 +351,8 @@ class _Task:
 
     def _work(self, entry: Entry) -> Entry:
         """Run the work, with less memory where it ran out of it, and put the results in place."""
+        from .batch_preview import write_preview
+
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             work = self._build()
@@ -371,12 +373,13 @@ class _Task:
                     ours = (w for w in caught if "voxelwave" in getattr(w.category, "__module__", ""))
                     self.notes += [str(w.message) for w in ours]
                     caught.clear()
-        self.notes += told.get("warnings", [])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say of the input was said
+            self.notes += [*told.get("warnings", []), *write_preview(staged, results)]
         files = sorted(p for p in results.rglob("*") if p.is_file())
         result: Entry = {
             "outputs": [f"{self.case.identifier}/{p.relative_to(results).as_posix()}" for p in files],
             "bytes": [p.stat().st_size for p in files],
-            "previews": {k: f"{self.case.identifier}/{v}" for k, v in told.get("previews", {}).items()},
             "metrics": json.loads(json.dumps(told.get("metrics", {}), default=_plain)),
             "warnings": self._warnings(),
         }
@@ -542,7 +545,7 @@ class _Run:
         task = _Task(case, self.batch, self.hashes, self.folder)
         entry = task.first_entry()
         reason = task._clean(reason)
-        entry |= {"outputs": [], "bytes": [], "previews": {}, "metrics": {}, "warnings": task._warnings()}
+        entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": task._warnings()}
         with _full_disk_is_an_error(self.batch.output):
             append_line(self.batch.output, _manifest_entry(entry, "failed", reason, datetime.now(UTC), 0.0))
         self.counts.failed += 1

@@ -302,7 +302,8 @@ class Diagnosis:
             line["subject"] = case.identifier
             del line["file"]
         _write_table(folder / "windows.csv", windows)
-        _write_json(folder / DIAGNOSIS, {"note": NO_DEVICE, **row, "window": windows})
+        read_as = {"class": self.card.classes[1], "threshold": self.threshold}
+        _write_json(folder / DIAGNOSIS, {"note": NO_DEVICE, **read_as, **row, "window": windows})
         metrics = {name: row[name] for name in ("probability", "decision", "windows", "windows_above", "seconds")}
         return {"metrics": metrics, "warnings": [note for note in row["notes"].split("; ") if note]}
 
@@ -322,7 +323,8 @@ class Diagnosis:
             row = json.loads((output / name / DIAGNOSIS).read_text())
             file = entry["inputs"][0]["path"]
             window_rows += [{"subject": w.pop("subject"), "file": file, **w} for w in row.pop("window")]
-            row.pop("note")
+            for key in ("note", "class", "threshold"):
+                del row[key]
             rows.append({"subject": row.pop("subject"), "file": file, **row})
         self.write(output, rows, window_rows, failed)
 

@@ -169,17 +169,15 @@ class Alignment:
 
     def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
         """Align one pair of a batch."""
-        from .batch_preview import write_previews
-
         files: dict[str, Path | None] = {"moving_labels": None, "fixed_labels": None}
         files |= dict(zip(case.roles, case.inputs, strict=True))
         done = self.align(files, folder, contrast=case.contrast)
-        return {"metrics": done["metrics"], "previews": write_previews(folder, done["images"])}
+        return {"metrics": done["metrics"]}
 
     def align(
         self, files: dict[str, Path | None], output: Path, *, contrast: str = "image", progress: Any = None
     ) -> dict[str, Any]:
-        """One pair from files to a folder; gives metrics, seconds of each step, images, whether DICOM was written."""
+        """One pair from files to a folder; gives metrics, seconds of each step and whether DICOM was written."""
         from ..registration.data import Pair, load_fixed
         from ..registration.picture import draw_registration
         from ..registration.register import register as align
@@ -213,8 +211,7 @@ class Alignment:
             warped=result.warped,
             forward=result.forward,
         )
-        images = {"input": moving_image, "result": result.warped, "fixed": fixed_image}
-        return {"metrics": metrics, "seconds": result.seconds, "dicom": to_dicom, "images": images}
+        return {"metrics": metrics, "seconds": result.seconds, "dicom": to_dicom}
 
 
 def batch_work(*, weights: str | None, dicom: bool, cache: str | None, **options: Any) -> Alignment:

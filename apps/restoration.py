@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ..restoration.images import Image
     from .batch_find import Case
 
 # torch and its friends load in the functions, so that --help answers at once
@@ -166,10 +165,7 @@ class Restoration:
             done = self.restore(source, folder / name)
         except Refused as error:
             raise CaseRefused(str(error)) from error
-        return {
-            "metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]},
-            "previews": _previews(folder, done["image"], done["written"]),
-        }
+        return {"metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]}}
 
     def smaller(self) -> "Restoration | None":
         """The same with tiles of half the size, down to 32 pixels."""
@@ -182,7 +178,7 @@ class Restoration:
         return f"--tile {self.options['tile']}"
 
     def restore(self, source: Path, target: Path, *, show: Any = None, progress: Any = None) -> dict[str, Any]:
-        """One image from file to file; gives it, where it was written, its range, the change, and seconds."""
+        """One image from file to file; gives where it was written, its range, the change in figures and lines, seconds."""
         import time
 
         from ..restoration.images import read_image, to_pixels, write_image
@@ -209,7 +205,6 @@ class Restoration:
         words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
         written = write_image(target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}")
         return {
-            "image": image,
             "written": written,
             "range": str(intensity_range),
             "change": change.as_dict(),
@@ -295,21 +290,6 @@ def _restore_single(source: Path, target: Path, how: dict[str, Any], threads: in
     )
     print(f"  wrote {written} in {done['seconds']:.1f} s")
     return 0
-
-
-def _previews(folder: Path, image: "Image", written: Path) -> dict[str, str]:
-    """Small copies of an image and of its result as it was written."""
-    import warnings
-
-    from ..restoration.images import read_image
-    from .batch_preview import write_previews
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # was said of the input
-        result = read_image(written)
-    if image.volume is None or result.volume is None:
-        return write_previews(folder, {"input": image.stack[0], "result": result.stack[0]})
-    return write_previews(folder, {"input": image.volume, "result": result.volume})
 
 
 def _weights_file(weights: Path) -> Path:
