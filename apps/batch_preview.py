@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import math
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,18 +203,13 @@ def _png(parts: list[np.ndarray]) -> bytes:
 def _recording(folder: Path) -> tuple[dict[str, Any], str]:
     """The windows of a diagnosed recording, and a drawing of their probabilities."""
     result = json.loads((folder / "diagnosis.json").read_text())
-    keys = ("start_s", "probability")
-    windows = [{key: float(window[key]) for key in keys} for window in result["window"]]
-    threshold = float(result["threshold"])
-    content = {"windows": windows, "threshold": threshold, "class": str(result["class"]), "notes": []}
+    windows = [{key: float(window[key]) for key in ("start_s", "probability")} for window in result["window"]]
     bars = []
     for number, window in enumerate(windows):
         height = 50 * window["probability"]
         bars.append(f'<rect x="{number}" y="{50 - height:.2f}" width="0.9" height="{height:.2f}" fill="#0b63a5"/>')
-    line = (
-        f'<path d="M0 {50 - 50 * threshold:.2f}H{len(windows)}" stroke="#b4500b" vector-effect="non-scaling-stroke"/>'
-    )
-    words = f"probability of {content['class']} per window"
     box = f'viewBox="0 0 {max(1, len(windows))} 50" preserveAspectRatio="none" width="160" height="50"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><title>{escape(words)}</title>'
-    return content, f"{head}{''.join(bars)}{line}</svg>\n"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><title>probability of each window</title>'
+    # a line at one half, on which the eye can rest
+    line = f'<path d="M0 25H{len(windows)}" stroke="#888" stroke-dasharray="3" vector-effect="non-scaling-stroke"/>'
+    return {"windows": windows, "notes": []}, f"{head}{''.join(bars)}{line}</svg>\n"

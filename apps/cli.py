@@ -51,6 +51,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
         "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
     },
+    "batch": {
+        "page": ("batch_page", "page", "make the page of a folder of results again, from its manifest"),
+    },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
     },
