@@ -48,13 +48,18 @@ _MODALITY_OF_SUFFIX = {"eeg": "EEG", "meg": "MEG", "pet": "PT", "ct": "CT"}  # o
 _IMAGING = """
     acq adc adni anat asl atlas ax axial bold brain brainmask bravo case cine contrast cor coronal ct dcm dicom
     diffusion dir dixon dti dwi echo ed eeg enhanced ep epi es export fa fast fat fatsat field fieldmap file fixed fl
-    flair fmap fmri frame fs fse func gad gd gre haste head ima image images img in ir iso kernel left loc localizer
+    flair fmap fmri frame fs fse func gad gd gre haste head im ima image images img in ir iso kernel left loc localizer
     ls mag map mask mean mgz mni moving mp mpr mprage mr mra mri ms native nifti no norm out pat patient pd perf pet
     phantom phase pt raw rawdata rec right rt run sag sagittal scan scans scout se ser series ses session slab slice
     slices smooth space spgr spine st stack std stir study sub subject swi tag task te test thick thin ti tirm tof tr
     tra trace tse vibe vol volume wip
 """
 _WORDS = frozenset(_IMAGING.split())
+_IMAGE_FILES = """
+    .nii .mgz .mgh .dcm .ima .dicom .png .tif .tiff .bmp .jpg .jpeg .webp .pgm .ppm .edf .bdf .gdf .vhdr .set .fif .mat
+    .txt .csv .tsv .json
+"""
+_ENDINGS = frozenset(["", *_IMAGE_FILES.split()])
 
 
 @dataclass(frozen=True)
@@ -318,7 +323,7 @@ def shown_name(name: str, *, keep_identifiers: bool = False) -> str:
         return printable(name)
     stem = _stem(name)
     ending = name[len(stem) :]
-    if not is_harmless(ending):
+    if ending.lower().removesuffix(".gz") not in _ENDINGS:
         stem, ending = name, ""
     return name if is_harmless(stem) else f"~{_short_hash(name, length=8)}{ending}"
 

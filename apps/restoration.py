@@ -178,7 +178,7 @@ class Restoration:
         return f"--tile {self.options['tile']}"
 
     def restore(self, source: Path, target: Path, *, show: Any = None, progress: Any = None) -> dict[str, Any]:
-        """One image from file to file; gives where it was written, its range, the change in figures and lines, seconds."""
+        """One image from file to file; gives where it was written, its range, the change, and seconds."""
         import time
 
         from ..restoration.images import read_image, to_pixels, write_image

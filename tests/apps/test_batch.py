@@ -1,0 +1,389 @@
+"""Batches: each case whole or not at all, done once, none lost, whatever happens in between."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxelwave.apps import batch, cli
+from voxelwave.apps.batch import Case, append_line, choose_part, compact, read_manifest, run_batch
+from voxelwave.apps.cells import InProcess, LocalProcesses
+
+TIMES = ("started", "seconds", "versions")
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_toys(monkeypatch):
+    here = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", here)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"scan{number}.txt").write_text(f"content {number}")
+    return folder
+
+
+def cases_of(folder: Path) -> list[Case]:
+    return [Case(path.stem, (path,), "image", "text", size=path.stat().st_size) for path in sorted(folder.iterdir())]
+
+
+def run(folder: Path, output: Path, *, seconds: float = 0.0, log: Path | None = None, options=None, **more) -> int:
+    arguments = {"seconds": seconds, "log": None if log is None else str(log)}
+    more = {"open_workers": InProcess, **more}
+    spec = {"factory": "toy_batch:make", "arguments": arguments}
+    return run_batch(cases_of(folder), spec, output, root=folder, options=options or {"strength": 1}, **more)
+
+
+def contents(output: Path) -> dict[str, str]:
+    """Hash of each file by its name; of the manifest without times."""
+    found = {}
+    for path in sorted(p for p in output.rglob("*") if p.is_file() and batch.STATE not in p.parts):
+        data = path.read_bytes()
+        if path.name == batch.MANIFEST:
+            lines = [json.loads(line) for line in data.splitlines()]
+            data = json.dumps([{k: v for k, v in line.items() if k not in TIMES} for line in lines]).encode()
+        if path.suffix != ".html":
+            found[path.relative_to(output).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def unfinished(output: Path) -> list[Path]:
+    return list((output / batch.STATE).glob("run-*"))
+
+
+def test_every_case_gets_a_folder_and_a_line(inputs, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(inputs, output) == cli.DONE
+    entries = read_manifest(output)
+    assert list(entries) == [f"scan{number}" for number in range(6)]
+    entry = entries["scan2"]
+    assert entry["inputs"] == [
+        {"path": "scan2.txt", "sha256": hashlib.sha256((inputs / "scan2.txt").read_bytes()).hexdigest()}
+    ]
+    assert entry["outputs"] == ["scan2/0.txt", "scan2/1.txt", "scan2/2.txt"]
+    assert entry["metrics"] == {"bytes": 9}
+    assert (entry["status"], entry["error"]) == ("done", None)
+    assert {"started", "seconds", "versions", "options_sha256", "weights_sha256", "options"} <= set(entry)
+    assert unfinished(output) == []
+    assert "6 of 6 done" in capsys.readouterr().out
+
+
+def test_a_broken_case_is_recorded_in_a_line_and_the_others_go_on(inputs, tmp_path, capsys):
+    (inputs / "scan1.txt").write_text("broken")
+    (inputs / "scan3.txt").write_text("odd")
+    output = tmp_path / "out"
+    assert run(inputs, output) == cli.SOME_FAILED
+    entries = read_manifest(output)
+    assert entries["scan1"]["error"] == "scan1.txt is broken"
+    assert entries["scan3"]["error"] == "KeyError: 'no such thing'"
+    assert [name for name, entry in entries.items() if entry["status"] == "done"] == [
+        "scan0",
+        "scan2",
+        "scan4",
+        "scan5",
+    ]
+    assert not (output / "scan1").exists()
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "scan1.txt is broken" in errors[0]
+
+
+def test_what_is_done_and_unchanged_is_not_done_again(inputs, tmp_path):
+    output, log, weights = tmp_path / "out", tmp_path / "log.txt", tmp_path / "weights"
+    weights.write_text("one")
+
+    def done_now(**more) -> list[str]:
+        log.write_text("")
+        assert run(inputs, output, log=log, weights=weights, **more) == cli.DONE
+        return sorted({line.split()[0] for line in log.read_text().splitlines()})
+
+    everything = [f"scan{number}" for number in range(6)]
+    assert done_now() == everything
+    before = contents(output)
+    assert done_now() == []
+    assert contents(output) == before
+    (inputs / "scan4.txt").write_text("changed")
+    assert done_now() == ["scan4"]
+    assert done_now() == []
+    assert done_now(options={"strength": 2}) == everything
+    weights.write_text("two")
+    assert done_now(options={"strength": 2}) == everything
+    (output / "scan0" / "1.txt").unlink()
+    (output / "scan2" / "2.txt").write_text("cut")
+    assert done_now(options={"strength": 2}) == ["scan0", "scan2"]
+    (output / batch.MANIFEST).unlink()
+    assert done_now(options={"strength": 2}) == []
+    assert sorted(read_manifest(output)) == everything  # it is written anew from the folders
+
+
+def test_a_failed_case_is_tried_again_and_keeps_an_older_result_apart(inputs, tmp_path):
+    output = tmp_path / "out"
+    assert run(inputs, output) == cli.DONE
+    (inputs / "scan1.txt").write_text("broken")
+    assert run(inputs, output) == cli.SOME_FAILED
+    assert read_manifest(output)["scan1"]["status"] == "failed"
+    assert read_manifest(output)["scan1"]["outputs"] == []
+    (inputs / "scan1.txt").write_text("content 1")
+    assert run(inputs, output) == cli.DONE
+    assert read_manifest(output)["scan1"]["status"] == "done"
+
+
+def test_out_of_memory_makes_the_work_smaller_and_tries_again(inputs, tmp_path):
+    (inputs / "scan2.txt").write_text("large")
+    output, log = tmp_path / "out", tmp_path / "log.txt"
+    assert run(inputs, output, log=log) == cli.DONE
+    tried = [line for line in log.read_text().splitlines() if line.startswith("scan2")]
+    assert tried == ["scan2 size 8", "scan2 size 4", "scan2 size 2"]
+    assert "scan3 size 8" in log.read_text()  # the next case has all the memory again
+    assert read_manifest(output)["scan2"]["warnings"][:2] == [
+        "memory ran out; tried again with size 4",
+        "memory ran out; tried again with size 2",
+    ]
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(inputs, tmp_path, capsys):
+    output = tmp_path / "out"
+    (inputs / "scan3.txt").write_text("full")
+    assert run(inputs, output) == cli.ERROR
+    error = capsys.readouterr().err
+    assert "no space left for results" in error
+    assert "3 of 6 done" in error
+    assert sorted(read_manifest(output)) == ["scan0", "scan1", "scan2"]
+    assert unfinished(output) == []
+    (inputs / "scan3.txt").write_text("content 3")
+    assert run(inputs, output) == cli.DONE
+    assert len(read_manifest(output)) == 6
+
+
+@pytest.mark.parametrize("place", ["write", "fsync", "replace"])
+def test_a_disk_that_is_full_for_the_record_loses_no_line(inputs, tmp_path, monkeypatch, place):
+    """The line is taken back whole, results stay, and the next run goes on from them."""
+    output = tmp_path / "out"
+    assert run(inputs, output) == cli.DONE
+    before = (output / batch.MANIFEST).read_bytes()
+    (inputs / "scan9.txt").write_text("content 9")
+    calls = []
+
+    def full(*words, **options):
+        calls.append(words)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "write":
+            patch.setattr(Path, "open", _full_for(batch.MANIFEST, Path.open))
+        else:
+            patch.setattr(batch.os, place, full)
+        assert run(inputs, output) == cli.ERROR
+    assert (output / batch.MANIFEST).read_bytes() == before
+    assert run(inputs, output) == cli.DONE
+    assert len(read_manifest(output)) == 7
+
+
+def _full_for(name: str, real):
+    class Full:
+        def __init__(self, stream):
+            self._stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self._stream.close()
+
+        def __getattr__(self, attribute):
+            return getattr(self._stream, attribute)
+
+        def write(self, data):
+            self._stream.write(data[:20])  # some of it still found room
+            self._stream.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(self, mode="r", *rest, **options):
+        stream = real(self, mode, *rest, **options)
+        return Full(stream) if self.name == name and "a" in mode else stream
+
+    return opened
+
+
+def test_parts_of_an_array_make_the_whole(inputs, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(inputs, whole) == cli.DONE
+    for number in (2, 1, 4, 3):
+        assert run(inputs, parts, part=f"{number}/4") == cli.DONE
+    assert contents(parts) == contents(whole)
+    chosen = [case.identifier for n in range(1, 5) for case in choose_part(cases_of(inputs), f"{n}/4")]
+    assert sorted(chosen) == [f"scan{number}" for number in range(6)]
+    for wrong in ("0/3", "4/3", "x", "1/", "-1/2"):
+        with pytest.raises(ValueError, match="part must be i/n"):
+            run(inputs, parts, part=wrong)
+
+
+def test_local_processes_give_the_same_as_one(inputs, tmp_path):
+    (inputs / "scan1.txt").write_text("broken")
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    assert run(inputs, outputs[0]) == cli.SOME_FAILED
+    assert run(inputs, outputs[1], open_workers=None, jobs=2, threads=1) == cli.SOME_FAILED
+    assert contents(outputs[0]) == contents(outputs[1])
+
+
+def test_a_worker_that_dies_costs_one_case(inputs, tmp_path):
+    (inputs / "scan2.txt").write_text("die")
+    output = tmp_path / "out"
+    assert run(inputs, output, open_workers=lambda: LocalProcesses(2)) == cli.SOME_FAILED
+    entries = read_manifest(output)
+    assert [name for name, entry in entries.items() if entry["status"] == "failed"] == ["scan2"]
+    assert "ended abruptly" in entries["scan2"]["error"]
+    assert len(entries) == 6
+
+
+def test_work_that_cannot_be_built_is_one_error_and_no_failed_cases(inputs, tmp_path):
+    spec = {"factory": "toy_batch:cannot_be_made", "arguments": {}}
+    with pytest.raises(ValueError, match="the weights are damaged"):
+        run_batch(cases_of(inputs), spec, tmp_path / "out", root=inputs, options={}, open_workers=InProcess)
+    assert read_manifest(tmp_path / "out") == {}
+
+
+def test_dry_run_shows_the_plan_and_touches_nothing(inputs, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(inputs, output, dry_run=True) == cli.DONE
+    assert not output.exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:6]] == [[f"scan{n}", "to", "do"] for n in range(6)]
+    run(inputs, output)
+    capsys.readouterr()
+    assert run(inputs, output, dry_run=True) == cli.DONE
+    assert capsys.readouterr().out.count("done before") == 6
+
+
+def test_killed_at_random_twenty_times_it_ends_like_an_undisturbed_run(inputs, tmp_path):
+    """Each kill is a SIGKILL in the middle of the work, of a process that has everything loaded already."""
+    (inputs / "scan1.txt").write_text("broken")
+    quiet, output = tmp_path / "quiet", tmp_path / "out"
+    assert run(inputs, quiet) == cli.SOME_FAILED
+    rng = np.random.default_rng(7)
+    kills = 0
+    for number in range(60):
+        if kills == 20:
+            break
+        if number % 5 == 4:  # and now and then something to do over
+            (output / f"scan{number % 6}" / "0.txt").unlink(missing_ok=True)
+        process = get_context("fork").Process(target=run, args=(inputs, output), kwargs={"seconds": 0.01})
+        process.start()
+        process.join(float(rng.uniform(0.002, 0.15)))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+    assert kills >= 10
+    assert run(inputs, output, seconds=0.01) == cli.SOME_FAILED
+    assert contents(output) == contents(quiet)
+    assert unfinished(output) == []
+
+
+def test_two_runs_on_one_folder_do_not_damage_each_other(inputs, tmp_path):
+    quiet, output, log = tmp_path / "quiet", tmp_path / "out", tmp_path / "log.txt"
+    assert run(inputs, quiet) == cli.DONE
+    context = get_context("fork")
+    runs = [context.Process(target=run, args=(inputs, output), kwargs={"seconds": 0.02, "log": log}) for _ in range(3)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(60)
+    assert [process.exitcode for process in runs] == [0, 0, 0]
+    assert contents(output) == contents(quiet)
+    assert sorted(line.split()[0] for line in log.read_text().splitlines()) == [f"scan{n}" for n in range(6)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, cli.TERMINATED), (signal.SIGINT, cli.INTERRUPTED)])
+def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code):
+    quiet, output = tmp_path / "quiet", tmp_path / "out"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom test_batch import run\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.exit(run(Path({str(inputs)!r}), Path({str(output)!r}), seconds=0.3, open_workers=None, jobs=2))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not read_manifest(output) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    assert unfinished(output) == []
+    assert 0 < len(read_manifest(output)) < 6
+    assert run(inputs, output) == run(inputs, quiet) == cli.DONE
+    assert contents(output) == contents(quiet)
+
+
+def test_a_line_that_was_cut_off_does_not_hurt(tmp_path):
+    append_line(tmp_path, {"case": "a", "status": "done"})
+    with (tmp_path / batch.MANIFEST).open("ab") as stream:
+        stream.write(b'{"case": "b", "sta')
+    append_line(tmp_path, {"case": "c", "status": "done"})
+    append_line(tmp_path, {"case": "a", "status": "failed"})
+    assert {name: entry["status"] for name, entry in read_manifest(tmp_path).items()} == {"a": "failed", "c": "done"}
+    compact(tmp_path)
+    assert len((tmp_path / batch.MANIFEST).read_text().splitlines()) == 2
+
+
+def test_messages_say_no_names_unless_asked(tmp_path, capsys):
+    folder = tmp_path / "in" / "Doe^Jane_19570204"
+    folder.mkdir(parents=True)
+    (folder / "brain of Jane Doe.txt").write_text("broken")
+    case = Case("image-1234", tuple(folder.iterdir()), "image", "text")
+    spec = {"factory": "toy_batch:make", "arguments": {}}
+    for keep in (False, True):
+        output = tmp_path / f"out{keep}"
+        words = {"root": tmp_path / "in", "options": {}, "open_workers": InProcess, "keep_identifiers": keep}
+        assert run_batch([case], spec, output, **words) == cli.SOME_FAILED
+        told = capsys.readouterr()
+        everything = told.out + told.err + (output / batch.MANIFEST).read_text()
+        everything += "".join(str(path) for path in output.rglob("*"))
+        for word in ("Doe", "Jane", "19570204"):
+            assert (word in everything) == keep
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_must_not_be_written_is_an_error(inputs, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir(mode=0o500)
+    with pytest.raises(OSError, match="denied"):
+        run(inputs, output)
+
+
+def test_units_run_on_a_dask_cluster_too(inputs, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    quiet, output = tmp_path / "quiet", tmp_path / "out"
+    assert run(inputs, quiet) == cli.DONE
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        address = cluster.scheduler_address.replace("tcp://", "dask://")
+        assert run(inputs, output, open_workers=None, cluster=address) == cli.DONE
+    assert contents(output) == contents(quiet)
+
+
+def test_units_run_as_jobs_of_slurm_too(inputs, tmp_path):
+    pytest.importorskip("submitit")
+    for path in sorted(inputs.iterdir())[2:]:
+        path.unlink()
+    quiet, output = tmp_path / "quiet", tmp_path / "out"
+    assert run(inputs, quiet) == cli.DONE
+    assert run(inputs, output, open_workers=None, cluster="slurm-local") == cli.DONE
+    assert contents(output) == contents(quiet)
