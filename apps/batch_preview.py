@@ -142,7 +142,7 @@ def _nifti(levels: Volume, low: float, high: float) -> bytes:
 
 
 def _middle_slice(levels: Volume) -> np.ndarray:
-    """(rows, columns) of the middle slice across the coarsest axis, its pixels made square.
+    """(rows, columns) of the middle slice across the axis with the fewest voxels, its pixels made square.
 
     The patient's right is on the left, as radiologists have it; sagittal slices look to the right.
     """
@@ -151,7 +151,7 @@ def _middle_slice(levels: Volume) -> np.ndarray:
 
     canonical = nib.as_closest_canonical(nib.Nifti1Image(levels.array, levels.affine))
     array, spacing = np.asarray(canonical.dataobj), np.linalg.norm(canonical.affine[:3, :3], axis=0)
-    across = max(range(3), key=lambda axis: (round(spacing[axis], 2), axis))
+    across = min(range(3), key=lambda axis: (array.shape[axis], -axis))
     plane = np.take(array, array.shape[across] // 2, axis=across).T[::-1]  # rows from the top or front down
     width, height = (n * s for n, s in zip(plane.shape[::-1], np.delete(spacing, across), strict=True))
     if across != 0:

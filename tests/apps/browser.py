@@ -1,0 +1,153 @@
+"""A headless Chromium that a test can drive, spoken to through a pipe (Chrome DevTools Protocol)."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1280,900"),
+)
+
+
+class Browser:
+    """One page of Chromium; ends with the `with` block.
+
+    Args:
+        timeout_s: of one answer.
+    """
+
+    def __init__(self, timeout_s: float = 60):
+        self.timeout_s = timeout_s
+        self.events: list[dict[str, Any]] = []
+        self.number, self.buffer, self.messages = 0, b"", deque[dict[str, Any]]()
+
+    def __enter__(self) -> "Browser":
+        assert PROGRAM is not None
+        self.profile = tempfile.mkdtemp()
+        read_commands, self.out = os.pipe()
+        self.back, write_answers = os.pipe()
+        # Chromium reads commands from 3 and writes answers to 4
+        words = [PROGRAM, *_FLAGS, f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"]
+        script = f'exec 3<&{read_commands} 4>&{write_answers}; exec "$@"'
+        self.process = subprocess.Popen(
+            ["bash", "-c", script, "bash", *words],
+            pass_fds=(read_commands, write_answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(read_commands)
+        os.close(write_answers)
+        page = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self.session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.out)  # Chromium ends when its pipe does
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.back)
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Ask for something and wait for the answer; events that come meanwhile are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") != self.number:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise RuntimeError(f"{method}: {answer['error']['message']}")
+            else:
+                return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        while not self.messages:
+            if not select.select([self.back], [], [], self.timeout_s)[0]:
+                raise TimeoutError(f"no answer from {PROGRAM} in {self.timeout_s} s")
+            part = os.read(self.back, 1 << 20)
+            if not part:
+                raise ConnectionError(f"{PROGRAM} ended")
+            *whole, self.buffer = (self.buffer + part).split(b"\0")
+            self.messages.extend(json.loads(one) for one in whole)
+        return self.messages.popleft()
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """`send` to the page."""
+        return self.send(method, self.session, **parameters)
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression; promises are waited for."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", "exception"))
+        return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + self.timeout_s
+        while not self.run(f"Boolean({condition})"):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{condition} did not become true in {self.timeout_s} s")
+            time.sleep(0.1)
+
+    def open(self, page: Path, fragment: str = "") -> None:
+        """Load a page from the disk."""
+        self.call("Page.navigate", url=page.resolve().as_uri() + fragment)
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def picture(self, path: Path | None = None) -> bytes:
+        """The page as a PNG."""
+        png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        if path is not None:
+            path.write_bytes(png)
+        return png
+
+    def click(self, selector: str) -> None:
+        """Press the mouse where an element is."""
+        place = self.run(
+            f"(() => {{const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        self.press(*place)
+
+    def press(self, x: float, y: float) -> None:
+        """Press and release the mouse at a place of the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def problems(self) -> list[str]:
+        """Errors of the page and addresses outside the disk that it asked for."""
+        self.run("0")
+        found = []
+        for event in self.events:
+            parameters = event.get("params", {})
+            if event.get("method") == "Runtime.exceptionThrown":
+                found.append(str(parameters["exceptionDetails"].get("exception", {}).get("description")))
+            elif event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+                found.append(parameters["entry"]["text"])
+            elif event.get("method") == "Network.requestWillBeSent":
+                address = parameters["request"]["url"]
+                if not address.startswith(("file:", "data:", "blob:", "about:")):
+                    found.append(address)
+        return found
