@@ -767,14 +767,13 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _write_pages(batch: Batch, finish: Callable[[Path], None] | None) -> None:
     from filelock import FileLock
 
+    from .batch_page import write_index
+
     with FileLock(batch.state / "pages.lock"):
         compact(batch.output)
         if finish is not None:
             finish(batch.output)
-        with contextlib.suppress(ImportError):
-            from .batch_page import write_index
-
-            write_index(batch.output)
+        write_index(batch.output)
 
 
 def _show_plan(cases: Sequence[Case], batch: Batch, hashes: tuple[str, str | None]) -> None:

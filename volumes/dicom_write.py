@@ -5,12 +5,15 @@ is changed: identifiers of series and images, image type, size, spacing, stored 
 is said (DICOM PS3.3: C.7.6.1 General Image, C.7.6.16.2.6 Derivation Image).
 """
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
+    UID,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -84,7 +88,9 @@ def write_derived_series(
 
     Image for image as the source: classic files stay one per slice, an enhanced multi-frame file stays one file.
     Stored uncompressed; whole numbers exactly where 16 bits hold them, else rounded to 1 / 65,534 of the values' span
-    or, where the source's own rescale slope holds them all, to that slope. The folder appears whole or not at all.
+    or, where the source's own rescale slope holds them all, to that slope. The same values from the same series get the
+    same UIDs, so that sending them again doubles nothing; with SOURCE_DATE_EPOCH in the environment (seconds since
+    1970, taken as the time) the files are the same too. The folder appears whole or not at all.
 
     Args:
         folder: to write into; must not exist, or be empty.
@@ -111,20 +117,36 @@ def write_derived_series(
     stored, encoding = _encode(planes, frames, next(iter(headers.values())))
     places = {(f.path, f.index): (t, k) for t, stack in enumerate(stacks) for k, f in enumerate(stack)}
 
-    series_uid = generate_uid(prefix=None)
-    now = datetime.now()
+    source_uid = str(next(iter(headers.values())).get("SeriesInstanceUID", ""))
+    digest = hashlib.sha256(stored.tobytes()).hexdigest()
+    series_uid = _uid_of(source_uid, description, digest, json.dumps(encoding), *map(str, volume.affine.ravel()))
+    now = _now()
     with _atomic_folder(folder) as temporary:
         for number, file in enumerate(headers):
             dataset = pydicom.dcmread(file)
+            image_uid = _uid_of(series_uid, str(dataset.get("SOPInstanceUID") or number))
             count = sum(path == file for path, _ in places)
             chosen = [places[file, index] for index in range(count)]
             resampled = (int(dataset.Columns), int(dataset.Rows)) != volume.shape[:2]
             _derive(dataset, description, series_uid, now, sources=[_reference(dataset)], resampled=resampled)
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = image_uid
             _set_geometry(dataset, volume, [k for _, k in chosen])
             _set_pixels(dataset, np.stack([stored[place] for place in chosen]), encoding)
             name = file.name if file.suffix.lower() == ".dcm" else f"{number:05d}.dcm"
             dataset.save_as(temporary / name, enforce_file_format=True)
     return folder
+
+
+def _uid_of(*words: str) -> UID:
+    """A UID that follows from words alone, by hashing (ITU-T X.667, version 5)."""
+    digest = hashlib.sha256("\0".join(words).encode()).digest()
+    return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}")
+
+
+def _now() -> datetime:
+    """The time; that of SOURCE_DATE_EPOCH, seconds since 1970, where files are to be the same each time."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now()
 
 
 def _check_free(folder: Path) -> None:

@@ -183,3 +183,18 @@ def test_simpleitk_and_highdicom_read_what_we_wrote(shared_data: Path, tmp_path:
     volume = highdicom.get_volume_from_series(files)
     assert sorted(volume.spatial_shape) == sorted(changed.shape)
     assert volume.array.sum(dtype=np.int64) == changed.array.sum(dtype=np.int64)
+
+
+def test_the_same_values_get_the_same_files_and_others_do_not(
+    write_ct: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ct(tmp_path / "in")
+    source = read_volume(tmp_path / "in")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1600000000")
+    for name, volume in (("a", source), ("b", source), ("c", source.with_array(source.array + 1))):
+        write_derived_series(tmp_path / name, volume, tmp_path / "in", _DESCRIPTION)
+    a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "abc")
+    assert a == b
+    uids = [{pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / name).iterdir()} for name in "ac"]
+    assert set(a) == set(c)
+    assert not uids[0] & uids[1]
