@@ -1,0 +1,57 @@
+"""Search Target Inference (Stauden, Barz and Sonntag, 2018): collages in a grid, with one target box each."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .grid import fit_axis
+from .measured import MeasuredPath, Reading, numbers, take
+from .scene import Box, Scene, SceneObject
+
+
+def is_collage(record: Any) -> bool:
+    return isinstance(record, dict) and {"fixations", "ground_truth", "size", "target"} <= record.keys()
+
+
+def read_collages(content: dict, path: Path, rows: int | None, columns: int | None) -> Reading:
+    """The covers are not told, but the target boxes of all collages show their grid.
+
+    Every object of every collage gets the same mean box at its fitted place, the target too: its own box, told to the
+    pixel, would say where it is.
+    """
+    if (rows is None) != (columns is None):
+        raise ValueError(f"rows and columns must be given both or not at all, got {rows} and {columns}")
+    for name, record in content.items():
+        if len(record["ground_truth"]) != 1:
+            raise ValueError(f"{path}: {name} must have one target box, got {len(record['ground_truth'])}")
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    truth = numbers([[take(r["ground_truth"][0], k, path) for k in corners] for r in content.values()], path, 2)
+    extents = numbers([[take(r["size"], k, path) for k in ("width", "height")] for r in content.values()], path, 2)
+    middle, side = (truth[:, :2] + truth[:, 2:]) / 2, (truth[:, 2:] - truth[:, :2]).mean(0)
+    across = fit_axis(middle[:, 0], extents[:, 0], columns)
+    down = fit_axis(middle[:, 1], extents[:, 1], rows)
+    targets = down.place(middle[:, 1]) * across.count + across.place(middle[:, 0])
+    notes = [
+        f"grid of {down.count} rows and {across.count} columns from {len(content)} target boxes: x = {across.first:.1f}"
+        f" + {across.pitch:.2f} column, y = {down.first:.1f} + {down.pitch:.2f} row, largest residuals"
+        f" {across.residual:.1f} and {down.residual:.1f} px"
+    ]
+    boxes: list[Box] = [
+        (float(x - side[0] / 2), float(y - side[1] / 2), float(side[0]), float(side[1]))
+        for y in down.centres
+        for x in across.centres
+    ]
+    scenes, paths = [], []
+    for (name, record), target, extent in zip(content.items(), targets, extents, strict=True):
+        sought = Path(str(record["target"])).stem
+        objects = tuple(SceneObject(sought if k == target else "cover", box) for k, box in enumerate(boxes))
+        size = int(extent[0]), int(extent[1])
+        scenes.append(Scene(name, size, objects, int(target), down.count, across.count))
+        for person, fixations in record["fixations"].items():
+            where = f"{path}: fixations of {person} on {name}"
+            xy = numbers(fixations, where, 2) if fixations else np.empty((0, 2))
+            if xy.shape[1] != 2:
+                raise ValueError(f"{where} must be pairs x, y, got {xy.shape[1]} numbers each")
+            paths.append(MeasuredPath(name, str(person), xy))
+    return scenes, paths, notes

@@ -1,0 +1,67 @@
+"""What every reader hands on: paths as they were measured; and the checks of what files say."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .scene import Scene
+
+
+@dataclass(frozen=True)
+class MeasuredPath:
+    """A trial as a file tells it: positions, objects, or both.
+
+    Args:
+        scene: identifier of the scene.
+        person: who looked.
+        xy: (n, 2) in pixels.
+        objects: (n,) int64.
+        onset: (n,) seconds.
+        duration: (n,) seconds.
+    """
+
+    scene: str
+    person: str
+    xy: np.ndarray | None  # (n, 2)
+    objects: np.ndarray | None = None
+    onset: np.ndarray | None = None
+    duration: np.ndarray | None = None
+
+    def rows(self, kept: np.ndarray) -> "MeasuredPath":
+        """Some of the fixations."""
+        parts = {k: getattr(self, k) for k in ("xy", "objects", "onset", "duration")}
+        return replace(self, **{k: v[kept] for k, v in parts.items() if v is not None})
+
+
+Reading = tuple[list[Scene], list[MeasuredPath], list[str]]  # scenes, paths, notes
+
+
+def read_json(path: Path) -> Any:
+    """What a .json file holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON: {error}") from None
+
+
+def take(record: Any, key: str, where: object) -> Any:
+    """A part of a record that must be there."""
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(
+            f"{where}: {key} must be given, got {', '.join(record) if isinstance(record, dict) else record}"
+        )
+    return record[key]
+
+
+def numbers(values: Any, where: object, axes: int) -> np.ndarray:
+    """Finite numbers with so many axes, float64."""
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: must be numbers, got {str(values)[:60]}") from None
+    if numbers.ndim != axes or not np.isfinite(numbers).all():
+        raise ValueError(f"{where}: must be a list of finite numbers, got {str(values)[:60]}")
+    return numbers

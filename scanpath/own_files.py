@@ -1,0 +1,177 @@
+"""Our own files: one .json, or three .csv tables. docs/scanpath_format.md describes them."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..volumes.files import atomic_path
+from .measured import MeasuredPath, Reading, numbers, take
+from .scene import Dataset, Scene, SceneObject, Trial
+
+FORMAT, VERSION = "voxelwave scanpaths", 1
+TABLES = ("scenes.csv", "objects.csv", "fixations.csv")
+
+
+def read_own(content: dict, path: Path) -> Reading:
+    if content.get("version") != VERSION:
+        raise ValueError(f"{path} must have version {VERSION}, got {content.get('version')!r}")
+    scenes = [_own_scene(record, path) for record in take(content, "scenes", path)]
+    paths = []
+    for record in content.get("trials", []):
+        scene, person = str(take(record, "scene", path)), str(take(record, "person", path))
+        where = f"{path}: trial of {person} on {scene}"
+        columns = {
+            key: numbers(record[key], where, 1) for key in ("x", "y", "objects", "onset", "duration") if key in record
+        }
+        paths.append(_own_path(scene, person, columns, where))
+    return scenes, paths, []
+
+
+def _own_scene(record: Any, path: Path) -> Scene:
+    identifier = str(take(record, "scene", path))
+    where = f"{path}: scene {identifier}"
+    objects = []
+    for o in take(record, "objects", where):
+        features = numbers(o["features"], where, 1).astype(np.float32) if o.get("features") is not None else None
+        box = tuple(numbers(take(o, "box", where), where, 1).tolist())
+        objects.append(SceneObject(str(o.get("name", "")), box, features))
+    size = int(take(record, "width", where)), int(take(record, "height", where))
+    image = path.parent / record["image"] if record.get("image") else None
+    keys = {k: record[k] for k in ("target", "rows", "columns", "layout", "sought") if record.get(k) is not None}
+    return Scene(identifier, size, tuple(objects), image=image, **keys)
+
+
+def _own_path(scene: str, person: str, columns: dict[str, np.ndarray], where: str) -> MeasuredPath:
+    lengths = {key: len(v) for key, v in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{where} must have as many of each, got {lengths}")
+    if ("x" in columns) != ("y" in columns) or not {"x", "objects"} & columns.keys():
+        raise ValueError(f"{where} must have x and y, or objects, or all three, got {', '.join(columns) or 'none'}")
+    objects = columns.get("objects")
+    if objects is not None and (objects != np.rint(objects)).any():
+        raise ValueError(f"{where} must have whole numbers as objects, counted from 0")
+    xy = np.stack([columns["x"], columns["y"]], 1) if "x" in columns else None
+    whole = None if objects is None else objects.astype(np.int64)
+    return MeasuredPath(scene, person, xy, whole, columns.get("onset"), columns.get("duration"))
+
+
+def read_tables(folder: Path) -> Reading:
+    """scenes.csv, objects.csv and fixations.csv."""
+    objects: dict[str, list[tuple[int, SceneObject]]] = {}
+    for where, row in _rows(folder / "objects.csv", ("scene", "object", "x", "y", "width", "height")):
+        box = tuple(_number(row, key, where) for key in ("x", "y", "width", "height"))
+        values = [_number(row, key, where) for key in row if key.startswith("feature_")]
+        features = np.array(values, dtype=np.float32) if values else None
+        entry = SceneObject(row.get("name") or "", (box[0], box[1], box[2], box[3]), features)
+        objects.setdefault(row["scene"], []).append((_whole(row, "object", where), entry))
+    scenes = []
+    for where, row in _rows(folder / "scenes.csv", ("scene", "width", "height")):
+        listed = sorted(objects.get(row["scene"], []), key=lambda pair: pair[0])
+        if [k for k, _ in listed] != list(range(len(listed))) or not listed:
+            raise ValueError(
+                f"{where}: objects of {row['scene']} must be counted 0, 1, 2 ..., got {len(listed)} of them"
+            )
+        keys: dict[str, Any] = {
+            k: _whole(row, k, where) for k in ("target", "rows", "columns") if row.get(k) not in (None, "")
+        }
+        keys |= {k: row[k] for k in ("layout", "sought") if row.get(k)}
+        image = folder / row["image"] if row.get("image") else None
+        size = _whole(row, "width", where), _whole(row, "height", where)
+        scenes.append(Scene(row["scene"], size, tuple(o for _, o in listed), image=image, **keys))
+    trials: dict[tuple[str, str], list[tuple[float, dict[str, float]]]] = {}
+    for where, row in _rows(folder / "fixations.csv", ("scene", "person", "index")):
+        filled = {
+            name: _number(row, key, where)
+            for key, name in (
+                ("x", "x"),
+                ("y", "y"),
+                ("object", "objects"),
+                ("onset", "onset"),
+                ("duration", "duration"),
+            )
+            if row.get(key) not in (None, "")
+        }
+        trials.setdefault((row["scene"], row["person"]), []).append((_number(row, "index", where), filled))
+    paths = []
+    for (scene, person), rows in trials.items():
+        where = f"{folder / 'fixations.csv'}: trial of {person} on {scene}"
+        order = [index for index, _ in rows]
+        if len(set(order)) < len(order):
+            raise ValueError(f"{where} must have each index once: name a second trial of a person differently")
+        rows.sort(key=lambda pair: pair[0])
+        keys_there = [tuple(values) for _, values in rows]
+        if len(set(keys_there)) > 1:
+            raise ValueError(f"{where} must have the same columns filled in every row")
+        columns = {key: np.array([values[key] for _, values in rows]) for key in keys_there[0]}
+        paths.append(_own_path(scene, person, columns, where))
+    return scenes, paths, []
+
+
+def _rows(file: Path, needed: tuple[str, ...]) -> Iterable[tuple[str, dict[str, str]]]:
+    with file.open(newline="", encoding="utf-8-sig") as opened:
+        reader = csv.DictReader(opened)
+        missing = [key for key in needed if key not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is not there")
+        for row in reader:
+            yield f"{file}, line {reader.line_num}", row
+
+
+def _number(row: dict[str, str], key: str, where: str) -> float:
+    try:
+        return float(row[key])
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: {key} must be a number, got {row[key]!r}") from None
+
+
+def _whole(row: dict[str, str], key: str, where: str) -> int:
+    value = _number(row, key, where)
+    if value != round(value):
+        raise ValueError(f"{where}: {key} must be a whole number, got {row[key]!r}")
+    return int(value)
+
+
+def write_scanpaths(dataset: Dataset, path: str | os.PathLike) -> None:
+    """Write our own JSON; images are named by their place seen from the file, crops are not written."""
+    path = Path(path)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "scenes": [_scene_record(s, path.parent) for s in dataset.scenes.values()],
+        "trials": [_trial_record(t) for t in dataset.trials],
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _scene_record(scene: Scene, folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"scene": scene.identifier, "width": scene.size[0], "height": scene.size[1]}
+    if scene.image is not None:
+        record["image"] = Path(os.path.relpath(scene.image, folder)).as_posix()
+    if scene.layout != scene.identifier:
+        record["layout"] = scene.layout
+    for key in ("rows", "columns", "target", "sought"):
+        if getattr(scene, key) is not None:
+            record[key] = getattr(scene, key)
+    record["objects"] = []
+    for o in scene.objects:
+        entry: dict[str, Any] = {"name": o.name, "box": [round(float(v), 3) for v in o.box]}
+        if o.features is not None:
+            entry["features"] = [float(f"{v:.7g}") for v in o.features]
+        record["objects"].append(entry)
+    return record
+
+
+def _trial_record(trial: Trial) -> dict[str, Any]:
+    record: dict[str, Any] = {"scene": trial.scene, "person": trial.person, "objects": trial.objects.tolist()}
+    for k, axis in enumerate("xy"):
+        record[axis] = [round(float(v), 3) for v in trial.xy[:, k]]
+    for key in ("onset", "duration"):
+        if getattr(trial, key) is not None:
+            record[key] = [round(float(v), 6) for v in getattr(trial, key)]
+    return record
