@@ -53,6 +53,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "batch": {
         "page": ("batch_page", "page", "make the page of a folder of results again, from its manifest"),
+        "benchmark": (
+            "batch_benchmark",
+            "benchmark",
+            "many series in one run beside one process each, and killed and started again",
+        ),
     },
     "bench": {
         "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),

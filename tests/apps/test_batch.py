@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -16,9 +15,8 @@ import pytest
 
 from voxelwave.apps import batch, cli
 from voxelwave.apps.batch import Case, append_line, choose_part, compact, read_manifest, run_batch
+from voxelwave.apps.batch_benchmark import contents, make_series
 from voxelwave.apps.cells import InProcess, LocalProcesses
-
-TIMES = ("started", "seconds", "versions")
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +44,6 @@ def run(folder: Path, output: Path, *, seconds: float = 0.0, log: Path | None = 
     more = {"open_workers": InProcess, **more}
     spec = {"factory": "toy_batch:make", "arguments": arguments}
     return run_batch(cases_of(folder), spec, output, root=folder, options=options or {"strength": 1}, **more)
-
-
-def contents(output: Path) -> dict[str, str]:
-    """Hash of each file by its name; of the manifest without times."""
-    found = {}
-    for path in sorted(p for p in output.rglob("*") if p.is_file() and batch.STATE not in p.parts):
-        data = path.read_bytes()
-        if path.name == batch.MANIFEST:
-            lines = [json.loads(line) for line in data.splitlines()]
-            data = json.dumps([{k: v for k, v in line.items() if k not in TIMES} for line in lines]).encode()
-        if path.suffix != ".html":
-            found[path.relative_to(output).as_posix()] = hashlib.sha256(data).hexdigest()
-    return found
 
 
 def unfinished(output: Path) -> list[Path]:
@@ -387,3 +372,21 @@ def test_units_run_as_jobs_of_slurm_too(inputs, tmp_path):
     assert run(inputs, quiet) == cli.DONE
     assert run(inputs, output, open_workers=None, cluster="slurm-local") == cli.DONE
     assert contents(output) == contents(quiet)
+
+
+def test_series_for_the_benchmark_are_real_ones_and_some_are_broken(shared_data, tmp_path):
+    from voxelwave.apps.batch_find import find_cases
+    from voxelwave.volumes import read_volume
+
+    make_series(shared_data / "dicom" / "siemens_t1_sag_35slices", tmp_path / "in", count=12, broken=5, slices=3)
+    cases = find_cases(tmp_path / "in", ("dicom",)).cases
+    good = [case for case in cases if _reads(read_volume, case)]
+    assert (len(cases), len(good)) == (12, 7)
+    assert all(len(case.inputs) == 3 for case in good)
+
+
+def _reads(read_volume, case) -> bool:
+    try:
+        return case.reason is None and read_volume(case.inputs[0].parent).array.shape[2] == 3
+    except ValueError:
+        return False
