@@ -282,7 +282,7 @@ def _killed(folder: Path, output: Path, options: list[str], kills: int, seed: in
     while len(done) < kills:
         process = _start(command)
         try:
-            process.wait(chance.uniform(1.0, 12.0))
+            process.wait(chance.uniform(2.0, 20.0))
             process.communicate()
             print(f"it came to its end before kill {len(done) + 1}; results of some cases are taken away", flush=True)
             for name in chance.sample(sorted(read_manifest(target)), 5):

@@ -1,10 +1,12 @@
 """Reading an array between its voxels."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
 
@@ -18,7 +20,7 @@ def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in affine[:3]], axis=1)
 
 
-def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
+def sample_linear(channels: "torch.Tensor", points: np.ndarray) -> np.ndarray:
     """Trilinear values at voxel coordinates; beyond the outermost voxel centres the border value goes on.
 
     Args:
@@ -28,6 +30,9 @@ def sample_linear(channels: torch.Tensor, points: np.ndarray) -> np.ndarray:
     Returns:
         (N, C), in the dtype of `channels`.
     """
+    import torch
+    from torch.nn import functional as F
+
     size = np.array(channels.shape[1:], dtype=np.float64)
     # grid_sample wants (w, h, d) in [-1, 1]; an axis of one voxel reads that voxel everywhere
     scaled = np.where(size > 1, 2 * points / np.maximum(size - 1, 1) - 1, 0.0)

@@ -16,17 +16,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from .files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
 from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume, perpendicular_axes
 from .warning import VolumeWarning
+
+if TYPE_CHECKING:
+    import torch
 
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
@@ -180,6 +182,8 @@ class DisplacementField:
             The inverse; `residual_mm` is the largest |T(x) - y| left over the points that come to lie in the field's
             grid. Above ten times the tolerance it is warned about. Where the field folds, one of several places.
         """
+        import torch
+
         linear = self.linear_part()
         back = linear.inverse()
         remainder = torch.from_numpy(self._remainder(linear))
@@ -225,7 +229,7 @@ class DisplacementField:
         return DisplacementField(vectors, like.affine, worst)
 
     def _slopes(
-        self, remainder: torch.Tensor, linear: AffineTransform, to_voxel: np.ndarray, x: np.ndarray
+        self, remainder: "torch.Tensor", linear: AffineTransform, to_voxel: np.ndarray, x: np.ndarray
     ) -> np.ndarray:
         """(N, 3, 3): how the mapped point moves with x, from differences over one voxel."""
         slopes = np.empty((len(x), 3, 3))
@@ -240,7 +244,9 @@ class DisplacementField:
         return slopes
 
     @cached_property
-    def _channels(self) -> torch.Tensor:
+    def _channels(self) -> "torch.Tensor":
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
 
     def linear_part(self) -> AffineTransform:
