@@ -216,6 +216,8 @@ def run_batch(
         return ERROR
     _write_pages(batch, finish)
     print(f"{counts.words(len(cases))}; wrote {output}/{MANIFEST} and index.html")
+    if code != DONE and not keep_identifiers:
+        print("names that may identify a person are shown as ~hashes; --dry-run --keep-identifiers tells which is which")
     return code
 
 
@@ -610,7 +612,10 @@ class _Display:
         else:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self.bar.update(
-                self.task, completed=self.over, ended=f"{self.counts.ended} of {self.everything}", left=f"{left} left"
+                self.task,
+                completed=self.over,
+                ended=f"{self.counts.ended} of {self.everything}",
+                left=f"{left} left" if left else "",
             )
 
     def _left(self) -> str:

@@ -317,7 +317,7 @@ def shown_name(name: str, *, keep_identifiers: bool = False) -> str:
 
     Example:
         >>> shown_name("Doe_John.nii.gz")
-        '~c23b56dd.nii.gz'
+        '~93e05aee.nii.gz'
     """
     if keep_identifiers:
         return printable(name)
