@@ -217,7 +217,7 @@ def run_batch(
     _write_pages(batch, finish)
     print(f"{counts.words(len(cases))}; wrote {output}/{MANIFEST} and index.html")
     if code != DONE and not keep_identifiers:
-        print("names that may identify a person are shown as ~hashes; --dry-run --keep-identifiers tells which is which")
+        print("names that may identify a person are shown as ~hashes: --dry-run --keep-identifiers tells them")
     return code
 
 
