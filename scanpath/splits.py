@@ -1,0 +1,88 @@
+"""Training and test trials that do not share what a model is to be tested on."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut
+
+from .scene import Dataset
+
+By = Literal["layout", "person", "target", "trial"]
+Split = tuple[np.ndarray, np.ndarray]  # int64 indices of training and test trials
+
+
+def split(
+    dataset: Dataset,
+    by: By = "layout",
+    *,
+    folds: int | None = 5,
+    seed: int = 0,
+    trials: Sequence[int] | np.ndarray | None = None,
+) -> list[Split]:
+    """Folds of trials: each trial is tested once.
+
+    Args:
+        dataset: whose trials are split.
+        by: what no fold has on both sides: a layout, with all targets in it and all people on it; a person; or what is
+            searched for. "trial" keeps nothing apart: other people's trials on a tested layout are then learnt.
+        folds: how many; None leaves one layout, person or target out at a time.
+        seed: of the partition.
+        trials: indices of the trials to split, by default all.
+
+    Returns:
+        (training, test) indices into `dataset.trials` for each fold.
+    """
+    if by not in get_args(By):
+        raise ValueError(f"by must be {', '.join(get_args(By))}, got {by!r}")
+    index = np.arange(len(dataset)) if trials is None else np.asarray(trials, dtype=np.int64)
+    groups = groups_of(dataset, by)[index]
+    n = len(set(groups))
+    if n < max(folds or 2, 2):
+        raise ValueError(f"{folds or 'left-out'} folds by {by} need {max(folds or 2, 2)} of them, got {n}")
+    if folds is None:
+        parts = LeaveOneGroupOut().split(index, groups=groups)
+    elif by == "trial":
+        parts = KFold(folds, shuffle=True, random_state=seed).split(index)
+    else:
+        parts = GroupKFold(folds, shuffle=True, random_state=seed).split(index, groups=groups)
+    return [(index[train], index[test]) for train, test in parts]
+
+
+def groups_of(dataset: Dataset, by: By) -> np.ndarray:
+    """(trials,) the layout, person or target of each trial, or its own number, as text."""
+    if by == "layout":
+        names = [dataset.scenes[t.scene].layout for t in dataset.trials]
+    elif by == "person":
+        names = [t.person for t in dataset.trials]
+    elif by == "target":
+        sought = [dataset.scenes[t.scene].sought for t in dataset.trials]
+        if None in sought:
+            scene = dataset.trials[sought.index(None)].scene
+            raise ValueError(f"a split by target needs one in every scene, {scene} has none")
+        names = [str(s) for s in sought]
+    else:
+        names = [str(k) for k in range(len(dataset))]
+    return np.array(names, dtype=object).astype(str)
+
+
+def shared(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """The share of test trials whose layout, person and target training has seen, to be told beside a result.
+
+    Example:
+        >>> from .scene import Scene, SceneObject, Trial
+        >>> scene = Scene("a", (9, 9), (SceneObject("cup", (0, 0, 9, 9)),), target=0)
+        >>> path = np.zeros(1, int), np.zeros((1, 2))
+        >>> two = Dataset({"a": scene}, (Trial("a", "Ann", *path), Trial("a", "Bob", *path)))
+        >>> shared(two, np.array([0]), np.array([1]))
+        {'layout': 1.0, 'person': 0.0, 'target': 1.0}
+    """
+    told: dict[str, float] = {}
+    names: tuple[By, ...] = ("layout", "person", "target")
+    for by in names:
+        if by == "target" and any(dataset.scene_of(int(k)).sought is None for k in (*train, *test)):
+            continue
+        groups = groups_of(dataset.subset((*train, *test)), by)
+        seen = set(groups[: len(train)])
+        told[by] = float(np.mean([g in seen for g in groups[len(train) :]]))
+    return told
