@@ -350,11 +350,13 @@ def choice_weights(
         prior: shape above 1, and rate, of the prior.
 
     Returns:
-        (kinds,) float64.
+        (kinds,) float64 with mean 1: choices tell weights up to a factor only, and of all factors the prior likes this
+        one best.
 
     Example:
-        >>> choice_weights([np.array([0, 1]), np.array([1, 2])], [np.array([20, 10]), np.array([5, 5])], 3, prior=1e-9)
-        array([2., 1., 1.])
+        >>> offered, chosen = [np.array([0, 1]), np.array([1, 2])], [np.array([20, 10]), np.array([5, 5])]
+        >>> choice_weights(offered, chosen, 3, prior=1e-9).round(6)
+        array([1.5 , 0.75, 0.75])
     """
     n = max(len(kind) for kind in offered) if offered else 1
     kind = np.full((len(offered), n), kinds)  # what pads the rows has weight 0
@@ -368,6 +370,7 @@ def choice_weights(
         per_offer = np.broadcast_to(total / weight[kind].sum(axis=1, keepdims=True), kind.shape)
         chances = np.bincount(kind.ravel(), per_offer.ravel(), kinds + 1)[:kinds]
         new = (wins + prior) / (chances + prior)
+        new /= new.mean()
         done = np.abs(new - weight[:-1]).max() < 1e-9 * new.max()
         weight[:-1] = new
         if done:

@@ -36,7 +36,7 @@ def distance_table(n: int, channels: int, *, sigma: float = 2.0, seed: int = 0) 
     place = torch.arange(n, dtype=torch.float64)
     cosine = torch.exp(-(place.unsqueeze(1) - place).square() / (2 * sigma**2))
     values, vectors = torch.linalg.eigh(cosine)
-    vectors = vectors * vectors.sum(0).sign()  # the sign of an eigenvector is not defined
+    vectors = vectors * torch.where(vectors[0] < 0, -1.0, 1.0)  # the sign of an eigenvector is not defined
     kept = min(n, channels)
     root = (vectors * values.clamp(min=0).sqrt())[:, -kept:]  # the largest last
     generator = torch.Generator().manual_seed(seed)
