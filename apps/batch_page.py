@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ..volumes.files import atomic_path
 from .batch import MANIFEST, read_manifest
-from .batch_preview import DRAWING, MOST_VOXELS, PICTURE, SCRIPT
+from .batch_preview import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
 
 INDEX, FILES = "index.html", "index_files"
 TEMPLATE = Path(__file__).parent / "batch_template"
@@ -82,7 +82,7 @@ def _case(output: Path, entry: dict[str, Any]) -> dict[str, Any]:
         status = "refused"
     beside = {kind: output / name / kind for kind in (SCRIPT, PICTURE, DRAWING)} if status == "done" else {}
     there = {kind: quote(f"{name}/{kind}") for kind, path in beside.items() if path.is_file()}
-    shown = [str(path) for path in entry.get("outputs") or [] if Path(path).name not in (SCRIPT, PICTURE, DRAWING)]
+    shown = [str(path) for path in entry.get("outputs") or [] if PREVIEWS not in Path(path).parts]
     metrics = entry.get("metrics") or {}
     return {
         "name": name,

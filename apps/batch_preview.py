@@ -1,5 +1,6 @@
 """What the page of a batch shows of a case: a small picture, and a script with the images made small.
 
+They lie in a hidden folder, so that *.png and the like name results only.
 A page that is opened from a disk may load scripts beside it but not read files, so the images come as scripts. They
 are bounded: a volume has at most 2^20 voxels of 256 grey levels (1.4 MB of text before compression), a picture at most
 1,024 pixels a side. Nothing but intensities, places and roles goes in: no header, no name of a file.
@@ -21,7 +22,8 @@ from ..volumes.nifti import is_nifti_name
 if TYPE_CHECKING:
     from .batch_find import Case
 
-SCRIPT, PICTURE, DRAWING = "preview.js", "preview.png", "preview.svg"
+PREVIEWS = ".preview"
+SCRIPT, PICTURE, DRAWING = f"{PREVIEWS}/images.js", f"{PREVIEWS}/small.png", f"{PREVIEWS}/small.svg"
 MOST_VOXELS, LONGEST_SIDE = 1 << 20, 1024
 _LEVELS = 254  # grey levels 1 to 255; 0 is what the viewer draws as nothing
 _HEIGHT = 112  # of the small picture, in pixels
@@ -29,7 +31,7 @@ _BITMAPS = (".png", ".tif", ".tiff", ".bmp", ".pgm", ".ppm")
 
 
 def write_preview(case: "Case", folder: Path) -> list[str]:
-    """Write preview.js and preview.png (preview.svg of a recording) from a finished case into its folder.
+    """Write images.js and small.png (small.svg of a recording) from a finished case into .preview in its folder.
 
     Args:
         case: its inputs, a DICOM series as one folder.
@@ -41,15 +43,14 @@ def write_preview(case: "Case", folder: Path) -> list[str]:
     try:
         if case.kind == "eeg":
             content, small = _recording(folder)
-            (folder / DRAWING).write_text(small)
         elif case.kind == "image":
-            content, picture = _pictures(case.inputs[0], folder)
-            (folder / PICTURE).write_bytes(picture)
+            content, small = _pictures(case.inputs[0], folder)
         else:
-            content, picture = _volumes(_volume_paths(case, folder))
-            (folder / PICTURE).write_bytes(picture)
+            content, small = _volumes(_volume_paths(case, folder))
     except (ValueError, KeyError) as error:
         return [f"no preview: {' '.join(str(error).split())}"]
+    (folder / PREVIEWS).mkdir(exist_ok=True)
+    (folder / (DRAWING if case.kind == "eeg" else PICTURE)).write_bytes(small)
     script = f"voxelwavePreview({json.dumps(case.identifier)}, {json.dumps(content)});\n"
     (folder / SCRIPT).write_text(script, encoding="utf-8")
     return []
@@ -200,7 +201,7 @@ def _png(parts: list[np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
-def _recording(folder: Path) -> tuple[dict[str, Any], str]:
+def _recording(folder: Path) -> tuple[dict[str, Any], bytes]:
     """The windows of a diagnosed recording, and a drawing of their probabilities."""
     result = json.loads((folder / "diagnosis.json").read_text())
     windows = [{key: float(window[key]) for key in ("start_s", "probability")} for window in result["window"]]
@@ -212,4 +213,4 @@ def _recording(folder: Path) -> tuple[dict[str, Any], str]:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><title>probability of each window</title>'
     # a line at one half, on which the eye can rest
     line = f'<path d="M0 25H{len(windows)}" stroke="#888" stroke-dasharray="3" vector-effect="non-scaling-stroke"/>'
-    return {"windows": windows, "notes": []}, f"{head}{''.join(bars)}{line}</svg>\n"
+    return {"windows": windows, "notes": []}, f"{head}{''.join(bars)}{line}</svg>\n".encode()

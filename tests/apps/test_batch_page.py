@@ -17,7 +17,7 @@ from PIL import Image
 
 from voxelwave.apps import cli
 from voxelwave.apps.batch_page import write_index
-from voxelwave.apps.batch_preview import LONGEST_SIDE, MOST_VOXELS, block_mean, write_preview
+from voxelwave.apps.batch_preview import LONGEST_SIDE, MOST_VOXELS, PICTURE, SCRIPT, block_mean, write_preview
 from voxelwave.volumes import Volume, read_volume, write_volume
 from voxelwave.volumes.dicom_write import write_derived_series
 
@@ -39,8 +39,8 @@ def _case(kind: str, *inputs: Path, name: str = "a", roles: tuple[str, ...] = ()
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """What preview.js hands to the page."""
-    text = (folder / "preview.js").read_text()
+    """What the script hands to the page."""
+    text = (folder / SCRIPT).read_text()
     assert text.startswith("voxelwavePreview(")
     name, _, content = text.removeprefix("voxelwavePreview(").removesuffix(");\n").partition(", ")
     assert json.loads(name) == "a"
@@ -79,7 +79,7 @@ def test_the_same_case_gives_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_volume(tmp_path / name / "a.nii.gz", _image(_BLOB_MM + 3))
         write_preview(_case("nifti", tmp_path / "in.nii.gz"), tmp_path / name)
-        written.append([(tmp_path / name / file).read_bytes() for file in ("preview.js", "preview.png")])
+        written.append([(tmp_path / name / file).read_bytes() for file in (SCRIPT, PICTURE)])
     assert written[0] == written[1]
 
 
@@ -99,7 +99,7 @@ def test_previews_of_large_images_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "a.nii.gz").rename(tmp_path / "out/a.nii.gz")
     write_preview(_case("nifti", tmp_path / "in.nii.gz"), tmp_path / "out")
-    assert (tmp_path / "out/preview.js").stat().st_size < 2 * 1.5 * MOST_VOXELS  # noise does not compress
+    assert (tmp_path / "out" / SCRIPT).stat().st_size < 2 * 1.5 * MOST_VOXELS  # noise does not compress
 
     picture = Image.fromarray(rng.integers(0, 255, (1500, 1200), dtype=np.uint8))
     picture.save(tmp_path / "in.png")
@@ -120,7 +120,7 @@ def test_nothing_of_a_header_comes_into_the_page(write_ct: Callable[..., None], 
     _manifest(tmp_path / "out", {"case": "a", "kind": "dicom", "description": "Phantom^Head", "patient": "p1"})
     page = write_index(tmp_path / "out").read_text()
     images = b"".join(gzip.decompress(base64.b64decode(one["data"])) for one in _content(folder)["volumes"])
-    for text in (page, (folder / "preview.js").read_text(), images.decode("latin-1")):
+    for text in (page, (folder / SCRIPT).read_text(), images.decode("latin-1")):
         assert "Phantom" not in text
         assert str(tmp_path) not in text
 
