@@ -1,0 +1,73 @@
+"""Two sequences laid beside each other: the best alignment with gaps, and the cheapest walk through costs."""
+
+import numpy as np
+
+
+def needleman_wunsch(similarity: np.ndarray, gap: float = 0.0) -> float:
+    """The score of the best global alignment of two sequences (Needleman and Wunsch, 1970).
+
+    Args:
+        similarity: (n, m), what it is worth to lay element i of one beside element j of the other.
+        gap: what it is worth, 0 or less, to lay an element beside nothing.
+
+    Example:
+        >>> kitten, sitting = (np.array(list(word)) for word in ("kitten", "sitting"))
+        >>> needleman_wunsch(kitten[:, None] == sitting)  # i, t, t, n stand in both in this order
+        4.0
+    """
+    similarity = np.asarray(similarity, dtype=np.float64)
+    if similarity.ndim != 2 or gap > 0:
+        raise ValueError(f"similarity must be (n, m) and gap 0 or less, got {similarity.shape} and {gap}")
+    gaps = gap * np.arange(similarity.shape[1] + 1)
+    best = gaps
+    for row in similarity:
+        here = best + gap
+        np.maximum(here[1:], best[:-1] + row, out=here[1:])
+        best = np.maximum.accumulate(here - gaps) + gaps  # any number of gaps in this row
+    return float(best[-1])
+
+
+def cheapest_walk(cost: np.ndarray) -> np.ndarray:
+    """The cheapest way from the first to the last field of a table by steps to the right, down, or both.
+
+    A step costs what stands in the field that it enters; the first field is free. Where ways are equally cheap, each
+    field is entered by a step both right and down if it can be, else by one down.
+
+    Args:
+        cost: (n, m), none below 0.
+
+    Returns:
+        (steps, 2) int64: rows and columns of the fields, from (0, 0) to (n - 1, m - 1).
+
+    Example:
+        >>> cheapest_walk(np.array([[9, 1, 5], [5, 5, 1]])).tolist()
+        [[0, 0], [0, 1], [1, 2]]
+    """
+    cost = np.asarray(cost, dtype=np.float64)
+    if cost.ndim != 2 or not cost.size:
+        raise ValueError(f"cost must be (n, m), both at least 1, got {cost.shape}")
+    n, m = cost.shape
+    rows = cost.tolist()
+    rows[0][0] = 0.0
+    total = [0.0, *[np.inf] * m]  # of the row above, behind a column that only the first field is entered from
+    came = []
+    for row in rows:
+        diagonal, left = total[0], np.inf
+        total[0] = np.inf
+        for j, enter in enumerate(row, start=1):
+            up = total[j]
+            if diagonal <= up and diagonal <= left:
+                least, step = diagonal, (1, 1)
+            elif up <= left:
+                least, step = up, (1, 0)
+            else:
+                least, step = left, (0, 1)
+            came.append(step)
+            diagonal = up
+            total[j] = left = least + enter
+    walk = [(n - 1, m - 1)]
+    while walk[-1] != (0, 0):
+        i, j = walk[-1]
+        down, right = came[i * m + j]
+        walk.append((i - down, j - right))
+    return np.array(walk[::-1], dtype=np.int64)

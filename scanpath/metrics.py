@@ -1,0 +1,116 @@
+"""How like a person's path of objects a predicted one is, how people search, and how likely a model finds their paths.
+
+Paths are sequences of object indices without a begin or an end. Whatever compares positions is in `multimatch`,
+`scanmatch` and `saliency`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .alignment import needleman_wunsch
+
+Path = Sequence[int] | np.ndarray
+BEHAVIOUR = ("correct", "length", "search", "refix", "revisit")
+
+
+def sequence_score(a: Path, b: Path) -> float:
+    """The longest common subsequence as a share of the longer path: 1 for equal paths, 0 where no object is in both.
+
+    It is the Needleman-Wunsch score with match 1, mismatch 0 and gap 0 (Yang et al., CVPR 2020, use it on clusters of
+    fixations), here over objects. Two empty paths score 1.
+
+    Example:
+        >>> sequence_score([1, 2, 3, 4], [2, 4, 4])
+        0.5
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if not len(a) or not len(b):
+        return float(len(a) == len(b))
+    return needleman_wunsch(a[:, None] == b) / max(len(a), len(b))
+
+
+def edit_distance(a: Path, b: Path) -> int:
+    """The fewest objects to insert, leave out or exchange that turn one path into the other (Levenshtein, 1966).
+
+    It grows with the lengths and so favours short paths: no measure to rank models by alone.
+
+    Example:
+        >>> edit_distance([1, 2, 3, 4], [2, 4, 4])
+        2
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if not len(a) or not len(b):
+        return len(a) + len(b)
+    return round(-needleman_wunsch(-1.0 * (a[:, None] != b), gap=-1.0))
+
+
+def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
+    """How a path searches, after Fang et al. (ECCV 2024).
+
+    The path is cut into runs of the same object. Each fixation is one of three: it begins the first run on an object
+    (search), goes on with a run (refix), or begins a later run on an object that was left before (revisit).
+
+    Args:
+        path: of object indices, one at least.
+        target: index of the object that is searched for, if there is one.
+
+    Returns:
+        "correct", 1 where the last fixation is on the target (NaN without one), "length" in fixations, and the shares
+        "search", "refix" and "revisit" of the fixations, which sum to 1.
+
+    Example:
+        >>> behaviour([5, 5, 7, 5], target=7)
+        {'correct': 0.0, 'length': 4.0, 'search': 0.5, 'refix': 0.25, 'revisit': 0.25}
+    """
+    path = np.asarray(path)
+    if not len(path):
+        raise ValueError("a path must have a fixation at least, got none")
+    begins = np.append(True, path[1:] != path[:-1])
+    runs, objects = int(begins.sum()), len(np.unique(path))
+    n = len(path)
+    correct = np.nan if target is None else float(path[-1] == target)
+    return dict(zip(BEHAVIOUR, (correct, float(n), objects / n, (n - runs) / n, (runs - objects) / n), strict=True))
+
+
+def behaviour_delta(model: Mapping[str, float], people: Mapping[str, float]) -> float:
+    """The behaviour-based measure of Fang et al. (ECCV 2024): mean of |model - people| / people, the lower the better.
+
+    Args:
+        model: the statistics of `behaviour`, averaged over trials.
+        people: theirs. A statistic that is 0 or unknown for people is left out.
+
+    Example:
+        >>> people = {"correct": 0.8, "length": 10, "search": 0.8, "refix": 0.2, "revisit": 0.0}
+        >>> model = {"correct": 0.4, "length": 15, "search": 0.8, "refix": 0.1, "revisit": 0.1}
+        >>> round(behaviour_delta(model, people), 6)
+        0.375
+    """
+    relative = [abs(model[k] - people[k]) / people[k] for k in BEHAVIOUR if people[k] > 0]
+    return float(np.mean(relative)) if relative else np.nan
+
+
+def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.ndarray:
+    """Of each fixation of a path and of its end, in nats: (steps + 1,), none below 0, the lower the better.
+
+    Its mean over all tokens of all paths is the loss that OAT is trained on; the mean without the ends is that per
+    fixation.
+
+    Args:
+        log_probabilities: (steps + 1, objects + 1) of what follows each beginning of the path, the last column the end.
+        path: (steps,) object indices.
+
+    Raises:
+        ValueError: the probabilities of a row do not sum to 1.
+    """
+    log_p = np.asarray(log_probabilities, dtype=np.float64)
+    tokens = np.append(np.asarray(path, dtype=np.int64), log_p.shape[-1] - 1)
+    if log_p.ndim != 2 or len(log_p) != len(tokens):
+        raise ValueError(
+            f"log-probabilities of {len(tokens) - 1} fixations and an end must have {len(tokens)} rows,"
+            f" got {log_p.shape}"
+        )
+    sums = np.exp(log_p).sum(axis=1)
+    if not np.allclose(sums, 1, atol=1e-3):  # float32 softmax over some hundred objects is better than that
+        raise ValueError(f"probabilities must sum to 1 at every step, got sums of {sums.min():.4g} to {sums.max():.4g}")
+    return np.maximum(-log_p[np.arange(len(tokens)), tokens], 0.0)
