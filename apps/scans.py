@@ -77,7 +77,7 @@ def write_dicom(
     )
 
     reference = fixed if is_dicom(fixed) else None
-    frame = common_frame_of_reference(moving, reference)
+    frame = common_frame_of_reference(moving, fixed)
     write_registered_series(
         output / WARPED_DICOM,
         warped,

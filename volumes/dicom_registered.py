@@ -6,11 +6,12 @@ on a grid, in LPS mm, leads to the point of the source (moving) world whose valu
 pull-back as in `transforms`, so nothing is inverted.
 """
 
+import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pydicom
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEndian
 
 from .dicom import _Frame, _frames, _headers, _one_series, _stack, _without_copies
 from .dicom_write import (
@@ -32,9 +33,11 @@ from .dicom_write import (
     _encode,
     _equipment,
     _groups,
+    _now,
     _reference,
     _set_pixels,
     _shared,
+    _uid_of,
 )
 from .files import atomic_path
 from .transforms import DisplacementField
@@ -62,16 +65,19 @@ def is_dicom(path: Path) -> bool:
     return path.is_dir() or not is_nifti_name(path)
 
 
-def common_frame_of_reference(moving: Path, fixed: Path | None) -> str:
-    """The UID of the fixed image's frame of reference, or a new one where it cannot be shared.
+def common_frame_of_reference(moving: Path, fixed: Path) -> str:
+    """The UID of the fixed image's frame of reference, or one of their own where it cannot be shared.
 
-    That is so where the fixed image has none, is no DICOM image (None), or shows another person: a frame of reference
-    belongs to one patient.
+    That is so where the fixed image has none, is no DICOM image, or shows another person: a frame of reference belongs
+    to one patient. The same two images always get the same one.
     """
-    header = None if fixed is None else _first(fixed)
-    if header is None or not _same_person(_first(moving), header):
-        return str(generate_uid(prefix=None))
-    return str(header.get("FrameOfReferenceUID") or generate_uid(prefix=None))
+    of_moving = _first(moving)
+    if not is_dicom(fixed):
+        return str(_uid_of("frame of reference", _name(of_moving), hashlib.sha256(fixed.read_bytes()).hexdigest()))
+    of_fixed = _first(fixed)
+    if of_fixed.get("FrameOfReferenceUID") and _same_person(of_moving, of_fixed):
+        return str(of_fixed.FrameOfReferenceUID)
+    return str(_uid_of("frame of reference", _name(of_moving), _name(of_fixed)))
 
 
 def write_registered_series(
@@ -88,7 +94,8 @@ def write_registered_series(
 
     Each new slice has the header of the moving slice that has its rank, with the place and size of the new grid;
     classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, as some describe the
-    old grid. The folder appears whole or not at all.
+    old grid. UIDs follow from the source and the values, as in `write_derived_series`. The folder appears whole or not at
+    all.
 
     Args:
         folder: to write into; must not exist, or be empty.
@@ -118,7 +125,11 @@ def write_registered_series(
     position = None if fixed is None else _first(fixed).get("PatientPosition")
     rotation = None if linear is None else _rotation(linear)
 
-    series_uid, now = generate_uid(prefix=None), datetime.now()
+    digest = hashlib.sha256(stored.tobytes()).hexdigest()
+    place = [f"{value:.10g}" for value in volume.affine.ravel()]
+    source_uid = _name(next(iter(headers.values())))
+    series_uid = _uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding), *place)
+    now = _now()
     with _atomic_folder(folder) as temporary:
         for number, (file, chosen) in enumerate(_new_files(headers, stacks, array.shape[2])):
             dataset = pydicom.dcmread(file)
@@ -127,8 +138,10 @@ def write_registered_series(
             dataset.remove_private_tags()
             enhanced = "PerFrameFunctionalGroupsSequence" in dataset
             if enhanced:
-                _choose_frames(dataset, chosen, several=len(stacks) > 1)
+                _choose_frames(dataset, chosen, _uid_of(series_uid, "dimensions"), several=len(stacks) > 1)
             _derive(dataset, description, series_uid, now, sources=sources, resampled=True, moved=True)
+            dataset.SOPInstanceUID = _uid_of(series_uid, str(number))
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             _place(dataset, volume, [k for _, k, _ in chosen])
             dataset.FrameOfReferenceUID = frame_of_reference
             dataset.PatientPosition = position or ""
@@ -173,13 +186,16 @@ def write_deformable_registration(
     images = [*_images(moving)[0].values()]
     of_fixed = [] if fixed is None else [*_images(fixed)[0].values()]
     of_fixed = [image for image in of_fixed if str(image.get("FrameOfReferenceUID")) == frame_of_reference]
-    header, now = images[0], datetime.now()
-    tool = _equipment()
+    header, now = images[0], _now()
+    grid, tool = _grid(field), _equipment()
+    digest = hashlib.sha256(grid.VectorGridData).hexdigest()
+    place = [f"{value:.10g}" for value in field.affine.ravel()]
+    instance_uid = _uid_of(_name(header), frame_of_reference, description, digest, *place)
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
-        series_instance_uid=generate_uid(prefix=None),
+        series_instance_uid=_uid_of(instance_uid, "series"),
         series_number=int(header.get("SeriesNumber") or 0) + 2 * _SERIES_OFFSET,
-        sop_instance_uid=generate_uid(prefix=None),
+        sop_instance_uid=instance_uid,
         sop_class_uid=DeformableSpatialRegistrationStorage,
         instance_number=1,
         modality="REG",
@@ -194,6 +210,7 @@ def write_deformable_registration(
         series_date=now.date(),
         series_time=now.time(),
     )
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = dataset.ContentDate, dataset.ContentTime
     dataset.copy_patient_and_study_information(header)
     if header.get("SpecificCharacterSet"):  # of the patient's name
         dataset.SpecificCharacterSet = header.SpecificCharacterSet
@@ -206,10 +223,12 @@ def write_deformable_registration(
     dataset.PositionReferenceIndicator = ""
     dataset.ContentLabel, dataset.ContentDescription = "REGISTRATION", description[:64]
     dataset.ContentCreatorName = ""
-    moved = _registration_item(images, header.get("FrameOfReferenceUID") or generate_uid(prefix=None), _CONTENT_BASED)
+    moved = _registration_item(
+        images, header.get("FrameOfReferenceUID") or _uid_of("frame of reference", _name(header)), _CONTENT_BASED
+    )
     moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
     moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
-    moved.DeformableRegistrationGridSequence = [_grid(field)]
+    moved.DeformableRegistrationGridSequence = [grid]
     stays = [_registration_item(of_fixed, frame_of_reference, _SAME_FRAME)] if of_fixed else []
     dataset.DeformableRegistrationSequence = [moved, *stays]
     _set_common_references(dataset, [*images, *of_fixed])
@@ -230,6 +249,10 @@ def _images(path: Path) -> tuple[dict[Path, Dataset], list[list[_Frame]]]:
 
 def _first(path: Path) -> Dataset:
     return next(iter(_headers(path).values()))
+
+
+def _name(header: Dataset) -> str:
+    return str(header.get("SeriesInstanceUID") or header.get("SOPInstanceUID") or "")
 
 
 def _same_person(one: Dataset, other: Dataset) -> bool:
@@ -257,10 +280,9 @@ def _new_files(
     return list(files.items())
 
 
-def _choose_frames(dataset: Dataset, chosen: list[tuple[int, int, int]], *, several: bool) -> None:
+def _choose_frames(dataset: Dataset, chosen: list[tuple[int, int, int]], organization: str, *, several: bool) -> None:
     """Give an enhanced image frames for new slices, each described like the source's frame that it is like."""
     source = dataset.PerFrameFunctionalGroupsSequence
-    organization = generate_uid(prefix=None)
     pointers = ["StackID", "InStackPositionNumber", *(["TemporalPositionIndex"] if several else [])]
     frames = []
     for t, k, index in chosen:

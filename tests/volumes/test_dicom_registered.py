@@ -8,9 +8,18 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.volumes import AffineTransform, DisplacementField, Volume, read_volume, resample, write_transform
+from voxelwave.volumes import (
+    AffineTransform,
+    DisplacementField,
+    Volume,
+    read_volume,
+    resample,
+    write_transform,
+    write_volume,
+)
 from voxelwave.volumes.dicom_registered import (
     _rotation,
     _turn_gradients,
@@ -50,7 +59,7 @@ def _some_field(like: Volume, amplitude_mm: float) -> DisplacementField:
 def _write_both(
     folder: Path, moving: Path, fixed: Path | None, forward: DisplacementField, warped: Volume
 ) -> tuple[Path, Path]:
-    frame = common_frame_of_reference(moving, fixed)
+    frame = generate_uid() if fixed is None else common_frame_of_reference(moving, fixed)
     series = write_registered_series(
         folder / "warped", warped, moving, _DESCRIPTION, frame_of_reference=frame, fixed=fixed
     )
@@ -177,17 +186,42 @@ def test_headers_say_whose_image_it_is_and_what_it_came_from(write_ct: Callable[
     assert {item.ReferencedSOPInstanceUID for item in moved.ReferencedImageSequence} == sources
 
 
-def test_two_people_never_share_a_frame_of_reference(write_ct: Callable[..., None], tmp_path: Path) -> None:
-    write_ct(tmp_path / "moving")
-    write_ct(tmp_path / "fixed")
-    for file in (tmp_path / "fixed").iterdir():
+def test_a_frame_of_reference_is_shared_by_one_person_alone(write_ct: Callable[..., None], tmp_path: Path) -> None:
+    for name in ("moving", "fixed", "other"):
+        write_ct(tmp_path / name)
+    for file in (tmp_path / "other").iterdir():
         image = pydicom.dcmread(file)
         image.PatientID = "p2"
         image.save_as(file)
-    frame = common_frame_of_reference(tmp_path / "moving", tmp_path / "fixed")
-    assert frame not in {
-        pydicom.dcmread(next((tmp_path / name).iterdir())).FrameOfReferenceUID for name in ("moving", "fixed")
+    write_volume(tmp_path / "atlas.nii.gz", read_volume(tmp_path / "fixed"))
+    frames = {
+        name: pydicom.dcmread(next((tmp_path / name).iterdir())).FrameOfReferenceUID
+        for name in ("moving", "fixed", "other")
     }
+    found = [common_frame_of_reference(tmp_path / "moving", tmp_path / n) for n in ("fixed", "other", "atlas.nii.gz")]
+    assert found[0] == frames["fixed"]
+    assert len(set(found)) == 3
+    assert not set(found[1:]) & set(frames.values())
+    assert common_frame_of_reference(tmp_path / "moving", tmp_path / "other") == found[1]
+
+
+def test_the_same_registration_gives_the_same_files(
+    write_ct: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("moving", "fixed"):
+        write_ct(tmp_path / name)
+    fixed = read_volume(tmp_path / "fixed")
+    written = []
+    for shift in (0.3, 0.3, 0.2):
+        folder = tmp_path / f"out{len(written)}"
+        forward = _some_field(fixed, shift)
+        warped = resample(read_volume(tmp_path / "moving"), fixed, forward)
+        _write_both(folder, tmp_path / "moving", tmp_path / "fixed", forward, warped)
+        written.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+    assert written[0] == written[1]
+    uids = [pydicom.dcmread(tmp_path / f"out{n}/registration.dcm").SOPInstanceUID for n in (1, 2)]
+    assert uids[0] != uids[1]
 
 
 def test_gradients_turn_with_the_head() -> None:
