@@ -189,13 +189,16 @@ class DaskCluster:
     pause, shared = 0.05, True
 
     def __init__(self, address: str, folder: Path, slots: int | None = None):
-        from distributed import Client
+        try:
+            from distributed import Client
+        except ImportError:
+            raise ImportError('--cluster dask:// needs Dask: pip install "voxelwave[cluster]"') from None
 
         try:
             self._client = Client(address, timeout=20, set_as_default=False)
         except OSError as error:
             raise OSError(f"no Dask scheduler answers at {address}; start one with: dask scheduler") from error
-        sees = self._client.run(_sees, str(folder))
+        sees = self._client.run(_sees, str(folder.resolve()))
         if not sees:
             raise OSError(f"the Dask scheduler at {address} has no workers; start some with: dask worker {address}")
         blind = sorted(worker for worker, seen in sees.items() if not seen)
@@ -206,7 +209,10 @@ class DaskCluster:
         self.slots = slots or 2 * sum(self._client.nthreads().values())
 
     def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Any]:
-        return [self._client.submit(run_cell, str(folder), cell, key=cell["id"], pure=False) for cell in cells]
+        # the key holds the folder, since a scheduler gives two runs with the same key one result
+        return [
+            self._client.submit(run_cell, str(folder), cell, key=f"{folder}/{cell['id']}", pure=False) for cell in cells
+        ]
 
     def result(self, future: Any) -> Result:
         from distributed import KilledWorker
@@ -214,7 +220,7 @@ class DaskCluster:
         try:
             return future.result()
         except KilledWorker as error:
-            raise OSError(f"Dask workers ended abruptly while at cell {future.key}; {_ASK_AGAIN}") from error
+            raise OSError(f"Dask workers ended abruptly; {_ASK_AGAIN}") from error
 
     def close(self, *, now: bool) -> None:
         self._client.close()
@@ -223,10 +229,16 @@ class DaskCluster:
 class Slurm:
     """Jobs of a Slurm cluster in arrays; `parameters` are submitit's, e.g. slurm_partition, mem_gb, timeout_min."""
 
-    def __init__(self, folder: Path, parameters: dict[str, Any], slots: int | None = None, *, cluster: str = "slurm"):
-        import submitit
+    shared = True
 
-        self.slots, self.shared = slots or 1000, True
+    def __init__(self, folder: Path, parameters: dict[str, Any], slots: int | None = None, *, cluster: str = "slurm"):
+        try:
+            import submitit
+        except ImportError:
+            raise ImportError('--cluster slurm needs submitit: pip install "voxelwave[cluster]"') from None
+
+        self.slots = slots or (1000 if cluster == "slurm" else os.cpu_count() or 1)
+        self._jobs: list[Any] = []
         self.pause = 0.1 if cluster != "slurm" else 2.0
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise OSError(
@@ -241,6 +253,7 @@ class Slurm:
     def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Any]:
         with self._executor.batch():
             jobs = [self._executor.submit(run_cell, str(folder), cell) for cell in cells]
+        self._jobs += jobs
         return jobs
 
     def result(self, future: Any) -> Result:
@@ -253,7 +266,9 @@ class Slurm:
             raise OSError(f"job {future.job_id} failed: {reason} (log: {future.paths.stderr}); {_ASK_AGAIN}") from error
 
     def close(self, *, now: bool) -> None:
-        pass
+        for job in self._jobs:
+            if now and not job.done():
+                job.cancel(check=False)
 
 
 def open_pool(
@@ -295,6 +310,7 @@ def drive(
     Raises:
         ValueError, OSError: the first cell that failed, by name.
     """
+    folder = folder.resolve()  # workers may have another working directory
     outcomes: dict[int, T] = {}
     asked: dict[int, list[Cell]] = {}
     results: dict[str, Result] = {}

@@ -11,12 +11,9 @@ from voxelwave.apps.nested_cv import Predictions
 WINDOWS = 4
 
 
-def factory(labels: list[int], name: str = "toy", effect: float = 1.5, pause: float = 0.0, seed: int = 0):
-    return Toy(np.array(labels), name, effect, pause, seed)
-
-
-def broken(labels: list[int], name: str = "broken"):
-    return Broken(np.array(labels), name, 1.0, 0.0, 0)
+def factory(labels: list[int], shown: list[int] | None = None, kind: str = "toy", **options):
+    """`shown` are the labels that the feature shows, where they are not those of the subjects."""
+    return {"toy": Toy, "broken": Broken, "plain": Plain}[kind](np.array(labels), np.array(shown or labels), **options)
 
 
 @dataclass
@@ -24,10 +21,11 @@ class Toy:
     """A feature of each window, shifted by the class; a noisy direction that training makes better or worse."""
 
     labels: np.ndarray
-    name: str
-    effect: float
-    pause: float
-    seed: int
+    shown: np.ndarray
+    name: str = "toy"
+    effect: float = 1.5
+    pause: float = 0.0
+    seed: int = 0
     x: np.ndarray = field(init=False)
 
     def __post_init__(self):
@@ -35,7 +33,7 @@ class Toy:
         shape = (len(self.labels), WINDOWS, 3)
         person = generator.normal(size=(shape[0], 1, 3))
         self.x = person + 0.5 * generator.normal(size=shape)
-        self.x[:, :, 0] += self.effect * self.labels[:, None]
+        self.x[:, :, 0] += self.effect * self.shown[:, None]
 
     def suggest(self, trial):
         return {"penalty": trial.suggest_float("penalty", 1e-3, 1e3, log=True), "turn": trial.suggest_int("turn", 0, 2)}
@@ -84,6 +82,16 @@ class Broken(Toy):
         if settings["penalty"] > 1:
             fit.model = (np.full(3, np.nan), *fit.model[1:])
         return fit
+
+
+class Plain(Toy):
+    """Nothing to search."""
+
+    def suggest(self, trial):
+        return {}
+
+    def fit(self, train, validation, settings, seed, epochs, folder):
+        return super().fit(train, validation, {"penalty": 0.0}, seed, epochs, folder)
 
 
 def _probability(x, model):

@@ -1,0 +1,51 @@
+"""A nested run of toys: python toy_run.py OUT JOBS PAUSE, which a test may kill."""
+
+import json
+import sys
+from pathlib import Path
+
+from voxelwave.apps.cells import Pool, open_pool
+from voxelwave.apps.nested_cv import Design, WindowUnits, make_plan, open_plan, run_plan
+from voxelwave.apps.nested_results import Facts, write_predictions, write_results
+from voxelwave.apps.splits import Cohort
+
+SUBJECTS, WINDOWS = 24, 4
+LABELS = [i % 2 for i in range(SUBJECTS)]
+
+
+def toy(**arguments) -> dict:
+    return {"factory": "toy_estimator:factory", "arguments": {"labels": LABELS, **arguments}}
+
+
+def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pause: float = 0.0, **design) -> dict:
+    """Two toys, of which the first also runs as published, unless told otherwise."""
+    labels = labels or LABELS
+    cohort = Cohort(tuple(f"s{i:03d}" for i in range(len(labels))), tuple(labels), ("control", "case"))
+    by_window = [label for label in labels for _ in range(WINDOWS)]
+    units = WindowUnits(
+        tuple(i for i in range(len(labels)) for _ in range(WINDOWS)), {"good": toy(labels=by_window, effect=0.9)}
+    )
+    models = models or {"good": toy(effect=1.5, pause=pause, seed=1), "poor": toy(effect=0.0, pause=pause)}
+    given = {"outer": 3, "inner": 2, "trials": 3, "protocol": "both", "published": ("good",), "seed": 5, **design}
+    return make_plan(cohort, models, Design(**given), windows=units if "good" in given["published"] else None)
+
+
+def run(folder: Path, plan: dict, pool: Pool) -> dict:
+    """Run what is missing and write predictions and results."""
+    open_plan(folder, plan)
+    finished = False
+    try:
+        outcomes = run_plan(folder, plan, pool)
+        finished = True
+    finally:
+        pool.close(now=not finished)
+    tables = write_predictions(folder, plan, outcomes)
+    subjects = len(plan["cohort"]["subjects"])
+    flow = {"listed": subjects, "read": subjects, "excluded": [], "analysed": subjects, "windows": WINDOWS * subjects}
+    facts = Facts("toys", "toy_run.py", flow, [WINDOWS] * subjects, [60.0] * subjects)
+    return write_results(folder, plan, outcomes, tables, facts)
+
+
+if __name__ == "__main__":
+    output, jobs, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    print(json.dumps(run(output, toy_plan(pause=pause), open_pool(output, jobs=jobs))["headline"]))
