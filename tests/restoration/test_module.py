@@ -179,6 +179,7 @@ def test_shipped_configuration_trains(path: Path, tmp_path: Path) -> None:
         "width": 8,
         "depths": [1] * len(settings["module"]["arguments"].get("depths", [1])),
     }
+    settings["module"].pop("start_from", None)  # weights of the full width
     settings["validation_crop"] = 32
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(settings))
     rng = np.random.default_rng(0)
