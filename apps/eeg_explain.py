@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ..eeg.explain import FilterTable
     from ..eeg.windows import Windows
 
-EXPLANATION = "explanation.json"
+PLAN, FOLDER, EXPLANATION = "plan.json", "explain", "explanation.json"
+FACTORY = "voxelwave.eeg.estimators:from_plan"  # what builds the models of an EEG run
 # torch, mne and their friends load in the functions, so that --help answers at once
 
 
@@ -53,31 +54,77 @@ def explain(
     """
     import torch
 
-    from ..volumes.files import atomic_path
-    from .eeg_explain_figures import draw
-
     if threads is not None:
         torch.set_num_threads(threads)
     notes: list[str] = []
-    if (weights / "plan.json").is_file():
-        output = output or weights / "explain"
+    if (weights / PLAN).is_file():
+        output = output or weights / FOLDER
         cases = _cases_of_run(weights, model)
     else:
         if study is None or output is None:
             raise ValueError(f"{weights} is no folder of a nested run, so --study and --output must be given")
         case, notes = _single_case(weights, study, positive, trained)
         cases = [case]
-    found = [_explain_one(case, most_windows, steps, seed) for case in cases]
-    content = summarise(found, cases, notes)
-    content["images"], content["captions"] = draw(output, found, cases[0].windows, content)
-    with atomic_path(output / EXPLANATION) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    content = _write_explanation(output, cases, notes, most_windows=most_windows, steps=steps, seed=seed)
     bands = sorted(content["bands"], key=lambda row: -row["importance"])
     channels = sorted(content["channels"], key=lambda row: -row["importance"])
-    print(f"{len(found)} network(s), {content['subjects']} held-out subjects; completeness error {_percent(content)}")
+    print(f"{len(cases)} network(s), {content['subjects']} subjects; completeness error {_percent(content)}")
     print("bands:    " + ", ".join(f"{row['band']} {row['importance']:.2f}" for row in bands))
     print("channels: " + ", ".join(f"{row['channel']} {row['importance']:.3f}" for row in channels[:6]))
     print(f"wrote {output}/: {EXPLANATION}, {', '.join(content['images'].values())}")
+
+
+def explain_run(folder: Path, *, most_windows: int = 300, threads: int = 1) -> str | None:
+    """Explain the first network of a finished nested run for its report, unless that was done before.
+
+    Args:
+        folder: of the run; explain/ in it receives what `explain` writes.
+        most_windows: asked of each outer fold's network.
+        threads: of the CPU.
+
+    Returns:
+        The name of the network; None where the run holds no network of EEG that was fitted on outer training parts.
+    """
+    from .cells import limited_threads
+
+    plan = _plan_of(folder)
+    if plan is None or plan.get("design", {}).get("protocol") == "published":
+        return None
+    models = plan.get("models", {})
+    networks = [name for name, spec in models.items() if spec.get("factory") == FACTORY and _is_network(name)]
+    if not networks:
+        return None
+    if not (folder / FOLDER / EXPLANATION).is_file():
+        with limited_threads(threads):
+            cases = _cases_of_run(folder, networks[0])
+            print(f"asking {len(cases)} outer fits of {networks[0]} what they look at")
+            _write_explanation(folder / FOLDER, cases, [], most_windows=most_windows)
+    return networks[0]
+
+
+def _is_network(name: str) -> bool:
+    from ..eeg.networks import NETWORKS
+
+    return name in NETWORKS
+
+
+def _plan_of(folder: Path) -> dict[str, Any] | None:
+    path = folder / PLAN
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write_explanation(
+    output: Path, cases: "list[Case]", notes: list[str], *, most_windows: int, steps: int = 24, seed: int = 0
+) -> dict[str, Any]:
+    from ..volumes.files import atomic_path
+    from .eeg_explain_figures import draw
+
+    found = [_explain_one(case, most_windows, steps, seed) for case in cases]
+    content = {"model": cases[0].model, **summarise(found, cases, notes)}
+    content["images"], content["captions"] = draw(output, found, cases[0].windows, content)
+    with atomic_path(output / EXPLANATION) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +132,7 @@ class Case:
     """A network and the windows it is asked about."""
 
     name: str
+    model: str
     network: "nn.Module"
     windows: "Windows"
     rows: "np.ndarray"
@@ -120,13 +168,16 @@ def _cases_of_run(folder: Path, model: str) -> list[Case]:
     """The final networks of a nested run, each with its outer test subjects."""
     from ..eeg.estimators import from_plan
     from ..eeg.networks import NETWORKS, WEIGHTS, load_network
+    from .eeg_nested_cv import digest_of
 
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = json.loads((folder / PLAN).read_text())
     if model not in plan["models"]:
         raise ValueError(f"model must be one of the run's ({', '.join(plan['models'])}), got {model!r}")
     if model not in NETWORKS:
         raise ValueError(f"model must be a network ({', '.join(NETWORKS)}), got {model!r}")
     windows = from_plan(**plan["models"][model]["arguments"]).windows
+    if plan.get("data", digest_of(windows)) != digest_of(windows):
+        raise ValueError(f"the recordings are not those that {folder} was run with")
     cases = []
     for path in sorted((folder / "cells").glob("*/cell.json")):
         cell = json.loads(path.read_text())
@@ -137,7 +188,7 @@ def _cases_of_run(folder: Path, model: str) -> list[Case]:
             raise ValueError(f"{path.parent} was trained on {len(both)} of the subjects that it should be asked about")
         network, card = load_network(path.parent)
         name = f"repeat {cell['repeat'] + 1}, fold {cell['fold'] + 1}"
-        cases.append(Case(name, network, windows, windows.rows(cell["predict"]), card.fitted_scaler))
+        cases.append(Case(name, model, network, windows, windows.rows(cell["predict"]), card.fitted_scaler))
     if not cases:
         raise ValueError(f"{folder} holds no finished outer fit of {model}; let the run end first")
     return cases
@@ -167,7 +218,8 @@ def _single_case(weights: Path, study: Path, positive: str | None, trained: bool
     if trained and known.any():
         notes.append(f"{int(known.sum())} of these subjects were used in training: what was learnt, no more.")
     asked = np.arange(len(known)) if trained else np.flatnonzero(~known)
-    return Case(weights.name, network, windows, windows.rows(asked.tolist()), card.fitted_scaler), notes
+    rows = windows.rows(asked.tolist())
+    return Case(weights.name, card.network, network, windows, rows, card.fitted_scaler), notes
 
 
 def _explain_one(case: Case, most_windows: int, steps: int, seed: int) -> Found:

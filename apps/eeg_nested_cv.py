@@ -47,6 +47,7 @@ def nested_cv(
     threads: int = 1,
     cache: Path | None = None,
     no_audit: bool = False,
+    no_explanation: bool = False,
     title: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -55,8 +56,8 @@ def nested_cv(
     Outer folds hold each subject out once, classes (and sites, where the table has a column "site") in equal shares.
     Settings, number of epochs and threshold are chosen by inner folds within the training part; the outer part is
     predicted once, at the end. A subject's score is the mean probability of its windows. OUTPUT receives report.html,
-    results.json, results.csv, predictions.csv, plan.json and cells/ with every single fit. A run that was killed goes
-    on when the same command is given again, and ends with the same figures.
+    results.json, results.csv, predictions.csv, explain/, plan.json and cells/ with every single fit. A run that was
+    killed goes on when the same command is given again, and ends with the same figures.
 
     Args:
         study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
@@ -82,6 +83,7 @@ def nested_cv(
         threads: of each fit.
         cache: a folder for cut windows, which the workers of a cluster must see; default one within the output folder.
         no_audit: leave out the check of study and folds for leakage and confounds.
+        no_explanation: leave out what the first network looks at, asked on the outer test subjects of each fold.
         title: of the report.
         seed: all others follow from it.
     """
@@ -91,6 +93,7 @@ def nested_cv(
     from ..eeg.study import read_study
     from ..eeg.windows import WindowOptions, load_windows
     from .cells import Cell, Result, open_pool
+    from .eeg_explain import explain_run
     from .nested_cv import Design, count_cells, has_search, make_plan, open_plan, run_plan
     from .nested_results import write_predictions, write_results
     from .report import write_report
@@ -134,7 +137,7 @@ def nested_cv(
         {model: spec(model) for model in chosen},
         design,
         options={"windows": asdict(options), "models": model_options or {}},
-        data=_digest(data),
+        data=digest_of(data),
         windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
     )
     open_plan(output, plan)
@@ -162,6 +165,8 @@ def nested_cv(
     checks = [] if no_audit else _audit(found, options, output, cache, seed)
     facts = facts_of(found, data, plan, checks, clock.seconds, title)
     results = write_results(output, plan, outcomes, tables, facts)
+    if not no_explanation:
+        explain_run(output, threads=threads if cluster else threads * (jobs or 1))
     write_report(output)
     _print(results)
     print(f"wrote {output}/: report.html, results.json, results.csv, predictions.csv")
@@ -288,7 +293,8 @@ def _check_models(chosen: list[str], options: dict[str, Any], known: tuple[str, 
         raise ValueError(f"models must be named once each, got {', '.join(chosen) or 'none'}")
 
 
-def _digest(data: "Windows") -> str:
+def digest_of(data: "Windows") -> str:
+    """SHA-256 over the signals of all subjects, in their order."""
     import hashlib
 
     return hashlib.sha256("".join(data.digests).encode()).hexdigest()
