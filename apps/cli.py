@@ -51,6 +51,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
         "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
     },
+    "scanpath": {
+        "evaluate": ("scanpath_evaluation", "evaluate", "a network beside simpler models and people, by many metrics"),
+    },
     "batch": {
         "page": ("batch_page", "page", "make the page of a folder of results again, from its manifest"),
         "benchmark": (

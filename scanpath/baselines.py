@@ -22,7 +22,9 @@ _RASTER = 6, 8  # rows and columns that a picture is cut into where its objects 
 class ScanpathModel(Protocol):
     """What a model of scanpaths can be asked, a baseline or a network."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """To be shown."""
 
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
         """Of what follows each beginning of a path, in nats: (steps + 1, n + 1), the last column is the end."""
