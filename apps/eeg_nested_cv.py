@@ -250,7 +250,7 @@ def facts_of(
     design = plan["design"]
     limits = [
         "One study: nothing is known about other hospitals, devices, ages or severities.",
-        f"{design['trials']} settings were tried in each fold; more might find better ones.",
+        f"Settings tried in each fold: {design['trials']}; more might find better ones.",
         "Research software and no medical device.",
     ]
     if design["repeats"] == 1:

@@ -1,7 +1,8 @@
 """`voxelwave report`: a finished run as one HTML file, which loads nothing else and prints well.
 
 What is known about the field stands in the run's own files: results.json (every figure), predictions.csv (how often
-each subject was called right) and explain/explanation.json with its images. So runs of any field get the same report.
+each subject was called right), cells/ (learning curves of the inner folds) and explain/explanation.json with its
+images. So runs of any field get the same report.
 """
 
 import base64
@@ -23,7 +24,8 @@ from .report_figures import is_number
 
 __all__ = ["report", "write_report"]
 
-RESULTS, PREDICTIONS, EXPLANATION, REPORT = "results.json", "predictions.csv", "explain/explanation.json", "report.html"
+RESULTS, PREDICTIONS, CELLS, REPORT = "results.json", "predictions.csv", "cells", "report.html"
+EXPLANATION = "explain/explanation.json"
 TEMPLATE = Path(__file__).parent / "report_template"
 NESTED, PUBLISHED = "nested", "published"
 SELECTED_ON_TEST = "selected on the test fold"
@@ -157,6 +159,34 @@ def _read_calls(folder: Path, classes: Sequence[str]) -> dict[tuple[str, str], l
     return calls
 
 
+def _final_curves(model: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """A row per epoch of each outer fit."""
+    return [fold["curve"] for fold in model.get("per_fold") or [] if fold.get("curve")]
+
+
+def _inner_curves(folder: Path, model: dict[str, Any], results: dict[str, Any]) -> list[list[dict[str, float]]]:
+    """A row per epoch of each inner fit under the settings that were chosen, where the run's cells are there."""
+    curves = []
+    for fold in model.get("per_fold") or []:
+        tried = [trial.get("settings") for trial in fold.get("trials") or []]
+        if fold.get("settings") not in tried:
+            continue
+        place = f"{model.get('name')}-r{fold.get('repeat')}-f{fold.get('fold')}-{NESTED}"
+        trial = tried.index(fold["settings"])  # settings that came up again were not fitted again
+        for number in range(results.get("splits", {}).get("inner") or 0):
+            path = folder / CELLS / f"{place}-t{trial}-i{number}" / "curve.csv"
+            curves.append(_read_curve(path) if path.is_file() else [])
+    return [curve for curve in curves if curve]
+
+
+def _read_curve(path: Path) -> list[dict[str, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+    except ValueError as error:
+        raise ValueError(f"{path} must be the learning curve that a run writes: {error}") from error
+
+
 def _read_explanation(folder: Path) -> dict[str, Any] | None:
     """explanation.json with each image as a data: address, or None."""
     path = folder / EXPLANATION
@@ -181,7 +211,11 @@ def _context(results: dict[str, Any], folder: Path) -> dict[str, Any]:
     main = _main_model(results)
     calls = _read_calls(folder, results.get("classes") or [])
     subjects = _subject_rows(results, main, calls)
-    curves = [(m, figures.learning_curves(m.get("per_fold") or [], title=f"Loss of {name_of(m)}")) for m in models]
+    inner = {m.get("name"): _inner_curves(folder, m, results) for m in models}
+    curves = [
+        (m, figures.learning_curves(inner[m.get("name")] or _final_curves(m), title=f"Loss of {name_of(m)}"))
+        for m in models
+    ]
     scored = {name for subject in subjects for name in subject["score"]}
     return {
         "results": results,
@@ -198,6 +232,7 @@ def _context(results: dict[str, Any], folder: Path) -> dict[str, Any]:
         "unfinished": _unfinished(results, models),
         "has_folds": any(model.get("per_fold") for model in models),
         "curves": [(model, drawn) for model, drawn in curves if drawn],
+        "has_inner_curves": any(inner.values()),
         "metrics_shown": _metrics_shown(models),
         "subjects": subjects,
         "has_calls": any(row["right"] for row in subjects),
@@ -246,8 +281,8 @@ def _what_was_done(results: dict[str, Any]) -> list[str]:
         )
     if options.get("trials") and options.get("objective"):
         told.append(
-            f"In each outer fold {options['trials']} settings of every model that has any were tried; the one with the "
-            f"best {_words(options['objective'])} over the inner folds was taken."
+            f"Settings tried in each outer fold for every model that has any: {options['trials']}; those with the best "
+            f"{_words(options['objective'])} over the inner folds were taken."
         )
     if flow.get("windows"):
         told.append(
@@ -331,7 +366,7 @@ def _simpler_explanations(results: dict[str, Any], main: dict[str, Any] | None, 
     if main is not None and rivals:
         named = ", ".join(f"{name_of(m)} {_fixed(_mean(m))}" for m in rivals)
         told.append(
-            f"Within the interval of {name_of(main)} ({_fixed(_mean(main))}) also lie: {named}. "
+            f"Not below the interval of {name_of(main)} ({_fixed(_mean(main))}) lie also: {named}. "
             "What these models use may explain its score; only the comparisons tell them apart."
         )
     separation = _length_separation(results)

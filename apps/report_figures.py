@@ -293,14 +293,13 @@ def permutation(result: dict, observed: float, *, title: str, x_label: str) -> M
     return plot.draw(parts, y_numbers=bool(counts))
 
 
-def learning_curves(folds: Sequence[dict], *, title: str) -> Markup | None:
-    """Loss over epochs, a line per fold and part of the data; None if no fold has a curve."""
-    drawn = [fold["curve"] for fold in folds if fold.get("curve")]
+def learning_curves(drawn: Sequence[Sequence[dict[str, float]]], *, title: str) -> Markup | None:
+    """Loss over epochs, a line per curve and part of the data; None if no curve has an epoch."""
     kinds = [
         kind for kind in ("train_loss", "validation_loss") if any(is_number(r.get(kind)) for c in drawn for r in c)
     ]
     losses = [row.get(kind) for curve in drawn for row in curve for kind in kinds]
-    epochs = [row.get("epoch") for curve in drawn for row in curve if is_number(row.get("epoch"))]
+    epochs = [row["epoch"] for curve in drawn for row in curve if is_number(row.get("epoch"))]
     if not epochs or not kinds:
         return None
     last = max(max(epochs), min(epochs) + 1)
@@ -311,5 +310,11 @@ def learning_curves(folds: Sequence[dict], *, title: str) -> Markup | None:
         plot.line([row.get("epoch") for row in curve], [row.get(kind) for row in curve], kind.replace("_", "-"))
         for kind in kinds
         for curve in drawn
+    ]
+    parts += [  # a line of one point is not seen
+        plot.dot(curve[0]["epoch"], curve[0][kind], kind.replace("_", "-"), radius=2.5)
+        for kind in kinds
+        for curve in drawn
+        if len(curve) == 1 and is_number(curve[0].get("epoch")) and is_number(curve[0].get(kind))
     ]
     return plot.draw(parts)

@@ -146,4 +146,11 @@ def tripod_items(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _words(options: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    return "; ".join(f"{name}: {options[name]}" for name in names if options.get(name) is not None) or None
+    told = []
+    for name in names:
+        value = options.get(name)
+        if isinstance(value, dict):
+            told.append(_words(value, tuple(value)))
+        elif value is not None:
+            told.append(f"{name}: {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
+    return "; ".join(text for text in told if text) or None

@@ -127,7 +127,7 @@ def _check_reading(study: Study, windows: Windows) -> list[Check]:
         checks.append(Check("windows", "ok", f"{len(windows.x)} windows, at least one of each subject"))
     serious = [note for note in windows.notes if any(word in note for word in _SERIOUS)]
     outcome: Outcome = "warning" if serious else "ok"
-    detail = "; ".join(serious[:4]) or f"{len(windows.notes)} notes on reading, none about a defect"
+    detail = "; ".join(serious[:4]) or f"notes on reading: {len(windows.notes)}, none about a defect"
     checks.append(Check("signal quality", outcome, detail))
     return checks
 
