@@ -39,3 +39,79 @@ def cohort() -> Windows:
         notes=(),
         digests=tuple(f"d{i}" for i in range(people)),
     )
+
+
+def write_edf(path, signals, *, sfreq=128, unit="uV", bdf=False):
+    """Write channels as EDF (16 bits) or BDF (24 bits) in records of a second.
+
+    `signals` is name -> samples in the channel's unit; `sfreq` and `unit` hold for all or are name -> value.
+    """
+
+    def of(option, name):
+        return option[name] if isinstance(option, dict) else option
+
+    names, largest = list(signals), 2**23 - 1 if bdf else 2**15 - 1
+    seconds = min(len(x) // of(sfreq, n) for n, x in signals.items())
+    tops = {n: float(f"{1.1 * max(np.abs(x).max(), 1e-6):.6f}"[:8]) for n, x in signals.items()}
+    version, kind = (b"\xffBIOSEMI", "24BIT") if bdf else (b"0       ", "")
+    fields = [
+        (16, names),
+        (80, [""] * len(names)),
+        (8, [of(unit, n) for n in names]),
+        (8, [f"{-tops[n]:.8f}"[:8] for n in names]),
+        (8, [f"{tops[n]:.8f}"[:8] for n in names]),
+        (8, [-largest] * len(names)),
+        (8, [largest] * len(names)),
+        (80, [""] * len(names)),
+        (8, [of(sfreq, n) for n in names]),
+        (32, [""] * len(names)),
+    ]
+    start = [(80, "X X X X"), (80, "Startdate 01-JAN-2020 X X X"), (8, "01.01.20"), (8, "00.00.00")]
+    start += [(8, 256 * (len(names) + 1)), (44, kind), (8, seconds), (8, 1), (4, len(names))]
+    header = "".join(f"{value!s:<{width}}" for width, value in start)
+    header += "".join(f"{value!s:<{width}}" for width, values in fields for value in values)
+    body = bytearray()
+    for second in range(seconds):
+        for name in names:
+            rate = of(sfreq, name)
+            part = np.asarray(signals[name][second * rate : (second + 1) * rate], float)
+            digits = np.round(part / tops[name] * largest).astype("<i4")
+            body += digits.view(np.uint8).reshape(-1, 4)[:, :3].tobytes() if bdf else digits.astype("<i2").tobytes()
+    path.write_bytes(version + header.encode() + bytes(body))
+    return path
+
+
+@pytest.fixture(scope="session", name="write_edf")
+def _write_edf():
+    """See `write_edf`."""
+    return write_edf
+
+
+def noise(channels=3, seconds=10, sfreq=128, seed=0, sd=20.0) -> np.ndarray:
+    """(channels, samples) of white noise, in microvolts."""
+    return sd * np.random.default_rng(seed).standard_normal((channels, seconds * sfreq))
+
+
+@pytest.fixture(scope="session", name="noise")
+def _noise():
+    """See `noise`."""
+    return noise
+
+
+@pytest.fixture
+def write_fif():
+    """`write_fif(path, microvolts, names, annotations=...)` writes a .fif at 128 Hz, or at `sfreq`."""
+    import mne
+
+    def write(path, microvolts, names, *, sfreq=128.0, annotations=(), bads=(), montage=None):
+        info = mne.create_info(list(names), sfreq, "eeg")
+        info["bads"] = list(bads)
+        raw = mne.io.RawArray(np.asarray(microvolts) * 1e-6, info, verbose="error")
+        if montage is not None:
+            raw.set_montage(montage)
+        if annotations:
+            raw.set_annotations(mne.Annotations(*zip(*annotations, strict=True)))
+        raw.save(path, overwrite=True, verbose="error")
+        return path
+
+    return write
