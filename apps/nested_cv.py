@@ -1,4 +1,6 @@
-"""Nested cross-validation of any estimator that knows subjects: search inside, one look at each outer test part.
+"""Nested cross-validation of any estimator: search inside, one look at each outer test part.
+
+An estimator gives subjects the probability of a class, or says how likely what was measured of them is.
 
 For each outer fold and model the inner folds choose the settings (Optuna), the number of epochs (median of the inner
 optima) and the threshold; then the model is fitted once on the whole outer training part and predicts the outer test
@@ -15,7 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -36,6 +38,7 @@ NESTED = "nested"
 PUBLISHED = "published"  # test-fold selection, for demonstrating optimism
 TEST_EPOCH = "test-epoch"  # settings from the inner folds, the epoch chosen on the test fold
 RANDOM_WINDOWS = "random-windows"  # windows of one subject on both sides
+LIKELIHOOD = "likelihood"  # the objective of estimators that give no class
 PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "results.json"
 
 
@@ -68,6 +71,16 @@ class Fit(Protocol):
         """Probabilities of all windows of the subjects."""
 
 
+class LikelihoodFit(Protocol):
+    """A fitted model that says how likely measurements are, where nothing is classified."""
+
+    epochs: int
+    curve: list[dict[str, float]]
+
+    def evaluate(self, units: Sequence[int], folder: Path | None) -> Result:
+        """ "nats", the negative log-likelihood, and "tokens", what it is the sum of; more goes into `folder`."""
+
+
 class Estimator(Protocol):
     """What can be evaluated. In a worker it is built anew from its `EstimatorSpec`."""
 
@@ -84,7 +97,7 @@ class Estimator(Protocol):
         seed: int,
         epochs: int | None,
         folder: Path | None,
-    ) -> Fit:
+    ) -> Fit | LikelihoodFit:
         """Fit on subjects: with `validation` stopped early on it, with `epochs` for exactly so many.
 
         Weights go into `folder` where it is given.
@@ -101,7 +114,8 @@ class Design:
         repeats: how often all is split anew.
         trials: settings tried for each model and outer fold.
         batch: settings asked for at once; more of them keep more workers busy and teach the sampler less.
-        objective: of the search, mean over inner folds at subject level: "auc", "balanced_accuracy" or "brier".
+        objective: of the search, mean over inner folds at subject level: "auc", "balanced_accuracy" or "brier"; or
+            "likelihood" for estimators that give a `LikelihoodFit`: the mean per token.
         protocol: "nested", "published" (test-fold selection, for demonstrating optimism) or "both".
         published: the models that run under the published protocol.
         seed: all others follow from it.
@@ -113,7 +127,7 @@ class Design:
     repeats: int = 1
     trials: int = 4
     batch: int = 1
-    objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
+    objective: Literal["auc", "balanced_accuracy", "brier", "likelihood"] = "auc"
     protocol: Literal["nested", "published", "both"] = "nested"
     published: tuple[str, ...] = ()
     seed: int = 0
@@ -123,8 +137,8 @@ class Design:
         for name in ("trials", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.objective not in (*OBJECTIVES, LIKELIHOOD):
+            raise ValueError(f"objective must be one of {', '.join((*OBJECTIVES, LIKELIHOOD))}, got {self.objective!r}")
         if self.protocol not in (NESTED, PUBLISHED, "both"):
             raise ValueError(f'protocol must be "nested", "published" or "both", got {self.protocol!r}')
 
@@ -173,6 +187,7 @@ def make_plan(
     options: dict[str, Any] | None = None,
     data: str = "",
     windows: WindowUnits | None = None,
+    splits: list[Split] | None = None,
 ) -> dict[str, Any]:
     """All that is decided before anything is fitted, as plain values.
 
@@ -183,6 +198,7 @@ def make_plan(
         options: of the program that asks, kept for the report.
         data: a hash of the data.
         windows: for the random split of windows, which runs beside the published protocol.
+        splits: where the folds were made elsewhere; by default those of `make_splits`.
 
     Raises:
         ValueError: for folds that cannot have both classes, or a published model that is not among the models.
@@ -192,7 +208,8 @@ def make_plan(
         raise ValueError(f"published must be among the models ({', '.join(models)}), got {', '.join(sorted(unknown))}")
     if design.protocol != NESTED and not design.published:
         raise ValueError(f"protocol {design.protocol!r} needs published: the models that it runs")
-    splits = make_splits(cohort, outer=design.outer, inner=design.inner, repeats=design.repeats, seed=design.seed)
+    if splits is None:
+        splits = make_splits(cohort, outer=design.outer, inner=design.inner, repeats=design.repeats, seed=design.seed)
     plan = {
         "design": asdict(design),
         "cohort": asdict(cohort),
@@ -250,7 +267,11 @@ def cohort_of(plan: dict[str, Any]) -> Cohort:
 
 
 def run_plan(
-    folder: Path, plan: dict[str, Any], pool: Pool, tell: Callable[[Cell, Result, bool], None] | None = None
+    folder: Path,
+    plan: dict[str, Any],
+    pool: Pool,
+    tell: Callable[[Cell, Result, bool], None] | None = None,
+    more: Sequence[Group[list[Outcome]]] = (),
 ) -> list[Outcome]:
     """Run what is missing of a plan and give the outcomes of all, in the order of the plan.
 
@@ -259,6 +280,7 @@ def run_plan(
         plan: as `open_plan` accepted it.
         pool: where cells run.
         tell: called with each cell, its result, and whether it was found rather than run.
+        more: groups of cells that run beside those of the plan.
 
     Raises:
         ValueError, OSError: a cell failed, or another run works in the folder.
@@ -273,7 +295,7 @@ def run_plan(
             if not pool.shared:
                 remove_unfinished(cells)
             groups = [_fold(plan, model, split) for model in plan["models"] for split in plan["splits"]]
-            found = drive(groups, pool, cells, tell)
+            found = drive([*groups, *more], pool, cells, tell)
     except Timeout as error:
         raise OSError(f"another run works in {folder}; wait for it, or choose another --output") from error
     order = {NESTED: 0, TEST_EPOCH: 1, PUBLISHED: 2, RANDOM_WINDOWS: 3}
@@ -301,11 +323,8 @@ def count_cells(plan: dict[str, Any], searching: dict[str, bool]) -> dict[str, i
 
 def has_search(spec: EstimatorSpec) -> bool:
     """Whether the estimator suggests anything."""
-    import optuna
-
     trial = _study(0, 1).ask()
     build_estimator(spec).suggest(trial)
-    assert isinstance(trial, optuna.Trial)
     return bool(trial.distributions)
 
 
@@ -330,13 +349,9 @@ def fit_cell(cell: Cell, folder: Path) -> Result:
     Raises:
         ValueError: fitted subjects are to be predicted, or the model left some out.
     """
-    both = set(cell["train"]) & set(cell["predict"] + (cell["validation"] or []))
-    if both:
-        raise ValueError(f"subjects {sorted(both)[:3]} would be fitted and predicted")
-    estimator = build_estimator(cell["estimator"])
+    estimator = _estimator_of(cell)
     with limited_threads(cell["threads"]):  # torch may have been loaded just now
-        weights = folder if cell["keep"] else None
-        fit = estimator.fit(cell["train"], cell["validation"], cell["settings"], cell["seed"], cell["epochs"], weights)
+        fit = cast(Fit, _fit(estimator, cell, folder))
         predictions = fit.predict(cell["predict"])
     probability = np.asarray(predictions.probability, dtype=float)
     _write_rows(
@@ -344,8 +359,7 @@ def fit_cell(cell: Cell, folder: Path) -> Result:
         ("subject", "window", "probability"),
         zip(predictions.subject.tolist(), predictions.window.tolist(), probability.tolist(), strict=True),
     )
-    names = list(dict.fromkeys(name for row in fit.curve for name in row))
-    _write_rows(folder / "curve.csv", names, ([row.get(name, "") for name in names] for row in fit.curve))
+    _write_curve(folder, fit.curve)
     if not np.isfinite(probability).all():
         return {"failed": "probabilities that are no numbers", "epochs": int(fit.epochs)}
     missing = set(cell["predict"]) - set(predictions.subject.tolist())
@@ -362,6 +376,37 @@ def fit_cell(cell: Cell, folder: Path) -> Result:
         }
         subjects.append(row)
     return {"epochs": int(fit.epochs), "subjects": subjects}
+
+
+def fit_likelihood_cell(cell: Cell, folder: Path) -> Result:
+    """Fit, and say how likely what was held out is: the work of a cell whose estimator gives no class.
+
+    Returns:
+        "epochs" and what `LikelihoodFit.evaluate` gives; or "failed" where the likelihood is no number.
+
+    Raises:
+        ValueError: what is fitted is to be predicted.
+    """
+    estimator = _estimator_of(cell)
+    with limited_threads(cell["threads"]):
+        fit = cast(LikelihoodFit, _fit(estimator, cell, folder))
+        figures = fit.evaluate(cell["predict"], folder if cell["keep"] else None)
+    _write_curve(folder, fit.curve)
+    if not np.isfinite(figures["nats"]):
+        return {"failed": "a likelihood that is no number", "epochs": int(fit.epochs)}
+    return {"epochs": int(fit.epochs), **figures}
+
+
+def _estimator_of(cell: Cell) -> Estimator:
+    both = set(cell["train"]) & set(cell["predict"] + (cell["validation"] or []))
+    if both:
+        raise ValueError(f"subjects {sorted(both)[:3]} would be fitted and predicted")
+    return build_estimator(cell["estimator"])
+
+
+def _fit(estimator: Estimator, cell: Cell, folder: Path) -> Fit | LikelihoodFit:
+    weights = folder if cell["keep"] else None
+    return estimator.fit(cell["train"], cell["validation"], cell["settings"], cell["seed"], cell["epochs"], weights)
 
 
 def _fold(plan: dict[str, Any], model: str, split: Split) -> Group[list[Outcome]]:
@@ -381,7 +426,7 @@ def _fold(plan: dict[str, Any], model: str, split: Split) -> Group[list[Outcome]
 
 def _nested(plan: dict[str, Any], model: str, split: Split) -> Group[Outcome]:
     labels = np.array(plan["cohort"]["labels"])
-    objective = OBJECTIVES[plan["design"]["objective"]]
+    objective = plan["design"]["objective"]
     inner = split["inner"]
 
     def cells(trial: int, settings: Settings) -> list[Cell]:
@@ -393,10 +438,12 @@ def _nested(plan: dict[str, Any], model: str, split: Split) -> Group[Outcome]:
         ]
 
     def score(results: list[Result]) -> float:
-        return float(np.mean([objective(*_subject_scores(labels, [result])) for result in results]))
+        if objective == LIKELIHOOD:
+            return -sum(result["nats"] for result in results) / sum(result["tokens"] for result in results)
+        return float(np.mean([OBJECTIVES[objective](*_subject_scores(labels, [result])) for result in results]))
 
     best, trials = yield from _search(plan, model, split, NESTED, cells, score)
-    threshold = choose_threshold(*_subject_scores(labels, best.results))
+    threshold = np.nan if objective == LIKELIHOOD else choose_threshold(*_subject_scores(labels, best.results))
     epochs = max(1, round(float(np.median([result["epochs"] for result in best.results]))))
     part = {"train": split["train"], "predict": split["test"]}
     final = _cell(plan, model, split, f"{NESTED}-final", best.settings, part=part, epochs=epochs, keep=True)
@@ -531,7 +578,7 @@ def _cell(
     design = plan["design"]
     return {
         "id": f"{model}-r{split['repeat']}-f{split['fold']}-{name}",
-        "function": f"{__name__}:fit_cell",
+        "function": f"{__name__}:{'fit_likelihood_cell' if design['objective'] == LIKELIHOOD else 'fit_cell'}",
         "estimator": plan["models"][model],
         "model": model,
         "repeat": split["repeat"],
@@ -566,6 +613,11 @@ def _refuse_failed(cell: Cell, result: Result) -> None:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in names]
+
+
+def _write_curve(folder: Path, curve: list[dict[str, float]]) -> None:
+    names = list(dict.fromkeys(name for row in curve for name in row))
+    _write_rows(folder / "curve.csv", names, ([row.get(name, "") for name in names] for row in curve))
 
 
 def _write_rows(path: Path, header: Sequence[str], rows) -> None:

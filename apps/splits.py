@@ -20,7 +20,7 @@ class Cohort:
 
     Args:
         subjects: names, one for each unit that is predicted.
-        labels: 0 or 1 for each, 1 is the positive class.
+        labels: 0 or 1 for each, 1 is the positive class; empty, like `classes`, where nothing is classified.
         classes: (negative, positive).
         groups: the person (or family, or ward) behind each subject, whom folds keep together; the subject by default.
         sites: where given, folds hold the same share of each site too.
@@ -28,7 +28,7 @@ class Cohort:
 
     subjects: tuple[str, ...]
     labels: tuple[int, ...]
-    classes: tuple[str, str]
+    classes: tuple[str, str] | tuple[()]
     groups: tuple[str, ...] = ()
     sites: tuple[str, ...] = field(default=())
 
@@ -38,11 +38,11 @@ class Cohort:
             raise ValueError(f"each subject must be listed once, {twice!r} is there {self.subjects.count(twice)} times")
         for name in ("labels", "groups", "sites"):
             given = getattr(self, name)
-            if len(given) != len(self.subjects) and (given or name == "labels"):
+            if len(given) != len(self.subjects) and (given or (name == "labels" and self.classes)):
                 raise ValueError(
                     f"{name} must have one entry for each of {len(self.subjects)} subjects, got {len(given)}"
                 )
-        if set(self.labels) != {0, 1}:
+        if self.classes and set(self.labels) != {0, 1}:
             raise ValueError(f"labels must hold both 0 ({self.classes[0]}) and 1 ({self.classes[1]})")
 
     @property

@@ -1,0 +1,188 @@
+"""Scanpaths as tensors: scenes whose inputs are alike are encoded once, paths are padded to the longest of a batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from .appearance import crop_tensor
+from .oat import BEGIN, SceneBatch
+from .readers import with_crops
+from .scene import Dataset, Scene, TargetPosition
+
+IGNORED = -100  # what follows the end of a shorter path
+
+
+@dataclass(frozen=True)
+class PathBatch:
+    """Paths and the scenes that they are on.
+
+    Args:
+        scenes: each of them once.
+        scene: (B,) the scene of each path.
+        previous: (B, T) the token before each step: `BEGIN`, then objects, 0 behind the end.
+        chosen: (B, T) what comes: objects, then the end, which is the number of places for objects; then `IGNORED`.
+    """
+
+    scenes: SceneBatch
+    scene: Tensor
+    previous: Tensor
+    chosen: Tensor
+
+    def to(self, device: Any) -> "PathBatch":
+        """The same on another device."""
+        return replace(self, **{name: value.to(device) for name, value in self.__dict__.items()})
+
+    @property
+    def first(self) -> Tensor:
+        """(B, T) bool: the steps at which no end can come."""
+        return self.previous == BEGIN
+
+
+def scene_batch(
+    scenes: Sequence[Scene], *, appearance: str = "none", target_position: TargetPosition = "hidden"
+) -> SceneBatch:
+    """Scenes as tensors.
+
+    Args:
+        scenes: of any numbers of objects.
+        appearance: "cnn" takes the crops of objects, or cuts them out of the scene's image; "features" takes their
+            vectors; "none" neither.
+        target_position: whether the target's place is shown and fixations on it are marked.
+
+    Raises:
+        ValueError: a scene lacks the crops or features.
+    """
+    most = max(len(scene) for scene in scenes)
+    position = torch.zeros(len(scenes), most, 2)
+    present = torch.zeros(len(scenes), most, dtype=torch.bool)
+    for k, scene in enumerate(scenes):
+        position[k, : len(scene)] = torch.from_numpy(scene.places)
+        present[k, : len(scene)] = True
+    target = torch.tensor([-1 if scene.target is None else scene.target for scene in scenes])
+    given = torch.full((len(scenes),), target_position == "given")
+    looks = None
+    if appearance != "none":
+        parts = [_looks(scene, appearance) for scene in scenes]
+        kinds = {tuple(part.shape[1:]) for part in parts}
+        if len(kinds) > 1:
+            raise ValueError(f"features must have one length in all scenes, got {sorted(kinds)}")
+        looks = torch.stack([torch.cat([p, p.new_zeros(most - len(p), *p.shape[1:])]) for p in parts])
+    return SceneBatch(position, present, target, given, given, looks)
+
+
+class PathData(TorchDataset):
+    """Batches of trials by lists of their indices.
+
+    Args:
+        dataset: of the trials.
+        trials: indices of those that take part.
+        appearance: see `scene_batch`.
+        target_position: by default what the dataset says.
+        mirror: also give each trial in the mirrored scene; index i + len(trials) is trial i left to right.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        trials: Sequence[int] | np.ndarray | None = None,
+        *,
+        appearance: str = "none",
+        target_position: TargetPosition | None = None,
+        mirror: bool = False,
+    ):
+        index = range(len(dataset)) if trials is None else [int(k) for k in trials]
+        self.paths = [dataset.trials[k].objects for k in index]
+        if not self.paths:
+            raise ValueError("there must be a trial at least, got none")
+        shown = target_position or dataset.target_position
+        place: dict[tuple, int] = {}
+        scenes: list[Scene] = []
+        self.scene: list[int] = []
+        for k in index:
+            scene = dataset.scene_of(k)
+            key = _inputs(scene, appearance, shown)
+            if key not in place:
+                place[key] = len(scenes)
+                scenes.append(scene)
+            self.scene.append(place[key])
+        self.scenes = scene_batch(scenes, appearance=appearance, target_position=shown)
+        if mirror:
+            count = len(self.scenes)
+            both = self.scenes.rows(torch.arange(count).repeat(2))
+            extent = [(np.ptp(s.places[:, 1]) + 2 * s.places[:, 1].min()) for s in scenes]
+            turned = both.position.clone()
+            turned[count:, :, 1] = torch.tensor(extent).unsqueeze(1) - turned[count:, :, 1]
+            self.scenes = replace(both, position=turned.where(both.present.unsqueeze(-1), 0))
+            self.scene += [place + count for place in self.scene]
+            self.paths += self.paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: list[int]) -> PathBatch:
+        end = self.scenes.present.shape[1]
+        longest = max(len(self.paths[i]) for i in indices)
+        previous = torch.zeros(len(indices), longest + 1, dtype=torch.long)
+        chosen = torch.full((len(indices), longest + 1), IGNORED)
+        for row, i in enumerate(indices):
+            path = torch.from_numpy(self.paths[i])
+            previous[row, 0], previous[row, 1 : len(path) + 1] = BEGIN, path
+            chosen[row, : len(path)], chosen[row, len(path)] = path, end
+        wanted = [self.scene[i] for i in indices]
+        kept = sorted(set(wanted))
+        scene = torch.tensor([kept.index(k) for k in wanted])
+        return PathBatch(self.scenes.rows(torch.tensor(kept)), scene, previous, chosen)
+
+    def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader:
+        """Batches in order; or, with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
+        return DataLoader(self, sampler=_Batches(len(self), batch, shuffle), batch_size=None)
+
+
+class _Batches(Sampler[list[int]]):
+    """Lists of indices."""
+
+    def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        self.items, self.batch, self.shuffle = items, batch, shuffle
+
+    def __len__(self) -> int:
+        return -(-self.items // self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.items)
+        if self.shuffle is not None:
+            self.shuffle().shuffle(order)
+        return (order[k : k + self.batch].tolist() for k in range(0, self.items, self.batch))
+
+
+def _looks(scene: Scene, appearance: str) -> Tensor:
+    """(n, ...) of the objects of one scene."""
+    if appearance == "cnn":
+        crops = [o.crop for o in scene.objects]
+        if any(crop is None for crop in crops):
+            crops = [o.crop for o in with_crops(scene).objects]
+        return crop_tensor([crop for crop in crops if crop is not None])
+    if appearance != "features":
+        raise ValueError(f'appearance must be "cnn", "features" or "none", got {appearance!r}')
+    if scene.features is None:
+        raise ValueError(f"the objects of scene {scene.identifier} have no features, which this network needs")
+    return torch.from_numpy(scene.features)
+
+
+def _inputs(scene: Scene, appearance: str, target_position: TargetPosition) -> tuple:
+    """What tells the network's inputs of two scenes apart."""
+    if appearance == "none":
+        looks: Any = None
+    elif appearance == "features":
+        looks = None if scene.features is None else scene.features.tobytes()
+    else:
+        looks = scene.identifier
+    matters = target_position == "given" or appearance != "none"
+    return scene.places.tobytes(), looks, scene.target if matters else None

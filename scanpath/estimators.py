@@ -1,0 +1,223 @@
+"""OAT as cross-validation sees it: settings to search, a fit on some trials, and the likelihood of others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .baselines import fit_baselines
+from .data import PathData
+from .evaluation import PEOPLE, Row, evaluate_fold
+from .module import BestEpoch, ScanpathModule, nats_per_token, train_quietly
+from .readers import read_scanpaths
+from .scene import Dataset, Scene
+from .weights import NetworkModel, WeightsInfo, save_model
+
+if TYPE_CHECKING:
+    import optuna
+
+Settings = dict[str, int | float | str | bool]
+WEIGHTS, ROWS = "model.safetensors", "rows.json"
+# what a setting is about; every other one is an argument of the network
+_OF_MODULE = ("lr", "weight_decay", "warmup", "steps", "ema_decay")
+_OF_TRAINING = ("batch", "mirror")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is trained for cross-validation.
+
+    Args:
+        network: settings of all fits: arguments of `oat.OAT` and `ScanpathModule`, and "batch" and "mirror".
+        space: setting -> values to search, of the same names.
+        epochs: at most.
+        patience: epochs without better validation until it stops.
+        appearance: see `data.scene_batch`.
+        samples: paths drawn for each tested scene.
+    """
+
+    network: Settings = field(default_factory=dict)
+    space: dict[str, list[int | float | str | bool]] = field(default_factory=dict)
+    epochs: int = 60
+    patience: int = 10
+    appearance: str = "none"
+    samples: int = 10
+
+
+def read_dataset(data: str | Path, *, long_trials: str = "keep", duplicates: Any = "error") -> Dataset:
+    """Scanpaths as training and cross-validation take them.
+
+    Args:
+        data: see `read_scanpaths`.
+        long_trials: "drop" leaves out those longer than the mean plus three standard deviations, as published for OAT.
+        duplicates: see `read_scanpaths`.
+    """
+    if long_trials not in ("keep", "drop"):
+        raise ValueError(f'long_trials must be "keep" or "drop", got {long_trials!r}')
+    dataset = read_scanpaths(data, duplicates=duplicates)
+    if not len(dataset):
+        raise ValueError(f"{data} holds no trial")
+    return dataset.without_long_trials() if long_trials == "drop" else dataset
+
+
+def from_plan(
+    *, data: str, name: str, target_position: Any, long_trials: str, duplicates: str, options: dict[str, Any]
+) -> "OATEstimator":
+    """An estimator from plain values, in a worker."""
+    dataset = read_dataset(data, long_trials=long_trials, duplicates=duplicates)
+    return OATEstimator(name, dataset.with_target_position(target_position), Options(**options))
+
+
+@dataclass
+class OATEstimator:
+    """OAT on the trials of a dataset."""
+
+    name: str
+    dataset: Dataset
+    options: Options
+
+    def suggest(self, trial: "optuna.Trial") -> Settings:
+        """Settings to try; {} where there is nothing to search."""
+        return {key: trial.suggest_categorical(key, values) for key, values in self.options.space.items()}
+
+    def fit(
+        self,
+        train: Sequence[int],
+        validation: Sequence[int] | None,
+        settings: Settings,
+        seed: int,
+        epochs: int | None,
+        folder: Path | None,
+    ) -> "OATFit":
+        """Fit on trials: with `validation` stopped early on it, with `epochs` for exactly so many."""
+        given = {"lr": 1e-3, **self.options.network, **settings}
+        appearance = self.options.appearance
+        torch.manual_seed(seed)
+        module = build_module(self.dataset, given, appearance=appearance, seed=seed)
+        training = PathData(self.dataset, train, appearance=appearance, mirror=bool(given.get("mirror", False)))
+        held_out = None if validation is None else PathData(self.dataset, validation, appearance=appearance)
+        best = BestEpoch(patience=self.options.patience)
+        network = train_quietly(
+            module,
+            training,
+            held_out,
+            epochs=epochs or self.options.epochs,
+            batch=int(given.get("batch", 20)),
+            best=best,
+        )
+        known = [*train, *(validation or [])]
+        info = model_info(self.dataset, known, network.arguments, notes={"seed": str(seed)})
+        if folder is not None:
+            save_model(folder / WEIGHTS, network, info)
+        model = NetworkModel(network, info, self.name)
+        return OATFit(epochs or best.epoch, best.curve, model, self.dataset, self.options.samples)
+
+
+@dataclass
+class OATFit:
+    """A fitted network."""
+
+    epochs: int
+    curve: list[dict[str, float]]
+    model: NetworkModel
+    dataset: Dataset
+    samples: int
+
+    def evaluate(self, units: Sequence[int], folder: Path | None) -> dict[str, Any]:
+        """ "nats" and "tokens" of trials; with a folder a row of all figures of each trial too."""
+        data = PathData(self.dataset, units, appearance=self.model.network.appearance)
+        mean, tokens = nats_per_token(self.model.network, data)
+        if folder is not None:
+            longest = self.model.info.longest
+            rows = evaluate_fold(
+                {self.model.name: self.model}, self.dataset, units, samples=self.samples, max_length=longest
+            )
+            write_rows(folder / ROWS, [row for row in rows if row["model"] != PEOPLE])
+        return {"nats": mean * tokens, "tokens": tokens}
+
+
+def baseline_rows(dataset: Dataset, train: Sequence[int], test: Sequence[int], *, samples: int) -> list[Row]:
+    """Rows of all baselines, fitted on training trials, and of people on the test trials."""
+    longest = int(dataset.lengths[list(train)].max())
+    return evaluate_fold(fit_baselines(dataset, train), dataset, test, samples=samples, max_length=longest)
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Rows of figures as JSON; what is not defined is null."""
+    plain = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
+    path.write_text(json.dumps(plain, default=float) + "\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote."""
+    return [{k: np.nan if v is None else v for k, v in row.items()} for row in json.loads(path.read_text())]
+
+
+def build_module(dataset: Dataset, settings: Settings, *, appearance: str, seed: int) -> ScanpathModule:
+    """A module for a dataset: settings of training and of the network in one dictionary, the rest from the data."""
+    own = {k: v for k, v in settings.items() if k in _OF_MODULE}
+    arguments = {k: v for k, v in settings.items() if k not in (*_OF_MODULE, *_OF_TRAINING)}
+    return ScanpathModule(
+        arguments={**data_arguments(dataset, appearance), **arguments},
+        target_position=dataset.target_position,
+        seed=seed,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+def data_arguments(dataset: Dataset, appearance: str) -> dict[str, Any]:
+    """The network's arguments that the data decide: grid, length of features, longest path.
+
+    Raises:
+        ValueError: scenes on different grids, or both on grids and in free layouts; or objects without features.
+    """
+    scenes = _scenes(dataset)
+    grids = {(scene.rows, scene.columns) for scene in scenes}
+    if len(grids) > 1:
+        raise ValueError(f"a network needs scenes on one grid, or free layouts only, got {sorted(map(str, grids))}")
+    rows, columns = next(iter(grids))
+    if rows is None or columns is None:
+        rows, columns = (int(np.ceil(max(s.places[:, k].max() for s in scenes))) + 1 for k in (0, 1))
+    arguments: dict[str, Any] = {"rows": rows, "columns": columns, "appearance": appearance}
+    if appearance == "features":
+        first = scenes[0].features
+        if first is None:
+            raise ValueError(f'appearance "features" needs them for all objects, scene {scenes[0].identifier} has none')
+        arguments["features"] = int(first.shape[1])
+    return {**arguments, "steps": max(2 * int(dataset.lengths.max()), 128)}
+
+
+def model_info(
+    dataset: Dataset,
+    known: Sequence[int],
+    arguments: dict[str, Any],
+    *,
+    task: str | None = None,
+    features: Sequence[str] = (),
+    notes: dict[str, str] | None = None,
+) -> WeightsInfo:
+    """What a network that was trained on the `known` trials is made for."""
+    some = dataset.subset(known)
+    count = arguments["features"] if arguments["appearance"] == "features" else 0
+    if features and len(features) != count:
+        raise ValueError(f"feature names must be as many as features ({count}), got {len(features)}")
+    searching = any(scene.target is not None for scene in _scenes(some))
+    return WeightsInfo(
+        arguments=arguments,
+        target_position=dataset.target_position,
+        task=task or ("search" if searching else "free viewing"),
+        grid=_scenes(some)[0].rows is not None,
+        trained_on=tuple(sorted({some.scene_of(k).layout for k in range(len(some))})),
+        features=tuple(features) or tuple(f"feature {k + 1}" for k in range(count)),
+        longest=int(some.lengths.max()),
+        notes=notes or {},
+    )
+
+
+def _scenes(dataset: Dataset) -> list[Scene]:
+    """Those that have trials."""
+    return list(dict.fromkeys(dataset.scene_of(k) for k in range(len(dataset))))

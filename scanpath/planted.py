@@ -1,0 +1,139 @@
+"""An observer that is known exactly: near objects first, some colours before others, seen ones rarely again.
+
+Scenes and paths are made from a seed, so they may be shipped; what a network reaches on them can be compared with the
+best that is possible, the observer's own entropy.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import log_softmax
+
+from .scene import Dataset, Scene, SceneObject, Trial
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.80, 0.15, 0.15),
+    "green": (0.20, 0.60, 0.25),
+    "blue": (0.15, 0.35, 0.75),
+    "yellow": (0.90, 0.80, 0.20),
+    "white": (0.92, 0.92, 0.90),
+    "black": (0.12, 0.12, 0.14),
+}
+FEATURES = ("red", "green", "blue")  # shares of the mean colour, 0 to 1
+SIZE = (800, 600)
+
+
+@dataclass(frozen=True)
+class PlantedObserver:
+    """Chooses by softmax of -distance / scale + preference of the colour - `seen` for objects looked at before.
+
+    The first fixation starts from the middle of the picture; a path ends with the same probability after each.
+
+    Args:
+        scale: distance, in spacings of the scene, at which an object is less likely by a factor of e.
+        preference: nats for colours; a colour is the name of its objects.
+        seen: nats off.
+        end: probability after each fixation.
+        name: to be shown.
+    """
+
+    scale: float = 0.7
+    preference: dict[str, float] = field(default_factory=lambda: {"red": 2.0, "yellow": 1.0})
+    seen: float = 3.0
+    end: float = 0.12
+    name: str = "planted observer"
+
+    def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Exact, (steps + 1, n + 1) nats; the last column is the end. See `baselines.Baseline.log_probabilities`."""
+        path = np.asarray(sequence, dtype=np.int64)
+        liking = np.array([self.preference.get(o.name, 0.0) for o in scene.objects])
+        middle = np.array(scene.size, dtype=np.float64) / 2
+        places = np.concatenate([middle[None], scene.centres[path]])  # (steps + 1, 2)
+        distance = np.linalg.norm(scene.centres[None] - places[:, None], axis=-1) / scene.spacing
+        score = liking - distance / self.scale
+        for step, chosen in enumerate(path, start=1):
+            score[step:, chosen] = liking[chosen] - self.seen - distance[step:, chosen] / self.scale
+        objects = log_softmax(score, axis=1)
+        end = np.full((len(path) + 1, 1), np.log(self.end))
+        end[0] = -np.inf
+        objects[1:] += np.log1p(-self.end)
+        return np.concatenate([objects, end], axis=1)
+
+    def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
+        """Drawn paths; see `baselines.Baseline.sample`."""
+        paths = []
+        for k in range(n):
+            rng = np.random.default_rng([seed, zlib.crc32(scene.identifier.encode()), k])
+            path: list[int] = []
+            while len(path) < max_length:
+                share = np.exp(self.log_probabilities(scene, path)[-1]).cumsum()
+                drawn = int(np.searchsorted(share, rng.random() * share[-1], side="right"))
+                if drawn == len(scene):
+                    break
+                path.append(drawn)
+            paths.append(np.array(path, dtype=np.int64))
+        return paths
+
+
+def planted_scene(identifier: str, seed: int, *, fewest: int = 10, most: int = 16) -> Scene:
+    """Coloured objects at random places that do not overlap; their features are the shares of red, green and blue.
+
+    Args:
+        identifier: of the scene.
+        seed: of places and colours.
+        fewest, most: objects.
+    """
+    rng = np.random.default_rng(seed)
+    side = np.array([70.0, 70.0])
+    wanted = int(rng.integers(fewest, most + 1))
+    centres: list[np.ndarray] = []
+    while len(centres) < wanted:
+        centre = side / 2 + rng.random(2) * (np.array(SIZE) - side)
+        if all(np.linalg.norm(centre - other) >= 95 for other in centres):
+            centres.append(centre)
+    objects = []
+    for x, y in centres:
+        name = str(rng.choice(list(COLOURS)))
+        colour = np.clip(np.array(COLOURS[name]) + 0.05 * rng.normal(size=3), 0, 1).astype(np.float32)
+        objects.append(SceneObject(name, (x - 35.0, y - 35.0, 70.0, 70.0), colour))
+    return Scene(identifier, SIZE, tuple(objects))
+
+
+def planted_dataset(
+    scenes: int, *, paths: int = 1, seed: int = 0, observer: PlantedObserver | None = None, most: int = 16
+) -> Dataset:
+    """Scenes with paths of the observer on them.
+
+    Args:
+        scenes: how many.
+        paths: on each.
+        seed: of scenes and paths; another seed gives other scenes.
+        observer: who looks.
+        most: objects of a scene.
+    """
+    observer = observer or PlantedObserver()
+    made = [planted_scene(f"planted-{seed}-{k}", int(s), most=most) for k, s in enumerate(_seeds(seed, scenes))]
+    trials = [
+        Trial(scene.identifier, f"observer {k + 1}", path, scene.centres[path])
+        for scene in made
+        for k, path in enumerate(observer.sample(scene, paths, seed=seed))
+    ]
+    return Dataset({scene.identifier: scene for scene in made}, tuple(trials))
+
+
+def entropy(observer: PlantedObserver, dataset: Dataset) -> float:
+    """Mean entropy of the observer's next choice over all beginnings of the paths, nats per token.
+
+    No model can have less negative log-likelihood per token, but for the luck of the draws.
+    """
+    values = []
+    for k, trial in enumerate(dataset.trials):
+        log_p = observer.log_probabilities(dataset.scene_of(k), trial.objects)
+        values.append(-(np.exp(log_p) * np.where(np.isfinite(log_p), log_p, 0)).sum(1))
+    return float(np.concatenate(values).mean())
+
+
+def _seeds(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(2**31, size=count)

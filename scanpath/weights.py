@@ -1,0 +1,255 @@
+"""Weights on disk that say what they are, and a network as a model of scanpaths beside the baselines."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..volumes.files import atomic_path
+from .data import scene_batch
+from .decoding import beam, greedy, sample
+from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities
+from .scene import Scene, TargetPosition
+
+FORMAT = "voxelwave-scanpath-1"
+_TABLE = "position.table"  # beside the parameters: no state_dict holds it
+_SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a file of weights is made for.
+
+    Attributes:
+        arguments: of `oat.OAT`, without the table.
+        target_position: whether the network must be told where the target is.
+        task: what people did, such as "search".
+        grid: whether scenes are on the grid of the arguments, or in free layouts.
+        trained_on: identifiers of the layouts that training and validation saw.
+        features: what each number of a feature vector means.
+        longest: fixations of the longest path that training saw.
+        notes: free words for a reader: data, licence, command, seed.
+    """
+
+    arguments: dict[str, Any]
+    target_position: TargetPosition
+    task: str
+    grid: bool
+    trained_on: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    longest: int = 100
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def save_model(path: str | os.PathLike, network: OAT, info: WeightsInfo) -> None:
+    """Write a network as a safetensors file, its position table and what it is made for with it.
+
+    Args:
+        path: ends in .safetensors.
+        network: of which the parameters are.
+        info: its arguments are replaced by those of the network.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    content: dict[str, Any] = {**info.__dict__, "arguments": network.arguments}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if network.position.kind == "learned":
+        n = max(network.rows, network.columns)
+        state[_TABLE] = network.position.table[:n].cpu().contiguous()
+    with atomic_path(path) as temporary:
+        # save_file would give a file that its owner alone can read
+        temporary.write_bytes(save(state, {"format": FORMAT, "info": json.dumps(content)}))
+
+
+def shipped_weights() -> list[str]:
+    """The names of the weights that come with the package; a model card lies beside each.
+
+    Example:
+        >>> "planted-observer" in shipped_weights()
+        True
+    """
+    return sorted(file.stem for file in _SHIPPED.glob("*.safetensors"))
+
+
+def load_model(weights: str | os.PathLike) -> "NetworkModel":
+    """A trained network as a model of scanpaths. Nothing in the file is executed.
+
+    Args:
+        weights: a file that `save_model` wrote, or the name of weights that come with the package.
+
+    Raises:
+        FileNotFoundError: there is no such file or name.
+        ValueError: it is another file, is damaged, or its parameters do not fit what it says.
+    """
+    path = Path(weights)
+    if not path.suffix and path.name in shipped_weights() and str(path) == path.name:
+        path = _SHIPPED / f"{path}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"weights must be a file or one of {', '.join(shipped_weights())}, got {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path.name} must be weights of voxelwave scanpath train ({FORMAT}), got {metadata.get('format')!r};"
+            " parameters under the published names are read by OAT.load_published"
+        )
+    table = state.pop(_TABLE, None)
+    try:
+        content = json.loads(metadata["info"])
+        lists = {name: tuple(content[name]) for name in ("trained_on", "features")}
+        info = WeightsInfo(**{**content, **lists})
+        network = OAT(**info.arguments, table=table)
+        network.load_published(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path.name} is damaged or was written for another version: {error}") from None
+    return NetworkModel(network.eval(), info)
+
+
+class NetworkModel:
+    """A network that answers what baselines answer (`baselines.ScanpathModel`).
+
+    Args:
+        network: in evaluation mode.
+        info: what it is made for.
+        name: to be shown.
+    """
+
+    def __init__(self, network: OAT, info: WeightsInfo, name: str = "OAT"):
+        self.network, self.info, self.name = network, info, name
+        self._latest: tuple[Scene, Memory] | None = None
+
+    def check(self, scene: Scene) -> None:
+        """Raise a ValueError that says why a scene is not one that the network is made for."""
+        rows, columns = self.network.rows, self.network.columns
+        if self.info.grid and (scene.rows, scene.columns) != (rows, columns):
+            came = "a free layout" if scene.rows is None else f"{scene.rows} x {scene.columns}"
+            raise ValueError(
+                f"scene {scene.identifier} must be a grid of {rows} x {columns}, which the weights are made for,"
+                f" got {came}"
+            )
+        if not self.info.grid and scene.rows is not None:
+            raise ValueError(
+                f"scene {scene.identifier} must be a free layout, which the weights are made for, got a grid of"
+                f" {scene.rows} x {scene.columns}"
+            )
+        if self.info.target_position == "given" and scene.target is None:
+            raise ValueError(f"scene {scene.identifier} must have a target, whose place the weights must be told")
+        features = len(self.info.features)
+        if self.network.appearance == "features" and features:
+            given = 0 if scene.features is None else scene.features.shape[1]
+            if given != features:
+                raise ValueError(
+                    f"objects of scene {scene.identifier} must have {features} features"
+                    f" ({', '.join(self.info.features)}), got {given}"
+                )
+
+    def batch(self, scenes: Sequence[Scene]) -> SceneBatch:
+        """Scenes as the network reads them."""
+        for scene in scenes:
+            self.check(scene)
+        return scene_batch(scenes, appearance=self.network.appearance, target_position=self.info.target_position)
+
+    @torch.inference_mode()
+    def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Of what follows each beginning of a path, in nats.
+
+        Args:
+            scene: that is looked at.
+            sequence: (steps,) object indices.
+
+        Returns:
+            (steps + 1, n + 1) float64: row t is what comes after t fixations, the last column is the end. Row 0 has
+            no end (-inf).
+        """
+        scores, _ = self._read(scene, sequence, weights=False)
+        first = torch.arange(scores.shape[1]).unsqueeze(0) == 0
+        return log_probabilities(scores.double(), first=first)[0].numpy()
+
+    @torch.inference_mode()
+    def attention(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
+        """How much each step looks at each object: weights of the decoder's last layer, mean over heads.
+
+        Returns:
+            (steps + 1, n + 1), the last column is the target's token; rows sum to 1.
+        """
+        _, weights = self._read(scene, sequence, weights=True)
+        return weights[-1][0].mean(0).double().numpy()
+
+    def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
+        """Drawn paths of object indices.
+
+        Args:
+            scene: that is looked at.
+            n: paths.
+            seed: with the scene's name and the number of the path it gives the draws.
+            max_length: where a path that has not ended is cut.
+        """
+        paths = self.decode([scene], "sample", samples=n, seed=seed, max_length=max_length)[0]
+        return [np.array(path, dtype=np.int64) for path in paths]
+
+    def decode(
+        self,
+        scenes: Sequence[Scene],
+        how: str = "sample",
+        *,
+        samples: int = 10,
+        temperature: float = 1.0,
+        width: int = 8,
+        seed: int = 0,
+        max_length: int | None = None,
+    ) -> list[list[list[int]]]:
+        """Paths for scenes, all at once.
+
+        Args:
+            scenes: of any numbers of objects.
+            how: "greedy" and "beam" give one path for each scene, "sample" gives `samples` of them.
+            samples: drawn paths.
+            temperature: of the draws.
+            width: of the beam.
+            seed: of the draws.
+            max_length: fixations at most; by default those of the longest path in training.
+        """
+        longest = min(max_length or self.info.longest, self.network.arguments["steps"])
+        batch = self.batch(scenes)
+        if how == "greedy":
+            return [[path] for path in greedy(self.network, batch, max_length=longest)]
+        if how == "beam":
+            return [[path] for path in beam(self.network, batch, width=width, max_length=longest)]
+        if how != "sample":
+            raise ValueError(f'how must be "greedy", "sample" or "beam", got {how!r}')
+        names = [scene.identifier for scene in scenes]
+        return sample(
+            self.network,
+            batch,
+            samples=samples,
+            temperature=temperature,
+            seed=seed,
+            names=names,
+            max_length=longest,
+        )
+
+    def _read(
+        self, scene: Scene, sequence: Sequence[int] | np.ndarray, *, weights: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        path = np.asarray(sequence, dtype=np.int64)
+        if len(path) and (path.min() < 0 or path.max() >= len(scene)):
+            raise ValueError(f"objects must be 0 to {len(scene) - 1}, got {path.min()} to {path.max()}")
+        if self._latest is None or self._latest[0] is not scene:  # most questions come about one scene in a row
+            self._latest = scene, self.network.encode(self.batch([scene]))
+        state = self.network.start(self._latest[1], torch.tensor([0]))
+        previous = torch.from_numpy(np.concatenate([[BEGIN], path])).unsqueeze(0)
+        scores, _, seen = self.network.step(state, previous, return_weights=weights)
+        return scores, seen
