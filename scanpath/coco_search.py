@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from .measured import MeasuredPath, Reading, numbers, read_json, take
+from .measured import MeasuredPath, Reading, label, listed, numbers, read_json, take, whole
 from .scene import Box, Scene, SceneObject
 
 Padding = Literal["centre", "corner"]
@@ -35,7 +35,7 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
     without: set[str] = set()
     outside = 0
     for file, record in records:
-        picture, task = str(take(record, "name", file)), str(take(record, "task", file))
+        picture, task = label(record, "name", file), label(record, "task", file)
         if picture not in objects:
             raise ValueError(f"{file} has a trial on {picture}, which the boxes do not list")
         if not objects[picture]:
@@ -57,7 +57,7 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
         duration = numbers(record["T"], where, 1) / 1000 if "T" in record else None
         if duration is not None and len(duration) != len(x):
             raise ValueError(f"{where} must have as many T as X, got {len(duration)} and {len(x)}")
-        trial = MeasuredPath(identifier, str(take(record, "subject", file)), np.stack([x, y], 1), duration=duration)
+        trial = MeasuredPath(identifier, label(record, "subject", file), np.stack([x, y], 1), duration=duration)
         seen = (x >= 0) & (y >= 0) & (x < display[0]) & (y < display[1])
         outside += int((~seen).sum())
         paths.append(trial.rows(seen))
@@ -76,16 +76,18 @@ def _coco_objects(
     sizes: dict[str, tuple[int, int]] = {}
     places: dict[str, Path | None] = {}
     for file, content in files:
-        names = {take(c, "id", file): str(take(c, "name", file)) for c in content["categories"]}
+        names = {label(c, "id", file): label(c, "name", file) for c in listed(content, "categories", file)}
         pictures = {}
-        for image in content["images"]:
-            name = str(take(image, "file_name", file))
-            pictures[take(image, "id", file)] = name
-            sizes[name] = int(take(image, "width", file)), int(take(image, "height", file))
+        for image in listed(content, "images", file):
+            name = label(image, "file_name", file)
+            pictures[label(image, "id", file)] = name
+            sizes[name] = whole(image, "width", file), whole(image, "height", file)
+            if min(sizes[name]) < 1:
+                raise ValueError(f"{file}: {name} must have a width and height above 0, got {sizes[name]}")
             places[name] = file.parent / name if (file.parent / name).is_file() else None
             objects.setdefault(name, [])
-        for annotation in content["annotations"]:
-            picture, category = take(annotation, "image_id", file), take(annotation, "category_id", file)
+        for annotation in listed(content, "annotations", file):
+            picture, category = label(annotation, "image_id", file), label(annotation, "category_id", file)
             if picture not in pictures or category not in names:
                 raise ValueError(
                     f"{file} has a box of picture {picture} and category {category}, which it does not list"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .grid import fit_axis
-from .measured import MeasuredPath, Reading, numbers, take
+from .measured import MeasuredPath, Reading, label, listed, numbers, take, whole
 from .scene import Box, Scene, SceneObject
 
 
@@ -22,12 +22,20 @@ def read_collages(content: dict, path: Path, rows: int | None, columns: int | No
     """
     if (rows is None) != (columns is None):
         raise ValueError(f"rows and columns must be given both or not at all, got {rows} and {columns}")
+    corners, sides = [], []
     for name, record in content.items():
-        if len(record["ground_truth"]) != 1:
-            raise ValueError(f"{path}: {name} must have one target box, got {len(record['ground_truth'])}")
-    corners = ("xmin", "ymin", "xmax", "ymax")
-    truth = numbers([[take(r["ground_truth"][0], k, path) for k in corners] for r in content.values()], path, 2)
-    extents = numbers([[take(r["size"], k, path) for k in ("width", "height")] for r in content.values()], path, 2)
+        where = f"{path}: {name}"
+        told = listed(record, "ground_truth", where)
+        if len(told) != 1:
+            raise ValueError(f"{where} must have one target box, got {len(told)}")
+        if not isinstance(record["fixations"], dict):
+            raise ValueError(f"{where}: fixations must be lists by person, got {str(record['fixations'])[:60]}")
+        box = numbers([take(told[0], k, where) for k in ("xmin", "ymin", "xmax", "ymax")], where, 1)
+        if not (box[:2] < box[2:]).all():
+            raise ValueError(f"{where}: the target box must have xmin < xmax and ymin < ymax, got {box.tolist()}")
+        corners.append(box)
+        sides.append([whole(record["size"], k, where) for k in ("width", "height")])
+    truth, extents = np.array(corners), np.array(sides)
     middle, side = (truth[:, :2] + truth[:, 2:]) / 2, (truth[:, 2:] - truth[:, :2]).mean(0)
     across = fit_axis(middle[:, 0], extents[:, 0], columns)
     down = fit_axis(middle[:, 1], extents[:, 1], rows)
@@ -44,7 +52,7 @@ def read_collages(content: dict, path: Path, rows: int | None, columns: int | No
     ]
     scenes, paths = [], []
     for (name, record), target, extent in zip(content.items(), targets, extents, strict=True):
-        sought = Path(str(record["target"])).stem
+        sought = Path(label(record, "target", f"{path}: {name}")).stem
         objects = tuple(SceneObject(sought if k == target else "cover", box) for k, box in enumerate(boxes))
         size = int(extent[0]), int(extent[1])
         scenes.append(Scene(name, size, objects, int(target), down.count, across.count))

@@ -50,10 +50,33 @@ def read_json(path: Path) -> Any:
 def take(record: Any, key: str, where: object) -> Any:
     """A part of a record that must be there."""
     if not isinstance(record, dict) or key not in record:
-        raise ValueError(
-            f"{where}: {key} must be given, got {', '.join(record) if isinstance(record, dict) else record}"
-        )
+        came = ", ".join(map(str, record)) if isinstance(record, dict) else str(record)[:60]
+        raise ValueError(f"{where}: {key} must be given, got {came or 'nothing'}")
     return record[key]
+
+
+def listed(record: Any, key: str, where: object) -> list:
+    """A part of a record that must be a list."""
+    value = take(record, key, where)
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: {key} must be a list, got {str(value)[:60]}")
+    return value
+
+
+def whole(record: Any, key: str, where: object) -> int:
+    """A part of a record that must be a whole number."""
+    value = take(record, key, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+        raise ValueError(f"{where}: {key} must be a whole number, got {str(value)[:60]}")
+    return int(value)
+
+
+def label(record: Any, key: str, where: object) -> str:
+    """A part of a record that must be text, or a number that serves as a name."""
+    value = take(record, key, where)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{where}: {key} must be text or a number, got {str(value)[:60]}")
+    return str(value)
 
 
 def numbers(values: Any, where: object, axes: int) -> np.ndarray:

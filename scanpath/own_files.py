@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..volumes.files import atomic_path
-from .measured import MeasuredPath, Reading, numbers, take
+from .measured import MeasuredPath, Reading, label, listed, numbers, take, whole
 from .scene import Dataset, Scene, SceneObject, Trial
 
 FORMAT, VERSION = "voxelwave scanpaths", 1
@@ -20,10 +20,10 @@ TABLES = ("scenes.csv", "objects.csv", "fixations.csv")
 def read_own(content: dict, path: Path) -> Reading:
     if content.get("version") != VERSION:
         raise ValueError(f"{path} must have version {VERSION}, got {content.get('version')!r}")
-    scenes = [_own_scene(record, path) for record in take(content, "scenes", path)]
+    scenes = [_own_scene(record, path) for record in listed(content, "scenes", path)]
     paths = []
-    for record in content.get("trials", []):
-        scene, person = str(take(record, "scene", path)), str(take(record, "person", path))
+    for record in listed(content, "trials", path) if "trials" in content else []:
+        scene, person = label(record, "scene", path), label(record, "person", path)
         where = f"{path}: trial of {person} on {scene}"
         columns = {
             key: numbers(record[key], where, 1) for key in ("x", "y", "objects", "onset", "duration") if key in record
@@ -33,17 +33,27 @@ def read_own(content: dict, path: Path) -> Reading:
 
 
 def _own_scene(record: Any, path: Path) -> Scene:
-    identifier = str(take(record, "scene", path))
+    identifier = label(record, "scene", path)
     where = f"{path}: scene {identifier}"
     objects = []
-    for o in take(record, "objects", where):
+    for o in listed(record, "objects", where):
+        box = numbers(take(o, "box", where), where, 1)
         features = numbers(o["features"], where, 1).astype(np.float32) if o.get("features") is not None else None
-        box = tuple(numbers(take(o, "box", where), where, 1).tolist())
-        objects.append(SceneObject(str(o.get("name", "")), box, features))
-    size = int(take(record, "width", where)), int(take(record, "height", where))
-    image = path.parent / record["image"] if record.get("image") else None
-    keys = {k: record[k] for k in ("target", "rows", "columns", "layout", "sought") if record.get(k) is not None}
+        name = label(o, "name", where) if o.get("name") is not None else ""
+        objects.append(_object(name, box.tolist(), features, where))
+    size = whole(record, "width", where), whole(record, "height", where)
+    told = {key for key in record if record[key] is not None}
+    image = path.parent / label(record, "image", where) if "image" in told else None
+    keys: dict[str, Any] = {k: whole(record, k, where) for k in ("target", "rows", "columns") if k in told}
+    keys |= {k: label(record, k, where) for k in ("layout", "sought") if k in told}
     return Scene(identifier, size, tuple(objects), image=image, **keys)
+
+
+def _object(name: str, box: list[float], features: np.ndarray | None, where: str) -> SceneObject:
+    try:
+        return SceneObject(name, tuple(box), features)  # type: ignore[arg-type]  # it checks that there are four
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _own_path(scene: str, person: str, columns: dict[str, np.ndarray], where: str) -> MeasuredPath:
@@ -64,10 +74,10 @@ def read_tables(folder: Path) -> Reading:
     """scenes.csv, objects.csv and fixations.csv."""
     objects: dict[str, list[tuple[int, SceneObject]]] = {}
     for where, row in _rows(folder / "objects.csv", ("scene", "object", "x", "y", "width", "height")):
-        box = tuple(_number(row, key, where) for key in ("x", "y", "width", "height"))
+        box = [_number(row, key, where) for key in ("x", "y", "width", "height")]
         values = [_number(row, key, where) for key in row if key.startswith("feature_")]
         features = np.array(values, dtype=np.float32) if values else None
-        entry = SceneObject(row.get("name") or "", (box[0], box[1], box[2], box[3]), features)
+        entry = _object(row.get("name") or "", box, features, where)
         objects.setdefault(row["scene"], []).append((_whole(row, "object", where), entry))
     scenes = []
     for where, row in _rows(folder / "scenes.csv", ("scene", "width", "height")):
@@ -119,7 +129,10 @@ def _rows(file: Path, needed: tuple[str, ...]) -> Iterable[tuple[str, dict[str, 
         if missing:
             raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is not there")
         for row in reader:
-            yield f"{file}, line {reader.line_num}", row
+            where = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as the first line has")
+            yield where, row
 
 
 def _number(row: dict[str, str], key: str, where: str) -> float:
@@ -131,7 +144,7 @@ def _number(row: dict[str, str], key: str, where: str) -> float:
 
 def _whole(row: dict[str, str], key: str, where: str) -> int:
     value = _number(row, key, where)
-    if value != round(value):
+    if not value.is_integer():
         raise ValueError(f"{where}: {key} must be a whole number, got {row[key]!r}")
     return int(value)
 

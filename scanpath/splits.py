@@ -35,11 +35,13 @@ def split(
     """
     if by not in get_args(By):
         raise ValueError(f"by must be {', '.join(get_args(By))}, got {by!r}")
+    if folds is not None and folds < 2:
+        raise ValueError(f"folds must be 2 or more, got {folds}")
     index = np.arange(len(dataset)) if trials is None else np.asarray(trials, dtype=np.int64)
     groups = groups_of(dataset, by)[index]
     n = len(set(groups))
-    if n < max(folds or 2, 2):
-        raise ValueError(f"{folds or 'left-out'} folds by {by} need {max(folds or 2, 2)} of them, got {n}")
+    if n < (folds or 2):
+        raise ValueError(f"{folds or 'left-out'} folds by {by} need {folds or 2} of them, got {n}")
     if folds is None:
         parts = LeaveOneGroupOut().split(index, groups=groups)
     elif by == "trial":
