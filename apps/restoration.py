@@ -75,6 +75,11 @@ def restore(
         slurm: submitit's parameters, such as slurm_partition and mem_gb.
         keep_identifiers: of a folder: name cases by patient, series and file, and show and record these names.
     """
+    from .compute import check_threads
+
+    check_threads(threads)
+    if max_bias is not None and max_bias < 0:
+        raise ValueError(f"--max-bias must be at least 0, got {max_bias}")
     how = {
         "weights": str(weights),
         "task": task,
@@ -181,11 +186,12 @@ class Restoration:
         """One image from file to file; gives where it was written, its range, the change, and seconds."""
         import time
 
-        from ..restoration.images import read_image, to_pixels, write_image
+        from ..restoration.images import check_target, read_image, to_pixels, write_image
         from ..restoration.inference import Refused, fitting_range, measure_change, slices_of
         from ..restoration.inference import restore as restore_stack
 
         image = read_image(source, slice_axis=self.slice_axis)
+        check_target(target, image)
         slices_of(self.model, image.channels)
         intensity_range = fitting_range(image, self.info, self.how)
         if show:
@@ -230,32 +236,27 @@ def batch_work(
     Raises:
         CaseRefused: they are made for another task.
     """
-    import torch
-
     from ..restoration.weights import load_weights
     from .batch import CaseRefused
+    from .compute import choose_device
 
     file = _weights_file(Path(weights))
     model, info = load_weights(file, variant=variant, stripe_width=stripe_width)
     if task is not None and task != info.task:
         raise CaseRefused(f"{file.name} is made for {info.task}, got --task {task}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Restoration(model, info, file, how, slice_axis, max_bias, {**options, "device": device})
+    return Restoration(model, info, file, how, slice_axis, max_bias, {**options, "device": choose_device(device)})
 
 
 def _restore_single(source: Path, target: Path, how: dict[str, Any], threads: int | None) -> int:
     """One input, with its report on the screen."""
     import sys
 
-    import torch
-
     from ..restoration.inference import Refused
     from .batch import CaseRefused
+    from .compute import use_threads
     from .record import write_record
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if not source.exists():
         raise FileNotFoundError(f"no such file or folder: {source}")
     if target.resolve() == source.resolve():

@@ -70,16 +70,18 @@ def evaluate(
     """
     import sys
 
-    import torch
-
     from ..restoration.evaluation import Evaluation, evaluation_images, write_table
     from ..restoration.inference import Refused
     from ..restoration.weights import load_weights, weights_file
+    from .compute import choose_device, use_threads
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_threads(threads)
+    if output is not None and output.suffix != ".tsv":
+        raise ValueError(f"--output must end in .tsv, got {output}; a .json record is written beside it")
+    if scale is not None and scale < 1:
+        raise ValueError(f"--scale must be at least 1, got {scale}")
+    if slices_per_volume < 1:
+        raise ValueError(f"--slices-per-volume must be at least 1, got {slices_per_volume}")
     degradation = {"kind": degradation} if isinstance(degradation, str) else degradation
     made = degradation is not None or sigma is not None
     if degraded is not None and made:
@@ -106,7 +108,7 @@ def evaluate(
         scale=scale,
         y_channel=y_channel,
         border=border,
-        options={"tile": tile, "overlap": overlap, "self_ensemble": self_ensemble, "device": device},
+        options={"tile": tile, "overlap": overlap, "self_ensemble": self_ensemble, "device": choose_device(device)},
     )
     try:
         images = evaluation_images(

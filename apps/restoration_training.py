@@ -1,7 +1,12 @@
 """`voxelwave restoration train` and `images`: train a restoration network, and gather open images to train on."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ..restoration.data import Pair
 
 # torch and its friends load in the functions, so that --help answers at once
 
@@ -62,13 +67,13 @@ def train(
     """
     import logging
 
-    import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
     from ..restoration.data import RestorationData, Stage, load_clean, load_pairs
     from ..restoration.module import RestorationModule
+    from .compute import choose_device, use_threads
     from .record import write_record
 
     checkpoint = output / LAST
@@ -78,18 +83,19 @@ def train(
         raise ValueError(f"{checkpoint} is there already; go on with --resume, or choose another --output")
     if (train_degraded is None) != (validation_degraded is None):
         raise ValueError("train_degraded and validation_degraded are given both or not at all")
-    plan = [Stage(**stage) for stage in stages or [{"steps": 1000, "batch": 4, "patch": 64}]]
+    plan = [_made(Stage, stage, "a stage") for stage in stages or [{"steps": 1000, "batch": 4, "patch": 64}]]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements and hardware lists
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(device)]
     seed_everything(seed, verbose=False)
-    network = RestorationModule(**(module or {}))
+    network = _made(RestorationModule, module or {}, "module")
     reading: dict[str, Any] = {"intensity_range": intensity_range, "slice_axis": slice_axis, "grey": grey}
     if train_degraded is None or validation_degraded is None:
         pairs, held_out = load_clean(train_images, **reading), load_clean(validation_images, **reading)
     else:
         pairs = load_pairs(train_degraded, train_images, **reading)
         held_out = load_pairs(validation_degraded, validation_images, **reading)
+    _check_channels([*pairs, *held_out], network.network, slices)
     data = RestorationData(
         pairs,
         held_out,
@@ -105,7 +111,7 @@ def train(
     parameters = sum(p.numel() for p in network.network.parameters())
     print(f"{len(pairs)} training images, {len(held_out)} for validation; {parameters} parameters; {data.steps} steps")
     trainer = Trainer(
-        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device],
+        accelerator=accelerator,
         devices=1,
         max_epochs=data.epochs,
         reload_dataloaders_every_n_epochs=1,
@@ -142,6 +148,27 @@ def train(
     if trainer.interrupted:
         raise KeyboardInterrupt
     print(f"wrote {output}/: {WEIGHTS}, {LAST}; validation PSNR {metrics.get('psnr', float('nan')):.2f} dB")
+
+
+def _made(kind: Callable[..., Any], options: dict[str, Any], words: str) -> Any:
+    """What a function or class makes of options from a configuration."""
+    try:
+        bound = inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"{words} takes {', '.join(inspect.signature(kind).parameters)}: {error}") from None
+    return kind(*bound.args, **bound.kwargs)
+
+
+def _check_channels(pairs: "list[Pair]", network: Any, slices: int) -> None:
+    """Refuse images that the network cannot take, before the training begins."""
+    for pair in pairs:
+        channels = pair.clean.shape[1]
+        if (slices * channels, channels) != (network.in_channels, network.out_channels):
+            hint = "; --grey takes the luminance of colour images" if channels == 3 else ""
+            raise ValueError(
+                f"{pair.name} has {channels} channel(s) and --slices is {slices}, but the network takes"
+                f" {network.in_channels} channel(s) and gives {network.out_channels}{hint}"
+            )
 
 
 def images(*, output: Path) -> None:

@@ -164,6 +164,8 @@ def make_degradation(kind: str, **parameters: Any) -> Degrade:
     except TypeError as error:
         given = ", ".join(parameters) or "nothing"
         raise ValueError(f"degradation {kind} takes {_parameter_names(kind)}, got {given} ({error})") from None
+    for name, value in parameters.items():
+        _check_parameter(kind, name, value)
     return partial(function, **parameters)
 
 
@@ -237,6 +239,18 @@ _DEGRADATIONS: dict[str, Callable[..., Tensor]] = {
     "gaussian-blur": _gaussian_blur,
     "box-blur": _box_blur,
 }
+
+
+def _check_parameter(kind: str, name: str, value: Any) -> None:
+    """Refuse what is no number of at least 0, and no (low, high) where one is drawn."""
+    if value is None and name == "cutoff":
+        return
+    drawn = name in ("sigma", "sigma_px", "photons")
+    numbers = list(value) if drawn and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    fit = all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers)
+    if not fit or numbers != sorted(numbers):
+        wanted = "a number of at least 0" + (" or two of them, [low, high]" if drawn else "")
+        raise ValueError(f"{name} of degradation {kind} must be {wanted}, got {value!r}")
 
 
 def _parameter_names(kind: str) -> str:

@@ -200,6 +200,8 @@ def evaluation_images(
         if partner is not None:
             ends = (chosen.low, chosen.high)
             pairs = load_pairs(partner, file, intensity_range=ends, slice_axis=slice_axis, grey=grey)
+            if pairs[0].scale != scale:
+                raise ValueError(f"{file} must have {scale} times the size of {partner}, got {pairs[0].scale} times")
         else:
             pairs = [Pair(unit_stack(image, chosen, grey=grey), name=file.name, intensity_range=chosen)]
             if scale > 1:

@@ -223,6 +223,7 @@ def write_image(
         The path that was written.
     """
     path = Path(path)
+    check_target(path, like)
     n, channels, height, width = like.stack.shape
     if stack.shape != (n, channels, height * scale, width * scale):
         raise ValueError(
@@ -235,13 +236,46 @@ def write_image(
         return path
     assert like.volume is not None
     volume = Volume(_unslice(pixels, like), _scaled_affine(like.volume.affine, like.slice_axis, scale), like.path)
-    if like.kind == "dicom" and not path.name.lower().endswith(_NIFTI_SUFFIXES):
+    if _as_series(path, like):
         from ..volumes.dicom_write import write_derived_series
 
         write_derived_series(path, volume, like.path, description)
     else:
         write_volume(path, volume)
     return path
+
+
+def check_target(path: Path, like: Image) -> None:
+    """Refuse a path to which `write_image` cannot write, before the restoration takes its time.
+
+    Raises:
+        ValueError: another kind of file than `like`, one that would lose values, or a folder that is not empty.
+    """
+    suffix = path.suffix.lower()
+    if _as_series(path, like):
+        from ..volumes.dicom_write import check_free
+
+        check_free(path)
+    elif like.kind != "bitmap":
+        if not path.name.lower().endswith(_NIFTI_SUFFIXES):
+            raise ValueError(f"output of {like.path} must end in {', '.join(_NIFTI_SUFFIXES)}, got {path.name}")
+    elif suffix in (".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{path.name} would lose values; write .png or .tiff")
+    elif suffix not in BITMAP_SUFFIXES:
+        raise ValueError(f"output of {like.path} must end in .png, .tif, .tiff, .bmp, .pgm or .ppm, got {path.name}")
+    elif suffix not in _TIFF_SUFFIXES:
+        n, channels = like.stack.shape[:2]
+        deep = like.dtype == np.uint16 and channels == 1 and suffix == ".png"
+        if n > 1 or not (like.dtype == np.uint8 or deep):
+            raise ValueError(
+                f"{path.name} cannot hold {n} image(s) of {channels} channel(s) of {like.dtype} without loss;"
+                " write .tiff"
+            )
+
+
+def _as_series(path: Path, like: Image) -> bool:
+    """Whether `path` becomes a folder with a DICOM series."""
+    return like.kind == "dicom" and not path.name.lower().endswith(_NIFTI_SUFFIXES)
 
 
 def _slices(array: np.ndarray, axis: int) -> np.ndarray:
@@ -371,10 +405,9 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _write_bitmap(path: Path, stack: np.ndarray) -> None:
-    """(N, C, H, W) as a bitmap; N above 1 and types other than 8 and 16 bits need TIFF."""
+    """(N, C, H, W) as a bitmap that can hold it (`check_target`)."""
     planes = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
-    suffix = path.suffix.lower()
-    if suffix in _TIFF_SUFFIXES:
+    if path.suffix.lower() in _TIFF_SUFFIXES:
         import tifffile
 
         with atomic_path(path) as temporary:
@@ -385,16 +418,6 @@ def _write_bitmap(path: Path, stack: np.ndarray) -> None:
                 metadata=None,
             )
         return
-    if suffix not in BITMAP_SUFFIXES:
-        raise ValueError(f"path must end in one of {', '.join(BITMAP_SUFFIXES)}, got {path.name}")
-    if suffix in (".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"{path.name} would lose values; write .png or .tiff")
-    deep = stack.dtype == np.uint16 and stack.shape[1] == 1 and suffix == ".png"
-    if len(planes) > 1 or not (stack.dtype == np.uint8 or deep):
-        raise ValueError(
-            f"{path.name} cannot hold {len(planes)} image(s) of {stack.shape[1]} channel(s) of {stack.dtype} without"
-            " loss; write .tiff"
-        )
     from PIL import Image as Pillow
 
     with atomic_path(path) as temporary:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .mair import MaIR
 from .mair_unet import MaIRUNet
-from .weights import load_weights, model_from_variant, read_parameters, save_weights
+from .weights import load_weights, model_from_variant, read_checkpoint, read_parameters, save_weights
 
 NETWORKS: dict[str, type[MaIR] | type[MaIRUNet]] = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
 
@@ -155,8 +155,7 @@ class RestorationModule(LightningModule):
                 "intensity_unit": intensity_unit,
             }
         )
-        given = dict(arguments or {})
-        self.network = NETWORKS[network](**given) if network in NETWORKS else model_from_variant(network, **given)
+        self.network = _build(network, dict(arguments or {}))
         if start_from is not None:
             _start_from(self.network, Path(start_from))
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -258,14 +257,21 @@ def load_checkpoint(path: Path) -> RestorationModule:
     Raises:
         FileNotFoundError, ValueError: no such file, or not a checkpoint of this module.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_checkpoint(path)
     if not isinstance(content, dict) or "hyper_parameters" not in content:
         raise ValueError(f"{path} is not a checkpoint of a restoration training")
     module = RestorationModule(**{**content["hyper_parameters"], "start_from": None})
     module.load_state_dict(content["state_dict"])
     return module
+
+
+def _build(network: str, arguments: dict[str, Any]) -> MaIR | MaIRUNet:
+    """The network with random parameters."""
+    try:
+        return NETWORKS[network](**arguments) if network in NETWORKS else model_from_variant(network, **arguments)
+    except TypeError as error:
+        reason = str(error).partition("__init__() ")[2] or error
+        raise ValueError(f"arguments of {network} do not fit: {reason}") from None
 
 
 def _start_from(network: nn.Module, path: Path) -> None:

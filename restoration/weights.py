@@ -273,18 +273,28 @@ def _open_safetensors(path: Path) -> Any:
         raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
 
 
+def read_checkpoint(path: Path) -> Any:
+    """The tensors and plain values of a .pth, .pt or .ckpt file, on the CPU; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds other things.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path.name} holds more than tensors and plain values, or is damaged: not loaded") from None
+    except Exception as error:  # unpicklers fail in many ways on damaged data
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path.name} is not a readable checkpoint: {reason}") from None
+
+
 def _read_pickled(path: Path, key: str) -> dict[str, Tensor]:
     if key not in ("params", "params_ema"):
         raise ValueError(f'key must be "params" or "params_ema", got {key!r}')
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights at {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path.name} holds more than tensors and plain values, or is damaged: not loaded") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name} is not a readable checkpoint: {reason}") from None
+    content = read_checkpoint(path)
     for name in (key, "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

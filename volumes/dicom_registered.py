@@ -27,7 +27,6 @@ from .dicom_write import (
     _LPS,
     _SERIES_OFFSET,
     _atomic_folder,
-    _check_free,
     _code,
     _derive,
     _encode,
@@ -38,6 +37,7 @@ from .dicom_write import (
     _set_pixels,
     _shared,
     _uid_of,
+    check_free,
 )
 from .files import atomic_path
 from .transforms import DisplacementField
@@ -94,8 +94,8 @@ def write_registered_series(
 
     Each new slice has the header of the moving slice that has its rank, with the place and size of the new grid;
     classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, as some describe the
-    old grid. UIDs follow from the source and the values, as in `write_derived_series`. The folder appears whole or not at
-    all.
+    old grid. UIDs follow from the source and the values, as in `write_derived_series`. The folder appears whole or not
+    at all.
 
     Args:
         folder: to write into; must not exist, or be empty.
@@ -113,7 +113,7 @@ def write_registered_series(
         ValueError: the volume is sheared, has another number of volumes than the series, or the folder is not empty.
     """
     folder, moving = Path(folder), Path(moving)
-    _check_free(folder)
+    check_free(folder)
     if not perpendicular_axes(volume.affine):
         raise ValueError(f"the axes of {volume.source or 'the fixed image'} must be perpendicular to be kept in DICOM")
     headers, stacks = _images(moving)

@@ -106,7 +106,7 @@ def write_derived_series(
         ValueError: the volume does not lie on the source's slices, or the folder is not empty.
     """
     folder, source_folder = Path(folder), Path(source_folder)
-    _check_free(folder)
+    check_free(folder)
     headers = _without_copies(source_folder, _one_series(source_folder, _headers(source_folder)))
     frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
     stacks, _ = _stack(source_folder, frames)
@@ -149,7 +149,8 @@ def _now() -> datetime:
     return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now()
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something already, or a file of that name."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder must not exist or be empty, got {folder}")
 

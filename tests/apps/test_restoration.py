@@ -185,3 +185,80 @@ def test_open_images_come_with_their_licences(tmp_path: Path) -> None:
     listed = [line.split("\t")[0] for line in (tmp_path / "open/LICENCES.tsv").read_text().splitlines()[1:]]
     assert sorted(listed) == sorted(str(p.relative_to(tmp_path / "open")) for p in (tmp_path / "open").rglob("*.png"))
     assert np.asarray(Pillow.open(tmp_path / "open/train/astronaut.png")).ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--max-bias", "-1"], "--max-bias must be at least 0, got -1"),
+        (["--device", "cuda"], "--device cuda needs a CUDA GPU"),
+    ],
+)
+def test_options_that_cannot_be_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], reason: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _restore(folder, "in/a.png", "out.png", *words) == 1
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["out", "out.nii.gz", "out.jpg"])
+def test_outputs_that_cannot_hold_the_result_are_refused_before_the_network_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr("voxelwave.restoration.inference.restore", lambda *_, **__: pytest.fail("it ran"))
+    assert _restore(folder, "in/a.png", target) == 1
+    assert target in capsys.readouterr().err
+    assert not (folder / target).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--scale", "0", "--degradation", "bicubic"], "--scale must be at least 1"),
+        (["--slices-per-volume", "0", "--sigma", "25"], "--slices-per-volume must be at least 1"),
+        (["--sigma", "25", "-o", "table.json"], "--output must end in .tsv"),
+        (["--sigma", "-3"], "sigma of degradation gaussian must be a number of at least 0"),
+    ],
+)
+def test_evaluation_names_what_cannot_be(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    assert main(["restoration", "evaluate", str(folder / "in"), "--methods", "[tv]", *words]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_partners_of_another_size_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "small").mkdir()
+    for name in ("a.png", "b.png"):
+        Pillow.fromarray(np.zeros((12, 15), np.uint8)).save(folder / "small" / name)
+    command = ["restoration", "evaluate", str(folder / "in"), "--degraded", str(folder / "small"), "--methods", "[tv]"]
+    assert main(command) == 1
+    assert "must have 1 times the size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"module": {}}, "arguments of MaIR do not fit: missing 1 required keyword-only argument: 'stripe_width'"),
+        ({"module": {"nets": "MaIR"}}, "module takes network, arguments,"),
+        ({"module": {"arguments": {"stripe_width": 4, "wide": 8}}}, "unexpected keyword argument 'wide'"),
+        ({"stages": [{"steps": 1, "batches": 1, "patch": 8}]}, "a stage takes steps, batch, patch"),
+        ({"module": {"arguments": {"stripe_width": 4, "in_channels": 3}}}, "has 1 channel(s)"),
+    ],
+)
+def test_training_names_what_does_not_fit(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: dict, reason: str
+) -> None:
+    (folder / "train.yaml").write_text(json.dumps({"degradation": {"kind": "gaussian", "sigma": 0.1}, **options}))
+    images = str(folder / "in")
+    command = ["restoration", "train", images, images, "-o", str(folder / "out"), "--device", "cpu"]
+    assert main([*command, "--config", str(folder / "train.yaml")]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_export_of_a_file_that_is_no_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "last.ckpt").write_bytes(b"hello")
+    assert main(["restoration", "export", str(folder / "last.ckpt"), "-o", str(folder / "x.safetensors")]) == 1
+    assert "last.ckpt is not a readable checkpoint" in capsys.readouterr().err

@@ -240,6 +240,11 @@ def test_wrong_words_are_named() -> None:
         make_degradation("rician", sigma_px=1.0)
     with pytest.raises(ValueError, match="takes photons, path_mm, cutoff, got nothing"):
         make_degradation("ct")
+    for level in (-0.1, [0.2, 0.1], [0.1], "much", [0.1, None]):
+        with pytest.raises(ValueError, match="sigma of degradation gaussian must be a number of at least 0 or two"):
+            make_degradation("gaussian", sigma=level)
+    with pytest.raises(ValueError, match="size_px of degradation box-blur must be a number of at least 0, got"):
+        make_degradation("box-blur", size_px=[3, 5])
     for call, words in (
         (lambda: box_blur(torch.zeros(4, 4), 2), "odd"),
         (lambda: gaussian_blur(torch.zeros(4, 4), -1.0), "sigma_px"),
