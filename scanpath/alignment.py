@@ -18,7 +18,7 @@ def needleman_wunsch(similarity: np.ndarray, gap: float = 0.0) -> float:
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or gap > 0:
         raise ValueError(f"similarity must be (n, m) and gap 0 or less, got {similarity.shape} and {gap}")
-    gaps = gap * np.arange(similarity.shape[1] + 1)
+    gaps = float(gap) * np.arange(similarity.shape[1] + 1)
     best = gaps
     for row in similarity:
         here = best + gap
