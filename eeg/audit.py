@@ -407,8 +407,7 @@ def _check_confounds(
     for name, values in quantities.items():
         kept, kind = _as_quantity(values)
         order = np.unique([_sort_key(v) for v in kept], return_inverse=True)[1]
-        known = any(_tell_the_same(order, other) for other in seen)
-        if kind == "" or len(set(order.tolist())) < 2 or known:
+        if kind == "" or len(set(order.tolist())) < 2 or any(_tell_the_same(order, other) for other in seen):
             continue  # nothing to tell, or told already under another name
         seen.append(order)
         checks.append(_check_confound(name, kept, kind, windows, subjects, permutations=permutations, seed=seed))
