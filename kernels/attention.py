@@ -7,7 +7,7 @@ The slow, obvious versions with the same signatures stand in `attention_referenc
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -96,11 +96,12 @@ def attention(
     """
     _check_qkv(q, k, v)
     score_shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    _check_mask(mask, score_shape)
+    _check_mask(mask, score_shape, q)
     if bias is not None:
+        _check_tensor("bias", bias, "broadcastable to (B, H, Lq, Lk)")
         if not bias.is_floating_point():
             raise TypeError(f"bias must be floating point, got {bias.dtype} (a boolean mask goes into mask)")
-        _check_broadcastable("bias", bias, score_shape)
+        _check_broadcastable("bias", bias, score_shape, q)
     scale = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
 
     empty_problem = 0 in (*q.shape, *k.shape, *v.shape)
@@ -232,7 +233,7 @@ def linear_attention(
     """
     _check_qkv(q, k, v)
     score_shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    _check_mask(mask, score_shape)
+    _check_mask(mask, score_shape, q)
     if (state is not None or return_state) and not causal:
         raise ValueError("state and return_state need causal=True, got causal=False")
     if causal and q.shape[2] != k.shape[2]:
@@ -271,10 +272,14 @@ def _fused(
         )  # a query expanded with stride 0 would drop to the math path: 187 ms instead of 35 ms measured
     if scale <= 0:
         q, scale = q * scale, 1.0  # the causal kernel hides keys by -inf before it scales: -inf * 0 is NaN
-    grouped = q.shape[1] != k.shape[1]
-    sees_all = not causal or q_start >= k.shape[2] - 1
-    if mask is None and bias is None and (sees_all or q_start == 0):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=not sees_all, scale=scale, enable_gqa=grouped)
+    options: dict[str, Any] = {"scale": scale}
+    if q.shape[1] != k.shape[1]:  # by `if`: under torch.compile the comparison itself may be no Python bool
+        options["enable_gqa"] = True
+    if mask is None and bias is None:
+        if not causal or q_start >= k.shape[2] - 1:
+            return F.scaled_dot_product_attention(q, k, v, **options)
+        if q_start == 0:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     visible = _visible(mask, bias, causal, q_start, q, k)
     assert visible is not None
     blind = ~visible.any(-1, keepdim=True)
@@ -286,7 +291,7 @@ def _fused(
     else:
         finite = bias.masked_fill(bias == -math.inf, 0).to(q.dtype)
         scores_added = finite.masked_fill(~attended, -math.inf)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=scores_added, scale=scale, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=scores_added, **options)
     return out.masked_fill(blind, 0)
 
 
@@ -298,7 +303,7 @@ def _plain(
     query = (q.to(dtype) * scale).unflatten(1, (k.shape[1], groups))
     scores = (query @ k.to(dtype).mT.unsqueeze(2)).flatten(1, 2)
     if bias is not None:
-        scores = scores + bias.masked_fill(bias == -math.inf, 0)
+        scores = scores + bias.masked_fill(bias == -math.inf, 0).to(dtype)
     if visible is None:
         blind = torch.full((1, 1, 1, 1), k.shape[2] == 0, device=q.device)
     else:
@@ -410,6 +415,7 @@ def _linear_chunk(
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check_tensor(name, tensor, "of shape (B, heads, L, channels)")
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have shape (B, heads, L, channels), got {tuple(tensor.shape)}")
         if not tensor.is_floating_point():
@@ -433,17 +439,25 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_mask(mask: Tensor | None, score_shape: tuple[int, ...]) -> None:
+def _check_tensor(name: str, value: object, shape: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
+
+
+def _check_mask(mask: Tensor | None, score_shape: tuple[int, ...], q: Tensor) -> None:
     if mask is None:
         return
+    _check_tensor("mask", mask, "broadcastable to (B, H, Lq, Lk)")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = may attend), got {mask.dtype} (an additive mask goes into bias)")
-    _check_broadcastable("mask", mask, score_shape)
+    _check_broadcastable("mask", mask, score_shape, q)
 
 
-def _check_broadcastable(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def _check_broadcastable(name: str, tensor: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
     fits = tensor.dim() <= len(shape) and all(
         given in (1, wanted) for given, wanted in zip(reversed(tensor.shape), reversed(shape), strict=False)
     )
     if not fits:
         raise ValueError(f"{name} must be broadcastable to (B, H, Lq, Lk) = {shape}, got {tuple(tensor.shape)}")
+    if tensor.device != q.device:
+        raise ValueError(f"{name} must be on the device of q, {q.device}, got {tensor.device}")

@@ -69,15 +69,11 @@ def selective_scan(
         [1.0, 1.5, 1.75, 1.875]
     """
     _check_tensor("u", u, ndim=3, layout="(B, D, L)")
-    if torch.is_autocast_enabled(u.device.type):
+    if _in_autocast(u):
         u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
     batch, channels, _ = u.shape
     _check_same("delta", delta, u)
-    _check_tensor("A", A, ndim=2, layout="(D, N)")
-    states = A.shape[1]
-    _check_shape("A", A, (channels, states), "u", u)
-    if states < 1:
-        raise ValueError(f"A must have at least one state, got shape {tuple(A.shape)}")
+    states = _check_rates(A, channels, "(D, N)", "u", u)
     groups = _groups(B, C)
     B = _check_input_matrix("B", B, u, states, groups)
     C = _check_input_matrix("C", C, u, states, groups)
@@ -133,21 +129,23 @@ def selective_scan_step(
         [1.0, 1.5, 1.75]
     """
     _check_tensor("u", u, ndim=2, layout="(B, D)")
+    if _in_autocast(u):
+        u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
     batch, channels = u.shape
-    _check_tensor("A", A, ndim=2, layout="(D, N)")
-    _check_shape("A", A, (channels, A.shape[1]), "u", u)
+    states = _check_rates(A, channels, "(D, N)", "u", u)
     _check_same("delta", delta, u)
     if z is not None:
         _check_same("z", z, u)
     _check_vector("D", D, channels, u)
     _check_vector("delta_bias", delta_bias, channels, u)
     _check_tensor("state", state, ndim=3, layout="(B, D, N)")
-    _check_shape("state", state, (batch, channels, A.shape[1]), "u and A", u)
+    _check_shape("state", state, (batch, channels, states), "u and A", u)
     real = state_dtype(u)
     if state.dtype != real:
         raise TypeError(f"state must be {real} for u of type {u.dtype}, got {state.dtype}")
+    B_, C_ = (_step_matrix(name, X, u, states).to(real) for name, X in (("B", B), ("C", C)))
+    _check_devices(u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state)
     with torch.no_grad():
-        B_, C_ = (_step_matrix(name, X, u, A.shape[1]).to(real) for name, X in (("B", B), ("C", C)))
         dl = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias.to(real)
         if delta_softplus:
             dl = F.softplus(dl)
@@ -201,7 +199,7 @@ def directional_scan(
         [[1.0, 1.75], [1.5, 1.5], [1.75, 1.0]]
     """
     _check_tensor("x", x, ndim=3, layout="(B, L, C)")
-    if torch.is_autocast_enabled(x.device.type):
+    if _in_autocast(x):
         x, delta, B, C = (_to_float32(v) for v in (x, delta, B, C))  # type: ignore[assignment]
     batch, length, width = x.shape
     if not isinstance(permutation, Tensor) or permutation.dtype not in (torch.int32, torch.int64):
@@ -209,10 +207,10 @@ def directional_scan(
     if permutation.ndim != 2 or permutation.shape[1] != length:
         raise ValueError(f"permutation must have shape (K, {length}) to match x {_shape(x)}, got {_shape(permutation)}")
     directions = permutation.shape[0]
+    if directions < 1:
+        raise ValueError(f"permutation must have at least one row, got shape {_shape(permutation)}")
     channels = directions * width
-    _check_tensor("A", A, ndim=2, layout="(K*C, N)")
-    states = A.shape[1]
-    _check_shape("A", A, (channels, states), "x and permutation", x)
+    states = _check_rates(A, channels, "(K*C, N)", "x and permutation", x)
     for name, tensor, last in (("delta", delta, width), ("B", B, states), ("C", C, states)):
         _check_tensor(name, tensor, ndim=4, layout="(B, L, K, C)" if name == "delta" else "(B, L, K, N)")
         _check_shape(name, tensor, (batch, length, directions, last), "x and permutation", x)
@@ -255,6 +253,7 @@ def _selective_scan(
         out, last_state, checkpoints = scan_cpu.scan_forward(*arguments, checkpointed=checkpointed)
     else:
         out, last_state, checkpoints = scan_reference.scan_forward(*arguments)
+    out, last_state = out.contiguous(), last_state.contiguous()  # as the fake operator promises
     return out, last_state, checkpoints if checkpointed else checkpoints.new_empty(0)
 
 
@@ -305,7 +304,7 @@ def _selective_scan_backward(
         gradients = scan_cpu.scan_backward(*arguments)
     else:
         gradients = scan_reference.scan_backward(*arguments)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (u.new_empty(0) if g is None else g for g in gradients)
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (_operator_result(g, u) for g in gradients)
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
@@ -407,7 +406,7 @@ def _directional_scan_backward(
         gradients = scan_cpu.directional_backward(*arguments)
     else:
         gradients = scan_reference.directional_backward(*arguments)
-    dx, ddelta, dA, dB, dC, dD, dbias = (x.new_empty(0) if g is None else g for g in gradients)
+    dx, ddelta, dA, dB, dC, dD, dbias = (_operator_result(g, x) for g in gradients)
     return dx, ddelta, dA, dB, dC, dD, dbias
 
 
@@ -452,6 +451,10 @@ def _fake_checkpoints(u: Tensor, A: Tensor, batch: int, channels: int, length: i
     return A.new_empty(batch, (length + steps - 1) // steps, channels, A.shape[1])
 
 
+def _operator_result(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if gradient is None else gradient.contiguous()
+
+
 def _fake_gradient(argument: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if argument is None else argument.new_empty(argument.shape)
 
@@ -464,8 +467,15 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
+def _in_autocast(tensor: Tensor) -> bool:
+    device = tensor.device.type  # the meta device knows no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _to_float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None or tensor.dtype == torch.float64 else tensor.float()
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor  # what is no tensor is named by the checks
+    return tensor.float()
 
 
 # Checks at the public door.
@@ -479,7 +489,10 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str) -> None:
+# A layout is formatted only where it is raised: torch.compile cannot print the sizes that it keeps open.
+
+
+def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str | tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {layout}, got {type(tensor).__name__}")
     if tensor.dtype not in _INPUT_TYPES:
@@ -499,14 +512,24 @@ def _check_type(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
 
 
 def _check_same(name: str, tensor: Tensor, u: Tensor) -> None:
-    _check_tensor(name, tensor, ndim=u.ndim, layout=str(_shape(u)))
+    _check_tensor(name, tensor, ndim=u.ndim, layout=_shape(u))
     _check_shape(name, tensor, _shape(u), "u", u)
     _check_type(name, tensor, "u", u)
 
 
+def _check_rates(A: Tensor, channels: int, layout: str, other_name: str, other: Tensor) -> int:
+    """The number of states."""
+    _check_tensor("A", A, ndim=2, layout=layout)
+    states = A.shape[1]
+    _check_shape("A", A, (channels, states), other_name, other)
+    if states < 1:
+        raise ValueError(f"A must have at least one state, got shape {_shape(A)}")
+    return states
+
+
 def _check_vector(name: str, tensor: Tensor | None, channels: int, other: Tensor) -> None:
     if tensor is not None:
-        _check_tensor(name, tensor, ndim=1, layout=f"({channels},)")
+        _check_tensor(name, tensor, ndim=1, layout=(channels,))
         _check_shape(name, tensor, (channels,), "the channels of the input", other)
 
 
@@ -528,11 +551,11 @@ def _check_input_matrix(name: str, X: Tensor, u: Tensor, states: int, groups: in
         return X.to(state_dtype(u))
     if groups < 1 or channels % groups:
         raise ValueError(f"{name} must have a number of groups that divides {channels} channels, got {_shape(X)}")
-    if X.ndim == 3:
-        X = X.unsqueeze(1)
-    _check_shape(name, X, (batch, groups, states, length), "u and A", u)
+    ungrouped = X.ndim == 3 and groups == 1
+    shape = (batch, states, length) if ungrouped else (batch, groups, states, length)
+    _check_shape(name, X, shape, "u and A", u)
     _check_type(name, X, "u", u)
-    return X
+    return X.unsqueeze(1) if ungrouped else X
 
 
 def _step_matrix(name: str, X: Tensor, u: Tensor, states: int) -> Tensor:
@@ -540,6 +563,7 @@ def _step_matrix(name: str, X: Tensor, u: Tensor, states: int) -> Tensor:
     batch, channels = u.shape
     if not isinstance(X, Tensor) or X.ndim not in (2, 3):
         _check_tensor(name, X, ndim=3, layout="(D, N) or (B, G, N)")
+    _check_tensor(name, X, ndim=X.ndim, layout="")
     if X.ndim == 2:
         _check_shape(name, X, (channels, states), "u and A", u)
         return X

@@ -46,7 +46,10 @@ class _Scan(ctypes.Structure):
         ("dC", ctypes.c_void_p),
         ("dB_stride", _Strides),
         ("dB_part", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("dA", "dD", "ddelta_bias", "dinitial_state", "du_directions")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("dA", "dD", "ddelta_bias", "dinitial_state", "du_directions", "scratch")
+        ),
     )
 
 
@@ -348,4 +351,8 @@ class _Call:
         return -(-blocks // per_split)
 
     def run(self, name: str) -> None:
+        size = function(f"{name}_scratch")
+        size.restype = ctypes.c_int64
+        scratch = torch.empty(size(ctypes.byref(self.scan)), dtype=torch.uint8)
+        self.in_place(scratch=scratch)
         function(name)(ctypes.byref(self.scan))

@@ -103,6 +103,11 @@ def _step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, 
     return F.softplus(dl) if delta_softplus else dl
 
 
+def _finite_rates(A: Tensor, real: torch.dtype) -> Tensor:
+    """A decay rate of -inf as the lowest number, so that a step of size 0 and the gradients make no NaN of it."""
+    return A.to(real).clamp_min(torch.finfo(real).min)
+
+
 def scan_forward(
     u: Tensor,
     delta: Tensor,
@@ -129,7 +134,7 @@ def scan_forward(
     split = (groups, channels // groups)
     dl = _step_sizes(delta, delta_bias, delta_softplus, real).unflatten(1, split)  # (B, G, M, L)
     x = dl * u.to(real).unflatten(1, split)
-    A_ = A.to(real).unflatten(0, split)
+    A_ = _finite_rates(A, real).unflatten(0, split)
     B_, C_ = _grouped(B.to(real), groups), _grouped(C.to(real), groups)
     h = x.new_zeros(batch, *A_.shape)
     if initial_state is not None:
@@ -182,7 +187,7 @@ def scan_backward(
     dl = (F.softplus(raw) if delta_softplus else raw).unflatten(1, split)
     u_ = u.to(real).unflatten(1, split)
     x = dl * u_
-    A_ = A.to(real).unflatten(0, split)
+    A_ = _finite_rates(A, real).unflatten(0, split)
     B_, C_ = _grouped(B.to(real), groups), _grouped(C.to(real), groups)
     grad = grad_out.to(real)
     if z is not None:

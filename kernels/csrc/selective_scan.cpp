@@ -8,7 +8,6 @@
 // Built with -DVW_LEVEL=<suffix> and the flags of that level; GCC or Clang (vector extensions).
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -23,7 +22,6 @@
 #include <immintrin.h>
 #endif
 #if defined(_WIN32)
-#include <malloc.h>
 #define VW_EXPORT extern "C" __declspec(dllexport)
 #else
 #define VW_EXPORT extern "C" __attribute__((visibility("default")))
@@ -65,6 +63,7 @@ struct Scan {
   int64_t dB_part;        // elements of one part
   float *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
   float *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
+  char *scratch;         // 64-byte aligned, as many bytes as vw_scan_forward_scratch or vw_scan_backward_scratch says
 };
 }
 
@@ -290,23 +289,6 @@ void parallel_for(int64_t threads, int64_t tasks, const Work &work) {
   for (int64_t thread = 1; thread < threads; ++thread) pool.emplace_back(run, thread);
   run(0);
   for (auto &thread : pool) thread.join();
-#endif
-}
-
-void *allocate(size_t bytes) {
-  bytes = (bytes + 4095) / 4096 * 4096;
-#if defined(_WIN32)
-  return _aligned_malloc(bytes, 4096);
-#else
-  return aligned_alloc(4096, bytes);
-#endif
-}
-
-void release(void *p) {
-#if defined(_WIN32)
-  _aligned_free(p);
-#else
-  free(p);
 #endif
 }
 
@@ -537,9 +519,22 @@ struct Arena {  // bump allocation of vectors in one block of memory
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-size_t forward_scratch(const Scan &s, int64_t blocks) {
-  return 64 * 1024 + sizeof(vf) * (6 * CHUNK + blocks * s.states * 4) + sizeof(float) * (2 * CHUNK * s.states + W * CHUNK) +
-         3 * sizeof(Prefetch);
+int64_t blocks_per_group(const Scan &s) { return ceil_div(s.channels / s.groups, W); }
+
+constexpr int64_t PAGE = 4096;
+
+// Channel blocks of one forward task: enough tasks to balance the threads, few enough to share the staged B and C.
+int64_t forward_blocks(const Scan &s) {
+  const int64_t blocks = blocks_per_group(s), parts = ceil_div(4 * s.threads, s.batch * s.groups);
+  return ceil_div(blocks, parts < blocks ? parts : blocks);
+}
+
+// Bytes of one thread; a page for the rounding of the arena.
+int64_t forward_scratch(const Scan &s) {
+  const int64_t blocks = forward_blocks(s);
+  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * s.states * 4) +
+                       sizeof(float) * (2 * CHUNK * s.states + W * CHUNK) + 3 * sizeof(Prefetch);
+  return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
 // Steps t0, t0 + 1, ... of the W channels from c on of group g.
@@ -628,20 +623,13 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
 }
 
 void forward(const Scan &s) {
-  const int64_t blocks = ceil_div(s.channels / s.groups, W);
-  // enough tasks to balance the threads, few enough to share the staged B and C; channels do not touch each other
-  int64_t parts = ceil_div(4 * s.threads, s.batch * s.groups);
-  if (parts > blocks) parts = blocks;
-  const int64_t per_part = ceil_div(blocks, parts);
-  parts = ceil_div(blocks, per_part);
-  const size_t bytes = (forward_scratch(s, per_part) + 4095) / 4096 * 4096;
-  char *memory = (char *)allocate(bytes * s.threads);
+  const int64_t blocks = blocks_per_group(s), per_part = forward_blocks(s), parts = ceil_div(blocks, per_part);
+  const int64_t bytes = forward_scratch(s);
   parallel_for(s.threads, s.batch * s.groups * parts, [&](int64_t task, int64_t thread) {
     int64_t part = task % parts, g = task / parts % s.groups, b = task / parts / s.groups;
     int64_t first = part * per_part, last = first + per_part < blocks ? first + per_part : blocks;
-    forward_task(s, b, g, first, last, memory + thread * bytes);
+    forward_task(s, b, g, first, last, s.scratch + thread * bytes);
   });
-  release(memory);
 }
 
 // ---- backward
@@ -752,20 +740,27 @@ void add_lane_sums(vf *from, int steps, int states, float *to) {
   }
 }
 
-size_t backward_scratch(const Scan &s, int64_t blocks) {
-  return 64 * 1024 + RANGE * sizeof(BlockTiles) + sizeof(vf) * (8 * blocks * s.states + 2 * blocks + RANGE * s.states) +
-         sizeof(vf) * NTB * (4 * CHUNK + 1) + sizeof(float) * (4 * CHUNK * s.states + W * CHUNK);
+// Channel blocks of one backward task; s.splits is chosen such that there are as many tasks per group.
+int64_t backward_blocks(const Scan &s) { return ceil_div(blocks_per_group(s), s.splits); }
+
+// Bytes of one thread; a page for the rounding of the arena.
+int64_t backward_scratch(const Scan &s) {
+  const int64_t blocks = backward_blocks(s), range = blocks < RANGE ? blocks : RANGE;
+  const size_t bytes = range * (sizeof(BlockTiles) + sizeof(vf) * s.states) +
+                       sizeof(vf) * (7 * blocks * s.states + 2 * blocks + NTB * (4 * CHUNK + 1)) +
+                       sizeof(float) * (4 * CHUNK * s.states + W * CHUNK);
+  return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
 void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t first, int64_t last, char *memory) {
   const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
-  const int64_t chunks = ceil_div(s.length, CHUNK);
+  const int64_t chunks = ceil_div(s.length, CHUNK), range = blocks < RANGE ? blocks : RANGE;
   Arena arena{memory};
-  BlockTiles *tiles = arena.take<BlockTiles>(RANGE);
+  BlockTiles *tiles = arena.take<BlockTiles>(range);
   vf *A = arena.take<vf>(blocks * states), *carry = arena.take<vf>(blocks * states);
   vf *dA = arena.take<vf>(blocks * states), *dBl = arena.take<vf>(blocks * states);
   vf *dCl = arena.take<vf>(blocks * states), *Bl = arena.take<vf>(blocks * states);
-  vf *Cl = arena.take<vf>(blocks * states), *start = arena.take<vf>(RANGE * states);
+  vf *Cl = arena.take<vf>(blocks * states), *start = arena.take<vf>(range * states);
   vf *dD = arena.take<vf>(blocks), *dbias = arena.take<vf>(blocks);
   vf *hs = arena.take<vf>(NTB * (CHUNK + 1)), *as = arena.take<vf>(NTB * CHUNK);
   vf *dBt = arena.take<vf>(NTB * CHUNK), *dCt = arena.take<vf>(NTB * CHUNK);
@@ -905,16 +900,13 @@ void add_parts(float *values, int64_t parts, int64_t count, int64_t threads) {
 }
 
 void backward(const Scan &s) {
-  const int64_t blocks = ceil_div(s.channels / s.groups, W), per_split = ceil_div(blocks, s.splits);
-  const int64_t splits = ceil_div(blocks, per_split);  // s.splits is chosen such that this is the same number
-  const size_t bytes = (backward_scratch(s, per_split) + 4095) / 4096 * 4096;
-  char *memory = (char *)allocate(bytes * s.threads);
+  const int64_t blocks = blocks_per_group(s), per_split = backward_blocks(s), splits = ceil_div(blocks, per_split);
+  const int64_t bytes = backward_scratch(s);
   parallel_for(s.threads, s.batch * s.groups * splits, [&](int64_t task, int64_t thread) {
     int64_t split = task % splits, g = task / splits % s.groups, b = task / splits / s.groups;
     int64_t first = split * per_split, last = first + per_split < blocks ? first + per_split : blocks;
-    backward_task(s, b, g, split, first, last, memory + thread * bytes);
+    backward_task(s, b, g, split, first, last, s.scratch + thread * bytes);
   });
-  release(memory);
   const int64_t square = s.channels * s.states;
   add_parts(s.dB, s.b_varies ? splits : s.batch, s.b_varies ? s.dB_part : square, s.threads);
   add_parts(s.dC, s.c_varies ? splits : s.batch, s.c_varies ? s.dB_part : square, s.threads);
@@ -940,6 +932,10 @@ void backward(const Scan &s) {
 
 VW_EXPORT int VW_NAME(vw_scan_lanes)() { return W; }
 VW_EXPORT int VW_NAME(vw_scan_checkpoint_steps)() { return CHUNK; }
+
+// Bytes of Scan::scratch. The caller's memory: its allocator counts it, and says so where there is none.
+VW_EXPORT int64_t VW_NAME(vw_scan_forward_scratch)(const Scan *s) { return s->threads * forward_scratch(*s); }
+VW_EXPORT int64_t VW_NAME(vw_scan_backward_scratch)(const Scan *s) { return s->threads * backward_scratch(*s); }
 
 VW_EXPORT void VW_NAME(vw_scan_forward)(const Scan *s) { forward(*s); }
 VW_EXPORT void VW_NAME(vw_scan_backward)(const Scan *s) { backward(*s); }

@@ -89,6 +89,11 @@ def test_linear_attention_equals_its_reference_with_all_gradients(causal, heads,
     assert_exact(torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream))
 
 
+def test_linear_attention_across_lengths_equals_its_reference(generator):
+    q, k, v = random_qkv((2, 4, 2, 3, 11, 3, 4), generator)
+    assert_exact(linear_attention(q, k, v), linear_attention_reference(q, k, v)[0])
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_linear_attention_of_masked_keys_equals_its_reference(causal, generator):
     q, k, v = random_qkv((2, 2, 2, 37, 37, 3, 4), generator)
@@ -107,6 +112,40 @@ def test_narrow_types_stay_near_float64_and_keep_their_type(mechanism, causal, d
     out = mechanism(q, k, v, causal=causal)
     assert out.dtype == dtype
     assert_close(out.to(F64), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"return_lse": True}], ids=["fused", "plain"])
+def test_a_bias_of_another_type_keeps_the_type_of_the_output(wanted, generator):
+    q, k, v = random_qkv((1, 2, 2, 5, 5, 4, 4), generator, torch.float32)
+    bias = torch.randn(5, 5, generator=generator, dtype=F64)
+    out, expected = (attention(q, k, v, bias=b, **wanted) for b in (bias, bias.float()))
+    assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True, "q_start": 2}, {"return_lse": True}],
+    ids=str,
+)
+def test_compiled_once_for_every_length(options, generator):
+    def mechanism(q, k, v):
+        return attention(q, k, v, **options)
+
+    compiled = torch.compile(mechanism, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (5, 7, 40):
+        qkv = random_qkv((1, 4, 2, length, length, 4, 4), generator)
+        assert_close(compiled(*qkv), mechanism(*qkv))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_linear_attention_compiles_with_its_gradients(causal, generator):
+    qkv = [x.requires_grad_() for x in random_qkv((1, 2, 1, 40, 40, 4, 4), generator)]
+
+    def total(q, k, v):
+        return linear_attention(q, k, v, causal=causal).square().sum()
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(*qkv), qkv), torch.autograd.grad(total(*qkv), qkv))
 
 
 def test_attention_with_equal_keys_is_the_mean_of_the_values(generator):
@@ -138,6 +177,14 @@ def test_causal_outputs_do_not_depend_on_later_tokens(mechanism, generator):
     for t in (1, 2, 32, 33, 44):
         prefix = mechanism(q[:, :, :t], k[:, :, :t], v[:, :, :t], causal=True)
         assert_exact(prefix, whole[:, :, :t])
+
+
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+def test_outputs_of_cross_attention_do_not_depend_on_later_queries(mechanism, generator):
+    q, k, v = random_qkv((2, 4, 2, 9, 13, 4, 3), generator)
+    whole = mechanism(q, k, v)
+    for t in (1, 4, 8):
+        assert_exact(mechanism(q[:, :, :t], k, v), whole[:, :, :t])
 
 
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
@@ -332,6 +379,12 @@ def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
             r"mask must be broadcastable.*\(1, 2, 5, 5\), got \(3, 5\)",
         ),
         ({"mask": torch.zeros(5, 5)}, TypeError, "mask must be bool"),
+        ({"mask": 1}, TypeError, "mask must be a tensor broadcastable.*got int"),
+        (
+            {"mask": torch.ones(5, 5, dtype=torch.bool, device="meta")},
+            ValueError,
+            "mask must be on the device of q, cpu, got meta",
+        ),
         ({"bias": torch.ones(5, 5, dtype=torch.bool)}, TypeError, "bias must be floating point"),
         ({"bias": torch.ones(1, 1, 1, 5, 5)}, ValueError, "bias must be broadcastable"),
     ],

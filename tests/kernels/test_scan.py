@@ -1,11 +1,16 @@
 """The selective scan: every path against float64, its gradients, its operators, its messages."""
 
+import inspect
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from voxelwave.kernels import scan_cpu, scan_reference
 from voxelwave.kernels.scan import directional_scan, selective_scan, selective_scan_step
@@ -71,6 +76,11 @@ def assert_as_accurate(result: dict[str, Tensor], truth: dict[str, Tensor], tole
             scale = truth[name].abs().max().clamp_min(1e-30)
             error = ((value.double() - truth[name].double()).abs().max() / scale).item()
             assert error < tolerance, f"{name}: {error:.1e}"
+
+
+def test_arguments_stand_in_the_order_of_the_published_function():
+    names = "u delta A B C D z delta_bias delta_softplus return_last_state initial_state"
+    assert " ".join(inspect.signature(selective_scan).parameters) == names
 
 
 SIZES = [
@@ -186,14 +196,26 @@ def test_huge_step_sizes_forget_the_past_and_tiny_ones_keep_the_state():
         torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-5 * size)
 
 
+@needs_library
+def test_every_number_of_states_up_to_64():
+    for states in range(1, 65):
+        arguments = draw(1, 17, 1, states, 19)
+        out = selective_scan(**arguments, delta_softplus=True)
+        truth = selective_scan(**in_double(arguments), delta_softplus=True)
+        assert_as_accurate({"out": out}, {"out": truth})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("A", [-1e30, -float("inf")])
-def test_a_decay_of_minus_infinity_is_no_memory(A):
+def test_a_decay_of_minus_infinity_is_no_memory(A, dtype):
     arguments = draw(1, 5, 1, 3, 140) | {"D": None, "delta_bias": None, "A": torch.full((5, 3), A)}
+    arguments = {k: None if v is None else v.to(dtype) for k, v in arguments.items()}
     dl = torch.nn.functional.softplus(arguments["delta"])
     alone = dl * arguments["u"] * (arguments["B"] * arguments["C"]).sum(2)
     torch.testing.assert_close(selective_scan(**arguments, delta_softplus=True), alone)
-    if -float("inf") < A:
-        assert all(v.isfinite().all() for v in outputs_and_gradients(arguments).values())
+    assert all(v.isfinite().all() for v in outputs_and_gradients(arguments).values())
+    no_step = arguments | {"delta": torch.zeros_like(dl)}
+    assert not selective_scan(**no_step).any()
 
 
 def test_a_decay_near_one_does_not_drift():
@@ -239,6 +261,38 @@ def test_the_number_of_threads_changes_no_bit():
             assert torch.equal(value, other[name]), name
 
 
+@needs_library
+def test_the_number_of_threads_changes_no_bit_of_the_directional_scan():
+    arguments, permutation = draw_directional(2, 40, 3, 5, 300)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(directional_results(arguments, permutation))
+    finally:
+        torch.set_num_threads(before)
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the library brings its own threads")
+def test_threads_are_those_of_torch():
+    """One OpenMP in the process: two would keep two pools of threads that wait for each other's cores."""
+    program = """
+import torch
+from voxelwave.kernels import scan_cpu
+assert scan_cpu.levels()
+for name in {line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps") if "gomp" in line}:
+    print(name)
+"""
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.splitlines()
+    assert len(loaded) <= 1
+    assert all(Path(name).parent == Path(torch.__file__).with_name("lib") for name in loaded)
+
+
 @pytest.mark.parametrize("constant", ["", "BC"])
 def test_steps_agree_with_the_full_scan(constant):
     arguments = draw(2, 6, 2, 3, 9, z=True, constant=constant)
@@ -251,6 +305,17 @@ def test_steps_agree_with_the_full_scan(constant):
         y = selective_scan_step(state, **at_t, **fixed, **matrices, delta_softplus=True)
         torch.testing.assert_close(y, out[..., t], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_in_autocast_computes_in_float32():
+    arguments = draw(1, 6, 2, 3, 1)
+    at_0 = {k: arguments[k][..., 0] for k in ("u", "delta", "B", "C")} | {k: arguments[k] for k in ("A", "D")}
+    mixed = at_0 | {"u": at_0["u"].bfloat16(), "C": at_0["C"].bfloat16()}
+    state = torch.zeros(1, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = selective_scan_step(state, **mixed)
+    expected = selective_scan_step(torch.zeros(1, 6, 3), **{k: v.float() for k, v in mixed.items()})
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
 
 def test_blocks_chained_by_their_state_equal_one_scan():
@@ -345,18 +410,24 @@ def test_a_row_that_is_no_permutation_is_refused(wrong):
 # ---- operators
 
 
+def with_last_axis_strided(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "plain"])
 @pytest.mark.parametrize("form", [{}, {"z": True, "initial": True}, {"constant": "BC"}], ids=str)
-def test_selective_scan_passes_the_checks_of_a_torch_operator(form):
-    a = draw(1, 4, 2, 2, 5, **form)
-    leaves = [None if v is None else v.requires_grad_() for v in a.values()]
+def test_selective_scan_passes_the_checks_of_a_torch_operator(form, dtype):
+    a = draw(2, 4, 2, 2, 5, **form)
+    leaves = [None if v is None else with_last_axis_strided(v.to(dtype)).requires_grad_() for v in a.values()]
     *tensors, initial = leaves
     operator = torch.ops.voxelwave.selective_scan.default
     torch.library.opcheck(operator, (*tensors, True, initial, True))
 
 
-def test_directional_scan_passes_the_checks_of_a_torch_operator():
-    a, permutation = draw_directional(1, 3, 2, 2, 5)
-    leaves = {k: v.requires_grad_() for k, v in a.items()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "plain"])
+def test_directional_scan_passes_the_checks_of_a_torch_operator(dtype):
+    a, permutation = draw_directional(2, 3, 2, 2, 5)
+    leaves = {k: with_last_axis_strided(v.to(dtype)).requires_grad_() for k, v in a.items()}
     order = (*(leaves[k] for k in ("x", "delta", "A", "B", "C")), permutation.int(), leaves["D"], leaves["delta_bias"])
     torch.library.opcheck(torch.ops.voxelwave.directional_scan.default, (*order, True, True))
 
@@ -379,6 +450,49 @@ def test_compiled_without_graph_breaks_and_equal_to_eager():
     compiled = torch.compile(directional, fullgraph=True, backend="aot_eager")
     for name, value in directional_results(image, permutation, compiled).items():
         torch.testing.assert_close(value, directional_results(image, permutation)[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "plain"])
+def test_backward_operators_keep_the_layout_that_their_fakes_promise(dtype):
+    a = {k: None if v is None else with_last_axis_strided(v.to(dtype)) for k, v in draw(2, 4, 2, 2, 5, z=True).items()}
+    *tensors, initial = a.values()
+    out, last, checkpoints = torch.ops.voxelwave.selective_scan(*tensors, True, initial, True)
+    scan = (out, last, *tensors, True, initial, checkpoints)
+    image, permutation = draw_directional(2, 3, 2, 2, 5, dtype)
+    real = {k: v.to(dtype) for k, v in image.items()}
+    tensors = [*(real[k] for k in ("x", "delta", "A", "B", "C")), permutation.int(), real["D"], real["delta_bias"]]
+    out, checkpoints = torch.ops.voxelwave.directional_scan(*tensors, True, True)
+    directional = (out, *tensors, True, checkpoints)
+    for operator, arguments in (
+        (torch.ops.voxelwave.selective_scan_backward, scan),
+        (torch.ops.voxelwave.directional_scan_backward, directional),
+    ):
+        with FakeTensorMode() as mode:
+            promised = operator(*(mode.from_tensor(v) if isinstance(v, Tensor) else v for v in arguments))
+        for result, fake in zip(operator(*arguments), promised, strict=True):
+            assert (result.shape, result.stride(), result.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+def test_compiled_once_for_every_length():
+    def scan(**tensors):
+        return selective_scan(**tensors, delta_softplus=True)
+
+    compiled = torch.compile(scan, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (5, 7, 130):
+        arguments = {k: v for k, v in draw(1, 4, 2, 3, length, z=True).items() if v is not None}
+        leaves = {k: v.requires_grad_() for k, v in arguments.items()}
+        out = compiled(**leaves)
+        torch.testing.assert_close(out, scan(**leaves), rtol=0, atol=0)
+        out.sum().backward()
+
+
+def test_shapes_can_be_asked_for_without_data():
+    a = {k: None if v is None else v.to("meta") for k, v in draw(2, 4, 2, 3, 5, z=True).items()}
+    out, last = selective_scan(**a, return_last_state=True)
+    assert (out.shape, last.shape) == ((2, 4, 5), (2, 4, 3))
+    image, permutation = draw_directional(2, 3, 2, 2, 5)
+    on_meta = {k: v.to("meta") for k, v in image.items()}
+    assert directional_scan(**on_meta, permutation=permutation.to("meta")).shape == (2, 5, 2, 3)
 
 
 def test_autocast_scans_in_float32():
@@ -429,6 +543,8 @@ def test_a_missing_library_is_announced_once_and_the_answer_stays(monkeypatch, t
         ({"B": torch.zeros(1, 2, 2, 6)}, r"B must have shape \(1, 2, 2, 5\) to match u and A .* got \(1, 2, 2, 6\)"),
         ({"C": torch.zeros(1, 1, 2, 5)}, r"C must have shape \(1, 2, 2, 5\) .* got \(1, 1, 2, 5\)"),
         ({"B": torch.zeros(1, 3, 2, 5)}, r"B must have a number of groups that divides 4 channels, got \(1, 3, 2, 5\)"),
+        ({"B": torch.zeros(2, 2, 5)}, r"B must have shape \(1, 2, 2, 5\) .* got \(2, 2, 5\)"),
+        ({"B": torch.zeros(2, 2, 5), "C": torch.zeros(1, 2, 5)}, r"B must have shape \(1, 2, 5\) .* got \(2, 2, 5\)"),
         ({"B": 1.0}, r"B must be a tensor of shape \(D, N\), \(B, N, L\) or \(B, G, N, L\), got float"),
         ({"D": torch.zeros(5)}, r"D must have shape \(4,\) .* got \(5,\)"),
         ({"z": torch.zeros(1, 4, 4)}, r"z must have shape \(1, 4, 5\) .* got \(1, 4, 4\)"),
@@ -448,6 +564,8 @@ def test_a_wrong_argument_is_named(changed, message):
         ({"delta": torch.zeros(1, 5, 2, 4)}, r"delta must have shape \(1, 5, 2, 3\) .* got \(1, 5, 2, 4\)"),
         ({"B": torch.zeros(1, 5, 2)}, r"B must have shape \(B, L, K, N\), got \(1, 5, 2\)"),
         ({"A": torch.zeros(3, 2)}, r"A must have shape \(6, 2\) .* got \(3, 2\)"),
+        ({"A": torch.zeros(6, 0)}, r"A must have at least one state, got shape \(6, 0\)"),
+        ({"permutation": torch.zeros(0, 5).long()}, r"permutation must have at least one row, got shape \(0, 5\)"),
         ({"permutation": torch.zeros(2, 4).long()}, r"permutation must have shape \(K, 5\) to match x"),
         ({"permutation": torch.zeros(2, 5)}, r"permutation must be a tensor of type int32 or int64, got torch.float32"),
     ],
@@ -456,3 +574,23 @@ def test_a_wrong_argument_of_the_directional_scan_is_named(changed, message):
     arguments, permutation = draw_directional(1, 3, 2, 2, 5)
     with pytest.raises((ValueError, TypeError), match=message):
         directional_scan(**arguments | {"permutation": permutation} | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"state": torch.zeros(1, 4, 3)}, r"state must have shape \(1, 4, 2\) to match u and A .* got \(1, 4, 3\)"),
+        ({"state": torch.zeros(1, 4, 2).half()}, r"state must be torch.float32 .* got torch.float16"),
+        ({"u": torch.zeros(1, 4, 1)}, r"u must have shape \(B, D\), got \(1, 4, 1\)"),
+        ({"delta": torch.zeros(1, 5)}, r"delta must have shape \(1, 4\) to match u .* got \(1, 5\)"),
+        ({"B": torch.zeros(1, 2)}, r"B must have shape \(4, 2\) to match u and A .* got \(1, 2\)"),
+        ({"C": torch.zeros(1, 3, 2)}, r"C must have a number of groups that divides 4 channels, got \(1, 3, 2\)"),
+        ({"C": torch.zeros(1, 2, 2).long()}, r"C must be float32, .* got torch.int64"),
+        ({"B": torch.zeros(1, 2, 2, device="meta")}, r"B must be on cpu like the input, got meta"),
+    ],
+)
+def test_a_wrong_argument_of_a_step_is_named(changed, message):
+    arguments = {k: torch.zeros(1, 4) for k in ("u", "delta")} | {k: torch.zeros(1, 2, 2) for k in "BC"}
+    arguments |= {"state": torch.zeros(1, 4, 2), "A": torch.zeros(4, 2)}
+    with pytest.raises((ValueError, TypeError), match=message):
+        selective_scan_step(**arguments | changed)
