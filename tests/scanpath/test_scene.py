@@ -3,7 +3,6 @@ import pytest
 
 from voxelwave.scanpath.scene import Dataset, Scene, SceneObject, Trial
 
-
 BOX = (0, 0, 1, 1)
 
 
