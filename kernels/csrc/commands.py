@@ -1,5 +1,6 @@
 """What pyproject.toml tells setuptools about the compiled scan: how to build it and how to tag the wheel."""
 
+import platform
 import runpy
 import sys
 from pathlib import Path
@@ -29,4 +30,5 @@ class Wheel(bdist_wheel):
     """Tagged py3-none-PLATFORM: the library is called through ctypes."""
 
     def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
+        # Python itself may serve both processors of macOS; our library serves the one it was built on
+        return "py3", "none", super().get_tag()[2].replace("universal2", platform.machine())
