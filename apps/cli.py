@@ -50,9 +50,22 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
         "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
         "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
+        "planted": ("eeg_planted", "planted", "a nested run on synthetic subjects, where it is known what to find"),
     },
     "scanpath": {
+        "train": ("scanpath_training", "train", "train OAT on scanpaths"),
+        "predict": ("scanpath", "predict", "in which order people will look at the objects of a scene"),
         "evaluate": ("scanpath_evaluation", "evaluate", "a network beside simpler models and people, by many metrics"),
+        "cross-validate": (
+            "scanpath_cross_validation",
+            "cross_validate",
+            "train and test on layouts, people or targets that were not seen",
+        ),
+        "benchmark": (
+            "scanpath_benchmark",
+            "benchmark",
+            "decoding with and without a cache; learning an observer that is known",
+        ),
     },
     "batch": {
         "page": ("batch_page", "page", "make the page of a folder of results again, from its manifest"),
@@ -67,7 +80,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 TOP_LEVEL: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "demo", "align two real brain scans that come with the package, and denoise a slice"),
+    "demo": ("demo", "demo", "align two real brain scans that come with the package, denoise a slice, predict a scanpath"),
     "report": ("report", "report", "make the report of a finished run again, as one HTML file"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}

@@ -93,7 +93,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    data = load_windows(read_study(study, positive), WindowOptions(**(windows or {})), cache)
+    data = load_windows(read_study(study, positive), WindowOptions.of(windows), cache)
     for note in data.notes:
         print(f"note: {note}")
     subjects = validation_split(data.labels, validation_share, seed)

@@ -101,7 +101,7 @@ def nested_cv(
     chosen = list(NAMES) if models is None else models
     _check_models(chosen, model_options or {}, NAMES)
     found = read_study(study, positive)
-    options = WindowOptions(**(windows or {}))
+    options = WindowOptions.of(windows)
     cache = cache or output / CACHE
     data = load_windows(found, options, cache)
     for note in data.notes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,24 @@ class WindowOptions:
         for name in ("band", "reference", "channels", "mat_order"):  # JSON and YAML have lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def of(cls, given: dict[str, Any] | None) -> "WindowOptions":
+        """From what a person wrote.
+
+        Raises:
+            ValueError: a name that is no option, or a word where a number must be.
+        """
+        given = given or {}
+        known = [field.name for field in fields(cls)]
+        unknown = [str(name) for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"windows must be among {', '.join(known)}; got {', '.join(unknown)}")
+        for name in ("seconds", "overlap", "sfreq", "mat_sfreq"):
+            value = given.get(name, 0)
+            if not isinstance(value, int | float) and not (name == "sfreq" and value is None):
+                raise ValueError(f"windows: {name} must be a number, got {value!r}")
+        return cls(**given)
 
     def read(self, path: Path) -> Recording:
         """One recording, read as these options say."""
@@ -330,9 +348,9 @@ _ARRAYS = ("x", "subject", "start", "log_variance", "labels", "seconds")
 
 
 def _write(path: Path, windows: Windows) -> None:
-    fields = vars(windows)
-    rest = {k: v for k, v in fields.items() if k not in _ARRAYS} | {"options": asdict(windows.options)}
-    np.savez(path, meta=np.array(json.dumps(rest)), **{name: fields[name] for name in _ARRAYS})
+    content = vars(windows)
+    rest = {k: v for k, v in content.items() if k not in _ARRAYS} | {"options": asdict(windows.options)}
+    np.savez(path, meta=np.array(json.dumps(rest)), **{name: content[name] for name in _ARRAYS})
 
 
 def _read(path: Path) -> Windows:
