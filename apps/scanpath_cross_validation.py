@@ -195,19 +195,19 @@ def _report(
     from ..scanpath.evaluation import compare, summarise
     from ..scanpath.splits import shared
     from .record import command_line, hardware, write_record
-    from .scanpath_evaluation import _draw, _plain, _show, _write
+    from .scanpath_table import draw_figures, plain, show_figures, write_figures
 
     rows = _rows(output, plan, outcomes)
     table = summarise(rows, resamples=resamples, seed=seed)
     ours = list(dict.fromkeys(TITLES[o.model.removeprefix("oat-")] for o in outcomes))
     others = [name for name in table if name not in ours and "nll_per_token" in table[name]]
     differences = {
-        name: {other: _plain(compare(rows, name, other, resamples=resamples, seed=seed)) for other in others}
+        name: {other: plain(compare(rows, name, other, resamples=resamples, seed=seed)) for other in others}
         for name in ours
     }
     both_sides = [shared(dataset, np.array(s["train"]), np.array(s["test"])) for s in plan["splits"]]
     split, trials = plan["options"]["split"], len(dataset)
-    _write(output, rows, table)
+    write_figures(output, rows, table)
     write_record(
         output / "results.json",
         inputs={"data": Path(plan["options"]["data"])},
@@ -219,12 +219,12 @@ def _report(
             key: float(np.mean([part[key] for part in both_sides])) for key in both_sides[0]
         },
         folds=[{k: v for k, v in asdict(o).items() if k not in ("protocol", "repeat", "threshold")} for o in outcomes],
-        results={name: _plain(figures) for name, figures in table.items()},
+        results={name: plain(figures) for name, figures in table.items()},
         differences=differences,
     )
     title = f"{trials} scanpaths, {plan['design']['outer']} folds by {split}"
-    _draw(output / "results.png", table, title=title)
-    _show(table, title)
+    draw_figures(output / "results.png", table, title=title)
+    show_figures(table, title)
     for name in ours:
         found = {other: differences[name][other]["nll_per_token"] for other in others}
         words = "; ".join(

@@ -9,20 +9,6 @@ if TYPE_CHECKING:
     from ..scanpath.splits import Split
     from ..scanpath.weights import NetworkModel
 
-_SHOWN = (  # tables that fit a terminal of 80 columns; the files hold all figures
-    ("nll_per_token", "sequence_score", "multimatch", "scanmatch"),
-    ("nss", "auc", "sim", "cc"),
-    ("edit_distance", "delta", "correct", "length"),
-)
-_HEADINGS = {
-    "nll_per_token": "nats/token",
-    "sequence_score": "sequence",
-    "multimatch": "MultiMatch",
-    "scanmatch": "ScanMatch",
-    "edit_distance": "edits",
-    **{name: name.upper() for name in _SHOWN[1]},
-}
-
 
 def evaluate(
     data: Path,
@@ -65,6 +51,7 @@ def evaluate(
     from ..scanpath.readers import read_scanpaths
     from ..scanpath.splits import shared
     from ..scanpath.splits import split as split_trials
+    from .scanpath_table import draw_figures, show_figures, write_figures
 
     _check(only_unseen=only_unseen, weights=weights, samples=samples, resamples=resamples)
     dataset = read_scanpaths(data, duplicates=duplicates).with_target_position(target_position)
@@ -72,27 +59,30 @@ def evaluate(
         dataset = dataset.without_long_trials()
     for note in dataset.notes:
         print(note)
-    network = None if weights is None else _network(weights, target_position)
+    network = None if weights is None else _network(weights, dataset)
     parts = split_trials(dataset, split, folds=folds, seed=seed)
     told = _seen(dataset, network) if network is not None else {}
     if network is not None and only_unseen:
         parts = _unseen(dataset, parts, network)
+    output.mkdir(parents=True, exist_ok=True)  # a name that cannot be a folder is known before the work
     rows = _measure(dataset, parts, network, samples=samples, seed=seed)
     if network is not None:
         told["message"] = f"{network.name}: {told['message']}"
     table = summarise(rows, resamples=resamples, seed=seed)
-    names = [name for name in table if table[name].get("nll_per_token")]
-    ours = names[0] if network is not None else names[-1]
-    others = [name for name in names if name != ours]
-    differences = {name: compare(rows, ours, name, resamples=resamples, seed=seed) for name in others}
+    ours = network.name if network is not None else [m for m in table if "nll_per_token" in table[m]][-1]
+    differences = {name: compare(rows, ours, name, resamples=resamples, seed=seed) for name in table if name != ours}
     both_sides = [shared(dataset, train, test) for train, test in parts]
     seen_share = {key: float(np.mean([part[key] for part in both_sides])) for key in both_sides[0]}
-    _write(output, rows, table)
+    write_figures(output, rows, table)
     options: dict[str, Any] = {"target_position": target_position, "split": split, "folds": folds, "samples": samples}
     options |= {"long_trials": long_trials, "only_unseen": only_unseen, "resamples": resamples, "seed": seed}
     _write_json(output, data, weights, options, dataset, table, {ours: differences}, seen_share, told)
-    _draw(output / "results.png", table, title=f"{len(dataset)} trials, folds by {split}, target {target_position}")
-    _show(table, f"{sum(len(test) for _, test in parts)} trials, folds by {split}, target's place {target_position}")
+    draw_figures(
+        output / "results.png", table, title=f"{len(dataset)} trials, folds by {split}, target {target_position}"
+    )
+    show_figures(
+        table, f"{sum(len(test) for _, test in parts)} trials, folds by {split}, target's place {target_position}"
+    )
     if told:
         print(told["message"])
     print(f"wrote {output}/results.csv, results.json, trials.csv and results.png")
@@ -107,15 +97,17 @@ def _check(*, only_unseen: bool, weights: str | None, samples: int, resamples: i
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _network(weights: str, target_position: str) -> "NetworkModel":
+def _network(weights: str, dataset: "Dataset") -> "NetworkModel":
     from ..scanpath.weights import load_model
 
     model = load_model(weights)
-    if model.info.target_position == "given" and target_position == "hidden":
+    if model.info.target_position == "given" and dataset.target_position == "hidden":
         raise ValueError(
             f"{weights} must be told where the target is, which --target-position hidden keeps from them:"
             " say --target-position given, or give weights that were trained with it hidden"
         )
+    for trial in dataset.trials:
+        model.check(dataset.scenes[trial.scene])
     model.name = f"{model.name} ({Path(weights).stem})"
     return model
 
@@ -169,23 +161,6 @@ def _measure(
     return rows
 
 
-def _write(output: Path, rows: list["Row"], table: "Table") -> None:
-    import csv
-
-    from ..volumes.files import atomic_path
-
-    with atomic_path(output / "trials.csv") as temporary, temporary.open("w", newline="") as stream:
-        trials = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
-        trials.writeheader()
-        trials.writerows({k: "" if v is None or v != v else v for k, v in row.items()} for row in rows)
-    with atomic_path(output / "results.csv") as temporary, temporary.open("w", newline="") as stream:
-        results = csv.writer(stream)
-        results.writerow(("model", "figure", "value", "low", "high", "trials"))
-        results.writerows(
-            (model, figure, *found) for model, figures in table.items() for figure, found in figures.items()
-        )
-
-
 def _write_json(
     output: Path,
     data: Path,
@@ -198,6 +173,7 @@ def _write_json(
     told: dict[str, Any],
 ) -> None:
     from .record import write_record
+    from .scanpath_table import plain
 
     file = Path(weights) if weights is not None and Path(weights).is_file() else None
     write_record(
@@ -208,73 +184,8 @@ def _write_json(
         trials=len(dataset),
         test_trials_seen_in_training_of_their_fold=seen_share,
         weights_trained_on_tested=told or None,
-        results={model: _plain(figures) for model, figures in table.items()},
+        results={model: plain(figures) for model, figures in table.items()},
         differences={
-            model: {other: _plain(figures) for other, figures in to.items()} for model, to in differences.items()
+            model: {other: plain(figures) for other, figures in to.items()} for model, to in differences.items()
         },
     )
-
-
-def _plain(figures: dict[str, Any]) -> dict[str, dict[str, float | str]]:
-    """JSON knows no infinity: a likelihood of 0 gives "inf"."""
-
-    def told(value: float) -> float | str:
-        return value if abs(value) < float("inf") else str(value)
-
-    return {name: {key: told(value) for key, value in found._asdict().items()} for name, found in figures.items()}
-
-
-def _show(table: "Table", title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Shown
-
-    from ..scanpath.evaluation import FIGURES
-
-    console = Console()
-    console.print(title, highlight=False)
-    for names in _SHOWN:
-        shown = Shown(box=SIMPLE_HEAD, padding=(0, 1))
-        shown.add_column("model", overflow="fold")
-        for name in names:
-            mark = {1: " ↑", -1: " ↓", 0: ""}[FIGURES[name]]
-            shown.add_column(_HEADINGS.get(name, name) + mark, justify="right", no_wrap=True)
-        for model, figures in table.items():
-            shown.add_row(model, *(_cell(figures.get(name)) for name in names))
-        console.print(shown)
-    print("±: half the 95 % bootstrap interval over layouts. ↑ more is better, ↓ less.")
-
-
-def _cell(found: Any) -> str:
-    if found is None:
-        return "–"
-    digits = 3 if abs(found.value) < 10 else 1
-    return f"{found.value:.{digits}f}±{(found.high - found.low) / 2:.{digits}f}"
-
-
-def _draw(file: Path, table: "Table", *, title: str) -> None:
-    """The first four figures of all models, points with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from ..volumes.files import atomic_path
-
-    fig, axes = plt.subplots(
-        1, len(_SHOWN[0]), figsize=(12, 1.2 + 0.32 * len(table)), sharey=True, layout="constrained"
-    )
-    models = list(table)[::-1]
-    for axis, name in zip(axes, _SHOWN[0], strict=True):
-        for place, model in enumerate(models):
-            found = table[model].get(name)
-            if found is not None and abs(found.high) < float("inf"):
-                axis.plot([found.low, found.high], [place, place], color="0.6", linewidth=2)
-                axis.plot(found.value, place, "o", color="C0")
-        axis.set_title(_HEADINGS.get(name, name), fontsize=10)
-        axis.grid(axis="x", color="0.9")
-    axes[0].set_yticks(range(len(models)), models)
-    fig.suptitle(title, fontsize=10)
-    with atomic_path(file) as temporary:
-        fig.savefig(temporary, dpi=120)
-    plt.close(fig)
