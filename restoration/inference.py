@@ -1,5 +1,6 @@
 """Restore images of any size, in tiles that bound the memory, slice by slice; guards, and a report of the change."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -9,12 +10,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from ..volumes import VolumeWarning
 from .data import dihedral, neighbours, undo_dihedral
 from .images import Image, IntensityRange, choose_range
 from .weights import WeightsInfo
 
 Progress = Callable[[int, int], None]
 """Called with the number of slices that are done, and of all."""
+
+
+_FAR = 0.5  # of the range, beyond its ends; noise of 50 in 255 seldom reaches further
 
 
 class Refused(ValueError):
@@ -315,9 +320,25 @@ def fitting_range(image: Image, info: WeightsInfo, how: str = "auto") -> Intensi
     | 8-bit | other types | refused: say the range | as given |
     | relative | any | `choose_range` | as given |
 
+    A `VolumeWarning` says if much of the image lies far outside the range: a network has not seen such values.
+
     Raises:
         Refused: as the table says.
     """
+    chosen = _fitting_range(image, info, how)
+    beyond = _FAR * chosen.span
+    share = float(np.mean((image.stack < chosen.low - beyond) | (image.stack > chosen.high + beyond)))
+    if share > 0.01:
+        warnings.warn(
+            f"{100 * share:.0f} % of {image.path} lies far outside the range {chosen}, where the network has learnt"
+            " nothing: look for stripes and shifted means, or choose a wider range",
+            VolumeWarning,
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _fitting_range(image: Image, info: WeightsInfo, how: str) -> IntensityRange:
     low, high = info.intensity_range
     if info.intensity_unit == "HU":
         wanted = f"hu:{low:g},{high:g}"

@@ -31,7 +31,8 @@ _PICTURES: dict[str, tuple[str, str, str, int]] = {
 _BRAIN = (
     "nilearn",
     "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
-    "MNI ICBM 152, (C) L. Collins, McGill University: free to use, change and share with this notice (not in nilearn)",
+    "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill"
+    " University: free to use, copy, modify and distribute for any purpose with this notice (nilearn calls it unknown)",
 )
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601

@@ -17,6 +17,7 @@ from voxelwave.restoration.inference import (
 )
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.weights import WeightsInfo
+from voxelwave.volumes import VolumeWarning
 
 
 class _Network(nn.Module):
@@ -189,3 +190,11 @@ def test_ranges_that_the_weights_were_not_made_for_are_refused() -> None:
         fitting_range(_image(np.uint16), _info("8-bit"))
     assert fitting_range(_image(np.uint16), _info("8-bit"), "0,4095").high == 4095
     assert fitting_range(unknown, _info("relative"), "0,100").high == 100
+
+
+def test_values_far_outside_the_range_are_said_aloud(recwarn: pytest.WarningsRecorder) -> None:
+    image = _image(np.float32)  # 0 to 63
+    fitting_range(image, _info("relative"), "0,50")
+    assert not recwarn
+    with pytest.warns(VolumeWarning, match=r"50 % of image lies far outside the range 0 to 21 \(given\)"):
+        fitting_range(image, _info("relative"), "0,21")
