@@ -24,6 +24,7 @@ def evaluate(
     only_unseen: bool = False,
     resamples: int = 1000,
     seed: int = 0,
+    threads: int | None = None,
 ) -> int:
     """Compare trained weights, and simpler models fitted on the training part of each fold, with people's scanpaths.
 
@@ -44,6 +45,7 @@ def evaluate(
         only_unseen: test only on layouts that the weights have not been trained on.
         resamples: of the bootstrap.
         seed: of folds, drawn scanpaths and bootstrap.
+        threads: of the CPU; default all.
     """
     import numpy as np
 
@@ -54,6 +56,10 @@ def evaluate(
     from .scanpath_table import draw_figures, show_figures, write_figures
 
     _check(only_unseen=only_unseen, weights=weights, samples=samples, resamples=resamples)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     dataset = read_scanpaths(data, duplicates=duplicates).with_target_position(target_position)
     if long_trials == "drop":
         dataset = dataset.without_long_trials()

@@ -4,7 +4,6 @@ from torch import nn
 
 from voxelwave.scanpath.decoding import beam, greedy, sample
 from voxelwave.scanpath.oat import GRIDS, OAT, SceneBatch, log_probabilities
-from voxelwave.scanpath.positions import distance_table
 
 
 def small_network(**changes):
@@ -102,11 +101,3 @@ def test_the_cache_changes_no_path_and_a_beam_of_one_is_greedy():
     assert drawn == sample(network, scenes, samples=4, max_length=20, names=["a", "b", "c"], cache=False)
     assert drawn[1:2] == sample(network, scenes.rows(torch.tensor([1])), samples=4, max_length=20, names=["b"])
     assert min(len(path) for paths in drawn for path in paths) >= 1
-
-
-def test_cosines_of_the_position_table_are_gaussian():
-    table = distance_table(14, 86)
-    place = torch.arange(14.0)
-    cosine = nn.functional.cosine_similarity(table.unsqueeze(0), table.unsqueeze(1), dim=-1)
-    torch.testing.assert_close(cosine, torch.exp(-(place.unsqueeze(1) - place).square() / 8), atol=1e-4, rtol=0)
-    assert table.norm(dim=1).std() < 1e-4
