@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ..scanpath.evaluation import Row, Table
+    from ..scanpath.evaluation import Row
     from ..scanpath.scene import Dataset
     from ..scanpath.splits import Split
     from ..scanpath.weights import NetworkModel
@@ -53,7 +53,8 @@ def evaluate(
     from ..scanpath.readers import read_scanpaths
     from ..scanpath.splits import shared
     from ..scanpath.splits import split as split_trials
-    from .scanpath_table import draw_figures, show_figures, write_figures
+    from .record import write_record
+    from .scanpath_table import draw_figures, plain, show_figures, write_figures
 
     _check(only_unseen=only_unseen, weights=weights, samples=samples, resamples=resamples)
     if threads is not None:
@@ -67,30 +68,41 @@ def evaluate(
         print(note)
     network = None if weights is None else _network(weights, dataset)
     parts = split_trials(dataset, split, folds=folds, seed=seed)
-    told = _seen(dataset, network) if network is not None else {}
+    told = None if network is None else _seen(dataset, network)
     if network is not None and only_unseen:
         parts = _unseen(dataset, parts, network)
     output.mkdir(parents=True, exist_ok=True)  # a name that cannot be a folder is known before the work
     rows = _measure(dataset, parts, network, samples=samples, seed=seed)
-    if network is not None:
-        told["message"] = f"{network.name}: {told['message']}"
     table = summarise(rows, resamples=resamples, seed=seed)
     ours = network.name if network is not None else [m for m in table if "nll_per_token" in table[m]][-1]
     differences = {name: compare(rows, ours, name, resamples=resamples, seed=seed) for name in table if name != ours}
+    tested = sum(len(test) for _, test in parts)
     both_sides = [shared(dataset, train, test) for train, test in parts]
-    seen_share = {key: float(np.mean([part[key] for part in both_sides])) for key in both_sides[0]}
-    write_figures(output, rows, table)
     options: dict[str, Any] = {"target_position": target_position, "split": split, "folds": folds, "samples": samples}
     options |= {"long_trials": long_trials, "only_unseen": only_unseen, "resamples": resamples, "seed": seed}
-    _write_json(output, data, weights, options, dataset, table, {ours: differences}, seen_share, told)
-    draw_figures(
-        output / "results.png", table, title=f"{len(dataset)} trials, folds by {split}, target {target_position}"
+    write_figures(output, rows, table)
+    write_record(
+        output / "results.json",
+        inputs={"data": data, "weights": Path(weights) if weights and Path(weights).is_file() else None},
+        options={**options, "weights": weights},
+        notes=list(dataset.notes),
+        test_trials=tested,
+        test_trials_seen_in_training_of_their_fold={
+            key: float(np.mean([part[key] for part in both_sides])) for key in both_sides[0]
+        },
+        weights_trained_on_tested=told,
+        results={model: plain(figures) for model, figures in table.items()},
+        differences={ours: {other: plain(figures) for other, figures in differences.items()}},
     )
-    show_figures(
-        table, f"{sum(len(test) for _, test in parts)} trials, folds by {split}, target's place {target_position}"
-    )
-    if told:
-        print(told["message"])
+    title = f"{tested} trials, folds by {split}, target's place {target_position}"
+    draw_figures(output / "results.png", table, title=title)
+    show_figures(table, title)
+    if told is not None:
+        for name, found in differences.items():
+            if "nll_per_token" in found:
+                value, low, high, _ = found["nll_per_token"]
+                print(f"{ours}: nats per token {value:+.3f} beside {name}, [{low:+.3f}, {high:+.3f}]")
+        print(f"{ours}: {told['message']}")
     print(f"wrote {output}/results.csv, results.json, trials.csv and results.png")
     return 0
 
@@ -165,33 +177,3 @@ def _measure(
             rows.append({"fold": number, **row, "seen_in_training": layout_seen})
         print(f"fold {number} of {len(parts)}: {len(train)} training trials, {len(test)} test trials", flush=True)
     return rows
-
-
-def _write_json(
-    output: Path,
-    data: Path,
-    weights: str | None,
-    options: dict[str, Any],
-    dataset: "Dataset",
-    table: "Table",
-    differences: dict[str, dict[str, Any]],
-    seen_share: dict[str, float],
-    told: dict[str, Any],
-) -> None:
-    from .record import write_record
-    from .scanpath_table import plain
-
-    file = Path(weights) if weights is not None and Path(weights).is_file() else None
-    write_record(
-        output / "results.json",
-        inputs={"data": data, "weights": file},
-        options={**options, "weights": weights},
-        notes=list(dataset.notes),
-        trials=len(dataset),
-        test_trials_seen_in_training_of_their_fold=seen_share,
-        weights_trained_on_tested=told or None,
-        results={model: plain(figures) for model, figures in table.items()},
-        differences={
-            model: {other: plain(figures) for other, figures in to.items()} for model, to in differences.items()
-        },
-    )

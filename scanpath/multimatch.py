@@ -45,6 +45,9 @@ def multimatch(
         {'vector': 1.0, 'direction': 1.0, 'length': 1.0, 'position': 0.8, 'duration': nan}
     """
     a, b = _points(a), _points(b)
+    for points, duration in ((a, duration_a), (b, duration_b)):
+        if duration is not None and len(duration) != len(points):
+            raise ValueError(f"a path of {len(points)} positions must have as many durations, got {len(duration)}")
     if pad:
         a, b = (np.vstack([p, np.ones((max(3 - len(p), 0), 2))]) for p in (a, b))
     if len(a) < 2 or len(b) < 2:
@@ -59,7 +62,7 @@ def multimatch(
         np.abs(np.linalg.norm(u, axis=1)[i] - np.linalg.norm(v, axis=1)[j]) / diagonal,
         np.linalg.norm(a[i] - b[j], axis=1) / diagonal,
     ]
-    if duration_a is None or duration_b is None or len(duration_a) < len(a) or len(duration_b) < len(b):
+    if duration_a is None or duration_b is None or len(duration_a) < len(a) or len(duration_b) < len(b):  # filled up
         differences.append(np.full(1, np.nan))
     else:
         d, e = np.asarray(duration_a, dtype=float)[i], np.asarray(duration_b, dtype=float)[j]

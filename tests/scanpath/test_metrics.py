@@ -173,6 +173,8 @@ def test_short_paths_have_no_similarity_or_are_filled_up_as_published():
     long = random_points(1, seed=2)[0]
     assert np.isnan(list(multimatch(one, long, SIZE).values())).all()
     assert np.isfinite(list(multimatch(two, long, SIZE).values())[:4]).all()
+    with pytest.raises(ValueError, match="a path of 2 positions must have as many durations, got 3"):
+        multimatch(two, long, SIZE, duration_a=[1, 2, 3])
     filled = np.vstack([one, [[1, 1], [1, 1]]]), np.vstack([two, [[1, 1]]])
     for short, full in zip((one, two), filled, strict=True):
         published = multimatch(short, long, SIZE, pad=True)
