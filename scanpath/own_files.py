@@ -123,16 +123,19 @@ def read_tables(folder: Path) -> Reading:
 
 
 def _rows(file: Path, needed: tuple[str, ...]) -> Iterable[tuple[str, dict[str, str]]]:
-    with file.open(newline="", encoding="utf-8-sig") as opened:
-        reader = csv.DictReader(opened)
-        missing = [key for key in needed if key not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is not there")
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as the first line has")
-            yield where, row
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            missing = [key for key in needed if key not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is not there")
+            rows = [(f"{file}, line {reader.line_num}", row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} must be a table in UTF-8: {error}") from None
+    for where, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as the first line has")
+    return rows
 
 
 def _number(row: dict[str, str], key: str, where: str) -> float:
