@@ -55,7 +55,8 @@ def cross_validate(
         target_position: whether the network is told where the target is; both trains one of each.
         appearance: what is known of how objects look: nothing, the feature vectors of the file, or crops of its images.
         network: settings that are the same in all fits: those of the network (d_appearance, d_position, heads, layers,
-            feed_forward, dropout, attention_dropout, sigma and so on), lr, weight_decay, ema_decay, batch, mirror.
+            feed_forward, dropout, attention_dropout, sigma and so on), lr, weight_decay, ema_decay, batch, mirror,
+            alike.
         space: setting -> values to search.
         epochs: at most.
         patience: epochs without better validation until a fit stops.
@@ -83,6 +84,11 @@ def cross_validate(
     for note in dataset.notes:
         print(f"note: {note}")
     modes = ("hidden", "given") if target_position == "both" else (target_position,)
+    if "given" in modes and all(scene.target is None for scene in dataset.scenes.values()):
+        if target_position == "given":
+            raise ValueError("target_position given needs a target in some scene, no scene of these data has one")
+        print("note: no scene has a target, so there is none to give")
+        modes = ("hidden",)
     models = {
         f"oat-{mode}": {
             "factory": "voxelwave.scanpath.estimators:from_plan",

@@ -25,6 +25,7 @@ def train(
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
     mirror: bool = False,
+    alike: bool = False,
     long_trials: Literal["keep", "drop"] = "keep",
     duplicates: Literal["error", "drop"] = "error",
     feature_names: list[str] | None = None,
@@ -57,6 +58,7 @@ def train(
         weight_decay: of AdamW.
         ema_decay: of the average of the weights that is validated and kept; 0 takes the weights themselves.
         mirror: also learn each scanpath in the mirrored scene, for people who look alike to both sides.
+        alike: batches hold scanpaths of like lengths: a third of the time, where some are long.
         long_trials: drop leaves out trials longer than the mean plus three standard deviations, as published.
         duplicates: what to do with trials that are copies of each other: an error, or drop them.
         feature_names: what each number of the feature vectors means, kept in the weights.
@@ -125,7 +127,7 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        loaders = training.loader(batch, shuffle=module.order), validation.loader(64)
+        loaders = training.loader(batch, shuffle=module.order, alike=alike), validation.loader(64)
         trainer.fit(module, *loaders, ckpt_path=checkpoint if resume else None, weights_only=True)
     kept = best.best(module)
     notes = {"data": data.name, "command": command_line(), "seed": str(seed), "epoch": str(best.epoch)}
@@ -135,11 +137,12 @@ def train(
     save_model(output / WEIGHTS, kept, info)
     _write_curve(output / CURVE, best.curve)
     figures = best.curve[best.epoch - 1]
+    training_options = {"epochs": epochs, "patience": patience, "batch": batch, "mirror": mirror, "alike": alike}
     write_record(
         output / "record.json",
         inputs={"data": data},
-        options={**dict(module.hparams), "appearance": appearance, "split": split, "validation_share": validation_share}
-        | {"epochs": epochs, "patience": patience, "batch": batch, "mirror": mirror, "long_trials": long_trials},
+        options={**dict(module.hparams), "appearance": appearance, "split": split, "long_trials": long_trials}
+        | {"validation_share": validation_share, **training_options},
         metrics=figures,
     )
     if trainer.interrupted:

@@ -16,6 +16,7 @@ from .readers import with_crops
 from .scene import Dataset, Scene, TargetPosition
 
 IGNORED = -100  # what follows the end of a shorter path
+_POOL = 16  # batches among which paths of like lengths are sought
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class PathBatch:
         scene: (B,) the scene of each path.
         previous: (B, T) the token before each step: `BEGIN`, then objects, 0 behind the end.
         chosen: (B, T) what comes: objects, then the end, which is the number of places for objects; then `IGNORED`.
+        weight: () of its mean loss: its tokens by those of a mean batch, where batches hold paths of like lengths.
     """
 
     scenes: SceneBatch
     scene: Tensor
     previous: Tensor
     chosen: Tensor
+    weight: Tensor
 
     def to(self, device: Any) -> "PathBatch":
         """The same on another device."""
@@ -97,6 +100,7 @@ class PathData(TorchDataset):
         mirror: bool = False,
     ):
         index = range(len(dataset)) if trials is None else [int(k) for k in trials]
+        self._alike = False
         self.paths = [dataset.trials[k].objects for k in index]
         if not self.paths:
             raise ValueError("there must be a trial at least, got none")
@@ -137,29 +141,53 @@ class PathData(TorchDataset):
         wanted = [self.scene[i] for i in indices]
         kept = sorted(set(wanted))
         scene = torch.tensor([kept.index(k) for k in wanted])
-        return PathBatch(self.scenes.rows(torch.tensor(kept)), scene, previous, chosen)
+        tokens = (chosen != IGNORED).sum()
+        weight = tokens / (self.lengths.mean() + 1) / len(indices) if self._alike else torch.tensor(1.0)
+        return PathBatch(self.scenes.rows(torch.tensor(kept)), scene, previous, chosen, weight)
 
-    def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader:
-        """Batches in order; or, with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
-        return DataLoader(self, sampler=_Batches(len(self), batch, shuffle), batch_size=None)
+    @property
+    def lengths(self) -> np.ndarray:
+        """(paths,) fixations of each."""
+        return np.array([len(path) for path in self.paths])
+
+    def loader(
+        self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None, alike: bool = False
+    ) -> DataLoader:
+        """Batches for an epoch.
+
+        Args:
+            batch: paths of each.
+            shuffle: gives the generator that draws an epoch's order; None keeps the order of the trials.
+            alike: batches hold paths of like lengths, with less padding to compute; they are then weighted.
+        """
+        self._alike = alike
+        return DataLoader(self, sampler=_Batches(self.lengths, batch, shuffle, alike), batch_size=None)
 
 
 class _Batches(Sampler[list[int]]):
     """Lists of indices."""
 
-    def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
+    def __init__(self, lengths: np.ndarray, batch: int, shuffle: Callable[[], np.random.Generator] | None, alike: bool):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        self.items, self.batch, self.shuffle = items, batch, shuffle
+        self.lengths, self.batch, self.shuffle, self.alike = lengths, batch, shuffle, alike
 
     def __len__(self) -> int:
-        return -(-self.items // self.batch)
+        return -(-len(self.lengths) // self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self.items)
-        if self.shuffle is not None:
-            self.shuffle().shuffle(order)
-        return (order[k : k + self.batch].tolist() for k in range(0, self.items, self.batch))
+        order = np.arange(len(self.lengths))
+        generator = None if self.shuffle is None else self.shuffle()
+        if generator is not None:
+            generator.shuffle(order)
+        if self.alike:
+            pool = _POOL * self.batch
+            parts = [order[k : k + pool] for k in range(0, len(order), pool)]
+            order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
+        batches = [order[k : k + self.batch].tolist() for k in range(0, len(order), self.batch)]
+        if self.alike and generator is not None:
+            generator.shuffle(batches)
+        return iter(batches)
 
 
 def _looks(scene: Scene, appearance: str) -> Tensor:

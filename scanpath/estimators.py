@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Settings = dict[str, int | float | str | bool]
 WEIGHTS, ROWS = "model.safetensors", "rows.json"
 # what a setting is about; every other one is an argument of the network
-_OF_MODULE = ("lr", "weight_decay", "warmup", "steps", "ema_decay")
-_OF_TRAINING = ("batch", "mirror")
+_OF_MODULE = ("lr", "weight_decay", "warmup", "cosine_steps", "ema_decay")
+_OF_TRAINING = ("batch", "mirror", "alike")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Options:
     """How a network is trained for cross-validation.
 
     Args:
-        network: settings of all fits: arguments of `oat.OAT` and `ScanpathModule`, and "batch" and "mirror".
+        network: settings of all fits: arguments of `oat.OAT` and `ScanpathModule`, and "batch", "mirror", "alike".
         space: setting -> values to search, of the same names.
         epochs: at most.
         patience: epochs without better validation until it stops.
@@ -108,6 +108,7 @@ class OATEstimator:
             epochs=epochs or self.options.epochs,
             batch=int(given.get("batch", 20)),
             best=best,
+            alike=bool(given.get("alike", False)),
         )
         known = [*train, *(validation or [])]
         info = model_info(self.dataset, known, network.arguments, notes={"seed": str(seed)})

@@ -53,7 +53,7 @@ class ScanpathModule(LightningModule):
         lr: learning rate of Adam, as published constant; the default is the published one.
         weight_decay: of AdamW on matrices; 0 is Adam.
         warmup: steps of linear warm-up.
-        steps: where given, the rate falls by half a cosine to a hundredth until this step.
+        cosine_steps: where given, the rate falls by half a cosine to a hundredth until this step.
         ema_decay: of the average of the weights; 0 turns it off.
         seed: of order and dropout in each epoch; the weights come from torch's generator as it stands.
     """
@@ -66,7 +66,7 @@ class ScanpathModule(LightningModule):
         lr: float = 1e-4,
         weight_decay: float = 0.0,
         warmup: int = 0,
-        steps: int | None = None,
+        cosine_steps: int | None = None,
         ema_decay: float = 0.0,
         seed: int = 0,
     ):
@@ -84,7 +84,7 @@ class ScanpathModule(LightningModule):
                 "lr": float(lr),
                 "weight_decay": float(weight_decay),
                 "warmup": int(warmup),
-                "steps": None if steps is None else int(steps),
+                "cosine_steps": None if cosine_steps is None else int(cosine_steps),
                 "ema_decay": float(ema_decay),
                 "seed": int(seed),
             }
@@ -109,7 +109,7 @@ class ScanpathModule(LightningModule):
 
     def training_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
         """The published loss of one batch."""
-        loss = path_loss(self.network(batch.scenes, batch.scene, batch.previous), batch.chosen)
+        loss = path_loss(self.network(batch.scenes, batch.scene, batch.previous), batch.chosen) * batch.weight
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.scene))
         return loss
 
@@ -151,7 +151,7 @@ class ScanpathModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _lr_factor(self, step: int) -> float:
-        warmup, steps = self.hparams["warmup"], self.hparams["steps"]
+        warmup, steps = self.hparams["warmup"], self.hparams["cosine_steps"]
         if step < warmup:
             return (step + 1) / warmup
         if steps is None:
@@ -213,8 +213,19 @@ def train_quietly(
     epochs: int,
     batch: int,
     best: BestEpoch,
+    alike: bool = False,
 ) -> OAT:
-    """Fit without progress bars, logs or files; the network of the best epoch, or of the last without validation."""
+    """Fit without progress bars, logs or files; the network of the best epoch, or of the last without validation.
+
+    Args:
+        module: to be fitted.
+        training: its trials.
+        validation: held-out trials; None for so many epochs.
+        epochs: at most.
+        batch: paths per step.
+        best: keeps the best epoch, and stops.
+        alike: see `PathData.loader`.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -230,7 +241,7 @@ def train_quietly(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        loaders = training.loader(batch, shuffle=module.order), validation and validation.loader(_AT_ONCE)
+        loaders = training.loader(batch, shuffle=module.order, alike=alike), validation and validation.loader(_AT_ONCE)
         trainer.fit(module, *loaders)
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -41,7 +41,7 @@ class PlantedObserver:
 
     scale: float = 0.7
     preference: dict[str, float] = field(default_factory=lambda: {"red": 2.0, "yellow": 1.0})
-    seen: float = 3.0
+    seen: float = 1.5
     end: float = 0.12
     name: str = "planted observer"
 

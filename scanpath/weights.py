@@ -145,8 +145,6 @@ class NetworkModel:
                 f"scene {scene.identifier} must be a free layout, which the weights are made for, got a grid of"
                 f" {scene.rows} x {scene.columns}"
             )
-        if self.info.target_position == "given" and scene.target is None:
-            raise ValueError(f"scene {scene.identifier} must have a target, whose place the weights must be told")
         features = len(self.info.features)
         if self.network.appearance == "features" and features:
             given = 0 if scene.features is None else scene.features.shape[1]
