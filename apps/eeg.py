@@ -81,9 +81,13 @@ def train(
     from ..eeg.networks import CARD, WEIGHTS, ModelCard, save_network
     from ..eeg.study import read_study
     from ..eeg.windows import Scaler, WindowOptions, load_windows
+    from .checks import at_least
     from .record import write_record
     from .statistics import choose_threshold
 
+    at_least(1, epochs=epochs, patience=patience, reduce_patience=reduce_patience, threads=threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda needs a GPU that PyTorch can use; take auto or cpu")
     checkpoint = output / LAST
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"--resume needs {checkpoint}, which is not there")
@@ -246,7 +250,9 @@ def diagnose(
     from ..eeg.recording import SUFFIXES
     from .batch import run_batch
     from .batch_find import choose, find_cases
+    from .checks import at_least
 
+    at_least(1, threads=threads, jobs=jobs)
     if not input.exists():
         raise FileNotFoundError(f"no recording or folder at {input}")
     if threads is not None:

@@ -53,8 +53,10 @@ def audit(
     from ..eeg.study import LabelError, read_study
     from ..eeg.windows import WindowOptions
     from ..volumes.files import atomic_path
+    from .checks import at_least
     from .cli import DONE, REFUSED
 
+    at_least(1, permutations=permutations)
     split_file = None if splits is None else read_splits(splits)
     options = (split_file.windows if split_file is not None else None) or WindowOptions()
     given: dict[str, Any] = {

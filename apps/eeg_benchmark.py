@@ -38,9 +38,11 @@ def benchmark(
     import torch
 
     from ..eeg.fast_layers import keep_freed_memory
+    from .checks import at_least
     from .record import write_record
     from .registration_table import print_rows
 
+    at_least(1, batch=batch, repeats=repeats, threads=threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     keep_freed_memory()  # for all networks

@@ -54,6 +54,9 @@ def explain(
     """
     import torch
 
+    from .checks import at_least
+
+    at_least(1, most_windows=most_windows, steps=steps, threads=threads)
     if threads is not None:
         torch.set_num_threads(threads)
     notes: list[str] = []
@@ -90,8 +93,7 @@ def explain_run(folder: Path, *, most_windows: int = 300, threads: int = 1) -> s
     plan = _plan_of(folder)
     if plan is None or plan.get("design", {}).get("protocol") == "published":
         return None
-    models = plan.get("models", {})
-    networks = [name for name, spec in models.items() if spec.get("factory") == FACTORY and _is_network(name)]
+    networks = [name for name, spec in plan["models"].items() if spec.get("factory") == FACTORY and _is_network(name)]
     if not networks:
         return None
     if not (folder / FOLDER / EXPLANATION).is_file():
@@ -110,7 +112,15 @@ def _is_network(name: str) -> bool:
 
 def _plan_of(folder: Path) -> dict[str, Any] | None:
     path = folder / PLAN
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        plan = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must be a JSON file: {error}") from error
+    if not isinstance(plan, dict) or not isinstance(plan.get("models"), dict):
+        raise ValueError(f"{path} must be the plan of a nested run, with models in it")
+    return plan
 
 
 def _write_explanation(
@@ -170,7 +180,7 @@ def _cases_of_run(folder: Path, model: str) -> list[Case]:
     from ..eeg.networks import NETWORKS, WEIGHTS, load_network
     from .eeg_nested_cv import digest_of
 
-    plan = json.loads((folder / PLAN).read_text())
+    plan = _plan_of(folder) or {}
     if model not in plan["models"]:
         raise ValueError(f"model must be one of the run's ({', '.join(plan['models'])}), got {model!r}")
     if model not in NETWORKS:

@@ -86,6 +86,8 @@ def write_synthetic_study(
 
     if subjects < 4:
         raise ValueError(f"subjects must be at least 4, got {subjects}")
+    if not seconds >= 1:
+        raise ValueError(f"seconds must be at least 1, got {seconds:g}")
     folder.mkdir(parents=True, exist_ok=True)
     info = mne.create_info(list(CED_ORDER), 128.0, "eeg")
     lines = ["subject\tfile\tlabel"]

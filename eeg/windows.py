@@ -55,6 +55,8 @@ class WindowOptions:
             raise ValueError(f"seconds must be above 0, got {self.seconds:g}")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be at least 0 and below 1, got {self.overlap:g}")
+        if self.band is not None and len(self.band) != 2:
+            raise ValueError(f"band must have two edges in Hz, of which either may be None, got {list(self.band)}")
         for name in ("band", "reference", "channels", "mat_order"):  # JSON and YAML have lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -181,3 +181,46 @@ def test_every_model_can_be_built_from_a_study(study, tmp_path):
     windows = load_windows(read_study(study), WindowOptions(seconds=2.0), tmp_path)
     assert windows.classes == ("control", "case")
     assert {build(name, windows).name for name in NAMES} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["train", "nowhere", "-o", "{out}"], "no study at nowhere"),
+        (["train", "{study}", "-o", "{out}", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["train", "{study}", "-o", "{out}", "--patience", "0"], "patience must be at least 1"),
+        (["train", "{study}", "-o", "{out}", "--threads", "0"], "threads must be at least 1"),
+        (["train", "{study}", "-o", "{out}", "--resume"], "--resume needs"),
+        (["train", "{study}", "-o", "{weights}"], "is there already; go on with --resume"),
+        (["train", "{study}", "-o", "{out}", "--settings", "{{F2: 3}}"], "unexpected keyword argument 'F2'"),
+        (["train", "{study}", "-o", "{out}", "--settings", "{{augmentation: much}}"], "augmentation must be"),
+        (["train", "{study}", "-o", "{out}", "--windows", "{{second: 1}}"], "windows must be among seconds"),
+        (["train", "{study}", "-o", "{out}", "--windows", "{{seconds: 90}}"], "both classes must have subjects with"),
+        (["train", "{study}", "-o", "{out}", "--batch", "1"], "batch must be at least 2"),
+        (["train", "{study}", "-o", "{out}", "--validation-share", "2"], "validation_share must be between 0 and 1"),
+        (["diagnose", "-i", "nowhere", "-o", "{out}", "--weights", "{weights}"], "no recording or folder at nowhere"),
+        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{study}"], "with model.json beside it; there is no"),
+        (["diagnose", "-i", "{table}", "-o", "{out}", "--weights", "{weights}"], "must be one of .edf"),
+        (["diagnose", "-i", "{out}", "-o", "{out}/x", "--weights", "{weights}"], "holds no recording"),
+        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threshold", "2"], "must lie between"),
+        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threads", "0"], "threads must be"),
+        (["explain", "{weights}"], "no folder of a nested run, so --study and --output"),
+        (["explain", "{weights}", "--study", "nowhere", "-o", "{out}"], "no study at nowhere"),
+        (["explain", "{out}", "--most-windows", "0"], "most_windows must be at least 1"),
+        (["explain", "{broken}"], "plan.json must be a JSON file"),
+        (["benchmark", "--batch", "0"], "batch must be at least 1"),
+        (["planted", "-o", "{out}", "--subjects", "3"], "subjects must be at least 4"),
+        (["planted", "-o", "{out}", "--seconds", "0"], "seconds must be at least 1"),
+    ],
+)
+def test_what_a_command_cannot_use_is_said_in_one_line(words, complaint, weights, study, tmp_path, capsys):
+    places = {"study": study, "weights": weights, "out": tmp_path / "out", "broken": tmp_path / "broken"}
+    places |= {"fif": study / "s001_raw.fif", "table": study / "subjects.tsv"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plan.json").write_text("{")
+    assert cli.main(["eeg", *(word.format(**places) for word in words)]) == 1
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.startswith("voxelwave: error: ")
+    assert error.count("\n") == 1

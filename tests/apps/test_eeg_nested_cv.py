@@ -159,6 +159,7 @@ def test_another_command_in_the_same_folder_is_refused(words, copy, capsys):
         (["--model_options", "{adhdeepnet: {epoch: 3}}"], "options of adhdeepnet must be among"),
         (["--person_column", "family"], "column 'family' of the study must name a person"),
         (["--cluster", "kubernetes"], 'cluster must be "dask://host:port"'),
+        (["--windows", "{band: [1]}"], "band must have two edges in Hz"),
         (["--jobs", "0"], "jobs must be at least 1"),
         (["--published_models", "[shallow]"], "published must be among the models"),
     ],
@@ -308,6 +309,7 @@ def test_the_audit_of_a_table_of_random_windows_is_refused(study, tmp_path):
         (["{study}", "--splits", "nowhere.csv"], "no split file at nowhere.csv"),
         (["{study}", "--positive", "x"], "positive must be case or control"),
         (["{study}", "--channels", "[Xz]"], "must have the channels Xz"),
+        (["{study}", "--permutations", "0"], "permutations must be at least 1"),
         (["{study}", "--overlap", "2"], "overlap must be at least 0 and below 1"),
     ],
 )
