@@ -5,7 +5,7 @@
 | DICOM images of one patient, study and series with one size, orientation and spacing, wherever they lie | one case |
 | a series of several sizes, orientations or spacings (a localizer) | one case per stack |
 | DICOMDIR, reports, dose, segmentations, screenshots without a place in space | left out, counted |
-| images that DICOMDIR lists and that are not there | their series is a broken case |
+| images that DICOMDIR lists and that are not there | their series is a broken case, or noted if none is there |
 | a DICOM file that cannot be read, in a folder of one series | its series is a broken case |
 | the same in a folder of several series | a broken case; the series beside it carry a warning |
 | an old DICOM file without a file header | a broken case |
@@ -35,8 +35,6 @@ _DICOM = (".dcm", ".ima", ".dicom")
 _SAME_DIRECTION = 2e-3  # as the DICOM reader
 _SAME_SPACING = 1e-3
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_MOST_INFLATED = 2 << 30  # bytes
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID"),
     *("Modality", "SeriesDescription", "SeriesNumber", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing"),
@@ -177,6 +175,9 @@ def find_cases(
         else:
             found.left_out["other files"] += 1
     cases = _series_cases(folder, slices, damaged, missing, keep_identifiers)
+    there = {one.group[2] for one in slices}
+    if gone := sum(count for series, count in missing.items() if series not in there):
+        found.left_out["images of whole series that DICOMDIR lists and that are not there"] = gone
     for kind, paths in by_kind.items():
         cases += [_file_case(folder, path, kind, keep_identifiers) for path in paths]
     found.cases = with_unique_names(cases)
@@ -376,35 +377,48 @@ def file_name(text: str) -> str:
 
 def _files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | None]]:
     """All regular files below a folder in order of name, or what is wrong with one; no folder is entered twice."""
-    seen: set[tuple[int, int]] = set()
-    skipped = output.resolve() if output is not None else None
+    seen: set[tuple[int, int]] = set()  # by device and number
+    if output is not None and output.is_dir():
+        seen.add(_place_of(output.stat()))
 
-    def walk(place: Path) -> Iterator[tuple[Path, str | None]]:
+    def entries(place: Path) -> Iterator[tuple[Path, os.DirEntry[str] | OSError]]:
         try:
-            status = place.stat()
-            if (status.st_dev, status.st_ino) in seen or place.resolve() == skipped:
+            if (here := _place_of(place.stat())) in seen:
                 return
-            seen.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            seen.add(here)
+            found = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            yield place, _cannot_be_read(error)
+            yield place, error
             return
-        for entry in entries:
-            path = place / entry.name
-            if entry.name.startswith("."):
-                continue
-            try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                if not entry.is_symlink():  # a link to nothing is no work
-                    yield path, _cannot_be_read(error)
-                continue
-            if stat.S_ISDIR(mode):
-                yield from walk(path)
-            elif stat.S_ISREG(mode):
-                yield path, None
+        for entry in found:
+            yield place / entry.name, entry
 
-    yield from walk(folder)
+    open_folders = [entries(folder)]
+    while open_folders:
+        following = next(open_folders[-1], None)
+        if following is None:
+            open_folders.pop()
+            continue
+        path, entry = following
+        if isinstance(entry, OSError):
+            yield path, _cannot_be_read(entry)
+            continue
+        if path.name.startswith("."):
+            continue
+        try:
+            mode = entry.stat().st_mode
+        except OSError as error:
+            if not entry.is_symlink():  # a link to nothing is no work
+                yield path, _cannot_be_read(error)
+            continue
+        if stat.S_ISDIR(mode):
+            open_folders.append(entries(path))
+        elif stat.S_ISREG(mode):
+            yield path, None
+
+
+def _place_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _kind_by_name(path: Path, endings: dict[str, Sequence[str]], wanted: set[Kind]) -> Kind | None:
@@ -423,6 +437,8 @@ def _look_at(
     """Sort one file into images, damaged files, missing images by series, and what is left out."""
     import pydicom
 
+    from ..volumes.dicom import check_deflated
+
     named = path.suffix.lower() in _DICOM
     try:
         with path.open("rb") as stream:
@@ -437,7 +453,7 @@ def _look_at(
             else:
                 left_out["other files"] += 1
             return
-        _refuse_bomb(path)
+        check_deflated(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
@@ -457,10 +473,12 @@ def _look_at(
 
 
 def _is_image(header: Any, kind: Any) -> bool:
+    from ..volumes.dicom import is_other_object
+
     name = kind.name if kind is not None else ""
     if "Rows" not in header or "Columns" not in header:
-        if kind is None or "Image Storage" in name:
-            raise ValueError("it is to be an image, but has no Rows and Columns")
+        if not is_other_object(header):
+            raise ValueError("it may be an image, but has no Rows and Columns")
         return False
     placed = header.get("ImagePositionPatient") is not None
     return kind is None or ("Image Storage" in name and (placed or "Secondary Capture" not in name))
@@ -484,24 +502,6 @@ def _slice(path: Path, header: Any) -> _Slice:
         series_number=str(header.get("SeriesNumber") or ""),
         patient=patient,
     )
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuse a deflated file that would fill the memory; pydicom inflates it whole."""
-    import zlib
-
-    from pydicom.filereader import read_file_meta_info
-
-    if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) != _DEFLATED:
-        return
-    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with path.open("rb") as stream:
-        meta = read_file_meta_info(path)
-        stream.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
-        while block := inflate.unconsumed_tail or stream.read(1 << 16):
-            total += len(inflate.decompress(block, 1 << 22))
-            if total > _MOST_INFLATED:
-                raise ValueError(f"it inflates to more than {_MOST_INFLATED >> 30} GiB")
 
 
 def _count_missing(dicomdir: Path, missing: Counter[str]) -> None:

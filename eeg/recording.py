@@ -1,8 +1,10 @@
 """Reading EEG recordings with MNE, and saying aloud what MNE decides in silence: units, rates, names, bad channels."""
 
+import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..volumes.memory import check_inflated, check_memory, inflate_within_memory
 from .channels import CED_ORDER, TEXT_ORDER, is_scalp_name, named_reference, positions, standard_name, standard_names
 
 Unit = Literal["uV", "mV", "V"]
@@ -28,6 +31,7 @@ SUFFIXES = (*READERS, ".mat")
 _MICROVOLTS = {"uV": 1.0, "mV": 1e3, "V": 1e6}
 _VOLTS = {"V": 1.0, "mV": 1e-3, "µV": 1e-6, "uV": 1e-6, "nV": 1e-9}
 _PLAUSIBLE_UV = (0.5, 1000.0)  # robust standard deviation of scalp EEG, with room for infants and bad electrodes
+_COMPRESSED = 15  # an element of a MATLAB file
 _OUTLIER_SD = 50.0
 _SATURATED_SHARE = 1e-3
 _PAUSE_S = 1.0
@@ -111,7 +115,7 @@ def read_recording(
     path = Path(path)
     with _on_disk(path) as file:
         found = _read_mat(file, mat_order, mat_sfreq) if file.suffix.lower() == ".mat" else _read_with_mne(file)
-        names = standard_names([standard_name(n) for n in found.raw.ch_names])
+        names = standard_names(found.raw.ch_names)
         notes = [*found.notes, *_name_notes(found.raw.ch_names, names)]
         file_names = dict(zip(names, found.raw.ch_names, strict=True))
         kept, left_out = _choose(found, file_names, channels)
@@ -120,7 +124,7 @@ def read_recording(
         notes += rate_notes
         raw = found.raw
         notes += _montage_notes(raw, file_names)
-        raw.load_data(verbose="ERROR")
+        _load(file, raw)
     raw = _referenced(raw, reference, file_names).pick([file_names[n] for n in kept], verbose="ERROR")
     scale, unit_found, unit_notes = _scale(raw, found, kept, unit)
     notes += unit_notes
@@ -169,10 +173,77 @@ def _on_disk(path: Path) -> Iterator[Path]:
         yield path
         return
     member = path.relative_to(archive).as_posix()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive) as packed:
+    with tempfile.TemporaryDirectory() as folder, _opened(archive) as packed:
         if member not in packed.namelist():
             raise FileNotFoundError(f"no {member} in {archive}")
+        claimed = packed.getinfo(member)
+        check_inflated(path, claimed.file_size, claimed.compress_size)
+        check_memory(path, 3 * claimed.file_size)
         yield Path(packed.extract(member, folder))
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{archive} is not a .zip file, or is cut off: {error}") from error
+
+
+def _load(path: Path, raw: Any) -> None:
+    """Read the samples, which MNE's readers put off."""
+    check_memory(path, 3 * 8 * raw.n_times * len(raw.ch_names))
+    try:
+        raw.load_data(verbose="ERROR")
+    except OSError:
+        raise
+    except Exception as error:  # as in _read_with_mne
+        raise ValueError(f"{path} has damaged samples: {_one_line(error)}; get the file again") from error
+
+
+def _check_edf(path: Path) -> None:
+    """Refuse a header of EDF or BDF for which MNE would make up a rate or a scale."""
+    with path.open("rb") as stream:
+        head = stream.read(256)
+        try:
+            duration, count = float(head[244:252]), int(head[252:256])
+            names = [stream.read(16).decode("latin-1").strip() for _ in range(count)]
+            stream.seek(256 + count * 104)
+            low, high = ([float(stream.read(8)) for _ in range(count)] for _ in range(2))
+        except ValueError:  # numbers as only MNE understands them, or nonsense
+            return
+    if not 0 < duration < np.inf:
+        raise ValueError(f"{path}: a record must last more than 0 s, its header says {duration:g} s")
+    without = [n for n, a, b in zip(names, low, high, strict=True) if a == b and is_scalp_name(standard_name(n))]
+    if without:
+        raise ValueError(f"{path}: the physical range must be above 0, the header says it is 0 for {_some(without)}")
+
+
+def _missing_end(path: Path, raw: Any) -> list[str]:
+    """A note about samples that a data file of BrainVision does not hold whole."""
+    width = {"short": 2, "int": 4, "single": 4}.get(raw.orig_format)
+    if path.suffix.lower() != ".vhdr" or width is None:
+        return []
+    left = Path(raw.filenames[0]).stat().st_size % (width * len(raw.ch_names))
+    return [f"the data file ends within a sample ({left} bytes): it may be cut off"] if left else []
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_matlab(path: Path) -> None:
+    """Refuse a MATLAB file whose compressed arrays would fill the memory; each is inflated whole."""
+    with path.open("rb") as stream:
+        order = {b"IM": "<", b"MI": ">"}.get(stream.read(128)[126:])
+        while order and len(tag := stream.read(8)) == 8:
+            kind, length = struct.unpack(f"{order}II", tag)
+            after = stream.tell() + length
+            if kind == _COMPRESSED:
+                try:
+                    inflate_within_memory(path, stream, length)
+                except zlib.error as error:
+                    raise ValueError(f"{path} is damaged or cut off: {error}; get the file again") from error
+            stream.seek(after)
 
 
 def _read_with_mne(path: Path, include: Sequence[str] | None = None) -> _File:
@@ -186,16 +257,22 @@ def _read_with_mne(path: Path, include: Sequence[str] | None = None) -> _File:
         options = {"infer_types": True} | ({"include": list(include)} if include else {})
     with _heard() as notes:
         try:
+            if suffix == ".set":
+                _check_matlab(path)
+            elif suffix in (".edf", ".bdf"):
+                _check_edf(path)
             raw = None if include else _read_bids(path, notes)
             if raw is None:
                 raw = getattr(mne.io, READERS[suffix])(path, verbose="WARNING", **options)
-        except OSError:
-            raise
         except Exception as error:  # each reader has its own kinds for a file that is not what its name says
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {text}") from error
+            if isinstance(error, OSError) and error.filename is not None:
+                raise  # it names the file
+            if isinstance(error, ValueError) and str(path) in str(error):
+                raise  # ours
+            raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {_one_line(error)}") from error
     if raw.n_times == 0:
         raise ValueError(f"{path} holds no samples")
+    notes += _missing_end(path, raw)
     if suffix == ".set":
         notes.append("EEGLAB files carry no unit; µV is their convention")
     return _File(raw, _volts(raw, suffix), _rates(raw), _sample_type(raw, suffix), tuple(notes))
@@ -223,10 +300,11 @@ def _read_mat(path: Path, order: str | Sequence[str], sfreq: float) -> _File:
         if order not in ("ced", "text"):
             raise ValueError(f'mat_order must be "ced", "text" or a list of names, got {order!r}')
         order = CED_ORDER if order == "ced" else TEXT_ORDER
+    _check_matlab(path)
     try:
         found = scipy.io.loadmat(path)
     except Exception as error:  # scipy has many; version 7.3 files are HDF5
-        raise ValueError(f"{path} could not be read as a MATLAB file of version 4 to 7: {error}") from error
+        raise ValueError(f"{path} could not be read as a MATLAB file of version 4 to 7: {_one_line(error)}") from error
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iuf"}
     array = arrays.get(path.stem, next(iter(arrays.values())) if len(arrays) == 1 else None)
     if array is None:

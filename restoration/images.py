@@ -5,9 +5,12 @@ a stack of slices in the file's own unit. `write_image` puts restored values bac
 of pixel, same intensity scale, same place in the world. Nothing is scaled or cut to 8 bits on the way.
 """
 
+import math
 import os
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +20,12 @@ import numpy as np
 
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.files import atomic_path
+from ..volumes.memory import check_inflated, check_memory
 
 BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _NIFTI_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+_COPIES = 16  # bytes that a pixel takes while it is decoded and put in its place
 _LITTLE_USED = 1 / 16  # of the range; a 12-bit image in 16-bit pixels just reaches this
 
 
@@ -364,6 +369,9 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
 
     try:
         with Pillow.open(path) as picture:
+            _check_size(path, picture)
+            if picture.format == "PNG":
+                _check_sums(path)
             if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
                 converted = picture.convert("RGB")
             else:
@@ -372,14 +380,42 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
                         f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF"
                     )
                 converted = picture.copy()
-    except (UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable image: {' '.join(str(error).split())}") from error
     except OSError as error:
+        if isinstance(error, UnidentifiedImageError):
+            raise ValueError(f"{path} is not a readable image: its start is that of no known kind") from error
         raise OSError(f"{path} is damaged or cut off: {' '.join(str(error).split())}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # plug-ins of Pillow fail in many ways on damaged data
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is not a readable image: {' '.join(str(error).split())[:200]}") from error
     array = np.asarray(converted)
     if converted.mode == "I":  # Pillow keeps 16-bit PNGs as int32
         array = array.astype(np.uint16 if _png_bits(path) == 16 else np.int32)
     return array, "YXS" if array.ndim == 3 else "YX"
+
+
+def _check_size(path: Path, picture: Any) -> None:
+    """Refuse a size that the file cannot hold or the memory cannot take."""
+    pixels = picture.width * picture.height
+    if picture.format == "PNG":
+        check_inflated(path, pixels * (_png_bits(path) or 8) // 8, path.stat().st_size)
+    check_memory(path, _COPIES * pixels)
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a PNG with a damaged part: Pillow does not look at the sums of the pixels."""
+    with path.open("rb") as stream:
+        stream.seek(8)
+        name = b""
+        while name != b"IEND":
+            length, name = struct.unpack(">I4s", stream.read(8))
+            if length > path.stat().st_size:
+                raise ValueError(f"{path} is damaged or cut off: a part of it claims {length} bytes")
+            content, found = stream.read(length), stream.read(4)
+            if found != zlib.crc32(name + content).to_bytes(4):
+                raise ValueError(f"{path} is damaged or cut off: the sum of its part {name!r} is wrong")
 
 
 def _png_bits(path: Path) -> int | None:
@@ -394,14 +430,29 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
+            _check_pages(path, series)
             array, axes = series.asarray(), series.axes
+    except MemoryError:
+        raise
     except Exception as error:  # decoders fail in many ways on damaged data
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise ValueError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())[:200]}") from error
     if axes.startswith("S") and array.ndim == 3:  # planes one after the other
         array, axes = np.moveaxis(array, 0, -1), "YXS"
     if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
         raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
     return array, axes
+
+
+def _check_pages(path: Path, series: Any) -> None:
+    """Refuse parts of an image that are not in the file, which would be read as zeros, and what memory cannot take."""
+    stored = path.stat().st_size
+    for page in series.pages:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if offset <= 0 or count <= 0 or offset + count > stored:
+                raise ValueError(f"{path} is cut off: {count} bytes at {offset} are missing")
+    check_memory(path, _COPIES * math.prod(series.shape))
 
 
 def _write_bitmap(path: Path, stack: np.ndarray) -> None:

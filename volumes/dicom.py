@@ -4,12 +4,15 @@
 | --- | --- |
 | colour images | error |
 | a compressed image whose decoder is missing | error that names the package |
+| a compressed image of another size than the header says | error, before memory is taken |
+| a deflated file that fills the memory | error, before memory is taken |
 | a file named .dcm or .ima without a DICOM header, or cut off | error |
 | files that are no DICOM images (DICOMDIR, reports, text) | left out, warned |
 | fewer than three slices | read, warned: their spacing cannot be checked |
 | gantry tilt, or slices that shift sideways | error |
 | image size, pixel spacing or frame of reference differ | error |
 | intensity inverted for display (MONOCHROME1) | the stored values count, not inverted |
+| more pixels than the free memory holds | error, before memory is taken |
 | more than one orientation (localizer, mixed series) | error |
 | more than one series | error that lists them |
 | no position, orientation or pixel spacing | error |
@@ -27,6 +30,7 @@ run upwards and the slices along the normal of the image plane.
 """
 
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -38,9 +42,14 @@ import numpy as np
 import pydicom
 from highdicom.spatial import get_volume_positions
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from .codestream import image_size, is_whole
+from .memory import check_memory, inflate_within_memory
 from .volume import Volume
 from .warning import VolumeWarning
 
@@ -50,6 +59,7 @@ _SAME_PLACE_MM = 0.03  # scanners write positions to about 0.01 mm
 _SAME_DIRECTION = 2e-3  # about 0.1 degrees
 _SIDEWAYS_MM = 0.05
 _HUGE_RATIO = 10_000  # no lossless image is compressed more
+_COPIES = 16  # bytes that a pixel takes while it is decoded, scaled and put in its place
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +94,7 @@ def read_dicom(path: Path) -> Volume:
         warnings.filterwarnings("ignore", module="pydicom")
         headers = _one_series(path, _headers(path))
         headers = _without_copies(path, headers)
-        frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
+        frames = _frames_of(headers)
         _check_alike(path, headers, frames)
         volumes, step = _stack(path, frames)
         values = _values(path, headers, volumes)
@@ -118,11 +128,18 @@ def _headers(path: Path) -> dict[Path, Dataset]:
 def _is_image(file: Path, header: Dataset) -> bool:
     if "Rows" in header and "Columns" in header:
         return True
-    # the file's own first lines outlive a cut best
+    if not is_other_object(header):
+        raise ValueError(f"{file} is cut off or damaged: it may be an image, but has no Rows and Columns")
+    return False
+
+
+def is_other_object(header: Dataset) -> bool:
+    """Whether a header without an image's size is that of a report, a plan or the like, and not of a cut image."""
+    # the file's own first lines outlive a cut best, but may be cut themselves
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     if kind is None or "Image Storage" in kind.name:
-        raise ValueError(f"{file} is cut off or damaged: it is to be an image, but has no Rows and Columns")
-    return False
+        return False
+    return "SOPClassUID" in header or kind == MediaStorageDirectoryStorage
 
 
 def _and_folders(path: Path) -> str:
@@ -136,6 +153,7 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
             raise ValueError(f"{file} is empty (0 bytes); get the file again")
         return None
     try:
+        check_deflated(file)
         return pydicom.dcmread(file, stop_before_pixels=True)
     except InvalidDicomError as error:
         if not must_be_dicom:
@@ -146,7 +164,28 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
     except OSError:  # no right to read, a bad disk: the system's own text is the clearest
         raise
     except Exception as error:  # a damaged header can break pydicom anywhere
-        raise ValueError(f"{file} has a damaged DICOM header: {_one_line(error)}; get the file again") from error
+        raise _damaged_header(file, error) from error
+
+
+def _damaged_header(file: Path, error: Exception) -> ValueError:
+    """What breaks on a damaged header, as a line about its file."""
+    if isinstance(error, ValueError) and str(file) in str(error):
+        return error
+    return ValueError(f"{file} has a damaged DICOM header: {_one_line(error)}; get the file again")
+
+
+def check_deflated(file: Path) -> None:
+    """Refuse a deflated file that would fill the memory; pydicom inflates it whole.
+
+    Raises:
+        ValueError: it would.
+    """
+    meta = read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    with file.open("rb") as stream:
+        stream.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
+        inflate_within_memory(file, stream, wbits=-zlib.MAX_WBITS)
 
 
 def _one_series(path: Path, headers: dict[Path, Dataset]) -> dict[Path, Dataset]:
@@ -184,6 +223,21 @@ def _same_image(first: Path, second: Path) -> bool:
     a, b = pydicom.dcmread(first), pydicom.dcmread(second)
     same_place = all(a.get(k) == b.get(k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope"))
     return same_place and a.get("PixelData") == b.get("PixelData")
+
+
+def _frames_of(headers: dict[Path, Dataset]) -> list[_Frame]:
+    """All slices of a series.
+
+    Raises:
+        ValueError: one line for a header that does not say where they are.
+    """
+    frames = []
+    for file, header in headers.items():
+        try:
+            frames += _frames(file, header)
+        except Exception as error:  # pydicom looks at a value when it is asked for
+            raise _damaged_header(file, error) from error
+    return frames
 
 
 def _frames(file: Path, header: Dataset) -> list[_Frame]:
@@ -450,6 +504,7 @@ def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[_Frame]
     frames = {(f.path, f.index): f for volume in volumes for f in volume}
     exact = all(f.slope == 1 and f.intercept == round(f.intercept) for f in frames.values())
     values: np.ndarray | None = None
+    check_memory(path, sum(_check_size(file, header) for file, header in headers.items()))
     for file, header in headers.items():
         stored, lookup = _pixels(file, header)
         for index, image in enumerate(stored):
@@ -481,23 +536,33 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(next(fits, np.int64))
 
 
+def _check_size(file: Path, header: Dataset) -> int:
+    """The bytes that reading the pixels takes, of a file that is long enough to hold them."""
+    pixels = int(header.get("NumberOfFrames") or 1) * int(header.Rows) * int(header.Columns)
+    expected = pixels * max(1, int(header.get("BitsAllocated", 16)) // 8)
+    stored, syntax = file.stat().st_size, header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_transfer_syntax:
+        raise ValueError(f"{file} has an unknown transfer syntax ({syntax.name}); convert it with gdcmconv --raw")
+    compressed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
+    if stored * (_HUGE_RATIO if compressed else 1) < expected:
+        raise ValueError(
+            f"{file} is cut off: its {pixels} pixels need {expected} bytes, the file has {stored}; get the file again"
+        )
+    return _COPIES * pixels
+
+
 def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray] | None]:
     """The stored (frames, rows, columns) of a file, and its modality look-up table if it has one."""
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
-    expected = frames * rows * columns * max(1, int(header.get("BitsAllocated", 16)) // 8)
-    stored, syntax = file.stat().st_size, header.file_meta.get("TransferSyntaxUID")
-    compressed = syntax is not None and syntax.is_compressed
-    if stored * (_HUGE_RATIO if compressed else 1) < expected:
-        raise ValueError(
-            f"{file} is cut off: {frames} x {rows} x {columns} pixels need {expected} bytes, the file has {stored};"
-            " get the file again"
-        )
+    syntax = header.file_meta.get("TransferSyntaxUID")
     try:
         dataset = pydicom.dcmread(file)
+        if syntax is not None and syntax.is_compressed:
+            _check_streams(dataset, frames)
         pixels = np.asarray(dataset.pixel_array)
     except (RuntimeError, NotImplementedError) as error:
         name = syntax.name if syntax is not None else "an unknown transfer syntax"
-        if "missing dependencies" in str(error) or "plugins" in str(error):
+        if "missing dependencies" in str(error):
             raise ValueError(
                 f"{file} is compressed as {name}, for which no decoder is installed: pip install pylibjpeg"
                 " pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-rle"
@@ -505,7 +570,7 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
         raise ValueError(
             f"{file}: its pixels ({name}) cannot be decoded: {_one_line(error)}; get the file again"
         ) from error
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # decoders fail in many ways on damaged data
         raise ValueError(
@@ -519,6 +584,27 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     if dataset.get("ModalityLUTSequence"):
         lookup = partial(_look_up, dataset=dataset)
     return pixels.reshape(frames, rows, columns), lookup
+
+
+def _check_streams(dataset: Dataset, frames: int) -> None:
+    """Refuse compressed images that are cut, or of another size than the header's: decoders believe what they get."""
+    if "PixelData" not in dataset:
+        raise ValueError("it holds no pixels")
+    count = 0
+    for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
+        count += 1
+        found = image_size(frame)
+        if found is None:
+            continue
+        if found != (int(dataset.Columns), int(dataset.Rows)):
+            raise ValueError(
+                f"the compressed image has {found[0]} x {found[1]} pixels, its header says"
+                f" {dataset.Columns} x {dataset.Rows}"
+            )
+        if not is_whole(frame):
+            raise ValueError("the compressed image has no end")
+    if count != frames:
+        raise ValueError(f"it holds {count} compressed images, its header says {frames}")
 
 
 def _look_up(image: np.ndarray, *, dataset: Dataset) -> np.ndarray:

@@ -9,6 +9,9 @@
 | axes not perpendicular (sheared sform) | read, warned |
 | compressed data damaged or cut off | error |
 | file shorter than its header says | error, before memory is taken |
+| file longer than its header says, by a slice or more | error: an axis of the header may be damaged |
+| header extensions that claim more than their place | error, before memory is taken |
+| more than the free memory | error, before memory is taken |
 | MGH file without a valid orientation (goodRASFlag 0) | read with FreeSurfer's default, warned |
 | not a NIfTI or MGH file | error |
 | one of sform, qform set | that one is used |
@@ -33,6 +36,7 @@ import nibabel as nib
 import numpy as np
 
 from .files import atomic_path
+from .memory import check_inflated, check_memory
 from .volume import Volume, perpendicular_axes
 from .warning import VolumeWarning
 
@@ -41,6 +45,8 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
+_SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
+_MOST_EXTRA = 64 << 20  # bytes of header extensions, and of what follows the voxels of an MGH file
 # MGH stores these four types only; the others go to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
 
@@ -63,6 +69,7 @@ def load_image(path: Path) -> Any:
     if stored == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
     try:
+        _check_extensions(path)
         image: Any = nib.load(path)
         shape, dtype, offset = tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
@@ -73,12 +80,24 @@ def load_image(path: Path) -> Any:
         raise ValueError(f"{path} has a damaged or cut-off header: {_one_line(error)}; get the file again") from error
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header says {shape}")
-    expected = offset + int(np.prod([*shape, dtype.itemsize], dtype=object))
-    found = _uncompressed_size(path) if path.name.lower().endswith(_GZIP_SUFFIXES) else stored
+    slice_bytes = int(np.prod([*shape[:2], dtype.itemsize], dtype=object))
+    data_bytes = slice_bytes * int(np.prod(shape[2:], dtype=object))
+    expected = offset + data_bytes
+    packed = path.name.lower().endswith(_GZIP_SUFFIXES)
+    if packed:
+        check_inflated(path, expected, stored)
+    elif stored < expected:
+        raise ValueError(_cut_off(path, shape, dtype, expected, stored))
+    scaled = (getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)) != (1, 0)
+    check_memory(path, data_bytes + data_bytes // dtype.itemsize * (_SCALED if scaled else 2 * dtype.itemsize))
+    most = expected + (_MOST_EXTRA if isinstance(image, nib.MGHImage) else slice_bytes)
+    found = _uncompressed_size(path, most) if packed else stored
     if found < expected:
+        raise ValueError(_cut_off(path, shape, dtype, expected, found))
+    if found >= most:
         raise ValueError(
-            f"{path} is cut off: its header says {shape} voxels of {dtype} ({expected} bytes), it holds {found} bytes;"
-            " get the file again"
+            f"{path} holds more than its header says ({shape} voxels of {dtype}, {expected} bytes): an axis of the"
+            " header may be damaged; get the file again"
         )
     return image
 
@@ -241,12 +260,41 @@ def _mgh_array(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(_MGH_TYPES.get(kind, array.dtype.newbyteorder("=")))
 
 
-def _uncompressed_size(path: Path) -> int:
-    """The bytes in a gzip file, all of them read (a piece at a time) so that the checksum is checked too."""
+def _cut_off(path: Path, shape: tuple[int, ...], dtype: np.dtype, expected: int, found: int) -> str:
+    return (
+        f"{path} is cut off: its header says {shape} voxels of {dtype} ({expected} bytes), it holds {found} bytes;"
+        " get the file again"
+    )
+
+
+def _check_extensions(path: Path) -> None:
+    """Refuse header extensions that claim more than lies between header and voxels; nibabel reads what they claim."""
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        return
+    with (gzip.open if path.name.lower().endswith(_GZIP_SUFFIXES) else open)(path, "rb") as stream:
+        start = stream.read(544)
+        for kind, length in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
+            big = int.from_bytes(start[:4], "big") == length
+            if len(start) < length + 4 or not (big or int.from_bytes(start[:4], "little") == length):
+                continue
+            offset = float(kind(start[:length], check=False)["vox_offset"])
+            if not 0 <= offset <= _MOST_EXTRA:
+                raise ValueError(f"its voxels are said to start at byte {offset:g}")
+            left, place = int(offset) - length - 4, length + 4
+            while start[length] and left >= 16:
+                stream.seek(place)
+                size = int.from_bytes(stream.read(4), "big" if big else "little", signed=True)
+                if not 8 <= size <= left:
+                    raise ValueError(f"an extension claims {size} bytes where {left} are left")
+                left, place = left - size, place + size
+
+
+def _uncompressed_size(path: Path, most: int) -> int:
+    """The bytes in a gzip file, all read (a piece at a time) so that the checksum is checked too; it ends at `most`."""
     size = 0
     try:
         with gzip.open(path) as stream:
-            while piece := stream.read(_CHUNK):
+            while size < most and (piece := stream.read(_CHUNK)):
                 size += len(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is cut off or damaged: {_one_line(error)}; get the file again") from error

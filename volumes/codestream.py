@@ -1,0 +1,34 @@
+"""What a compressed image says of itself, read before a decoder takes memory for it or makes up what is missing."""
+
+_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # start of frame of JPEG and JPEG-LS
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
+
+
+def image_size(stream: bytes) -> tuple[int, int] | None:
+    """(columns, rows) that a JPEG, JPEG-LS or JPEG 2000 stream says it has, or None where it says none.
+
+    Example:
+        >>> image_size(bytes.fromhex("ffd8 ffc0 0011 08 0010 0020"))
+        (32, 16)
+    """
+    if stream[:4] == _JPEG_2000 and len(stream) >= 24:
+        right, bottom, left, top = (int.from_bytes(stream[i : i + 4]) for i in range(8, 24, 4))
+        return right - left, bottom - top
+    if stream[:2] != _JPEG:
+        return None
+    place = 2
+    while place + 9 <= len(stream) and stream[place] == 0xFF:
+        marker = stream[place + 1]
+        if marker in _SOF:
+            return int.from_bytes(stream[place + 7 : place + 9]), int.from_bytes(stream[place + 5 : place + 7])
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        else:
+            place += 2 if marker in _ALONE else 2 + int.from_bytes(stream[place + 2 : place + 4])
+    return None
+
+
+def is_whole(stream: bytes) -> bool:
+    """Whether such a stream has its end mark; a byte may follow that makes its length even."""
+    return stream.rstrip(b"\0").endswith(b"\xff\xd9")
