@@ -87,20 +87,26 @@ class Cost:
 
     Args:
         seconds: from its start to its end.
+        cpu_seconds: of the processor, of it and its children; what else the machine does changes these little.
         peak_mib: the most memory of it and all its children together.
         code: its exit code.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_mib: float
     code: int
 
     def figures(self) -> dict[str, float]:
         """For a record."""
-        return {"seconds": round(self.seconds, 1), "peak_mib": round(self.peak_mib)}
+        return {
+            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "peak_mib": round(self.peak_mib),
+        }
 
     def __str__(self) -> str:
-        return f"{self.seconds:.1f} s, {self.peak_mib:.0f} MiB"
+        return f"{self.seconds:.1f} s, {self.cpu_seconds:.1f} s of the processor, {self.peak_mib:.0f} MiB"
 
 
 def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
@@ -109,7 +115,7 @@ def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
     Raises:
         OSError: it ended with another exit code than those that are allowed.
     """
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _cpu_of_children()
     process = _start(command)
     peak = [0.0]
 
@@ -125,7 +131,13 @@ def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
     watcher.join()
     if process.returncode not in allowed:
         raise OSError(f"{' '.join(command)} ended with code {process.returncode}: {errors.strip()[-300:]}")
-    return Cost(seconds, peak[0], process.returncode)
+    return Cost(seconds, _cpu_of_children() - before, peak[0], process.returncode)
+
+
+def _cpu_of_children() -> float:
+    """Seconds of the processor of all children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def tree_memory_mib(pid: int) -> float:
@@ -266,12 +278,14 @@ def _change(path: Path, change: Callable[[Any], None]) -> None:
 
 def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any]:
     """The sum of the times and the largest memory of a process per series."""
-    seconds, peak, failed = 0.0, 0.0, 0
+    sum_of, failed = Cost(0.0, 0.0, 0.0, 0), 0
     for number, place in enumerate(sorted(p for p in folder.rglob("SE*") if p.is_dir())):
         cost = measure(_command(place, output / f"{number:03d}", *options), allowed=(0, 1, 3, 4))
-        seconds, peak, failed = seconds + cost.seconds, max(peak, cost.peak_mib), failed + (cost.code != 0)
-    print(f"one process per series: {seconds:.1f} s, {peak:.0f} MiB; {failed} failed", flush=True)
-    return {"seconds": round(seconds, 1), "peak_mib": round(peak), "failed": failed}
+        peak = max(sum_of.peak_mib, cost.peak_mib)
+        sum_of = Cost(sum_of.seconds + cost.seconds, sum_of.cpu_seconds + cost.cpu_seconds, peak, 0)
+        failed += cost.code != 0
+    print(f"one process per series: {sum_of}; {failed} failed", flush=True)
+    return {**sum_of.figures(), "failed": failed}
 
 
 def _killed(folder: Path, output: Path, options: list[str], kills: int, seed: int) -> dict[str, Any]:
