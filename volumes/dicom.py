@@ -538,7 +538,8 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 def _check_size(file: Path, header: Dataset) -> int:
     """The bytes that reading the pixels takes, of a file that is long enough to hold them."""
-    pixels = int(header.get("NumberOfFrames") or 1) * int(header.Rows) * int(header.Columns)
+    frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+    pixels = frames * rows * columns
     expected = pixels * max(1, int(header.get("BitsAllocated", 16)) // 8)
     stored, syntax = file.stat().st_size, header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and not syntax.is_transfer_syntax:
@@ -546,7 +547,8 @@ def _check_size(file: Path, header: Dataset) -> int:
     compressed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
     if stored * (_HUGE_RATIO if compressed else 1) < expected:
         raise ValueError(
-            f"{file} is cut off: its {pixels} pixels need {expected} bytes, the file has {stored}; get the file again"
+            f"{file} is cut off: {frames} x {rows} x {columns} pixels need {expected} bytes, the file has {stored};"
+            " get the file again"
         )
     return _COPIES * pixels
 

@@ -47,7 +47,7 @@ def check_inflated(path: Path, claimed: int, stored: int) -> None:
     """
     if claimed > _MOST_DEFLATED * stored:
         raise ValueError(
-            f"{path} is cut off: its header claims {_words(claimed)}, which {stored} compressed bytes cannot hold;"
+            f"{path} is cut off: its header says {_words(claimed)}, which {stored} compressed bytes cannot hold;"
             " get the file again"
         )
 
