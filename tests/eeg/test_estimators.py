@@ -111,3 +111,24 @@ def test_windows_as_subjects_keep_their_labels(cohort):
     predictions = build("amplitude", single).fit(list(range(100)), None, {}, 0, None, None).predict([150])
     assert predictions.subject.tolist() == [150]
     np.testing.assert_array_equal(single.labels, np.repeat(cohort.labels, 5))
+
+
+def test_a_random_split_of_windows_rewards_knowing_people_where_there_is_nothing_to_find(cohort):
+    """People with features of their own and labels dealt out by chance: windows of known people can be told apart."""
+    generator = np.random.default_rng(5)
+    own = generator.standard_normal((40, 60))[cohort.subject] + 0.2 * generator.standard_normal((200, 60))
+    labels = generator.permutation(cohort.labels)
+    null = dataclasses.replace(cohort, labels=labels, log_variance=own.astype(np.float32))
+    reached = []
+    for windows in (null, windows_as_subjects(null)):
+        estimator = build("amplitude", windows, {"settings": {"C": 100.0}})
+        units = np.random.default_rng(0).permutation(len(windows.subjects))
+        label, probability = [], []
+        for test in np.array_split(units, 5):
+            found = estimator.fit(np.setdiff1d(units, test).tolist(), None, {}, 0, None, None).predict(test.tolist())
+            label += windows.labels[found.subject].tolist()
+            probability += found.probability.tolist()
+        reached.append(roc_auc_score(label, probability))
+    people, mixed = reached
+    assert people < 0.65
+    assert mixed > 0.85
