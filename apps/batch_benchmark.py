@@ -74,7 +74,7 @@ def benchmark(
         figures |= {"batch again": again.figures()}
         figures |= {"one process per series": _one_by_one(folder, output / "single", options)}
     if part in ("all", "kills"):
-        figures |= {"kills": _killed(folder, output, [*options, "--jobs", str(jobs)], kills, seed)}
+        figures |= {"kills": _killed(folder, output, [*options, "--jobs", str(jobs)], kills, seed, first.seconds)}
     figures |= {"seed": seed, "hardware": hardware(), "versions": package_versions()}
     with atomic_path(output / "benchmark-batch.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
@@ -288,15 +288,17 @@ def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any
     return {**sum_of.figures(), "failed": failed}
 
 
-def _killed(folder: Path, output: Path, options: list[str], kills: int, seed: int) -> dict[str, Any]:
-    """Kill a run again and again; then let it end and compare."""
+def _killed(
+    folder: Path, output: Path, options: list[str], kills: int, seed: int, undisturbed_s: float
+) -> dict[str, Any]:
+    """Kill a run again and again, at the latest after half the time that a whole one takes; then compare its end."""
     chance, target = random.Random(seed), output / "killed"
     command = _command(folder, target, *options)
     done: list[int] = []
     while len(done) < kills:
         process = _start(command)
         try:
-            process.wait(chance.uniform(2.0, 20.0))
+            process.wait(chance.uniform(0.0, undisturbed_s / 2))
             process.communicate()
             print(f"it came to its end before kill {len(done) + 1}; results of some cases are taken away", flush=True)
             for name in chance.sample(sorted(read_manifest(target)), 5):
