@@ -137,6 +137,11 @@ def test_a_dicomdir_is_no_case_and_its_missing_images_break_their_series(series,
     first, second = find(root).cases
     assert first.reason == "DICOMDIR lists 1 more images, which are not there"
     assert second.reason is None
+    for path in first.inputs:
+        path.unlink()
+    found = find(root)
+    assert [case.reason for case in found.cases] == [None]
+    assert any("4 left out: images of whole series" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
