@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .splits import Cohort
 
 CACHE, CLOCK = ".windows", "time.json"
+BY_ACCURACY = "validation_accuracy"  # by which the published code keeps an epoch
 TITLES = {
     "adhdeepnet": ("ADHDeepNet", "the network that the study is about"),
     "eegnet": ("EEGNet", "network of Lawhern et al. 2018, by braindecode"),
@@ -66,7 +67,7 @@ def nested_cv(
         models: which, the one in question first; default adhdeepnet, eegnet, shallow, bandpower, amplitude, length and
             majority.
         model_options: model -> its options: space (setting -> values to search, or "published", "reduced", "none"),
-            settings (fixed ones), epochs (at most), patience, reduce_patience, batch.
+            settings (fixed ones), epochs (at most), patience, reduce_patience, batch, norm_momentum.
         windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
         protocol: nested; published, which chooses settings and epoch on the test fold as the paper's code does, to show
             by how much that flatters; or both, for a table of the two.
@@ -89,7 +90,7 @@ def nested_cv(
     """
     from rich.progress import Progress
 
-    from ..eeg.estimators import NAMES
+    from ..eeg.estimators import NAMES, NETWORK_NAMES
     from ..eeg.study import read_study
     from ..eeg.windows import WindowOptions, load_windows
     from .cells import Cell, Result, open_pool
@@ -108,12 +109,12 @@ def nested_cv(
         print(f"note: {note}")
     cohort = cohort_of(found, data, person_column)
 
-    def spec(model: str, **more: Any) -> dict[str, Any]:
+    def spec(model: str, *, more_options: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         arguments = {
             "study": str(study.resolve()),
             "name": model,
             "windows": asdict(options),
-            "options": (model_options or {}).get(model, {}),
+            "options": {**(model_options or {}).get(model, {}), **(more_options or {})},
             "positive": data.classes[1],
             "cache": str(cache.resolve()),
             **more,
@@ -139,6 +140,7 @@ def nested_cv(
         options={"windows": asdict(options), "models": model_options or {}},
         data=digest_of(data),
         windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
+        published={m: spec(m, more_options={"monitor": BY_ACCURACY}) for m in published if m in NETWORK_NAMES},
     )
     open_plan(output, plan)
     searching = {model: has_search(plan["models"][model]) for model in chosen}

@@ -11,9 +11,9 @@ WINDOWS = {"seconds": 2.0, "sfreq": 64.0, "scaling": "window"}
 NETWORK = {
     "space": {"drop_prob": [0.3, 0.5]},
     "settings": {"F1": 4, "D": 2, "kernel_length": 32, "max_norm": 5.0, "lr": 5e-3},
-    "epochs": 15,
-    "patience": 6,
-    "reduce_patience": 4,
+    "epochs": 12,
+    "patience": 12,
+    "reduce_patience": 6,
     "batch": 16,  # the slow averages of batch normalisation need a few hundred steps
 }
 # mne, torch and their friends load in the functions, so that --help answers at once
@@ -24,7 +24,7 @@ def planted(
     output: Path,
     subjects: int = 100,
     seconds: float = 12.0,
-    difference_uv: float = 6.0,
+    difference_uv: float = 8.0,
     outer: int = 5,
     trials: int = 2,
     jobs: int | None = None,

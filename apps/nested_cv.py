@@ -187,6 +187,7 @@ def make_plan(
     options: dict[str, Any] | None = None,
     data: str = "",
     windows: WindowUnits | None = None,
+    published: dict[str, EstimatorSpec] | None = None,
     splits: list[Split] | None = None,
 ) -> dict[str, Any]:
     """All that is decided before anything is fitted, as plain values.
@@ -198,6 +199,7 @@ def make_plan(
         options: of the program that asks, kept for the report.
         data: a hash of the data.
         windows: for the random split of windows, which runs beside the published protocol.
+        published: how a worker builds those models that are built otherwise under the published protocol.
         splits: where the folds were made elsewhere; by default those of `make_splits`.
 
     Raises:
@@ -217,6 +219,7 @@ def make_plan(
         "splits": splits,
         "seeds": [derive_seed(design.seed, "outer", repeat) for repeat in range(design.repeats)],
         "windows": None if windows is None or design.protocol == NESTED else asdict(windows),
+        "published_models": published or {},
         "options": options or {},
         "data": data,
         "versions": package_versions(),
@@ -246,9 +249,9 @@ def open_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text())
     check_plan(before)
-    differences = [
-        text for part in ("design", "options") for text in _differences(before.get(part, {}), plan[part])
-    ] + [part for part in ("cohort", "models", "splits", "windows", "data") if before.get(part) != plan[part]]
+    differences = [text for part in ("design", "options") for text in _differences(before.get(part, {}), plan[part])]
+    parts = ("cohort", "models", "published_models", "splits", "windows", "data")
+    differences += [part for part in parts if before.get(part) != plan[part]]
     if differences:
         raise ValueError(
             f"{folder} holds a run planned otherwise ({'; '.join(differences[:4])});"
@@ -458,7 +461,8 @@ def _published(plan: dict[str, Any], model: str, split: Split) -> Group[Outcome]
     part = {"train": split["train"], "validation": split["test"]}
 
     def cells(trial: int, settings: Settings) -> list[Cell]:
-        return [_cell(plan, model, split, f"{PUBLISHED}-t{trial}", settings, part=part, trial=trial)]
+        cell = _cell(plan, model, split, f"{PUBLISHED}-t{trial}", settings, part=part, trial=trial)
+        return [{**cell, "estimator": plan["published_models"].get(model, cell["estimator"])}]
 
     def score(results: list[Result]) -> float:
         rows = results[0]["subjects"]

@@ -61,7 +61,7 @@ _DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "majority": {},
 }
 NAMES = tuple(_DEFAULT_SPACES)
-_NETWORKS = ("adhdeepnet", "eegnet", "shallow")
+NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow")
 _TRAINING = ("lr", "batch", "augmentation")  # settings of the training; all others are the network's
 
 
@@ -130,7 +130,9 @@ class NetworkEstimator(_Searched):
         options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed ones;
             "epochs": the most (100); "patience": of early stopping (15); "reduce_patience": of the learning rate (10);
             "batch": where it is not searched (64); "class_weights": weigh classes by their number of windows (True);
-            "monitor": what the best epoch has best, "validation_loss" or, as published, "validation_accuracy".
+            "monitor": what the best epoch has best, "validation_loss" or, as published, "validation_accuracy";
+            "norm_momentum": weight of a new batch in the running averages of batch normalisation (None: the network's
+            own, 0.01 as in Keras, which need some 400 steps; a training of few epochs wants more).
     """
 
     def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
@@ -142,6 +144,7 @@ class NetworkEstimator(_Searched):
             "batch": 64,
             "class_weights": True,
             "monitor": "validation_loss",
+            "norm_momentum": None,
         }
         unknown = set(options) - set(defaults) - {"space", "settings"}
         if unknown:
@@ -161,7 +164,7 @@ class NetworkEstimator(_Searched):
         import torch
 
         from .fast_layers import keep_freed_memory
-        from .module import BestEpoch, EEGModule, WindowData, train_quietly
+        from .module import BestEpoch, EEGModule, WindowData, set_norm_momentum, train_quietly
 
         if validation is None and epochs is None:
             raise ValueError("either validation subjects or a number of epochs must be given")
@@ -185,6 +188,8 @@ class NetworkEstimator(_Searched):
                 reduce_patience=options["reduce_patience"],
                 seed=seed,
             )
+            if options["norm_momentum"] is not None:
+                set_norm_momentum(module.network, options["norm_momentum"])
             best = BestEpoch(options["monitor"], patience=options["patience"])
             data = [
                 None if part is None else WindowData(*tensors_of(windows, windows.rows(part), scaler), levels=levels)
@@ -396,7 +401,7 @@ def build(name: str, windows: Windows, options: dict[str, Any] | None = None) ->
     """
     if name not in NAMES:
         raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
-    if name in _NETWORKS:
+    if name in NETWORK_NAMES:
         return NetworkEstimator(name, windows, options or {})
     return (MajorityEstimator if name == "majority" else LinearEstimator)(name, windows, options or {})
 

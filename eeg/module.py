@@ -303,6 +303,15 @@ def train_quietly(
     best.restore(module)
 
 
+def set_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """Weight of a new batch in all running averages of batch normalisation."""
+    if not 0 < momentum <= 1:
+        raise ValueError(f"norm_momentum must be above 0 and at most 1, got {momentum}")
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum = momentum
+
+
 @torch.inference_mode()
 def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
     """Probability of the positive class of each window, (n,) float64.

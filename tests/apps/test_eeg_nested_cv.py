@@ -89,6 +89,16 @@ def test_no_subject_of_a_test_part_reached_a_nested_fit(run):
     assert published
 
 
+def test_the_published_protocol_keeps_the_epoch_that_is_best_on_the_test_fold(run):
+    for path in (run / "cells").glob("adhdeepnet-*"):
+        cell, result = (json.loads((path / name).read_text()) for name in ("cell.json", "result.json"))
+        published = "-published-" in cell["id"]
+        assert (cell["estimator"]["arguments"]["options"].get("monitor") == "validation_accuracy") == published
+        if published:
+            accuracy = [float(row["validation_accuracy"]) for row in _rows(path / "curve.csv")]
+            assert result["epochs"] == 1 + int(np.argmax(accuracy))
+
+
 def test_scalers_are_those_of_the_training_windows(run, study):
     """Scaled by the fold: the card beside the weights holds mean and sd of the outer training subjects alone."""
     from voxelwave.eeg.networks import load_network

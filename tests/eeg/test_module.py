@@ -8,7 +8,16 @@ import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.estimators import AUGMENTATIONS, parse_augmentation
-from voxelwave.eeg.module import BestEpoch, EEGModule, KerasAdam, WindowData, noise_levels, subject_auc, train_quietly
+from voxelwave.eeg.module import (
+    BestEpoch,
+    EEGModule,
+    KerasAdam,
+    WindowData,
+    noise_levels,
+    set_norm_momentum,
+    subject_auc,
+    train_quietly,
+)
 
 SMALL = {"n_chans": 2, "n_times": 16, "F1": 2, "D": 1, "kernel_length": 3, "se_nodes": 2}
 
@@ -99,3 +108,18 @@ def test_auc_over_subjects_uses_the_mean_of_their_windows():
     label, subject = torch.tensor([1, 1, 0, 0, 0]), torch.tensor([5, 5, 1, 1, 2])
     assert subject_auc(probability, label, subject) == 0.5
     assert math.isnan(subject_auc(probability[:2], label[:2], subject[:2]))
+
+
+def test_running_averages_follow_faster_with_a_larger_momentum():
+    """A short training: with the momentum of Keras the averages are still near their start."""
+    spread = []
+    for momentum in (0.01, 0.5):
+        torch.manual_seed(0)
+        module = EEGModule(arguments=SMALL)
+        set_norm_momentum(module.network, momentum)
+        train_quietly(module, _data(), None, epochs=2, batch=4, best=BestEpoch())
+        norms = [layer for layer in module.network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+        spread.append(float(torch.stack([(norm.running_var - 1).abs().mean() for norm in norms]).mean()))
+    assert spread[1] > 5 * spread[0]
+    with pytest.raises(ValueError, match="norm_momentum must be above 0 and at most 1, got 0"):
+        set_norm_momentum(torch.nn.BatchNorm2d(1), 0)
