@@ -1,6 +1,7 @@
 """Commands of the EEG field on a study of people who do not exist."""
 
 import csv
+import inspect
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from voxelwave.eeg.synthetic import write_synthetic_study
 CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("adhdeepnet*.yaml")) + sorted(
     (Path(cli.__file__).parent / "configs" / "eeg").glob("eegnet*.yaml")
 )
+NESTED_CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("*nested*.yaml"))
 TINY = {
     "adhdeepnet": {"F1": 2, "D": 2, "kernel_length": 16, "lr": 5e-3, "max_norm": 5.0},
     "eegnet": {"F1": 2, "D": 1, "lr": 5e-3},
@@ -224,3 +226,16 @@ def test_what_a_command_cannot_use_is_said_in_one_line(words, complaint, weights
     assert complaint in error
     assert error.startswith("voxelwave: error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("config", NESTED_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_nested_configurations_hold_options_that_exist(config, study, tmp_path):
+    from voxelwave.apps.eeg_nested_cv import nested_cv
+    from voxelwave.eeg.study import read_study
+    from voxelwave.eeg.windows import WindowOptions, load_windows
+
+    content = yaml.safe_load(config.read_text())
+    assert set(content) <= set(inspect.signature(nested_cv).parameters)
+    windows = load_windows(read_study(study), WindowOptions.of(content["windows"]))
+    for model in content["models"]:
+        assert build(model, windows, content["model_options"].get(model, {})).name == model
