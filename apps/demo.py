@@ -5,13 +5,15 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from .demo_restoration import demo_restoration
+from .demo_scanpath import demo_scanpath
 from .registration import register
 
 
 def demo(*, output: Path = Path("voxelwave-demo")) -> None:
-    """Align a real T1-weighted scan to a FLAIR scan of the same person, taken on another day; denoise a slice.
+    """Align a real T1-weighted scan to a FLAIR scan of the same person; denoise a slice; predict a scanpath.
 
-    Both scans come with the package (CC BY; see README.md in the written folder). Takes about a minute on two cores.
+    Both scans come with the package (CC BY; see README.md in the written folder), and so does the drawing of a shelf
+    that is looked at. Takes about a minute on two cores.
 
     Args:
         output: the folder to write into.
@@ -22,5 +24,7 @@ def demo(*, output: Path = Path("voxelwave-demo")) -> None:
         for name in ("t1w.nii.gz", "flair.nii.gz", "README.md"):
             shutil.copyfile(data / name, output / name)
     demo_restoration(output)
-    print(f"Look at {output / 'picture.png'} and {output / 'restoration.png'}. The registration by hand:")
+    demo_scanpath(output / "scanpath")
+    pictures = [output / name for name in ("picture.png", "restoration.png", "scanpath/scanpath.png")]
+    print(f"Look at {', '.join(map(str, pictures))}. The registration by hand:")
     print(f"  voxelwave registration register {output / 't1w.nii.gz'} {output / 'flair.nii.gz'} -o {output}")

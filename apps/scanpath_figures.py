@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PATH, _OTHERS, _TARGET = "#d1246b", "#3b5bdb", "#0b7a3b"
 _SIDE = 5.2  # inches of a panel's longer side
+_NUMBERED = 30  # objects, at most, whose values are written into them
 
 
 def draw_prediction(path: Path, scene: "Scene", prediction: dict[str, Any]) -> None:
@@ -29,13 +30,13 @@ def draw_prediction(path: Path, scene: "Scene", prediction: dict[str, Any]) -> N
     """
     width, height = scene.size
     side = _SIDE / max(width, height)
-    figure = Figure(figsize=(3 * side * width + 1.6, side * height + 0.75), layout="constrained")
+    figure = Figure(figsize=(3 * side * width + 1.8, side * height + 0.75), layout="constrained")
     axes = figure.subplots(1, 3)
     _draw_scene(axes[0], scene)
     _draw_paths(axes[0], scene, prediction["paths"])
     others = len(prediction["paths"]) - 1
     axes[0].set_title(
-        f"{prediction['decode']} scanpath" + (f" (bold) and {others} more" if others else ""), fontsize=10
+        f"first drawn scanpath, and {others} more" if others else f"{prediction['decode']} scanpath", fontsize=10
     )
     of_paths = "of drawn fixations" if prediction["decode"] == "sample" else "expected along this path"
     for axis, key, title in (
@@ -43,17 +44,18 @@ def draw_prediction(path: Path, scene: "Scene", prediction: dict[str, Any]) -> N
         (axes[2], "attention", "attention of the decoder"),
     ):
         _draw_scene(axis, scene, faint=True)
-        values = np.array(prediction[key])
+        values = 100 * np.array(prediction[key])
         shades = PatchCollection(_boxes(scene), cmap="YlOrRd", alpha=0.75)
         shades.set_array(values)
         shades.set_clim(0, max(float(values.max()), 1e-9))
         axis.add_collection(shades)
         for box, value in zip(scene.boxes, values, strict=True):
-            if len(scene) <= 30 and value >= 0.005:
+            if len(scene) <= _NUMBERED and value >= 0.5:
                 place = box[:2] + box[2:] / 2
-                axis.text(*place, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="black")
-        figure.colorbar(shades, ax=axis, fraction=0.04, pad=0.01)
-        axis.set_title(title + (", %" if len(scene) <= 30 else ""), fontsize=10)
+                dark = value > 0.7 * values.max()
+                axis.text(*place, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        figure.colorbar(shades, cax=axis.inset_axes((1.02, 0, 0.03, 1)))
+        axis.set_title(f"{title}, %", fontsize=10)
     figure.suptitle(scene.identifier if scene.sought is None else f"{scene.identifier}: {scene.sought}", fontsize=11)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -1,4 +1,4 @@
-"""An observer that is known exactly: near objects first, some colours before others, seen ones rarely again.
+"""An observer that is known exactly: near objects first, some colours before others, seen ones less.
 
 Scenes and paths are made from a seed, so they may be shipped; what a network reaches on them can be compared with the
 best that is possible, the observer's own entropy.
@@ -27,14 +27,15 @@ SIZE = (800, 600)
 
 @dataclass(frozen=True)
 class PlantedObserver:
-    """Chooses by softmax of -distance / scale + preference of the colour - `seen` for objects looked at before.
+    """Chooses by softmax of -distance / scale + preference of the colour - `seen` or `stay`.
 
     The first fixation starts from the middle of the picture; a path ends with the same probability after each.
 
     Args:
         scale: distance, in spacings of the scene, at which an object is less likely by a factor of e.
         preference: nats for colours; a colour is the name of its objects.
-        seen: nats off.
+        seen: nats off an object that was looked at before.
+        stay: nats off the object that is looked at now.
         end: probability after each fixation.
         name: to be shown.
     """
@@ -42,6 +43,7 @@ class PlantedObserver:
     scale: float = 0.7
     preference: dict[str, float] = field(default_factory=lambda: {"red": 2.0, "yellow": 1.0})
     seen: float = 1.5
+    stay: float = 1.5
     end: float = 0.12
     name: str = "planted observer"
 
@@ -53,8 +55,12 @@ class PlantedObserver:
         places = np.concatenate([middle[None], scene.centres[path]])  # (steps + 1, 2)
         distance = np.linalg.norm(scene.centres[None] - places[:, None], axis=-1) / scene.spacing
         score = liking - distance / self.scale
+        before = np.zeros_like(score, dtype=bool)
         for step, chosen in enumerate(path, start=1):
-            score[step:, chosen] = liking[chosen] - self.seen - distance[step:, chosen] / self.scale
+            before[step:, chosen] = True
+        score -= self.seen * before
+        now = np.arange(1, len(path) + 1), path
+        score[now] += self.seen - self.stay
         objects = log_softmax(score, axis=1)
         end = np.full((len(path) + 1, 1), np.log(self.end))
         end[0] = -np.inf

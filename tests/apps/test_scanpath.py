@@ -229,7 +229,7 @@ def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
 def test_benchmarks_measure_on_small_scenes(tmp_path, monkeypatch, capsys):
     from voxelwave.apps import scanpath_benchmark
 
-    monkeypatch.setattr(scanpath_benchmark, "PLANTED", {**TINY, "lr": 1e-3, "batch": 8})
+    monkeypatch.setattr(scanpath_benchmark, "PLANTED", {**TINY, "steps": 128, "lr": 1e-3, "batch": 8})
     words = ["-o", str(tmp_path), "--scenes", "3", "--steps", "4", "--repeats", "1"]
     assert cli.main(["scanpath", "benchmark", *words, "--training-scenes", "20", "--epochs", "1"]) == 0
     shown = capsys.readouterr().out

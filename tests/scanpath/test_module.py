@@ -92,7 +92,7 @@ def test_an_observer_that_likes_red_things_is_learnt_better_than_distance_explai
     """The command `voxelwave scanpath benchmark --part planted` does it in full."""
     from voxelwave.scanpath.planted import PlantedObserver
 
-    observer = PlantedObserver(scale=3.0, preference={"red": 4.0, "blue": 2.0}, seen=0.0, end=0.2)
+    observer = PlantedObserver(scale=3.0, preference={"red": 4.0, "blue": 2.0}, seen=0.0, stay=0.0, end=0.2)
     dataset = planted_dataset(500, seed=6, observer=observer, most=11)
     settings = {"d_appearance": 8, "d_position": 24, "layers": 1, "feed_forward": 32, "dropout": 0.0}
     settings |= {"lr": 5e-3, "batch": 16, "alike": True, "ema_decay": 0.9}

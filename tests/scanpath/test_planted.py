@@ -5,14 +5,15 @@ from voxelwave.scanpath.planted import COLOURS, PlantedObserver, entropy, plante
 
 
 def test_probabilities_sum_to_one_and_follow_their_formula():
-    scene, observer = planted_scene("a", 1), PlantedObserver()
+    scene, observer = planted_scene("a", 1), PlantedObserver(seen=1.0, stay=4.0)
     log_p = observer.log_probabilities(scene, [2, 5])
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
     assert np.isneginf(log_p[0, -1])
     np.testing.assert_allclose(np.exp(log_p[1:, -1]), observer.end)
     distance = np.linalg.norm(scene.centres - scene.centres[5], axis=1) / scene.spacing
     liking = np.array([observer.preference.get(o.name, 0) for o in scene.objects])
-    score = liking - distance / observer.scale - observer.seen * np.isin(np.arange(len(scene)), [2, 5])
+    off = np.select([np.arange(len(scene)) == 5, np.arange(len(scene)) == 2], [observer.stay, observer.seen], 0)
+    score = liking - distance / observer.scale - off
     expected = np.exp(score) / np.exp(score).sum() * (1 - observer.end)
     np.testing.assert_allclose(np.exp(log_p[2, :-1]), expected, rtol=1e-6)
 
@@ -35,7 +36,7 @@ def test_no_model_is_likelier_than_the_observer_itself_whose_mean_loss_is_its_en
         return float(np.concatenate(losses).mean())
 
     assert nats(observer) == pytest.approx(entropy(observer, dataset), rel=0.04)
-    others = (PlantedObserver(scale=1.4), PlantedObserver(preference={}), PlantedObserver(seen=0.0))
+    others = (PlantedObserver(scale=1.4), PlantedObserver(preference={}), PlantedObserver(stay=0.0))
     assert nats(observer) < min(nats(other) for other in others)
 
 
