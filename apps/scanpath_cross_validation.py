@@ -77,8 +77,9 @@ def cross_validate(
     from .nested_cv import Design, count_cells, has_search, make_plan, open_plan, run_plan
     from .record import sha256
 
-    Options(**(options := {"network": network or {}, "space": space or {}, "epochs": epochs, "patience": patience}))
+    options: dict[str, Any] = {"network": network or {}, "space": space or {}, "epochs": epochs, "patience": patience}
     options |= {"appearance": appearance, "samples": samples}
+    Options(**options)
     reading = {"data": str(data.resolve()), "long_trials": long_trials, "duplicates": duplicates}
     dataset = read_dataset(data, long_trials=long_trials, duplicates=duplicates)
     for note in dataset.notes:

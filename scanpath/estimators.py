@@ -82,7 +82,8 @@ class OATEstimator:
 
     def suggest(self, trial: "optuna.Trial") -> Settings:
         """Settings to try; {} where there is nothing to search."""
-        return {key: trial.suggest_categorical(key, values) for key, values in self.options.space.items()}
+        found: dict[str, Any] = {key: trial.suggest_categorical(key, v) for key, v in self.options.space.items()}
+        return found
 
     def fit(
         self,
