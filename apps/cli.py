@@ -80,7 +80,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 TOP_LEVEL: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "demo", "align two real brain scans that come with the package, denoise a slice, predict a scanpath"),
+    "demo": (
+        "demo",
+        "demo",
+        "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
+    ),
     "report": ("report", "report", "make the report of a finished run again, as one HTML file"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}
