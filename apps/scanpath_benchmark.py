@@ -28,8 +28,8 @@ def benchmark(
     scenes: int = 1000,
     steps: int = 20,
     repeats: int = 3,
-    training_scenes: int = 4000,
-    epochs: int = 25,
+    training_scenes: int = 8000,
+    epochs: int = 12,
     threads: int = 1,
     seed: int = 0,
 ) -> None:
