@@ -267,7 +267,7 @@ def _read_with_mne(path: Path, include: Sequence[str] | None = None) -> _File:
         except Exception as error:  # each reader has its own kinds for a file that is not what its name says
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # it names the file
-            if isinstance(error, ValueError) and str(path) in str(error):
+            if isinstance(error, ValueError) and str(error).startswith(str(path)):
                 raise  # ours
             raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {_one_line(error)}") from error
     if raw.n_times == 0:

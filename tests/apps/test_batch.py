@@ -301,7 +301,12 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code
         "if __name__ == '__main__':\n"
         f"    sys.exit(run(Path({str(inputs)!r}), Path({str(output)!r}), seconds=0.3, open_workers=None, jobs=2))\n"
     )
-    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    # a shell that starts the tests in the background hands on an ignored SIGINT
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
     end = time.monotonic() + 60
     while not read_manifest(output) and time.monotonic() < end:
         time.sleep(0.02)

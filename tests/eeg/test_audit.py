@@ -304,7 +304,7 @@ def test_a_missing_split_file_is_said(tmp_path):
 
 def test_the_children_are_97_different_people_whose_amplitude_tells_something(shared_data):
     """Published for these files: median amplitude alone AUC 0.70, length alone 0.64."""
-    found = audit(read_study(shared_data / "eeg_adhd" / "subjects.tsv"), permutations=39)
+    found = audit(read_study(shared_data / "eeg_adhd" / "subjects.tsv"), permutations=199)
     assert outcomes(found)["duplicate recordings"] == "ok"
     for name, auc in (("amplitude", 0.70), ("recording length", 0.64)):
         assert outcomes(found)[f"confound: {name}"] == "warning"
