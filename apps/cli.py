@@ -234,14 +234,14 @@ def _overview() -> str:
     lines = ["usage: voxelwave FIELD VERB ...   (voxelwave FIELD VERB --help tells the options)", ""]
     for field, verbs in COMMANDS.items():
         lines.append(field)
-        lines += [f"  {verb:<12}{text}" for verb, (_, _, text) in verbs.items()]
-    lines += ["", *(f"{name:<14}{text}" for name, (_, _, text) in TOP_LEVEL.items())]
+        lines += [f"  {verb:<16}{text}" for verb, (_, _, text) in verbs.items()]
+    lines += ["", *(f"{name:<18}{text}" for name, (_, _, text) in TOP_LEVEL.items())]
     return "\n".join(lines)
 
 
 def _verbs(field: str) -> str:
     return "\n".join(
-        [f"usage: voxelwave {field} VERB ...", "", *(f"  {v:<12}{text}" for v, (_, _, text) in COMMANDS[field].items())]
+        [f"usage: voxelwave {field} VERB ...", "", *(f"  {v:<16}{text}" for v, (_, _, text) in COMMANDS[field].items())]
     )
 
 
