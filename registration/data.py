@@ -431,8 +431,8 @@ def pair_dataset(
     options = {"spacing_mm": spacing_mm, "size": None if size is None else list(size), "affine": affine}
     steps: list[Any] = [_Prepare(options, cache_dir)]
     if augment:
-        steps.append(augmentation(labels=labelled.pop()).set_random_state(seed))
-    transform = Compose(steps)
+        steps.append(augmentation(labels=labelled.pop()))
+    transform = Compose(steps).set_random_state(seed)  # MONAI's Compose draws new states for what it is given
     items = [_item(pair, options) for pair in pairs]
     if cache_dir is None:
         return CacheDataset(items, transform, progress=False, num_workers=1)

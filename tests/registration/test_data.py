@@ -257,8 +257,13 @@ def test_the_data_set_prepares_once_and_validation_items_never_change(
         data = pair_dataset(pairs, spacing_mm=3, affine="none", cache_dir=cache_dir)
         torch.testing.assert_close(data[0]["moving"], data[0]["moving"])
         _ = data[1]
-        again = pair_dataset(pairs, spacing_mm=3, affine="none", augment=True, cache_dir=cache_dir)
-        assert not torch.equal(again[0]["fixed"], again[0]["fixed"])
+        first, second = (
+            pair_dataset(pairs, spacing_mm=3, affine="none", augment=True, seed=3, cache_dir=cache_dir)
+            for _ in range(2)
+        )
+        draws = [first[0]["moving"], first[0]["moving"]]
+        assert not torch.equal(*draws)
+        torch.testing.assert_close([second[0]["moving"], second[0]["moving"]], draws, rtol=0, atol=0)
         if cache_dir is not None:
             assert len(calls) == 2
             pair_dataset(pairs, spacing_mm=4, affine="none", cache_dir=cache_dir)[0]
