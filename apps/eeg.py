@@ -71,7 +71,6 @@ def train(
     import logging
 
     import numpy as np
-    import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
@@ -81,21 +80,17 @@ def train(
     from ..eeg.networks import CARD, WEIGHTS, ModelCard, save_network
     from ..eeg.study import read_study
     from ..eeg.windows import Scaler, WindowOptions, load_windows
-    from .checks import at_least
+    from .checks import at_least, check_resume
+    from .compute import choose_device, use_threads
     from .record import write_record
     from .statistics import choose_threshold
 
     at_least(1, epochs=epochs, patience=patience, reduce_patience=reduce_patience, threads=threads)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda needs a GPU that PyTorch can use; take auto or cpu")
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(device)]
     checkpoint = output / LAST
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"--resume needs {checkpoint}, which is not there")
-    if not resume and checkpoint.exists():
-        raise ValueError(f"{checkpoint} is there already; go on with --resume, or choose another --output")
+    check_resume(checkpoint, resume)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements and hardware lists
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     keep_freed_memory()
     data = load_windows(read_study(study, positive), WindowOptions.of(windows), cache)
     for note in data.notes:
@@ -130,7 +125,7 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
-            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device],
+            accelerator=accelerator,
             devices=1,
             max_epochs=epochs,
             logger=False,
@@ -245,18 +240,17 @@ def diagnose(
         slurm: submitit's parameters, such as slurm_partition and mem_gb.
         keep_identifiers: of a folder: name recordings by their files, and show and record these names.
     """
-    import torch
 
     from ..eeg.recording import SUFFIXES
     from .batch import run_batch
     from .batch_find import choose, find_cases
     from .checks import at_least
+    from .compute import use_threads
 
     at_least(1, threads=threads, jobs=jobs)
     if not input.exists():
         raise FileNotFoundError(f"no recording or folder at {input}")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     work = batch_work(weights=str(weights), threshold=threshold, abstain=abstain)
     if input.is_file():
         return _diagnose_single(input, output, work)

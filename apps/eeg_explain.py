@@ -52,13 +52,11 @@ def explain(
         seed: of the t-SNE.
         threads: of the CPU; default all.
     """
-    import torch
-
     from .checks import at_least
+    from .compute import use_threads
 
     at_least(1, most_windows=most_windows, steps=steps, threads=threads)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     notes: list[str] = []
     if (weights / PLAN).is_file():
         output = output or weights / FOLDER

@@ -73,14 +73,12 @@ def train(
 
     from ..restoration.data import RestorationData, Stage, load_clean, load_pairs
     from ..restoration.module import RestorationModule
+    from .checks import check_resume
     from .compute import choose_device, use_threads
     from .record import write_record
 
     checkpoint = output / LAST
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"--resume needs {checkpoint}, which is not there")
-    if not resume and checkpoint.exists():
-        raise ValueError(f"{checkpoint} is there already; go on with --resume, or choose another --output")
+    check_resume(checkpoint, resume)
     if (train_degraded is None) != (validation_degraded is None):
         raise ValueError("train_degraded and validation_degraded are given both or not at all")
     plan = [_made(Stage, stage, "a stage") for stage in stages or [{"steps": 1000, "batch": 4, "patch": 64}]]

@@ -50,12 +50,10 @@ def predict(
         seed: of the draws.
         threads: of the CPU; default all.
     """
-    import torch
-
     from ..scanpath.weights import load_model
+    from .compute import use_threads
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if not input.exists():
         raise FileNotFoundError(f"no scene or folder at {input}")
     if samples < 1 or (max_length is not None and max_length < 1):

@@ -53,14 +53,12 @@ def evaluate(
     from ..scanpath.readers import read_scanpaths
     from ..scanpath.splits import shared
     from ..scanpath.splits import split as split_trials
+    from .compute import use_threads
     from .record import write_record
     from .scanpath_table import draw_figures, plain, show_figures, write_figures
 
     _check(only_unseen=only_unseen, weights=weights, samples=samples, resamples=resamples)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     dataset = read_scanpaths(data, duplicates=duplicates).with_target_position(target_position)
     if long_trials == "drop":
         dataset = dataset.without_long_trials()

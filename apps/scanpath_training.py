@@ -71,7 +71,6 @@ def train(
     import logging
     import warnings
 
-    import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
@@ -80,18 +79,17 @@ def train(
     from ..scanpath.module import BestEpoch
     from ..scanpath.splits import split as split_trials
     from ..scanpath.weights import save_model
+    from .checks import check_resume
+    from .compute import choose_device, use_threads
     from .record import command_line, write_record
 
     checkpoint = output / LAST
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"--resume needs {checkpoint}, which is not there")
-    if not resume and checkpoint.exists():
-        raise ValueError(f"{checkpoint} is there already; go on with --resume, or choose another --output")
+    check_resume(checkpoint, resume)
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share must be above 0 and at most 0.5, got {validation_share}")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # advertisements and hardware lists
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(device)]
     dataset = read_dataset(data, long_trials=long_trials, duplicates=duplicates).with_target_position(target_position)
     for note in dataset.notes:
         print(f"note: {note}")
@@ -114,7 +112,7 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
-            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[device],
+            accelerator=accelerator,
             devices=1,
             max_epochs=epochs,
             gradient_clip_val=1.0,
