@@ -16,82 +16,78 @@ from importlib.metadata import version
 from types import UnionType
 from typing import Literal, get_args, get_origin
 
-DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
+from ..runs.exit import DONE, ERROR, INTERRUPTED, USAGE, UsageError
 
 # field -> verb -> (module of this folder, function, what it does)
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "registration": {
-        "register": ("registration", "register", "align one scan to another"),
-        "apply": ("registration", "apply", "move an image or a label map by a transform that was written before"),
-        "train": ("registration_training", "train", "train NestedMorph on pairs of scans"),
-        "evaluate": ("registration_evaluation", "evaluate", "register a list of pairs and measure each"),
+        "register": ("registration.register", "register", "align one scan to another"),
+        "apply": ("registration.apply", "apply", "move an image or a label map by a transform that was written before"),
+        "train": ("registration.train", "train", "train NestedMorph on pairs of scans"),
+        "evaluate": ("registration.evaluate", "evaluate", "register a list of pairs and measure each"),
         "benchmark": (
-            "registration_benchmark",
+            "registration.benchmark",
             "benchmark",
             "ours beside ANTs SyN: accuracy, time, memory",
         ),
     },
     "restoration": {
-        "restore": ("restoration", "restore", "denoise, super-resolve, deblur: images, volumes, DICOM series"),
-        "train": ("restoration_training", "train", "train a network on a folder of images or on real pairs"),
-        "evaluate": ("restoration_evaluation", "evaluate", "PSNR and SSIM beside classical methods"),
-        "export": ("restoration_export", "export", "weights to use, from a checkpoint of a training"),
-        "benchmark": ("restoration_benchmark", "benchmark", "time, memory and PSNR beside simpler methods"),
-        "images": ("restoration_training", "images", "gather openly licensed images to train on"),
+        "restore": ("restoration.restore", "restore", "denoise, super-resolve, deblur: images, volumes, DICOM series"),
+        "train": ("restoration.train", "train", "train a network on a folder of images or on real pairs"),
+        "evaluate": ("restoration.evaluate", "evaluate", "PSNR and SSIM beside classical methods"),
+        "export": ("restoration.export", "export", "weights to use, from a checkpoint of a training"),
+        "benchmark": ("restoration.benchmark", "benchmark", "time, memory and PSNR beside simpler methods"),
+        "images": ("restoration.images", "images", "gather openly licensed images to train on"),
     },
     "eeg": {
-        "train": ("eeg", "train", "train one network on the recordings of a study"),
-        "diagnose": ("eeg", "diagnose", "probability per subject and per window by trained weights"),
-        "explain": ("eeg_explain", "explain", "channels, bands, filters and features that a network goes by"),
+        "train": ("eeg.train", "train", "train one network on the recordings of a study"),
+        "diagnose": ("eeg.diagnose", "diagnose", "probability per subject and per window by trained weights"),
+        "explain": ("eeg.explain", "explain", "channels, bands, filters and features that a network goes by"),
         "nested-cv": (
-            "eeg_nested_cv",
+            "eeg.nested_cv",
             "nested_cv",
             "nested cross-validation of networks beside simple models, with a report",
         ),
-        "audit": ("eeg_audit", "audit", "look for leakage and confounds in a study and in a split of it"),
-        "benchmark": ("eeg_benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
-        "planted": ("eeg_planted", "planted", "a nested run on synthetic subjects, where it is known what to find"),
+        "audit": ("eeg.audit", "audit", "look for leakage and confounds in a study and in a split of it"),
+        "benchmark": ("eeg.benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
+        "planted": ("eeg.planted", "planted", "a nested run on synthetic subjects, where it is known what to find"),
     },
     "scanpath": {
-        "train": ("scanpath_training", "train", "train OAT on scanpaths"),
-        "predict": ("scanpath", "predict", "in which order people will look at the objects of a scene"),
-        "evaluate": ("scanpath_evaluation", "evaluate", "a network beside simpler models and people, by many metrics"),
+        "train": ("scanpath.train", "train", "train OAT on scanpaths"),
+        "predict": ("scanpath.predict", "predict", "in which order people will look at the objects of a scene"),
+        "evaluate": ("scanpath.evaluate", "evaluate", "a network beside simpler models and people, by many metrics"),
         "cross-validate": (
-            "scanpath_cross_validation",
+            "scanpath.cross_validate",
             "cross_validate",
             "train and test on layouts, people or targets that were not seen",
         ),
         "benchmark": (
-            "scanpath_benchmark",
+            "scanpath.benchmark",
             "benchmark",
             "decoding with and without a cache; learning an observer that is known",
         ),
     },
     "batch": {
-        "page": ("batch_page", "page", "make the page of a folder of results again, from its manifest"),
+        "page": ("batch.page", "page", "make the page of a folder of results again, from its manifest"),
         "benchmark": (
-            "batch_benchmark",
+            "bench.batch",
             "benchmark",
             "many series in one run beside one process each, and killed and started again",
         ),
     },
     "bench": {
-        "kernels": ("bench", "kernels", "speed and accuracy of the selective scan beside its peers"),
+        "kernels": ("bench.kernels", "kernels", "speed and accuracy of the selective scan beside its peers"),
     },
 }
 TOP_LEVEL: dict[str, tuple[str, str, str]] = {
     "demo": (
-        "demo",
+        "demo.demo",
         "demo",
         "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
     ),
-    "report": ("report", "report", "make the report of a finished run again, as one HTML file"),
+    "report": ("make_report", "report", "make the report of a finished run again, as one HTML file"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}
-
-
-class UsageError(Exception):
-    """The words of the command line do not fit the verb."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .features import Features, band_power, log_variance, recording_length
 from .study import read_study
 from .windows import Scaler, WindowOptions, Windows, load_windows

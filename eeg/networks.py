@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .adhdeepnet import ADHDeepNet
 from .windows import Scaler, WindowOptions
 

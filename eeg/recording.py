@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..volumes.memory import check_inflated, check_memory, inflate_within_memory
+from ..runs.memory import check_inflated, check_memory, inflate_within_memory
 from .channels import CED_ORDER, TEXT_ORDER, is_scalp_name, named_reference, positions, standard_name, standard_names
 
 Unit = Literal["uV", "mV", "V"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .channels import CED_ORDER
 
 CLASSES = ("control", "case")

@@ -1,17 +1,31 @@
 """Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler fitted on training windows."""
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .study import Study
+
+    pass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .recording import Recording, Unit, read_recording
 from .study import Study, study_digest
+
+
+def digest_of(data: "Windows") -> str:
+    """SHA-256 over the signals of all subjects, in their order."""
+    import hashlib
+
+    return hashlib.sha256("".join(data.digests).encode()).hexdigest()
+
 
 Scaling = Literal["window", "recording", "fold", "none"]
 

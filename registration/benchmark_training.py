@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from monai.data import DataLoader, Dataset
 from torch import nn
 
+from ..runs.files import atomic_path
 from ..volumes import Volume
-from ..volumes.files import atomic_path
 from .data import prepare_volumes
 from .module import RegistrationModule, Similarity, common_labels, export_network
 

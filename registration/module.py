@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -14,8 +13,9 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from ..volumes.files import atomic_path
-from .metrics import dice, non_positive_jacobian_fraction, sdlogj
+from ..runs.files import atomic_path
+from .jacobian import non_positive_jacobian_fraction, sdlogj
+from .metrics import dice
 from .nestedmorph import NestedMorph
 from .nestedmorph_files import RECORD
 from .similarity import bending_energy, diffusion_energy, local_ncc_loss, mind_loss, mutual_information_loss
@@ -197,20 +197,3 @@ def export_network(path: str | os.PathLike, module: RegistrationModule) -> None:
     with atomic_path(path) as temporary:
         # save_file would give a file that its owner alone can read
         temporary.write_bytes(safetensors.torch.save(state, metadata))
-
-
-def read_training_options(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The options that a network was trained with ("spacing_mm", "orientation", ...); None if the file does not say.
-
-    Args:
-        path: written by `export_network`, a Lightning checkpoint of `RegistrationModule`, or any other weights.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return json.loads(metadata["training"]) if "training" in metadata else None
-    if path.suffix == ".ckpt":
-        options = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
-        return options | {"orientation": "RAS"} if "spacing_mm" in options else None
-    return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.attention import linear_attention
+from ..kernels.attention.softmax import linear_attention
 from .warp import integrate, warp
 
 WIDTHS = (48, 96, 192, 384)

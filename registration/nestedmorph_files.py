@@ -18,8 +18,26 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .nestedmorph import NestedMorph
+
+
+def read_training_options(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The options that a network was trained with ("spacing_mm", "orientation", ...); None if the file does not say.
+
+    Args:
+        path: written by `export_network`, a Lightning checkpoint of `RegistrationModule`, or any other weights.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return json.loads(metadata["training"]) if "training" in metadata else None
+    if path.suffix == ".ckpt":
+        options = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        return options | {"orientation": "RAS"} if "spacing_mm" in options else None
+    return None
+
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
 

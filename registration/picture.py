@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..runs.files import atomic_path
 from ..volumes import DisplacementField, Volume, resample
-from ..volumes.files import atomic_path
 
 _PLANES = ("sagittal", "coronal", "axial")  # the cut axis of a RAS grid: x, y, z
 _TILE_MM = 20.0  # of the checkerboard

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
-from .affine import align_affine, normalized_mutual_information, syn
-from .data import to_grid, training_grid, unit_range
-from .metrics import non_positive_jacobian_fraction, sdlogj
+from .affine import align_affine
+from .ants import syn
+from .grids import to_grid, training_grid, unit_range
+from .jacobian import non_positive_jacobian_fraction, sdlogj
+from .mutual_information import normalized_mutual_information
 from .refine import Similarity, refine
 from .warp import jacobian_determinant, warp
 

@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from monai.data import DataLoader
 
-from ..volumes.files import atomic_path
-from .data import Contrast, Pair, Task, find_pairs, pair_dataset, read_pairs, split_by_subject
+from ..runs.files import atomic_path
+from .data import pair_dataset
 from .module import RegistrationModule, Similarity, export_network
+from .pairs import Contrast, Pair, Task, find_pairs, read_pairs, split_by_subject
 
 _MAY_CHANGE_ON_RESUME = {"epochs"}
 

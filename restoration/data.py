@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .degradations import Degrade, bicubic_resize, degradation_margin, make_degradation
 from .images import Image, IntensityRange, choose_range, find_images, read_image
+from .views import dihedral, neighbours
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UNIT_RANGE = IntensityRange(0, 1)
@@ -266,34 +267,6 @@ def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], s
         clean = pair.clean[..., :height, :width]
         made.append(Pair(clean, downsample(clean), pair.name, pair.intensity_range))
     return made
-
-
-def neighbours(count: int, k: int, slices: int) -> list[int]:
-    """The `slices` slice numbers around k in a stack of `count`; beyond an end the last slice stands in.
-
-    Example:
-        >>> neighbours(4, 0, 3)
-        [0, 0, 1]
-    """
-    return [min(max(k + offset, 0), count - 1) for offset in range(-(slices // 2), slices // 2 + 1)]
-
-
-def dihedral(image: Tensor, view: int) -> Tensor:
-    """One of the eight views of (..., H, W): bit 0 flips up-down, bit 1 left-right, bit 2 transposes last."""
-    if view & 1:
-        image = image.flip(-2)
-    if view & 2:
-        image = image.flip(-1)
-    return image.transpose(-2, -1) if view & 4 else image
-
-
-def undo_dihedral(image: Tensor, view: int) -> Tensor:
-    """The inverse of `dihedral`."""
-    if view & 4:
-        image = image.transpose(-2, -1)
-    if view & 2:
-        image = image.flip(-1)
-    return image.flip(-2) if view & 1 else image
 
 
 def item_generator(seed: int, number: int) -> torch.Generator:

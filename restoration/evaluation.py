@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .baselines import DENOISERS, estimated_sigma
 from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
 from .degradations import bicubic_resize, known_sigma, make_degradation

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.files import atomic_path
+from ..runs.memory import check_inflated, check_memory
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
-from ..volumes.files import atomic_path
-from ..volumes.memory import check_inflated, check_memory
 
 BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
 _TIFF_SUFFIXES = (".tif", ".tiff")
@@ -258,7 +258,7 @@ def check_target(path: Path, like: Image) -> None:
     """
     suffix = path.suffix.lower()
     if _as_series(path, like):
-        from ..volumes.dicom_write import check_free
+        from ..volumes.dicom_derived import check_free
 
         check_free(path)
     elif like.kind != "bitmap":

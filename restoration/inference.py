@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..volumes import VolumeWarning
-from .data import dihedral, neighbours, undo_dihedral
 from .images import Image, IntensityRange, choose_range
+from .views import dihedral, neighbours, undo_dihedral
 from .weights import WeightsInfo
 
 Progress = Callable[[int, int], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runs.files import atomic_path
 from ..volumes import read_volume
-from ..volumes.files import atomic_path
 from .images import read_image
 
 # name -> (package, file in it, licence, smaller by)

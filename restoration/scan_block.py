@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.scan import directional_scan
-from ..kernels.scan_reference import directional_forward
+from ..kernels.scan.reference import directional_forward
+from ..kernels.scan.selective import directional_scan
 from .scan_order import DIRECTIONS
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from . import mair, mair_unet
 from .mair import MaIR
 from .mair_unet import MaIRUNet

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.attention import attention
+from ..kernels.attention.softmax import attention
 from .appearance import CropNetwork
 from .positions import PositionEncoding, step_table
 

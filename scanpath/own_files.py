@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .measured import MeasuredPath, Reading, label, listed, numbers, take, whole
 from .scene import Dataset, Scene, SceneObject, Trial
 

@@ -72,7 +72,7 @@ def shared(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, f
     """The share of test trials whose layout, person and target training has seen, to be told beside a result.
 
     Example:
-        >>> from .scene import Scene, SceneObject, Trial
+        >>> from voxelwave.scanpath.scene import Scene, SceneObject, Trial
         >>> scene = Scene("a", (9, 9), (SceneObject("cup", (0, 0, 9, 9)),), target=0)
         >>> path = np.zeros(1, int), np.zeros((1, 2))
         >>> two = Dataset({"a": scene}, (Trial("a", "Ann", *path), Trial("a", "Bob", *path)))

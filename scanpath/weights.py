@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..volumes.files import atomic_path
+from ..runs.files import atomic_path
 from .data import scene_batch
 from .decoding import beam, greedy, sample
 from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities

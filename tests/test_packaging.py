@@ -21,9 +21,9 @@ def test_only_the_package_file_lies_at_the_root():
     assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]
 
 
-def test_every_data_file_of_the_apps_is_listed_for_the_wheel():
+def test_every_data_file_is_listed_for_the_wheel():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    apps = ROOT / "apps"
-    listed = {path for pattern in patterns["voxelwave.apps"] for path in apps.glob(pattern) if path.is_file()}
-    data = {p for p in apps.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
-    assert data == listed
+    folders = {package: ROOT.joinpath(*package.split(".")[1:]) for package in patterns}
+    listed = {path for package, names in patterns.items() for name in names for path in folders[package].glob(name)}
+    data = {p for p in (ROOT / "apps").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert data == {path for path in listed if (ROOT / "apps") in path.parents}

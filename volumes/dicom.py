@@ -48,8 +48,8 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from ..runs.memory import check_memory, inflate_within_memory
 from .codestream import image_size, is_whole
-from .memory import check_memory, inflate_within_memory
 from .volume import Volume
 from .warning import VolumeWarning
 

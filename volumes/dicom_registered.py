@@ -22,24 +22,24 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEndian
 
+from ..runs.files import atomic_path
 from .dicom import _Frame, _frames, _headers, _one_series, _stack, _without_copies
-from .dicom_write import (
-    _LPS,
+from .dicom_derived import (
     _SERIES_OFFSET,
-    _atomic_folder,
+    LPS,
     _code,
-    _derive,
-    _encode,
     _equipment,
     _groups,
-    _now,
-    _reference,
-    _set_pixels,
-    _shared,
-    _uid_of,
+    atomic_folder,
     check_free,
+    current_time,
+    derive,
+    encode,
+    reference_item,
+    set_pixels,
+    shared_groups,
+    uid_of,
 )
-from .files import atomic_path
 from .transforms import DisplacementField
 from .volume import Volume, perpendicular_axes
 
@@ -73,11 +73,11 @@ def common_frame_of_reference(moving: Path, fixed: Path) -> str:
     """
     of_moving = _first(moving)
     if not is_dicom(fixed):
-        return str(_uid_of("frame of reference", _name(of_moving), hashlib.sha256(fixed.read_bytes()).hexdigest()))
+        return str(uid_of("frame of reference", _name(of_moving), hashlib.sha256(fixed.read_bytes()).hexdigest()))
     of_fixed = _first(fixed)
     if of_fixed.get("FrameOfReferenceUID") and _same_person(of_moving, of_fixed):
         return str(of_fixed.FrameOfReferenceUID)
-    return str(_uid_of("frame of reference", _name(of_moving), _name(of_fixed)))
+    return str(uid_of("frame of reference", _name(of_moving), _name(of_fixed)))
 
 
 def write_registered_series(
@@ -121,26 +121,26 @@ def write_registered_series(
     if array.shape[3] != len(stacks):
         raise ValueError(f"volume must have {len(stacks)} volumes to match {moving}, got {array.shape[3]}")
     planes = array.transpose(3, 2, 1, 0)[:, :, ::-1]  # (volume, slice, rows downwards, columns)
-    stored, encoding = _encode(planes, [f for stack in stacks for f in stack], next(iter(headers.values())))
+    stored, encoding = encode(planes, [f for stack in stacks for f in stack], next(iter(headers.values())))
     position = None if fixed is None else _first(fixed).get("PatientPosition")
     rotation = None if linear is None else _rotation(linear)
 
     digest = hashlib.sha256(stored.tobytes()).hexdigest()
     place = [f"{value:.10g}" for value in volume.affine.ravel()]
     source_uid = _name(next(iter(headers.values())))
-    series_uid = _uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding), *place)
-    now = _now()
-    with _atomic_folder(folder) as temporary:
+    series_uid = uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding), *place)
+    now = current_time()
+    with atomic_folder(folder) as temporary:
         for number, (file, chosen) in enumerate(_new_files(headers, stacks, array.shape[2])):
             dataset = pydicom.dcmread(file)
             parts = {frame.path for t in {t for t, _, _ in chosen} for frame in stacks[t]}
-            sources = [_reference(headers[path]) for path in sorted(parts)]
+            sources = [reference_item(headers[path]) for path in sorted(parts)]
             dataset.remove_private_tags()
             enhanced = "PerFrameFunctionalGroupsSequence" in dataset
             if enhanced:
-                _choose_frames(dataset, chosen, _uid_of(series_uid, "dimensions"), several=len(stacks) > 1)
-            _derive(dataset, description, series_uid, now, sources=sources, resampled=True, moved=True)
-            dataset.SOPInstanceUID = _uid_of(series_uid, str(number))
+                _choose_frames(dataset, chosen, uid_of(series_uid, "dimensions"), several=len(stacks) > 1)
+            derive(dataset, description, series_uid, now, sources=sources, resampled=True, moved=True)
+            dataset.SOPInstanceUID = uid_of(series_uid, str(number))
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             _place(dataset, volume, [k for _, k, _ in chosen])
             dataset.FrameOfReferenceUID = frame_of_reference
@@ -148,7 +148,7 @@ def write_registered_series(
             dataset.InstanceNumber = number + 1
             if rotation is not None:
                 _turn_gradients(dataset, rotation)
-            _set_pixels(dataset, np.stack([stored[t, k] for t, k, _ in chosen]), encoding)
+            set_pixels(dataset, np.stack([stored[t, k] for t, k, _ in chosen]), encoding)
             dataset.save_as(temporary / f"{number + 1:05d}.dcm", enforce_file_format=True)
     return folder
 
@@ -186,14 +186,14 @@ def write_deformable_registration(
     images = [*_images(moving)[0].values()]
     of_fixed = [] if fixed is None else [*_images(fixed)[0].values()]
     of_fixed = [image for image in of_fixed if str(image.get("FrameOfReferenceUID")) == frame_of_reference]
-    header, now = images[0], _now()
+    header, now = images[0], current_time()
     grid, tool = _grid(field), _equipment()
     digest = hashlib.sha256(grid.VectorGridData).hexdigest()
     place = [f"{value:.10g}" for value in field.affine.ravel()]
-    instance_uid = _uid_of(_name(header), frame_of_reference, description, digest, *place)
+    instance_uid = uid_of(_name(header), frame_of_reference, description, digest, *place)
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
-        series_instance_uid=_uid_of(instance_uid, "series"),
+        series_instance_uid=uid_of(instance_uid, "series"),
         series_number=int(header.get("SeriesNumber") or 0) + 2 * _SERIES_OFFSET,
         sop_instance_uid=instance_uid,
         sop_class_uid=DeformableSpatialRegistrationStorage,
@@ -224,7 +224,7 @@ def write_deformable_registration(
     dataset.ContentLabel, dataset.ContentDescription = "REGISTRATION", description[:64]
     dataset.ContentCreatorName = ""
     moved = _registration_item(
-        images, header.get("FrameOfReferenceUID") or _uid_of("frame of reference", _name(header)), _CONTENT_BASED
+        images, header.get("FrameOfReferenceUID") or uid_of("frame of reference", _name(header)), _CONTENT_BASED
     )
     moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
     moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
@@ -321,7 +321,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
     for tag in old:
         if tag in dataset:
             del dataset[tag]
-    axes = _LPS[:3, :3] @ volume.affine[:3, :3] / volume.spacing
+    axes = LPS[:3, :3] @ volume.affine[:3, :3] / volume.spacing
     measures, orientation = Dataset(), Dataset()
     measures.PixelSpacing = _decimals([volume.spacing[1], volume.spacing[0]])
     measures.SliceThickness = _decimals([volume.spacing[2]])[0]
@@ -329,7 +329,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
     positions = []
     for k in slices:
         position = Dataset()
-        position.ImagePositionPatient = _decimals((_LPS @ volume.affine @ [0, rows - 1, k, 1])[:3])
+        position.ImagePositionPatient = _decimals((LPS @ volume.affine @ [0, rows - 1, k, 1])[:3])
         positions.append(position)
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         for part in (measures, orientation, positions[0]):
@@ -343,7 +343,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
             if keyword in group:
                 del group[keyword]
     frames = dataset.PerFrameFunctionalGroupsSequence
-    for group in _shared(dataset) or frames:
+    for group in shared_groups(dataset) or frames:
         group.PixelMeasuresSequence, group.PlaneOrientationSequence = [measures], [orientation]
     for frame, position in zip(frames, positions, strict=True):
         frame.PlanePositionSequence = [position]
@@ -354,7 +354,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
 
 def _rotation(linear: np.ndarray) -> np.ndarray:
     """(3, 3), moving world -> fixed world, LPS: the rotation nearest to a pull-back (finite strain)."""
-    left, _, right = np.linalg.svd(_LPS[:3, :3] @ np.asarray(linear)[:3, :3] @ _LPS[:3, :3])
+    left, _, right = np.linalg.svd(LPS[:3, :3] @ np.asarray(linear)[:3, :3] @ LPS[:3, :3])
     return (left @ right).T
 
 
@@ -390,7 +390,7 @@ def _decimals(values: Sequence[float] | np.ndarray) -> list[str]:
 def _registration_item(images: list[Dataset], frame_of_reference: Any, kind: tuple[str, str]) -> Dataset:
     item = Dataset()
     item.SourceFrameOfReferenceUID = frame_of_reference
-    item.ReferencedImageSequence = [_reference(image) for image in images]
+    item.ReferencedImageSequence = [reference_item(image) for image in images]
     item.RegistrationTypeCodeSequence = [_code(*kind)]
     return item
 
@@ -404,7 +404,7 @@ def _unit_matrix() -> Dataset:
 
 def _grid(field: DisplacementField) -> Dataset:
     """The vectors in the order of stored pixels: x fastest, then y, then z, where z = x cross y."""
-    affine, vectors = _LPS @ field.affine, field.vectors_mm * np.diag(_LPS)[:3].astype(np.float32)
+    affine, vectors = LPS @ field.affine, field.vectors_mm * np.diag(LPS)[:3].astype(np.float32)
     if np.linalg.det(affine[:3, :3]) < 0:  # the third axis is always the cross product of the others
         flip = np.diag([1.0, -1.0, 1.0, 1.0])
         flip[1, 3] = field.shape[1] - 1
@@ -423,7 +423,7 @@ def _set_common_references(dataset: Dataset, images: list[Dataset]) -> None:
     """List all images that are referred to by study and series (PS3.3 C.12.2)."""
     studies: dict[str, dict[str, list[Dataset]]] = defaultdict(lambda: defaultdict(list))
     for image in images:
-        studies[str(image.StudyInstanceUID)][str(image.SeriesInstanceUID)].append(_reference(image))
+        studies[str(image.StudyInstanceUID)][str(image.SeriesInstanceUID)].append(reference_item(image))
     others = []
     for study, of_series in studies.items():
         series = []

@@ -35,8 +35,8 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
-from .files import atomic_path
-from .memory import check_inflated, check_memory
+from ..runs.files import atomic_path
+from ..runs.memory import check_inflated, check_memory
 from .volume import Volume, perpendicular_axes
 from .warning import VolumeWarning
 

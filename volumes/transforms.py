@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from .files import atomic_path
+from ..runs.files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
 from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume, perpendicular_axes

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voxelwave.apps import batch, cli
-from voxelwave.apps.batch import Case, append_line, choose_part, compact, read_manifest, run_batch
-from voxelwave.apps.batch_benchmark import contents, make_series
-from voxelwave.apps.cells import InProcess, LocalProcesses
+from voxelwave.apps.batch import run as batch
+from voxelwave.apps.batch.manifest import MANIFEST, STATE, append_line, compact, read_manifest
+from voxelwave.apps.batch.run import Case, choose_part, run_batch
+from voxelwave.apps.bench.batch import contents, make_series
+from voxelwave.runs.exit import DONE, ERROR, INTERRUPTED, SOME_FAILED, TERMINATED
+from voxelwave.runs.workers import InProcess, LocalProcesses
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +49,12 @@ def run(folder: Path, output: Path, *, seconds: float = 0.0, log: Path | None = 
 
 
 def unfinished(output: Path) -> list[Path]:
-    return list((output / batch.STATE).glob("run-*"))
+    return list((output / STATE).glob("run-*"))
 
 
 def test_every_case_gets_a_folder_and_a_line(inputs, tmp_path, capsys):
     output = tmp_path / "out"
-    assert run(inputs, output) == cli.DONE
+    assert run(inputs, output) == DONE
     entries = read_manifest(output)
     assert list(entries) == [f"scan{number}" for number in range(6)]
     entry = entries["scan2"]
@@ -71,7 +73,7 @@ def test_a_broken_case_is_recorded_in_a_line_and_the_others_go_on(inputs, tmp_pa
     (inputs / "scan1.txt").write_text("broken")
     (inputs / "scan3.txt").write_text("odd")
     output = tmp_path / "out"
-    assert run(inputs, output) == cli.SOME_FAILED
+    assert run(inputs, output) == SOME_FAILED
     entries = read_manifest(output)
     assert entries["scan1"]["error"] == "scan1.txt is broken"
     assert entries["scan3"]["error"] == "KeyError: 'no such thing'"
@@ -93,7 +95,7 @@ def test_what_is_done_and_unchanged_is_not_done_again(inputs, tmp_path):
 
     def done_now(**more) -> list[str]:
         log.write_text("")
-        assert run(inputs, output, log=log, weights=weights, **more) == cli.DONE
+        assert run(inputs, output, log=log, weights=weights, **more) == DONE
         return sorted({line.split()[0] for line in log.read_text().splitlines()})
 
     everything = [f"scan{number}" for number in range(6)]
@@ -110,27 +112,27 @@ def test_what_is_done_and_unchanged_is_not_done_again(inputs, tmp_path):
     (output / "scan0" / "1.txt").unlink()
     (output / "scan2" / "2.txt").write_text("cut")
     assert done_now(options={"strength": 2}) == ["scan0", "scan2"]
-    (output / batch.MANIFEST).unlink()
+    (output / MANIFEST).unlink()
     assert done_now(options={"strength": 2}) == []
     assert sorted(read_manifest(output)) == everything  # it is written anew from the folders
 
 
 def test_a_failed_case_is_tried_again_and_keeps_an_older_result_apart(inputs, tmp_path):
     output = tmp_path / "out"
-    assert run(inputs, output) == cli.DONE
+    assert run(inputs, output) == DONE
     (inputs / "scan1.txt").write_text("broken")
-    assert run(inputs, output) == cli.SOME_FAILED
+    assert run(inputs, output) == SOME_FAILED
     assert read_manifest(output)["scan1"]["status"] == "failed"
     assert read_manifest(output)["scan1"]["outputs"] == []
     (inputs / "scan1.txt").write_text("content 1")
-    assert run(inputs, output) == cli.DONE
+    assert run(inputs, output) == DONE
     assert read_manifest(output)["scan1"]["status"] == "done"
 
 
 def test_out_of_memory_makes_the_work_smaller_and_tries_again(inputs, tmp_path):
     (inputs / "scan2.txt").write_text("large")
     output, log = tmp_path / "out", tmp_path / "log.txt"
-    assert run(inputs, output, log=log) == cli.DONE
+    assert run(inputs, output, log=log) == DONE
     tried = [line for line in log.read_text().splitlines() if line.startswith("scan2")]
     assert tried == ["scan2 size 8", "scan2 size 4", "scan2 size 2"]
     assert "scan3 size 8" in log.read_text()  # the next case has all the memory again
@@ -143,14 +145,14 @@ def test_out_of_memory_makes_the_work_smaller_and_tries_again(inputs, tmp_path):
 def test_a_full_disk_is_an_error_that_loses_nothing(inputs, tmp_path, capsys):
     output = tmp_path / "out"
     (inputs / "scan3.txt").write_text("full")
-    assert run(inputs, output) == cli.ERROR
+    assert run(inputs, output) == ERROR
     error = capsys.readouterr().err
     assert "no space left for results" in error
     assert "3 of 6 done" in error
     assert sorted(read_manifest(output)) == ["scan0", "scan1", "scan2"]
     assert unfinished(output) == []
     (inputs / "scan3.txt").write_text("content 3")
-    assert run(inputs, output) == cli.DONE
+    assert run(inputs, output) == DONE
     assert len(read_manifest(output)) == 6
 
 
@@ -158,8 +160,8 @@ def test_a_full_disk_is_an_error_that_loses_nothing(inputs, tmp_path, capsys):
 def test_a_disk_that_is_full_for_the_record_loses_no_line(inputs, tmp_path, monkeypatch, place):
     """The line is taken back whole, results stay, and the next run goes on from them."""
     output = tmp_path / "out"
-    assert run(inputs, output) == cli.DONE
-    before = (output / batch.MANIFEST).read_bytes()
+    assert run(inputs, output) == DONE
+    before = (output / MANIFEST).read_bytes()
     (inputs / "scan9.txt").write_text("content 9")
     calls = []
 
@@ -169,12 +171,12 @@ def test_a_disk_that_is_full_for_the_record_loses_no_line(inputs, tmp_path, monk
 
     with monkeypatch.context() as patch:
         if place == "write":
-            patch.setattr(Path, "open", _full_for(batch.MANIFEST, Path.open))
+            patch.setattr(Path, "open", _full_for(MANIFEST, Path.open))
         else:
             patch.setattr(batch.os, place, full)
-        assert run(inputs, output) == cli.ERROR
-    assert (output / batch.MANIFEST).read_bytes() == before
-    assert run(inputs, output) == cli.DONE
+        assert run(inputs, output) == ERROR
+    assert (output / MANIFEST).read_bytes() == before
+    assert run(inputs, output) == DONE
     assert len(read_manifest(output)) == 7
 
 
@@ -206,9 +208,9 @@ def _full_for(name: str, real):
 
 def test_parts_of_an_array_make_the_whole(inputs, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(inputs, whole) == cli.DONE
+    assert run(inputs, whole) == DONE
     for number in (2, 1, 4, 3):
-        assert run(inputs, parts, part=f"{number}/4") == cli.DONE
+        assert run(inputs, parts, part=f"{number}/4") == DONE
     assert contents(parts) == contents(whole)
     chosen = [case.identifier for n in range(1, 5) for case in choose_part(cases_of(inputs), f"{n}/4")]
     assert sorted(chosen) == [f"scan{number}" for number in range(6)]
@@ -220,15 +222,15 @@ def test_parts_of_an_array_make_the_whole(inputs, tmp_path):
 def test_local_processes_give_the_same_as_one(inputs, tmp_path):
     (inputs / "scan1.txt").write_text("broken")
     outputs = [tmp_path / "one", tmp_path / "two"]
-    assert run(inputs, outputs[0]) == cli.SOME_FAILED
-    assert run(inputs, outputs[1], open_workers=None, jobs=2, threads=1) == cli.SOME_FAILED
+    assert run(inputs, outputs[0]) == SOME_FAILED
+    assert run(inputs, outputs[1], open_workers=None, jobs=2, threads=1) == SOME_FAILED
     assert contents(outputs[0]) == contents(outputs[1])
 
 
 def test_a_worker_that_dies_costs_one_case(inputs, tmp_path):
     (inputs / "scan2.txt").write_text("die")
     output = tmp_path / "out"
-    assert run(inputs, output, open_workers=lambda: LocalProcesses(2)) == cli.SOME_FAILED
+    assert run(inputs, output, open_workers=lambda: LocalProcesses(2)) == SOME_FAILED
     entries = read_manifest(output)
     assert [name for name, entry in entries.items() if entry["status"] == "failed"] == ["scan2"]
     assert "ended abruptly" in entries["scan2"]["error"]
@@ -244,13 +246,13 @@ def test_work_that_cannot_be_built_is_one_error_and_no_failed_cases(inputs, tmp_
 
 def test_dry_run_shows_the_plan_and_touches_nothing(inputs, tmp_path, capsys):
     output = tmp_path / "out"
-    assert run(inputs, output, dry_run=True) == cli.DONE
+    assert run(inputs, output, dry_run=True) == DONE
     assert not output.exists()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[:6]] == [[f"scan{n}", "to", "do"] for n in range(6)]
     run(inputs, output)
     capsys.readouterr()
-    assert run(inputs, output, dry_run=True) == cli.DONE
+    assert run(inputs, output, dry_run=True) == DONE
     assert capsys.readouterr().out.count("done before") == 6
 
 
@@ -258,7 +260,7 @@ def test_killed_at_random_twenty_times_it_ends_like_an_undisturbed_run(inputs, t
     """Each kill is a SIGKILL in the middle of the work, of a process that has everything loaded already."""
     (inputs / "scan1.txt").write_text("broken")
     quiet, output = tmp_path / "quiet", tmp_path / "out"
-    assert run(inputs, quiet) == cli.SOME_FAILED
+    assert run(inputs, quiet) == SOME_FAILED
     rng = np.random.default_rng(7)
     kills = 0
     for number in range(60):
@@ -273,14 +275,14 @@ def test_killed_at_random_twenty_times_it_ends_like_an_undisturbed_run(inputs, t
         process.kill()
         process.join()
     assert kills >= 10
-    assert run(inputs, output, seconds=0.01) == cli.SOME_FAILED
+    assert run(inputs, output, seconds=0.01) == SOME_FAILED
     assert contents(output) == contents(quiet)
     assert unfinished(output) == []
 
 
 def test_two_runs_on_one_folder_do_not_damage_each_other(inputs, tmp_path):
     quiet, output, log = tmp_path / "quiet", tmp_path / "out", tmp_path / "log.txt"
-    assert run(inputs, quiet) == cli.DONE
+    assert run(inputs, quiet) == DONE
     context = get_context("fork")
     runs = [context.Process(target=run, args=(inputs, output), kwargs={"seconds": 0.02, "log": log}) for _ in range(3)]
     for process in runs:
@@ -292,7 +294,7 @@ def test_two_runs_on_one_folder_do_not_damage_each_other(inputs, tmp_path):
     assert sorted(line.split()[0] for line in log.read_text().splitlines()) == [f"scan{n}" for n in range(6)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, cli.TERMINATED), (signal.SIGINT, cli.INTERRUPTED)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
 def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code):
     quiet, output = tmp_path / "quiet", tmp_path / "out"
     script = tmp_path / "script.py"
@@ -317,19 +319,19 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code
     assert "Traceback" not in errors
     assert unfinished(output) == []
     assert 0 < len(read_manifest(output)) < 6
-    assert run(inputs, output) == run(inputs, quiet) == cli.DONE
+    assert run(inputs, output) == run(inputs, quiet) == DONE
     assert contents(output) == contents(quiet)
 
 
 def test_a_line_that_was_cut_off_does_not_hurt(tmp_path):
     append_line(tmp_path, {"case": "a", "status": "done"})
-    with (tmp_path / batch.MANIFEST).open("ab") as stream:
+    with (tmp_path / MANIFEST).open("ab") as stream:
         stream.write(b'{"case": "b", "sta')
     append_line(tmp_path, {"case": "c", "status": "done"})
     append_line(tmp_path, {"case": "a", "status": "failed"})
     assert {name: entry["status"] for name, entry in read_manifest(tmp_path).items()} == {"a": "failed", "c": "done"}
     compact(tmp_path)
-    assert len((tmp_path / batch.MANIFEST).read_text().splitlines()) == 2
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 2
 
 
 def test_messages_say_no_names_unless_asked(tmp_path, capsys):
@@ -341,9 +343,9 @@ def test_messages_say_no_names_unless_asked(tmp_path, capsys):
     for keep in (False, True):
         output = tmp_path / f"out{keep}"
         words = {"root": tmp_path / "in", "options": {}, "open_workers": InProcess, "keep_identifiers": keep}
-        assert run_batch([case], spec, output, **words) == cli.SOME_FAILED
+        assert run_batch([case], spec, output, **words) == SOME_FAILED
         told = capsys.readouterr()
-        everything = told.out + told.err + (output / batch.MANIFEST).read_text()
+        everything = told.out + told.err + (output / MANIFEST).read_text()
         everything += "".join(str(path) for path in output.rglob("*"))
         for word in ("Doe", "Jane", "19570204"):
             assert (word in everything) == keep
@@ -360,12 +362,12 @@ def test_an_output_that_must_not_be_written_is_an_error(inputs, tmp_path):
 def test_units_run_on_a_dask_cluster_too(inputs, tmp_path):
     distributed = pytest.importorskip("distributed")
     quiet, output = tmp_path / "quiet", tmp_path / "out"
-    assert run(inputs, quiet) == cli.DONE
+    assert run(inputs, quiet) == DONE
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
     ) as cluster:
         address = cluster.scheduler_address.replace("tcp://", "dask://")
-        assert run(inputs, output, open_workers=None, cluster=address) == cli.DONE
+        assert run(inputs, output, open_workers=None, cluster=address) == DONE
     assert contents(output) == contents(quiet)
 
 
@@ -374,13 +376,13 @@ def test_units_run_as_jobs_of_slurm_too(inputs, tmp_path):
     for path in sorted(inputs.iterdir())[2:]:
         path.unlink()
     quiet, output = tmp_path / "quiet", tmp_path / "out"
-    assert run(inputs, quiet) == cli.DONE
-    assert run(inputs, output, open_workers=None, cluster="slurm-local") == cli.DONE
+    assert run(inputs, quiet) == DONE
+    assert run(inputs, output, open_workers=None, cluster="slurm-local") == DONE
     assert contents(output) == contents(quiet)
 
 
 def test_series_for_the_benchmark_are_real_ones_and_some_are_broken(shared_data, tmp_path):
-    from voxelwave.apps.batch_find import find_cases
+    from voxelwave.apps.batch.find import find_cases
     from voxelwave.volumes import read_volume
 
     make_series(shared_data / "dicom" / "siemens_t1_sag_35slices", tmp_path / "in", count=12, broken=5, slices=3)

@@ -12,16 +12,11 @@ from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
 from voxelwave.apps import cli
-from voxelwave.apps.batch_find import (
-    Case,
-    bids_entities,
-    choose,
-    find_cases,
-    is_harmless,
-    pairs_of_bids,
-    pairs_of_table,
-    shown_path,
-)
+from voxelwave.apps.batch.case import Case
+from voxelwave.apps.batch.find import choose, find_cases
+from voxelwave.apps.batch.names import bids_entities, is_harmless, shown_path
+from voxelwave.apps.batch.pairs import pairs_of_bids, pairs_of_table
+from voxelwave.runs.exit import DONE, ERROR
 
 KINDS = ("dicom", "nifti", "image", "eeg")
 SUFFIXES = {"image": (".png",), "eeg": (".edf",)}
@@ -355,8 +350,8 @@ def test_real_series_of_many_makers_in_one_heap(shared_data, tmp_path):
 
 def test_the_command_shows_a_plan_of_a_real_folder(shared_data, tmp_path, capsys):
     words = ["restoration", "restore", "-i", str(shared_data / "dicom"), "-o", str(tmp_path / "out")]
-    assert cli.main([*words, "--weights", "denoise-grey", "--dry-run", "--modality", "MR"]) == cli.DONE
+    assert cli.main([*words, "--weights", "denoise-grey", "--dry-run", "--modality", "MR"]) == DONE
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("MR-") for line in lines) > 10
     assert not (tmp_path / "out").exists()
-    assert cli.main([*words, "--weights", "denoise-grey", "--dry-run", "--include", "nothing*"]) == cli.ERROR
+    assert cli.main([*words, "--weights", "denoise-grey", "--dry-run", "--include", "nothing*"]) == ERROR

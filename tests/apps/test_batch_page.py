@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from voxelwave.apps import cli
-from voxelwave.apps.batch_page import write_index
-from voxelwave.apps.batch_preview import LONGEST_SIDE, MOST_VOXELS, PICTURE, SCRIPT, block_mean, write_preview
+from voxelwave.apps.batch.page import write_index
+from voxelwave.apps.batch.preview import LONGEST_SIDE, MOST_VOXELS, PICTURE, SCRIPT, block_mean, write_preview
+from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume, write_volume
 from voxelwave.volumes.dicom_write import write_derived_series
 
@@ -155,15 +156,15 @@ def test_the_page_tells_what_the_manifest_says(tmp_path: Path) -> None:
 
 
 def test_the_command_makes_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["batch", "page", str(tmp_path)]) == cli.ERROR
+    assert cli.main(["batch", "page", str(tmp_path)]) == ERROR
     assert "manifest.jsonl" in capsys.readouterr().err
     _manifest(tmp_path, {"case": "a"})
-    assert cli.main(["batch", "page", str(tmp_path)]) == cli.DONE
+    assert cli.main(["batch", "page", str(tmp_path)]) == DONE
     assert (tmp_path / "index.html").is_file()
 
 
 def test_the_viewer_ships_with_its_licence() -> None:
-    folder = Path(cli.__file__).parent / "batch_template"
+    folder = Path(cli.__file__).parent / "batch" / "template"
     assert "BSD 2-Clause License" in (folder / "niivue.LICENSE.txt").read_text()
     assert (folder / "niivue.umd.js").stat().st_size > 1_000_000
 

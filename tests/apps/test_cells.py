@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelwave.apps.cells import InProcess, LocalProcesses, drive, open_pool, remove_unfinished, run_cell
+from voxelwave.runs.cells import run_cell
+from voxelwave.runs.drive import drive, remove_unfinished
+from voxelwave.runs.workers import InProcess, LocalProcesses, open_pool
 
 
 @pytest.fixture(autouse=True)

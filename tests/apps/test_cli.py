@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from voxelwave.apps import cli
+from voxelwave.runs.exit import ERROR, USAGE
 
 
 def sample(
@@ -80,12 +81,12 @@ def test_wrong_words_are_a_usage_error_that_names_them(words, complaint):
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["registration", "nonsense"], ["registration", "register"]])
 def test_wrong_usage_exits_2(words, capsys):
-    assert cli.main(words) == cli.USAGE
+    assert cli.main(words) == USAGE
 
 
 def test_bad_input_is_one_line_and_exit_1(capsys, tmp_path):
     missing = str(tmp_path / "missing.nii.gz")
-    assert cli.main(["registration", "register", missing, missing, "-o", str(tmp_path / "out")]) == cli.ERROR
+    assert cli.main(["registration", "register", missing, missing, "-o", str(tmp_path / "out")]) == ERROR
     error = capsys.readouterr().err.strip()
     assert "missing.nii.gz" in error
     assert "\n" not in error
@@ -114,7 +115,7 @@ def test_help_loads_no_heavy_library(words):
 
 @pytest.mark.parametrize("config", sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml")))
 def test_every_training_configuration_is_understood(config):
-    from voxelwave.apps.registration_training import train
+    from voxelwave.apps.registration.train import train
 
     words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
     arguments = cli.parse_arguments(train, words, prog="voxelwave registration train")

@@ -165,7 +165,7 @@ def test_damaged_weights_are_refused(tmp_path, capsys):
 
 
 def test_benchmark_prints_windows_per_second_and_ratios(monkeypatch, capsys, tmp_path):
-    from voxelwave.apps import eeg_benchmark
+    from voxelwave.apps.eeg import benchmark as eeg_benchmark
 
     monkeypatch.setattr(eeg_benchmark, "SETTINGS", {"defaults": {}, "small": {"F1": 2, "kernel_length": 32}})
     words = ["--batch", "2", "--repeats", "1", "--threads", "1", "-o", str(tmp_path)]
@@ -230,7 +230,7 @@ def test_what_a_command_cannot_use_is_said_in_one_line(words, complaint, weights
 
 @pytest.mark.parametrize("config", NESTED_CONFIGS, ids=lambda path: path.stem)
 def test_shipped_nested_configurations_hold_options_that_exist(config, study, tmp_path):
-    from voxelwave.apps.eeg_nested_cv import nested_cv
+    from voxelwave.apps.eeg.nested_cv import nested_cv
     from voxelwave.eeg.study import read_study
     from voxelwave.eeg.windows import WindowOptions, load_windows
 

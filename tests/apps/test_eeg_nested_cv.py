@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from voxelwave.apps import cli
-from voxelwave.apps.eeg_nested_cv import cohort_of
+from voxelwave.apps.eeg.cohort import cohort_of
 from voxelwave.eeg.synthetic import write_synthetic_study
 
 MODELS = ["adhdeepnet", "bandpower", "amplitude", "length", "majority"]
@@ -335,7 +335,7 @@ def test_the_audit_says_what_is_wrong_in_one_line(words, complaint, study, capsy
 
 def test_the_planted_difference_is_looked_for_and_each_statement_judged(tmp_path, capsys, monkeypatch):
     """Too small to find much; the statements must follow from the figures, and the exit code from the statements."""
-    from voxelwave.apps import eeg_planted
+    from voxelwave.apps.eeg import planted as eeg_planted
 
     monkeypatch.setattr(eeg_planted, "NETWORK", {**TINY, "space": "none"})
     words = ["--subjects", "8", "--seconds", "6", "--outer", "2", "--trials", "1", "--difference-uv", "15"]

@@ -12,9 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
-from voxelwave.apps.cells import InProcess, open_pool
-from voxelwave.apps.nested_cv import NESTED, PUBLISHED, TEST_EPOCH, fit_cell, open_plan, run_plan
-from voxelwave.apps.splits import LeakError
+from voxelwave.apps.nested_cv.fit import fit_cell
+from voxelwave.apps.nested_cv.plan import NESTED, PUBLISHED, TEST_EPOCH, open_plan
+from voxelwave.apps.nested_cv.search import run_plan
+from voxelwave.apps.nested_cv.splits import LeakError
+from voxelwave.runs.workers import InProcess, open_pool
 
 HERE = Path(__file__).parent
 
@@ -137,7 +139,7 @@ def test_labels_of_the_tested_subjects_choose_nothing(toy_run, tmp_path):
 
 
 def test_threshold_and_epochs_come_from_the_inner_folds(finished, toy_run):
-    from voxelwave.apps.statistics import choose_threshold
+    from voxelwave.apps.nested_cv.statistics import choose_threshold
 
     folder, results = finished
     model = next(m for m in results["models"] if (m["name"], m["protocol"]) == ("good", NESTED))

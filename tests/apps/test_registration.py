@@ -11,6 +11,7 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
+from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED
 from voxelwave.volumes import Volume, read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
@@ -48,7 +49,7 @@ def result(scans, tmp_path_factory) -> Path:
         "--fixed-labels",
         str(scans / "fixed_labels.nii.gz"),
     ]
-    assert cli.main([*words, *labels]) == cli.DONE
+    assert cli.main([*words, *labels]) == DONE
     return out
 
 
@@ -67,7 +68,7 @@ def test_register_writes_what_it_says(result, scans):
 def test_apply_repeats_and_undoes_what_register_did(result, scans, tmp_path):
     def apply(image: Path, like: Path, out: str, *options: str) -> Volume:
         words = ["registration", "apply", str(result), str(image), "--like", str(like), "-o", str(tmp_path / out)]
-        assert cli.main([*words, *options]) == cli.DONE
+        assert cli.main([*words, *options]) == DONE
         return read_volume(tmp_path / out)
 
     again = apply(scans / "moving.nii.gz", scans / "fixed.nii.gz", "again.nii.gz")
@@ -81,7 +82,7 @@ def test_apply_repeats_and_undoes_what_register_did(result, scans, tmp_path):
 
 def test_a_diffusion_series_moves_volume_by_volume_with_its_gradients(scans, tmp_path):
     words = ["registration", "register", str(scans / "series.nii.gz"), str(scans / "fixed.nii.gz")]
-    assert cli.main([*words, "-o", str(tmp_path)]) == cli.DONE
+    assert cli.main([*words, "-o", str(tmp_path)]) == DONE
     warped = read_volume(tmp_path / "warped.nii.gz").array
     assert warped.shape == (36, 40, 28, 3)
     middle = warped[10:26, 12:28, 8:20]
@@ -109,7 +110,7 @@ def series(scans, write_ct, tmp_path_factory) -> Path:
 
 def test_dicom_in_gives_dicom_out(series, tmp_path, capsys):
     words = ["registration", "register", str(series / "moving"), str(series / "fixed"), "-o", str(tmp_path)]
-    assert cli.main(words) == cli.DONE
+    assert cli.main(words) == DONE
     warped = read_volume(tmp_path / "warped.nii.gz")
     back = read_volume(tmp_path / "warped_dicom")
     np.testing.assert_allclose(back.affine, warped.affine, atol=1e-5)
@@ -120,13 +121,13 @@ def test_dicom_in_gives_dicom_out(series, tmp_path, capsys):
     assert image.FrameOfReferenceUID == transform.FrameOfReferenceUID == fixed.FrameOfReferenceUID
     assert image.StudyInstanceUID == transform.StudyInstanceUID == moving.StudyInstanceUID
     capsys.readouterr()
-    assert cli.main(words) == cli.ERROR
+    assert cli.main(words) == ERROR
     assert "earlier run" in capsys.readouterr().err
 
 
 def test_dicom_out_needs_dicom_in(scans, series, tmp_path, capsys):
     words = ["registration", "register", str(scans / "moving.nii.gz"), str(series / "fixed"), "-o", str(tmp_path)]
-    assert cli.main([*words, "--dicom"]) == cli.ERROR
+    assert cli.main([*words, "--dicom"]) == ERROR
     assert "--dicom needs a DICOM series" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
@@ -137,7 +138,7 @@ def test_evaluate_goes_on_after_a_broken_pair_and_exits_3(scans, tmp_path):
     rows += "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz\n"
     (scans / "pairs.csv").write_text(rows)
     words = ["registration", "evaluate", str(scans / "pairs.csv"), "-o", str(tmp_path)]
-    assert cli.main(words) == cli.SOME_FAILED
+    assert cli.main(words) == SOME_FAILED
     with (tmp_path / "evaluation.csv").open() as stream:
         broken, good = csv.DictReader(stream)
     assert "broken.nii.gz" in broken["error"]
@@ -155,7 +156,7 @@ def test_evaluate_goes_on_after_a_broken_pair_and_exits_3(scans, tmp_path):
 )
 def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, words, complaint):
     start = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz")]
-    assert cli.main([*start, "-o", str(tmp_path / "out"), *words]) == cli.ERROR
+    assert cli.main([*start, "-o", str(tmp_path / "out"), *words]) == ERROR
     error = capsys.readouterr().err.strip()
     assert complaint in error
     assert "\n" not in error
@@ -163,7 +164,7 @@ def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, w
 
 
 def test_the_demo_aligns_its_two_scans_and_denoises_a_slice(tmp_path):
-    assert cli.main(["demo", "--output", str(tmp_path)]) == cli.DONE
+    assert cli.main(["demo", "--output", str(tmp_path)]) == DONE
     metrics = json.loads((tmp_path / "record.json").read_text())["metrics"]
     assert metrics["nmi_after"] > metrics["nmi_before"] + 0.1
     assert metrics["non_positive_jacobian_percent"] == 0
@@ -172,6 +173,6 @@ def test_the_demo_aligns_its_two_scans_and_denoises_a_slice(tmp_path):
 
 
 def test_the_demo_data_is_small_and_says_where_it_comes_from():
-    data = Path(cli.__file__).parent / "demo_data"
+    data = Path(cli.__file__).parent / "demo" / "data"
     assert sum(file.stat().st_size for file in data.iterdir()) < 3_000_000
     assert "CC BY" in (data / "README.md").read_text()

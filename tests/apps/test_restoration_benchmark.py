@@ -9,8 +9,8 @@ import torch
 from PIL import Image as Pillow
 
 from voxelwave.apps.cli import main
-from voxelwave.apps.demo_restoration import demo_restoration
-from voxelwave.apps.restoration_figures import compare_scans
+from voxelwave.apps.demo.restoration import demo_restoration
+from voxelwave.apps.restoration.benchmark import compare_scans
 from voxelwave.restoration.footprint import restoration_footprint
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.module import RestorationModule

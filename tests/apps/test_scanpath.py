@@ -227,7 +227,7 @@ def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
 
 
 def test_benchmarks_measure_on_small_scenes(tmp_path, monkeypatch, capsys):
-    from voxelwave.apps import scanpath_benchmark
+    from voxelwave.apps.scanpath import benchmark as scanpath_benchmark
 
     monkeypatch.setattr(scanpath_benchmark, "PLANTED", {**TINY, "steps": 128, "lr": 1e-3, "batch": 8})
     words = ["-o", str(tmp_path), "--scenes", "3", "--steps", "4", "--repeats", "1"]
@@ -244,8 +244,8 @@ def test_benchmarks_measure_on_small_scenes(tmp_path, monkeypatch, capsys):
 def test_the_demo_looks_at_the_shelf_and_the_shelf_is_what_its_script_draws(tmp_path, capsys):
     from importlib.resources import files
 
-    from voxelwave.apps.demo_drawing import draw_shelf
-    from voxelwave.apps.demo_scanpath import demo_scanpath
+    from voxelwave.apps.demo.drawing import draw_shelf
+    from voxelwave.apps.demo.scanpath import demo_scanpath
 
     demo_scanpath(tmp_path / "out")
     assert "Scanpath: 14 things on a drawn shelf" in capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_the_demo_looks_at_the_shelf_and_the_shelf_is_what_its_script_draws(tmp_
     with Image.open(tmp_path / "out" / "scanpath.png") as picture:
         assert picture.width > 800
     draw_shelf(tmp_path)
-    shipped = files("voxelwave.apps") / "demo_data"
+    shipped = files("voxelwave.apps") / "demo" / "data"
     assert json.loads((tmp_path / "shelf.json").read_text()) == json.loads((shipped / "shelf.json").read_text())
     with Image.open(tmp_path / "shelf.png") as ours, Image.open(str(shipped / "shelf.png")) as theirs:
         difference = np.abs(np.asarray(ours.convert("RGB"), int) - np.asarray(theirs.convert("RGB"), int))

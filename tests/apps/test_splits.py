@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelwave.apps.splits import Cohort, LeakError, check_splits, derive_seed, make_splits
+from voxelwave.apps.nested_cv.seeds import derive_seed
+from voxelwave.apps.nested_cv.splits import Cohort, LeakError, check_splits, make_splits
 
 
 def cohort(labels, groups=(), sites=()) -> Cohort:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from voxelwave.apps import statistics
-from voxelwave.apps.statistics import Scores
+from voxelwave.apps.nested_cv import statistics
+from voxelwave.apps.nested_cv.statistics import Scores
 
 
 def scores_of(label, score, threshold=0.5, fold=None, cluster=None) -> Scores:

@@ -4,10 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from voxelwave.apps.cells import Pool, open_pool
-from voxelwave.apps.nested_cv import Design, WindowUnits, make_plan, open_plan, run_plan
-from voxelwave.apps.nested_results import Facts, write_predictions, write_results
-from voxelwave.apps.splits import Cohort
+from voxelwave.apps.nested_cv.plan import Design, WindowUnits, make_plan, open_plan
+from voxelwave.apps.nested_cv.results import Facts, write_predictions, write_results
+from voxelwave.apps.nested_cv.search import run_plan
+from voxelwave.apps.nested_cv.splits import Cohort
+from voxelwave.runs.workers import Pool, open_pool
 
 SUBJECTS, WINDOWS = 24, 4
 LABELS = [i % 2 for i in range(SUBJECTS)]

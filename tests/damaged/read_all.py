@@ -38,7 +38,7 @@ NOBODY = 65534
 def read(kind: str, path: Path) -> dict[str, Any]:
     """What the reader of a kind gives."""
     if kind == "folder":
-        from voxelwave.apps.batch_find import find_cases
+        from voxelwave.apps.batch.find import find_cases
 
         found = find_cases(path, ("dicom", "nifti", "image", "eeg"), suffixes={"image": (".png",), "eeg": (".edf",)})
         return {"cases": sorted([len(case.inputs), case.reason is None] for case in found.cases)}
@@ -127,9 +127,10 @@ class Reading:
 
 def batch(folder: Path, output: Path) -> dict[str, Any]:
     """All inputs as one batch: its exit code and the lines about its cases."""
-    from voxelwave.apps.batch import read_manifest, run_batch
-    from voxelwave.apps.batch_find import find_cases
-    from voxelwave.apps.cells import InProcess
+    from voxelwave.apps.batch.find import find_cases
+    from voxelwave.apps.batch.manifest import read_manifest
+    from voxelwave.apps.batch.run import run_batch
+    from voxelwave.runs.workers import InProcess
 
     _limit_time(60, 300)
     suffixes = {"image": (".png", ".tif", ".bmp", ".jpg")}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from voxelwave.kernels.attention import LinearAttentionState, attention, linear_attention, merge_attention
-from voxelwave.kernels.attention_reference import attention_reference, linear_attention_reference
+from voxelwave.kernels.attention.reference import attention_reference, linear_attention_reference
+from voxelwave.kernels.attention.softmax import LinearAttentionState, attention, linear_attention, merge_attention
 
 F64 = torch.float64
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from voxelwave.apps import cli
-from voxelwave.kernels import benchmark, scan_cpu, selective_scan
-from voxelwave.kernels.benchmark_ggml import GgmlScan
+from voxelwave.kernels import selective_scan
+from voxelwave.kernels.scan import benchmark
+from voxelwave.kernels.scan import cpu as scan_cpu
+from voxelwave.kernels.scan.benchmark_ggml import GgmlScan
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from voxelwave.kernels import scan_cpu, scan_reference
-from voxelwave.kernels.scan import directional_scan, selective_scan, selective_scan_step
-from voxelwave.kernels.scan_reference import directional_scan_reference, selective_scan_reference
+from voxelwave.kernels.scan import cpu as scan_cpu
+from voxelwave.kernels.scan import reference as scan_reference
+from voxelwave.kernels.scan.reference import directional_scan_reference, selective_scan_reference
+from voxelwave.kernels.scan.selective import directional_scan, selective_scan, selective_scan_step
 
 LEVELS = scan_cpu.levels()
 needs_library = pytest.mark.skipif(not LEVELS, reason="the compiled scan was not built")
@@ -281,7 +282,7 @@ def test_threads_are_those_of_torch():
     """One OpenMP in the process: two would keep two pools of threads that wait for each other's cores."""
     program = """
 import torch
-from voxelwave.kernels import scan_cpu
+from voxelwave.kernels.scan import cpu as scan_cpu
 assert scan_cpu.levels()
 for name in {line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps") if "gomp" in line}:
     print(name)

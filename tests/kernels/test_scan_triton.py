@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import voxelwave.kernels
-from voxelwave.kernels import scan_reference, scan_triton
-from voxelwave.kernels.scan_triton_benchmark import gpu_benchmark, parallel_scan, scan_arguments
+from voxelwave.kernels.scan import reference as scan_reference
+from voxelwave.kernels.scan import triton as scan_triton
+from voxelwave.kernels.scan.triton_benchmark import gpu_benchmark, parallel_scan, scan_arguments
 
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 in_interpreter = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the process that the first test starts")

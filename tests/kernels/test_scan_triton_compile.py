@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from voxelwave.kernels.scan_triton import ScanShape
-from voxelwave.kernels.scan_triton_aot import KernelReport, expected_time
+from voxelwave.kernels.scan.triton import ScanShape
+from voxelwave.kernels.scan.triton_aot import KernelReport, expected_time
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
 
@@ -38,10 +38,10 @@ LIMITS = {
 
 COMPILE = """
 import json, sys
-from voxelwave.kernels import scan_triton
+from voxelwave.kernels.scan import triton as scan_triton
 assert "triton" not in sys.modules, "importing the module must not need Triton"
-from voxelwave.kernels import scan_triton_device
-from voxelwave.kernels.scan_triton_aot import aot_report, compile_kernel, kernel_flags, KERNELS
+from voxelwave.kernels.scan import triton_device as scan_triton_device
+from voxelwave.kernels.scan.triton_aot import aot_report, compile_kernel, kernel_flags, KERNELS
 assert scan_triton_device.CHUNK.value == scan_triton.CHECKPOINT_STEPS
 
 reports = [aot_report(capability, states, directional=directional) for capability, states, directional in {targets}]

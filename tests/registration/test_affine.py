@@ -10,7 +10,9 @@ import pytest
 from nibabel.testing import data_path
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.registration.affine import align_affine, from_ants, normalized_mutual_information, syn, to_ants
+from voxelwave.registration.affine import align_affine
+from voxelwave.registration.ants import from_ants, syn, to_ants
+from voxelwave.registration.mutual_information import normalized_mutual_information
 from voxelwave.volumes import AffineTransform, Volume, VolumeWarning
 from voxelwave.volumes.resample import resample
 

@@ -8,19 +8,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.registration.data import (
-    Pair,
-    augmentation,
-    find_pairs,
-    load_fixed,
-    pair_dataset,
-    prepare,
-    read_pairs,
-    split_by_subject,
-    training_grid,
-    unit_range,
-)
+from voxelwave.registration.data import augmentation, load_fixed, pair_dataset, prepare
 from voxelwave.registration.diffusion import write_bvecs
+from voxelwave.registration.grids import training_grid, unit_range
+from voxelwave.registration.pairs import Pair, find_pairs, read_pairs, split_by_subject
 from voxelwave.volumes import Volume, VolumeWarning, write_volume
 
 SHAPE = (24, 20, 16)

@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from voxelwave.registration.metrics import dice, hd95_mm, non_positive_jacobian_fraction, sdlogj, ssim
+from voxelwave.registration.jacobian import non_positive_jacobian_fraction, sdlogj
+from voxelwave.registration.metrics import dice, hd95_mm, ssim
 from voxelwave.registration.warp import voxel_grid
 
 

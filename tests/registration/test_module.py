@@ -12,17 +12,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from voxelwave.registration.benchmark_training import overfit
-from voxelwave.registration.data import find_pairs
 from voxelwave.registration.diffusion import write_bvecs
-from voxelwave.registration.module import (
-    RegistrationModule,
-    common_labels,
-    export_network,
-    mean_dice,
-    read_training_options,
-    soft_dice_loss,
-)
-from voxelwave.registration.nestedmorph_files import load_nestedmorph
+from voxelwave.registration.module import RegistrationModule, common_labels, export_network, mean_dice, soft_dice_loss
+from voxelwave.registration.nestedmorph_files import load_nestedmorph, read_training_options
+from voxelwave.registration.pairs import find_pairs
 from voxelwave.registration.training import train
 from voxelwave.registration.warp import warp
 from voxelwave.volumes import Volume, write_volume

@@ -6,13 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.registration.picture import draw_registration, grid_points_mm
-from voxelwave.registration.register import (
-    better_of,
-    jacobian_figures,
-    network_displacement,
-    register,
-    working_grid,
-)
+from voxelwave.registration.register import better_of, jacobian_figures, network_displacement, register, working_grid
 from voxelwave.volumes import (
     AffineTransform,
     DisplacementField,

@@ -13,15 +13,13 @@ from voxelwave.restoration.data import (
     RestorationData,
     Stage,
     ValidationDataset,
-    dihedral,
     downsampled,
     load_clean,
     load_pairs,
-    neighbours,
-    undo_dihedral,
 )
 from voxelwave.restoration.degradations import make_degradation
 from voxelwave.restoration.images import IntensityRange
+from voxelwave.restoration.views import dihedral, neighbours, undo_dihedral
 from voxelwave.volumes import Volume, write_volume
 
 _UNIT = IntensityRange(0, 1)

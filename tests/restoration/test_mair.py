@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from voxelwave.kernels.scan import selective_scan
+from voxelwave.kernels.scan.selective import selective_scan
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.mair_unet import MaIRUNet, pad_by_reflection
 from voxelwave.restoration.scan_block import DropPath, SequenceShuffleAttention, VisionScan, use_plain_scan

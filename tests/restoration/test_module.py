@@ -9,14 +9,8 @@ import yaml
 from PIL import Image as Pillow
 
 from voxelwave.apps.cli import main
-from voxelwave.apps.restoration_training import train
-from voxelwave.restoration.module import (
-    RestorationModule,
-    charbonnier,
-    halved,
-    held_then_cosine,
-    load_checkpoint,
-)
+from voxelwave.apps.restoration.train import train
+from voxelwave.restoration.module import RestorationModule, charbonnier, halved, held_then_cosine, load_checkpoint
 from voxelwave.restoration.weights import load_weights
 from voxelwave.volumes import Volume, write_volume
 

@@ -1,0 +1,92 @@
+"""A case: the input files that one piece of work takes, and the name of its results."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .names import printable, short_hash
+
+Kind = Literal["dicom", "nifti", "image", "eeg", "pair"]
+
+NIFTI = (".nii", ".nii.gz", ".mgz", ".mgh")
+DICOM_KIND = (".dcm", ".ima", ".dicom")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One unit of work.
+
+    Args:
+        identifier: a name for a folder, unique, without anything about the patient.
+        inputs: the files.
+        kind: what they are together.
+        description: what it is, without free text, for people.
+        reason: why it cannot be run, if that is known already.
+        roles: of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
+        modality: DICOM's code, such as "MR"; None where it is unknown.
+        label: series description and place of the files; may identify a person.
+        size: bytes of the inputs.
+        warnings: what was noticed while looking for it.
+        contrast: of a pair: what is taken of a fixed diffusion series.
+    """
+
+    identifier: str
+    inputs: tuple[Path, ...]
+    kind: Kind
+    description: str
+    reason: str | None = None
+    roles: tuple[str, ...] = ()
+    modality: str | None = None
+    label: str = ""
+    size: int = 0
+    warnings: tuple[str, ...] = ()
+    contrast: str = "image"
+
+    def with_size(self) -> "Case":
+        """The same with the bytes of its inputs."""
+        return replace(self, size=file_size(self.inputs))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, from which `from_dict` makes it again."""
+        return {**asdict(self), "inputs": [str(path) for path in self.inputs]}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Case":
+        """The case of plain values."""
+        lists = {name: tuple(content[name]) for name in ("roles", "warnings")}
+        return cls(**{**content, **lists, "inputs": tuple(Path(path) for path in content["inputs"])})
+
+
+def with_unique_names(cases: Iterable[Case]) -> list[Case]:
+    """Cases sorted by name; those with one name get a hash of their place too. Upper and lower case are alike."""
+    same: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        same[case.identifier.lower()].append(case)
+    named = []
+    for some in same.values():
+        if len(some) == 1:
+            named += some
+            continue
+        for case in some:
+            place = short_hash(case.label, *(str(path) for path in case.inputs), length=6)
+            named.append(replace(case, identifier=f"{case.identifier}-{place}"))
+    return sorted(named, key=lambda case: case.identifier)
+
+
+def file_name(text: str) -> str:
+    """Text as a name that every file system takes."""
+    slug = re.sub(r"[^\w.+=-]+", "_", printable(text)).strip("._-")[:80]
+    return slug or "case"
+
+
+def file_size(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total

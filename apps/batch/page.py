@@ -1,0 +1,133 @@
+"""`voxelwave batch page`: the page of a folder of results, which works from a disk without a network.
+
+It shows what manifest.jsonl says, and the previews that lie in the folders of the cases. What identifies a person is
+kept out of both by those who write them; of a line in the manifest only the known fields are shown.
+"""
+
+import shutil
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from ...runs.files import atomic_path
+from .manifest import MANIFEST, read_manifest
+from .preview import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
+
+INDEX, FILES = "index.html", "index_files"
+TEMPLATE = Path(__file__).parent / "template"
+PAGE = Path(__file__).parents[1] / "page"
+STYLE, SORT = "report.css", "sort.js"  # shared with the reports
+VIEWER = ("niivue.umd.js", "niivue.LICENSE.txt")
+_MOST_COLUMNS = 8  # of figures; the others are in the details of a case
+
+
+def page(output: Path) -> None:
+    """Make the page of a folder of results again, from its manifest.jsonl.
+
+    The page is index.html in OUTPUT with a viewer in index_files/; it needs no network and the whole folder can be
+    moved. It shows images of patients: treat it as you treat the images.
+
+    Args:
+        output: the folder of results of a run over a folder.
+    """
+    print(f"wrote {write_index(output)}")
+
+
+def write_index(output: Path) -> Path:
+    """Write index.html of a folder of results and give its path.
+
+    Args:
+        output: holds manifest.jsonl and the folders of the cases.
+
+    Raises:
+        OSError: if `output` holds no manifest.
+    """
+    output = Path(output)
+    if not (output / MANIFEST).is_file():
+        raise FileNotFoundError(f"expected the folder of results of a batch, with {MANIFEST} in it; got {output}")
+    entries = sorted(read_manifest(output).values(), key=lambda entry: str(entry["case"]))
+    cases = [_case(output, entry) for entry in entries]
+    if any(case["script"] for case in cases):
+        _copy_viewer(output / FILES)
+    environment = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("index.html.jinja").render(
+        cases=cases,
+        columns=_columns(cases),
+        counts=Counter(case["status"] for case in cases),
+        started=min((case["started"] for case in cases if case["started"]), default=""),
+        seconds=sum(case["seconds"] or 0 for case in cases),
+        viewer=f"{FILES}/{VIEWER[0]}",
+        licence=f"{FILES}/{VIEWER[1]}",
+        most_voxels=MOST_VOXELS,
+        version=_version(),
+        style=Markup(_read("batch.css") + (PAGE / STYLE).read_text()),
+        scripts=Markup((PAGE / SORT).read_text() + _read("page.js")),
+    )
+    path = output / INDEX
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def _case(output: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of one line of the manifest."""
+    name = str(entry["case"])
+    error, warnings = entry.get("error"), [str(text) for text in entry.get("warnings") or []]
+    status = str(entry.get("status", ""))
+    if status == "failed" and str(error).startswith("refused"):
+        status = "refused"
+    beside = {kind: output / name / kind for kind in (SCRIPT, PICTURE, DRAWING)} if status == "done" else {}
+    there = {kind: quote(f"{name}/{kind}") for kind, path in beside.items() if path.is_file()}
+    shown = [str(path) for path in entry.get("outputs") or [] if PREVIEWS not in Path(path).parts]
+    metrics = entry.get("metrics") or {}
+    return {
+        "name": name,
+        "anchor": quote(name),
+        "status": status,
+        "kind": str(entry.get("kind", "")),
+        "picture": there.get(PICTURE) or there.get(DRAWING),
+        "script": there.get(SCRIPT),
+        "numbers": {key: value for key, value in metrics.items() if _is_number(value)},
+        "others": {key: str(value) for key, value in metrics.items() if not _is_number(value)},
+        "warnings": warnings,
+        "error": None if error is None else str(error),
+        "seconds": entry.get("seconds"),
+        "started": str(entry.get("started") or ""),
+        "files": [(path.removeprefix(f"{name}/"), quote(path)) for path in shown],
+    }
+
+
+def _columns(cases: list[dict[str, Any]]) -> list[str]:
+    """The figures that most cases have, in the order in which they come."""
+    counts = Counter(key for case in cases for key in case["numbers"])
+    chosen = {key for key, _ in counts.most_common(_MOST_COLUMNS)}
+    return [key for key in counts if key in chosen]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _copy_viewer(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in VIEWER:
+        source = TEMPLATE / name
+        if not (folder / name).is_file() or (folder / name).stat().st_size != source.stat().st_size:
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+def _read(name: str) -> str:
+    return (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+def _version() -> str:
+    try:
+        return version("voxelwave")
+    except PackageNotFoundError:
+        return ""

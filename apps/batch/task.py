@@ -1,0 +1,379 @@
+"""One case: run the work in a temporary folder, record what happened, and publish the result whole or not at all."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...runs.cells import Cell, Result, limited_threads
+from ...runs.files import publish
+from ...runs.functions import load_function
+from ...runs.record import sha256
+from .case import Case
+from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorded, manifest_entry, read_manifest
+from .names import printable, relative, shown_name, shown_path
+
+WorkSpec = dict[str, Any]  # {"factory": "module:function", "arguments": {...}}, plain values
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IDENTIFYING = (
+    *("PatientName", "PatientID", "PatientBirthDate", "OtherPatientNames", "OtherPatientIDs", "PatientComments"),
+    *("PatientAddress", "PatientTelephoneNumbers", "AccessionNumber", "InstitutionName", "ReferringPhysicianName"),
+    *("PerformingPhysicianName", "OperatorsName", "StudyDescription", "SeriesDescription", "ProtocolName"),
+)
+
+
+class CaseRefused(ValueError):
+    """The work is not made for this case; a result would look fine and be wrong."""
+
+
+class Work(Protocol):
+    """What is done with a case. A work may have `smaller()`, which gives one that needs less memory, or None."""
+
+    def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Do a case and write its results into a folder.
+
+        Args:
+            case: its inputs, where a DICOM series is one folder that holds nothing else.
+            folder: empty.
+
+        Returns:
+            "metrics": plain values; "warnings": lines, if any.
+
+        Raises:
+            CaseRefused, ValueError, OSError, MemoryError: one line that says why it could not be done.
+        """
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where and how the cases of a run are done.
+
+    Args:
+        work: how to build the work.
+        output: the folder of results.
+        root: what paths are shown relative to.
+        options: what the results depend on beside inputs and weights.
+        threads: of a case.
+        keep_identifiers: names of files and patients may be shown and written.
+    """
+
+    work: WorkSpec
+    output: Path
+    root: Path
+    options: dict[str, Any]
+    threads: int = 1
+    keep_identifiers: bool = False
+
+    @property
+    def state(self) -> Path:
+        """The folder of locks and of what is under way."""
+        return self.output / STATE
+
+
+class DiskFullError(OSError):
+    """There is no room for results."""
+
+
+def run_case(cell: Cell, folder: Path) -> Result:
+    """Do one case in a worker: the function of a cell.
+
+    Returns:
+        "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run is at it),
+        "full" (no room for results), "unusable" (the work cannot be built); "error": why.
+    """
+    from filelock import FileLock, Timeout
+
+    case = Case.from_dict(cell["case"])
+    places: dict[str, Any] = {k: Path(cell["batch"][k]) for k in ("output", "root")}
+    batch = Batch(**{**cell["batch"], **places})
+    lock = FileLock(batch.state / "locks" / f"{case.identifier}.lock")
+    try:
+        with lock.acquire(timeout=-1 if cell["wait"] else 0):
+            return Task(case, batch, tuple(cell["hashes"]), folder).run(recorded=cell["recorded"])
+    except Timeout:
+        return {"status": "busy"}
+    except OSError as error:
+        if is_full(error):
+            return {"status": "full", "error": full_words(batch.output)}
+        raise
+
+
+@lru_cache(maxsize=2)
+def _built(spec: str) -> Work:
+    content = json.loads(spec)
+    return load_function(content["factory"])(**content["arguments"])
+
+
+class _Unusable(ValueError):
+    """The work cannot be built, for any case."""
+
+
+@dataclass
+class Task:
+    """One case at its turn, under its lock."""
+
+    case: Case
+    batch: Batch
+    hashes: tuple[str, str | None]
+    scratch: Path
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, *, recorded: bool) -> Result:
+        """Skip, do or fail the case, and record it; `recorded` says whether the manifest has it as done."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        entry = self.first_entry()
+        status, error = "done", None
+        try:
+            entry["inputs"] = self._inputs()
+            before = finished_case(self.batch.output, self.case.identifier)
+            if before is not None and all(before.get(k) == entry[k] for k in entry):
+                # a kill may have come between the results and their line
+                if not recorded and not is_recorded(read_manifest(self.batch.output), self.case, self.hashes):
+                    append_line(self.batch.output, manifest_entry(before, "done", None, started, None))
+                return {"status": "found"}
+            entry |= self._work(entry)
+        except _Unusable as problem:
+            return {"status": "unusable", "error": str(problem), "refused": isinstance(problem.__cause__, CaseRefused)}
+        except Exception as problem:  # libraries fail in many ways on damaged data
+            if is_full(problem):
+                return {"status": "full", "error": full_words(self.batch.output)}
+            if os.environ.get("VOXELWAVE_DEBUG"):
+                traceback.print_exc()
+            status = "refused" if isinstance(problem, CaseRefused) else "failed"
+            error = self._clean(_in_words(problem))
+            entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
+        seconds = round(time.perf_counter() - clock, 3)
+        words = f"refused: {error}" if status == "refused" else error
+        line = manifest_entry(entry, "done" if error is None else "failed", words, started, seconds)
+        append_line(self.batch.output, line)
+        return {"status": status, "error": error, "took": seconds}
+
+    def first_entry(self) -> Entry:
+        """What is known of the case before it is looked at."""
+        return {
+            "case": self.case.identifier,
+            "kind": self.case.kind,
+            "inputs": [],
+            "options": json.loads(json.dumps(self.batch.options)),
+            "options_sha256": self.hashes[0],
+            "weights_sha256": self.hashes[1],
+        }
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        """Place and hash of what goes in; a DICOM series is one line."""
+        paths = [*self.case.inputs, *_sidecars(self.case)]
+        shown = [shown_path(p, self.batch.root, keep_identifiers=self.batch.keep_identifiers) for p in paths]
+        hashes = [sha256(path) for path in paths]
+        if self.case.kind == "dicom":
+            place = shown[0].rpartition("/")[0] or "."
+            both = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+            return [{"path": place, "files": len(paths), "sha256": both}]
+        roles = self.case.roles or (None,)
+        lines = [{"path": place, "sha256": value} for place, value in zip(shown, hashes, strict=True)]
+        for line, role in zip(lines, roles, strict=False):
+            if role:
+                line["role"] = role
+        return lines
+
+    def _work(self, entry: Entry) -> Entry:
+        """Run the work, with less memory where it ran out of it, and put the results in place."""
+        from .preview import write_preview
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            work = self._build()
+            staged = self._staged()
+            while True:
+                results = self.scratch / "results"
+                shutil.rmtree(results, ignore_errors=True)
+                results.mkdir()
+                try:
+                    with limited_threads(self.batch.threads):  # torch may have been loaded just now
+                        told = work(staged, results)
+                    break
+                except Exception as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    work = self._smaller(work, error)
+                finally:
+                    ours = (w for w in caught if "voxelwave" in getattr(w.category, "__module__", ""))
+                    self.notes += [str(w.message) for w in ours]
+                    caught.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say of the input was said
+            self.notes += [*told.get("warnings", []), *write_preview(staged, results)]
+        files = sorted(p for p in results.rglob("*") if p.is_file())
+        result: Entry = {
+            "outputs": [f"{self.case.identifier}/{p.relative_to(results).as_posix()}" for p in files],
+            "bytes": [p.stat().st_size for p in files],
+            "metrics": json.loads(json.dumps(told.get("metrics", {}), default=_plain)),
+            "warnings": self._warnings(),
+        }
+        (results / CASE).write_text(json.dumps({**entry, **result}, indent=1) + "\n")
+        publish(results, self.batch.output / self.case.identifier)
+        return result
+
+    def _build(self) -> Work:
+        try:
+            with limited_threads(self.batch.threads):
+                return _built(json.dumps(self.batch.work, sort_keys=True))
+        except Exception as error:
+            raise _Unusable(_in_words(error)) from error
+
+    def _staged(self) -> Case:
+        """A DICOM series as a folder of its own, whose file names are numbers."""
+        if self.case.kind != "dicom":
+            return self.case
+        folder = self.scratch / "series"
+        folder.mkdir()
+        for number, path in enumerate(self.case.inputs, start=1):
+            _link(path.absolute(), folder / _staged_name(number))
+        return replace(self.case, inputs=(folder,))
+
+    def _smaller(self, work: Work, error: Exception) -> Work:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        smaller = getattr(work, "smaller", lambda: None)()
+        if smaller is None:
+            raise MemoryError("not enough memory, and the work cannot be cut smaller") from error
+        self.notes.append(f"memory ran out; tried again with {smaller.size_in_words}")
+        return smaller
+
+    def _warnings(self) -> list[str]:
+        return list(dict.fromkeys(self._clean(note) for note in (*self.case.warnings, *self.notes)))
+
+    def _clean(self, text: str) -> str:
+        """A message in one line, without places on this machine and, unless they may stay, names."""
+        batch, keep = self.batch, self.batch.keep_identifiers
+        place = shown_path(self.case.inputs[0].parent, batch.root, keep_identifiers=keep)
+        swaps = [(str(self.scratch / "series"), place), (str(self.scratch / "results"), self.case.identifier)]
+        for path in self.case.inputs:
+            shown = shown_path(path, batch.root, keep_identifiers=keep)
+            swaps += [(str(path.absolute()), shown), (str(path), shown)]
+        swaps += [(str(self.scratch), ""), (str(batch.output), "OUTPUT"), (str(batch.root), "INPUT")]
+        if self.case.kind == "dicom":
+            swaps += [
+                (_staged_name(number), shown_name(path.name, keep_identifiers=keep))
+                for number, path in enumerate(self.case.inputs, start=1)
+            ]
+        text = " ".join(text.split())
+        for old, new in sorted(swaps, key=lambda pair: -len(pair[0])):
+            text = text.replace(old, new)
+        if not keep:
+            for word in sorted(self._names(), key=len, reverse=True):
+                text = text.replace(word, "[...]")
+        return printable(text)
+
+    def _names(self) -> set[str]:
+        """Words in names of files and in the header that say who it is."""
+        words = set()
+        for path in self.case.inputs:
+            for part in relative(path, self.batch.root).split("/"):
+                if shown_name(part) != part:
+                    words |= {part, part.split(".")[0]}
+        if self.case.kind == "dicom":
+            words |= _header_words(self.case.inputs[0])
+        return {word for word in words if len(word) > 2}
+
+
+@contextmanager
+def full_disk_is_an_error(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFullError(full_words(output)) from error
+        raise
+
+
+def _sidecars(case: Case) -> list[Path]:
+    """Files beside the inputs that the result depends on too."""
+    endings = {".nii": (".bval", ".bvec"), ".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}
+    found = []
+    for path in case.inputs:
+        plain = path.with_name(path.name.removesuffix(".gz"))
+        beside = endings.get(plain.suffix.lower(), ()) if case.kind in ("pair", "eeg") else ()
+        found += [file for ending in beside if (file := plain.with_suffix(ending)).is_file()]
+    return found
+
+
+def _staged_name(number: int) -> str:
+    return f"{number:05d}.dcm"
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError as error:  # a file system without links
+        if is_full(error):
+            raise
+        shutil.copyfile(source, target)
+
+
+def _header_words(path: Path) -> set[str]:
+    """What a DICOM header says about the person, the place and in free text, whole and word by word."""
+    import pydicom
+
+    words: set[str] = set()
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_IDENTIFYING), force=True)
+        for keyword in _IDENTIFYING:
+            value = str(header.get(keyword) or "")
+            words |= {value, *value.replace("^", " ").split()}
+    except Exception:  # a damaged header
+        return words
+    return words
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy as those of Python."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _in_words(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:500]
+    if _is_out_of_memory(error):
+        return text if text.startswith("not enough memory") else "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_full(error: BaseException) -> bool:
+    return any(isinstance(one, OSError) and one.errno in _FULL for one in _chain(error))
+
+
+def full_words(output: Path) -> str:
+    return f"no space left for results in {output}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory", "CUDA out of memory")
+    )

@@ -1,0 +1,1 @@
+"""`voxelwave bench`: speed and accuracy of the kernels beside their peers."""

@@ -1,0 +1,338 @@
+"""`voxelwave batch benchmark`: one run over many series beside one process per series, and a run that is killed."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...runs.files import atomic_path
+from ...runs.record import hardware, package_versions
+from ..batch.manifest import MANIFEST, STATE, read_manifest
+
+_TIMES = ("started", "seconds", "versions")  # of a line of the manifest
+_EPOCH = "1700000000"  # the time that results are dated with, so that their bytes can be compared
+_POLL_S = 0.05
+
+
+def benchmark(
+    data: Path,
+    *,
+    output: Path,
+    part: Literal["all", "cost", "kills"] = "all",
+    series: int = 50,
+    broken: int = 5,
+    slices: int = 3,
+    kills: int = 20,
+    jobs: int = 1,
+    threads: int = 2,
+    weights: Path = Path("denoise-grey"),
+    seed: int = 0,
+) -> None:
+    """Measure batches on a folder of series that is made from the real ones of DATA, some of them broken.
+
+    Parts: "cost", time and peak memory of `restoration restore` of the whole folder, beside one process per series, and
+    of a second run that finds everything done; "kills", the same run ended by SIGKILL at random times and started
+    again, whose results are then compared byte by byte with those of the undisturbed run. Memory is that of all
+    processes together (Linux: proportional set size). OUTPUT receives the folders and benchmark-batch.json.
+
+    Args:
+        data: a folder with real DICOM series of single images, in any nesting.
+        output: the folder to write to; must not hold an earlier benchmark.
+        part: which figures.
+        series: how many, the broken ones among them.
+        broken: how many of them are broken: an empty file, cut pixels, a missing slice, no position, a tilt, in turn.
+        slices: of a series.
+        kills: how often the run is killed.
+        jobs: processes of the run.
+        threads: of each process.
+        weights: of the denoiser, a file or the name of weights that come with the package.
+        seed: of the times of the kills.
+    """
+    folder = output / "series"
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: choose another --output")
+    make_series(data, folder, count=series, broken=broken, slices=slices)
+    options = ["--weights", str(weights), "--threads", str(threads), "--device", "cpu"]
+    run = _command(folder, output / "undisturbed", *options, "--jobs", str(jobs))
+    figures: dict[str, Any] = {"series": series, "broken": broken, "slices": slices, "jobs": jobs, "threads": threads}
+    first = measure(run, allowed=(0, 3))
+    figures |= {"batch": first.figures()}
+    counts = [entry["status"] for entry in read_manifest(output / "undisturbed").values()]
+    figures |= {"done": counts.count("done"), "failed": counts.count("failed")}
+    print(f"one run: {first}; {counts.count('done')} done, {counts.count('failed')} failed", flush=True)
+    if part in ("all", "cost"):
+        again = measure(run, allowed=(0, 3))
+        print(f"the same again, all found done or failing again: {again}", flush=True)
+        figures |= {"batch again": again.figures()}
+        figures |= {"one process per series": _one_by_one(folder, output / "single", options)}
+    if part in ("all", "kills"):
+        figures |= {"kills": _killed(folder, output, [*options, "--jobs", str(jobs)], kills, seed, first.seconds)}
+    figures |= {"seed": seed, "hardware": hardware(), "versions": package_versions()}
+    with atomic_path(output / "benchmark-batch.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"wrote {output}/benchmark-batch.json")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took.
+
+    Args:
+        seconds: from its start to its end.
+        cpu_seconds: of the processor, of it and its children; what else the machine does changes these little.
+        peak_mib: the most memory of it and all its children together.
+        code: its exit code.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+    code: int
+
+    def figures(self) -> dict[str, float]:
+        """For a record."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "peak_mib": round(self.peak_mib),
+        }
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.cpu_seconds:.1f} s of the processor, {self.peak_mib:.0f} MiB"
+
+
+def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
+    """Time and peak memory of a command with its children.
+
+    Raises:
+        OSError: it ended with another exit code than those that are allowed.
+    """
+    started, before = time.perf_counter(), _cpu_of_children()
+    process = _start(command)
+    peak = [0.0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            peak[0] = max(peak[0], tree_memory_mib(process.pid))
+            time.sleep(_POLL_S)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    errors = process.communicate()[1].decode(errors="replace")
+    seconds = time.perf_counter() - started
+    watcher.join()
+    if process.returncode not in allowed:
+        raise OSError(f"{' '.join(command)} ended with code {process.returncode}: {errors.strip()[-300:]}")
+    return Cost(seconds, _cpu_of_children() - before, peak[0], process.returncode)
+
+
+def _cpu_of_children() -> float:
+    """Seconds of the processor of all children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def tree_memory_mib(pid: int) -> float:
+    """Proportional set size of a process and of all below it, MiB; 0 where /proc does not tell."""
+    total = 0.0
+    for one in _tree(pid):
+        try:
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has just ended
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return total
+
+
+def contents(output: Path) -> dict[str, str]:
+    """Hash of each file of a folder of results by its name: of the manifest without times, and without the page."""
+    found = {}
+    for path in sorted(p for p in output.rglob("*") if p.is_file() and STATE not in p.parts):
+        data = path.read_bytes()
+        if path.name == MANIFEST:
+            lines = [json.loads(line) for line in data.splitlines()]
+            data = json.dumps([{k: v for k, v in line.items() if k not in _TIMES} for line in lines]).encode()
+        if path.suffix != ".html":
+            found[path.relative_to(output).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def make_series(data: Path, folder: Path, *, count: int, broken: int, slices: int) -> None:
+    """Write series of neighbouring images of real series, as new patients, studies and series in nested folders.
+
+    Raises:
+        ValueError: `data` holds no series that can be used.
+    """
+    import pydicom
+    from pydicom.uid import generate_uid
+
+    pieces = list(_pieces(data, slices))
+    if not pieces:
+        raise ValueError(f"{data} must hold DICOM series of at least {slices} single images, got none")
+    damages: list[Callable[[list[Path]], None]] = [_empty, _cut, _without_slice, _without_place, _tilted]
+    for number in range(count):
+        patient, study = number % 17, number % 3
+        place = folder / f"PAT{patient:02d}" / f"ST{study}" / f"SE{number:03d}"
+        place.mkdir(parents=True)
+        written = []
+        for index, path in enumerate(pieces[number % len(pieces)]):
+            image = pydicom.dcmread(path)
+            image.PatientID, image.PatientName = f"P{patient:02d}", f"Name^{patient:02d}"
+            image.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(patient), str(study)])
+            image.SeriesInstanceUID = generate_uid(entropy_srcs=["series", str(number)])
+            image.SOPInstanceUID = generate_uid(entropy_srcs=["image", str(number), str(index)])
+            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+            written.append(place / f"IM{index:04d}")
+            image.save_as(written[-1], enforce_file_format=True)
+        if number % (count // broken if broken else count + 1) == 1 and number // (count // broken) < broken:
+            damages[number // (count // broken) % len(damages)](written)
+
+
+def _pieces(data: Path, slices: int) -> Iterator[list[Path]]:
+    """Runs of neighbouring images of the real series that can be read."""
+    import warnings
+
+    import pydicom
+
+    from ...volumes import read_volume
+    from ..batch.find import find_cases
+
+    cases = [case for case in find_cases(data, ("dicom",)).cases if case.reason is None]
+    for case in sorted(cases, key=lambda case: str(case.inputs[0])):
+        if len({path.parent for path in case.inputs}) > 1:
+            continue
+        images = [pydicom.dcmread(path, stop_before_pixels=True) for path in case.inputs]
+        if len(images) < slices or any("NumberOfFrames" in image for image in images):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if read_volume(case.inputs[0].parent).array.ndim != 3:
+                    continue
+        except (ValueError, OSError):
+            continue
+        normal = _normal(images[0])
+        heights = [sum(a * float(b) for a, b in zip(normal, i.ImagePositionPatient, strict=True)) for i in images]
+        ordered = [path for _, path in sorted(zip(heights, case.inputs, strict=True))]
+        for start in range(0, len(ordered) - slices + 1, slices):
+            yield ordered[start : start + slices]
+
+
+def _normal(image: Any) -> list[float]:
+    import numpy as np
+
+    row, column = np.array([float(v) for v in image.ImageOrientationPatient]).reshape(2, 3)
+    return list(np.cross(row, column))
+
+
+def _empty(paths: list[Path]) -> None:
+    target = paths[-1].with_suffix(".dcm")
+    paths[-1].rename(target)
+    target.write_bytes(b"")
+
+
+def _cut(paths: list[Path]) -> None:
+    paths[0].write_bytes(paths[0].read_bytes()[:-5000])
+
+
+def _without_slice(paths: list[Path]) -> None:
+    """The last slice goes to where it leaves a gap."""
+    _change(paths[-1], lambda image: _shift(image, by=2.7))
+
+
+def _without_place(paths: list[Path]) -> None:
+    def change(image: Any) -> None:
+        del image.ImagePositionPatient
+
+    _change(paths[0], change)
+
+
+def _tilted(paths: list[Path]) -> None:
+    def change(image: Any) -> None:
+        image.ImagePositionPatient[1] = float(image.ImagePositionPatient[1]) + 3.0
+        image.ImagePositionPatient[0] = float(image.ImagePositionPatient[0]) + 3.0
+
+    _change(paths[-1], change)
+
+
+def _shift(image: Any, *, by: float) -> None:
+    moved = [float(v) + by * n for v, n in zip(image.ImagePositionPatient, _normal(image), strict=True)]
+    image.ImagePositionPatient = [f"{value:.6g}" for value in moved]
+
+
+def _change(path: Path, change: Callable[[Any], None]) -> None:
+    import pydicom
+
+    image = pydicom.dcmread(path)
+    change(image)
+    image.save_as(path, enforce_file_format=True)
+
+
+def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any]:
+    """The sum of the times and the largest memory of a process per series."""
+    sum_of, failed = Cost(0.0, 0.0, 0.0, 0), 0
+    for number, place in enumerate(sorted(p for p in folder.rglob("SE*") if p.is_dir())):
+        cost = measure(_command(place, output / f"{number:03d}", *options), allowed=(0, 1, 3, 4))
+        peak = max(sum_of.peak_mib, cost.peak_mib)
+        sum_of = Cost(sum_of.seconds + cost.seconds, sum_of.cpu_seconds + cost.cpu_seconds, peak, 0)
+        failed += cost.code != 0
+    print(f"one process per series: {sum_of}; {failed} failed", flush=True)
+    return {**sum_of.figures(), "failed": failed}
+
+
+def _killed(
+    folder: Path, output: Path, options: list[str], kills: int, seed: int, undisturbed_s: float
+) -> dict[str, Any]:
+    """Kill a run again and again, at the latest after half the time that a whole one takes; then compare its end."""
+    chance, target = random.Random(seed), output / "killed"
+    command = _command(folder, target, *options)
+    done: list[int] = []
+    while len(done) < kills:
+        process = _start(command)
+        try:
+            process.wait(chance.uniform(0.0, undisturbed_s / 2))
+            process.communicate()
+            print(f"it came to its end before kill {len(done) + 1}; results of some cases are taken away", flush=True)
+            for name in chance.sample(sorted(read_manifest(target)), 5):
+                (target / name / "case.json").unlink(missing_ok=True)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            done.append(len(read_manifest(target)))
+    end = measure(command, allowed=(0, 3))
+    one, other = contents(output / "undisturbed"), contents(target)
+    different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    left = [path.name for path in (target / STATE).glob("run-*")]
+    words = "byte-equal" if not different else f"{len(different)} files differ: {', '.join(different[:3])}"
+    print(f"killed {len(done)} times ({done} lines by then), ended in {end}: {len(one)} files {words}", flush=True)
+    return {"lines": done, "files": len(one), "different": different, "left behind": left}
+
+
+def _command(source: Path, target: Path, *options: str) -> list[str]:
+    words = ["restoration", "restore", "-i", str(source), "-o", str(target), *options]
+    return [sys.executable, "-m", "voxelwave.apps.cli", *words]
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def _tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in task.read_text().split()]
+            except OSError:
+                continue
+    return found

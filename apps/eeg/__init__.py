@@ -1,0 +1,1 @@
+"""`voxelwave eeg`: one file per verb."""

@@ -1,0 +1,110 @@
+"""The cohort of an EEG study, as nested cross-validation and the report need it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...eeg.study import Study
+    from ...eeg.windows import Windows
+    from ..nested_cv.results import Facts
+    from ..nested_cv.splits import Cohort
+TITLES = {
+    "adhdeepnet": ("ADHDeepNet", "the network that the study is about"),
+    "eegnet": ("EEGNet", "network of Lawhern et al. 2018, by braindecode"),
+    "shallow": ("ShallowConvNet", "network of Schirrmeister et al. 2017, by braindecode"),
+    "bandpower": ("band power", "logarithm of power by channel and band, logistic regression"),
+    "amplitude": ("amplitude", "logarithm of variance by channel before any scaling, logistic regression"),
+    "length": ("recording length", "seconds of the recording and nothing else, logistic regression"),
+    "majority": ("majority", "share of the classes in the training part"),
+}
+
+
+def cohort_of(study: "Study", data: "Windows", person_column: str | None = None) -> "Cohort":
+    """The subjects with windows; those whose recordings are equal, or whose person is named, are one person.
+
+    Raises:
+        ValueError: a person column that a subject lacks.
+    """
+    from ..nested_cv.splits import Cohort
+
+    extra = {s.subject: s.extra for s in study.subjects}
+    first: dict[str, str] = {}
+    persons = []
+    for name, digest in zip(data.subjects, data.digests, strict=True):
+        person = name if person_column is None else extra[name].get(person_column)
+        if not person:
+            raise ValueError(f"column {person_column!r} of the study must name a person for each subject, not {name}")
+        persons.append(first.setdefault(digest, person))
+    sites = tuple(extra[name].get("site", "") for name in data.subjects)
+    return Cohort(
+        subjects=data.subjects,
+        labels=tuple(data.labels.tolist()),
+        classes=data.classes,
+        groups=() if tuple(persons) == data.subjects else tuple(persons),
+        sites=sites if all(sites) and len(set(sites)) > 1 else (),
+    )
+
+
+def facts_of(
+    study: "Study",
+    data: "Windows",
+    plan: dict[str, Any],
+    checks: list[dict[str, str]],
+    seconds: float,
+    title: str | None,
+) -> "Facts":
+    """What the report says beside figures: flow of subjects, audit, descriptions, limits."""
+    from datetime import datetime
+
+    import numpy as np
+
+    from ...runs.record import command_line, hardware
+    from ..nested_cv.results import Facts
+
+    extra = {s.subject: s.extra for s in study.subjects}
+    windows = np.bincount(data.subject, minlength=len(data.subjects))
+    per_class = {}
+    for label, name in enumerate(data.classes):
+        own = data.labels == label
+        per_class[name] = {
+            "subjects": int(own.sum()),
+            "windows": int(windows[own].sum()),
+            "seconds_median": float(np.median(data.seconds[own])),
+            "seconds_range": [float(data.seconds[own].min()), float(data.seconds[own].max())],
+        }
+    positive = data.classes[1]
+    design = plan["design"]
+    limits = [
+        "One study: nothing is known about other hospitals, devices, ages or severities.",
+        f"Settings tried in each fold: {design['trials']}; more might find better ones.",
+        "Research software and no medical device.",
+    ]
+    if design["repeats"] == 1:
+        limits.append("One partition of the subjects; --repeats shows how much the figures hang on it.")
+    if plan["cohort"]["groups"]:
+        limits.append("Rows of one person, or with one recording under several names, were kept in the same fold.")
+    return Facts(
+        title=title or f"{positive} from EEG: nested cross-validation",
+        command=command_line(),
+        flow={
+            "listed": len(study.subjects),
+            "read": len(study.subjects),
+            "excluded": [{"subject": name, "reason": reason} for name, reason in data.excluded],
+            "analysed": len(data.subjects),
+            "windows": len(data.x),
+            "per_class": per_class,
+        },
+        windows=windows.tolist(),
+        seconds=data.seconds.tolist(),
+        extra=[extra[name] for name in data.subjects],
+        audit=checks,
+        caveats=[f"{c['check']}: {c['detail']}" for c in checks if c["outcome"] in ("warning", "fail")],
+        limits=limits,
+        description=[
+            f"{len(data.channels)} channels ({', '.join(data.channels)}); unit of the files: {data.unit}.",
+            *data.notes,
+        ],
+        models={model: dict(zip(("title", "description"), TITLES[model], strict=True)) for model in plan["models"]},
+        hardware=hardware(),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        seconds_run=round(seconds, 1),
+    )

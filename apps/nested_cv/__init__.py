@@ -1,0 +1,1 @@
+"""The engine of nested cross-validation: plan, fits, search, results, report."""

@@ -1,0 +1,157 @@
+"""Outer and inner folds over subjects, and the check that no person stands on both sides of any of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .seeds import derive_seed
+
+Split = dict[str, Any]  # {"repeat", "fold", "train", "test", "inner": [{"train", "validation"}]}, lists of indices
+
+
+class LeakError(ValueError):
+    """A person on both sides of a split."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who takes part.
+
+    Args:
+        subjects: names, one for each unit that is predicted.
+        labels: 0 or 1 for each, 1 is the positive class; empty, like `classes`, where nothing is classified.
+        classes: (negative, positive).
+        groups: the person (or family, or ward) behind each subject, whom folds keep together; the subject by default.
+        sites: where given, folds hold the same share of each site too.
+    """
+
+    subjects: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, str] | tuple[()]
+    groups: tuple[str, ...] = ()
+    sites: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(set(self.subjects)) != len(self.subjects):
+            twice = next(s for s in self.subjects if self.subjects.count(s) > 1)
+            raise ValueError(f"each subject must be listed once, {twice!r} is there {self.subjects.count(twice)} times")
+        for name in ("labels", "groups", "sites"):
+            given = getattr(self, name)
+            if len(given) != len(self.subjects) and (given or (name == "labels" and self.classes)):
+                raise ValueError(
+                    f"{name} must have one entry for each of {len(self.subjects)} subjects, got {len(given)}"
+                )
+        if self.classes and set(self.labels) != {0, 1}:
+            raise ValueError(f"labels must hold both 0 ({self.classes[0]}) and 1 ({self.classes[1]})")
+
+    @property
+    def persons(self) -> tuple[str, ...]:
+        """The group of each subject."""
+        return self.groups or self.subjects
+
+
+def make_splits(cohort: Cohort, *, outer: int, inner: int, repeats: int = 1, seed: int = 0) -> list[Split]:
+    """Outer folds with inner folds in their training part, stratified by class (and site), persons kept together.
+
+    Args:
+        cohort: who is split.
+        outer: folds of which each is tested once in a repeat.
+        inner: folds within each outer training part.
+        repeats: how often all is split anew.
+        seed: of the partitions.
+
+    Returns:
+        One split for each repeat and outer fold, with indices into `cohort.subjects`; already checked.
+
+    Raises:
+        ValueError: where the subjects do not suffice for both classes in every part.
+    """
+    for name, count, least in (("outer", outer, 2), ("inner", inner, 2), ("repeats", repeats, 1)):
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
+    everyone = np.arange(len(cohort.subjects))
+    splits = []
+    for repeat in range(repeats):
+        folds = _folds(cohort, everyone, outer, derive_seed(seed, "outer", repeat), "outer")
+        for fold, (train, test) in enumerate(folds):
+            inside = _folds(cohort, train, inner, derive_seed(seed, "inner", repeat, fold), "inner")
+            parts = [{"train": a.tolist(), "validation": b.tolist()} for a, b in inside]
+            split = {"repeat": repeat, "fold": fold, "train": train.tolist(), "test": test.tolist(), "inner": parts}
+            splits.append(split)
+    check_splits(cohort, splits)
+    return splits
+
+
+def check_splits(cohort: Cohort, splits: Sequence[Split]) -> None:
+    """Refuse splits that a reviewer would refuse. It runs before every run and every resumed run.
+
+    In each split no person is on both sides, inner folds stay inside the outer training part and cover it once, and
+    every part holds both classes; in each repeat every subject is tested exactly once.
+
+    Raises:
+        LeakError: someone is on both sides, or tested subjects reach the inner folds.
+        ValueError: a part without both classes, an index that is out of range, or a subject not tested exactly once.
+    """
+    repeats: dict[int, list[int]] = {}
+    for split in splits:
+        place = f"repeat {split['repeat']}, outer fold {split['fold']}"
+        train, test = split["train"], split["test"]
+        _check_parts(cohort, place, train=train, test=test)
+        repeats.setdefault(split["repeat"], []).extend(test)
+        validated: list[int] = []
+        for number, part in enumerate(split["inner"]):
+            where = f"{place}, inner fold {number}"
+            _check_parts(cohort, where, train=part["train"], validation=part["validation"])
+            _check_apart(
+                cohort, where, part["train"] + part["validation"], test, "its inner folds", "the outer test part"
+            )
+            validated += part["validation"]
+        if sorted(validated) != sorted(train):
+            raise ValueError(f"{place}: the inner folds must validate each training subject exactly once")
+    for repeat, tested in repeats.items():
+        if sorted(tested) != list(range(len(cohort.subjects))):
+            raise ValueError(f"repeat {repeat}: every subject must be tested exactly once")
+
+
+def _check_parts(cohort: Cohort, place: str, **parts: list[int]) -> None:
+    (first, a), (second, b) = parts.items()
+    _check_apart(cohort, place, a, b, f"its {first} part", f"its {second} part")
+    for name, part in parts.items():
+        if len(set(part)) != len(part) or not set(part) <= set(range(len(cohort.subjects))):
+            raise ValueError(
+                f"{place}: the {name} part must hold each index once, from 0 to {len(cohort.subjects) - 1}"
+            )
+        for label, title in enumerate(cohort.classes):
+            if not any(cohort.labels[i] == label for i in part):
+                raise ValueError(
+                    f"{place}: its {name} part has no subject of class {title!r}; use fewer folds or more subjects"
+                )
+
+
+def _check_apart(cohort: Cohort, place: str, a: list[int], b: list[int], name_a: str, name_b: str) -> None:
+    both = {cohort.persons[i] for i in a} & {cohort.persons[i] for i in b}
+    if both:
+        shown = ", ".join(sorted(both)[:3]) + (" ..." if len(both) > 3 else "")
+        raise LeakError(f"{place}: {len(both)} of the same people are in {name_a} and in {name_b} ({shown})")
+
+
+def _folds(cohort: Cohort, among: np.ndarray, count: int, seed: int, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`count` pairs (rest, held out) of indices out of `among`."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labels, persons = np.array(cohort.labels)[among], np.array(cohort.persons)[among]
+    for label, title in enumerate(cohort.classes):
+        people = len(set(persons[labels == label]))
+        if people < count:
+            raise ValueError(
+                f"{count} {kind} folds need at least {count} people of each class,"
+                f" got {people} of class {title!r} to split; lower --{kind}"
+            )
+    strata = [f"{cohort.labels[i]}" + (f"/{cohort.sites[i]}" if cohort.sites else "") for i in among]
+    if cohort.sites and min(strata.count(s) for s in set(strata)) < count:
+        strata = [str(label) for label in labels]  # a site too small to be in every fold
+    alone = len(set(persons)) == len(among)
+    splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
+    return [(among[a], among[b]) for a, b in splitter.split(among, strata, None if alone else persons)]

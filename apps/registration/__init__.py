@@ -1,0 +1,1 @@
+"""`voxelwave registration`: one file per verb."""

@@ -1,0 +1,1 @@
+"""`voxelwave restoration`: one file per verb."""

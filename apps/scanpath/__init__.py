@@ -1,0 +1,1 @@
+"""`voxelwave scanpath`: one file per verb."""

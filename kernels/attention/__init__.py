@@ -1,0 +1,1 @@
+"""Attention mechanisms, each beside its plain reference."""

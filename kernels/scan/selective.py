@@ -1,0 +1,389 @@
+"""Selective scan (Gu and Dao 2023, arXiv 2312.00752): the public functions, their checks and their custom operators.
+
+    dl_t = softplus(delta_t + delta_bias)               or delta_t + delta_bias without delta_softplus
+    h_t  = exp(dl_t A) h_{t-1} + dl_t u_t B_t           h_{-1} = initial_state or 0; (D, N) per batch item
+    y_t  = sum_n C_t[n] h_t[n] + D u_t                  out_t = y_t silu(z_t) if z is given
+
+Three paths give the same answer: compiled SIMD code on the CPU (`scan_cpu`), Triton on CUDA (`scan_triton`), and plain
+PyTorch (`scan_reference`) for float64 and where no compiled library is found. The operators are
+`voxelwave::selective_scan` and `voxelwave::directional_scan`, so torch.compile and autograd treat them like built-in
+ones.
+
+Each path is a module with `scan_forward`, `scan_backward`, `directional_forward`, `directional_backward` and
+`CHECKPOINT_STEPS`, with the arguments and results that `scan_reference` documents: checkpoints are float32
+(B, ceil(L / CHECKPOINT_STEPS), D, N), gradients come back in the shape and type of their argument, None for None.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .operators import (
+    differentiate_directional,
+    differentiate_scan,
+    directional_scan_backward_operator,
+    directional_scan_operator,
+    fake_checkpoints,
+    fake_gradient,
+    save_directional,
+    save_scan,
+    selective_scan_backward_operator,
+    selective_scan_operator,
+)
+from .reference import state_dtype
+
+_INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the linear recurrence of a selective state-space model over the last axis, in time and memory O(L).
+
+    u, delta, z and a varying B or C share one type (float32, float16, bfloat16 or float64); sums and states are float32
+    (float64 for float64) whatever it is. Under autocast everything is float32. Every tensor argument has a gradient,
+    and so has the last state.
+
+    Args:
+        u: (B, D, L), the input sequence of each channel.
+        delta: (B, D, L), step sizes before bias and softplus.
+        A: (D, N), real; negative in a stable model.
+        B: (B, N, L), or (B, G, N, L) where channel d uses group d // (D / G), or constant in time (D, N).
+        C: as B; if both vary and have groups, the same G.
+        D: (D,), weight of the input in the output.
+        z: (B, D, L), gate.
+        delta_bias: (D,), added to delta before the softplus.
+        delta_softplus: pass delta + delta_bias through softplus.
+        return_last_state: also return the state after the last step.
+        initial_state: (B, D, N), the state before the first step; 0 if not given.
+
+    Returns:
+        out (B, D, L) in the type of u; with `return_last_state` the pair of out and the last state (B, D, N).
+
+    Raises:
+        ValueError, TypeError: a shape or type is wrong; the message names the argument.
+
+    Example:
+        >>> ones = torch.ones(1, 1, 4)
+        >>> halving = torch.tensor([[0.5]]).log()
+        >>> selective_scan(ones, ones, halving, ones, ones).flatten().tolist()
+        [1.0, 1.5, 1.75, 1.875]
+    """
+    _check_tensor("u", u, ndim=3, layout="(B, D, L)")
+    if _in_autocast(u):
+        u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
+    batch, channels, _ = u.shape
+    _check_same("delta", delta, u)
+    states = _check_rates(A, channels, "(D, N)", "u", u)
+    groups = _groups(B, C)
+    B = _check_input_matrix("B", B, u, states, groups)
+    C = _check_input_matrix("C", C, u, states, groups)
+    if z is not None:
+        _check_same("z", z, u)
+    _check_vector("D", D, channels, u)
+    _check_vector("delta_bias", delta_bias, channels, u)
+    if initial_state is not None:
+        _check_tensor("initial_state", initial_state, ndim=3, layout="(B, D, N)")
+        _check_shape("initial_state", initial_state, (batch, channels, states), "u and A", u)
+    _check_devices(u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+
+    real = state_dtype(u)
+    arguments = (u, delta, A.to(real), B, C, _to(D, real), z, _to(delta_bias, real))
+    state = _to(initial_state, real)
+    checkpointed = _needs_gradient(*arguments, state)
+    out, last_state, _ = selective_scan_operator(*arguments, delta_softplus, state, checkpointed)
+    return (out, last_state) if return_last_state else out
+
+
+def selective_scan_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """One step of `selective_scan` for streaming; `state` is updated in place and no gradient is kept.
+
+    Args:
+        state: (B, D, N), float32 (float64 for float64 input); start from zeros.
+        u: (B, D), one time step.
+        delta: (B, D).
+        A: (D, N).
+        B: (B, G, N) with channel d in group d // (D / G), or constant (D, N).
+        C: as B.
+        D: (D,).
+        z: (B, D).
+        delta_bias: (D,).
+        delta_softplus: pass delta + delta_bias through softplus.
+
+    Returns:
+        The output of this step, (B, D), in the type of u.
+
+    Example:
+        >>> state, one, halving = torch.zeros(1, 1, 1), torch.ones(1, 1), torch.tensor([[0.5]]).log()
+        >>> [selective_scan_step(state, one, one, halving, one[..., None], one[..., None]).item() for _ in range(3)]
+        [1.0, 1.5, 1.75]
+    """
+    _check_tensor("u", u, ndim=2, layout="(B, D)")
+    if _in_autocast(u):
+        u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
+    batch, channels = u.shape
+    states = _check_rates(A, channels, "(D, N)", "u", u)
+    _check_same("delta", delta, u)
+    if z is not None:
+        _check_same("z", z, u)
+    _check_vector("D", D, channels, u)
+    _check_vector("delta_bias", delta_bias, channels, u)
+    _check_tensor("state", state, ndim=3, layout="(B, D, N)")
+    _check_shape("state", state, (batch, channels, states), "u and A", u)
+    real = state_dtype(u)
+    if state.dtype != real:
+        raise TypeError(f"state must be {real} for u of type {u.dtype}, got {state.dtype}")
+    B_, C_ = (_step_matrix(name, X, u, states).to(real) for name, X in (("B", B), ("C", C)))
+    _check_devices(u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state)
+    with torch.no_grad():
+        dl = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias.to(real)
+        if delta_softplus:
+            dl = F.softplus(dl)
+        state.mul_(torch.exp(dl[..., None] * A.to(real))).addcmul_((dl * u.to(real))[..., None], B_)
+        y = (state * C_).sum(-1)
+        if D is not None:
+            y += D.to(real) * u.to(real)
+        if z is not None:
+            y *= F.silu(z.to(real))
+        return y.to(u.dtype)
+
+
+def directional_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    permutation: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """Scan one channel-last image along K paths at once; nothing is permuted in memory.
+
+    For each direction k the sequence is x[:, permutation[k, t]] for t = 0, 1, ...; delta, B, C and the result stay in
+    image order, so out[:, permutation[k, t], k] is the output of step t. Equal to gathering along each direction,
+    `selective_scan` over K*C channels in K groups (channel k*C + c), and gathering with the inverse permutation.
+
+    Args:
+        x: (B, L, C), the image, positions in any fixed order (say raster).
+        delta: (B, L, K, C), step size of each position and direction before bias and softplus.
+        A: (K*C, N), direction-major.
+        B: (B, L, K, N).
+        C: (B, L, K, N).
+        permutation: (K, L), integer; row k lists the positions in the order of direction k, each once.
+        D: (K*C,), direction-major.
+        delta_bias: (K*C,), direction-major.
+        delta_softplus: pass delta + delta_bias through softplus.
+
+    Returns:
+        out (B, L, K, C) in image order, in the type of x.
+
+    Raises:
+        ValueError, TypeError: a shape or type is wrong, or a row of `permutation` is none (found on the CPU only).
+
+    Example:
+        >>> x, ones, halving = torch.ones(1, 3, 1), torch.ones(1, 3, 2, 1), torch.full((2, 1), 0.5).log()
+        >>> there_and_back = torch.tensor([[0, 1, 2], [2, 1, 0]])
+        >>> directional_scan(x, ones, halving, ones, ones, there_and_back)[0, :, :, 0].tolist()
+        [[1.0, 1.75], [1.5, 1.5], [1.75, 1.0]]
+    """
+    _check_tensor("x", x, ndim=3, layout="(B, L, C)")
+    if _in_autocast(x):
+        x, delta, B, C = (_to_float32(v) for v in (x, delta, B, C))  # type: ignore[assignment]
+    batch, length, width = x.shape
+    if not isinstance(permutation, Tensor) or permutation.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"permutation must be a tensor of type int32 or int64, got {_kind(permutation)}")
+    if permutation.ndim != 2 or permutation.shape[1] != length:
+        raise ValueError(f"permutation must have shape (K, {length}) to match x {_shape(x)}, got {_shape(permutation)}")
+    directions = permutation.shape[0]
+    if directions < 1:
+        raise ValueError(f"permutation must have at least one row, got shape {_shape(permutation)}")
+    channels = directions * width
+    states = _check_rates(A, channels, "(K*C, N)", "x and permutation", x)
+    for name, tensor, last in (("delta", delta, width), ("B", B, states), ("C", C, states)):
+        _check_tensor(name, tensor, ndim=4, layout="(B, L, K, C)" if name == "delta" else "(B, L, K, N)")
+        _check_shape(name, tensor, (batch, length, directions, last), "x and permutation", x)
+        _check_type(name, tensor, "x", x)
+    _check_vector("D", D, channels, x)
+    _check_vector("delta_bias", delta_bias, channels, x)
+    _check_devices(x, delta=delta, A=A, B=B, C=C, permutation=permutation, D=D, delta_bias=delta_bias)
+
+    real = state_dtype(x)
+    arguments = (x, delta, A.to(real), B, C, permutation.to(torch.int32), _to(D, real), _to(delta_bias, real))
+    checkpointed = _needs_gradient(*arguments)
+    out, _ = directional_scan_operator(*arguments, delta_softplus, checkpointed)
+    return out
+
+
+@selective_scan_operator.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed):
+    batch, channels, length = u.shape
+    last_state = A.new_empty(batch, channels, A.shape[1])
+    return u.new_empty(u.shape), last_state, fake_checkpoints(u, A, batch, channels, length, checkpointed)
+
+
+@selective_scan_backward_operator.register_fake
+def _(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpoints):
+    return tuple(fake_gradient(v, u) for v in (u, delta, A, B, C, D, z, delta_bias, initial_state))
+
+
+selective_scan_operator.register_autograd(differentiate_scan, setup_context=save_scan)
+
+
+@directional_scan_operator.register_fake
+def _(x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed):
+    batch, length, width = x.shape
+    directions = permutation.shape[0]
+    out = x.new_empty(batch, length, directions, width)
+    return out, fake_checkpoints(x, A, batch, directions * width, length, checkpointed)
+
+
+@directional_scan_backward_operator.register_fake
+def _(grad_out, x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpoints):
+    return tuple(fake_gradient(v, x) for v in (x, delta, A, B, C, D, delta_bias))
+
+
+directional_scan_operator.register_autograd(differentiate_directional, setup_context=save_directional)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _in_autocast(tensor: Tensor) -> bool:
+    device = tensor.device.type  # the meta device knows no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _to_float32(tensor: Tensor | None) -> Tensor | None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor  # what is no tensor is named by the checks
+    return tensor.float()
+
+
+# Checks at the public door.
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+# A layout is formatted only where it is raised: torch.compile cannot print the sizes that it keeps open.
+
+
+def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str | tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {layout}, got {type(tensor).__name__}")
+    if tensor.dtype not in _INPUT_TYPES:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+    if tensor.ndim != ndim:
+        raise ValueError(f"{name} must have shape {layout}, got {_shape(tensor)}")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
+    if _shape(tensor) != shape:
+        raise ValueError(f"{name} must have shape {shape} to match {other_name} {_shape(other)}, got {_shape(tensor)}")
+
+
+def _check_type(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name} must have the type of {other_name}, {other.dtype}, got {tensor.dtype}")
+
+
+def _check_same(name: str, tensor: Tensor, u: Tensor) -> None:
+    _check_tensor(name, tensor, ndim=u.ndim, layout=_shape(u))
+    _check_shape(name, tensor, _shape(u), "u", u)
+    _check_type(name, tensor, "u", u)
+
+
+def _check_rates(A: Tensor, channels: int, layout: str, other_name: str, other: Tensor) -> int:
+    """The number of states."""
+    _check_tensor("A", A, ndim=2, layout=layout)
+    states = A.shape[1]
+    _check_shape("A", A, (channels, states), other_name, other)
+    if states < 1:
+        raise ValueError(f"A must have at least one state, got shape {_shape(A)}")
+    return states
+
+
+def _check_vector(name: str, tensor: Tensor | None, channels: int, other: Tensor) -> None:
+    if tensor is not None:
+        _check_tensor(name, tensor, ndim=1, layout=(channels,))
+        _check_shape(name, tensor, (channels,), "the channels of the input", other)
+
+
+def _groups(B: Tensor, C: Tensor) -> int:
+    for X in (B, C):
+        if isinstance(X, Tensor) and X.ndim == 4:
+            return X.shape[1]
+    return 1
+
+
+def _check_input_matrix(name: str, X: Tensor, u: Tensor, states: int, groups: int) -> Tensor:
+    """B or C, checked, as (B, G, N, L) in the type of u or (D, N) in the type of the state."""
+    batch, channels, length = u.shape
+    if not isinstance(X, Tensor) or X.ndim not in (2, 3, 4):
+        _check_tensor(name, X, ndim=4, layout="(D, N), (B, N, L) or (B, G, N, L)")
+    _check_tensor(name, X, ndim=X.ndim, layout="")
+    if X.ndim == 2:
+        _check_shape(name, X, (channels, states), "u and A", u)
+        return X.to(state_dtype(u))
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{name} must have a number of groups that divides {channels} channels, got {_shape(X)}")
+    ungrouped = X.ndim == 3 and groups == 1
+    shape = (batch, states, length) if ungrouped else (batch, groups, states, length)
+    _check_shape(name, X, shape, "u and A", u)
+    _check_type(name, X, "u", u)
+    return X.unsqueeze(1) if ungrouped else X
+
+
+def _step_matrix(name: str, X: Tensor, u: Tensor, states: int) -> Tensor:
+    """B or C of one step, checked, as (D, N) or (B, D, N)."""
+    batch, channels = u.shape
+    if not isinstance(X, Tensor) or X.ndim not in (2, 3):
+        _check_tensor(name, X, ndim=3, layout="(D, N) or (B, G, N)")
+    _check_tensor(name, X, ndim=X.ndim, layout="")
+    if X.ndim == 2:
+        _check_shape(name, X, (channels, states), "u and A", u)
+        return X
+    groups = X.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{name} must have a number of groups that divides {channels} channels, got {_shape(X)}")
+    _check_shape(name, X, (batch, groups, states), "u and A", u)
+    return X.repeat_interleave(channels // groups, dim=1)
+
+
+def _check_devices(u: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != u.device:
+            raise ValueError(f"{name} must be on {u.device} like the input, got {tensor.device}")

@@ -1,0 +1,72 @@
+"""Figures of the Jacobian determinant of a displacement: its spread in logarithm, and the share of folds."""
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .metrics import BORDER
+from .warp import jacobian_determinant
+
+
+def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Tensor | None = None) -> float:
+    """Standard deviation of the logarithm of the Jacobian determinant: how unevenly the field squeezes and stretches.
+
+    Args:
+        displacement: (B, 3, D, H, W) in voxels, each axis at least 5 long for Learn2Reg's definition.
+        learn2reg: Learn2Reg's definition (Hering et al. 2023): log(clip(det J + 3, 1e-9, 1e9)), a border of 2 voxels
+            left out. The 3 keeps folds finite and makes the values several times smaller. Otherwise the plain one:
+            log(max(det J, 1e-9)) over the whole volume. Name which one a number is.
+        mask: (D, H, W), the voxels that count; all if not given.
+
+    Returns:
+        The population standard deviation over all counted voxels, 0 for a translation.
+    """
+    if learn2reg:
+        determinant = _counted(displacement, mask, border=BORDER)
+        logarithm = (determinant + 3).clamp(1e-9, 1e9).log()
+    else:
+        logarithm = _counted(displacement, mask, border=0).clamp(min=1e-9).log()
+    return float(logarithm.std(correction=0))
+
+
+def non_positive_jacobian_fraction(
+    displacement: Tensor, *, border: int = BORDER, mask: ArrayLike | Tensor | None = None
+) -> float:
+    """Share of the voxels where the map folds, its Jacobian determinant being 0 or negative; 0 to 1.
+
+    Args:
+        displacement: (B, 3, D, H, W) in voxels.
+        border: voxels left out on each side: 2 as Learn2Reg does, whose central differences need neighbours; 0 for the
+            whole volume with one-sided differences on the border, as the published NestedMorph evaluation does.
+        mask: (D, H, W), the voxels that count; all if not given.
+
+    Example:
+        >>> flipped = torch.zeros(1, 3, 6, 6, 6)
+        >>> flipped[0, 0] = -2 * torch.arange(6.0).view(6, 1, 1)
+        >>> non_positive_jacobian_fraction(flipped)
+        1.0
+    """
+    return float((_counted(displacement, mask, border) <= 0).double().mean())
+
+
+def _counted(displacement: Tensor, mask: ArrayLike | Tensor | None, border: int) -> Tensor:
+    """The determinants, in float64, of the voxels that count."""
+    size = tuple(displacement.shape[2:])
+    if displacement.ndim != 5 or displacement.shape[1] != 3:
+        raise ValueError(f"displacement must have shape (B, 3, D, H, W), got {tuple(displacement.shape)}")
+    if border < 0 or min(size) <= 2 * border:
+        raise ValueError(
+            f"displacement must be longer than {2 * border} voxels along each axis to leave out a border of {border}, "
+            f"got {size}"
+        )
+    determinant = jacobian_determinant(displacement.detach().double())[:, 0]
+    inner = tuple(slice(border, n - border) for n in size)
+    determinant = determinant[(slice(None), *inner)]
+    if mask is None:
+        return determinant.flatten()
+    chosen = torch.as_tensor(mask, device=displacement.device) != 0
+    if tuple(chosen.shape) != size:
+        raise ValueError(f"mask must have shape {size} to match displacement, got {tuple(chosen.shape)}")
+    if not chosen[inner].any():
+        raise ValueError(f"mask must hold a voxel inside the border of {border} voxels, got none")
+    return determinant[:, chosen[inner]].flatten()

@@ -1,0 +1,78 @@
+"""What a run leaves behind about itself: its inputs with hashes, options, versions, figures and time, as JSON."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_path
+
+_PACKAGES = (
+    *("voxelwave", "torch", "numpy", "scipy", "scikit-learn", "antspyx", "monai", "nibabel", "pydicom", "highdicom"),
+    *("mne", "braindecode", "optuna"),
+)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder: of the names and hashes of the files in it, in order of name."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\n{sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) -> None:
+    """Write `content` as JSON beside the hashes of the inputs and the versions of the packages that made it.
+
+    Args:
+        path: the .json to write.
+        inputs: name -> file or folder; those that are None are left out.
+        content: plain values, paths and arrays as nested lists; e.g. options, metrics, seconds, notes.
+    """
+    record = {
+        "inputs": {k: {"path": str(p), "sha256": sha256(p)} for k, p in inputs.items() if p is not None},
+        **content,
+        "versions": package_versions(),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """Version of Python and of the packages that figures may depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line() -> str:
+    """The command that runs now, as it can be typed again."""
+    return shlex.join(["voxelwave", *sys.argv[1:]])
+
+
+def hardware() -> str:
+    """Processor, cores and GPU in words."""
+    torch = sys.modules.get("torch")
+    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        parts[:0] = [found.group(1).strip()] if found else []
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
