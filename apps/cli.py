@@ -1,4 +1,6 @@
-"""The `voxelwave` command: a table of verbs, each a typed function that is imported only when it is called.
+"""The `voxelwave` command: a table of verbs, each a class of options and a function that is imported when it is called.
+
+`--help` and wrong usage load the options only; a missing input is reported before torch or another heavy package loads.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a guard, 130 interrupted (Ctrl-C), 143
 ended by SIGTERM.
@@ -14,78 +16,90 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from types import UnionType
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..runs.exit import DONE, ERROR, INTERRUPTED, USAGE, UsageError
 
-# field -> verb -> (module of this folder, function, what it does)
-COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+
+class Verb(NamedTuple):
+    """One verb: "module:class" of its options and "module:function" of its work, below this folder; and a summary."""
+
+    options: str
+    work: str
+    summary: str
+
+
+COMMANDS: dict[str, dict[str, Verb]] = {
     "registration": {
-        "register": ("registration.register", "register", "align one scan to another"),
-        "apply": ("registration.apply", "apply", "move an image or a label map by a transform that was written before"),
-        "train": ("registration.train", "train", "train NestedMorph on pairs of scans"),
-        "evaluate": ("registration.evaluate", "evaluate", "register a list of pairs and measure each"),
-        "benchmark": (
-            "registration.benchmark",
-            "benchmark",
-            "ours beside ANTs SyN: accuracy, time, memory",
+        "register": Verb(
+            "registration.options:Register", "registration.register:register", "align one scan to another"
         ),
+        "apply": Verb(
+            "registration.options:Apply",
+            "registration.apply:apply",
+            "move an image or a label map by a transform that was written before",
+        ),
+        "train": Verb("registration.train:train", "", "train NestedMorph on pairs of scans"),
+        "evaluate": Verb("registration.evaluate:evaluate", "", "register a list of pairs and measure each"),
+        "benchmark": Verb("registration.benchmark:benchmark", "", "ours beside ANTs SyN: accuracy, time, memory"),
     },
     "restoration": {
-        "restore": ("restoration.restore", "restore", "denoise, super-resolve, deblur: images, volumes, DICOM series"),
-        "train": ("restoration.train", "train", "train a network on a folder of images or on real pairs"),
-        "evaluate": ("restoration.evaluate", "evaluate", "PSNR and SSIM beside classical methods"),
-        "export": ("restoration.export", "export", "weights to use, from a checkpoint of a training"),
-        "benchmark": ("restoration.benchmark", "benchmark", "time, memory and PSNR beside simpler methods"),
-        "images": ("restoration.images", "images", "gather openly licensed images to train on"),
+        "restore": Verb(
+            "restoration.restore:restore", "", "denoise, super-resolve, deblur: images, volumes, DICOM series"
+        ),
+        "train": Verb("restoration.train:train", "", "train a network on a folder of images or on real pairs"),
+        "evaluate": Verb("restoration.evaluate:evaluate", "", "PSNR and SSIM beside classical methods"),
+        "export": Verb("restoration.export:export", "", "weights to use, from a checkpoint of a training"),
+        "benchmark": Verb("restoration.benchmark:benchmark", "", "time, memory and PSNR beside simpler methods"),
+        "images": Verb("restoration.images:images", "", "gather openly licensed images to train on"),
     },
     "eeg": {
-        "train": ("eeg.train", "train", "train one network on the recordings of a study"),
-        "diagnose": ("eeg.diagnose", "diagnose", "probability per subject and per window by trained weights"),
-        "explain": ("eeg.explain", "explain", "channels, bands, filters and features that a network goes by"),
-        "nested-cv": (
-            "eeg.nested_cv",
-            "nested_cv",
-            "nested cross-validation of networks beside simple models, with a report",
+        "train": Verb("eeg.train:train", "", "train one network on the recordings of a study"),
+        "diagnose": Verb("eeg.diagnose:diagnose", "", "probability per subject and per window by trained weights"),
+        "explain": Verb("eeg.explain:explain", "", "channels, bands, filters and features that a network goes by"),
+        "nested-cv": Verb(
+            "eeg.nested_cv:nested_cv", "", "nested cross-validation of networks beside simple models, with a report"
         ),
-        "audit": ("eeg.audit", "audit", "look for leakage and confounds in a study and in a split of it"),
-        "benchmark": ("eeg.benchmark", "benchmark", "training windows per second of ADHDeepNet beside other networks"),
-        "planted": ("eeg.planted", "planted", "a nested run on synthetic subjects, where it is known what to find"),
+        "audit": Verb("eeg.audit:audit", "", "look for leakage and confounds in a study and in a split of it"),
+        "benchmark": Verb(
+            "eeg.benchmark:benchmark", "", "training windows per second of ADHDeepNet beside other networks"
+        ),
+        "planted": Verb(
+            "eeg.planted:planted", "", "a nested run on synthetic subjects, where it is known what to find"
+        ),
     },
     "scanpath": {
-        "train": ("scanpath.train", "train", "train OAT on scanpaths"),
-        "predict": ("scanpath.predict", "predict", "in which order people will look at the objects of a scene"),
-        "evaluate": ("scanpath.evaluate", "evaluate", "a network beside simpler models and people, by many metrics"),
-        "cross-validate": (
-            "scanpath.cross_validate",
-            "cross_validate",
+        "train": Verb("scanpath.train:train", "", "train OAT on scanpaths"),
+        "predict": Verb("scanpath.predict:predict", "", "in which order people will look at the objects of a scene"),
+        "evaluate": Verb(
+            "scanpath.evaluate:evaluate", "", "a network beside simpler models and people, by many metrics"
+        ),
+        "cross-validate": Verb(
+            "scanpath.cross_validate:cross_validate",
+            "",
             "train and test on layouts, people or targets that were not seen",
         ),
-        "benchmark": (
-            "scanpath.benchmark",
-            "benchmark",
-            "decoding with and without a cache; learning an observer that is known",
+        "benchmark": Verb(
+            "scanpath.benchmark:benchmark", "", "decoding with and without a cache; learning an observer that is known"
         ),
     },
     "batch": {
-        "page": ("batch.page", "page", "make the page of a folder of results again, from its manifest"),
-        "benchmark": (
-            "bench.batch",
-            "benchmark",
-            "many series in one run beside one process each, and killed and started again",
+        "page": Verb("batch.page:page", "", "make the page of a folder of results again, from its manifest"),
+        "benchmark": Verb(
+            "bench.batch:benchmark", "", "many series in one run beside one process each, and killed and started again"
         ),
     },
     "bench": {
-        "kernels": ("bench.kernels", "kernels", "speed and accuracy of the selective scan beside its peers"),
+        "kernels": Verb("bench.kernels:kernels", "", "speed and accuracy of the selective scan beside its peers"),
     },
 }
-TOP_LEVEL: dict[str, tuple[str, str, str]] = {
-    "demo": (
-        "demo.demo",
-        "demo",
+TOP_LEVEL: dict[str, Verb] = {
+    "demo": Verb(
+        "demo.demo:demo",
+        "",
         "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
     ),
-    "report": ("make_report", "report", "make the report of a finished run again, as one HTML file"),
+    "report": Verb("make_report:report", "", "make the report of a finished run again, as one HTML file"),
 }
 _SHORT = {"--output": "-o", "--input": "-i"}
 
@@ -133,12 +147,21 @@ def _dispatch(argv: list[str]) -> int:
     return _run(f"voxelwave {field} {rest[0]}", verbs[rest[0]], rest[1:])
 
 
-def _run(prog: str, command: tuple[str, str, str], argv: list[str]) -> int:
-    module, name, _ = command
-    function = getattr(importlib.import_module(f".{module}", __package__), name)
-    arguments = parse_arguments(function, argv, prog=prog)
-    code = function(**arguments)
-    return DONE if code is None else code
+def _run(prog: str, verb: Verb, argv: list[str]) -> int:
+    options_class = _load(verb.options)
+    arguments = parse_arguments(options_class, argv, prog=prog)
+    if not verb.work:
+        code = options_class(**arguments)
+    else:
+        options = options_class(**arguments)
+        options.check()
+        code = _load(verb.work)(options)
+    return DONE if code is None else int(code)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
@@ -181,11 +204,19 @@ def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=set(positional))
     for action in parser._actions:
         _rename(action, parser, parameters)
+    _own_options_first(parser, function)
     try:
         arguments = parser.parse_args(_with_values(argv, flags))
     except Exception as error:  # jsonargparse raises several kinds, all about the words it was given
         raise UsageError(f"{_one_line(error)}; see {prog} --help") from error
     return {name: value for name, value in arguments.as_dict().items() if name in parameters}
+
+
+def _own_options_first(parser, function: Callable) -> None:
+    """Show the options of the class itself before those that it inherits."""
+    own = set(getattr(function, "__dict__", {}).get("__annotations__", ()))
+    for group in parser._action_groups:
+        group._group_actions.sort(key=lambda a: a.dest not in (*own, "help", "config", "print_config"))
 
 
 def _rename(action, parser, parameters) -> None:

@@ -3,5 +3,5 @@
 DONE, ERROR, USAGE, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 
-class UsageError(Exception):
-    """The words of the command line do not fit the verb."""
+class UsageError(ValueError):
+    """Wrong usage: options that are unknown, out of range, or do not go together (exit code 2)."""

@@ -4,6 +4,7 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from ..registration.options import Register
 from ..registration.register import register
 from .restoration import demo_restoration
 from .scanpath import demo_scanpath
@@ -20,7 +21,7 @@ def demo(*, output: Path = Path("voxelwave-demo")) -> None:
     """
     with as_file(files(__package__) / "data") as data:
         print("Moving: T1-weighted, second visit. Fixed: FLAIR, first visit. One person, two grids, two contrasts.")
-        register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output)
+        register(Register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output))
         for name in ("t1w.nii.gz", "flair.nii.gz", "README.md"):
             shutil.copyfile(data / name, output / name)
     demo_restoration(output)

@@ -25,7 +25,7 @@ from voxelwave.runs.workers import InProcess, LocalProcesses
 def _workers_find_the_toys(monkeypatch):
     here = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(here)
-    monkeypatch.setenv("PYTHONPATH", here)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
 
 
 @pytest.fixture

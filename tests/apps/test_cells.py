@@ -1,6 +1,7 @@
 """Cells: whole or not at all, done once, the same wherever they run."""
 
 import json
+import os
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from voxelwave.runs.workers import InProcess, LocalProcesses, open_pool
 def _workers_find_the_toys(monkeypatch):
     here = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(here)
-    monkeypatch.setenv("PYTHONPATH", here)  # of Slurm's jobs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))  # of Slurm's jobs
 
 
 @pytest.fixture

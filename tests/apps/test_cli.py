@@ -95,9 +95,9 @@ def test_bad_input_is_one_line_and_exit_1(capsys, tmp_path):
 
 def test_every_verb_is_there_and_documented():
     commands = [c for verbs in cli.COMMANDS.values() for c in verbs.values()] + list(cli.TOP_LEVEL.values())
-    for module, name, _ in commands:
-        function = getattr(importlib.import_module(f"voxelwave.apps.{module}"), name)
-        assert function.__doc__, name
+    for verb in commands:
+        module, _, name = verb.options.partition(":")
+        assert getattr(importlib.import_module(f"voxelwave.apps.{module}"), name).__doc__, verb
 
 
 @pytest.mark.parametrize("words", [["--help"], ["registration", "--help"], ["registration", "register", "--help"]])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def toy_run(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))  # of Slurm's jobs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))  # of Slurm's jobs
     import toy_run
 
     return toy_run

@@ -1,0 +1,53 @@
+"""The options of a command that works through a folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runs.exit import UsageError
+from ..options import ThreadOptions, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(ThreadOptions):
+    """Options for a folder of cases.
+
+    Args:
+        input: a file, or a folder with any number of cases.
+        threads: CPU threads per job; all by default.
+        dry_run: only list what would be done (folders only).
+        include: only cases that match these patterns, such as "T1*,*FLAIR*", by description, file name or path
+            (folders only).
+        jobs: processes on this machine, or cases running at once on a cluster (folders only).
+        part: i/n, the i-th of n parts, for job arrays (folders only).
+        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine (folders only).
+        slurm: submitit's parameters, such as slurm_partition and mem_gb.
+        keep_identifiers: show and record file and patient names instead of hashes (folders only).
+    """
+
+    input: Path | None = None
+    dry_run: bool = False
+    include: str | None = None
+    jobs: int | None = None
+    part: str | None = None
+    cluster: str | None = None
+    slurm: dict[str, Any] | None = None
+    keep_identifiers: bool = False
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, jobs=self.jobs)
+        if self.part is not None and not re.fullmatch(r"\d+/\d+", self.part):
+            raise UsageError(f"--part must be i/n, such as 3/10, got {self.part!r}")
+
+    @property
+    def folder_only(self) -> dict[str, Any]:
+        """The given options that only apply to a folder."""
+        given = {name: getattr(self, name) for name in ("dry_run", "include", "part", "cluster", "slurm")}
+        return {name: value for name, value in given.items() if value}
+
+    def run_options(self) -> dict[str, Any]:
+        """The options that `run.run_batch` takes as they are."""
+        names = ("jobs", "cluster", "slurm", "part", "dry_run", "threads", "keep_identifiers")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,140 @@
+"""Options of `voxelwave registration`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ...runs.exit import UsageError
+from ..batch.options import FolderOptions
+from ..options import DeviceOptions, Options, must_exist
+
+Method = Literal["nestedmorph", "field", "syn"]
+PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(DeviceOptions):
+    """How two scans are aligned.
+
+    Args:
+        weights: a trained NestedMorph (.safetensors, .ckpt, .pth); its displacement starts the refinement.
+        method: field (no network), nestedmorph (needs weights) or syn (ANTs). Default: nestedmorph with weights, field
+            without.
+        similarity: the measure of similarity: local correlation, mutual information, MIND, or a choice by contrast.
+        diffeomorphic: compose small smooth steps only, between contrasts too, so that the map never folds.
+        cache: a folder in which affine alignments are kept for later runs.
+        seed: seed of the affine's random sampling.
+    """
+
+    weights: Path | None = None
+    method: Method | None = None
+    similarity: Literal["auto", "ncc", "mi", "mind"] = "auto"
+    diffeomorphic: bool = False
+    cache: Path | None = None
+    seed: int = 0
+
+    @property
+    def chosen_method(self) -> Method:
+        """The method, with the default filled in."""
+        return self.method or ("field" if self.weights is None else "nestedmorph")
+
+    def check(self) -> None:
+        super().check()
+        if self.weights is not None and self.chosen_method != "nestedmorph":
+            raise UsageError(f"--weights needs --method nestedmorph, got --method {self.chosen_method}")
+        if self.weights is None and self.chosen_method == "nestedmorph":
+            raise UsageError("--method nestedmorph needs a trained network: give --weights, or use --method field")
+        must_exist(self.weights, "file of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Register(MethodOptions, FolderOptions):
+    """Align MOVING to FIXED, or all pairs of a folder, and write warped scans, transforms, a record and a picture.
+
+    A diffusion series (4-D, with .bval and .bvec beside it) is aligned by its mean b0 image; as MOVING it is moved
+    volume by volume, and its b-vectors are rotated with it. Between two DICOM images the warped scan is also written as
+    a derived series (warped_dicom/) and the transform as a Deformable Spatial Registration object (registration.dcm).
+
+    With --input instead of MOVING and FIXED, every pair of a table (--pairs, or pairs.tsv in the folder) or of a BIDS
+    folder (--bids) is aligned. OUTPUT then receives a folder per pair, manifest.jsonl and index.html. A pair that fails
+    is recorded with its reason and the others continue (exit code 3); the same command again does only what is missing
+    or changed.
+
+    Args:
+        moving: the scan to move: NIfTI, .mgz, or a folder with one DICOM series.
+        fixed: the scan that stays in place, of any of the same kinds.
+        output: the folder to write to: warped.nii.gz, forward.nii.gz and inverse.nii.gz (ITK displacement fields),
+            affine.mat, record.json, picture.png.
+        moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
+        fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
+        dicom: write DICOM results even if only MOVING is DICOM.
+        pairs: a table (.tsv, .csv, .json) with columns moving and fixed, paths in the folder, and where known
+            moving_labels, fixed_labels, contrast.
+        bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
+            a name, that session's image is used for all sessions of the subject.
+    """
+
+    moving: Path | None = field(default=None, kw_only=False)
+    fixed: Path | None = field(default=None, kw_only=False)
+    output: Path
+    moving_labels: Path | None = None
+    fixed_labels: Path | None = None
+    dicom: bool = False
+    pairs: Path | None = None
+    bids: str | None = None
+
+    @property
+    def of_folder(self) -> bool:
+        """Whether many pairs are aligned."""
+        return self.input is not None or self.pairs is not None
+
+    def check(self) -> None:
+        super().check()
+        if self.of_folder:
+            self._check_folder()
+            return
+        if self.moving is None or self.fixed is None:
+            raise UsageError("expected MOVING and FIXED, or --input with --pairs or --bids")
+        for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels):
+            must_exist(path, "scan")
+
+    def _check_folder(self) -> None:
+        if any(path is not None for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels)):
+            raise UsageError("--input and --pairs name the scans: leave out MOVING, FIXED and label maps")
+        if self.input is not None and not self.input.is_dir():
+            raise FileNotFoundError(f"no folder at {self.input}")
+        must_exist(self.pairs, "table of pairs")
+        if self.bids is not None:
+            names = [name.strip() for name in self.bids.split(",")]
+            if len(names) != 2 or not all(names) or self.pairs is not None:
+                raise UsageError(f"--bids takes MOVING,FIXED such as T1w,FLAIR, without --pairs, got {self.bids!r}")
+        elif self.input is not None and self.pairs is None and not any((self.input / n).is_file() for n in PAIR_LISTS):
+            lists = ", ".join(PAIR_LISTS)
+            raise UsageError(f"{self.input} holds none of {lists}: give --pairs TABLE or --bids MOVING,FIXED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply(Options):
+    """Move IMAGE by a TRANSFORM onto the grid of another image, with one interpolation.
+
+    Args:
+        transform: a folder written by `register`, or an ITK transform file (.nii.gz field, .h5, .mat, .txt).
+        image: the image to move; 3-D, or 4-D volume by volume.
+        like: the image whose grid the result gets: the fixed image, or with --inverse the moving one.
+        output: the .nii.gz, .nii or .mgz file to write.
+        inverse: move from the fixed to the moving image's space; a single file is inverted numerically.
+        labels: IMAGE is a label map: nearest neighbour, integers stay integers.
+    """
+
+    transform: Path = field(kw_only=False)
+    image: Path = field(kw_only=False)
+    like: Path
+    output: Path
+    inverse: bool = False
+    labels: bool = False
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.transform, "transform")
+        must_exist(self.image, "image")
+        must_exist(self.like, "image")

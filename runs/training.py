@@ -1,0 +1,179 @@
+"""Parts that the trainings share: the order of an epoch, averaged weights, the best epoch, a trainer without output."""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+
+class Batches(Sampler[list[int]]):
+    """Lists of indices, one list for each batch.
+
+    Args:
+        items: number of items.
+        batch: items in a batch; the last batch may be smaller.
+        shuffle: gives the generator that draws the order of the next epoch; None keeps the order.
+    """
+
+    def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
+        self.items, self.batch, self.shuffle = items, batch, shuffle
+
+    def __len__(self) -> int:
+        return math.ceil(self.items / self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.items)
+        if self.shuffle is not None:
+            self.shuffle().shuffle(order)
+        return (part.tolist() for part in np.array_split(order, range(self.batch, self.items, self.batch)))
+
+
+class SeededModule(LightningModule):
+    """A module whose random draws depend on its seed and step alone, so that a resumed training repeats them.
+
+    Its hyper-parameters hold "seed"; `network` is the network that is trained.
+    """
+
+    network: nn.Module
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network that validation and export use."""
+        return self.network
+
+    def order(self) -> np.random.Generator:
+        """The generator for the order of this epoch; a resumed training gets the same one."""
+        return np.random.default_rng([self.hparams["seed"], self.global_step])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed torch at the first batch of an epoch."""
+        if batch_idx == 0:
+            torch.manual_seed(int(self.order().integers(2**63)))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, present: nn.Module, *, decay: float, step: int) -> None:
+    """Move averaged weights towards the present ones: average <- d average + (1 - d) present.
+
+    Args:
+        average, present: networks of one architecture.
+        decay: the largest d; early on it is (1 + step) / (10 + step).
+        step: optimizer steps so far.
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    for old, new in zip(average.parameters(), present.parameters(), strict=True):
+        old.lerp_(new, 1 - d)
+
+
+class BestEpoch(Callback):
+    """Records a row of figures for each epoch, keeps the weights of the best, and stops when it lies far back.
+
+    Args:
+        monitor: the figure that decides which epoch is best.
+        mode: "min" if a lower figure is better, else "max".
+        patience: epochs without a better `stop_on` until training stops.
+        stop_on: the figure that decides when to stop, lower is better; default `monitor`.
+        figures: logged figures to record; "lr" records the learning rate.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        *,
+        mode: Literal["min", "max"] = "min",
+        patience: int,
+        stop_on: str | None = None,
+        figures: Sequence[str] = (),
+    ):
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, got {patience}")
+        self.monitor, self.patience, self.stop_on = monitor, patience, stop_on or monitor
+        self.sign = 1 if mode == "min" else -1
+        self.figures = tuple(dict.fromkeys([*figures, monitor, self.stop_on]))
+        self.curve: list[dict[str, float]] = []
+        self.epoch = 0  # the best so far, counted from 1
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the finished epoch."""
+        assert isinstance(pl_module, SeededModule)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if "lr" in self.figures:
+            logged["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.curve.append(
+            {"epoch": trainer.current_epoch + 1, **{name: logged[name] for name in self.figures if name in logged}}
+        )
+        if self.monitor not in logged:
+            return
+        best = self._best(self.monitor, self.sign)
+        if best == len(self.curve):
+            self.epoch, self.weights = best, copy.deepcopy(pl_module.averaged.state_dict())
+        sign = self.sign if self.stop_on == self.monitor else 1
+        if len(self.curve) - self._best(self.stop_on, sign) >= self.patience:
+            trainer.should_stop = True
+
+    def _best(self, name: str, sign: int) -> int:
+        """The first epoch, counted from 1, with the best finite figure; 0 if there is none."""
+        scores = [sign * row[name] if math.isfinite(row[name]) else math.inf for row in self.curve]
+        return 0 if not any(map(math.isfinite, scores)) else 1 + int(np.argmin(scores))
+
+    def restore(self, module: SeededModule) -> None:
+        """Put the best epoch's weights back into the network, if there was a validation part."""
+        if self.weights:
+            module.averaged.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"curve": self.curve, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
+
+
+def fit_quietly(
+    module: SeededModule,
+    training: DataLoader[Any],
+    validation: DataLoader[Any] | None,
+    *,
+    epochs: int,
+    best: BestEpoch,
+    gradient_clip: float | None = None,
+) -> None:
+    """Fit on the CPU without progress bars, logs or files, and put the best epoch's weights back.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            trainer = Trainer(
+                accelerator="cpu",
+                devices=1,
+                max_epochs=epochs,
+                callbacks=[best],
+                gradient_clip_val=gradient_clip,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module, training, validation)
+    finally:
+        logger.setLevel(level)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best.restore(module)

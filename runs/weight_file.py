@@ -1,0 +1,88 @@
+"""Weights and checkpoints on disk: safetensors and `weights_only=True`, so that nothing in a file is executed."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from .files import atomic_path
+
+
+def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and string metadata as safetensors, whole or not at all.
+
+    Args:
+        path: ends in .safetensors.
+        state: name -> tensor, on any device.
+        metadata: stored in the file's header.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        # safetensors' own save_file makes files that only their owner may read
+        temporary.write_bytes(save(contiguous, metadata))
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors on the CPU, and its metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds NaN or infinite weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of weights at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
+    except (safetensors.SafetensorError, OSError, MemoryError) as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
+    check_finite_weights(path, state)
+    return state, metadata
+
+
+def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read the dictionary of a training checkpoint onto the CPU.
+
+    Args:
+        path: written by a Lightning trainer.
+        what: the kind of training, for the error, such as "an EEG training".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no checkpoint, or holds NaN or infinite weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint of {what}: {reason}") from None
+    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= content.keys():
+        raise ValueError(f"{path} is not a checkpoint of {what}")
+    check_finite_weights(path, content["state_dict"])
+    return content
+
+
+def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse weights that are NaN or infinite: every result computed with them would be, too.
+
+    Raises:
+        ValueError: names the file and the first such tensor.
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path.name} is damaged: {name} holds NaN or infinite numbers; get the file again")
