@@ -11,7 +11,7 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
-from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED
+from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED, USAGE
 from voxelwave.volumes import Volume, read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
