@@ -7,18 +7,17 @@ ended by SIGTERM.
 """
 
 import importlib
-import inspect
-import itertools
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from difflib import get_close_matches
 from importlib.metadata import version
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, TextIO
 
 from ..runs.exit import DONE, ERROR, INTERRUPTED, USAGE, UsageError
+from ..runs.words import one_line
+from .arguments import parse_arguments
 
 
 class Verb(NamedTuple):
@@ -101,28 +100,33 @@ TOP_LEVEL: dict[str, Verb] = {
     ),
     "report": Verb("make_report:report", "", "make the report of a finished run again, as one HTML file"),
 }
-_SHORT = {"--output": "-o", "--input": "-i"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and give its exit code. Also the `voxelwave` script."""
+    """Run one command and return its exit code. Also the `voxelwave` script."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run_safely(argv)
+
+
+def _run_safely(argv: list[str]) -> int:
+    """Run one command; an error becomes one line on standard error and an exit code."""
     try:
         return _dispatch(argv)
     except UsageError as error:
-        print(f"voxelwave: usage: {error}", file=sys.stderr)
+        print(f"voxelwave: usage: {one_line(error)}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("voxelwave: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output (head, less) went away
+    except BrokenPipeError:  # the reader of our output, such as head or less, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("VOXELWAVE_DEBUG"):
             traceback.print_exc()
-        print(f"voxelwave: error: {_one_line(error)}", file=sys.stderr)
+        print(f"voxelwave: error: {one_line(error)}", file=sys.stderr)
         return ERROR
 
 
@@ -137,14 +141,19 @@ def _dispatch(argv: list[str]) -> int:
     if field in TOP_LEVEL:
         return _run(f"voxelwave {field}", TOP_LEVEL[field], rest)
     if field not in COMMANDS:
-        raise UsageError(f"expected one of {', '.join([*COMMANDS, *TOP_LEVEL])}, got {field!r}; see voxelwave --help")
+        raise UsageError(f"{_no_such(field, [*COMMANDS, *TOP_LEVEL])}; see voxelwave --help")
     verbs = COMMANDS[field]
     if not rest or rest[0] in ("-h", "--help"):
         print(_verbs(field))
         return DONE if rest else USAGE
     if rest[0] not in verbs:
-        raise UsageError(f"expected one of {', '.join(verbs)} after {field}, got {rest[0]!r}")
+        raise UsageError(f"{_no_such(rest[0], list(verbs))} after {field}")
     return _run(f"voxelwave {field} {rest[0]}", verbs[rest[0]], rest[1:])
+
+
+def _no_such(word: str, known: list[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"expected one of {', '.join(known)}, got {word!r}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _run(prog: str, verb: Verb, argv: list[str]) -> int:
@@ -164,101 +173,8 @@ def _load(place: str) -> Any:
     return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
-def parse_arguments(function: Callable, argv: list[str], *, prog: str) -> dict:
-    """The keyword arguments for `function` from the words of the command line.
-
-    Parameters become positional (those with a default may be left out), unless they are keyword-only; a parameter
-    `output` is also `-o`, `input` is `-i`; a boolean is a plain flag. `--config file.yaml` gives any of them; the
-    command line wins.
-
-    Raises:
-        UsageError: for words that do not fit.
-        SystemExit: after `--help` and `--print_config`.
-    """
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class HelpFormatter(DefaultHelpFormatter):
-        """The docstring's words and the default; types in Python's notation tell a user of the command nothing."""
-
-        def _get_help_string(self, action) -> str:
-            text = action.help or ""
-            shown = action.option_strings and action.default not in (None, False, "==SUPPRESS==")
-            return f"{text} (default: %(default)s)" if shown and action.dest != "help" else text
-
-        def _format_args(self, action, default_metavar) -> str:
-            return "" if f"--{action.dest}" in flags else super()._format_args(action, default_metavar)
-
-    parameters = inspect.signature(function).parameters
-    options = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    positional = set(parameters) - options
-    flags = {f"--{n}" for n in options if parameters[n].annotation is bool}
-    parser = ArgumentParser(
-        prog=prog,
-        description=_summary(function),
-        allow_abbrev=False,
-        exit_on_error=False,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(options))
-    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=set(positional))
-    for action in parser._actions:
-        _rename(action, parser, parameters)
-    _own_options_first(parser, function)
-    try:
-        arguments = parser.parse_args(_with_values(argv, flags))
-    except Exception as error:  # jsonargparse raises several kinds, all about the words it was given
-        raise UsageError(f"{_one_line(error)}; see {prog} --help") from error
-    return {name: value for name, value in arguments.as_dict().items() if name in parameters}
-
-
-def _own_options_first(parser, function: Callable) -> None:
-    """Show the options of the class itself before those that it inherits."""
-    own = set(getattr(function, "__dict__", {}).get("__annotations__", ()))
-    for group in parser._action_groups:
-        group._group_actions.sort(key=lambda a: a.dest not in (*own, "help", "config", "print_config"))
-
-
-def _rename(action, parser, parameters) -> None:
-    """Show an option as a person types it: --moving-labels, -o; and a positional in capitals."""
-    parameter = parameters.get(action.dest)
-    if parameter is None:
-        return
-    if parameter.kind is not parameter.KEYWORD_ONLY and action.option_strings:  # a positional that may be left out
-        for name in action.option_strings:
-            del parser._option_string_actions[name]
-        action.option_strings, action.nargs = [], "?"
-    if not action.option_strings:
-        action.metavar = action.dest.upper()
-        return
-    names = [name.replace("_", "-") for name in action.option_strings]
-    names = [_SHORT[name] for name in names if name in _SHORT] + names
-    parser._option_string_actions |= dict.fromkeys(names, action)
-    action.option_strings = names
-    if get_origin(parameter.annotation) is UnionType:  # Literal | None hides its choices
-        literals = [part for part in get_args(parameter.annotation) if get_origin(part) is Literal]
-        choices = [choice for part in literals for choice in get_args(part)]
-        action.metavar = "{" + ",".join(choices) + "}" if choices else None
-
-
-def _with_values(argv: list[str], flags: set[str]) -> list[str]:
-    """Options with underscores, and every flag that stands alone with the value that the parser wants."""
-    words = []
-    for word, following in itertools.zip_longest(argv, argv[1:]):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            word = name.replace("-", "_").replace("__", "--", 1) + equals + value
-        words.append(f"{word}=true" if word in flags and following not in ("true", "false") else word)
-    return words
-
-
-def _summary(function: Callable) -> str:
-    text = inspect.getdoc(function) or ""
-    return text.split("\n\nArgs:")[0]
-
-
 def _overview() -> str:
-    lines = ["usage: voxelwave FIELD VERB ...   (voxelwave FIELD VERB --help tells the options)", ""]
+    lines = ["usage: voxelwave FIELD VERB ...   (voxelwave FIELD VERB --help lists the options)", ""]
     for field, verbs in COMMANDS.items():
         lines.append(field)
         lines += [f"  {verb:<16}{text}" for verb, (_, _, text) in verbs.items()]
@@ -272,17 +188,17 @@ def _verbs(field: str) -> str:
     )
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        text = f"not enough memory: {text or 'the image is too large for this machine'}"
-    return text or type(error).__name__
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Our own warnings are notes for the user; those of libraries about their own insides are not."""
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show our own warnings as notes; hide those that libraries raise about themselves."""
     if issubclass(category, UserWarning) and "voxelwave" in category.__module__:
-        print(f"voxelwave: note: {_one_line(message)}", file=sys.stderr)
+        print(f"voxelwave: note: {one_line(message)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from voxelwave.apps import cli
+from voxelwave.apps.arguments import parse_arguments
 from voxelwave.runs.exit import ERROR, USAGE
 
 
@@ -28,7 +29,7 @@ def sample(
 
 
 def parse(*words: str) -> dict:
-    return cli.parse_arguments(sample, list(words), prog="voxelwave sample")
+    return parse_arguments(sample, list(words), prog="voxelwave sample")
 
 
 def test_words_become_typed_arguments():
@@ -53,7 +54,7 @@ def test_a_verb_without_required_words_needs_none():
     def plain(*, output: Path = Path("out")) -> None:
         """Do it."""
 
-    assert cli.parse_arguments(plain, [], prog="voxelwave plain") == {"output": Path("out")}
+    assert parse_arguments(plain, [], prog="voxelwave plain") == {"output": Path("out")}
 
 
 def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
@@ -66,7 +67,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("m",), "fixed"),
+        (("m",), "FIXED"),
         (("m", "f"), "output"),
         (("m", "f", "-o", "x", "--nope"), "--nope"),
         (("m", "f", "-o", "x", "--kin", "b"), "--kin"),  # no abbreviations
@@ -118,6 +119,6 @@ def test_every_training_configuration_is_understood(config):
     from voxelwave.apps.registration.train import train
 
     words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
-    arguments = cli.parse_arguments(train, words, prog="voxelwave registration train")
+    arguments = parse_arguments(train, words, prog="voxelwave registration train")
     assert len(arguments["size"]) == 3
     assert arguments["pairs"] == Path("pairs.csv")

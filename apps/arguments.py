@@ -1,0 +1,178 @@
+"""The command line of a verb, built from the class of its options: flags, types, help texts and `--config`."""
+
+import inspect
+import re
+from argparse import Action
+from collections.abc import Callable
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from ..runs.exit import UsageError
+from ..runs.words import one_line
+
+_SHORT = {"output": "-o", "input": "-i"}
+_FLAG = ""  # the metavar of a boolean
+
+
+def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) -> dict[str, Any]:
+    """Read the keyword arguments for a class of options from the command line.
+
+    A parameter becomes a flag (`moving_labels` becomes --moving-labels, `output` also -o), or a positional argument if
+    it is not keyword-only. A boolean is a flag without a value. `--config file.yaml` sets any of them; the command line
+    wins.
+
+    Args:
+        options: a dataclass of options; its docstring and those of its bases describe the fields under "Args:".
+        argv: the words after the verb.
+        prog: the command, for usage lines.
+
+    Raises:
+        UsageError: the words do not fit the options.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    parser = build_parser(options, prog=prog)
+    try:
+        arguments = parser.parse_args(_with_values([_with_hyphens(word) for word in argv], _flags(options)))
+    except Exception as error:  # jsonargparse raises several kinds, all about the words that it was given
+        raise UsageError(f"{_explained(error, options)}; see {prog} --help") from error
+    names = inspect.signature(options).parameters
+    return {name: value for name, value in arguments.as_dict().items() if name in names}
+
+
+def build_parser(options: Callable[..., Any], *, prog: str) -> ArgumentParser:
+    """The parser of a command, see `parse_arguments`."""
+    parser = ArgumentParser(
+        prog=prog,
+        description=_summary(options),
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    texts = _help_texts(options)
+    for parameter in _own_first(options):
+        _add(parser, parameter, texts.get(parameter.name, ""))
+    return parser
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """The text of the docstring and the default, without types in Python's notation."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        default = action.default
+        hidden = default is None or default is False or default == "==SUPPRESS==" or not action.option_strings
+        return text if hidden or action.dest == "help" else f"{text} (default: %(default)s)"
+
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        return "" if action.metavar == _FLAG else super()._format_args(action, default_metavar)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = (super(_HelpFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+        return "\n\n".join(paragraphs)
+
+
+def _add(parser: ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
+    name, required = parameter.name, parameter.default is parameter.empty
+    default = None if required else parameter.default
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        positional: dict[str, Any] = {} if required else {"nargs": "?", "default": default}
+        parser.add_argument(name, type=parameter.annotation, metavar=name.upper(), help=text, **positional)
+        return
+    flags = [*([_SHORT[name]] if name in _SHORT else []), f"--{name.replace('_', '-')}"]
+    parser.add_argument(
+        *flags,
+        dest=name,
+        type=parameter.annotation,
+        default=default,
+        required=required,
+        metavar=_FLAG if parameter.annotation is bool else _choices(parameter.annotation) or name.upper(),
+        help=text,
+    )
+
+
+def _choices(annotation: Any) -> str | None:
+    """The choices of a Literal, also of one that may be None."""
+    parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+    choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    return "{" + ",".join(choices) + "}" if choices else None
+
+
+def _own_first(options: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters, those that the class itself declares before those that it inherits."""
+    own = inspect.get_annotations(options) if inspect.isclass(options) else {}
+    return sorted(inspect.signature(options).parameters.values(), key=lambda p: p.name not in own)
+
+
+def _help_texts(options: Callable[..., Any]) -> dict[str, str]:
+    """Parameter -> its text under "Args:" in the docstring of the class or the nearest base that describes it."""
+    texts: dict[str, str] = {}
+    for described in options.__mro__ if inspect.isclass(options) else (options,):
+        for found in parse_docstring(inspect.getdoc(described) or "").params:
+            texts.setdefault(found.arg_name, " ".join((found.description or "").split()).replace("%", "%%"))
+    return texts
+
+
+def _summary(options: Callable[..., Any]) -> str:
+    return (inspect.getdoc(options) or "").split("\n\nArgs:")[0].replace("%", "%%")
+
+
+def _with_hyphens(word: str) -> str:
+    """An option with its hyphens, since --moving_labels is accepted too; keys after a dot stay as they are."""
+    found = re.match(r"--[A-Za-z][\w-]*", word)
+    if found is None or found[0].startswith("--print_config"):
+        return word
+    return found[0].replace("_", "-") + word[found.end() :]
+
+
+def _flags(options: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(options).parameters
+    return {f"--{name.replace('_', '-')}" for name, p in parameters.items() if p.annotation is bool}
+
+
+def _with_values(words: list[str], flags: set[str]) -> list[str]:
+    """Add the value true to each flag that is given without one."""
+    following = [*words[1:], ""][: len(words)]
+    bare = [w in flags and f not in ("true", "false") for w, f in zip(words, following, strict=True)]
+    return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
+
+
+def _explained(error: Exception, options: Callable[..., Any]) -> str:
+    """A parser's complaint in words that name the option as it is typed."""
+    text, parameters = one_line(error), inspect.signature(options).parameters
+    if found := re.match(r'Parser key "(\w+)"?:', text):
+        parameter = parameters.get(found[1])
+        value = re.search(r"(?:Given value|Got value): (.*)$", text)
+        if parameter is not None and value and (wanted := _wanted(parameter.annotation)):
+            return f"{_shown(parameter)} must be {wanted}, got {value[1]}"
+    if found := re.search(r"arguments are required: (.*)$", text):
+        names = [name.strip().replace("-", "_") for name in found[1].split(",")]
+        shown = [_shown(parameters[name]) if name in parameters else name for name in names]
+        return f"{', '.join(shown)} must be given"
+    if found := re.search(r"[Uu]nrecognized arguments: (--[\w-]+)", text):
+        known = [_shown(p) for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+        near: list[str] = get_close_matches(found[1], known, n=1)
+        return f"there is no option {found[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    return text
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    name = parameter.name
+    return f"--{name.replace('_', '-')}" if parameter.kind is parameter.KEYWORD_ONLY else name.upper()
+
+
+def _wanted(annotation: Any) -> str | None:
+    """What a value of this type looks like; None for types that need more words."""
+    if choices := _choices(annotation):
+        return "one of " + choices.strip("{}").replace(",", ", ")
+    parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+    kinds = [part for part in parts if part is not NoneType]
+    if len(kinds) != 1:
+        return None
+    if get_origin(kinds[0]) is tuple:
+        return f"{len(get_args(kinds[0]))} values, such as [{','.join('1' * len(get_args(kinds[0])))}]"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kinds[0])
