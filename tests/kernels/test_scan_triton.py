@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-import voxelwave.kernels
+import voxelwave.kernels.scan
 from voxelwave.kernels.scan import reference as scan_reference
 from voxelwave.kernels.scan import triton as scan_triton
 from voxelwave.kernels.scan.triton_benchmark import gpu_benchmark, parallel_scan, scan_arguments
@@ -206,7 +206,7 @@ def test_peer_of_the_gpu_benchmark_is_the_same_scan():
 
 def test_missing_triton_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "voxelwave.kernels.scan_triton_device", raising=False)
-    monkeypatch.delattr(voxelwave.kernels, "scan_triton_device", raising=False)
+    monkeypatch.delitem(sys.modules, "voxelwave.kernels.scan.triton_device", raising=False)
+    monkeypatch.delattr(voxelwave.kernels.scan, "triton_device", raising=False)
     with pytest.raises(ImportError, match="needs Triton"):
         scan_triton.scan_forward(*scan_inputs(1, 1, 1, 1).values())
