@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ..runs.footprint import resident_mib
 from .nestedmorph import NestedMorph
 from .similarity import diffusion_energy, local_ncc_loss
 
@@ -85,21 +85,12 @@ def _main() -> None:
         loss.backward()
         optimizer.step()
 
-    idle = _resident_mib("VmRSS")
+    idle = resident_mib("VmRSS")
     run()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    peak = _resident_mib("VmHWM") - idle
+    peak = resident_mib("VmHWM") - idle
     print(json.dumps([size, mode, statistics.median(times), min(times), max(times), repeats, peak]))
-
-
-def _resident_mib(field: str) -> float:
-    # Not getrusage: its maximum starts with that of the process that started this one.
-    status = Path("/proc/self/status")
-    if not status.exists():
-        raise RuntimeError("the resident set is read from /proc, which this system does not have")
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024

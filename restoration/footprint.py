@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..runs.footprint import resident_mib
 from .inference import restore
 from .weights import load_weights
 
@@ -60,16 +61,7 @@ def _main() -> None:
     generator = torch.Generator().manual_seed(0)
     restore(model, torch.rand(1, channels, 16, 16, generator=generator))  # loads libraries and the compiled scan
     image = torch.rand(1, channels, side, side, generator=generator)
-    idle = _resident_mib("VmRSS")
+    idle = resident_mib("VmRSS")
     restore(model, image, tile=tile)
-    total = _resident_mib("VmHWM")
+    total = resident_mib("VmHWM")
     print(json.dumps([image.nbytes / 2**20, total - idle, total]))
-
-
-def _resident_mib(field: str) -> float:
-    # Not getrusage: its maximum starts with that of the process that started this one.
-    status = Path("/proc/self/status")
-    if not status.exists():
-        raise RuntimeError("the resident set is read from /proc, which this system does not have")
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024

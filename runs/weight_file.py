@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,17 +63,36 @@ def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         ValueError: the file is damaged, is no checkpoint, or holds NaN or infinite weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint of {what}: {reason}") from None
+    content = read_plain(path, f"checkpoint of {what}")
     if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of {what}")
     check_finite_weights(path, content["state_dict"])
     return content
+
+
+def read_plain(path: str | os.PathLike[str], what: str) -> Any:
+    """Read the tensors and plain values that PyTorch pickled into a file onto the CPU.
+
+    Args:
+        path: written by `torch.save`.
+        what: the kind of file, for the error, such as "checkpoint".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError:
+        reason = "it is damaged, or holds more than tensors and plain values"
+    except Exception as error:  # unpicklers fail in many ways on damaged data
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+    raise ValueError(f"{path} is not a readable {what}: {reason}")
 
 
 def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:
