@@ -98,6 +98,9 @@ TOP_LEVEL: dict[str, Verb] = {
         "",
         "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
     ),
+    "weights": Verb(
+        "weights.options:Weights", "weights.weights:weights", "list the weights that --weights finds by name"
+    ),
     "report": Verb("make_report:report", "", "make the report of a finished run again, as one HTML file"),
 }
 

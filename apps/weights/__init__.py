@@ -1,0 +1,1 @@
+"""`voxelwave weights`: the trained weights that can be used by name."""

@@ -1,0 +1,23 @@
+"""Options of `voxelwave weights`."""
+
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Literal
+
+from ..options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Options):
+    """List the trained weights that `--weights NAME` finds: task, size, data, licence, figures, and limits.
+
+    Weights are looked for in the package, in the folders that the environment variable VOXELWAVE_WEIGHTS names, and in
+    installed packages that offer some. The files' hashes are checked.
+
+    Args:
+        name: show one file with its whole model card.
+        field: only the weights of one field.
+    """
+
+    name: str | None = dataclass_field(default=None, kw_only=False)
+    field: Literal["registration", "restoration", "eeg", "scanpath"] | None = None

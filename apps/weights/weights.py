@@ -1,0 +1,21 @@
+"""`voxelwave weights`: list the trained weights, or show one with its model card."""
+
+from ...runs.catalogue import VARIABLE, check_hash, list_weights
+from .options import Weights
+
+
+def weights(options: Weights) -> None:
+    """Run the command."""
+    entries = [e for e in list_weights(options.field) if options.name in (None, e.name)]
+    if options.name is not None and not entries:
+        raise FileNotFoundError(f"no weights named {options.name}; voxelwave weights lists all")
+    for entry in entries:
+        check_hash(entry)
+        print(f"{entry.name}  ({entry.field}, {entry.size / 2**20:.1f} MB)")
+        for title in ("task", "data", "licence", "figures", "not_for"):
+            print(f"  {title.replace('_', ' '):<9}{getattr(entry, title)}")
+        print(f"  {'file':<9}{entry.file}")
+    if options.name is not None and entries[0].card.is_file():
+        print("\n" + entries[0].card.read_text())
+    if not entries:
+        print(f"no weights are installed; {VARIABLE} may name folders that hold some")

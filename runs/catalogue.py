@@ -1,0 +1,132 @@
+"""Trained weights that are found by name: in the package, in the folders of $VOXELWAVE_WEIGHTS, and in other packages.
+
+Beside NAME.safetensors stand NAME.json, the entry of the catalogue, and NAME.md, the model card. A distribution offers
+its files by an entry point of the group `voxelwave.weights` whose value is a package: the files stand in its folder.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+VARIABLE = "VOXELWAVE_WEIGHTS"
+_GROUP = "voxelwave.weights"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of weights, as the catalogue describes it.
+
+    Args:
+        name: what `--weights` takes.
+        field: "registration", "restoration", "eeg" or "scanpath".
+        task: what the weights do, in one line.
+        sha256: hash of the .safetensors file.
+        data: what they were trained on.
+        licence: of the weights.
+        figures: what was measured, in one line.
+        not_for: what they must not be used for, in one line.
+        file: the .safetensors file.
+    """
+
+    name: str
+    field: str
+    task: str
+    sha256: str
+    data: str
+    licence: str
+    figures: str
+    not_for: str
+    file: Path
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.file.with_suffix(".md")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the .safetensors file."""
+        return self.file.stat().st_size
+
+
+def list_weights(field: str | None = None) -> list[Entry]:
+    """All weights that can be found by name, in the order of their names; the first of two equal names counts.
+
+    Args:
+        field: only those of one field.
+
+    Raises:
+        ValueError: an entry is damaged.
+
+    Example:
+        >>> "denoise-grey" in [entry.name for entry in list_weights("restoration")]
+        True
+    """
+    found: dict[str, Entry] = {}
+    for folder in _folders():
+        for path in sorted(folder.glob("*.json")):
+            if path.with_suffix(".safetensors").is_file():
+                entry = _read(path)
+                found.setdefault(entry.name, entry)
+    return sorted((e for e in found.values() if field in (None, e.field)), key=lambda e: e.name)
+
+
+def find_weights(weights: str | os.PathLike[str], field: str) -> Path:
+    """The file of weights by name, or the path itself if it has a suffix.
+
+    Args:
+        weights: a name of `list_weights(field)`, or a path.
+        field: whose names count.
+
+    Raises:
+        FileNotFoundError: no file or name fits.
+        ValueError: the file differs from the one that the catalogue describes.
+    """
+    path = Path(weights)
+    if path.suffix or path.is_dir():
+        return path
+    entries = list_weights(field)
+    entry = next((entry for entry in entries if entry.name == str(weights)), None)
+    if entry is None:
+        names = ", ".join(entry.name for entry in entries) or "none is installed"
+        raise FileNotFoundError(f"weights must be a file or a name ({names}), got {weights}")
+    check_hash(entry)
+    return entry.file
+
+
+def check_hash(entry: Entry) -> None:
+    """Refuse a file that differs from the one that the catalogue describes.
+
+    Raises:
+        ValueError: names both hashes.
+    """
+    digest = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+    if digest != entry.sha256:
+        raise ValueError(
+            f"{entry.file} is damaged or was replaced: its SHA-256 is {digest[:12]}..., not {entry.sha256[:12]}...;"
+            " install it again"
+        )
+
+
+def _folders() -> Iterator[Path]:
+    """The folders to look in: the package's, the user's, and those of other distributions."""
+    yield from sorted(_PACKAGE.glob("*/shipped"))
+    yield from (Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder)
+    for point in entry_points(group=_GROUP):
+        spec = importlib.util.find_spec(point.value.partition(":")[0])
+        yield from map(Path, (spec and spec.submodule_search_locations) or ())
+
+
+def _read(path: Path) -> Entry:
+    try:
+        content = json.loads(path.read_text())
+        texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in ("name", "file")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
+    return Entry(name=path.stem, file=path.with_suffix(".safetensors"), **texts)
