@@ -1,24 +1,21 @@
-"""Tables on the screen, and CSV and JSON files written whole or not at all."""
+"""Tables: on the screen, and as CSV files that are written whole or not at all."""
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from .files import atomic_path
+from .json_files import write_json
+
+__all__ = ["print_rows", "write_json", "write_table"]
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-
-    from .files import atomic_path
-
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV; the columns are all keys, in the order in which they first appear."""
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:
         if rows:
             writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
@@ -26,14 +23,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows with common columns as a table."""
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows with common columns as a table; a single row becomes a list."""
     if not rows:
         return
     if len(rows) == 1:
@@ -49,7 +40,7 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,21 @@
+"""Where a command computes: the number of CPU threads, and the device."""
+
+import torch
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of CPU threads that torch uses; None leaves it as it is."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def choose_device(device: str) -> str:
+    """The device for "auto", "cpu" or "cuda"; "auto" takes a GPU if there is one.
+
+    Raises:
+        ValueError: "cuda" without a GPU.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device cuda needs a CUDA GPU; none was found: drop the option or use --device cpu")
+    return ("cuda" if available else "cpu") if device == "auto" else device
