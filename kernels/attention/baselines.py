@@ -1,0 +1,90 @@
+"""Softmax attention and efficient linear attention behind the interface of the other mechanisms.
+
+Patterns of both: all four. See `softmax.py` for what they compute and `reference.py` for the obvious versions.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call
+from .reference import attention_reference, linear_attention_reference
+from .softmax import LinearAttentionState, attention, linear_attention
+
+
+@dataclass(frozen=True)
+class SoftmaxAttention:
+    """out_i = sum_j softmax_j(scale q_i·k_j + bias_ij) v_j; the measure of all others. Rows of the weights sum to 1."""
+
+    patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
+    v_linear: ClassVar[bool] = True
+
+    scale: float | None = None
+    with_lse: bool = False  # also return the log-sum-exp, which holds the (Lq, Lk) scores in memory
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = NS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Mixed[None, None]:
+        start = check_call(self, q, k, v, pattern, q_start)
+        causal = pattern is CS
+        if not self.with_lse:
+            return Mixed(attention(q, k, v, mask=mask, bias=bias, causal=causal, q_start=start, scale=self.scale))
+        out, lse = attention(
+            q, k, v, mask=mask, bias=bias, causal=causal, q_start=start, scale=self.scale, return_lse=True
+        )
+        return Mixed(out, lse)
+
+
+@dataclass(frozen=True)
+class EfficientAttention:
+    """Linear attention of Shen et al. 2021: softmax of the queries over channels, of the keys over tokens.
+
+    Causal calls return a `LinearAttentionState` and go on from one. Rows of the weights sum to 1.
+    """
+
+    patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
+    v_linear: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = NS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+        state: LinearAttentionState | None = None,
+    ) -> Mixed[LinearAttentionState, None]:
+        check_call(self, q, k, v, pattern, q_start)
+        if pattern is not CS:
+            if state is not None:
+                raise ValueError(f"state belongs to causal self attention, got one with {pattern.value}")
+            return Mixed(linear_attention(q, k, v, mask=mask))
+        out, after = linear_attention(q, k, v, mask=mask, causal=True, state=state, return_state=True)
+        return Mixed(out, state=after)
+
+
+def reference(
+    mixer: SoftmaxAttention | EfficientAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern = NS,
+    q_start: int = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The output of either mixer, one query row at a time."""
+    if isinstance(mixer, EfficientAttention):
+        return linear_attention_reference(q, k, v, mask=mask, causal=pattern is CS)[0]
+    return attention_reference(q, k, v, mask=mask, causal=pattern is CS, q_start=q_start, scale=mixer.scale)[0]

@@ -1,0 +1,186 @@
+"""What every attention mechanism looks like from outside: a mixer, called with a pattern.
+
+A mixer is a callable object with two facts about itself, `patterns` and `v_linear`. Parameter-free mechanisms are
+frozen dataclasses, those with parameters are modules; options are fields. Beside each mixer, in the same file, stands a
+function `reference(mixer, q, k, v, ...)` that gives the same output the slow, obvious way and shares no code with it.
+
+Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv) with
+H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .softmax import merge_attention
+
+
+class Pattern(Enum):
+    """Who sees whom, after the four patterns of CAB (Zhang et al. 2022, arXiv 2210.07661).
+
+    In a causal cross pattern every query sees all keys, but output t must not depend on the queries after t.
+    """
+
+    NON_CAUSAL_SELF = "NS"
+    CAUSAL_SELF = "CS"
+    NON_CAUSAL_CROSS = "NC"
+    CAUSAL_CROSS = "CC"
+
+
+NS, CS, NC, CC = Pattern
+NON_CAUSAL = frozenset({NS, NC})
+ALL_PATTERNS = frozenset(Pattern)
+
+State_co = TypeVar("State_co", covariant=True)
+Extras_co = TypeVar("Extras_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Mixed(Generic[State_co, Extras_co]):
+    """What a mixer returns. `state` and `extras` are named tuples of the mechanism; None where it has none."""
+
+    out: Tensor  # (B, H, Lq, Dv)
+    lse: Tensor | None = None  # (B, H, Lq), of softmax over a set of keys: results over disjoint sets can be merged
+    state: State_co | None = None  # what a causal mechanism keeps of the tokens so far
+    extras: Extras_co | None = None  # what it chose on the way, and its losses
+
+
+class Mixer(Protocol):
+    """A mechanism that mixes values along the tokens.
+
+    Some mixers take more keywords, each under the same name: `bias`, added to the scaled scores, and `state`, what an
+    earlier call over the preceding tokens returned. A keyword that a mixer does not take is an error, as in any
+    Python function.
+    """
+
+    @property
+    def patterns(self) -> frozenset[Pattern]:
+        """The patterns that the mechanism has; a call with another one raises `UnsupportedPattern`."""
+        ...
+
+    @property
+    def v_linear(self) -> bool:
+        """Whether the output is W(q, k) v, so that `attention_map` can be asked for."""
+        ...
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = NS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+    ) -> Mixed[object, object]:
+        """Mix the values.
+
+        Args:
+            q: (B, H, Lq, D).
+            k: (B, Hk, Lk, D), H a multiple of Hk.
+            v: (B, Hk, Lk, Dv).
+            pattern: who sees whom.
+            q_start: position of the first query among the keys, in causal self attention only: query i sees the keys
+                j <= i + q_start. 0 if not given, which needs Lq = Lk.
+            mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend. Mechanisms that select keys take one answer
+                per key: sizes 1 along heads and queries.
+        """
+        ...
+
+
+class UnsupportedPattern(ValueError):
+    """A mixer was called with a pattern that its mechanism does not have."""
+
+
+def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, q_start: int | None) -> int:
+    """The position of the first query among the keys, after the shapes and the pattern were found to fit.
+
+    Raises:
+        UnsupportedPattern: the mechanism does not have the pattern.
+        ValueError: a shape does not fit, or q_start is missing or does not belong to the pattern.
+    """
+    if pattern not in mixer.patterns:
+        offered = ", ".join(p.value for p in Pattern if p in mixer.patterns)
+        raise UnsupportedPattern(f"pattern of {type(mixer).__name__} must be one of {offered}, got {pattern.value}")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have shape (B, heads, L, channels), got {tuple(tensor.shape)}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3] or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"k must have shape (B, Hk, Lk, D) to match q {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v must have shape (B, Hk, Lk, Dv) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
+    if pattern is not CS:
+        if q_start is not None:
+            raise ValueError(f"q_start belongs to causal self attention, got q_start={q_start} with {pattern.value}")
+        return 0
+    if q_start is None and q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"causal self attention of {q.shape[2]} queries over {k.shape[2]} keys needs q_start, the position of the "
+            f"first query among the keys ({k.shape[2] - q.shape[2]} when decoding with a cache)"
+        )
+    if q_start is not None and q_start < 0:
+        raise ValueError(f"q_start must not be negative, got {q_start}")
+    return q_start or 0
+
+
+def key_mask(mask: Tensor | None, k: Tensor) -> Tensor:
+    """The mask of a mechanism that asks for one answer per key: bool (B, Lk), all True without a mask."""
+    batch, _, length, _ = k.shape
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=k.device)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = may attend), got {mask.dtype}")
+    full = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
+    if full.shape[1:] != (1, 1, length) or full.shape[0] not in (1, batch):
+        raise ValueError(f"mask must have shape (B or 1, 1, 1, {length}), one answer per key, got {tuple(mask.shape)}")
+    return full[:, 0, 0].expand(batch, length)
+
+
+def spread_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, Hk, L, D) for each of the query heads, (B, H, L, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def attention_map(
+    mixer: Mixer,
+    q: Tensor,
+    k: Tensor,
+    *,
+    pattern: Pattern = NS,
+    q_start: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The weights W (B, H, Lq, Lk) with out = W v: the mixer's own output for values that are the identity matrix.
+
+    Raises:
+        ValueError: the output of the mixer is not linear in v.
+
+    Example:
+        >>> from voxelwave.kernels.attention.baselines import SoftmaxAttention
+        >>> q = torch.zeros(1, 1, 2, 4)
+        >>> attention_map(SoftmaxAttention(), q, q, pattern=CS).squeeze().tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
+    """
+    if not mixer.v_linear:
+        raise ValueError(f"{type(mixer).__name__} is not linear in v, so it has no attention map")
+    length = k.shape[2]
+    identity = torch.eye(length, dtype=k.dtype, device=k.device).expand(*k.shape[:2], length, length)
+    return mixer(q, k, identity, pattern=pattern, q_start=q_start, mask=mask).out
+
+
+def merge(parts: Sequence[Mixed[object, object]]) -> Mixed[None, None]:
+    """One result from results over disjoint sets of keys, as if all keys had been seen at once; see `merge_attention`.
+
+    Raises:
+        ValueError: a part has no log-sum-exp.
+    """
+    pairs = []
+    for position, part in enumerate(parts):
+        if part.lse is None:
+            raise ValueError(f"parts[{position}] must come from a softmax over keys: it has no lse")
+        pairs.append((part.out, part.lse))
+    return Mixed(*merge_attention(pairs))

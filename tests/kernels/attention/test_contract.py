@@ -1,0 +1,304 @@
+"""What every attention mechanism keeps, in every pattern that it has, against the reference in its own file."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from voxelwave.kernels import attention as folder
+from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
+from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
+from voxelwave.kernels.attention.softmax import attention
+
+F64 = torch.float64
+HEADS, CHANNELS = 4, 4
+
+
+class Member(NamedTuple):
+    """A mechanism with small options, so that short sequences meet every one of its branches.
+
+    `make` and `softmax` are called with (heads, n_queries, n_keys); most mechanisms need none of them.
+    """
+
+    make: Callable[[int, int, int], Mixer]
+    softmax: Callable[[int, int, int], Mixer] | None = None  # the special case that equals softmax attention
+    rows_sum_to_1: bool = True
+    heads_are_independent: bool = True
+
+
+# A new mechanism is entered here; `test_no_mechanism_is_left_out` walks the folder and asks for it.
+MEMBERS = {
+    "softmax": Member(lambda *_: SoftmaxAttention(), lambda *_: SoftmaxAttention(with_lse=True)),
+    "efficient": Member(lambda *_: EfficientAttention()),
+}
+
+
+def made(make: Callable[[int, int, int], Mixer], heads: int, n_queries: int, n_keys: int, dtype=F64) -> Mixer:
+    torch.manual_seed(0)
+    mixer = make(heads, n_queries, n_keys)
+    return mixer.to(dtype) if isinstance(mixer, nn.Module) else mixer
+
+
+PAIRS = [(name, p) for name, member in MEMBERS.items() for p in Pattern if p in made(member.make, 4, 7, 7).patterns]
+CAUSAL_SELF = [name for name, pattern in PAIRS if pattern is CS]
+every_pair = pytest.mark.parametrize(("name", "pattern"), PAIRS, ids=[f"{n}-{p.value}" for n, p in PAIRS])
+
+
+def sizes_of(pattern, length):
+    return (length, length) if pattern in (NS, CS) else (length, length + 4)
+
+
+def random_qkv(n_queries, n_keys, generator, *, heads=HEADS, key_heads=2, batch=2, value_channels=3):
+    shapes = (
+        (batch, heads, n_queries, CHANNELS),
+        (batch, key_heads, n_keys, CHANNELS),
+        (batch, key_heads, n_keys, value_channels),
+    )
+    return tuple(torch.randn(shape, generator=generator, dtype=F64) for shape in shapes)
+
+
+def reference_of(mixer):
+    return sys.modules[type(mixer).__module__].reference
+
+
+def differentiable(mixer):
+    return [p for p in mixer.parameters() if p.requires_grad] if isinstance(mixer, nn.Module) else []
+
+
+def gradients_of(out, inputs, upstream):
+    if not out.requires_grad:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    return torch.autograd.grad(out, inputs, upstream, allow_unused=True, materialize_grads=True)
+
+
+def assert_exact(actual, expected):
+    assert_close(actual, expected, rtol=1e-9, atol=1e-10)  # float64 against float64: only the order of sums differs
+
+
+def test_no_mechanism_is_left_out():
+    listed = {type(made(member.make, 4, 7, 7)) for member in MEMBERS.values()}
+    found = set()
+    for info in pkgutil.iter_modules(folder.__path__, folder.__name__ + "."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            own = inspect.isclass(value) and value.__module__ == module.__name__ and value is not Mixer
+            if own and hasattr(value, "patterns") and hasattr(value, "v_linear"):
+                found.add(value)
+                assert callable(module.reference), f"{module.__name__} needs a function reference"
+    assert found == listed
+
+
+@every_pair
+@pytest.mark.parametrize(
+    ("length", "key_heads", "masked"), [(1, 2, False), (13, 4, True), (16, 2, False), (37, 2, True)]
+)
+def test_equals_its_reference_with_all_gradients(name, pattern, length, key_heads, masked, generator):
+    n_queries, n_keys = sizes_of(pattern, length)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator, key_heads=key_heads))
+    mask = torch.rand(2, 1, 1, n_keys, generator=generator) < 0.7 if masked else None
+    expected = reference_of(mixer)(mixer, q, k, v, pattern=pattern, mask=mask)
+    out = mixer(q, k, v, pattern=pattern, mask=mask).out
+    assert_exact(out, expected)
+    upstream = torch.randn(out.shape, generator=generator, dtype=F64)
+    inputs = [q, k, v, *differentiable(mixer)]
+    assert_exact(gradients_of(out, inputs, upstream), gradients_of(expected, inputs, upstream))
+
+
+@every_pair
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_narrow_types_stay_near_float64_and_keep_their_type(name, pattern, dtype, tolerance, generator):
+    n_queries, n_keys = sizes_of(pattern, 29)
+    narrow = [x.to(dtype) for x in random_qkv(n_queries, n_keys, generator)]
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, dtype)
+    out = mixer(*narrow, pattern=pattern).out
+    assert out.dtype == dtype
+    if isinstance(mixer, nn.Module):
+        mixer = mixer.to(F64)
+    exact = reference_of(mixer)(mixer, *(x.to(F64) for x in narrow), pattern=pattern)
+    assert_close(out.to(F64), exact, rtol=tolerance, atol=tolerance * max(1.0, exact.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [(n, p) for n, p in PAIRS if MEMBERS[n].softmax is not None],
+    ids=[f"{n}-{p.value}" for n, p in PAIRS if MEMBERS[n].softmax is not None],
+)
+def test_special_case_is_softmax_attention(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 23)
+    mixer = made(MEMBERS[name].softmax, HEADS, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator)
+    assert_exact(mixer(q, k, v, pattern=pattern).out, attention(q, k, v, causal=pattern is CS))
+
+
+@every_pair
+def test_output_does_not_depend_on_what_comes_later(name, pattern, generator):
+    if pattern not in (CS, CC):
+        pytest.skip("every token sees every token")
+    n_queries, n_keys = sizes_of(pattern, 29)
+    q, k, v = random_qkv(n_queries, n_keys, generator)
+    whole = made(MEMBERS[name].make, HEADS, n_queries, n_keys)(q, k, v, pattern=pattern).out
+    for t in (1, 4, 8, 17, 28):
+        seen = t if pattern is CS else n_keys
+        prefix = made(MEMBERS[name].make, HEADS, t, seen)(q[:, :, :t], k[:, :, :seen], v[:, :, :seen], pattern=pattern)
+        assert_exact(prefix.out, whole[:, :, :t])
+
+
+@every_pair
+def test_keys_that_are_masked_out_change_nothing(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 16)
+    more = 5 if pattern in (NS, CS) else 0
+    q, k, v = random_qkv(n_queries + more, n_keys + 5, generator)
+    k[:, :, n_keys:] *= 1e3
+    mask = torch.arange(n_keys + 5).view(1, 1, 1, -1) < n_keys
+    longer = made(MEMBERS[name].make, HEADS, n_queries + more, n_keys + 5)(q, k, v, pattern=pattern, mask=mask)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    shorter = mixer(q[:, :, :n_queries], k[:, :, :n_keys], v[:, :, :n_keys], pattern=pattern)
+    assert_exact(longer.out[:, :, :n_queries], shorter.out)
+
+
+@every_pair
+def test_nothing_visible_gives_zero_and_finite_gradients(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 9)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator))
+    out = mixer(q, k, v, pattern=pattern, mask=torch.zeros(1, 1, 1, n_keys, dtype=torch.bool)).out
+    assert not out.any()
+    gradients = gradients_of(out, [q, k, v], torch.ones_like(out))
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@every_pair
+def test_identity_values_give_the_weights(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 19)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator)
+    if not mixer.v_linear:
+        with pytest.raises(ValueError, match="not linear in v"):
+            attention_map(mixer, q, k, pattern=pattern)
+        return
+    mask = torch.arange(n_keys).view(1, 1, 1, -1) % 7 != 3
+    weights = attention_map(mixer, q, k, pattern=pattern, mask=mask)
+    values = v.repeat_interleave(2, 1)
+    assert_exact(weights @ values, mixer(q, k, v, pattern=pattern, mask=mask).out)
+    assert not weights[..., 3::7].any()
+    if pattern is CS:
+        assert not weights.triu(1).any()
+    if MEMBERS[name].rows_sum_to_1:
+        visible = weights.sum(-1)[weights.any(-1)]
+        assert_exact(visible, torch.ones_like(visible))
+        assert weights.any(-1).sum() >= weights.any(-1).numel() - 3 * HEADS * 2  # at most the first rows see nothing
+
+
+@every_pair
+def test_gradients_are_right_to_finite_differences(name, pattern, generator):
+    n_queries, n_keys = (7, 7) if pattern in (NS, CS) else (5, 7)
+    mixer = made(MEMBERS[name].make, 2, n_queries, n_keys)
+    q, k, v = (
+        x.requires_grad_()
+        for x in random_qkv(n_queries, n_keys, generator, heads=2, key_heads=1, batch=1, value_channels=2)
+    )
+
+    def out(*qkv: Tensor) -> Tensor:
+        return mixer(*qkv, pattern=pattern).out
+
+    torch.autograd.gradcheck(out, (q, k, v), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", CAUSAL_SELF)
+@pytest.mark.parametrize("steps", [[1] * 21, [5, 1, 9, 6]], ids=["single", "uneven"])
+def test_step_by_step_equals_one_call(name, steps, generator):
+    length = sum(steps)
+    mixer = made(MEMBERS[name].make, HEADS, length, length)
+    q, k, v = random_qkv(length, length, generator)
+    whole = mixer(q, k, v, pattern=CS)
+    outs, state, start = [], None, 0
+    for step in steps:
+        stop = start + step
+        if "state" in inspect.signature(mixer.forward if isinstance(mixer, nn.Module) else mixer).parameters:
+            part = mixer(*(x[:, :, start:stop] for x in (q, k, v)), pattern=CS, state=state)
+            state = part.state
+        else:  # the state is the cache of keys and values
+            part = mixer(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], pattern=CS, q_start=start)
+        outs.append(part.out)
+        start = stop
+    assert_exact(torch.cat(outs, 2), whole.out)
+    if whole.state is not None:
+        tensors = [(a, b) for a, b in zip(whole.state, state, strict=True) if isinstance(a, Tensor)]
+        for expected, actual in tensors:
+            assert_exact(actual, expected)
+
+
+@every_pair
+def test_huge_scores_stay_finite(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 21)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, torch.float32)
+    q, k, v = (x.float() for x in random_qkv(n_queries, n_keys, generator))
+    q, k, v = (x.requires_grad_() for x in (q * 1e2, k * 1e2, v))  # scores of about 1e4
+    out = mixer(q, k, v, pattern=pattern).out
+    assert out.isfinite().all()
+    gradients = gradients_of(out, [q, k, v, *differentiable(mixer)], torch.ones_like(out))
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@every_pair
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 31])
+def test_odd_lengths_and_one_head(name, pattern, length, generator):
+    n_queries, n_keys = sizes_of(pattern, length)
+    mixer = made(MEMBERS[name].make, 1, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator, heads=1, key_heads=1, batch=1, value_channels=5)
+    out = mixer(q, k, v, pattern=pattern).out
+    assert out.shape == (1, 1, n_queries, 5)
+    if length:
+        assert_exact(out, reference_of(mixer)(mixer, q, k, v, pattern=pattern))
+
+
+@every_pair
+def test_no_keys_give_zero(name, pattern, generator):
+    if pattern not in (NC, CC):
+        pytest.skip("as many keys as queries")
+    mixer = made(MEMBERS[name].make, HEADS, 3, 0)
+    out = mixer(*random_qkv(3, 0, generator), pattern=pattern).out
+    assert out.shape == (2, HEADS, 3, 3)
+    assert not out.any()
+
+
+@every_pair
+def test_batch_items_and_heads_do_not_influence_each_other(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 17)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator)
+    out = mixer(q, k, v, pattern=pattern).out
+    other = [x.clone() for x in (q, k, v)]
+    for x in other:
+        x[1] = x[1].flip(1) + 1
+    assert_exact(mixer(*other, pattern=pattern).out[0], out[0])
+    assert_exact(mixer(q[:1], k[:1], v[:1], pattern=pattern).out, out[:1])
+    if MEMBERS[name].heads_are_independent:
+        other = [x.clone() for x in (q, k, v)]
+        for x in other:  # the second half of the heads
+            x[:, x.shape[1] // 2 :] += 1
+        assert_exact(mixer(*other, pattern=pattern).out[:, :2], out[:, :2])
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_pattern_outside_of_the_mechanism_is_an_error(name, generator):
+    mixer = made(MEMBERS[name].make, HEADS, 5, 5)
+    qkv = random_qkv(5, 5, generator)
+    for pattern in set(Pattern) - mixer.patterns:
+        with pytest.raises(UnsupportedPattern, match=pattern.value):
+            mixer(*qkv, pattern=pattern)
+
+
+@pytest.mark.parametrize("name", CAUSAL_SELF)
+def test_causal_attention_of_unlike_lengths_needs_the_position_of_the_first_query(name, generator):
+    mixer = made(MEMBERS[name].make, HEADS, 5, 7)
+    with pytest.raises(ValueError, match=r"q_start|as many queries as keys"):
+        mixer(*random_qkv(5, 7, generator), pattern=CS)
