@@ -11,7 +11,7 @@ H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boole
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -151,10 +151,16 @@ def attention_map(
     k: Tensor,
     *,
     pattern: Pattern = NS,
-    q_start: int | None = None,
-    mask: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """The weights W (B, H, Lq, Lk) with out = W v: the mixer's own output for values that are the identity matrix.
+
+    Args:
+        mixer: a mixer that is linear in v.
+        q: (B, H, Lq, D).
+        k: (B, Hk, Lk, D).
+        pattern: who sees whom.
+        options: what else the mixer takes: q_start, mask, bias, ...
 
     Raises:
         ValueError: the output of the mixer is not linear in v.
@@ -169,7 +175,7 @@ def attention_map(
         raise ValueError(f"{type(mixer).__name__} is not linear in v, so it has no attention map")
     length = k.shape[2]
     identity = torch.eye(length, dtype=k.dtype, device=k.device).expand(*k.shape[:2], length, length)
-    return mixer(q, k, identity, pattern=pattern, q_start=q_start, mask=mask).out
+    return mixer(q, k, identity, pattern=pattern, **options).out
 
 
 def merge(parts: Sequence[Mixed[object, object]]) -> Mixed[None, None]:
