@@ -89,7 +89,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "bench": {
-        "kernels": Verb("bench.kernels:kernels", "", "speed and accuracy of the selective scan beside its peers"),
+        "kernels": Verb(
+            "bench.options:Kernels",
+            "bench.kernels:kernels",
+            "speed and accuracy of the selective scan beside other implementations",
+        ),
     },
 }
 TOP_LEVEL: dict[str, Verb] = {

@@ -1,9 +1,10 @@
-"""Attention and selective scan: the fast mathematics that every field shares.
+"""Attention and selective scan: the fast operations that the fields share.
 
-`attention` itself is in the module of that name: `from voxelwave.kernels.attention import attention`.
+`attention` is not listed here, since its folder has the same name: use
+`from voxelwave.kernels.attention import attention`.
 """
 
-from .attention.softmax import linear_attention, merge_attention
-from .scan.selective import directional_scan, selective_scan, selective_scan_step
+from .attention import linear_attention, merge_attention
+from .scan import directional_scan, selective_scan, selective_scan_step
 
 __all__ = ["directional_scan", "linear_attention", "merge_attention", "selective_scan", "selective_scan_step"]

@@ -1,22 +1,46 @@
-"""`voxelwave bench`: speed and memory beside named peers, in the same run."""
+"""`voxelwave bench kernels`: speed and accuracy of the selective scan beside other implementations."""
 
-from typing import Literal
+from ...kernels.scan.benchmark import bench_kernels
+from ...kernels.scan.triton_aot import SHAPES, TARGETS, aot_report, expected_time
+from ...kernels.scan.triton_benchmark import gpu_benchmark
+from ...runs.tables import print_rows
+from .options import Kernels
 
 
-def kernels(*, device: Literal["cpu", "cuda"] = "cpu", quick: bool = False, seed: int = 0) -> None:
-    """Time the selective scan beside PyTorch peers and print ratios, floors, errors and scaling.
+def kernels(options: Kernels) -> None:
+    """Time the kernels, or compile them for a GPU that is not there, and print tables."""
+    if options.machine_code:
+        _print_machine_code(options.quick)
+        return
+    bench_kernels(device=options.device, quick=options.quick, seed=options.seed)
+    if options.device == "cuda":
+        rows = [row._asdict() for row in gpu_benchmark(quick=options.quick, seed=options.seed)]
+        print_rows("Beside the memory bound of an H100 and other implementations", rows)
 
-    Args:
-        device: cpu (two threads), or cuda for the Triton kernels.
-        quick: fewer sizes and repeats: a look in a minute instead of ten.
-        seed: of the random inputs.
-    """
-    from ...kernels.scan.benchmark import bench_kernels
 
-    bench_kernels(device=device, quick=quick, seed=seed)
-    if device == "cuda":
-        from ...kernels.scan.triton_benchmark import gpu_benchmark
-        from ...runs.tables import print_rows
-
-        rows = [row._asdict() for row in gpu_benchmark(quick=quick, seed=seed)]
-        print_rows("Against the floor of the GPU and its peers", rows)
+def _print_machine_code(quick: bool) -> None:
+    """Print the tables of kernels/scan/triton.md; with `quick`, of the first target only."""
+    compiled, expected = [], []
+    for capability, states, directional in TARGETS[: 1 if quick else None]:
+        reports = aot_report(capability, states, directional=directional)
+        target = {"N": states, "order": "image" if directional else "scan"}
+        compiled += [target | report._asdict() for report in reports]
+        for shape in SHAPES:
+            if shape.states != states or capability != 90:
+                continue
+            for backward in (False, True):
+                time = expected_time(shape, reports, backward=backward, directional=directional)
+                expected.append(
+                    {
+                        "B, channels, L, N": f"{shape.batch}, {shape.channels}, {shape.length}, {states}",
+                        "order": target["order"],
+                        "segments": -(-shape.length // shape.segment()),
+                        "pass": "backward" if backward else "forward",
+                        "floor us": time.floor_microseconds,
+                        "time us": time.microseconds,
+                        "fraction": time.fraction,
+                        "bound": time.bound,
+                    }
+                )
+    print_rows("Machine code; instructions and exponentials of one lane per channel, state and step", compiled)
+    print_rows("Expected time on one H100", expected)

@@ -1,4 +1,4 @@
-"""Attention written the slow, obvious way: what the tests compare `attention.py` with. Every weight is formed."""
+"""Slow, obvious attention that forms every weight; the tests compare `softmax.py` with it."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def attention_reference(
     q_start: int = 0,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax attention, one query row at a time; shapes and meaning as in `attention`.
+    """Compute softmax attention row by row; arguments as in `attention`.
 
     Returns:
         out (B, H, Lq, Dv), lse (B, H, Lq) and weights (B, H, Lq, Lk).
@@ -49,10 +49,10 @@ def attention_reference(
 def linear_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Efficient attention, one query row at a time; shapes and meaning as in `linear_attention`.
+    """Compute efficient attention row by row; arguments as in `linear_attention`.
 
     Returns:
-        out (B, H, L, Dv) and the weights (B, H, Lq, Lk) that it never forms.
+        out (B, H, Lq, Dv) and the weights (B, H, Lq, Lk), which `linear_attention` never forms.
     """
     (batch, heads, n_queries, _), n_keys = q.shape, k.shape[2]
     visible = torch.ones(batch, n_keys, dtype=torch.bool) if mask is None else mask.expand(batch, 1, 1, n_keys)[:, 0, 0]

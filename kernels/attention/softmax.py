@@ -2,7 +2,7 @@
 
 Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv) with
 H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
-The slow, obvious versions with the same signatures stand in `attention_reference.py`.
+`reference.py` holds slow, obvious versions with the same arguments.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Best of 7, milliseconds forward / forward + backward, (1, 4, 4096, 32), two threads of a busy Zen 5 machine:
-# chunk 16: 86 / 529, 32: 75 / 352, 64: 106 / 323.
+# Tokens per chunk of causal linear attention. Best of 7 in milliseconds, forward / forward + backward, at
+# (1, 4, 4096, 32) on two threads of a busy Zen 5 machine: chunk 16: 86 / 529, 32: 75 / 352, 64: 106 / 323.
 _CHUNK = 32
 
 
@@ -66,8 +66,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, ...]:
     """Softmax attention: out_i = sum_j softmax_j(scale q_i·k_j + bias_ij) v_j over the keys j that query i may see.
 
-    A query that sees no key gives 0, with log-sum-exp -inf and gradient 0. PyTorch's fused kernel does the work in
-    O(L D) memory; asking for `return_lse` or `return_weights` takes the plain form, which holds (B, H, Lq, Lk).
+    A query that sees no key gives 0, with log-sum-exp -inf and gradient 0. PyTorch's fused kernel computes the output
+    in O(L D) memory; `return_lse` and `return_weights` use a plain form, which needs O(B H Lq Lk).
 
     Args:
         q: (B, H, Lq, D).
@@ -76,18 +76,19 @@ def attention(
         mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend.
         bias: floating point, broadcastable to (B, H, Lq, Lk), added to the scaled scores; -inf hides a key.
         causal: query i sees only the keys j <= i + q_start.
-        q_start: position of the first query among the keys: 0 for self attention, Lk - Lq when decoding with a cache.
-            PyTorch's own `is_causal` always means 0, also where Lq and Lk differ.
+        q_start: position of the first query among the keys: 0 for self-attention, Lk - Lq when decoding with a cache.
+            PyTorch's own `is_causal` always assumes 0, even if Lq and Lk differ.
         scale: factor on the scores; 1 / sqrt(D) if not given.
         return_lse: also return the log-sum-exp of the scores of each row, (B, H, Lq), which `merge_attention` needs.
         return_weights: also return the weights, (B, H, Lq, Lk).
 
     Returns:
-        out (B, H, Lq, Dv), or a tuple (out, lse), (out, weights) or (out, lse, weights) as asked for.
-        float16 and bfloat16 inputs are summed in float32; lse and weights then are float32.
+        out (B, H, Lq, Dv), or a tuple (out, lse), (out, weights) or (out, lse, weights), as requested. Sums over
+        float16 and bfloat16 inputs are float32, and so are lse and weights then.
 
     Raises:
-        ValueError: a shape does not fit; TypeError: a type does not. Both name the argument.
+        ValueError: an argument has the wrong shape; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
 
     Example:
         >>> x = torch.eye(2).view(1, 1, 2, 2)
@@ -114,13 +115,13 @@ def attention(
 
 
 def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One attention result from partial results over disjoint sets of keys, as if all keys had been seen at once.
+    """Merge attention over disjoint sets of keys into attention over all of them.
 
     lse = log sum_p exp(lse_p) and out = sum_p exp(lse_p - lse) out_p. The operation is associative and commutative;
-    (0, -inf), the result over no key at all, changes nothing.
+    its neutral element is (0, -inf), the result over no keys.
 
     Args:
-        parts: pairs (out, lse) of shapes (..., L, Dv) and (..., L), as `attention(..., return_lse=True)` gives them.
+        parts: pairs (out, lse) of shapes (..., L, Dv) and (..., L), as `attention(..., return_lse=True)` returns them.
 
     Returns:
         out (..., L, Dv) and lse (..., L).
@@ -145,7 +146,7 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
             )
     logs = torch.stack([lse for _, lse in parts])
     largest = logs.detach().amax(0)
-    largest = largest.masked_fill(largest == -math.inf, 0)  # a row that no part has seen
+    largest = largest.masked_fill(largest == -math.inf, 0)  # a row that sees no key in any part
     shares = (logs - largest).exp()
     total = shares.sum(0)
     unseen = total == 0
@@ -157,9 +158,9 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 
 class LinearAttentionState(NamedTuple):
-    """What causal linear attention keeps of the tokens so far: per key channel, the weighted sum of their values."""
+    """State of causal linear attention after some tokens: for each key channel, the weighted sum of their values."""
 
-    maximum: Tensor  # (B, Hk, D): largest key so far, -inf before the first
+    maximum: Tensor  # (B, Hk, D): largest key so far; -inf before the first
     normaliser: Tensor  # (B, Hk, D): sum_j exp(k_j - maximum)
     memory: Tensor  # (B, Hk, D, Dv): sum_j exp(k_j - maximum) v_j
 
@@ -204,30 +205,31 @@ def linear_attention(
 
     Shen, Zhang, Zhao, Yi and Li, "Efficient attention: attention with linear complexities", WACV 2021.
 
-    The queries are normalised over their D channels, the keys over the tokens, so that the (Lq, Lk) matrix is never
-    formed and the cost is O(L D Dv). Its weights W_ij = sum_c softmax_c(q_i)_c softmax_j(k_c)_j are positive and their
-    rows sum to 1. There is no 1 / sqrt(D). Causal: the keys' softmax runs over the tokens up to and including i; it is
-    computed in chunks with a running maximum, so that no key is large or small enough to overflow or vanish.
+    The queries are normalised over their D channels and the keys over the tokens. The (Lq, Lk) matrix is never formed
+    and the cost is O(L D Dv). The implied weights W_ij = sum_c softmax_c(q_i)_c softmax_j(k_c)_j are positive and their
+    rows sum to 1. Scores are not scaled by 1 / sqrt(D). With `causal`, the softmax of the keys runs over the tokens up
+    to and including i, in chunks with a running maximum, so that very large or small keys neither overflow nor vanish.
 
     Args:
         q: (B, H, Lq, D).
         k: (B, Hk, Lk, D), H a multiple of Hk.
         v: (B, Hk, Lk, Dv).
-        mask: bool, broadcastable to (B, H, Lq, Lk) with sizes 1 along heads and queries (one answer per key for all
-            queries); True = may attend. Where no key is visible the output is 0.
-        causal: token i sees the tokens j <= i; then Lq and Lk must agree.
-        state: causal only: what an earlier call over the preceding tokens returned; the work goes on from there.
+        mask: bool, broadcastable to (B, H, Lq, Lk), with size 1 along heads and queries since it hides a key from all
+            queries; True = may attend. Where no key is visible the output is 0.
+        causal: token i sees the tokens j <= i; Lq and Lk must be equal.
+        state: causal only: the state that a call over the preceding tokens returned.
         return_state: causal only: also return the state after the last token.
 
     Returns:
-        out (B, H, Lq, Dv), or (out, state). Sums are kept in float32 or wider.
+        out (B, H, Lq, Dv), or (out, state). Sums are float32 or wider.
 
     Raises:
-        ValueError: a shape does not fit; TypeError: a type does not. Both name the argument.
+        ValueError: an argument has the wrong shape; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
 
     Example:
         >>> q, k, v = torch.randn(3, 1, 2, 5, 4).unbind()
-        >>> probe = torch.eye(5).expand(1, 2, 5, 5)  # with v = identity the output is the matrix of weights
+        >>> probe = torch.eye(5).expand(1, 2, 5, 5)  # if v is the identity, the output is the weights
         >>> linear_attention(q, k, probe).sum(-1).round(decimals=5).unique().tolist()
         [1.0]
     """
@@ -248,7 +250,7 @@ def linear_attention(
         keys = keys.masked_fill(~_key_mask(mask, score_shape), -math.inf)
     values = v.to(dtype)
     if not causal:
-        out = (query @ _context(keys, values).unsqueeze(2)).flatten(1, 2)
+        out: Tensor = (query @ _context(keys, values).unsqueeze(2)).flatten(1, 2)
         return out.to(q.dtype)
     state = _start_state(keys, values) if state is None else _checked_state(state, keys, values)
     out, state = _causal_linear(query, keys, values, state)
@@ -267,13 +269,11 @@ def _fused(
     scale: float,
 ) -> Tensor:
     if any(stride == 0 and size > 1 for stride, size in zip(q.stride(), q.shape, strict=True)):
-        q = (
-            q.contiguous()
-        )  # a query expanded with stride 0 would drop to the math path: 187 ms instead of 35 ms measured
+        q = q.contiguous()  # for a query expanded with stride 0 PyTorch uses its plain path: 187 ms instead of 35 ms
     if scale <= 0:
-        q, scale = q * scale, 1.0  # the causal kernel hides keys by -inf before it scales: -inf * 0 is NaN
+        q, scale = q * scale, 1.0  # the causal kernel scales after it has set hidden keys to -inf: -inf * 0 is NaN
     options: dict[str, Any] = {"scale": scale}
-    if q.shape[1] != k.shape[1]:  # by `if`: under torch.compile the comparison itself may be no Python bool
+    if q.shape[1] != k.shape[1]:  # an `if`, since under torch.compile the comparison may not be a Python bool
         options["enable_gqa"] = True
     if mask is None and bias is None:
         if not causal or q_start >= k.shape[2] - 1:
@@ -283,9 +283,7 @@ def _fused(
     visible = _visible(mask, bias, causal, q_start, q, k)
     assert visible is not None
     blind = ~visible.any(-1, keepdim=True)
-    attended = (
-        visible | blind
-    )  # blind rows attend everywhere, so that no softmax divides 0 by 0, and are set to 0 below
+    attended = visible | blind  # rows without a visible key attend everywhere, to avoid 0 / 0, and become 0 below
     if bias is None:
         scores_added = attended
     else:
@@ -318,7 +316,7 @@ def _plain(
 def _visible(
     mask: Tensor | None, bias: Tensor | None, causal: bool, q_start: int, q: Tensor, k: Tensor
 ) -> Tensor | None:
-    """Which key each query may see, 4-D and broadcastable to (B, H, Lq, Lk); None if all."""
+    """Whether a query may see a key: bool, 4-D, broadcastable to (B, H, Lq, Lk); None if each sees all."""
     visible = None if mask is None else _four_axes(mask)
     if bias is not None:
         finite = _four_axes(bias) != -math.inf
@@ -328,7 +326,7 @@ def _visible(
         earlier = _four_axes(torch.arange(k.shape[2], device=q.device) <= i)
         visible = earlier if visible is None else visible & earlier
     if visible is not None and visible.shape[3] != k.shape[2]:
-        visible = visible.expand(*visible.shape[:3], k.shape[2])  # also to size 0, where nothing is visible
+        visible = visible.expand(*visible.shape[:3], k.shape[2])  # also to size 0, where no key is visible
     return visible
 
 
@@ -347,7 +345,7 @@ def _key_mask(mask: Tensor, score_shape: tuple[int, ...]) -> Tensor:
 
 
 def _context(keys: Tensor, values: Tensor) -> Tensor:
-    """(B, Hk, D, Dv): the values summed with the keys' softmax over the tokens; 0 where every key is -inf."""
+    """(B, Hk, D, Dv): values weighted by the softmax of the keys over the tokens; 0 where every key is -inf."""
     if keys.shape[2] == 0:
         return keys.mT @ values
     largest = keys.detach().amax(2, keepdim=True)
@@ -381,7 +379,7 @@ def _causal_linear(
     for start in range(0, length, _CHUNK):
         part = slice(start, min(start + _CHUNK, length))
         arguments = (query[:, :, :, part], keys[:, :, part], values[:, :, part], *state)
-        if train:  # the (chunk, chunk, D) weights are computed again in the backward pass instead of being kept
+        if train:  # recompute the (chunk, chunk, D) weights in the backward pass instead of keeping them
             out, *state_parts = checkpoint(_linear_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             out, *state_parts = _linear_chunk(*arguments)
@@ -395,11 +393,11 @@ def _causal_linear(
 def _linear_chunk(
     query: Tensor, keys: Tensor, values: Tensor, maximum: Tensor, normaliser: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The outputs of one chunk of tokens and the state behind it."""
+    """The outputs of one chunk of tokens and the state after it."""
     # The maximum cancels between numerator and denominator, so it carries no gradient.
     running = torch.maximum(keys.detach().cummax(2).values, maximum.detach().unsqueeze(2))  # (B, Hk, T, D)
     shift = running.masked_fill(running == -math.inf, 0)
-    past = (maximum.detach().unsqueeze(2) - shift).exp()  # how much the past weighs against each token's maximum
+    past = (maximum.detach().unsqueeze(2) - shift).exp()  # weight of the past, relative to each token's maximum
     steps = keys.shape[2]
     later = torch.ones(steps, steps, dtype=torch.bool, device=keys.device).triu(1).unsqueeze(-1)
     exponent = keys.unsqueeze(2) - shift.unsqueeze(3)  # (B, Hk, T, T, D): key j against query i; <= 0 where j <= i

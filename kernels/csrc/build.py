@@ -1,8 +1,8 @@
-"""Compile the CPU scan into one library, a build per instruction-set level; any GCC or Clang will do.
+"""Compile the CPU scan into one library with a build per instruction-set level, using GCC or Clang.
 
     python kernels/csrc/build.py OUTPUT [--compiler "g++"] [--machine x86_64|aarch64] [--system linux|darwin|win32]
 
-setup.py calls `build` for the machine it runs on; README.md beside this file has the cross-compilations.
+`pip install` calls `build` for its own machine, through commands.py; README.md beside this file covers other machines.
 """
 
 import argparse
@@ -30,7 +30,17 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 
 
 def build(output: Path, compiler: list[str] | None = None, machine: str = "", system: str = sys.platform) -> None:
-    """Write the library to `output`; raises RuntimeError with the compiler's words where it cannot be built."""
+    """Write the library to `output`.
+
+    Args:
+        output: kernels/scan/scan.native.so, or .dylib on macOS, or .dll on Windows.
+        compiler: command and leading arguments; by default $CXX, g++, clang++ or c++.
+        machine: x86_64 or aarch64; this machine by default.
+        system: linux, darwin or win32; this system by default.
+
+    Raises:
+        RuntimeError: the library cannot be built; contains the compiler's messages.
+    """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         (machine or platform.machine()).lower(), machine or platform.machine()
     )
@@ -39,7 +49,7 @@ def build(output: Path, compiler: list[str] | None = None, machine: str = "", sy
     compiler = compiler or _find_compiler()
     try:
         _compile(output, compiler, machine, system, threads=["-fopenmp"])
-    except RuntimeError:  # Clang without libomp: the source has its own threads
+    except RuntimeError:  # Clang without libomp: the source then uses its own threads
         _compile(output, compiler, machine, system, threads=[] if system == "win32" else ["-pthread"])
 
 
@@ -54,14 +64,14 @@ def _find_compiler() -> list[str]:
 
 def _compile(output: Path, compiler: list[str], machine: str, system: str, threads: list[str]) -> None:
     position = [] if system == "win32" else ["-fPIC"]
-    # GCC's own AVX-512 header reads an undefined register on purpose; Clang does not know the flag's name
+    # GCC's AVX-512 header reads an undefined register on purpose; Clang does not know the name of this flag
     quiet = ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
     with tempfile.TemporaryDirectory() as folder:
         jobs, objects = [], []
         for level, flags in [*LEVELS[machine].items(), ("cpu_level", [])]:
             source = "cpu_level.cpp" if level == "cpu_level" else "selective_scan.cpp"
             chosen = [*flags, f"-DVW_LEVEL={level}"]
-            if any("zig" in word for word in compiler):  # it spells the same levels with underscores
+            if any("zig" in word for word in compiler):  # zig writes the names of the levels with underscores
                 chosen = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in chosen]
             objects.append(str(Path(folder, f"{level}.o")))
             jobs.append([*compiler, *FLAGS, *quiet, *position, *threads, *chosen, "-c", str(SOURCES / source)])
@@ -72,9 +82,9 @@ def _compile(output: Path, compiler: list[str], machine: str, system: str, threa
         as_needed = ["-Wl,--as-needed"] if system == "linux" else []
         _run([*compiler, "-shared", *threads, *objects, *as_needed, "-o", str(linked)])
         output.parent.mkdir(parents=True, exist_ok=True)
-        arriving = output.with_name(f".{output.name}.{os.getpid()}")
-        shutil.copy(linked, arriving)
-        os.replace(arriving, output)  # a running process keeps the library that it has loaded
+        temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        shutil.copy(linked, temporary)
+        os.replace(temporary, output)  # a process that has loaded the old library keeps it
 
 
 def _run(command: list[str]) -> None:
@@ -88,9 +98,9 @@ def _run(command: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--compiler", type=shlex.split)
-    parser.add_argument("--machine", default="")
-    parser.add_argument("--system", default=sys.platform)
+    parser.add_argument("output", type=Path, help="the library to write, such as kernels/scan/scan.native.so")
+    parser.add_argument("--compiler", type=shlex.split, help="command and leading arguments of the compiler")
+    parser.add_argument("--machine", default="", help="x86_64 or aarch64; this machine by default")
+    parser.add_argument("--system", default=sys.platform, help="linux, darwin or win32; this system by default")
     arguments = parser.parse_args()
     build(arguments.output, arguments.compiler, arguments.machine, arguments.system)

@@ -1,4 +1,4 @@
-"""ggml's ssm_scan on the CPU, as a peer of the benchmark, where `pip install ggml-python` has brought it."""
+"""ggml's ssm_scan on the CPU, as a peer of the benchmark; needs `pip install ggml-python`."""
 
 import ctypes
 import importlib.util
@@ -9,23 +9,23 @@ from torch import Tensor
 
 
 class GgmlScan:
-    """ggml's forward scan of one sequence, called without arguments; a context manager, since the memory is ggml's.
+    """ggml's forward scan of one sequence, called without arguments; a context manager that frees ggml's memory.
 
-    ggml wants its inputs position by position and knows no `D` and no bias of `delta`: transposing and adding the bias
-    are done beforehand, in ggml's favour.
+    ggml takes its inputs position by position and supports neither `D` nor a bias of `delta`. Transposing and adding
+    the bias are done in advance and not timed, in ggml's favour.
 
     Args:
         u, delta: (1, D, L) float32.
         A: (D, N).
         B, C: (1, G, N, L).
         D, delta_bias: (D,).
-        threads: of ggml's own pool.
+        threads: threads of ggml's own pool.
     """
 
     def __init__(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, *, threads: int
     ) -> None:
-        import ggml
+        import ggml  # an optional peer
 
         self._ggml, self._skip = ggml, u * D[:, None]
         channels, length = u.shape[1:]

@@ -1,29 +1,31 @@
-"""The compiled CPU scan: finds the library beside this file, chooses the build for the running CPU, calls it by ctypes.
+"""The compiled CPU scan: loads the library beside this file, picks the build for this CPU and calls it through ctypes.
 
-The library (csrc/selective_scan.cpp) holds one build per instruction-set level and knows nothing of torch or Python. It
-runs on as many threads as torch does, in torch's own pool where both use OpenMP, and no result depends on their number.
-Where there is no library (no compiler when the package was built), or its state is float64, `serves` says no and the
-caller takes `scan_reference`; the first is announced once.
+The library (csrc/selective_scan.cpp) contains one build per instruction-set level and depends on neither torch nor
+Python. It runs on as many threads as torch, in torch's own pool where both use OpenMP; no result depends on their
+number. `serves` returns False for float64 and where there is no library because the package was built without a
+compiler; a missing library is reported once. The caller then uses `reference`.
 """
 
 import ctypes
 import functools
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .reference import group_count
+
 LIBRARY = Path(__file__).with_name("scan.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 
-# CHUNK of csrc/selective_scan.cpp: 64 to 256 measured the same
+# CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
 CHECKPOINT_STEPS = 128
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-# vw_cpu_level() -> the builds the CPU can run, best first; "generic" is the only one on anything but x86-64
+# vw_cpu_level() -> the builds that the CPU can run, best first; anything but x86-64 has only "generic"
 _LEVELS = {4: ("v4", "v3", "v2"), 3: ("v3", "v2"), 2: ("v2",), 1: ("generic",)}
 _chosen_level: str | None = None
 
@@ -55,13 +57,13 @@ class _Scan(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library, or None, with one warning, where there is none."""
+    """The loaded library; None, with one warning, if it cannot be loaded."""
     try:
         return ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         warnings.warn(
             f"the compiled selective scan is missing ({error}); using plain PyTorch, which is about 100 times slower. "
-            "Install a C++ compiler and reinstall voxelwave, or take a binary wheel",
+            "Install a C++ compiler and reinstall voxelwave, or install a binary wheel",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -76,7 +78,11 @@ def levels() -> tuple[str, ...]:
 
 @contextmanager
 def use_level(level: str) -> Iterator[None]:
-    """Run the build of another level than the best, for tests and benchmarks."""
+    """Use the build of a given level instead of the best one, for tests and benchmarks.
+
+    Raises:
+        ValueError: this CPU cannot run the level.
+    """
     global _chosen_level
     if level not in levels():
         raise ValueError(f"level must be one of {levels()}, got {level!r}")
@@ -87,11 +93,18 @@ def use_level(level: str) -> Iterator[None]:
         _chosen_level = before
 
 
-def function(name: str):
-    """A function of the library in the build of the chosen level."""
+def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = None) -> Callable[..., int]:
+    """A function of the library, from the build of the chosen level.
+
+    Args:
+        name: without the suffix of the level.
+        result: C type of what it returns; None for void.
+    """
     loaded = library()
     assert loaded is not None
-    return getattr(loaded, f"{name}_{_chosen_level or levels()[0]}")
+    found = loaded[f"{name}_{_chosen_level or levels()[0]}"]
+    found.restype = result
+    return found
 
 
 def serves(u: Tensor) -> bool:
@@ -114,10 +127,9 @@ def scan_forward(
     checkpointed: bool = True,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `scan_reference.scan_forward`; the numbers in the checkpoints are in an order of their own.
+    """As `reference.scan_forward`, with the checkpoints in an order that `scan_backward` knows.
 
     Args:
-        checkpointed: write the checkpoints; without, they have no elements.
         out: memory for the result, contiguous, in the shape and type of u.
     """
     call = _Call(u, A, B, C, delta_softplus)
@@ -150,7 +162,7 @@ def scan_backward(
     initial_state: Tensor | None,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """As `scan_reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
+    """As `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
     call = _Call(u, A, B, C, delta_softplus)
     batch, channels, length = u.shape
     call.sequence(u=u, delta=delta, z=z, grad_out=grad_out)
@@ -182,7 +194,11 @@ def directional_forward(
     *,
     checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `scan_reference.directional_forward`; raises ValueError where a row of `permutation` is no permutation."""
+    """As `reference.directional_forward`.
+
+    Raises:
+        ValueError: a row of `permutation` is not a permutation.
+    """
     batch, length, width = x.shape
     directions = permutation.shape[0]
     _check_permutation(permutation)
@@ -212,7 +228,7 @@ def directional_backward(
     delta_softplus: bool,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """As `scan_reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
+    """As `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
     batch, length, width = x.shape
     directions, states = permutation.shape[0], A.shape[1]
     call = _Call(x, A, B, C, delta_softplus, permutation)
@@ -242,7 +258,7 @@ def _check_permutation(permutation: Tensor) -> None:
 
 
 def _first(parts: Tensor | None, like: Tensor | None = None) -> Tensor | None:
-    """The sum that the library left in the first part, in the type of `like`, without keeping the other parts alive."""
+    """The sum that the library left in the first part, in the type of `like`; does not keep the other parts alive."""
     if parts is None:
         return None
     result = parts[0] if like is None else parts[0].to(like.dtype)
@@ -250,11 +266,11 @@ def _first(parts: Tensor | None, like: Tensor | None = None) -> Tensor | None:
 
 
 class _Call:
-    """One call of the library: its arguments, and the tensors that must live until it returns."""
+    """One call of the library: its arguments, and the tensors that must stay alive until it returns."""
 
     def __init__(
         self, u: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_softplus: bool, permutation: Tensor | None = None
-    ):
+    ) -> None:
         self.alive: list[Tensor] = []
         self.scan = scan = _Scan()
         channels, scan.states = A.shape
@@ -265,13 +281,13 @@ class _Call:
             self.tensors(permutation=permutation)
         else:
             batch, _, length = u.shape
-            self.groups = B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
+            self.groups = group_count(B, C)
             self.width = channels // self.groups
         scan.batch, scan.channels, scan.groups, scan.length = batch, channels, self.groups, length
         scan.type, scan.softplus, scan.threads = _TYPES[u.dtype], delta_softplus, torch.get_num_threads()
 
     def sequence(self, **tensors: Tensor | None) -> None:
-        """u and its kin, with their strides {batch, group, step or position, channel}."""
+        """Pass u and tensors of its layout, with their strides {batch, group, step or position, channel}."""
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
@@ -281,7 +297,7 @@ class _Call:
             if not self.directional:
                 batch, channel, step = tensor.stride()
                 strides = (batch, self.width * channel, 1, channel)
-            elif tensor.ndim == 3:  # x: every direction reads the same
+            elif tensor.ndim == 3:  # x, which all directions share
                 batch, step, _ = tensor.stride()
                 strides = (batch, 0, step, 1)
             else:
@@ -290,7 +306,7 @@ class _Call:
             setattr(self.scan, f"{name}_stride", _Strides(*strides))
 
     def matrices(self, **tensors: Tensor) -> None:
-        """B and C, with their strides {batch, group, step or position, state}."""
+        """Pass B and C, with their strides {batch, group, step or position, state}."""
         for name, tensor in tensors.items():
             setattr(self.scan, f"{name.lower()}_varies", tensor.ndim == 4)
             if tensor.ndim == 2:
@@ -301,11 +317,13 @@ class _Call:
             setattr(self.scan, f"{name}_stride", _Strides(*(tensor.stride(i) for i in order)))
 
     def tensors(self, **tensors: Tensor | None) -> None:
+        """Pass tensors whose layout the library fixes, copied if they are not contiguous."""
         for name, tensor in tensors.items():
             if tensor is not None:
                 self.in_place(**{name: tensor.contiguous()})
 
     def in_place(self, **tensors: Tensor | None) -> None:
+        """Pass tensors as they lie in memory."""
         for name, tensor in tensors.items():
             if tensor is not None and tensor.numel() > 0:
                 self.alive.append(tensor)
@@ -323,36 +341,33 @@ class _Call:
         """Memory for the gradients of A, B, C, D and delta_bias, whose first axis the library sums over."""
         scan = self.scan
         scan.splits = splits = self._splits()
-        real = {"dtype": torch.float32}
-        dA = torch.empty(scan.batch, scan.channels, scan.states, **real)  # type: ignore[call-overload]
+        dA = torch.empty(scan.batch, scan.channels, scan.states, dtype=torch.float32)
         dB, dC = (
-            torch.empty((splits, *varying) if varies else dA.shape, **real)  # type: ignore[call-overload]
+            torch.empty((splits, *varying) if varies else dA.shape, dtype=torch.float32)
             for varies in (scan.b_varies, scan.c_varies)
         )
         scan.dB_part = dB[0].numel() if scan.b_varies else dC[0].numel()
         dD, dbias = (
-            None if v is None else torch.empty(scan.batch, scan.channels, **real)  # type: ignore[call-overload]
-            for v in (D, delta_bias)
+            None if v is None else torch.empty(scan.batch, scan.channels, dtype=torch.float32) for v in (D, delta_bias)
         )
         self.in_place(dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=dbias)
         return dA, dB, dC, dD, dbias
 
     def _splits(self) -> int:
-        """In how many tasks to cut the channels of a group, by shapes alone, so that sums keep their order.
+        """Number of tasks per group; depends on shapes only, which fixes the order of the sums.
 
-        Each task has its own dB and dC; together they may take half the memory of u.
+        Each task takes some of the group's channels and has its own dB and dC, which together may take half the memory
+        of u.
         """
         scan = self.scan
-        blocks = -(-self.width // function("vw_scan_lanes")())
-        wanted = -(-16 // (scan.batch * self.groups))
+        blocks = -(-self.width // function("vw_scan_lanes", ctypes.c_int)())
+        wanted: int = -(-16 // (scan.batch * self.groups))
         if scan.b_varies or scan.c_varies:
             wanted = min(wanted, max(1, scan.channels // (4 * self.groups * scan.states)))
         per_split = -(-blocks // min(blocks, wanted))
         return -(-blocks // per_split)
 
     def run(self, name: str) -> None:
-        size = function(f"{name}_scratch")
-        size.restype = ctypes.c_int64
-        scratch = torch.empty(size(ctypes.byref(self.scan)), dtype=torch.uint8)
+        scratch = torch.empty(function(f"{name}_scratch", ctypes.c_int64)(ctypes.byref(self.scan)), dtype=torch.uint8)
         self.in_place(scratch=scratch)
         function(name)(ctypes.byref(self.scan))

@@ -1,12 +1,106 @@
-"""The scans as PyTorch operators, with gradients and shape functions for torch.compile."""
+"""The scans as PyTorch operators, with gradients and shape functions for autograd and torch.compile.
+
+Three modules compute them: `triton` on CUDA, `cpu` with the compiled library, and `reference` for everything else.
+Each fulfils `Path`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
+"""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import cpu as scan_cpu
-from . import reference as scan_reference
+from . import cpu, reference, triton
 
-# Custom operators. Outputs that an argument does not ask for are empty tensors: an operator has a fixed number of them.
+# the inputs of the two operators, in order
+_Optional = Tensor | None
+_ScanInputs = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, _Optional, _Optional, _Optional, bool, _Optional, bool
+]  # fmt: skip
+_DirectionalInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, _Optional, _Optional, bool, bool]
+
+
+class Path(Protocol):
+    """A module that computes both scans; `reference` documents arguments and results.
+
+    The order of the numbers within the checkpoints may differ: only the same path's backward pass reads them.
+    """
+
+    CHECKPOINT_STEPS: int
+
+    def scan_forward(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+        *,
+        checkpointed: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def scan_backward(
+        self,
+        grad_out: Tensor,
+        grad_last_state: Tensor | None,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+        checkpoints: Tensor,
+    ) -> tuple[Tensor | None, ...]: ...
+
+    def directional_forward(
+        self,
+        x: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        permutation: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        *,
+        checkpointed: bool = True,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def directional_backward(
+        self,
+        grad_out: Tensor,
+        x: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        permutation: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        checkpoints: Tensor,
+    ) -> tuple[Tensor | None, ...]: ...
+
+
+class _Context(Protocol):
+    """What autograd carries from a forward pass to its backward pass."""
+
+    delta_softplus: bool
+    checkpointed: bool
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 @torch.library.custom_op("voxelwave::selective_scan", mutates_args=())
@@ -23,18 +117,11 @@ def selective_scan_operator(
     initial_state: Tensor | None,
     checkpointed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, last state, and the checkpoints (B, ceil(L / steps), D, N) if `checkpointed`."""
-    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
-    if _on_cuda(u):
-        from . import triton as scan_triton
-
-        out, last_state, checkpoints = scan_triton.scan_forward(*arguments, checkpointed=checkpointed)
-    elif scan_cpu.serves(u):
-        out, last_state, checkpoints = scan_cpu.scan_forward(*arguments, checkpointed=checkpointed)
-    else:
-        out, last_state, checkpoints = scan_reference.scan_forward(*arguments)
-    out, last_state = out.contiguous(), last_state.contiguous()  # as the fake operator promises
-    return out, last_state, checkpoints if checkpointed else checkpoints.new_empty(0)
+    """out, the last state, and the checkpoints (B, ceil(L / steps), D, N), or none unless `checkpointed`."""
+    out, last_state, checkpoints = _path(u).scan_forward(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed=checkpointed
+    )
+    return out.contiguous(), last_state.contiguous(), checkpoints  # contiguous, as the fake operator promises
 
 
 @torch.library.custom_op("voxelwave::selective_scan_backward", mutates_args=())
@@ -54,41 +141,61 @@ def selective_scan_backward_operator(
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias and initial_state."""
-    arguments = (
-        grad_out,
-        grad_last_state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_softplus,
-        initial_state,
-        checkpoints,
+    gradients = _path(u).scan_backward(
+        grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpoints
     )
-    if _on_cuda(u):
-        from . import triton as scan_triton
-
-        gradients = scan_triton.scan_backward(*arguments)
-    elif scan_cpu.serves(u):
-        gradients = scan_cpu.scan_backward(*arguments)
-    else:
-        gradients = scan_reference.scan_backward(*arguments)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (_operator_result(g, u) for g in gradients)
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
-def save_scan(ctx, inputs, output):
+@selective_scan_operator.register_fake
+def _selective_scan_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    checkpointed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, length = u.shape
+    last_state = A.new_empty(batch, channels, A.shape[1])
+    return u.new_empty(u.shape), last_state, _fake_checkpoints(u, A, batch, channels, length, checkpointed)
+
+
+@selective_scan_backward_operator.register_fake
+def _selective_scan_backward_shapes(
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    checkpoints: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(_fake_gradient(v, u) for v in (u, delta, A, B, C, D, z, delta_bias, initial_state))
+
+
+def _save_scan(ctx: _Context, inputs: _ScanInputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed = inputs
     ctx.set_materialize_grads(False)
     ctx.delta_softplus, ctx.checkpointed = delta_softplus, checkpointed
     ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, output[2])
 
 
-def differentiate_scan(ctx, grad_out, grad_last_state, grad_checkpoints):
+def _differentiate_scan(
+    ctx: _Context, grad_out: Tensor | None, grad_last_state: Tensor | None, grad_checkpoints: None
+) -> tuple[Tensor | None, ...]:
     u, delta, A, B, C, D, z, delta_bias, initial_state, checkpoints = ctx.saved_tensors
     assert ctx.checkpointed
     if grad_out is None and grad_last_state is None:
@@ -113,6 +220,9 @@ def differentiate_scan(ctx, grad_out, grad_last_state, grad_checkpoints):
     )
 
 
+selective_scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
+
+
 @torch.library.custom_op("voxelwave::directional_scan", mutates_args=())
 def directional_scan_operator(
     x: Tensor,
@@ -126,17 +236,10 @@ def directional_scan_operator(
     delta_softplus: bool,
     checkpointed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """out, and the checkpoints (B, ceil(L / steps), K*C, N) if `checkpointed`."""
-    arguments = (x, delta, A, B, C, permutation, D, delta_bias, delta_softplus)
-    if _on_cuda(x):
-        from . import triton as scan_triton
-
-        out, checkpoints = scan_triton.directional_forward(*arguments, checkpointed=checkpointed)
-    elif scan_cpu.serves(x):
-        out, checkpoints = scan_cpu.directional_forward(*arguments, checkpointed=checkpointed)
-    else:
-        out, checkpoints = scan_reference.directional_forward(*arguments)
-    return out, checkpoints if checkpointed else checkpoints.new_empty(0)
+    """out, and the checkpoints (B, ceil(L / steps), K*C, N), or none unless `checkpointed`."""
+    return _path(x).directional_forward(
+        x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed=checkpointed
+    )
 
 
 @torch.library.custom_op("voxelwave::directional_scan_backward", mutates_args=())
@@ -154,27 +257,59 @@ def directional_scan_backward_operator(
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, delta, A, B, C, D and delta_bias."""
-    arguments = (grad_out, x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpoints)
-    if _on_cuda(x):
-        from . import triton as scan_triton
-
-        gradients = scan_triton.directional_backward(*arguments)
-    elif scan_cpu.serves(x):
-        gradients = scan_cpu.directional_backward(*arguments)
-    else:
-        gradients = scan_reference.directional_backward(*arguments)
+    gradients = _path(x).directional_backward(
+        grad_out, x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpoints
+    )
     dx, ddelta, dA, dB, dC, dD, dbias = (_operator_result(g, x) for g in gradients)
     return dx, ddelta, dA, dB, dC, dD, dbias
 
 
-def save_directional(ctx, inputs, output):
+@directional_scan_operator.register_fake
+def _directional_scan_shapes(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    permutation: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    checkpointed: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, length, width = x.shape
+    directions = permutation.shape[0]
+    out = x.new_empty(batch, length, directions, width)
+    return out, _fake_checkpoints(x, A, batch, directions * width, length, checkpointed)
+
+
+@directional_scan_backward_operator.register_fake
+def _directional_scan_backward_shapes(
+    grad_out: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    permutation: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    checkpoints: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(_fake_gradient(v, x) for v in (x, delta, A, B, C, D, delta_bias))
+
+
+def _save_directional(ctx: _Context, inputs: _DirectionalInputs, output: tuple[Tensor, Tensor]) -> None:
     x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed = inputs
     ctx.set_materialize_grads(False)
     ctx.delta_softplus, ctx.checkpointed = delta_softplus, checkpointed
     ctx.save_for_backward(x, delta, A, B, C, permutation, D, delta_bias, output[1])
 
 
-def differentiate_directional(ctx, grad_out, grad_checkpoints):
+def _differentiate_directional(
+    ctx: _Context, grad_out: Tensor | None, grad_checkpoints: None
+) -> tuple[Tensor | None, ...]:
     x, delta, A, B, C, permutation, D, delta_bias, checkpoints = ctx.saved_tensors
     assert ctx.checkpointed
     if grad_out is None:
@@ -185,18 +320,25 @@ def differentiate_directional(ctx, grad_out, grad_checkpoints):
     return dx, ddelta, dA, dB, dC, None, None if D is None else dD, None if delta_bias is None else dbias, None, None
 
 
-def _on_cuda(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype != torch.float64
+directional_scan_operator.register_autograd(_differentiate_directional, setup_context=_save_directional)
 
 
-def fake_checkpoints(u: Tensor, A: Tensor, batch: int, channels: int, length: int, checkpointed: bool) -> Tensor:
+def _path(u: Tensor) -> Path:
+    """The module that computes the scan of this input."""
+    if _on_cuda(u):
+        return triton
+    return cpu if cpu.serves(u) else reference
+
+
+def _on_cuda(u: Tensor) -> bool:
+    return u.is_cuda and u.dtype != torch.float64
+
+
+def _fake_checkpoints(u: Tensor, A: Tensor, batch: int, channels: int, length: int, checkpointed: bool) -> Tensor:
     if not checkpointed:
         return A.new_empty(0)
-    steps = scan_reference.CHECKPOINT_STEPS
-    if _on_cuda(u):
-        from . import triton as scan_triton
-
-        steps = scan_triton.CHECKPOINT_STEPS
+    # not through _path, which looks at the number of elements: torch.compile would then compile each length anew
+    steps = triton.CHECKPOINT_STEPS if _on_cuda(u) else reference.CHECKPOINT_STEPS
     return A.new_empty(batch, (length + steps - 1) // steps, channels, A.shape[1])
 
 
@@ -204,5 +346,5 @@ def _operator_result(gradient: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if gradient is None else gradient.contiguous()
 
 
-def fake_gradient(argument: Tensor | None, like: Tensor) -> Tensor:
+def _fake_gradient(argument: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if argument is None else argument.new_empty(argument.shape)

@@ -1,16 +1,18 @@
-"""The selective scan in plain PyTorch: the slow, obvious version, and a fall-back that needs no compiler.
+"""The selective scan in plain PyTorch: a slow, obvious version, and a fallback that needs no compiler.
 
-`selective_scan_reference` and `directional_scan_reference` are the formula in a few lines; autograd differentiates
-them, which keeps one state per step and is quadratic in L. `scan_forward` and `scan_backward` are the same recurrence
-with the gradients written out and the states recomputed from checkpoints, in O(B D L) memory; they run where no
-compiled kernel does (no compiler at install time) and for float64.
+`selective_scan_reference` and `directional_scan_reference` are the formula in a few lines. Autograd differentiates
+them, which keeps one state per step and takes time quadratic in L. `scan_forward` and `scan_backward` are the same
+recurrence with explicit gradients and with states recomputed from checkpoints, in O(B D L) memory. They serve float64
+and machines without a compiled kernel, and they document the arguments and results of the other paths.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The state is stored once per this many steps; the backward pass recomputes the steps in between.
+# Every so many steps the state is stored; the backward pass recomputes the states in between.
 CHECKPOINT_STEPS = 128
 
 
@@ -27,7 +29,7 @@ def selective_scan_reference(
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The selective scan, one step after the other; arguments and results as in `scan.selective_scan`.
+    """Run the selective scan step by step; arguments and results as in `selective_scan`.
 
     Gu and Dao 2023 (arXiv 2312.00752), algorithm 2, with B discretised as delta * B.
     """
@@ -64,7 +66,7 @@ def directional_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Gather along each direction, scan, put back; arguments and result as in `scan.directional_scan`."""
+    """Gather along each direction, scan, and scatter back; arguments and result as in `directional_scan`."""
     u, delta, B, C = _to_scan_order(x, delta, B, C, permutation)
     out = selective_scan_reference(u, delta, A, B, C, D, None, delta_bias, delta_softplus)
     assert isinstance(out, Tensor)
@@ -72,8 +74,16 @@ def directional_scan_reference(
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
-    """float64 for float64 input, else float32: a long running sum in half precision would lose its last digits."""
+    """The type of sums and states: float64 for float64 input, else float32, since half precision loses small terms."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def group_count(B: Tensor, C: Tensor) -> int:
+    """G of a B or C of shape (B, G, N, L); 1 if neither has groups. Accepts arguments that are not yet checked."""
+    for X in (B, C):
+        if isinstance(X, Tensor) and X.ndim == 4:
+            return X.shape[1]
+    return 1
 
 
 def _per_channel(X: Tensor, channels: int) -> Tensor:
@@ -85,27 +95,30 @@ def _per_channel(X: Tensor, channels: int) -> Tensor:
     return X.repeat_interleave(channels // X.shape[1], dim=1)
 
 
-def _grouped(X: Tensor, groups: int) -> Tensor:
-    """(D, N) -> (1, G, D/G, N, 1); (B, G, N, L) -> (B, G, 1, N, L)."""
-    if X.ndim == 2:
-        return X.unflatten(0, (groups, X.shape[0] // groups))[None, ..., None]
-    return X.unsqueeze(2)
+class _Grouped(NamedTuple):
+    """Inputs in the type of the state, with D channels split into G groups of M = D / G."""
+
+    raw: Tensor  # (B, D, L): step sizes before the softplus
+    dl: Tensor  # (B, G, M, L): step sizes
+    u: Tensor  # (B, G, M, L)
+    x: Tensor  # (B, G, M, L): dl u
+    A: Tensor  # (G, M, N)
+    B: Tensor  # (B, G, 1, N, L), or (1, G, M, N, 1) if constant
+    C: Tensor  # as B
 
 
-def _groups(B: Tensor, C: Tensor) -> int:
-    return B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
-
-
-def _step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, real: torch.dtype) -> Tensor:
-    dl = delta.to(real)
-    if delta_bias is not None:
-        dl = dl + delta_bias.to(real)[:, None]
-    return F.softplus(dl) if delta_softplus else dl
-
-
-def _finite_rates(A: Tensor, real: torch.dtype) -> Tensor:
-    """A decay rate of -inf as the lowest number, so that a step of size 0 and the gradients make no NaN of it."""
-    return A.to(real).clamp_min(torch.finfo(real).min)
+def _grouped(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
+) -> _Grouped:
+    real, groups = state_dtype(u), group_count(B, C)
+    split = (groups, u.shape[1] // groups)
+    raw = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias.to(real)[:, None]
+    dl = (F.softplus(raw) if delta_softplus else raw).unflatten(1, split)
+    grouped_u = u.to(real).unflatten(1, split)
+    # a rate of -inf becomes the lowest number: times a step of size 0, and in gradients, -inf would give NaN
+    rates = A.to(real).clamp_min(torch.finfo(real).min).unflatten(0, split)
+    B, C = (X.unflatten(0, split)[None, ..., None] if X.ndim == 2 else X.unsqueeze(2) for X in (B.to(real), C.to(real)))
+    return _Grouped(raw, dl, grouped_u, dl * grouped_u, rates, B, C)
 
 
 def scan_forward(
@@ -119,40 +132,39 @@ def scan_forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    *,
+    checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward pass without autograd.
 
     Args:
-        u: (B, D, L); the other arguments as in `scan.selective_scan`, B and C as (B, G, N, L) or (D, N).
+        u: (B, D, L); the other arguments as in `selective_scan`, with B and C as (B, G, N, L) or (D, N).
+        checkpointed: keep the states that `scan_backward` needs.
 
     Returns:
-        out (B, D, L) in the type of u, the last state (B, D, N), and the states before steps 0, CHECKPOINT_STEPS, ...
-        (B, ceil(L / CHECKPOINT_STEPS), D, N); float32, or float64 if u is.
+        out (B, D, L) in the type of u; the last state (B, D, N); and the checkpoints, that is the states before steps
+        0, CHECKPOINT_STEPS, ..., (B, ceil(L / CHECKPOINT_STEPS), D, N), or no element without `checkpointed`. States
+        are float32, or float64 if u is.
     """
-    real, groups = state_dtype(u), _groups(B, C)
-    batch, channels, length = u.shape
-    split = (groups, channels // groups)
-    dl = _step_sizes(delta, delta_bias, delta_softplus, real).unflatten(1, split)  # (B, G, M, L)
-    x = dl * u.to(real).unflatten(1, split)
-    A_ = _finite_rates(A, real).unflatten(0, split)
-    B_, C_ = _grouped(B.to(real), groups), _grouped(C.to(real), groups)
-    h = x.new_zeros(batch, *A_.shape)
+    g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
+    real, batch, length = g.x.dtype, u.shape[0], u.shape[2]
+    h = g.x.new_zeros(batch, *g.A.shape)
     if initial_state is not None:
-        h = initial_state.to(real).unflatten(1, split)
-    y, checkpoints = torch.empty_like(x), []
+        h = initial_state.to(real).unflatten(1, g.A.shape[:2])
+    y, checkpoints = torch.empty_like(g.x), []
     for t in range(length):
-        if t % CHECKPOINT_STEPS == 0:
+        if checkpointed and t % CHECKPOINT_STEPS == 0:
             checkpoints.append(h.flatten(1, 2))
-        h = torch.exp(dl[..., t, None] * A_) * h + x[..., t, None] * B_[..., t % B_.shape[-1]]
-        torch.sum(h * C_[..., t % C_.shape[-1]], -1, out=y[..., t])
+        h = torch.exp(g.dl[..., t, None] * g.A) * h + g.x[..., t, None] * g.B[..., t % g.B.shape[-1]]
+        torch.sum(h * g.C[..., t % g.C.shape[-1]], -1, out=y[..., t])
     out = y.flatten(1, 2)
     if D is not None:
         out = out + D.to(real)[:, None] * u.to(real)
     if z is not None:
         out = out * F.silu(z.to(real))
     h = h.flatten(1, 2)
-    saved = torch.stack(checkpoints, 1) if checkpoints else h.new_empty(batch, 0, *h.shape[1:])
-    return out.to(u.dtype), h.clone(), saved
+    empty = h.new_empty((batch, 0, *h.shape[1:]) if checkpointed else 0)
+    return out.to(u.dtype), h.clone(), torch.stack(checkpoints, 1) if checkpoints else empty
 
 
 def scan_backward(
@@ -180,77 +192,98 @@ def scan_backward(
     Returns:
         Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its argument's shape and type.
     """
-    real, groups = state_dtype(u), _groups(B, C)
-    batch, channels, length = u.shape
-    split = (groups, channels // groups)
-    raw = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias.to(real)[:, None]
-    dl = (F.softplus(raw) if delta_softplus else raw).unflatten(1, split)
-    u_ = u.to(real).unflatten(1, split)
-    x = dl * u_
-    A_ = _finite_rates(A, real).unflatten(0, split)
-    B_, C_ = _grouped(B.to(real), groups), _grouped(C.to(real), groups)
+    g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
+    real, split = g.x.dtype, g.A.shape[:2]
     grad = grad_out.to(real)
     if z is not None:
         gate = torch.sigmoid(z.to(real))
         gy = (grad * z.to(real) * gate).unflatten(1, split)
     else:
         gy = grad.unflatten(1, split)
-
-    y = torch.empty_like(x) if z is not None else None
-    sum_gB, sum_gAp = torch.empty_like(x), torch.empty_like(x)
-    dA, dB, dC = torch.zeros_like(A_), torch.zeros_like(B_), torch.zeros_like(C_)
-    carry = x.new_zeros(batch, *A_.shape)
+    carry = g.x.new_zeros(u.shape[0], *g.A.shape)
     if grad_last_state is not None:
         carry = carry + grad_last_state.to(real).unflatten(1, split)
+    sums = _walk_back(g, gy, carry, checkpoints, gated=z is not None)
+
+    du = g.dl * sums.gB
+    ddelta = (g.u * sums.gB + sums.gpA).flatten(1, 2)
+    if delta_softplus:
+        ddelta = ddelta * torch.where(g.raw > 20, 1, torch.sigmoid(g.raw))
+    dD = dz = None
+    if D is not None:
+        du = du + D.to(real).unflatten(0, split)[..., None] * gy
+        dD = (gy * g.u).sum((0, 3)).flatten().to(D.dtype)
+    if z is not None:
+        assert sums.y is not None
+        y = sums.y.flatten(1, 2)
+        ungated = y if D is None else y + D.to(real)[:, None] * u.to(real)
+        dz = (grad * ungated * gate * (1 + z.to(real) * (1 - gate))).to(z.dtype)
+    dB, dC = (
+        (dX.squeeze(2) if X.ndim == 4 else dX.reshape(X.shape)).to(X.dtype) for dX, X in ((sums.dB, B), (sums.dC, C))
+    )
+    return (
+        du.flatten(1, 2).to(u.dtype),
+        ddelta.to(delta.dtype),
+        sums.dA.flatten(0, 1).to(A.dtype),
+        dB,
+        dC,
+        dD,
+        dz,
+        None if delta_bias is None else ddelta.sum((0, 2)).to(delta_bias.dtype),
+        None if initial_state is None else sums.carry.flatten(1, 2).to(initial_state.dtype),
+    )
+
+
+class _Sums(NamedTuple):
+    """Results of the walk from the last step to the first, with g_t the gradient of h_t and gp_t = g_t a_t h_{t-1}."""
+
+    y: Tensor | None  # (B, G, M, L): output before skip and gate, if there is a gate
+    gB: Tensor  # (B, G, M, L): sum over states of g_t B_t
+    gpA: Tensor  # (B, G, M, L): sum over states of gp_t A
+    dA: Tensor  # (G, M, N)
+    dB: Tensor  # as `_Grouped.B`
+    dC: Tensor
+    carry: Tensor  # (B, G, M, N): gradient of the state before the first step
+
+
+def _walk_back(inputs: _Grouped, gy: Tensor, carry: Tensor, checkpoints: Tensor, *, gated: bool) -> _Sums:
+    """Rebuild the states of each chunk from its checkpoint and sum the gradients, last chunk first.
+
+    Args:
+        gy: (B, G, M, L), gradient of the output before skip and gate.
+        carry: (B, G, M, N), gradient of the last state.
+        gated: also compute y.
+    """
+    _, dl, _, x, A, B, C = inputs
+    y = torch.empty_like(x) if gated else None
+    sum_gB, sum_gpA = torch.empty_like(x), torch.empty_like(x)
+    dA, dB, dC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
     for chunk in reversed(range(checkpoints.shape[1])):
-        start, stop = chunk * CHECKPOINT_STEPS, min(length, (chunk + 1) * CHECKPOINT_STEPS)
-        states, decays = [checkpoints[:, chunk].unflatten(1, split)], []
+        start, stop = chunk * CHECKPOINT_STEPS, min(x.shape[-1], (chunk + 1) * CHECKPOINT_STEPS)
+        states, decays = [checkpoints[:, chunk].unflatten(1, A.shape[:2])], []
         for t in range(start, stop):
-            decays.append(torch.exp(dl[..., t, None] * A_))
-            states.append(decays[-1] * states[-1] + x[..., t, None] * B_[..., t % B_.shape[-1]])
+            decays.append(torch.exp(dl[..., t, None] * A))
+            states.append(decays[-1] * states[-1] + x[..., t, None] * B[..., t % B.shape[-1]])
         for t in reversed(range(start, stop)):
             a, h, h_before = decays[t - start], states[t - start + 1], states[t - start]
-            tB, tC = t % B_.shape[-1], t % C_.shape[-1]
+            tB, tC = t % B.shape[-1], t % C.shape[-1]
             if y is not None:
-                torch.sum(h * C_[..., tC], -1, out=y[..., t])
-            g = C_[..., tC] * gy[..., t, None] + carry
+                torch.sum(h * C[..., tC], -1, out=y[..., t])
+            g = C[..., tC] * gy[..., t, None] + carry
             gp = g * (a * h_before)
-            sum_gB[..., t] = (g * B_[..., tB]).sum(-1)
-            sum_gAp[..., t] = (gp * A_).sum(-1)
+            sum_gB[..., t] = (g * B[..., tB]).sum(-1)
+            sum_gpA[..., t] = (gp * A).sum(-1)
             dA += (gp * dl[..., t, None]).sum(0)
             dB[..., tB] += (g * x[..., t, None]).sum_to_size(dB.shape[:-1])
             dC[..., tC] += (h * gy[..., t, None]).sum_to_size(dC.shape[:-1])
             carry = a * g
-
-    du = dl * sum_gB
-    ddelta = (u_ * sum_gB + sum_gAp).flatten(1, 2)
-    if delta_softplus:
-        ddelta = ddelta * torch.where(raw > 20, 1, torch.sigmoid(raw))
-    dD = dz = None
-    if D is not None:
-        du = du + D.to(real).unflatten(0, split)[..., None] * gy
-        dD = (gy * u_).sum((0, 3)).flatten().to(D.dtype)
-    if z is not None:
-        assert y is not None
-        ungated = y.flatten(1, 2) if D is None else y.flatten(1, 2) + D.to(real)[:, None] * u.to(real)
-        dz = (grad * ungated * gate * (1 + z.to(real) * (1 - gate))).to(z.dtype)
-    return (
-        du.flatten(1, 2).to(u.dtype),
-        ddelta.to(delta.dtype),
-        dA.flatten(0, 1).to(A.dtype),
-        (dB.squeeze(2) if B.ndim == 4 else dB.reshape(B.shape)).to(B.dtype),
-        (dC.squeeze(2) if C.ndim == 4 else dC.reshape(C.shape)).to(C.dtype),
-        dD,
-        dz,
-        None if delta_bias is None else ddelta.sum((0, 2)).to(delta_bias.dtype),
-        None if initial_state is None else carry.flatten(1, 2).to(initial_state.dtype),
-    )
+    return _Sums(y, sum_gB, sum_gpA, dA, dB, dC, carry)
 
 
 def _to_scan_order(
     x: Tensor, delta: Tensor, B: Tensor, C: Tensor, permutation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Channel-last in image order -> u, delta (B, K*C, L) and B, C (B, K, N, L) in the order of each direction."""
+    """Image order, channels last -> u, delta (B, K*C, L) and B, C (B, K, N, L) in the order of each direction."""
     order = permutation.long()
     directions = order.shape[0]
     u = x[:, order].transpose(2, 3).flatten(1, 2)  # (B, K, L, C) -> (B, K*C, L)
@@ -279,14 +312,22 @@ def directional_forward(
     D: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    *,
+    checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Forward pass of `scan.directional_scan` without autograd.
+    """Forward pass of `directional_scan` without autograd.
+
+    Args:
+        x: (B, L, C); the other arguments as in `directional_scan`.
+        checkpointed: keep the states that `directional_backward` needs.
 
     Returns:
         out (B, L, K, C) in the type of x, and the checkpoints of `scan_forward` for K*C channels.
     """
     u, delta, B, C = _to_scan_order(x, delta, B, C, permutation)
-    out, _, checkpoints = scan_forward(u, delta, A, B, C, D, None, delta_bias, delta_softplus, None)
+    out, _, checkpoints = scan_forward(
+        u, delta, A, B, C, D, None, delta_bias, delta_softplus, None, checkpointed=checkpointed
+    )
     return _to_image_order(out, permutation).contiguous(), checkpoints
 
 
@@ -310,7 +351,7 @@ def directional_backward(
         checkpoints: as `directional_forward` returned them.
 
     Returns:
-        Gradients of x, delta, A, B, C, D, delta_bias, each in its argument's shape and type; None where it is None.
+        Gradients of x, delta, A, B, C, D, delta_bias, each in its argument's shape and type; None for None.
     """
     u, delta_, B_, C_ = _to_scan_order(x, delta, B, C, permutation)
     grad = _to_scan_order(x, grad_out, B, C, permutation)[1]

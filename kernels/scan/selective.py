@@ -1,36 +1,20 @@
-"""Selective scan (Gu and Dao 2023, arXiv 2312.00752): the public functions, their checks and their custom operators.
+"""Selective scan (Gu and Dao 2023, arXiv 2312.00752): the public functions and the checks of their arguments.
 
     dl_t = softplus(delta_t + delta_bias)               or delta_t + delta_bias without delta_softplus
     h_t  = exp(dl_t A) h_{t-1} + dl_t u_t B_t           h_{-1} = initial_state or 0; (D, N) per batch item
     y_t  = sum_n C_t[n] h_t[n] + D u_t                  out_t = y_t silu(z_t) if z is given
 
-Three paths give the same answer: compiled SIMD code on the CPU (`scan_cpu`), Triton on CUDA (`scan_triton`), and plain
-PyTorch (`scan_reference`) for float64 and where no compiled library is found. The operators are
-`voxelwave::selective_scan` and `voxelwave::directional_scan`, so torch.compile and autograd treat them like built-in
-ones.
-
-Each path is a module with `scan_forward`, `scan_backward`, `directional_forward`, `directional_backward` and
-`CHECKPOINT_STEPS`, with the arguments and results that `scan_reference` documents: checkpoints are float32
-(B, ceil(L / CHECKPOINT_STEPS), D, N), gradients come back in the shape and type of their argument, None for None.
+Three paths give the same answer: compiled SIMD code on the CPU (`cpu`), Triton on CUDA (`triton`), and plain PyTorch
+(`reference`) for float64 and where there is no compiled library. `operators` chooses between them; the operators
+`voxelwave::selective_scan` and `voxelwave::directional_scan` work with torch.compile and autograd like built-in ones.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operators import (
-    differentiate_directional,
-    differentiate_scan,
-    directional_scan_backward_operator,
-    directional_scan_operator,
-    fake_checkpoints,
-    fake_gradient,
-    save_directional,
-    save_scan,
-    selective_scan_backward_operator,
-    selective_scan_operator,
-)
-from .reference import state_dtype
+from .operators import directional_scan_operator, selective_scan_operator
+from .reference import group_count, state_dtype
 
 _INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -51,7 +35,7 @@ def selective_scan(
     """Run the linear recurrence of a selective state-space model over the last axis, in time and memory O(L).
 
     u, delta, z and a varying B or C share one type (float32, float16, bfloat16 or float64); sums and states are float32
-    (float64 for float64) whatever it is. Under autocast everything is float32. Every tensor argument has a gradient,
+    (float64 for float64) in every case. Under autocast everything is float32. Every tensor argument has a gradient,
     and so has the last state.
 
     Args:
@@ -59,8 +43,8 @@ def selective_scan(
         delta: (B, D, L), step sizes before bias and softplus.
         A: (D, N), real; negative in a stable model.
         B: (B, N, L), or (B, G, N, L) where channel d uses group d // (D / G), or constant in time (D, N).
-        C: as B; if both vary and have groups, the same G.
-        D: (D,), weight of the input in the output.
+        C: as B, with the same G if both have groups.
+        D: (D,), weight of u in the output.
         z: (B, D, L), gate.
         delta_bias: (D,), added to delta before the softplus.
         delta_softplus: pass delta + delta_bias through softplus.
@@ -85,7 +69,7 @@ def selective_scan(
     batch, channels, _ = u.shape
     _check_same("delta", delta, u)
     states = _check_rates(A, channels, "(D, N)", "u", u)
-    groups = _groups(B, C)
+    groups = group_count(B, C)
     B = _check_input_matrix("B", B, u, states, groups)
     C = _check_input_matrix("C", C, u, states, groups)
     if z is not None:
@@ -101,6 +85,8 @@ def selective_scan(
     arguments = (u, delta, A.to(real), B, C, _to(D, real), z, _to(delta_bias, real))
     state = _to(initial_state, real)
     checkpointed = _needs_gradient(*arguments, state)
+    out: Tensor
+    last_state: Tensor
     out, last_state, _ = selective_scan_operator(*arguments, delta_softplus, state, checkpointed)
     return (out, last_state) if return_last_state else out
 
@@ -117,7 +103,7 @@ def selective_scan_step(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """One step of `selective_scan` for streaming; `state` is updated in place and no gradient is kept.
+    """Compute one step of `selective_scan` for streaming; updates `state` in place and keeps no gradient.
 
     Args:
         state: (B, D, N), float32 (float64 for float64 input); start from zeros.
@@ -180,19 +166,20 @@ def directional_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan one channel-last image along K paths at once; nothing is permuted in memory.
+    """Scan an image with channels last along K paths at once, without permuting it in memory.
 
     For each direction k the sequence is x[:, permutation[k, t]] for t = 0, 1, ...; delta, B, C and the result stay in
-    image order, so out[:, permutation[k, t], k] is the output of step t. Equal to gathering along each direction,
-    `selective_scan` over K*C channels in K groups (channel k*C + c), and gathering with the inverse permutation.
+    image order, so out[:, permutation[k, t], k] is the output of step t. The result equals gathering along each
+    direction, `selective_scan` over K*C channels in K groups (channel k*C + c), and gathering with the inverse
+    permutation.
 
     Args:
-        x: (B, L, C), the image, positions in any fixed order (say raster).
+        x: (B, L, C), the image, with its positions in any fixed order, such as raster order.
         delta: (B, L, K, C), step size of each position and direction before bias and softplus.
         A: (K*C, N), direction-major.
         B: (B, L, K, N).
         C: (B, L, K, N).
-        permutation: (K, L), integer; row k lists the positions in the order of direction k, each once.
+        permutation: (K, L), int32 or int64; row k lists each position once, in the order of direction k.
         D: (K*C,), direction-major.
         delta_bias: (K*C,), direction-major.
         delta_softplus: pass delta + delta_bias through softplus.
@@ -201,7 +188,8 @@ def directional_scan(
         out (B, L, K, C) in image order, in the type of x.
 
     Raises:
-        ValueError, TypeError: a shape or type is wrong, or a row of `permutation` is none (found on the CPU only).
+        ValueError, TypeError: a shape or type is wrong, or a row of `permutation` is not a permutation (checked by the
+            compiled CPU path only).
 
     Example:
         >>> x, ones, halving = torch.ones(1, 3, 1), torch.ones(1, 3, 2, 1), torch.full((2, 1), 0.5).log()
@@ -233,39 +221,9 @@ def directional_scan(
     real = state_dtype(x)
     arguments = (x, delta, A.to(real), B, C, permutation.to(torch.int32), _to(D, real), _to(delta_bias, real))
     checkpointed = _needs_gradient(*arguments)
+    out: Tensor
     out, _ = directional_scan_operator(*arguments, delta_softplus, checkpointed)
     return out
-
-
-@selective_scan_operator.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed):
-    batch, channels, length = u.shape
-    last_state = A.new_empty(batch, channels, A.shape[1])
-    return u.new_empty(u.shape), last_state, fake_checkpoints(u, A, batch, channels, length, checkpointed)
-
-
-@selective_scan_backward_operator.register_fake
-def _(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpoints):
-    return tuple(fake_gradient(v, u) for v in (u, delta, A, B, C, D, z, delta_bias, initial_state))
-
-
-selective_scan_operator.register_autograd(differentiate_scan, setup_context=save_scan)
-
-
-@directional_scan_operator.register_fake
-def _(x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed):
-    batch, length, width = x.shape
-    directions = permutation.shape[0]
-    out = x.new_empty(batch, length, directions, width)
-    return out, fake_checkpoints(x, A, batch, directions * width, length, checkpointed)
-
-
-@directional_scan_backward_operator.register_fake
-def _(grad_out, x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpoints):
-    return tuple(fake_gradient(v, x) for v in (x, delta, A, B, C, D, delta_bias))
-
-
-directional_scan_operator.register_autograd(differentiate_directional, setup_context=save_directional)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -277,17 +235,17 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _in_autocast(tensor: Tensor) -> bool:
-    device = tensor.device.type  # the meta device knows no autocast
+    device = tensor.device.type  # the meta device has no autocast
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _to_float32(tensor: Tensor | None) -> Tensor | None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float16, torch.bfloat16):
-        return tensor  # what is no tensor is named by the checks
+        return tensor  # the checks report anything that is not a tensor
     return tensor.float()
 
 
-# Checks at the public door.
+# Checks of the public functions' arguments.
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -298,7 +256,7 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-# A layout is formatted only where it is raised: torch.compile cannot print the sizes that it keeps open.
+# A layout becomes text only when an error is raised: torch.compile cannot print sizes that it leaves dynamic.
 
 
 def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str | tuple[int, ...]) -> None:
@@ -327,7 +285,7 @@ def _check_same(name: str, tensor: Tensor, u: Tensor) -> None:
 
 
 def _check_rates(A: Tensor, channels: int, layout: str, other_name: str, other: Tensor) -> int:
-    """The number of states."""
+    """Check A and return the number of states."""
     _check_tensor("A", A, ndim=2, layout=layout)
     states = A.shape[1]
     _check_shape("A", A, (channels, states), other_name, other)
@@ -340,13 +298,6 @@ def _check_vector(name: str, tensor: Tensor | None, channels: int, other: Tensor
     if tensor is not None:
         _check_tensor(name, tensor, ndim=1, layout=(channels,))
         _check_shape(name, tensor, (channels,), "the channels of the input", other)
-
-
-def _groups(B: Tensor, C: Tensor) -> int:
-    for X in (B, C):
-        if isinstance(X, Tensor) and X.ndim == 4:
-            return X.shape[1]
-    return 1
 
 
 def _check_input_matrix(name: str, X: Tensor, u: Tensor, states: int, groups: int) -> Tensor:

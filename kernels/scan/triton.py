@@ -1,29 +1,33 @@
-"""The selective scan on CUDA, by the Triton kernels of `scan_triton_device`; `scan` documents the arguments.
+"""The selective scan on CUDA, through the Triton kernels of `triton_device`; `reference` documents the arguments.
 
-The sequence is cut in segments that run at the same time. A first pass finds what each segment does to a state that
-enters as 0, a short scan over the segments gives the state that enters each, and a second pass runs the segments from
-there (the backward pass does the same from the last step to the first). Where batch items and channels alone fill the
-GPU there is one segment and no first pass. What this costs and what to expect of it stands in `scan_triton.md`.
+The sequence is cut into segments that run at the same time. A first pass computes what each segment does to a state
+that enters as 0, a short scan over the segments gives the state that enters each, and a second pass runs the segments
+from there. The backward pass does the same from the last step to the first. Where batch items and channels alone fill
+the GPU there is one segment and no first pass. Costs and expected times are in `triton.md`.
 
-Triton is imported at the first call: it is not there on macOS and Windows, and this module is.
+Triton is imported at the first call, since it does not exist for macOS and Windows.
 """
 
-from contextlib import nullcontext
+import functools
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Steps between two stored states, N/16 times the memory of u; the backward kernel's registers hold no longer a chunk.
+from .reference import group_count
+
+# Steps between two stored states, which take N/16 times the memory of u; the registers of the backward kernel do not
+# hold a longer chunk.
 CHECKPOINT_STEPS = 16
 # Channels of one program, the lanes of a warp.
 LANES = 32
-# States of one lane; more are spread over more warps.
+# States that one lane holds; more states take more warps.
 LANE_STATES = 16
 LOG2_E = 1.4426950408889634
-# ptxas at its default level moves loads so far ahead that the 16-state backward kernel spills; at level 1 it does not.
+# At its default level ptxas moves loads so far ahead that the 16-state backward kernel spills; at level 1 it does not.
 BACKWARD_PTX_OPTIONS = "--opt-level 1"
 # Warps that keep an H100 busy (132 multiprocessors, 16 each), and the shortest segment worth a program. Not tuned.
 FULL_GPU_WARPS = 2000
@@ -45,7 +49,7 @@ class ScanShape(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Programs side by side in one group."""
+        """Programs side by side in a group."""
         return -(-self.width // LANES)
 
     @property
@@ -54,18 +58,79 @@ class ScanShape(NamedTuple):
 
     @property
     def tile(self) -> dict[str, int]:
-        """NQ, NV, NL, BD of the kernels."""
+        """The compile-time sizes NQ, NV, NL and BD of the kernels."""
         in_lane = min(self.padded_states, LANE_STATES)
         vector = min(in_lane, 4)
         return {"NQ": in_lane // vector, "NV": vector, "NL": self.padded_states // in_lane, "BD": LANES}
 
     def segment(self, segment: int | None = None) -> int:
-        """Steps per program: as asked, or all if that fills the GPU, or as few as fill it; a multiple of the chunk."""
+        """Steps per program, a multiple of CHECKPOINT_STEPS: `segment`, or all steps, or as few as fill the GPU."""
         if segment is None:
             warps = self.batch * self.groups * self.blocks * self.tile["NL"]
             wanted = 1 if warps >= FULL_GPU_WARPS else -(-FULL_GPU_WARPS // warps)
             segment = max(-(-self.length // wanted), SHORTEST_SEGMENT) if wanted > 1 else self.length
         return -(-max(segment, 1) // CHECKPOINT_STEPS) * CHECKPOINT_STEPS
+
+
+class _Inputs(NamedTuple):
+    """The tensors of one call, in scan order or in image order."""
+
+    u: Tensor  # (B, D, L), or (B, L, C) with a permutation
+    delta: Tensor  # (B, D, L), or (B, L, K, C)
+    A: Tensor  # (D, N)
+    B: Tensor  # (B, L, G, N), or constant (D, N)
+    C: Tensor  # as B
+    D: Tensor | None  # (D,)
+    z: Tensor | None  # as delta
+    bias: Tensor | None  # (D,)
+    softplus: bool
+    permutation: Tensor | None  # (K, L)
+
+    def prepared(self, shape: ScanShape) -> "_Inputs":
+        """The same as the kernels read them: contiguous, with padded states, and A for powers of two."""
+        B, C = (_padded(X, shape) for X in (self.B, self.C))
+        D, z, bias, permutation = (
+            None if X is None else X.contiguous() for X in (self.D, self.z, self.bias, self.permutation)
+        )
+        u, delta = self.u.contiguous(), self.delta.contiguous()
+        return _Inputs(u, delta, _decay_rates(self.A), B, C, D, z, bias, self.softplus, permutation)
+
+    def pointer(self, tensor: Tensor | None) -> Tensor:
+        """The tensor, or any other one that a kernel can be given in place of an absent one, which it does not read."""
+        return self.A if tensor is None else tensor
+
+
+class _Grid(NamedTuple):
+    """How one call is cut into programs, and the arguments that all its kernels share."""
+
+    shape: ScanShape
+    steps: int  # of a segment
+    directional: bool
+
+    @property
+    def segments(self) -> int:
+        return -(-self.shape.length // self.steps)
+
+    @property
+    def programs(self) -> int:
+        """Programs of one segment."""
+        return self.shape.batch * self.shape.groups * self.shape.blocks
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """L, G, width, N, n_blocks, n_segments and segment of the kernels."""
+        _, length, groups, width, states = self.shape
+        return length, groups, width, states, self.shape.blocks, self.segments, self.steps
+
+    @property
+    def tile(self) -> dict[str, int]:
+        return {**self.shape.tile, "num_warps": self.shape.tile["NL"]}
+
+    @property
+    def flags(self) -> dict[str, int | bool]:
+        ragged = self.shape.length % CHECKPOINT_STEPS != 0
+        vector = not self.directional and not ragged
+        return {"DIRECTIONAL": self.directional, "VECTOR": vector, "RAGGED": ragged, **self.tile}
 
 
 def scan_forward(
@@ -83,19 +148,14 @@ def scan_forward(
     checkpointed: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward pass; arguments and results as in `scan_reference.scan_forward`, without float64.
+    """As `reference.scan_forward`, without float64.
 
     Args:
-        checkpointed: also store the states that `scan_backward` needs; else the third result is empty.
         segment: steps that one program walks, for tests and tuning.
     """
-    batch, channels, length = u.shape
-    groups = _groups(B, C)
-    shape = ScanShape(batch, length, groups, channels // groups, A.shape[1])
-    B, C = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
-    return _forward(
-        shape, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, None, checkpointed, segment
-    )
+    B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
+    inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
+    return _forward(_scan_shape(u, A, B, C), inputs, initial_state, checkpointed, segment)
 
 
 def scan_backward(
@@ -115,27 +175,25 @@ def scan_backward(
     *,
     segment: int | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of `scan_forward`; arguments and results as in `scan_reference.scan_backward`.
+    """As `reference.scan_backward`, from the checkpoints of this module's `scan_forward`.
 
     No atomic additions: the same input gives the same bits.
     """
-    batch, channels, length = u.shape
-    groups = _groups(B, C)
-    shape = ScanShape(batch, length, groups, channels // groups, A.shape[1])
     B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
-    arguments = (u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None, checkpoints, segment)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst = _backward(shape, grad_out, grad_last_state, *arguments)
-    dB, dC = (dX if dX.ndim == 2 else dX.permute(0, 2, 3, 1) for dX in (dB, dC))
+    inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
+    shape = _scan_shape(u, A, B, C)
+    g = _backward(shape, inputs, grad_out, grad_last_state, checkpoints, segment)
+    dB, dC = (dX if dX.ndim == 2 else dX.permute(0, 2, 3, 1) for dX in (g.B, g.C))
     return (
-        du.to(u.dtype),
-        ddelta,
-        dA.to(A.dtype),
+        g.u.to(u.dtype),
+        g.delta,
+        g.A.to(A.dtype),
         dB.to(B.dtype).contiguous(),
         dC.to(C.dtype).contiguous(),
-        None if D is None else dD.to(D.dtype),
-        None if z is None else dz,
-        None if delta_bias is None else dbias.to(delta_bias.dtype),
-        None if initial_state is None else dfirst.to(initial_state.dtype),
+        None if D is None else g.D.to(D.dtype),
+        None if z is None else g.z,
+        None if delta_bias is None else g.bias.to(delta_bias.dtype),
+        None if initial_state is None else g.first.to(initial_state.dtype),
     )
 
 
@@ -153,12 +211,11 @@ def directional_forward(
     checkpointed: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward pass; arguments and results as in `scan_reference.directional_forward`, without float64."""
+    """As `reference.directional_forward`, without float64."""
     batch, length, width = x.shape
     shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
-    out, _, checkpoints = _forward(
-        shape, x, delta, A, B, C, D, None, delta_bias, delta_softplus, None, permutation, checkpointed, segment
-    )
+    inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
+    out, _, checkpoints = _forward(shape, inputs, None, checkpointed, segment)
     return out, checkpoints
 
 
@@ -177,214 +234,175 @@ def directional_backward(
     *,
     segment: int | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of `directional_forward`; arguments and results as in `scan_reference.directional_backward`."""
+    """As `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
     batch, length, width = x.shape
     shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
-    arguments = (x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation, checkpoints, segment)
-    du, ddelta, dA, dB, dC, dD, _, dbias, _ = _backward(shape, grad_out, None, *arguments)
+    inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
+    g = _backward(shape, inputs, grad_out, None, checkpoints, segment)
     return (
-        du.sum(2, dtype=torch.float32).to(x.dtype),
-        ddelta,
-        dA.to(A.dtype),
-        dB.to(B.dtype),
-        dC.to(C.dtype),
-        None if D is None else dD.to(D.dtype),
-        None if delta_bias is None else dbias.to(delta_bias.dtype),
+        g.u.sum(2, dtype=torch.float32).to(x.dtype),
+        g.delta,
+        g.A.to(A.dtype),
+        g.B.to(B.dtype),
+        g.C.to(C.dtype),
+        None if D is None else g.D.to(D.dtype),
+        None if delta_bias is None else g.bias.to(delta_bias.dtype),
     )
 
 
-def _device_code() -> ModuleType:
+def device_code() -> ModuleType:
+    """The module of the kernels; needs Triton, which does not exist for every system."""
     try:
-        from . import triton_device as scan_triton_device
+        from . import triton_device
     except ImportError as error:
         raise ImportError(
             "the scan on CUDA needs Triton, which comes with PyTorch for Linux: pip install triton"
         ) from error
-    return scan_triton_device
+    return triton_device
 
 
-def _groups(B: Tensor, C: Tensor) -> int:
-    return B.shape[1] if B.ndim == 4 else C.shape[1] if C.ndim == 4 else 1
+def _scan_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ScanShape:
+    batch, channels, length = u.shape
+    groups = group_count(B, C)
+    return ScanShape(batch, length, groups, channels // groups, A.shape[1])
 
 
 def _forward(
-    shape: ScanShape,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    first: Tensor | None,
-    permutation: Tensor | None,
-    checkpointed: bool,
-    segment: int | None,
+    shape: ScanShape, inputs: _Inputs, first: Tensor | None, checkpointed: bool, segment: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Either layout; B and C (B, L, G, N) or (D, N)."""
-    batch, length, groups, width, states = shape
-    channels = shape.channels
-    real: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
+    """out, the last state and the checkpoints, in either order of the inputs."""
+    batch, length, _, _, states = shape
+    real = functools.partial(torch.empty, dtype=torch.float32, device=inputs.u.device)
     n_chunks = -(-length // CHECKPOINT_STEPS) if checkpointed else 0
-    out = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    last = torch.zeros(batch, channels, states, **real) if first is None else first.to(**real).clone()
-    checkpoints = torch.empty(batch, n_chunks, channels, states, **real)
+    out = torch.empty_like(inputs.delta, memory_format=torch.contiguous_format)
+    last = real(batch, shape.channels, states).zero_() if first is None else first.to(torch.float32).clone()
+    checkpoints = real((batch, n_chunks, shape.channels, states) if checkpointed else 0)
     if out.numel() == 0:
         return out, last, checkpoints
-    kernels = _device_code()
-    u, delta, A = u.contiguous(), delta.contiguous(), _decay_rates(A)
-    B, C = (_padded(X, shape) for X in (B, C))
-    D_, z_, bias_, perm = (A if X is None else X.contiguous() for X in (D, z, bias, permutation))
-    steps = shape.segment(segment)
-    n_segments = -(-length // steps)
-    programs = batch * groups * shape.blocks
-    layout = _layout(shape, permutation)
-    sizes = (length, groups, width, states, shape.blocks, n_segments, steps)
+    i = inputs.prepared(shape)
+    grid = _Grid(shape, shape.segment(segment), i.permutation is not None)
     start = last
-    with _on_device(u):
-        if n_segments > 1:
-            start = _segment_starts(
-                kernels, shape, delta, u, B, None, A, bias, perm, first, softplus, True, False, layout, sizes
-            )
-        kernels.scan_segments[(programs * n_segments,)](
-            u, delta, A, B, C, D_, z_, bias_, perm, start, out, last, checkpoints,
-            *sizes, n_chunks,
-            SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-            HAS_START=n_segments > 1 or first is not None, CONST_B=B.ndim == 2, CONST_C=C.ndim == 2,
-            SAVE=checkpointed, **layout, **shape.tile, num_warps=shape.tile["NL"],
+    with _on_device(out):
+        if grid.segments > 1:
+            start = _segment_starts(grid, i, i.u, first, reverse=False)
+        device_code().scan_segments[(grid.programs * grid.segments,)](
+            i.u, i.delta, i.A, i.B, i.C, i.pointer(i.D), i.pointer(i.z), i.pointer(i.bias), i.pointer(i.permutation),
+            start, out, last, checkpoints,
+            *grid.sizes, n_chunks,
+            SOFTPLUS=i.softplus, HAS_D=i.D is not None, HAS_Z=i.z is not None, HAS_BIAS=i.bias is not None,
+            HAS_START=grid.segments > 1 or first is not None, CONST_B=i.B.ndim == 2, CONST_C=i.C.ndim == 2,
+            SAVE=checkpointed, **grid.flags,
         )  # fmt: skip
     return out, last, checkpoints
 
 
+class _Gradients(NamedTuple):
+    """Gradients of `_Inputs` and of the state before the first step; not meaningful where the input is absent."""
+
+    u: Tensor  # in the shape of delta: the directions share u, and the caller adds their gradients
+    delta: Tensor
+    A: Tensor  # float32, as the rest unless stated
+    B: Tensor  # (B, L, G, N) or (D, N)
+    C: Tensor
+    D: Tensor
+    z: Tensor  # in the type of z
+    bias: Tensor
+    first: Tensor
+
+
 def _backward(
     shape: ScanShape,
+    inputs: _Inputs,
     grad_out: Tensor,
     grad_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    permutation: Tensor | None,
     checkpoints: Tensor,
     segment: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Either layout; du has the shape of delta; dB and dC are (B, L, G, N) or (D, N), float32."""
-    batch, length, groups, width, states = shape
-    channels = shape.channels
-    real: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
-    # the directions share x: their gradients are added in float32
-    du = torch.empty(delta.shape, device=u.device, dtype=u.dtype if permutation is None else torch.float32)
+) -> _Gradients:
+    """The gradients, in either order of the inputs."""
+    batch, length, groups, _, states = shape
+    delta = inputs.delta
+    real = functools.partial(torch.empty, dtype=torch.float32, device=delta.device)
+    # float32 where the gradients of several directions are still to be added
+    du = torch.empty(
+        delta.shape, device=delta.device, dtype=delta.dtype if inputs.permutation is None else torch.float32
+    )
     ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    dz = ddelta if z is None else torch.empty_like(ddelta)
-    dfirst = torch.zeros(batch, channels, states, **real) if grad_last is None else grad_last.to(**real).clone()
-    dBC_shape = (batch, length, groups, states)
+    dz = ddelta if inputs.z is None else torch.empty_like(ddelta)
+    dfirst = real(batch, shape.channels, states).zero_() if grad_last is None else grad_last.to(torch.float32).clone()
     if du.numel() == 0:
-        dA, per_channel = torch.zeros(channels, states, **real), torch.zeros(channels, **real)
-        dB, dC = (torch.zeros_like(dA) if X.ndim == 2 else torch.zeros(dBC_shape, **real) for X in (B, C))
-        return du, ddelta, dA, dB, dC, per_channel, dz, per_channel.clone(), dfirst
-    kernels = _device_code()
-    u, delta, A, grad_out = u.contiguous(), delta.contiguous(), _decay_rates(A), grad_out.contiguous()
-    B, C = (_padded(X, shape) for X in (B, C))
-    D_, z_, bias_, perm = (A if X is None else X.contiguous() for X in (D, z, bias, permutation))
-    steps = shape.segment(segment)
-    n_segments = -(-length // steps)
-    programs = batch * groups * shape.blocks
-    layout = _layout(shape, permutation)
-    sizes = (length, groups, width, states, shape.blocks, n_segments, steps)
-    const_B, const_C = B.ndim == 2, C.ndim == 2
-    dBC = torch.empty(0, **real)
-    if not (const_B and const_C):
-        dBC = torch.empty(batch, length, groups, shape.blocks, 2, shape.padded_states, **real)
-    dA = torch.empty(batch, n_segments, channels, states, **real)
-    dB = torch.empty_like(dA) if const_B else dA
-    dC = torch.empty_like(dA) if const_C else dA
-    dD, dbias = (torch.empty(batch, n_segments, channels, **real) for _ in range(2))
+        dA, per_channel = real(shape.channels, states).zero_(), real(shape.channels).zero_()
+        dB, dC = (
+            torch.zeros_like(dA) if X.ndim == 2 else real(batch, length, groups, states).zero_()
+            for X in (inputs.B, inputs.C)
+        )
+        return _Gradients(du, ddelta, dA, dB, dC, per_channel, dz, per_channel.clone(), dfirst)
+    i, grad_out = inputs.prepared(shape), grad_out.contiguous()
+    grid = _Grid(shape, shape.segment(segment), i.permutation is not None)
+    const_B, const_C = i.B.ndim == 2, i.C.ndim == 2
+    # sums over the channels of one program
+    dBC = real(0 if const_B and const_C else (batch, length, groups, shape.blocks, 2, shape.padded_states))
+    # sums over the steps of one segment
+    dA = real(batch, grid.segments, shape.channels, states)
+    dB, dC = (torch.empty_like(dA) if constant else dA for constant in (const_B, const_C))
+    dD, dbias = (real(batch, grid.segments, shape.channels) for _ in range(2))
     carry = dfirst
-    with _on_device(u):
-        if n_segments > 1:
-            carry = _segment_starts(
-                kernels, shape, delta, grad_out, C, z, A, bias, perm, grad_last, softplus, False, True, layout, sizes
-            )
+    with _on_device(du):
+        if grid.segments > 1:
+            carry = _segment_starts(grid, i, grad_out, grad_last, reverse=True)
         elif grad_last is not None:
-            carry = grad_last.to(**real).contiguous()
-        kernels.backward_segments[(programs * n_segments,)](
-            grad_out, u, delta, A, B, C, D_, z_, bias_, perm, carry, checkpoints.contiguous(),
+            carry = grad_last.to(torch.float32).contiguous()
+        device_code().backward_segments[(grid.programs * grid.segments,)](
+            grad_out, i.u, i.delta, i.A, i.B, i.C, i.pointer(i.D), i.pointer(i.z), i.pointer(i.bias),
+            i.pointer(i.permutation), carry, checkpoints.contiguous(),
             du, ddelta, dz, dBC, dA, dB, dC, dD, dbias, dfirst,
-            *sizes, checkpoints.shape[1],
-            SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-            HAS_CARRY=n_segments > 1 or grad_last is not None, CONST_B=const_B, CONST_C=const_C,
-            **layout, **shape.tile, num_warps=shape.tile["NL"], ptx_options=BACKWARD_PTX_OPTIONS,
+            *grid.sizes, checkpoints.shape[1],
+            SOFTPLUS=i.softplus, HAS_D=i.D is not None, HAS_Z=i.z is not None, HAS_BIAS=i.bias is not None,
+            HAS_CARRY=grid.segments > 1 or grad_last is not None, CONST_B=const_B, CONST_C=const_C,
+            **grid.flags, ptx_options=BACKWARD_PTX_OPTIONS,
         )  # fmt: skip
     sums = dBC if const_B and const_C else dBC.sum(3)  # (B, L, G, 2, NP)
     dB = dB.sum((0, 1)) if const_B else sums[..., 0, :states]
     dC = dC.sum((0, 1)) if const_C else sums[..., 1, :states]
-    return du, ddelta, dA.sum((0, 1)), dB, dC, dD.sum((0, 1)), dz, dbias.sum((0, 1)), dfirst
+    return _Gradients(du, ddelta, dA.sum((0, 1)), dB, dC, dD.sum((0, 1)), dz, dbias.sum((0, 1)), dfirst)
 
 
-def _segment_starts(
-    kernels: ModuleType,
-    shape: ScanShape,
-    delta: Tensor,
-    w: Tensor,
-    M: Tensor,
-    z: Tensor | None,
-    A: Tensor,
-    bias: Tensor | None,
-    perm: Tensor,
-    first: Tensor | None,
-    softplus: bool,
-    w_shared: bool,
-    reverse: bool,
-    layout: dict[str, bool],
-    sizes: tuple[int, ...],
-) -> Tensor:
-    """The state that enters each segment, (B, segments, D, N): the first pass and the scan over segments."""
-    _, groups, width, states, blocks, n_segments, _ = sizes
-    ends = torch.empty(shape.batch, n_segments, shape.channels, states, dtype=torch.float32, device=delta.device)
-    sums = torch.empty(shape.batch, n_segments, shape.channels, dtype=torch.float32, device=delta.device)
+def _segment_starts(grid: _Grid, i: _Inputs, w: Tensor, first: Tensor | None, *, reverse: bool) -> Tensor:
+    """The state that enters each segment, (B, segments, D, N): the first pass and the scan over segments.
+
+    Args:
+        w: what drives the scan: u, or from the last step to the first the gradient of out.
+        first: (B, D, N), the state that enters the first segment, or the last one if `reverse`; None for 0.
+    """
+    shape, kernels = grid.shape, device_code()
+    M, z = (i.C, i.z) if reverse else (i.B, None)
+    ends = torch.empty(shape.batch, grid.segments, shape.channels, shape.states, dtype=torch.float32, device=w.device)
+    sums = torch.empty(shape.batch, grid.segments, shape.channels, dtype=torch.float32, device=w.device)
     starts = torch.empty_like(ends)
-    programs = shape.batch * groups * blocks
-    kernels.segment_ends[(programs * n_segments,)](
-        delta, w, M, A if z is None else z.contiguous(), A, A if bias is None else bias, perm, ends, sums,
-        *sizes,
-        SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_Z=z is not None, CONST_M=M.ndim == 2, W_SHARED=w_shared,
-        REVERSE=reverse, **layout, **shape.tile, num_warps=shape.tile["NL"],
+    kernels.segment_ends[(grid.programs * grid.segments,)](
+        i.delta, w, M, i.pointer(z), i.A, i.pointer(i.bias), i.pointer(i.permutation), ends, sums,
+        *grid.sizes,
+        SOFTPLUS=i.softplus, HAS_BIAS=i.bias is not None, HAS_Z=z is not None, CONST_M=M.ndim == 2,
+        W_SHARED=not reverse, REVERSE=reverse, **grid.flags,
     )  # fmt: skip
-    kernels.carry_states[(programs,)](
-        ends, sums, A, A if first is None else first.to(torch.float32).contiguous(), starts,
-        groups, width, states, blocks, n_segments,
-        HAS_FIRST=first is not None, REVERSE=reverse, **shape.tile, num_warps=shape.tile["NL"],
+    kernels.carry_states[(grid.programs,)](
+        ends, sums, i.A, i.pointer(None if first is None else first.to(torch.float32).contiguous()), starts,
+        *grid.sizes[1:6],
+        HAS_FIRST=first is not None, REVERSE=reverse, **grid.tile,
     )  # fmt: skip
     return starts
 
 
 def _decay_rates(A: Tensor) -> Tensor:
-    """A log2(e), finite: absent steps multiply it by 0."""
+    """A log2(e), finite, since absent steps multiply it by 0."""
     return (A.to(torch.float32) * LOG2_E).clamp_min(-1e38).contiguous()
 
 
 def _padded(X: Tensor, shape: ScanShape) -> Tensor:
-    """B or C (B, L, G, N) with zeros up to a power of two of states; a constant one (D, N) as it is."""
+    """B or C (B, L, G, N) padded with zeros to a power of two of states; a constant one (D, N) as it is."""
     if X.ndim == 2:
         return X.to(torch.float32).contiguous()
     return F.pad(X, (0, shape.padded_states - shape.states)).contiguous()
 
 
-def _layout(shape: ScanShape, permutation: Tensor | None) -> dict[str, bool]:
-    ragged = shape.length % CHECKPOINT_STEPS != 0
-    return {
-        "DIRECTIONAL": permutation is not None,
-        "VECTOR": permutation is None and not ragged,
-        "RAGGED": ragged,
-    }
-
-
-def _on_device(tensor: Tensor):
+def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

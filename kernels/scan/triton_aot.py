@@ -1,9 +1,11 @@
-"""What the compiler makes of the Triton scan, without a GPU: registers, spills, instructions, and the time to expect.
+"""Machine code of the Triton scan, without a GPU: registers, spills, instructions, and the expected time on an H100.
 
 `aot_report` compiles the kernels for an architecture and reads the machine code with the tools in the Triton wheel.
-`expected_time` turns its counts and the bytes moved into a time on one H100. Nothing here is measured on a GPU.
+`expected_time` derives a time on one H100 from its counts and the bytes moved. Nothing here is measured on a GPU.
+`voxelwave bench kernels --machine-code` prints both, for the tables of triton.md.
 """
 
+import os
 import re
 import subprocess
 import tempfile
@@ -11,9 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from .triton import BACKWARD_PTX_OPTIONS, CHECKPOINT_STEPS, LANE_STATES, LANES, ScanShape, _device_code
+from .triton import BACKWARD_PTX_OPTIONS, CHECKPOINT_STEPS, LANE_STATES, LANES, ScanShape, device_code
 
-# One H100 SXM: memory; 132 multiprocessors x 4 warp instructions at 1.75 GHz; 16 exponentials per cycle on each.
+# One H100 SXM: memory; 132 multiprocessors x 4 warp instructions at 1.75 GHz; 16 exponentials per cycle and
+# multiprocessor.
 H100_BYTES_PER_S = 3.35e12
 H100_WARP_INSTRUCTIONS_PER_S = 132 * 4 * 1.75e9
 H100_EXPONENTIALS_PER_S = 132 * 16 * 1.75e9
@@ -21,9 +24,30 @@ H100_EXPONENTIALS_PER_S = 132 * 16 * 1.75e9
 # The first pass in both directions, and the second pass in both.
 KERNELS = ("segment_ends", "segment_ends_reverse", "scan_segments", "backward_segments")
 
+# The rows of triton.md: capability, states and whether in image order; and the sizes of the expected times.
+TARGETS = (
+    *(
+        (capability, states, directional)
+        for capability in (80, 90)
+        for states in (16, 1)
+        for directional in (True, False)
+    ),
+    (90, 64, True),
+)
+SHAPES = (
+    ScanShape(batch=1, length=4096, groups=4, width=84, states=16),
+    ScanShape(batch=1, length=4096, groups=4, width=66, states=1),
+    ScanShape(batch=1, length=4096, groups=4, width=180, states=16),
+    ScanShape(batch=1, length=4096, groups=4, width=360, states=16),
+    ScanShape(batch=1, length=16384, groups=4, width=234, states=16),
+    ScanShape(batch=16, length=4096, groups=4, width=84, states=16),
+    ScanShape(batch=4, length=4096, groups=4, width=360, states=16),
+    ScanShape(batch=1, length=65536, groups=4, width=66, states=1),
+)
+
 
 class KernelReport(NamedTuple):
-    """One compiled kernel; the last two are per channel, state and step, of one lane."""
+    """One compiled kernel; instructions and exponentials are those of one lane per channel, state and step."""
 
     kernel: str
     capability: int
@@ -35,7 +59,7 @@ class KernelReport(NamedTuple):
 
 
 class ExpectedTime(NamedTuple):
-    """Time expected of one pass on an H100, in microseconds, and what bounds it."""
+    """Expected time of one pass on an H100 in microseconds, and the bound of each of its kernels."""
 
     microseconds: float
     floor_microseconds: float
@@ -43,14 +67,14 @@ class ExpectedTime(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """Of the roofline: the time to move the fewest bytes possible over the expected time."""
+        """Fraction of the roofline: the time to move the fewest possible bytes over the expected time."""
         return self.floor_microseconds / self.microseconds
 
 
 def aot_report(capability: int, states: int, *, directional: bool = True) -> list[KernelReport]:
     """Compile the kernels as MaIR uses them (float32, softplus, bias, D, no gate) and read the machine code.
 
-    Needs neither GPU nor driver, but TRITON_INTERPRET must not have been set when Triton was imported.
+    Needs neither a GPU nor a driver.
 
     Args:
         capability: 80 for A100, 90 for H100.
@@ -59,7 +83,13 @@ def aot_report(capability: int, states: int, *, directional: bool = True) -> lis
 
     Returns:
         One report for each of `KERNELS`.
+
+    Raises:
+        ImportError: Triton is not installed.
+        ValueError: TRITON_INTERPRET is set, which makes Triton an interpreter.
     """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("compiling the Triton kernels needs TRITON_INTERPRET unset, got TRITON_INTERPRET=1")
     shape = ScanShape(batch=1, length=4096, groups=4, width=64, states=states)
     reports = []
     for name in KERNELS:
@@ -71,13 +101,13 @@ def aot_report(capability: int, states: int, *, directional: bool = True) -> lis
 
 
 def fewest_bytes(shape: ScanShape, *, backward: bool, directional: bool, item_size: int = 4) -> int:
-    """Bytes that one pass cannot avoid to move: each input, gradient and checkpoint once.
+    """The fewest bytes that one pass must move: each input, gradient and checkpoint once.
 
     Args:
         shape: sizes of the scan.
-        backward: the backward pass; else the forward pass without checkpoints.
+        backward: the backward pass instead of the forward pass without checkpoints.
         directional: the groups share their input, as in `directional_scan`.
-        item_size: bytes of one value of u, delta, B and C.
+        item_size: bytes per value of u, delta, B and C.
     """
     batch, length, groups, _, states = shape
     elements = batch * length * shape.channels
@@ -91,15 +121,15 @@ def fewest_bytes(shape: ScanShape, *, backward: bool, directional: bool, item_si
 def expected_time(
     shape: ScanShape, reports: list[KernelReport], *, backward: bool, directional: bool = True
 ) -> ExpectedTime:
-    """Time of one pass in float32 on an H100, if each kernel runs at its memory, issue or exponential bound.
+    """Time of one float32 pass on an H100 if each kernel runs at its memory, issue or exponential bound.
 
-    Latency, cache misses of B and C and launches (about 3 microseconds each) come on top.
+    Latency, cache misses of B and C, and launches (about 3 microseconds each) come on top.
     """
     batch, length, groups, _, states = shape
     elements = batch * length * shape.channels
     fewest = fewest_bytes(shape, backward=backward, directional=directional)
     if backward:
-        # dB and dC are written by each block and summed; the directions' gradients of x likewise
+        # each block writes its own dB and dC, which are then summed, and each direction its gradient of x
         partial = batch * length * groups * shape.blocks * 2 * shape.padded_states
         moved = fewest + 4 * (2 * partial + (2 * elements if directional else 0))
         first_pass = 4 * (2 * elements + batch * length * groups * states)
@@ -109,7 +139,7 @@ def expected_time(
         first_pass = fewest - 4 * (elements + batch * length * groups * states)
         first, second = "segment_ends", "scan_segments"
     passes = [(first, first_pass), (second, moved)] if shape.segment() < length else [(second, moved)]
-    # lanes beyond the width of a group and states beyond N work in vain
+    # lanes beyond the width of a group and states beyond N take time too
     lane_steps = batch * length * groups * shape.blocks * LANES * shape.padded_states
     seconds, bounds = 0.0, []
     for name, n_bytes in passes:
@@ -126,7 +156,7 @@ def expected_time(
 
 
 def kernel_flags(name: str, shape: ScanShape, *, directional: bool) -> dict[str, bool | int]:
-    """The compile-time arguments with which MaIR calls kernel `name`."""
+    """The compile-time arguments of the kernel `name` when MaIR calls it."""
     flags: dict[str, bool | int] = {"SOFTPLUS": True, "HAS_BIAS": True, "HAS_Z": False, "VECTOR": not directional}
     flags |= {"DIRECTIONAL": directional, "RAGGED": False, **shape.tile}
     if name == "scan_segments":
@@ -146,23 +176,24 @@ def compile_kernel(
         name: one of `KERNELS`.
         capability: 80 for A100, 90 for H100.
         flags: its compile-time arguments.
-        element_type: Triton's name of the type of u, delta, z, B, C and their gradients.
+        element_type: Triton's name for the type of u, delta, z, B, C and their gradients.
 
     Returns:
         Registers per thread, spilled bytes, shared memory in bytes, and the machine code as text.
     """
+    kernel = getattr(device_code(), name.removesuffix("_reverse"))
+    # Triton does not exist for every system; device_code has reported if it is missing
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(_device_code(), name.removesuffix("_reverse"))
     options: dict[str, int | str] = {"num_warps": flags["NL"]}
     if name == "backward_segments":
         options["ptx_options"] = BACKWARD_PTX_OPTIONS
     names = kernel.arg_names
     signature = {n: _argument_type(n, flags, element_type) for n in names}
     constants = {(names.index(n),): value for n, value in flags.items()}
-    # what a launch finds out itself: aligned pointers, and L, N and the segment multiples of 16
+    # what a launch would find out itself: pointers are aligned; L, N and the segment are multiples of 16
     multiples = {"L", "segment", "N"} if flags["NQ"] * flags["NV"] == LANE_STATES else {"L", "segment"}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_p") or n in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
@@ -191,7 +222,7 @@ def _argument_type(name: str, flags: dict[str, bool | int], element_type: str) -
 
 
 def _loops(code: str) -> list[tuple[int, int, Counter[str]]]:
-    """First and last instruction of each loop, and its instructions by kind without those of the loops inside it."""
+    """First and last instruction of each loop, and counts of its instructions by kind, without those of inner loops."""
     instructions: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     for line in code.splitlines():
@@ -219,9 +250,9 @@ def _loops(code: str) -> list[tuple[int, int, Counter[str]]]:
 def _per_element(code: str, lane_states: int, backward: bool) -> tuple[float, float]:
     """Instructions and exponentials per channel, state and step.
 
-    The compiler may unroll loops: how many steps a loop holds is told by its exponentials, one per state and one for
-    the softplus in a step forward; in four steps backward 4 + 3 per state (the last state is not run again) and 4 + 4
-    for softplus and sigmoid.
+    The compiler may unroll loops. The number of steps in a loop follows from its exponentials: forward, a step has one
+    per state and one for the softplus; backward, four steps have 4 + 3 per state (the last state is not recomputed)
+    and 4 + 4 for softplus and sigmoid.
     """
 
     def count(kinds: Counter[str], start: str = "") -> int:

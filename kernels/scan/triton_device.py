@@ -1,36 +1,36 @@
-"""Triton kernels of the selective scan; `scan_triton` prepares their arguments and starts them.
+"""Triton kernels of the selective scan; `triton` prepares their arguments and launches them.
 
 A program is one warp per 16 states. It walks one segment of the sequence for 32 channels of one group: lane = channel,
 states in registers, time step after time step. Tiles of states are (NR, NL, BD): NR states in the registers of a lane,
 NL warps, BD = 32 lanes. State n = (q * NL + nl) * NV + v for register r = q * NV + v, so that a lane reads NV = 4
 neighbouring states of B and C with one 16-byte load, the same for all lanes, and no layout is ever converted.
 
-Tensors of channels are read in one of two layouts:
+Tensors with channels are read in one of two layouts:
 - scan order, (B, D, L): a lane reads four steps of its channel at once if L is a multiple of 16 (VECTOR);
 - DIRECTIONAL, (B, L, K, C) in image order: 32 lanes read 32 neighbouring channels at the position that `perm` lists.
 
-B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), with N padded by zeros to a power
-of two NP. A comes as A log2(e), so that exp(dl A) = exp2(dl A'), and is finite: an absent step has dl = 0 and u = 0,
-which leaves every state as it is.
+B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), with N padded with zeros to a
+power of two NP. A is given as A' = A log2(e), so that exp(dl A) = exp2(dl A'), and is finite: a step beyond the end has
+dl = 0 and u = 0 and leaves every state unchanged.
 """
 
-# Device code is Triton's language: it has no starred tuples, and a tuple that grows is not one of Python's types.
+# Device code is written in Triton's language: it has no starred tuples, and Python's types cannot describe its tuples.
 # ruff: noqa: RUF005
 # mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-# Steps that are loaded together and whose states the backward pass keeps in registers.
+# Steps that are loaded together; the backward pass keeps their states in registers.
 STEPS = tl.constexpr(4)
-# Steps between two stored states. A multiple of STEPS; `scan_triton.CHECKPOINT_STEPS` is the same number.
+# Steps between two stored states. A multiple of STEPS; `triton.CHECKPOINT_STEPS` is the same number.
 CHUNK = tl.constexpr(16)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _softplus(x):
-    # log1p(y) = y p(y) with p fitted on [0, 1], relative error 2e-7 in float32: small steps keep their digits
+    # log1p(y) = y p(y) with p fitted on [0, 1]; relative error 2e-7 in float32, for small step sizes too
     y = tl.exp(-tl.abs(x))
     p = 0.00523268804
     p = p * y - 0.0295052137
@@ -51,7 +51,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _state_index(NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
-    """(NQ, NV, NL, BD): the state that a register, warp and lane hold."""
+    """(NQ, NV, NL, BD): index of the state in each register, warp and lane."""
     q = tl.arange(0, NQ)[:, None, None, None]
     v = tl.arange(0, NV)[None, :, None, None]
     w = tl.arange(0, NL)[None, None, :, None]
@@ -60,7 +60,7 @@ def _state_index(NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.co
 
 @triton.jit
 def _load_states(p, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
-    """Rows of N states, one per lane -> (NR, NL, BD); 0 beyond the states and beyond `width` lanes."""
+    """Load rows of N states, one per lane -> (NR, NL, BD); 0 beyond N states and beyond `width` lanes."""
     n = _state_index(NQ, NV, NL, BD)
     c = tl.reshape(lane, (1, 1, 1, BD))
     tile = tl.load(p + c * N + n, mask=(c < width) & (n < N), other=0.0)
@@ -75,24 +75,33 @@ def _store_states(p, tile, N, lane, width, NQ: tl.constexpr, NV: tl.constexpr, N
 
 
 @triton.jit
+def _load_vector(p, channel, lane, left, PRESENT: tl.constexpr, BD: tl.constexpr):
+    """Load one value per channel -> (1, BD); 0 if the vector is absent."""
+    values = tl.zeros((1, BD), tl.float32)
+    if PRESENT:
+        values = tl.load(p + channel + lane, mask=lane < left, other=0.0)
+    return values
+
+
+@triton.jit
 def _matrix_start(p, batch, group, L, G, NP: tl.constexpr):
-    """Where B or C (B, L, G, NP) of this batch item and group begin."""
+    """Pointer to B or C (B, L, G, NP) of this batch item and group."""
     return p + (batch.to(tl.int64) * L * G + group) * NP
 
 
 @triton.jit
 def _load_matrix(p, row, stride, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr):
-    """B or C of one step, NP neighbouring values -> (NR, NL, BD), the same in every lane."""
+    """Load B or C of one step, NP neighbouring values -> (NR, NL, BD), the same in every lane."""
     tile = tl.load(p + row.to(tl.int64) * stride + _state_index(NQ, NV, NL, BD))
     return tl.reshape(tile, (NQ * NV, NL, BD)).to(tl.float32)
 
 
 @triton.jit
 def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
-    """The positions of steps t .. t + 3, and whether each step exists.
+    """Positions of the steps t .. t + 3, and whether each step exists.
 
     Masks compare a block with `tl.where(exists, limit, 0)`: the interpreter of Triton 3.9 keeps a scalar condition as
-    int32 and refuses a mask that was broadcast from it or combined with it.
+    int32 and rejects a mask that was broadcast from it or combined with it.
     """
     rows = ()
     exist = ()
@@ -110,7 +119,7 @@ def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
 
 @triton.jit
 def _start(p, batch, group, first, L, G, width, shared: tl.constexpr, DIRECTIONAL: tl.constexpr):
-    """Where this program's channels begin: (B, D, L), or (B, L, G, C), or (B, L, C) if the groups share it."""
+    """Pointer to this program's channels in (B, D, L), or (B, L, G, C), or (B, L, C) if the groups share it."""
     if not DIRECTIONAL:
         return p + ((batch * G + group) * width + first).to(tl.int64) * L
     if shared:
@@ -121,7 +130,7 @@ def _start(p, batch, group, first, L, G, width, shared: tl.constexpr, DIRECTIONA
 @triton.jit
 def _load_steps(p, t, rows, exist, lane, left, L, stride, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr,
                 RAGGED: tl.constexpr):  # fmt: skip
-    """Four steps of 32 channels -> four (1, BD) tiles, float32; 0 where there is no step or no channel."""
+    """Load four steps of 32 channels -> four (1, BD) tiles, float32; 0 beyond the last step or channel."""
     BD: tl.constexpr = lane.shape[1]
     steps = ()
     if VECTOR:
@@ -186,7 +195,7 @@ def _pick(steps, k: tl.constexpr, REVERSE: tl.constexpr):
 
 @triton.jit
 def _place(G, n_blocks, n_segments, width, BD: tl.constexpr):
-    """This program's batch item, segment, group, first channel of its group; neighbours share B and C."""
+    """Batch item, segment, group, block and first channel of this program; neighbouring programs share B and C."""
     index = tl.program_id(0)
     block = index % n_blocks
     index = index // n_blocks
@@ -203,7 +212,7 @@ def segment_ends(
     REVERSE: tl.constexpr, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
     NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """First pass: what each segment does to a state that enters as 0, and the sum of its step sizes.
+    """First pass: the state at the end of each segment if it enters as 0, and the sum of the step sizes.
 
     Forward, w = u and M = B: h <- a h + (dl w) M. REVERSE, w = gradient of out and M = C: r <- a (r + w silu(z) M),
     from the last step to the first. Writes (B, segments, D, N) and (B, segments, D), float32.
@@ -214,9 +223,7 @@ def segment_ends(
     channel = group * width + first
     NP: tl.constexpr = NQ * NV * NL
     A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
-    bias = tl.zeros((1, BD), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
+    bias = _load_vector(bias_p, channel, lane, left, HAS_BIAS, BD)
     delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     w_start = _start(w_p, batch, group, first, L, G, width, W_SHARED, DIRECTIONAL)
     z_start = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
@@ -263,7 +270,7 @@ def carry_states(
     HAS_FIRST: tl.constexpr, REVERSE: tl.constexpr,
     NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Between the passes: the state that enters each segment, (B, segments, D, N), from what each segment does.
+    """Between the passes: the state that enters each segment, (B, segments, D, N), from the results of the first pass.
 
     The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) enters the first segment,
     or the last one if REVERSE.
@@ -294,18 +301,15 @@ def scan_segments(
     DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
     NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Second pass, forward: from the state that enters the segment to the outputs, with a checkpoint at every CHUNK."""
+    """Second pass, forward: the outputs from the state that enters each segment; stores a state every CHUNK steps."""
     batch, seg, group, _block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
     NP: tl.constexpr = NQ * NV * NL
     A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
-    bias = tl.zeros((1, BD), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
-    if HAS_D:
-        skip = tl.load(D_p + channel + lane, mask=lane < left, other=0.0)
+    bias = _load_vector(bias_p, channel, lane, left, HAS_BIAS, BD)
+    skip = _load_vector(D_p, channel, lane, left, HAS_D, BD)
     if CONST_B:
         B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     if CONST_C:
@@ -355,10 +359,10 @@ def scan_segments(
 
 @triton.jit
 def _sum_lanes(x, V: tl.constexpr, W: tl.constexpr):
-    """(V, W) -> (V,): the sum over lanes.
+    """(V, W) -> (V,): sums over lanes.
 
-    Halving with split makes the compiler transpose the tile once through shared memory, 1.5 instructions per value;
-    tl.sum over lanes is a butterfly of 5 shuffles and 5 additions per value.
+    Halving with `split` makes the compiler transpose the tile once through shared memory, at 1.5 instructions per
+    value; `tl.sum` over lanes is a butterfly of 5 shuffles and 5 additions per value.
     """
     if W == 1:
         return tl.reshape(x, (V,))
@@ -379,10 +383,10 @@ def backward_segments(
 ):  # fmt: skip
     """Second pass, backward: chunk by chunk from the last step of the segment to the first.
 
-    Each chunk is run forward from its checkpoint, keeping the states at every STEPS; each group of STEPS is run again,
-    keeping all its states; then it is walked backwards. r is a_t g_t, what a step hands to the one before it. Sums over
-    the channels of this program (dB, dC) and over its steps (dA, dD, ...) are written apart for each program and added
-    up afterwards, in one order: nothing is added atomically.
+    Each chunk runs forward from its checkpoint and keeps every STEPS-th state; each group of STEPS runs again and keeps
+    all its states, and then runs backwards. `carry` is a_t g_t, which each step passes to the one before it. Each
+    program writes its own sums over channels (dB, dC) and over steps (dA, dD, ...); they are added afterwards in a
+    fixed order, without atomic additions.
     """
     batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
@@ -391,11 +395,8 @@ def backward_segments(
     NR: tl.constexpr = NQ * NV
     NP: tl.constexpr = NR * NL
     A_start = A_p + channel.to(tl.int64) * N
-    bias = tl.zeros((1, BD), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_p + channel + lane, mask=lane < left, other=0.0)
-    if HAS_D:
-        skip = tl.load(D_p + channel + lane, mask=lane < left, other=0.0)
+    bias = _load_vector(bias_p, channel, lane, left, HAS_BIAS, BD)
+    skip = _load_vector(D_p, channel, lane, left, HAS_D, BD)
     if CONST_B:
         B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
         dB = tl.zeros((NR, NL, BD), tl.float32)
@@ -413,7 +414,7 @@ def backward_segments(
     dz = _start(dz_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     stride = G * width
     dBC = dBC_p + ((batch.to(tl.int64) * L * G + group) * n_blocks + block) * (2 * NP)
-    # where value v of the joined tile (NR, NL, 2) of dB and dC belongs in a row [dB: NP, dC: NP]
+    # place of value v of the joined tile (NR, NL, 2) of dB and dC in a row [dB: NP, dC: NP]
     v = tl.arange(0, 2 * NP)
     r = v // 2 // NL
     place_BC = (v % 2) * NP + ((r // NV) * NL + v // 2 % NL) * NV + r % NV
@@ -430,7 +431,7 @@ def backward_segments(
     for i in range(n_seg_chunks):
         t_chunk = begin + (n_seg_chunks - 1 - i) * CHUNK
         place = (batch * n_chunks + t_chunk // CHUNK).to(tl.int64) * stride + channel
-        # the states before the four groups of steps of this chunk, of which the first is read again when its turn comes
+        # the states before the four groups of steps of this chunk; the first is read again when it is needed
         h3 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
         h2 = h3
         h1 = h3
@@ -463,8 +464,8 @@ def backward_segments(
                 if not CONST_B:
                     B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
                 h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
-            # Read A again: or the compiler keeps the decays of above in registers and has too few. The barrier is
-            # there because it would else join the two reads.
+            # A is read again, or the compiler would keep the decays from above and run out of registers; the barrier
+            # keeps it from merging the two reads
             tl.debug_barrier()
             A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
             h3, h2 = h2, h1
@@ -512,7 +513,7 @@ def backward_segments(
                 if CONST_C:
                     dC += h * gy[None]
                 if not (CONST_B and CONST_C):
-                    # a constant one has its sum elsewhere; its half of the row is written and not read
+                    # a constant matrix is summed above; its half of the row is written but not read
                     both = tl.join(g * x[None], h * gy[None])
                     both = tl.reshape(tl.permute(both, (0, 1, 3, 2)), (2 * NP, BD))
                     sums = _sum_lanes(both, 2 * NP, BD)

@@ -1,10 +1,12 @@
 """The selective scan: every path against float64, its gradients, its operators, its messages."""
 
+import ctypes
 import inspect
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from voxelwave import kernels
+from voxelwave.kernels import attention, scan
+from voxelwave.kernels.attention import softmax
 from voxelwave.kernels.scan import cpu as scan_cpu
+from voxelwave.kernels.scan import operators
 from voxelwave.kernels.scan import reference as scan_reference
+from voxelwave.kernels.scan import triton as scan_triton
 from voxelwave.kernels.scan.reference import directional_scan_reference, selective_scan_reference
 from voxelwave.kernels.scan.selective import directional_scan, selective_scan, selective_scan_step
 
@@ -79,7 +86,39 @@ def assert_as_accurate(result: dict[str, Tensor], truth: dict[str, Tensor], tole
             assert error < tolerance, f"{name}: {error:.1e}"
 
 
-def test_arguments_stand_in_the_order_of_the_published_function():
+def test_new_memory_is_poisoned_in_these_tests():
+    """Else a kernel that reads memory which it has not written could pass by chance; see conftest.py."""
+    assert torch.empty(3).isnan().all()
+    assert torch.empty_like(torch.zeros(2, dtype=torch.float16)).isnan().all()
+    assert torch.zeros(1).new_empty(2, 2).isnan().all()
+    assert torch.empty(8, dtype=torch.uint8).view(torch.float32).isnan().all()
+
+
+def test_every_path_stores_a_state_after_the_same_steps_as_its_kernels():
+    """Shape functions of the operators assume that the CPU and the reference agree."""
+    assert scan_cpu.CHECKPOINT_STEPS == scan_reference.CHECKPOINT_STEPS
+    if LEVELS:
+        assert scan_cpu.function("vw_scan_checkpoint_steps", ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS
+
+
+def test_the_path_is_chosen_by_type_device_and_size(monkeypatch):
+    u = torch.zeros(1, 2, 3)
+    assert operators._path(u) is (scan_cpu if LEVELS else scan_reference)
+    assert operators._path(u.bfloat16()) is (scan_cpu if LEVELS else scan_reference)
+    assert operators._path(u.double()) is scan_reference
+    assert operators._path(u[..., :0]) is scan_reference
+    on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert operators._path(on_cuda) is scan_triton
+
+
+def test_the_public_names_are_those_of_the_packages():
+    assert scan.selective_scan is kernels.selective_scan is selective_scan
+    assert scan.directional_scan is kernels.directional_scan is directional_scan
+    assert attention.attention is softmax.attention
+    assert kernels.linear_attention is attention.linear_attention
+
+
+def test_arguments_are_in_the_order_of_the_published_function():
     names = "u delta A B C D z delta_bias delta_softplus return_last_state initial_state"
     assert " ".join(inspect.signature(selective_scan).parameters) == names
 
@@ -152,8 +191,8 @@ def test_half_precision_keeps_a_float32_state(dtype, tolerance, length):
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_numbers_survive_the_way_through_the_kernel(dtype):
-    """With delta = 0 the output is D u; D = 1 returns every number of the type, infinities and subnormals too."""
+def test_the_kernel_keeps_every_half_precision_number(dtype):
+    """With delta = 0 and D = 1 the output is u: every finite number of the type, subnormals included."""
     u = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
     u = u[~u.isnan()].view(1, 1, -1)
     zero = torch.zeros_like(u)
@@ -161,7 +200,7 @@ def test_half_precision_numbers_survive_the_way_through_the_kernel(dtype):
     torch.testing.assert_close(out, torch.where(u.isinf(), 0, u), rtol=0, atol=0)
 
 
-def test_length_zero_gives_nothing_and_keeps_the_state():
+def test_length_zero_gives_an_empty_output_and_keeps_the_state():
     arguments = draw(2, 6, 2, 3, 0, z=True, initial=True)
     result = outputs_and_gradients(arguments)
     assert result["out"].shape == (2, 6, 0)
@@ -208,7 +247,7 @@ def test_every_number_of_states_up_to_64():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("A", [-1e30, -float("inf")])
-def test_a_decay_of_minus_infinity_is_no_memory(A, dtype):
+def test_a_rate_of_minus_infinity_forgets_at_every_step(A, dtype):
     arguments = draw(1, 5, 1, 3, 140) | {"D": None, "delta_bias": None, "A": torch.full((5, 3), A)}
     arguments = {k: None if v is None else v.to(dtype) for k, v in arguments.items()}
     dl = torch.nn.functional.softplus(arguments["delta"])
@@ -220,14 +259,14 @@ def test_a_decay_of_minus_infinity_is_no_memory(A, dtype):
 
 
 def test_a_decay_near_one_does_not_drift():
-    """4000 steps of the same decay 1 - 1e-4: an exponential with a bias at 1 would be off by 1e-3."""
+    """4000 steps with the same decay of 1 - 1e-4: an exponential that is biased near 1 would be off by 1e-3."""
     ones = torch.ones(1, 1, 4000)
     arguments = (ones, ones, torch.full((1, 1), -1e-4), ones, ones)
     truth = selective_scan(*(v.double() for v in arguments))
     torch.testing.assert_close(selective_scan(*arguments).double(), truth, rtol=2e-4, atol=0)
 
 
-def test_nan_stays_where_it_is_in_time_and_channel():
+def test_nan_spreads_only_to_later_steps_of_its_channel():
     arguments = draw(1, 20, 1, 3, 40)
     arguments["u"][0, 3, 10] = float("nan")
     out = selective_scan(**arguments, delta_softplus=True)
@@ -279,7 +318,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_directional_scan():
 @needs_library
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the library brings its own threads")
 def test_threads_are_those_of_torch():
-    """One OpenMP in the process: two would keep two pools of threads that wait for each other's cores."""
+    """Only one OpenMP library in the process: two would keep two thread pools that compete for the same cores."""
     program = """
 import torch
 from voxelwave.kernels.scan import cpu as scan_cpu
@@ -402,7 +441,7 @@ def test_directional_scan_in_half_precision(dtype, tolerance):
 
 @needs_library
 @pytest.mark.parametrize("wrong", [[[0, 0, 2]], [[0, 1, 3]], [[-1, 0, 1]]])
-def test_a_row_that_is_no_permutation_is_refused(wrong):
+def test_a_row_that_is_not_a_permutation_is_refused(wrong):
     arguments, _ = draw_directional(1, 2, 1, 2, 3)
     with pytest.raises(ValueError, match=r"permutation must list each of 0\.\.2 once in every row, got row 0"):
         directional_scan(**arguments, permutation=torch.tensor(wrong))
@@ -454,7 +493,7 @@ def test_compiled_without_graph_breaks_and_equal_to_eager():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "plain"])
-def test_backward_operators_keep_the_layout_that_their_fakes_promise(dtype):
+def test_backward_operators_return_the_layout_of_their_shape_functions(dtype):
     a = {k: None if v is None else with_last_axis_strided(v.to(dtype)) for k, v in draw(2, 4, 2, 2, 5, z=True).items()}
     *tensors, initial = a.values()
     out, last, checkpoints = torch.ops.voxelwave.selective_scan(*tensors, True, initial, True)
@@ -487,7 +526,7 @@ def test_compiled_once_for_every_length():
         out.sum().backward()
 
 
-def test_shapes_can_be_asked_for_without_data():
+def test_the_meta_device_gives_the_shapes():
     a = {k: None if v is None else v.to("meta") for k, v in draw(2, 4, 2, 3, 5, z=True).items()}
     out, last = selective_scan(**a, return_last_state=True)
     assert (out.shape, last.shape) == ((2, 4, 5), (2, 4, 3))
@@ -507,13 +546,21 @@ def test_autocast_scans_in_float32():
 
 
 def test_without_gradients_no_checkpoints_are_kept():
-    a = [None if v is None else v for v in draw(1, 4, 2, 2, 300).values()]
-    *tensors, initial = a
-    assert torch.ops.voxelwave.selective_scan(*tensors, True, initial, False)[2].numel() == 0
-    assert torch.ops.voxelwave.selective_scan(*tensors, True, initial, True)[2].shape == (1, 3, 4, 2)
+    *tensors, initial = draw(1, 4, 2, 2, 300).values()
+    plain = [v.double() for v in tensors if v is not None]
+    plain.insert(6, None)  # z
+    for arguments in (tensors, plain):
+        assert torch.ops.voxelwave.selective_scan(*arguments, True, initial, False)[2].shape == (0,)
+        assert torch.ops.voxelwave.selective_scan(*arguments, True, initial, True)[2].shape == (1, 3, 4, 2)
+    image, permutation = draw_directional(1, 3, 2, 2, 300)
+    for dtype in (torch.float32, torch.float64):
+        x, delta, A, B, C, D, bias = (v.to(dtype) for v in image.values())
+        arguments = (x, delta, A, B, C, permutation.int(), D, bias, True)
+        assert torch.ops.voxelwave.directional_scan(*arguments, False)[1].shape == (0,)
+        assert torch.ops.voxelwave.directional_scan(*arguments, True)[1].shape == (1, 3, 6, 2)
 
 
-def test_a_missing_library_is_announced_once_and_the_answer_stays(monkeypatch, tmp_path):
+def test_a_missing_library_is_reported_once_and_the_result_stays(monkeypatch, tmp_path):
     arguments = draw(1, 4, 2, 2, 9)
     expected = selective_scan(**arguments)
     monkeypatch.setattr(scan_cpu, "LIBRARY", tmp_path / "none.so")

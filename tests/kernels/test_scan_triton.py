@@ -1,7 +1,6 @@
-"""The Triton scan against the plain one in float64, run by Triton's interpreter on the CPU.
+"""The Triton scan, run by Triton's interpreter on the CPU and compared with the reference in float64.
 
-Triton reads TRITON_INTERPRET when it is imported, so the comparisons run in a process of their own, which the first
-test starts.
+Triton reads TRITON_INTERPRET when it is imported, so the comparisons run in a child process that the first test starts.
 """
 
 import importlib.util
@@ -15,16 +14,18 @@ import torch
 import voxelwave.kernels.scan
 from voxelwave.kernels.scan import reference as scan_reference
 from voxelwave.kernels.scan import triton as scan_triton
-from voxelwave.kernels.scan.triton_benchmark import gpu_benchmark, parallel_scan, scan_arguments
+from voxelwave.kernels.scan import triton_benchmark
+from voxelwave.kernels.scan.triton_benchmark import gpu_benchmark
 
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-in_interpreter = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the process that the first test starts")
+in_interpreter = pytest.mark.skipif(not IN_INTERPRETER, reason="runs in the child process of the first test")
 
 # float32 sums of a few dozen terms against float64
 TOLERANCE = 2e-6
 
 
-@pytest.mark.skipif(IN_INTERPRETER, reason="this is that process")
+@pytest.mark.slow
+@pytest.mark.skipif(IN_INTERPRETER, reason="this is the child process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
 def test_everything_below_holds_in_the_interpreter():
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", __file__]
@@ -82,7 +83,7 @@ def assert_same(actual, expected, tolerance=TOLERANCE):
 
 
 def check_scan(inputs, segment=None, tolerance=TOLERANCE):
-    """Outputs and gradients, with a gradient of the last state if there is an initial one."""
+    """Compare outputs and gradients, including the gradient of the last state if there is an initial state."""
     arguments = list(inputs.values())
     expected = scan_reference.scan_forward(*to_float64(arguments))
     actual = scan_triton.scan_forward(*arguments, segment=segment)
@@ -147,6 +148,14 @@ def test_interpreter_takes_strided_and_expanded_tensors():
 
 
 @in_interpreter
+def test_interpreter_takes_strided_vectors_in_several_segments():
+    inputs = scan_inputs(1, 3, 21, 2)
+    for name in ("D", "delta_bias"):
+        inputs[name] = inputs[name].repeat_interleave(2)[::2]
+    check_scan(inputs, segment=16)
+
+
+@in_interpreter
 @pytest.mark.parametrize(("length", "width", "directions", "states"), [(18, 3, 1, 2), (5, 34, 2, 1)])
 def test_interpreter_agrees_along_index_tables(length, width, directions, states):
     generator = torch.Generator().manual_seed(0)
@@ -173,7 +182,28 @@ def test_interpreter_agrees_along_index_tables(length, width, directions, states
     assert_same(gradients, scan_reference.directional_backward(*to_float64([grad_out, *arguments]), expected[1]))
 
 
-def test_segments_fill_the_gpu_and_no_more():
+@in_interpreter
+@pytest.mark.parametrize("states", [1, 3])
+def test_interpreter_rows_of_the_gpu_benchmark_hold_peers_and_errors(states, monkeypatch):
+    """Runs every measured call once, without a GPU; peers and errors must belong to the same scan."""
+
+    def once(run, repeats):
+        run()
+        return [2.0]
+
+    monkeypatch.setattr(triton_benchmark, "_times_us", once)
+    shape = scan_triton.ScanShape(batch=1, length=5, groups=2, width=3, states=states)
+    rows = triton_benchmark._rows(shape, torch.float32, seed=0, repeats=1, device="cpu")
+    assert [row.what for row in rows] == ["forward", "forward with checkpoints", "backward"]
+    for row in rows:
+        assert row.peer_ratio["parallel scan in PyTorch"] == 1
+        assert row.max_error < 1e-5
+        assert 0 < row.h100_floor_fraction < 1
+    larger = shape._replace(batch=2)
+    assert triton_benchmark._rows(larger, torch.float32, seed=0, repeats=1, device="cpu")[0].max_error is None
+
+
+def test_segments_are_as_long_as_a_full_gpu_allows():
     one_image = scan_triton.ScanShape(batch=1, length=4096, groups=4, width=180, states=16)
     assert one_image.segment() == scan_triton.SHORTEST_SEGMENT
     many = one_image._replace(batch=100)
@@ -195,13 +225,6 @@ def test_gpu_agrees_with_float64(sizes, segment):
 def test_gpu_benchmark_without_a_gpu_is_one_clear_error():
     with pytest.raises(RuntimeError, match="needs a CUDA device"):
         gpu_benchmark()
-
-
-def test_peer_of_the_gpu_benchmark_is_the_same_scan():
-    shape = scan_triton.ScanShape(batch=2, length=37, groups=2, width=3, states=4)
-    arguments = scan_arguments(shape, torch.float32, "cpu", seed=0)
-    expected = scan_reference.scan_forward(*arguments)[0]
-    assert_same([parallel_scan(arguments)], [expected.double()])
 
 
 def test_missing_triton_is_one_clear_error(monkeypatch):

@@ -1,10 +1,9 @@
-"""The Triton scan, compiled ahead of time: it compiles, spills nothing, and costs what `scan_triton.md` says.
+"""The Triton scan, compiled ahead of time: it compiles, spills no registers and costs what `triton.md` states.
 
-The interpreter accepts code that the compiler refuses, hence this test. It needs no GPU.
+The interpreter accepts code that the compiler rejects. These tests need no GPU.
 """
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -12,15 +11,30 @@ from pathlib import Path
 
 import pytest
 
+from voxelwave.apps import cli
+from voxelwave.apps.bench import kernels as command
+from voxelwave.kernels.scan import triton as scan_triton
 from voxelwave.kernels.scan.triton import ScanShape
-from voxelwave.kernels.scan.triton_aot import KernelReport, expected_time
+from voxelwave.kernels.scan.triton_aot import (
+    KERNELS,
+    KernelReport,
+    aot_report,
+    compile_kernel,
+    expected_time,
+    kernel_flags,
+)
+from voxelwave.runs.exit import USAGE
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which is for Linux"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is an interpreter in this process"),
+]
 
 # (capability, states, directional)
 TARGETS = [(80, 16, True), (90, 16, True), (90, 16, False), (80, 1, True), (90, 1, True)]
 
-# Registers and instructions per channel, state and step with Triton 3.8, and a little room for another release.
+# Registers and instructions per channel, state and step with Triton 3.8, with a margin for other releases.
 LIMITS = {
     16: {
         "segment_ends": (88, 9.5),
@@ -36,36 +50,55 @@ LIMITS = {
     },
 }
 
-COMPILE = """
-import json, sys
-from voxelwave.kernels.scan import triton as scan_triton
-assert "triton" not in sys.modules, "importing the module must not need Triton"
-from voxelwave.kernels.scan import triton_device as scan_triton_device
-from voxelwave.kernels.scan.triton_aot import aot_report, compile_kernel, kernel_flags, KERNELS
-assert scan_triton_device.CHUNK.value == scan_triton.CHECKPOINT_STEPS
-
-reports = [aot_report(capability, states, directional=directional) for capability, states, directional in {targets}]
-ragged = scan_triton.ScanShape(batch=1, length=4097, groups=1, width=32, states=4)
-compile_kernel("carry_states", 90, {{"HAS_FIRST": True, "REVERSE": True, **ragged.tile}})
-for name in KERNELS:
-    flags = kernel_flags(name, ragged, directional=False) | {{"VECTOR": False, "RAGGED": True, "HAS_Z": True}}
-    compile_kernel(name, 90, flags, element_type="bf16")
-    for constant in ("CONST_M", "CONST_B", "CONST_C"):
-        if constant in flags:
-            compile_kernel(name, 90, flags | {{constant: True}})
-print(json.dumps(reports))
-"""
-
 
 @pytest.fixture(scope="module")
 def reports() -> dict[tuple[int, int, bool], list[KernelReport]]:
-    """Compiled in a fresh process: Triton may have been imported as an interpreter in this one."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-P", "-c", COMPILE.format(targets=TARGETS)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    found = json.loads(run.stdout.splitlines()[-1])
-    return {key: [KernelReport(*values) for values in kernels] for key, kernels in zip(TARGETS, found, strict=True)}
+    return {target: aot_report(target[0], target[1], directional=target[2]) for target in TARGETS}
+
+
+def test_importing_the_scan_does_not_import_triton():
+    program = "import sys, voxelwave.kernels.scan.triton_aot; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+def test_the_kernels_and_their_launches_agree_on_the_steps_between_checkpoints():
+    assert scan_triton.device_code().CHUNK.value == scan_triton.CHECKPOINT_STEPS
+
+
+RAGGED = ScanShape(batch=1, length=4097, groups=1, width=32, states=4)
+
+
+def test_the_scan_over_segments_compiles():
+    compile_kernel("carry_states", 90, {"HAS_FIRST": True, "REVERSE": True, **RAGGED.tile})
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("constant", [None, "CONST_M", "CONST_B", "CONST_C"])
+def test_every_kernel_compiles_for_ragged_lengths_gates_and_constant_matrices(name, constant):
+    flags = kernel_flags(name, RAGGED, directional=False) | {"VECTOR": False, "RAGGED": True, "HAS_Z": True}
+    if constant is None or constant in flags:
+        flags |= {} if constant is None else {constant: True}
+        compile_kernel(name, 90, flags, element_type="bf16")
+
+
+def test_compiling_in_the_interpreter_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET unset"):
+        aot_report(90, 1)
+
+
+def test_the_command_prints_the_machine_code_and_the_expected_times(capsys, monkeypatch):
+    monkeypatch.setattr(command, "TARGETS", TARGETS[1:2])
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["bench", "kernels", "--machine-code"]) == 0
+    printed = capsys.readouterr().out
+    for text in (*KERNELS, "Expected time on one H100", "1, 720, 4096, 16", "backward"):
+        assert text in printed, text
+
+
+def test_machine_code_and_a_device_do_not_go_together(capsys):
+    assert cli.main(["bench", "kernels", "--machine-code", "--device", "cuda"]) == USAGE
+    assert "--machine-code measures nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -83,7 +116,7 @@ def test_registers_and_instructions_stay_within_the_recorded_limits(reports, tar
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_forward_needs_no_shared_memory_and_backward_one_tile(reports, target):
-    # no layout is converted except in the sums over lanes: dB and dC of one step, 32 lanes
+    # only the sums over lanes convert a layout: dB and dC of one step, 32 lanes
     for report in reports[target]:
         tile = 2 * target[1] * 32 * 4 if report.kernel == "backward_segments" else 0
         assert report.shared_bytes <= tile, report
@@ -97,7 +130,7 @@ def test_each_state_costs_one_exponential_a_step_forward(reports):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_expected_time_reaches_the_goals(reports, backward):
-    """At 720 channels x 4096 positions a quarter (a fifth backward) of the time that memory alone would take."""
+    """At 720 channels x 4096 positions, memory alone takes a quarter of the time (backward: a fifth)."""
     shape = ScanShape(batch=1, length=4096, groups=4, width=180, states=16)
     expected = expected_time(shape, reports[90, 16, False], backward=backward, directional=False)
     assert expected.fraction >= (0.2 if backward else 0.25)
@@ -111,8 +144,8 @@ def note_rows(columns: int) -> list[list[str]]:
     return [row for row in rows if len(row) == columns and row[0][0].isdigit()]
 
 
-def test_note_tells_the_registers_and_instructions(reports):
-    """Within 15 %, which is what another release of the compiler may change."""
+def test_the_note_lists_the_registers_and_instructions(reports):
+    """Within 15 %, since another release of the compiler may change them."""
     noted = {(int(r[0]), int(r[1]), r[2] == "image", r[3]): r for r in note_rows(9)}
     for (capability, states, directional), kernels in reports.items():
         for report in kernels:
@@ -122,7 +155,7 @@ def test_note_tells_the_registers_and_instructions(reports):
             assert report.exponentials == pytest.approx(float(row[8]), rel=0.15)
 
 
-def test_note_tells_the_expected_times(reports):
+def test_the_note_lists_the_expected_times(reports):
     compared = 0
     for sizes, order, _, floor, time, _, _, back_floor, back_time, *_ in note_rows(11):
         batch, channels, length, states = (int(size) for size in sizes.split(","))
