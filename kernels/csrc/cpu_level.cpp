@@ -1,4 +1,4 @@
-// Which of the builds in this library the running CPU can execute.
+// The highest instruction-set level that the running CPU can execute.
 
 #if defined(_WIN32)
 #define VW_EXPORT extern "C" __declspec(dllexport)

@@ -1,11 +1,11 @@
 // Selective scan on the CPU, forward and backward, one compilation per instruction-set level.
 //
-// One SIMD lane is one channel: the states of a channel are a loop over registers, B and C are broadcast scalars, and no
-// sum ever runs across lanes except for the gradients of B and C, once per chunk and group. Time is cut into chunks of
-// CHUNK steps; the state at the start of each is the checkpoint from which the backward pass recomputes the chunk.
-// Plain C interface on raw pointers (struct Scan below, mirrored in scan_cpu.py); no torch, no Python.
+// Each SIMD lane holds one channel. The states of a channel are a loop over registers, B and C are broadcast scalars,
+// and only the gradients of B and C are summed across lanes, once per chunk and group. Time is split into chunks of
+// CHUNK steps; the state at the start of a chunk is the checkpoint from which the backward pass recomputes it. The
+// interface is plain C on raw pointers (struct Scan below, mirrored in kernels/scan/cpu.py), without torch or Python.
 //
-// Built with -DVW_LEVEL=<suffix> and the flags of that level; GCC or Clang (vector extensions).
+// Compile with -DVW_LEVEL=<suffix> and the flags of that level, using GCC or Clang (vector extensions).
 
 #include <cstdint>
 #include <cstring>
@@ -31,7 +31,7 @@
 #define VW_JOIN(a, b) VW_JOIN2(a, b)
 #define VW_NAME(name) VW_JOIN(name, VW_LEVEL)
 
-// The native width: 16 lanes on an AVX2 target were 7 times slower than 8, since the registers spill.
+// The native width: on an AVX2 target, 16 lanes were 7 times slower than 8 because registers spill.
 #if defined(__AVX512F__)
 #define VW_LANES 16
 #elif defined(__AVX2__)
@@ -41,10 +41,10 @@
 #endif
 
 extern "C" {
-// One call. Strides count elements. Missing arguments are null. `groups` is the number of groups, or of directions if
-// `permutation` is given; channel c of group g is channel g * (channels / groups) + c everywhere.
-// u and its kin are (batch, channels, length) with step stride 1, or, with `permutation`, (batch, position, [group,]
-// channel of the group) with channel stride 1; their strides are {batch, group, step or position, channel}.
+// Arguments of one call. Strides count elements; absent arguments are null. `groups` is the number of groups, or of
+// directions if `permutation` is given; channel c of group g is always channel g * (channels / groups) + c.
+// u, delta, z and grad_out are (batch, channels, length) with step stride 1, or, with `permutation`, (batch, position,
+// [group,] channel of the group) with channel stride 1; their strides are {batch, group, step or position, channel}.
 struct Scan {
   int64_t batch, channels, groups, states, length;
   int64_t type;  // 0 float32, 1 float16, 2 bfloat16: u, delta, z, varying B and C, out and the gradients of u, delta, z
@@ -58,12 +58,12 @@ struct Scan {
   float *last_state, *checkpoints;
   void *du, *ddelta, *dz;
   int64_t out_stride[4];  // of out, ddelta, dz, and du without permutation
-  float *dB, *dC;         // (splits, ...); the first part holds the sum in the end; constant: (batch, channels, states)
+  float *dB, *dC;         // (splits, ...), summed into the first part; if constant, (batch, channels, states)
   int64_t dB_stride[4];   // of one part: {batch, group, step or position, state}
   int64_t dB_part;        // elements of one part
   float *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
   float *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
-  char *scratch;         // 64-byte aligned, as many bytes as vw_scan_forward_scratch or vw_scan_backward_scratch says
+  char *scratch;         // 64-byte aligned; its size is vw_scan_forward_scratch or vw_scan_backward_scratch
 };
 }
 
@@ -121,7 +121,7 @@ INLINE vf at_most(vf highest, vf x) {
 #endif
 }
 
-// 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since a bias of a decay near 1 would grow with every step.
+// 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since the error of a decay near 1 grows with every step.
 INLINE vf exp2_fraction(vf f) {
   vf p = f * 1.326472668e-03f + 9.671512676e-03f;
   p = p * f + 5.550733745e-02f;
@@ -133,18 +133,18 @@ INLINE vf exp2_fraction(vf f) {
 // 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN.
 INLINE vf exp2_lanes(vf x) {
 #if VW_LANES == 16
-  // not reduce_ps, which would save the subtraction: it takes 6 ns on Zen 4, all of this 1.6 ns
+  // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
   __m512 r = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return (vf)_mm512_scalef_ps((__m512)exp2_fraction(x - (vf)r), r);
 #else
   x = at_most(splat(128.0f), at_least(splat(-126.0f), x));
-  vf shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest integer, which then is the low bits
+  vf shifted = x + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer and puts it into the low bits
   vf f = x - (shifted - 12582912.0f);
   return (vf)((vi)exp2_fraction(f) + ((vi)shifted << 23));
 #endif
 }
 
-// e^x for x <= 0 with the rounding of x / ln 2 taken back
+// e^x for x <= 0, corrected for the rounding of x / ln 2
 INLINE vf exp_negative(vf x) {
   x = at_least(splat(-87.0f), x);
   vf shifted = x * 1.44269504f + 12582912.0f;
@@ -153,12 +153,12 @@ INLINE vf exp_negative(vf x) {
   return (vf)((vi)exp2_fraction(f * 1.44269504f) + ((vi)shifted << 23));
 }
 
-// A and dl are cut here, so that dl * A stays finite and exp(-inf) is no special case in the inner loop
+// Clamps A and dl, so that dl * A stays finite and the inner loop needs no special case for exp(-inf)
 INLINE vf finite(vf x) { return at_most(splat(1e19f), at_least(splat(-1e19f), x)); }
 
 INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-// log(1 + e^x), relative error 1e-6 even where it is tiny; `slope` becomes its derivative, the sigmoid.
+// log(1 + e^x), relative error 1e-6 even for tiny results; `slope` receives its derivative, the sigmoid.
 template <bool SLOPE>
 INLINE vf softplus(vf x, vf &slope) {
   vf y = exp_negative(-absolute(x));
@@ -187,7 +187,7 @@ INLINE vf sigmoid(vf x) {
   return (x == x) ? s : x;
 }
 
-// ---- float16 and bfloat16: rows are widened on the way in and rounded to nearest even on the way out
+// ---- float16 and bfloat16: rows are widened when loaded and rounded to nearest even when stored
 
 INLINE float from_bits(uint32_t bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
 INLINE uint32_t to_bits(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4); return bits; }
@@ -199,7 +199,7 @@ INLINE float widen(float x) { return x; }
 INLINE float widen(Brain x) { return from_bits((uint32_t)x.bits << 16); }
 INLINE float widen(Half x) {
   uint32_t magnitude = (uint32_t)(x.bits & 0x7fff) << 13;
-  float value = from_bits(magnitude) * 0x1p112f;  // moves the exponent bias, normalises subnormals
+  float value = from_bits(magnitude) * 0x1p112f;  // shifts the exponent bias and normalises subnormals
   uint32_t bits = to_bits(value) | (magnitude >= 0x0f800000u ? 0x7f800000u : 0u);
   return from_bits(bits | (uint32_t)(x.bits & 0x8000) << 16);
 }
@@ -220,7 +220,7 @@ INLINE void narrow(float x, Half &to) {
   to.bits = (uint16_t)(result | sign);
 }
 
-// ---- transposition of W x W numbers, and of partial sums, in registers; all shuffles have constant patterns
+// ---- transposition of W x W numbers, and sums over lanes, in registers; all shuffles have constant patterns
 
 template <int S, size_t... I>
 INLINE void exchange(vf &a, vf &b, std::index_sequence<I...>) {
@@ -294,7 +294,7 @@ void parallel_for(int64_t threads, int64_t tasks, const Work &work) {
 
 // ---- tiles: CHUNK steps of W channels as [step][lane]
 
-// Where W channels of one chunk lie in memory, in either layout. Strides count bytes.
+// Memory of W channels of one chunk, in either layout. Strides count bytes.
 struct Tile {
   char *base;                // first channel; step 0 of the chunk (channel first) or position 0 (channel last)
   int64_t step, row;         // of a step or position, of a channel
@@ -393,7 +393,7 @@ void store_tile(const Tile &tile, const vf *from, float *staging) {
     for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, rows[i], tile.at(0, i), tile.steps);
 }
 
-// Addresses to fetch while a time loop runs: one cache line per step and tensor.
+// Addresses to prefetch while a time loop runs: one cache line per step and tensor.
 struct Prefetch {
   const char *address[CHUNK];
   void aim(const Tile &tile) {
@@ -401,7 +401,7 @@ struct Prefetch {
       for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, 0);
       return;
     }
-    // only full chunks are aimed at; with 2-byte numbers or few lanes the rows run out first and start again
+    // only full chunks are prefetched; with 2-byte numbers or few lanes the rows end early and start again
     int t = 0;
     for (int row = 0; t < CHUNK; row = row + 1 < tile.rows ? row + 1 : 0) {
       const char *p = tile.at(0, row), *stop = p + CHUNK * type_size(tile.type);
@@ -410,7 +410,7 @@ struct Prefetch {
   }
 };
 
-// B or C of one chunk as [step][state]: its rows are often a power of two apart and would share one cache set.
+// Copies B or C of one chunk to [step][state]: its rows are often a power of two apart and would share a cache set.
 void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g,
                   const int32_t *positions, int64_t t0, int64_t steps, int64_t states, float *to, float *row) {
   const int64_t size = type_size(type);
@@ -426,7 +426,7 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
   }
 }
 
-// (channels, states) rows of W channels as lanes
+// Loads (channels, states) rows of W channels as lanes
 void load_lanes(const float *from, int64_t states, int64_t rows, vf *to) {
   for (int64_t n = 0; n < states; ++n) {
     vf v = {};
@@ -491,7 +491,7 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 
 constexpr float LOG2_E = 1.44269504f;
 
-// Step sizes of a tile, in place: delta -> dl; the derivative of dl by delta goes to `slope` if it is not null.
+// Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
 template <bool SLOPE>
 void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {
   if (soft)
@@ -523,13 +523,13 @@ int64_t blocks_per_group(const Scan &s) { return ceil_div(s.channels / s.groups,
 
 constexpr int64_t PAGE = 4096;
 
-// Channel blocks of one forward task: enough tasks to balance the threads, few enough to share the staged B and C.
+// Channel blocks per forward task: small enough to balance the threads, large enough to share the staged B and C.
 int64_t forward_blocks(const Scan &s) {
   const int64_t blocks = blocks_per_group(s), parts = ceil_div(4 * s.threads, s.batch * s.groups);
   return ceil_div(blocks, parts < blocks ? parts : blocks);
 }
 
-// Bytes of one thread; a page for the rounding of the arena.
+// Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t forward_scratch(const Scan &s) {
   const int64_t blocks = forward_blocks(s);
   const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * s.states * 4) +
@@ -537,7 +537,7 @@ int64_t forward_scratch(const Scan &s) {
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
-// Steps t0, t0 + 1, ... of the W channels from c on of group g.
+// Steps t0, t0 + 1, ... of channels c .. c + W - 1 of group g.
 Tile tile_of(const Scan &s, int64_t type, const void *tensor, const int64_t *stride, int64_t b, int64_t g, int64_t c,
              int64_t t0) {
   const int64_t size = type_size(type), rows = s.channels / s.groups - c, steps = s.length - t0;
@@ -594,7 +594,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       if (s.checkpoints)
         for (int64_t n = 0; n < states; ++n)
           store_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, state[k * states + n], rows);
-      // the next block of this chunk, or the first of the next
+      // prefetch the next block of this chunk, or the first block of the next chunk
       bool same = k + 1 < blocks;
       int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + CHUNK;
       const Prefetch *p = nullptr;
@@ -634,8 +634,8 @@ void forward(const Scan &s) {
 
 // ---- backward
 
-constexpr int NTB = VW_LANES == 16 ? 4 : 2;  // states per pass: their gradients and the rest stay in registers
-constexpr int RANGE = 8;                     // channel blocks whose tiles are kept at a time (in L2)
+constexpr int NTB = VW_LANES == 16 ? 4 : 2;  // states per pass, so that their gradients stay in registers
+constexpr int RANGE = 8;                     // channel blocks whose tiles are kept at a time, in L2
 
 struct BlockTiles {
   vf u[CHUNK], dl[CHUNK], x[CHUNK], gy[CHUNK], slope[CHUNK], sum_gB[CHUNK], sum_gAp[CHUNK], y[CHUNK], gz[CHUNK];
@@ -723,7 +723,7 @@ BackwardPass backward_pass(const Scan &s, bool first) {
   return choose<NT>(s.b_varies, s.c_varies, s.z != nullptr, first);
 }
 
-// Sums over lanes of [step][NT] vectors, added to the columns n, n + 1, ... of [step][states].
+// Adds the sums over lanes of [step][NT] vectors to the first NT columns of [step][states].
 template <int NT>
 void add_lane_sums(vf *from, int steps, int states, float *to) {
   int count = steps * NT, j = 0;
@@ -740,10 +740,10 @@ void add_lane_sums(vf *from, int steps, int states, float *to) {
   }
 }
 
-// Channel blocks of one backward task; s.splits is chosen such that there are as many tasks per group.
+// Channel blocks per backward task; the caller chooses s.splits as the number of tasks per group.
 int64_t backward_blocks(const Scan &s) { return ceil_div(blocks_per_group(s), s.splits); }
 
-// Bytes of one thread; a page for the rounding of the arena.
+// Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t backward_scratch(const Scan &s) {
   const int64_t blocks = backward_blocks(s), range = blocks < RANGE ? blocks : RANGE;
   const size_t bytes = range * (sizeof(BlockTiles) + sizeof(vf) * s.states) +
@@ -824,7 +824,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
           start[(k - k0) * states + n] =
               load_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, rows);
       }
-      // states outside, blocks inside: the lane sums of dB and dC stay in L1 over all blocks of the range
+      // the loop over blocks is inside that over states, so that the lane sums of dB and dC stay in L1
       for (int64_t n = 0; n < states;) {
         auto pass = [&](auto nt) {
           constexpr int NT = decltype(nt)::value;
@@ -888,7 +888,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
   }
 }
 
-// The first of `parts` arrays of `count` becomes their sum, in a fixed order.
+// Sums `parts` arrays of `count` numbers into the first, in a fixed order.
 void add_parts(float *values, int64_t parts, int64_t count, int64_t threads) {
   if (!values || parts < 2) return;
   const int64_t piece = 16384;
@@ -933,16 +933,16 @@ void backward(const Scan &s) {
 VW_EXPORT int VW_NAME(vw_scan_lanes)() { return W; }
 VW_EXPORT int VW_NAME(vw_scan_checkpoint_steps)() { return CHUNK; }
 
-// Bytes of Scan::scratch. The caller's memory: its allocator counts it, and says so where there is none.
+// Bytes of Scan::scratch. The caller allocates it, so that its allocator counts it and reports a lack of memory.
 VW_EXPORT int64_t VW_NAME(vw_scan_forward_scratch)(const Scan *s) { return s->threads * forward_scratch(*s); }
 VW_EXPORT int64_t VW_NAME(vw_scan_backward_scratch)(const Scan *s) { return s->threads * backward_scratch(*s); }
 
 VW_EXPORT void VW_NAME(vw_scan_forward)(const Scan *s) { forward(*s); }
 VW_EXPORT void VW_NAME(vw_scan_backward)(const Scan *s) { backward(*s); }
 
-// ---- what this machine can do at best, for the floor that the benchmark prints; `out` keeps the work from vanishing
+// ---- the limits of this machine, for the benchmark; writing to `out` keeps the compiler from removing the work
 
-// exp2 of `vectors` vectors that stay in L1, `repeats` times per thread
+// Computes exp2 of `vectors` vectors that stay in L1, `repeats` times per thread
 VW_EXPORT int64_t VW_NAME(vw_bench_exp2)(int64_t repeats, int64_t threads, float *out) {
   constexpr int vectors = 128;
   parallel_for(threads, threads, [&](int64_t task, int64_t) {
@@ -959,7 +959,7 @@ VW_EXPORT int64_t VW_NAME(vw_bench_exp2)(int64_t repeats, int64_t threads, float
   return repeats * threads * vectors * W;
 }
 
-// independent multiply-adds in registers
+// Computes independent multiply-adds in registers
 VW_EXPORT int64_t VW_NAME(vw_bench_fma)(int64_t repeats, int64_t threads, float *out) {
   constexpr int chains = VW_LANES == 16 ? 16 : 10;
   parallel_for(threads, threads, [&](int64_t task, int64_t) {
