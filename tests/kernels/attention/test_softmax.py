@@ -1,4 +1,4 @@
-"""Attention: the contract that every mechanism of the kernel layer keeps, and the limits of each."""
+"""Softmax and efficient attention: agreement with the reference, known results, masks, states and messages."""
 
 import math
 from typing import Any
@@ -98,7 +98,7 @@ def test_linear_attention_across_lengths_equals_its_reference(generator):
 def test_linear_attention_of_masked_keys_equals_its_reference(causal, generator):
     q, k, v = random_qkv((2, 2, 2, 37, 37, 3, 4), generator)
     mask = random_mask((2, 1, 1, 37), generator)
-    mask[0, ..., :3] = False  # the first tokens see nothing
+    mask[0, ..., :3] = False  # the first tokens see no key
     expected, _ = linear_attention_reference(q, k, v, mask=mask, causal=causal)
     assert_exact(linear_attention(q, k, v, mask=mask, causal=causal), expected)
 
@@ -106,7 +106,9 @@ def test_linear_attention_of_masked_keys_equals_its_reference(causal, generator)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
 @pytest.mark.parametrize("causal", [False, True])
-def test_narrow_types_stay_near_float64_and_keep_their_type(mechanism, causal, dtype, tolerance, generator):
+def test_half_and_single_precision_stay_near_float64_and_keep_their_type(
+    mechanism, causal, dtype, tolerance, generator
+):
     q, k, v = random_qkv((1, 4, 2, 40, 40, 8, 8), generator, dtype)
     exact = mechanism(q.to(F64), k.to(F64), v.to(F64), causal=causal)
     out = mechanism(q, k, v, causal=causal)
@@ -207,7 +209,7 @@ def test_identity_values_give_the_weights(mechanism, causal, generator):
         assert not weights.triu(1).any()
 
 
-def test_gradients_are_right_to_finite_differences(generator):
+def test_gradients_agree_with_finite_differences(generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 1, 5, 6, 3, 2), generator))
     bias = torch.randn(1, 2, 5, 6, generator=generator, dtype=F64).requires_grad_()
     mask = random_mask((1, 1, 5, 6), generator)
@@ -222,7 +224,7 @@ def test_gradients_are_right_to_finite_differences(generator):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_linear_gradients_are_right_to_finite_differences(causal, generator, monkeypatch):
+def test_linear_gradients_agree_with_finite_differences(causal, generator, monkeypatch):
     monkeypatch.setattr("voxelwave.kernels.attention.softmax._CHUNK", 3)
     q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 1, 8, 8, 2, 2), generator))
     mask = torch.tensor([0, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool).view(1, 1, 1, 8)
@@ -269,7 +271,7 @@ def test_huge_scores_stay_finite(causal, generator):
 
 
 def test_causal_linear_attention_keeps_early_tokens_beside_a_huge_late_key(generator):
-    # A maximum over the whole chunk would make exp(k - maximum) of the early tokens vanish: 0 / 0.
+    # With a maximum over the whole chunk, exp(k - maximum) of the early tokens would vanish and give 0 / 0.
     q, k, v = random_qkv((1, 1, 1, 20, 20, 2, 3), generator, torch.float32)
     k[:, :, 10] = 1e4
     expected, _ = linear_attention_reference(q.to(F64), k.to(F64), v.to(F64), causal=True)
@@ -299,7 +301,7 @@ def test_a_row_that_sees_no_key_gives_zero_and_zero_gradient(how, generator):
 
 
 @pytest.mark.parametrize(("n_queries", "n_keys"), [(0, 5), (5, 0), (0, 0)])
-def test_no_queries_or_no_keys(n_queries, n_keys, generator):
+def test_without_queries_or_keys_the_output_is_empty_or_zero(n_queries, n_keys, generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((2, 4, 2, n_queries, n_keys, 3, 6), generator))
     out, lse = attention(q, k, v, return_lse=True)
     assert out.shape == (2, 4, n_queries, 6)
@@ -334,7 +336,7 @@ def test_masks_and_biases_broadcast(shape, generator):
     assert_exact(attention(q, k, v, mask=mask), expected)
 
 
-def test_expanded_and_transposed_inputs_give_the_same(generator):
+def test_expanded_and_transposed_inputs_give_the_same_output(generator):
     q, k, v = random_qkv((1, 2, 2, 7, 7, 4, 4), generator)
     one_query = q[:, :, :1].expand(1, 2, 7, 4)  # stride 0
     assert_exact(attention(one_query, k, v), attention(one_query.contiguous(), k, v))
@@ -346,8 +348,8 @@ def test_expanded_and_transposed_inputs_give_the_same(generator):
 def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((2, 4, 2, 5, 12, 3, 4), generator))
     mask = random_mask((2, 4, 5, 12), generator, share=0.4)
-    mask[0, 0, 0] = False  # no part sees anything
-    mask[0, 0, 1, :7] = False  # the first two parts see nothing
+    mask[0, 0, 0] = False  # sees no key in any part
+    mask[0, 0, 1, :7] = False  # sees no key in the first two parts
     expected, expected_lse, _ = attention(q, k, v, mask=mask, return_lse=True, return_weights=True)
     parts = []
     for part in (slice(0, 3), slice(3, 7), slice(7, 12)):
@@ -359,7 +361,7 @@ def test_merged_parts_equal_attention_over_all_keys_with_gradients(generator):
     upstream = torch.randn(out.shape, generator=generator, dtype=F64)
     wanted = torch.autograd.grad(expected, (q, k, v), upstream)
     assert_exact(torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True), wanted)
-    # Associative, and (0, -inf) is the identity.
+    # associative, with (0, -inf) as the neutral element
     assert_exact(merge_attention([merge_attention(parts[:2]), parts[2]]), (out, lse))
     nothing = (torch.zeros_like(out), torch.full_like(lse, -math.inf))
     assert_exact(merge_attention([nothing, parts[0], nothing]), parts[0])
@@ -396,7 +398,7 @@ def test_a_wrong_argument_is_named_with_what_was_expected(change, error, message
         attention(**arguments)
 
 
-def test_linear_attention_refuses_what_it_cannot_do():
+def test_linear_attention_refuses_masks_per_query_and_states_without_causality():
     x = torch.zeros(1, 2, 5, 4)
     with pytest.raises(ValueError, match=r"size 1 along heads and queries.*got \(1, 1, 5, 5\)"):
         linear_attention(x, x, x, mask=torch.ones(5, 5, dtype=torch.bool))

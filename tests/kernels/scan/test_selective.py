@@ -1,4 +1,4 @@
-"""The selective scan: every path against float64, its gradients, its operators, its messages."""
+"""The selective scan: every path compared with float64, gradients, operators and messages."""
 
 import ctypes
 import inspect
@@ -42,7 +42,7 @@ def draw(
     initial: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Arguments:
-    """Arguments of `selective_scan` as a model would have them; `constant` names the matrices that do not vary."""
+    """Arguments of `selective_scan` like those of a model; `constant` names the matrices that do not vary in time."""
     generator = torch.Generator().manual_seed(length + channels)
 
     def normal(*shape: int) -> Tensor:
@@ -87,7 +87,7 @@ def assert_as_accurate(result: dict[str, Tensor], truth: dict[str, Tensor], tole
 
 
 def test_new_memory_is_poisoned_in_these_tests():
-    """Else a kernel that reads memory which it has not written could pass by chance; see conftest.py."""
+    """Otherwise a kernel that reads memory before writing it could pass by chance; see conftest.py."""
     assert torch.empty(3).isnan().all()
     assert torch.empty_like(torch.zeros(2, dtype=torch.float16)).isnan().all()
     assert torch.zeros(1).new_empty(2, 2).isnan().all()
@@ -95,7 +95,7 @@ def test_new_memory_is_poisoned_in_these_tests():
 
 
 def test_every_path_stores_a_state_after_the_same_steps_as_its_kernels():
-    """Shape functions of the operators assume that the CPU and the reference agree."""
+    """The shape functions of the operators assume that the CPU and the reference agree."""
     assert scan_cpu.CHECKPOINT_STEPS == scan_reference.CHECKPOINT_STEPS
     if LEVELS:
         assert scan_cpu.function("vw_scan_checkpoint_steps", ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS

@@ -136,7 +136,7 @@ def test_expected_time_reaches_the_goals(reports, backward):
     assert expected.fraction >= (0.2 if backward else 0.25)
 
 
-NOTE = Path(__file__).resolve().parents[2] / "kernels" / "scan" / "triton.md"
+NOTE = Path(__file__).resolve().parents[3] / "kernels" / "scan" / "triton.md"
 
 
 def note_rows(columns: int) -> list[list[str]]:
