@@ -44,13 +44,29 @@ COMMANDS: dict[str, dict[str, Verb]] = {
     },
     "restoration": {
         "restore": Verb(
-            "restoration.restore:restore", "", "denoise, super-resolve, deblur: images, volumes, DICOM series"
+            "restoration.options:Restore",
+            "restoration.restore:restore",
+            "denoise, super-resolve, deblur: images, volumes, DICOM series",
         ),
-        "train": Verb("restoration.train:train", "", "train a network on a folder of images or on real pairs"),
-        "evaluate": Verb("restoration.evaluate:evaluate", "", "PSNR and SSIM beside classical methods"),
-        "export": Verb("restoration.export:export", "", "weights to use, from a checkpoint of a training"),
-        "benchmark": Verb("restoration.benchmark:benchmark", "", "time, memory and PSNR beside simpler methods"),
-        "images": Verb("restoration.images:images", "", "gather openly licensed images to train on"),
+        "train": Verb(
+            "restoration.options:Train",
+            "restoration.train:train",
+            "train a network on a folder of images or on real pairs",
+        ),
+        "evaluate": Verb(
+            "restoration.options:Evaluate", "restoration.evaluate:evaluate", "PSNR and SSIM beside classical methods"
+        ),
+        "export": Verb(
+            "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"
+        ),
+        "benchmark": Verb(
+            "restoration.options:Benchmark",
+            "restoration.benchmark:benchmark",
+            "time, memory and PSNR beside simpler methods",
+        ),
+        "images": Verb(
+            "restoration.options:Images", "restoration.images:images", "gather openly licensed images to train on"
+        ),
     },
     "eeg": {
         "train": Verb("eeg.train:train", "", "train one network on the recordings of a study"),
@@ -98,8 +114,8 @@ COMMANDS: dict[str, dict[str, Verb]] = {
 }
 TOP_LEVEL: dict[str, Verb] = {
     "demo": Verb(
+        "demo.options:Demo",
         "demo.demo:demo",
-        "",
         "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
     ),
     "weights": Verb(

@@ -1,19 +1,19 @@
-"""Classical methods that stand beside the networks: non-local means, wavelets, total variation, BM3D, bicubic.
+"""Classical denoisers to compare the networks with: non-local means, wavelets, total variation, BM3D.
 
-Each takes and gives one image (C, H, W) with 0 and 1 at the ends of the range, and the noise level in that unit.
+Each takes an image (C, H, W) with 0 and 1 at the ends of the range and the noise level in that unit, and returns the
+denoised image.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet, estimate_sigma
 
 Baseline = Callable[[np.ndarray, float], np.ndarray]
 
 
 def non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Non-local means (Buades et al. 2005): 7 x 7 patches compared over 23 x 23 pixels, filter strength 0.6 sigma."""
-    from skimage.restoration import denoise_nl_means
-
+    """Non-local means (Buades et al. 2005): 7 x 7 patches in windows of 23 x 23 pixels, filter strength 0.6 sigma."""
     return _channels_last(
         image,
         lambda x, axis: denoise_nl_means(
@@ -23,9 +23,7 @@ def non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def wavelet(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Soft thresholds by BayesShrink (Chang et al. 2000) in Daubechies wavelets with two vanishing moments."""
-    from skimage.restoration import denoise_wavelet
-
+    """BayesShrink soft thresholding (Chang et al. 2000) of Daubechies wavelets with two vanishing moments."""
     return _channels_last(
         image,
         lambda x, axis: denoise_wavelet(
@@ -35,19 +33,17 @@ def wavelet(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def total_variation(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Total variation by Chambolle's projection (2004), weight equal to sigma."""
-    from skimage.restoration import denoise_tv_chambolle
-
+    """Total variation denoising by Chambolle's projection (2004) with a weight of sigma."""
     return _channels_last(image, lambda x, axis: denoise_tv_chambolle(x, weight=sigma, channel_axis=axis))
 
 
 def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
-    """BM3D (Dabov et al. 2007) by the authors' package `bm3d`, whose licence allows non-commercial use only.
+    """BM3D (Dabov et al. 2007) from the authors' package `bm3d`, whose licence allows non-commercial use only.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: the package is not installed.
     """
-    try:
+    try:  # optional, because of its licence
         from bm3d import bm3d as authors_bm3d
         from bm3d import bm3d_rgb
     except ImportError as error:
@@ -61,9 +57,7 @@ DENOISERS: dict[str, Baseline] = {"nlm": non_local_means, "wavelet": wavelet, "t
 
 
 def estimated_sigma(image: np.ndarray) -> float:
-    """The noise level of (C, H, W) from its finest wavelet coefficients (Donoho and Johnstone 1994), channel mean."""
-    from skimage.restoration import estimate_sigma
-
+    """Noise level of (C, H, W) from the finest wavelet coefficients (Donoho and Johnstone 1994), mean of channels."""
     return float(np.mean([estimate_sigma(plane) for plane in image]))
 
 

@@ -1,13 +1,13 @@
 """Training data: stacks of slices from files, patches cut from them, and degradations drawn on the fly, all from seeds.
 
-Item number i of a `PatchDataset` depends on the seed and on i alone, so a training that goes on after a break sees what
-it would have seen without one.
+Item number i of a `PatchDataset` depends on the seed and on i alone, so a resumed training gets the same patches as one
+that was not interrupted.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,23 +16,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .degradations import Degrade, bicubic_resize, degradation_margin, make_degradation
-from .images import Image, IntensityRange, choose_range, find_images, read_image
+from .images import LUMA, Image, IntensityRange, choose_range, find_images, read_image
+from .settings import TrainingSettings
 from .views import dihedral, neighbours
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UNIT_RANGE = IntensityRange(0, 1)
-_VALIDATION = 1 << 40  # far from every training item's number
+_VALIDATION = 1 << 40  # far above the number of any training item
+
+
+class Patches(TypedDict):
+    """The two tensors of an item or a batch of a data set."""
+
+    degraded: Tensor
+    clean: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Slices to learn from.
+    """The slices of one image, clean and perhaps degraded.
 
     Args:
         clean: (N, C, H * scale, W * scale) float32, 0 and 1 at the ends of the intensity range.
-        degraded: (N, C, H, W) with the same range where it is fixed (real pairs, super-resolution); else None.
-        name: for people.
-        intensity_range: the intensities that are 0 and 1 here, for degradations that depend on them.
+        degraded: (N, C, H, W) with the same range, for real pairs and super-resolution; else None.
+        name: the file's name, for messages.
+        intensity_range: the intensities that became 0 and 1, for degradations that depend on them.
     """
 
     clean: Tensor
@@ -49,32 +56,32 @@ class Pair:
         small = self.degraded.shape
         if small[:2] != (n, c) or height % small[2] or height // small[2] * small[3] != width:
             raise ValueError(
-                f"degraded of {self.name or 'a pair'} must have {n} slices of {c} channels and a size of which clean's"
-                f" is a multiple, got {tuple(small)} for clean {tuple(self.clean.shape)}"
+                f"degraded of {self.name or 'a pair'} must have {n} slices of {c} channels and a size that clean's"
+                f" is a multiple of, got {tuple(small)} for clean {tuple(self.clean.shape)}"
             )
 
     @property
     def scale(self) -> int:
-        """Size of clean / size of degraded."""
+        """The size of clean / the size of degraded."""
         return 1 if self.degraded is None else self.clean.shape[2] // self.degraded.shape[2]
 
 
-class PatchDataset(Dataset):
+class PatchDataset(Dataset[Patches]):
     """Random patches: {"degraded": (C_in, patch, patch), "clean": (C, patch * scale, patch * scale)}.
 
-    A slice is drawn with a probability proportional to its area, then a place, one of the eight mirrorings and
-    rotations, and the degradation. Images smaller than a patch are refused.
+    An image is drawn with a probability proportional to its number of pixels, then a slice, a position, one of the
+    eight mirrorings and rotations, and the degradation. Images smaller than a patch are refused.
 
     Args:
-        pairs: what to cut from.
+        pairs: the images.
         patch: side of the degraded patch in pixels.
         length: number of items.
-        degrade: makes the degraded patch; None where the pairs bring it.
-        seed: of all draws.
-        first: number of the first item, so that later epochs see other patches.
-        slices: 1, or the odd number of neighbouring slices that become input channels (2.5-D); the clean patch is the
-            middle one. At the ends of a stack the last slice is repeated.
-        margin: pixels around the patch that are degraded along and then cut off, for degradations that look at
+        degrade: makes the degraded patch; None if the pairs have degraded images.
+        seed: seed of all draws.
+        first: number of the first item, so that later epochs get other patches.
+        slices: 1, or the odd number of neighbouring slices that become input channels (2.5-D); the clean patch is from
+            the middle slice. At the ends of a stack the last slice is repeated.
+        margin: pixels around the patch that are degraded with it and then cut off, for degradations that look at
             neighbours (blur).
 
     Example:
@@ -105,7 +112,8 @@ class PatchDataset(Dataset):
                 raise ValueError(f"{pair.name or 'an image'} is {tuple(small.shape[2:])}, smaller than patch ({patch})")
             if (pair.degraded is None) == (degrade is None):
                 raise ValueError(
-                    f"{pair.name or 'a pair'} needs either its own degraded image or degrade, got both/none"
+                    f"{pair.name or 'a pair'} needs either its own degraded image or degrade, got"
+                    f" {'neither' if degrade is None else 'both'}"
                 )
         self.pairs, self.patch, self.length, self.degrade = list(pairs), patch, length, degrade
         self.seed, self.first, self.slices, self.margin = seed, first, slices, margin
@@ -114,7 +122,7 @@ class PatchDataset(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Patches:
         if not 0 <= index < self.length:
             raise IndexError(f"index must be in [0, {self.length}), got {index}")
         generator = item_generator(self.seed, self.first + index)
@@ -141,16 +149,16 @@ class PatchDataset(Dataset):
         }
 
 
-class ValidationDataset(Dataset):
-    """Whole slices, degraded the same way at every look: the same two tensors as `PatchDataset` gives, with their size.
+class ValidationDataset(Dataset[Patches]):
+    """Whole slices, each degraded once: items as those of `PatchDataset`, in the size of the images.
 
     Args:
         pairs: the images.
         degrade: as in `PatchDataset`.
-        seed: of the degradations.
+        seed: seed of the degradations.
         slices: as in `PatchDataset`.
-        per_stack: at most so many slices of each stack, evenly spread.
-        crop: the middle square of at most so many pixels, to keep validation short; None for all.
+        per_stack: the most slices that are taken of a stack, evenly spread.
+        crop: the side in pixels of the middle square to keep, for a short validation; None for whole slices.
         margin: as in `PatchDataset`, around the crop.
     """
 
@@ -166,7 +174,7 @@ class ValidationDataset(Dataset):
         margin: int = 0,
     ):
         _check_slices(slices)
-        self.items: list[dict[str, Tensor]] = []
+        self.items: list[Patches] = []
         for pair in pairs:
             n = pair.clean.shape[0]
             for k in np.unique(np.linspace(0, n - 1, min(n, per_stack) + 2).round().astype(int)[1:-1]).tolist() or [0]:
@@ -187,20 +195,24 @@ class ValidationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Patches:
         return self.items[index]
 
 
 def load_clean(
-    path: str | os.PathLike, *, intensity_range: str | Sequence[float] = "auto", slice_axis: int = 2, grey: bool = False
+    path: str | os.PathLike[str],
+    *,
+    intensity_range: str | Sequence[float] = "auto",
+    slice_axis: int = 2,
+    grey: bool = False,
 ) -> list[Pair]:
-    """The images of a folder (or one file) as clean stacks with 0 and 1 at the ends of their range.
+    """Read the images of a folder, or one file, as clean stacks with 0 and 1 at the ends of their range.
 
     Args:
         path: a folder of bitmaps, volumes and folders of DICOM files.
         intensity_range: see `images.choose_range`; "auto" chooses for each image.
-        slice_axis: of volumes.
-        grey: turn colour images into their luminance (ITU-R BT.601 weights).
+        slice_axis: the array axis of volumes along which slices lie.
+        grey: convert colour images to their luminance (ITU-R BT.601 weights).
     """
     pairs = []
     for file in find_images(path):
@@ -211,20 +223,23 @@ def load_clean(
 
 
 def load_pairs(
-    degraded: str | os.PathLike,
-    clean: str | os.PathLike,
+    degraded: str | os.PathLike[str],
+    clean: str | os.PathLike[str],
     *,
     intensity_range: str | Sequence[float],
     slice_axis: int = 2,
     grey: bool = False,
 ) -> list[Pair]:
-    """Real pairs of two folders (or two files): the images of both in sorted order, with one intensity range for both.
+    """Read real pairs from two folders, or two files; the images of both are paired in sorted order.
 
     Args:
-        degraded: what a network will be given.
-        clean: what it shall give, aligned to it; its size may be a whole multiple.
-        intensity_range: a fixed range: "dtype", "LOW,HIGH" or "hu:LOW,HIGH", so that both mean the same intensities.
+        degraded: the network's inputs.
+        clean: its targets, aligned to the inputs; their size may be a whole multiple.
+        intensity_range: a fixed range for both: "dtype", "LOW,HIGH" or "hu:LOW,HIGH".
         slice_axis, grey: as in `load_clean`.
+
+    Raises:
+        ValueError: the numbers of images differ, or two images have another size or place.
     """
     files = find_images(degraded), find_images(clean)
     if len(files[0]) != len(files[1]):
@@ -236,7 +251,7 @@ def load_pairs(
     pairs = []
     for paths in zip(*files, strict=True):
         images = [read_image(path, slice_axis=slice_axis) for path in paths]
-        _check_places(images)
+        _check_same_place(images)
         chosen = [choose_range(image, intensity_range) for image in images]
         noisy, sharp = (unit_stack(image, each, grey=grey) for image, each in zip(images, chosen, strict=True))
         pairs.append(Pair(sharp, noisy, f"{paths[0].name} -> {paths[1].name}", chosen[1]))
@@ -244,22 +259,23 @@ def load_pairs(
 
 
 def unit_stack(image: Image, intensity_range: IntensityRange, *, grey: bool = False) -> Tensor:
-    """(N, C, H, W) float32 of an image with the ends of its range at 0 and 1; grey takes the luminance of colour."""
+    """An image as (N, C, H, W) float32 with 0 and 1 at the ends of the range; `grey` takes the luminance of colour."""
     stack = intensity_range.to_unit(image.stack)
     if grey and image.channels == 3:
-        stack = np.tensordot(stack, _LUMA, axes=(1, 0))[:, None]
+        stack = np.tensordot(stack, LUMA.astype(np.float32), axes=(1, 0))[:, None]
     return torch.from_numpy(np.ascontiguousarray(stack, np.float32))
 
 
 def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], scale: int) -> list[Pair]:
-    """Super-resolution pairs: each clean image, cut to a multiple of `scale`, with its small version.
+    """Pairs for super-resolution: each clean image, cut to a multiple of `scale`, with its small version.
 
-    Whole images are made smaller, not patches, so that a patch's border knows its neighbours.
+    Whole images are reduced instead of patches, so that the pixels at a patch's border are computed from their
+    neighbours too.
 
     Args:
         pairs: clean images.
         downsample: (N, C, H, W) -> (N, C, H / scale, W / scale).
-        scale: the factor.
+        scale: clean size / degraded size.
     """
     made = []
     for pair in pairs:
@@ -270,7 +286,7 @@ def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], s
 
 
 def item_generator(seed: int, number: int) -> torch.Generator:
-    """A source of randomness of its own for each item of each seed."""
+    """A separate source of randomness for each item and seed."""
     state = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state >> 1)
 
@@ -280,8 +296,8 @@ def _check_slices(slices: int) -> None:
         raise ValueError(f"slices must be an odd number, got {slices}")
 
 
-def _check_places(images: Sequence[Image]) -> None:
-    """Refuse two volumes that do not lie at the same place."""
+def _check_same_place(images: Sequence[Image]) -> None:
+    """Refuse two volumes of one size that do not lie at the same place."""
     first, second = (image.volume for image in images)
     if first is None or second is None or first.shape != second.shape:
         return
@@ -294,7 +310,7 @@ def _draw(count: int, generator: torch.Generator) -> int:
 
 
 def _window(stack: Tensor, top: int, left: int, size: int, margin: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """The patch with as much margin as the image has, and where in it the patch lies."""
+    """The patch with as much of the margin as the image has, and the rows and columns of the patch in it."""
     starts = [max(at - margin, 0) for at in (top, left)]
     stops = [min(at + size + margin, length) for at, length in zip((top, left), stack.shape[-2:], strict=True)]
     inner = [slice(at - start, at - start + size) for at, start in zip((top, left), starts, strict=True)]
@@ -312,10 +328,10 @@ def _middle(stack: Tensor, crop: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a progressive training.
+    """A stage of a progressive training.
 
     Args:
-        steps: of the optimiser.
+        steps: optimizer steps.
         batch: patches per step.
         patch: side of the degraded patch in pixels.
     """
@@ -330,23 +346,29 @@ class Stage:
                 raise ValueError(f"{name} of a stage must be at least 1, got {getattr(self, name)}")
 
 
+class _Epoch(NamedTuple):
+    """The steps between two validations."""
+
+    stage: Stage
+    steps: int
+    first: int  # number of its first item
+
+
 class RestorationData(LightningDataModule):
-    """The patches of a training, an epoch at a time, and whole slices for validation.
+    """The patches of a training, one epoch at a time, and whole slices for validation.
 
     An epoch is the steps between two validations. The trainer must ask for a new loader at every epoch
-    (`reload_dataloaders_every_n_epochs=1`), which then goes on counting items where the last one ended.
+    (`reload_dataloaders_every_n_epochs=1`); its items are numbered on from those of the last epoch.
 
     Args:
         train: images or pairs to learn from.
         validation: others to measure on.
-        stages: one after the other; each is cut into epochs of its own.
-        epoch_steps: steps of an epoch; the last one of a stage may be shorter.
-        degradation: `kind` and parameters of `make_degradation`; None for pairs.
-        scale: of super-resolution; clean images without partners are made smaller by it.
-        slices: as in `PatchDataset`.
-        validation_crop: as in `ValidationDataset`.
-        margin: as in `PatchDataset`; None for as much as the degradation looks at.
-        seed: of all draws.
+        stages: the stages in order; each is cut into epochs of its own.
+        scale: the factor of super-resolution; clean images without partners are reduced by it.
+        settings: the degradation, its margin, the length of an epoch, the slices and the seed.
+
+    Raises:
+        ValueError: settings that are out of range, or a degradation with super-resolution.
     """
 
     def __init__(
@@ -355,65 +377,71 @@ class RestorationData(LightningDataModule):
         validation: Sequence[Pair],
         *,
         stages: Sequence[Stage],
-        epoch_steps: int = 500,
-        degradation: dict[str, Any] | None = None,
         scale: int = 1,
-        slices: int = 1,
-        validation_crop: int | None = 128,
-        margin: int | None = None,
-        seed: int = 0,
+        settings: TrainingSettings,
     ):
         super().__init__()
-        if epoch_steps < 1:
-            raise ValueError(f"epoch_steps must be at least 1, got {epoch_steps}")
+        if settings.epoch_steps < 1:
+            raise ValueError(f"epoch_steps must be at least 1, got {settings.epoch_steps}")
         self.steps = sum(stage.steps for stage in stages)
-        # (stage, steps, number of the first item) of each epoch
-        self._plan: list[tuple[Stage, int, int]] = []
-        item = 0
-        for stage in stages:
-            for begin in range(0, stage.steps, epoch_steps):
-                steps = min(epoch_steps, stage.steps - begin)
-                self._plan.append((stage, steps, item))
-                item += steps * stage.batch
+        self._plan = _planned_epochs(stages, settings.epoch_steps)
+        degradation = settings.degradation
         if scale > 1 and any(pair.degraded is None for pair in (*train, *validation)):
             if degradation is not None:
-                raise ValueError("degradation must be left out with super-resolution: images are made smaller instead")
+                raise ValueError("degradation must be left out with super-resolution: images are reduced instead")
             train, validation = (
                 downsampled(pairs, lambda clean: bicubic_resize(clean, 1 / scale), scale)
                 for pairs in (train, validation)
             )
-        self.train, self.seed, self.slices = list(train), seed, slices
+        self.train, self.seed, self.slices = list(train), settings.seed, settings.slices
         self.degrade = None if degradation is None else make_degradation(**degradation)
-        if margin is None:
-            margin = 0 if degradation is None else degradation_margin(**degradation)
-        if margin < 0:
-            raise ValueError(f"margin must be at least 0, got {margin}")
-        self.margin = margin
+        self.margin = settings.margin
+        if self.margin is None:
+            self.margin = 0 if degradation is None else degradation_margin(**degradation)
+        if self.margin < 0:
+            raise ValueError(f"margin must be at least 0, got {self.margin}")
         self.validation = ValidationDataset(
-            validation, degrade=self.degrade, seed=seed, slices=slices, crop=validation_crop, margin=margin
+            validation,
+            degrade=self.degrade,
+            seed=self.seed,
+            slices=self.slices,
+            crop=settings.validation_crop,
+            margin=self.margin,
         )
 
     @property
     def epochs(self) -> int:
-        """How many epochs the stages make."""
+        """The number of epochs of all stages."""
         return len(self._plan)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Patches]:
         """The patches of the trainer's present epoch."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        stage, steps, first = self._plan[min(epoch, len(self._plan) - 1)]
+        number = self.trainer.current_epoch if self.trainer is not None else 0
+        epoch = self._plan[min(number, len(self._plan) - 1)]
         patches = PatchDataset(
             self.train,
-            patch=stage.patch,
-            length=steps * stage.batch,
+            patch=epoch.stage.patch,
+            length=epoch.steps * epoch.stage.batch,
             degrade=self.degrade,
             seed=self.seed,
-            first=first,
+            first=epoch.first,
             slices=self.slices,
-            margin=self.margin,
+            margin=self.margin or 0,
         )
-        return DataLoader(patches, batch_size=stage.batch)
+        return DataLoader(patches, batch_size=epoch.stage.batch)
 
-    def val_dataloader(self) -> DataLoader:
-        """The validation slices one by one: they differ in size."""
+    def val_dataloader(self) -> DataLoader[Patches]:
+        """The validation slices one by one, since they differ in size."""
         return DataLoader(self.validation, batch_size=1)
+
+
+def _planned_epochs(stages: Sequence[Stage], epoch_steps: int) -> list[_Epoch]:
+    """The stages cut into epochs; the last epoch of a stage may be shorter."""
+    plan: list[_Epoch] = []
+    item = 0
+    for stage in stages:
+        for begin in range(0, stage.steps, epoch_steps):
+            steps = min(epoch_steps, stage.steps - begin)
+            plan.append(_Epoch(stage, steps, item))
+            item += steps * stage.batch
+    return plan

@@ -1,7 +1,7 @@
-"""Degradations from seeds: noise as in cameras, MR magnitudes and CT numbers, blur, and MATLAB's bicubic downsampling.
+"""Seeded degradations: noise as in cameras, MR magnitudes and CT numbers, blur, and MATLAB's bicubic downsampling.
 
-The plain functions work in the unit of the image they are given. `make_degradation` makes one of them by its name in a
-configuration file, for values with 0 and 1 at the ends of an intensity range.
+The plain functions work in the unit of their image. `make_degradation` builds one of them from its name and parameters
+in a configuration file, for values with 0 and 1 at the ends of an intensity range.
 """
 
 import inspect
@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .borders import mirrored
 from .images import IntensityRange
 
 Degrade = Callable[[Tensor, torch.Generator, IntensityRange], Tensor]
-"""(C, H, W) clean values with 0 and 1 at the ends of the range, source of randomness, the range -> degraded values."""
+"""From (C, H, W) clean values with 0 and 1 at the ends of the range, a generator and the range to degraded values."""
 
 Level = float | Sequence[float]
-"""One number, or the (low, high) between which each image's is drawn."""
+"""One number, or (low, high), between which a number is drawn for each image."""
 
 WATER_PER_MM = 0.0193  # linear attenuation of water at 70 keV, the mean energy of a 120 kV beam (NIST tables)
-_TRUNCATE = 4.0  # a Gaussian kernel ends at so many standard deviations
-_MOST_NEGATIVE = -0.05  # of the range: below it numbers are not magnitudes
+_TRUNCATE = 4.0  # the radius of a Gaussian kernel in standard deviations
+_MOST_NEGATIVE = -0.05  # as a share of the range: an image with lower numbers does not hold magnitudes
 
 
 def gaussian_noise(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """The image with independent normal noise of standard deviation `sigma` (unit of the image)."""
+    """Add independent normal noise of standard deviation `sigma`, in the unit of the image."""
     return clean + sigma * torch.randn(clean.shape, generator=generator)
 
 
@@ -40,7 +41,7 @@ def rician_noise(clean: Tensor, sigma: float, generator: torch.Generator) -> Ten
     Args:
         clean: magnitudes, 0 for no signal.
         sigma: standard deviation of n1 and of n2, in the unit of `clean`.
-        generator: source of randomness.
+        generator: the source of randomness.
 
     Example:
         >>> noise = rician_noise(torch.zeros(200, 200), 1.0, torch.Generator().manual_seed(0))
@@ -59,22 +60,22 @@ def ct_noise(
     path_mm: float = 100.0,
     cutoff: float | None = None,
 ) -> Tensor:
-    """CT numbers with the noise of counted photons.
+    """Add the noise of counted photons to CT numbers.
 
-    Each pixel stands for a ray that crosses `path_mm` of the pixel's own material: mu = WATER_PER_MM (1 + HU / 1000),
-    counts ~ Poisson(photons exp(-mu path_mm)), and seen is mu' = -ln(counts / photons) / path_mm.
+    Each pixel is treated as a ray through `path_mm` of the pixel's own material: mu = WATER_PER_MM (1 + HU / 1000),
+    counts ~ Poisson(photons exp(-mu path_mm)), and the measured mu' = -ln(counts / photons) / path_mm.
     For many counts the noise has the standard deviation 1000 / (WATER_PER_MM path_mm sqrt(expected counts)) HU: dense
-    matter is noisier, and a dose four times as high halves the noise. That is local. In a scanner the rays through a
-    pixel cross the whole body, so noise in air beside a bone is stronger than here, and streaks are not shown at all.
+    material is noisier, and four times the dose halves the noise. The model is local. In a scanner the rays through a
+    pixel cross the whole body, so the noise in air beside a bone is stronger than here, and there are streaks.
 
     Args:
         hu: (..., H, W) CT numbers. Below -1000 HU they attenuate as -1000 HU and keep their value.
-        photons: that enter each ray.
-        generator: source of randomness.
-        path_mm: length of the ray; longer means a stronger dependence on the material.
+        photons: the number that enter each ray.
+        generator: the source of randomness.
+        path_mm: the length of the ray; the longer, the more the noise depends on the material.
         cutoff: None for independent pixels; or the frequency in cycles per pixel at which the reconstruction kernel
             reaches 0: the noise then has the power spectrum f A(f)^2 of filtered back-projection (Riederer et al. 1978)
-            with a Hann window A, at the same mean variance.
+            with a Hann window A, and the same mean variance.
 
     Example:
         >>> water = torch.zeros(200, 200)
@@ -95,7 +96,7 @@ def ct_noise(
 
 
 def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
-    """(..., H, W) convolved with a Gaussian of `sigma_px` pixels, cut off at 4 sigma; mirrored beyond the border.
+    """Convolve (..., H, W) with a Gaussian of `sigma_px` pixels, cut off at 4 sigma and mirrored beyond the border.
 
     Example:
         >>> round(float(gaussian_blur(torch.eye(9)[4:5].T @ torch.eye(9)[4:5], 1.0)[4, 4]), 4)
@@ -106,25 +107,25 @@ def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
     if sigma_px == 0:
         return image.clone()
     radius = _gaussian_radius(sigma_px)
-    place = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    return _separable(image, torch.softmax(-0.5 * (place / sigma_px) ** 2, 0))
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    return _separable(image, torch.softmax(-0.5 * (offset / sigma_px) ** 2, 0))
 
 
 def box_blur(image: Tensor, size_px: int) -> Tensor:
-    """(..., H, W): the mean over `size_px` x `size_px` pixels, an odd number; mirrored beyond the border."""
+    """Average (..., H, W) over `size_px` x `size_px` pixels, an odd number, mirrored beyond the border."""
     if size_px < 1 or size_px % 2 == 0:
         raise ValueError(f"size_px must be an odd number, got {size_px}")
     return _separable(image, torch.full((size_px,), 1 / size_px, dtype=torch.float64))
 
 
 def bicubic_resize(image: Tensor, factor: float) -> Tensor:
-    """(..., H, W) resized as by MATLAB's imresize: Keys' cubic kernel (1981, a = -0.5), antialiased.
+    """Resize (..., H, W) as MATLAB's imresize does: Keys' cubic kernel (1981, a = -0.5), antialiased.
 
-    Where the image becomes smaller the kernel is stretched by 1 / factor. Pixel centres lie at half numbers, weights
-    sum to 1, and pixels beyond the border are mirrored (the border pixel comes twice). The size is rounded up.
+    To reduce an image, the kernel is stretched by 1 / factor. Pixel centres lie at half-integer positions, weights sum
+    to 1, and the image is mirrored beyond its border (the border pixel comes twice). The size is rounded up.
 
     Args:
-        image: floating point, any unit; values are not rounded or cut.
+        image: floating point, any unit; values are neither rounded nor clipped.
         factor: new size / old size; 0.5 halves.
 
     Example:
@@ -136,20 +137,21 @@ def bicubic_resize(image: Tensor, factor: float) -> Tensor:
     return _resize_axis(_resize_axis(image, -2, factor), -1, factor)
 
 
-def make_degradation(kind: str, **parameters: Any) -> Degrade:
-    """A degradation by its name in a configuration file.
+def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
+    """Build a degradation from its name and parameters in a configuration file.
 
     Args:
         kind: "gaussian", "rician", "ct", "gaussian-blur" or "box-blur".
-        parameters: each one number, or the (low, high) between which each patch's is drawn.
-            gaussian, rician: `sigma`, as a share of the intensity range (25 of 255 is 0.098). Rician noise knows from
-            the range where the image's own 0 lies.
-            ct: `photons` (drawn evenly in its logarithm), and as fixed numbers `path_mm` and `cutoff` of `ct_noise`.
-            The range must be in HU.
-            gaussian-blur: `sigma_px`; box-blur: `size_px`, fixed. Both also take `sigma` of Gaussian noise after it.
+        parameters: each a number, or (low, high), between which one is drawn for each patch.
+            gaussian, rician: `sigma`, as a share of the intensity range (25 of 255 is 0.098). For Rician noise, the
+            range gives the position of the image's own 0.
+            ct: `photons` (drawn evenly on a logarithmic scale), and as fixed numbers `path_mm` and `cutoff` of
+            `ct_noise`. The range must be in HU.
+            gaussian-blur: `sigma_px`; box-blur: `size_px`, fixed. Both also take the `sigma` of Gaussian noise that is
+            added after the blur.
 
     Raises:
-        ValueError: an unknown kind or parameter.
+        ValueError: the kind or a parameter is unknown or missing.
 
     Example:
         >>> degrade = make_degradation("rician", sigma=[0.02, 0.2])
@@ -170,7 +172,7 @@ def make_degradation(kind: str, **parameters: Any) -> Degrade:
 
 
 def degradation_margin(kind: str, **parameters: Any) -> int:
-    """How many pixels around a patch a degradation of `make_degradation` looks at.
+    """The number of pixels around a patch that a degradation of `make_degradation` depends on.
 
     Example:
         >>> degradation_margin("gaussian-blur", sigma_px=[0.5, 1.5]), degradation_margin("gaussian", sigma=0.1)
@@ -185,7 +187,7 @@ def degradation_margin(kind: str, **parameters: Any) -> int:
 
 
 def known_sigma(kind: str, **parameters: Any) -> float | None:
-    """The noise level of a degradation where it is one number for all pixels and images, as a share of the range."""
+    """The noise level as a share of the range, if it is one number for all pixels and images; else None."""
     sigma = parameters.get("sigma")
     return float(sigma) if kind in ("gaussian", "rician") and isinstance(sigma, (int, float)) else None
 
@@ -197,7 +199,7 @@ def _gaussian(clean: Tensor, generator: torch.Generator, _: IntensityRange, *, s
 def _rician(clean: Tensor, generator: torch.Generator, intensity_range: IntensityRange, *, sigma: Level) -> Tensor:
     zero = intensity_range.low / intensity_range.span
     if zero < _MOST_NEGATIVE:
-        raise ValueError(f"degradation rician needs magnitudes, which are not below 0, got the range {intensity_range}")
+        raise ValueError(f"degradation rician needs magnitudes, so a range that begins at 0, got {intensity_range}")
     return rician_noise(clean + zero, _level(sigma, generator), generator) - zero
 
 
@@ -212,8 +214,8 @@ def _ct(
 ) -> Tensor:
     if intensity_range.unit != "HU":
         raise ValueError(f"degradation ct needs a range in HU, such as hu:-1000,2000, got {intensity_range}")
-    many = [math.log(value) for value in ([photons] if isinstance(photons, (int, float)) else photons)]
-    drawn = math.exp(_level(many if len(many) > 1 else many[0], generator))
+    logarithms = [math.log(value) for value in ([photons] if isinstance(photons, (int, float)) else photons)]
+    drawn = math.exp(_level(logarithms if len(logarithms) > 1 else logarithms[0], generator))
     hu = clean * intensity_range.span + intensity_range.low
     noisy = ct_noise(hu, drawn, generator, path_mm=path_mm, cutoff=cutoff)
     return (noisy - intensity_range.low) / intensity_range.span
@@ -242,7 +244,7 @@ _DEGRADATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def _check_parameter(kind: str, name: str, value: Any) -> None:
-    """Refuse what is no number of at least 0, and no (low, high) where one is drawn."""
+    """Refuse a value that is neither a number of at least 0 nor, if one is drawn, such numbers (low, high)."""
     if value is None and name == "cutoff":
         return
     drawn = name in ("sigma", "sigma_px", "photons")
@@ -270,7 +272,7 @@ def _gaussian_radius(sigma_px: float) -> int:
 
 
 def _back_projected(noise: Tensor, cutoff: float) -> Tensor:
-    """White noise with the spectrum of filtered back-projection, its mean variance kept."""
+    """Give white noise the spectrum of filtered back-projection, at the same mean variance."""
     if cutoff <= 0:
         raise ValueError(f"cutoff must be above 0 cycles per pixel, got {cutoff}")
     height, width = noise.shape[-2:]
@@ -280,8 +282,9 @@ def _back_projected(noise: Tensor, cutoff: float) -> Tensor:
     whole = _fbp_amplitude(torch.hypot(rows, torch.fft.fftfreq(width, dtype=noise.dtype)), cutoff)
     power = whole.square().mean()
     if power == 0:
-        return noise  # one pixel has no frequencies
-    return torch.fft.irfft2(torch.fft.rfft2(noise) * (transfer / power.sqrt()), s=(height, width))
+        return noise  # a single pixel has only the frequency 0
+    coloured: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * (transfer / power.sqrt()), s=(height, width))
+    return coloured
 
 
 def _fbp_amplitude(frequency: Tensor, cutoff: float) -> Tensor:
@@ -290,11 +293,11 @@ def _fbp_amplitude(frequency: Tensor, cutoff: float) -> Tensor:
 
 
 def _separable(image: Tensor, weights: Tensor) -> Tensor:
-    """Both axes filtered with symmetric weights of odd length."""
+    """Filter both axes with symmetric weights of odd length."""
     radius = len(weights) // 2
     for axis in (-2, -1):
         length = image.shape[axis]
-        padded = image.index_select(axis, _mirrored(torch.arange(-radius, length + radius), length))
+        padded = image.index_select(axis, mirrored(torch.arange(-radius, length + radius), length, edge_twice=True))
         image = sum(
             (weight * padded.narrow(axis, k, length) for k, weight in enumerate(weights.tolist())),
             torch.zeros_like(image),
@@ -308,10 +311,10 @@ def _resize_axis(image: Tensor, axis: int, factor: float) -> Tensor:
     shrink = min(factor, 1.0)
     centre = (torch.arange(size, dtype=torch.float64) + 0.5) / factor - 0.5
     first = torch.floor(centre - 2 / shrink)
-    place = first[:, None] + torch.arange(math.ceil(4 / shrink) + 2)  # (size, taps)
-    weights = _keys((centre[:, None] - place) * shrink)
+    position = first[:, None] + torch.arange(math.ceil(4 / shrink) + 2)  # (size, taps)
+    weights = _keys((centre[:, None] - position) * shrink)
     weights = (weights / weights.sum(1, keepdim=True)).to(image.dtype)
-    index = _mirrored(place.long(), length)
+    index = mirrored(position.long(), length, edge_twice=True)
     shape = [1] * image.ndim
     shape[axis] = size
     resized = None
@@ -328,9 +331,3 @@ def _keys(x: Tensor) -> Tensor:
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def _mirrored(position: Tensor, length: int) -> Tensor:
-    """Positions beyond 0 .. length - 1 mirrored at the border pixels' outer edges."""
-    position = position.remainder(2 * length)
-    return torch.minimum(position, 2 * length - 1 - position)

@@ -1,9 +1,9 @@
-"""Measure restored images: a network and classical methods on the same degraded images, with all conditions said."""
+"""Measure restored images: a network and classical methods on the same degraded images, and report how."""
 
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,29 @@ from ..runs.files import atomic_path
 from .baselines import DENOISERS, estimated_sigma
 from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
 from .degradations import bicubic_resize, known_sigma, make_degradation
-from .images import IntensityRange, choose_range, find_images, read_image
+from .images import Image, IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, fitting_range, restore
 from .metrics import psnr, ssim, y_channel
 from .rician import without_rician_bias
+from .settings import EvaluationSettings, TileSettings
+from .views import middle_channels
 from .weights import WeightsInfo
+
+Scores = tuple[float, float]
+"""PSNR in dB and SSIM."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationImage:
-    """One image to measure on.
+    """An image to measure on.
 
     Args:
-        name: for the table.
+        name: its name in the table.
         clean: (C, H * scale, W * scale), 0 and 1 at the ends of the range.
         degraded: (C_in, H, W); C_in is C times the number of neighbouring slices.
-        sigma: of the Gaussian or Rician noise that was added, as a share of the range; None where it is not one number.
-        rician: whether that noise was Rician.
-        intensity_range: of the image.
+        sigma: the level of the added Gaussian or Rician noise as a share of the range; None if it is not one number.
+        rician: whether the added noise was Rician.
+        intensity_range: the intensities that are 0 and 1.
         whole: whether the image holds whole numbers, to which results are rounded.
     """
 
@@ -45,19 +50,25 @@ class EvaluationImage:
     whole: bool
     rician: bool = False
 
+    @property
+    def middle(self) -> np.ndarray:
+        """(C, H, W), the degraded slice without its neighbours."""
+        return self.degraded[middle_channels(len(self.degraded), len(self.clean))]
+
 
 @dataclass
 class Evaluation:
-    """Results, image by image.
+    """The scores of each image by each method.
 
     Args:
         network: the model, or None.
         methods: names in `baselines.DENOISERS`; None for all that are installed.
-        scale: of super-resolution, which must be the network's; bicubic then stands in the place of the methods.
-        y_channel: measure colour on the Y channel.
+        scale: the factor of super-resolution, which must be the network's; bicubic then replaces the methods.
+        y_channel: measure colour images on the Y channel.
         border: pixels left out at each side.
-        options: of `inference.restore`.
-        rows: name of the image -> method -> (psnr, ssim); filled by `measure`.
+        tiles: how the network restores an image.
+        device: where the network runs.
+        rows: name of the image -> method -> scores; filled by `measure`.
     """
 
     network: nn.Module | None = None
@@ -65,8 +76,9 @@ class Evaluation:
     scale: int = 1
     y_channel: bool = False
     border: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    tiles: TileSettings = field(default_factory=TileSettings)
+    device: str = "cpu"
+    rows: dict[str, dict[str, Scores]] = field(default_factory=dict)
     _ranges: set[str] = field(default_factory=set)
     _rician: bool = False
 
@@ -77,46 +89,54 @@ class Evaluation:
         if unknown:
             raise ValueError(f"methods must be of {', '.join(DENOISERS)}, got {', '.join(unknown)}")
         if self.methods is None:
-            bm3d_there = importlib.util.find_spec("bm3d") is not None
-            self.methods = [name for name in DENOISERS if name != "bm3d" or bm3d_there]
+            has_bm3d = importlib.util.find_spec("bm3d") is not None
+            self.methods = [name for name in DENOISERS if name != "bm3d" or has_bm3d]
         if self.scale > 1:
             self.methods = []
 
-    def measure(self, image: EvaluationImage) -> dict[str, tuple[float, float]]:
-        """Restore one image by every method and keep (PSNR in dB, SSIM) of each."""
-        channels = len(image.clean)
-        first = (len(image.degraded) - channels) // 2
-        middle = image.degraded[first : first + channels]
-        results: dict[str, np.ndarray] = {}
-        if self.scale > 1:
-            results["bicubic"] = bicubic_resize(torch.from_numpy(middle), self.scale).numpy()
-        else:
-            results["input"] = middle
-        sigma = estimated_sigma(middle) if image.sigma is None else image.sigma
-        for name in self.methods or ():
-            results[name] = DENOISERS[name](middle, sigma)
-            if image.rician and image.sigma is not None:
-                results[name] = _unbiased(results[name], image)
+    def measure(self, image: EvaluationImage) -> dict[str, Scores]:
+        """Restore one image with every method and keep (PSNR in dB, SSIM) of each."""
+        biased = image.rician and image.sigma is not None
+        results = self._classical(image, unbiased=biased)
         if self.network is not None:
-            stack = image.degraded.reshape(-1, channels, *middle.shape[1:])
-            if len(stack) > 1 and self.network.in_channels != channels:
-                results["network"] = restore(self.network, stack, **self.options)[len(stack) // 2]
-            else:
-                results["network"] = restore(self.network, middle, **self.options)
-            if image.rician and image.sigma is not None:
+            results["network"] = self._by_network(self.network, image)
+            if biased:
                 results["network-unbiased"] = _unbiased(results["network"], image)
-        self._rician |= image.rician and image.sigma is not None
+        self._rician |= biased
         self._ranges.add(str(image.intensity_range))
-        row = {name: self._figures(result, image) for name, result in results.items()}
+        row = {name: self._scores(result, image) for name, result in results.items()}
         self.rows[image.name] = row
         return row
 
+    def _classical(self, image: EvaluationImage, *, unbiased: bool) -> dict[str, np.ndarray]:
+        """The degraded image and the results of the classical methods."""
+        middle = image.middle
+        if self.scale > 1:
+            return {"bicubic": bicubic_resize(torch.from_numpy(middle), self.scale).numpy()}
+        results = {"input": middle}
+        if not self.methods:
+            return results
+        sigma = estimated_sigma(middle) if image.sigma is None else image.sigma
+        for name in self.methods:
+            denoised = DENOISERS[name](middle, sigma)
+            results[name] = _unbiased(denoised, image) if unbiased else denoised
+        return results
+
+    def _by_network(self, network: nn.Module, image: EvaluationImage) -> np.ndarray:
+        middle = image.middle
+        stack = image.degraded.reshape(-1, *middle.shape)
+        tiles, device = asdict(self.tiles), self.device
+        if len(stack) > 1 and network.in_channels != len(middle):
+            restored: np.ndarray = restore(network, stack, **tiles, device=device)[len(stack) // 2]
+            return restored
+        return restore(network, middle, **tiles, device=device)
+
     def line(self) -> str:
-        """The last image's figures."""
+        """The scores of the last image."""
         name = list(self.rows)[-1]
         return _line(name, self.rows[name])
 
-    def means(self) -> dict[str, tuple[float, float]]:
+    def means(self) -> dict[str, Scores]:
         """Method -> mean PSNR and SSIM over all images."""
         rows = list(self.rows.values())
         return {
@@ -125,7 +145,7 @@ class Evaluation:
         }
 
     def mean_line(self) -> str:
-        """The means, and of several images also the standard deviation of the PSNR from image to image."""
+        """The means; for several images, also the standard deviation of the PSNR over images."""
         rows = list(self.rows.values())
         if len(rows) < 2:
             return _line(f"mean of {len(rows)}", self.means())
@@ -134,17 +154,17 @@ class Evaluation:
         return f"{_line(f'mean of {len(rows)}', self.means())}\n{'standard deviation (dB)':<24}  {spread}"
 
     def conditions(self) -> str:
-        """What the figures mean."""
+        """How PSNR and SSIM were computed."""
         channel = "Y channel (BT.601)" if self.y_channel else "all channels"
         ranges = "; ".join(sorted(self._ranges)) if len(self._ranges) < 4 else f"{len(self._ranges)} ranges"
         return (
             f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
-            f" {self.border} pixels left out at each side, results and references cut to the range"
-            + (", Rician bias of the true sigma taken out of all but input and network" if self._rician else "")
+            f" {self.border} pixels left out at each side, results and references clipped to the range"
+            + (", Rician bias of the true sigma removed from all but input and network" if self._rician else "")
         )
 
-    def _figures(self, result: np.ndarray, image: EvaluationImage) -> tuple[float, float]:
-        values, clean = np.clip(result, 0, 1), np.clip(image.clean, 0, 1)  # a window shows no more of either
+    def _scores(self, result: np.ndarray, image: EvaluationImage) -> Scores:
+        values, clean = np.clip(result, 0, 1), np.clip(image.clean, 0, 1)  # nothing else is visible in a window
         if image.whole:
             values = _whole(values, image.intensity_range)
         both = [values, clean]
@@ -154,86 +174,96 @@ class Evaluation:
 
 
 def evaluation_images(
-    clean: str | os.PathLike,
-    *,
-    degraded: str | os.PathLike | None = None,
-    degradation: dict[str, Any] | None = None,
-    sigma: float | None = None,
-    info: WeightsInfo | None = None,
-    how: str = "auto",
-    slice_axis: int = 2,
-    per_volume: int = 10,
-    grey: bool = False,
-    scale: int = 1,
-    slices: int = 1,
-    seed: int = 0,
+    clean: str | os.PathLike[str], settings: EvaluationSettings, *, info: WeightsInfo | None = None
 ) -> Iterator[EvaluationImage]:
-    """The images of a folder, degraded, one after the other.
+    """Degrade the images of a folder one after the other, or read their degraded partners.
 
     Args:
         clean: a folder or one image.
-        degraded: real partners; else the clean ones are degraded:
-        degradation: kind and parameters of `degradations.make_degradation`; left out with a scale above 1.
-        sigma: of its noise in the images' unit; of Gaussian noise without a degradation.
-        info: of the weights, whose demands on the range are checked.
-        how: of `images.choose_range`.
-        slice_axis, grey: as in `data.load_clean`.
-        per_volume: at most so many slices of each volume.
-        scale: of super-resolution; above 1 clean images are made smaller by `degradations.bicubic_resize`, and rounded
-            where they hold whole numbers, as the small images of benchmark sets are.
-        slices: neighbouring slices (2.5-D).
-        seed: of the degradations.
+        settings: the degradation, the intensity range and the slices. In super-resolution clean images are reduced by
+            `degradations.bicubic_resize` and, if they hold whole numbers, rounded, as the small images of benchmark
+            sets are.
+        info: the description of the weights, whose range, scale and channels are used; None without a network.
+
+    Raises:
+        Refused: the weights do not apply to an image.
+        ValueError: settings that do not go together, or images that do not fit.
     """
-    if scale > 1 and (degradation is not None or sigma is not None):
-        raise ValueError("degradation and sigma must be left out with super-resolution, got one of them")
-    if degraded is None and scale == 1 and degradation is None and sigma is None:
-        raise ValueError("one of degraded, degradation, sigma and a scale above 1 must be given, got none")
+    scale = settings.scale or (1 if info is None else info.scale)
+    settings.check_degradation(scale)
     files = find_images(clean)
-    partners: list[Path] | list[None] = [None] * len(files) if degraded is None else find_images(degraded)
+    partners: list[Path] | list[None] = [None] * len(files)
+    if settings.degraded is not None:
+        partners = find_images(settings.degraded)
     if len(partners) != len(files):
-        raise ValueError(f"{clean} and {degraded} must hold equally many images, got {len(files)} and {len(partners)}")
-    for number, (file, partner) in enumerate(zip(files, partners, strict=True)):
-        image = read_image(file, slice_axis=slice_axis)
-        chosen = choose_range(image, how) if info is None else fitting_range(image, info, how)
-        whole = image.dtype.kind in "iu"
-        degrade, known = None, None
-        if partner is not None:
-            ends = (chosen.low, chosen.high)
-            pairs = load_pairs(partner, file, intensity_range=ends, slice_axis=slice_axis, grey=grey)
-            if pairs[0].scale != scale:
-                raise ValueError(f"{file} must have {scale} times the size of {partner}, got {pairs[0].scale} times")
-        else:
-            pairs = [Pair(unit_stack(image, chosen, grey=grey), name=file.name, intensity_range=chosen)]
-            if scale > 1:
-                pairs = downsampled(pairs, partial(_made_smaller, scale=scale, whole=chosen if whole else None), scale)
-            else:
-                spec: dict[str, Any] = {"kind": "gaussian"} if degradation is None else dict(degradation)
-                if sigma is not None:
-                    spec["sigma"] = sigma / chosen.span
-                degrade, known = make_degradation(**spec), known_sigma(**spec)
-        if info is not None and pairs[0].clean.shape[1] not in (info.arguments["out_channels"],):
-            raise Refused(
-                f"the weights are for {info.arguments['out_channels']} channel(s), got {file} with"
-                f" {pairs[0].clean.shape[1]}; --grey takes the luminance of colour images"
-            )
-        items = ValidationDataset(
-            pairs, degrade=degrade, seed=seed + number, slices=slices, per_stack=per_volume, crop=None
+        raise ValueError(
+            f"{clean} and {settings.degraded} must hold equally many images, got {len(files)} and {len(partners)}"
         )
-        for k in range(len(items)):
-            item = items[k]
-            yield EvaluationImage(
-                name=file.name if len(items) == 1 else f"{file.name} #{k}",
-                clean=item["clean"].numpy(),
-                degraded=item["degraded"].numpy(),
-                sigma=known,
-                intensity_range=chosen,
-                whole=whole,
-                rician=degradation is not None and degradation.get("kind") == "rician",
-            )
+    for number, (file, partner) in enumerate(zip(files, partners, strict=True)):
+        yield from _slices_of(file, partner, settings, info, scale, seed=settings.seed + number)
+
+
+def _slices_of(
+    file: Path, partner: Path | None, settings: EvaluationSettings, info: WeightsInfo | None, scale: int, *, seed: int
+) -> Iterator[EvaluationImage]:
+    """The degraded slices of one image."""
+    image = read_image(file, slice_axis=settings.slice_axis)
+    chosen = choose_range(image, settings.range) if info is None else fitting_range(image, info, settings.range)
+    pair, noise = _pair(image, partner, chosen, settings, scale)
+    channels = pair.clean.shape[1]
+    if info is not None and channels != info.arguments["out_channels"]:
+        raise Refused(
+            f"the weights are for {info.arguments['out_channels']} channel(s), got {file} with {channels}; --grey takes"
+            " the luminance of colour images"
+        )
+    items = ValidationDataset(
+        [pair],
+        degrade=None if noise is None else make_degradation(**noise),
+        seed=seed,
+        slices=1 if info is None else info.slices,
+        per_stack=settings.slices_per_volume,
+        crop=None,
+    )
+    for k in range(len(items)):
+        yield EvaluationImage(
+            name=file.name if len(items) == 1 else f"{file.name} #{k}",
+            clean=items[k]["clean"].numpy(),
+            degraded=items[k]["degraded"].numpy(),
+            sigma=None if noise is None else known_sigma(**noise),
+            intensity_range=chosen,
+            whole=image.dtype.kind in "iu",
+            rician=noise is not None and noise["kind"] == "rician",
+        )
+
+
+def _pair(
+    image: Image, partner: Path | None, chosen: IntensityRange, settings: EvaluationSettings, scale: int
+) -> tuple[Pair, dict[str, Any] | None]:
+    """The clean image with its degraded partner, or the degradation that is still to be applied to it."""
+    if partner is not None:
+        (pair,) = load_pairs(
+            partner,
+            image.path,
+            intensity_range=(chosen.low, chosen.high),
+            slice_axis=settings.slice_axis,
+            grey=settings.grey,
+        )
+        if pair.scale != scale:
+            raise ValueError(f"{image.path} must have {scale} times the size of {partner}, got {pair.scale} times")
+        return pair, None
+    pair = Pair(unit_stack(image, chosen, grey=settings.grey), name=image.path.name, intensity_range=chosen)
+    if scale > 1:
+        whole = chosen if image.dtype.kind in "iu" else None
+        (pair,) = downsampled([pair], partial(_reduced, scale=scale, whole=whole), scale)
+        return pair, None
+    noise = dict(settings.noise or {"kind": "gaussian"})
+    if settings.sigma is not None:
+        noise["sigma"] = settings.sigma / chosen.span
+    return pair, noise
 
 
 def write_table(path: Path, evaluation: Evaluation) -> None:
-    """One line per image and method, tab-separated: image, method, psnr, ssim; the means last."""
+    """Write a line per image and method, tab-separated: image, method, psnr, ssim; the means come last."""
     lines = ["image\tmethod\tpsnr\tssim"]
     for name, row in {**evaluation.rows, "mean": evaluation.means()}.items():
         lines += [f"{name}\t{method}\t{p:.4f}\t{s:.5f}" for method, (p, s) in row.items()]
@@ -242,23 +272,24 @@ def write_table(path: Path, evaluation: Evaluation) -> None:
 
 
 def _unbiased(result: np.ndarray, image: EvaluationImage) -> np.ndarray:
-    """A denoised magnitude without its Rician bias, which depends on the distance from the image's own 0."""
+    """Remove the Rician bias of a denoised magnitude, which depends on the distance from the image's own 0."""
     assert image.sigma is not None
     zero = image.intensity_range.low / image.intensity_range.span
     return without_rician_bias(result + zero, image.sigma) - zero
 
 
-def _made_smaller(clean: torch.Tensor, *, scale: int, whole: IntensityRange | None) -> torch.Tensor:
-    """The bicubic small version, cut to the range and rounded to whole intensities if their range is given."""
+def _reduced(clean: torch.Tensor, *, scale: int, whole: IntensityRange | None) -> torch.Tensor:
+    """Reduce bicubically; with the range of whole intensities also clip to it and round."""
     small = bicubic_resize(clean, 1 / scale)
     return small if whole is None else torch.from_numpy(_whole(small.clamp(0, 1).numpy(), whole).astype(np.float32))
 
 
 def _whole(values: np.ndarray, intensity_range: IntensityRange) -> np.ndarray:
-    """Values with 0 and 1 at the ends of the range, rounded to the nearest whole intensities."""
-    return (np.rint(intensity_range.from_unit(values)) - intensity_range.low) / intensity_range.span
+    """Round values with 0 and 1 at the ends of the range to the nearest whole intensities."""
+    rounded: np.ndarray = np.rint(intensity_range.from_unit(values))
+    return (rounded - intensity_range.low) / intensity_range.span
 
 
-def _line(name: str, row: dict[str, tuple[float, float]]) -> str:
+def _line(name: str, row: dict[str, Scores]) -> str:
     figures = "  ".join(f"{method} {p:6.2f} / {s:.4f}" for method, (p, s) in row.items())
     return f"{name:<24}  {figures}"

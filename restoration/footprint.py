@@ -1,4 +1,4 @@
-"""How much memory a restoration takes, measured in a fresh process for each image."""
+"""The memory that a restoration takes, measured in a fresh process for each image."""
 
 import json
 import subprocess
@@ -18,11 +18,11 @@ class Footprint:
     """Memory of one restoration.
 
     Attributes:
-        side: of the square image in pixels.
+        side: side of the square image in pixels.
         tile: largest side of a tile in pixels, without its overlap.
-        image_mib: the image itself, float32; the result is as large (times scale squared).
-        peak_mib: the largest resident set, beyond that of the process with torch, the model and the image in memory.
-        total_mib: the largest resident set, all in all.
+        image_mib: size of the image as float32; the result has this size times scale squared.
+        peak_mib: the largest resident set minus that of the process with torch, the model and the image in memory.
+        total_mib: the largest resident set.
     """
 
     side: int
@@ -33,16 +33,16 @@ class Footprint:
 
 
 def restoration_footprint(weights: Path, side: int, tile: int, *, threads: int = 1) -> Footprint:
-    """The peak memory of restoring a square image on the CPU, in a process of its own.
+    """Measure the peak memory of restoring a square image on the CPU, in a process of its own.
 
     Args:
-        weights: of the network, a file or the name of weights that come with the package.
-        side: of the image in pixels.
+        weights: a file of weights, or the name of weights that come with the package.
+        side: side of the image in pixels.
         tile: as in `inference.restore`; the overlap is the default one.
-        threads: of PyTorch.
+        threads: threads of PyTorch.
 
     Raises:
-        RuntimeError: where there is no /proc to read the resident set from, or the process failed.
+        RuntimeError: the system has no /proc to read the resident set from, or the process failed.
     """
     argument = json.dumps([str(weights), side, tile, threads])
     command = [sys.executable, "-c", f"from {__name__} import _main; _main()", argument]

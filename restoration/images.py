@@ -1,8 +1,8 @@
-"""Images as they lie in files, and the range of intensities that a network sees as 0 to 1.
+"""Read and write images in their own unit, and choose the range of intensities that becomes 0 to 1 for a network.
 
 PNG, TIFF and other bitmaps with 8 or 16 bits or float pixels, NIfTI and MGH volumes and DICOM series become an `Image`:
-a stack of slices in the file's own unit. `write_image` puts restored values back into the same kind of file: same type
-of pixel, same intensity scale, same place in the world. Nothing is scaled or cut to 8 bits on the way.
+a stack of slices in the file's own unit. `write_image` writes restored values into the same kind of file: same pixel
+type, same intensity scale, same position in the world. Nothing is rescaled or reduced to 8 bits in between.
 """
 
 import math
@@ -17,27 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
+import tifffile
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
 from ..runs.files import atomic_path
 from ..runs.memory import check_inflated, check_memory
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
+from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 
 BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
 _TIFF_SUFFIXES = (".tif", ".tiff")
-_NIFTI_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-_COPIES = 16  # bytes that a pixel takes while it is decoded and put in its place
-_LITTLE_USED = 1 / 16  # of the range; a 12-bit image in 16-bit pixels just reaches this
+_VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
+_COPIES = 16  # bytes of memory that a pixel takes while it is decoded and copied
+_LITTLE_USED = 1 / 16  # as a share of the range; a 12-bit image in 16-bit pixels just reaches it
+
+LUMA = np.array([0.299, 0.587, 0.114])  # the weights of R, G and B in the luminance, ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """Which intensities a network sees as 0 and as 1; values outside go through, they are not cut off.
+    """The intensities that become 0 and 1 for a network; values outside are kept, not clipped.
 
     Args:
         low: the intensity that becomes 0.
         high: the intensity that becomes 1.
-        unit: "HU" for a fixed window of CT numbers, "relative" if the numbers mean something in one image only.
-        origin: how the range came about, for people.
+        unit: "HU" for a fixed window of CT numbers, "relative" if the numbers have a meaning in one image only.
+        origin: the way in which the range was chosen, for people.
 
     Example:
         >>> window = IntensityRange(-1000, 1000, unit="HU")
@@ -56,7 +63,7 @@ class IntensityRange:
 
     @property
     def span(self) -> float:
-        """high - low: the data_range of the image in its own unit."""
+        """high - low, the data_range of the image in its own unit."""
         return self.high - self.low
 
     def to_unit(self, values: np.ndarray) -> np.ndarray:
@@ -64,7 +71,7 @@ class IntensityRange:
         return ((np.asarray(values, np.float64) - self.low) / self.span).astype(np.float32)
 
     def from_unit(self, values: np.ndarray) -> np.ndarray:
-        """float64 intensities of values in which 0 stands for `low` and 1 for `high`."""
+        """float64 intensities of values with `low` at 0 and `high` at 1."""
         return np.asarray(values, np.float64) * self.span + self.low
 
     def __str__(self) -> str:
@@ -74,16 +81,16 @@ class IntensityRange:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image of a file as a stack of slices.
+    """The image of a file as a stack of slices.
 
     Args:
         stack: (N, C, H, W) in the file's dtype and unit; N is 1 for a plain image, C is 1 (grey) or 3 (RGB).
         path: the file or folder.
         kind: "bitmap", "volume" (NIfTI, MGH) or "dicom".
-        groups: how many volumes follow each other in N (the time points of a 4-D series).
-        volume: of a volume or a DICOM series: its array and place in the world; else None.
+        groups: the number of volumes that follow each other in N (the time points of a 4-D series).
+        volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
-        modality: DICOM's "CT", "MR" and so on where it is known.
+        modality: DICOM's "CT", "MR" and so on if it is known.
     """
 
     stack: np.ndarray
@@ -97,23 +104,23 @@ class Image:
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
-        return self.stack.shape[1]
+        return int(self.stack.shape[1])
 
     @property
-    def dtype(self) -> np.dtype:
-        """The type of a pixel in the file."""
+    def dtype(self) -> np.dtype[Any]:
+        """The pixel type of the file."""
         return self.stack.dtype
 
 
-def read_image(path: str | os.PathLike, *, slice_axis: int = 2) -> Image:
-    """An image from a bitmap file, a NIfTI or MGH file, a folder with one DICOM series, or one DICOM file.
+def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2) -> Image:
+    """Read a bitmap file, a NIfTI or MGH file, a folder with one DICOM series, or one DICOM file.
 
     Args:
         path: the file or folder.
-        slice_axis: of a volume: the array axis along which its slices lie; DICOM series are read with slices on axis 2.
+        slice_axis: the array axis of a volume along which its slices lie; DICOM series are read with slices on axis 2.
 
     Raises:
-        ValueError, OSError: one line for what cannot be read without losing values.
+        ValueError, OSError: the file cannot be read, or not without losing values; one line.
     """
     path = Path(path)
     if not path.exists():
@@ -123,7 +130,7 @@ def read_image(path: str | os.PathLike, *, slice_axis: int = 2) -> Image:
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path)
-    nifti = path.is_file() and path.name.lower().endswith(_NIFTI_SUFFIXES)
+    nifti = path.is_file() and is_nifti_name(path)
     groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
     return Image(
         stack=_slices(volume.array, slice_axis),
@@ -136,13 +143,14 @@ def read_image(path: str | os.PathLike, *, slice_axis: int = 2) -> Image:
     )
 
 
-def find_images(path: str | os.PathLike) -> list[Path]:
-    """The images of a folder, sorted: bitmaps and volumes in it, and sub-folders with DICOM files; or the file itself.
+def find_images(path: str | os.PathLike[str]) -> list[Path]:
+    """List the images of a folder, sorted: its bitmaps, its volumes, and its sub-folders with DICOM files.
 
-    A folder that holds DICOM files is one image: a series.
+    A file is listed itself, and so is a folder that holds DICOM files: it is one image, a series.
 
     Raises:
-        ValueError: if there is none.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the folder holds no image.
     """
     path = Path(path)
     if not path.exists():
@@ -150,7 +158,7 @@ def find_images(path: str | os.PathLike) -> list[Path]:
     if path.is_file():
         return [path]
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    files = [p for p in inside if p.is_file() and p.name.lower().endswith(BITMAP_SUFFIXES + _NIFTI_SUFFIXES)]
+    files = [p for p in inside if p.is_file() and p.name.lower().endswith(BITMAP_SUFFIXES + _VOLUME_SUFFIXES)]
     if not files and _has_dicom(path):
         return [path]
     series = [p for p in inside if p.is_dir() and _has_dicom(p)]
@@ -162,16 +170,20 @@ def find_images(path: str | os.PathLike) -> list[Path]:
 
 
 def choose_range(image: Image, how: str | Sequence[float]) -> IntensityRange:
-    """The intensity range of an image.
+    """Choose the intensity range of an image.
 
     Args:
-        image: gives the type of its pixels, and its values for percentiles.
+        image: its pixel type and, for percentiles, its values are used.
         how: two numbers; or "LOW,HIGH"; "hu:LOW,HIGH" for CT numbers; "dtype" for all values of an integer type;
             "percentiles:LOW,HIGH" of the values of this image, in percent; "auto": dtype for integer bitmaps, 0 to 1
             for float bitmaps, percentiles 0.1 and 99.9 for volumes.
 
     Returns:
-        The range; a `VolumeWarning` says aloud what "auto" chose for a volume, and if an image uses little of it.
+        The range. A `VolumeWarning` reports the choice of "auto" for a volume, and an image that uses little of the
+        range.
+
+    Raises:
+        ValueError: `how` is unknown or does not apply to the image.
 
     Example:
         >>> grey = Image(np.zeros((1, 1, 4, 4), np.uint8), Path("a.png"), "bitmap")
@@ -195,12 +207,12 @@ def choose_range(image: Image, how: str | Sequence[float]) -> IntensityRange:
         chosen = IntensityRange(*_two_numbers(how, how))
     used = float(image.stack.max()) - float(image.stack.min())
     if 0 < used < _LITTLE_USED * chosen.span:
-        _warn(f"{image.path} spans {used:g} of the range {chosen}; give the range it was meant for with --range")
+        _warn(f"{image.path} spans {used:g} of the range {chosen}; give its own range with --range")
     return chosen
 
 
-def to_pixels(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Values in an image's unit as its type of pixel: integers are rounded and kept inside the type's limits.
+def to_pixels(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Convert values in an image's unit to its pixel type; integers are rounded and clipped to the type's limits.
 
     Example:
         >>> to_pixels(np.array([-3.0, 1.6, 300.0]), np.dtype(np.uint8)).tolist()
@@ -208,24 +220,28 @@ def to_pixels(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+        rounded: np.ndarray = np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+        return rounded
     return np.asarray(values).astype(dtype)
 
 
 def write_image(
-    path: str | os.PathLike, stack: np.ndarray, like: Image, *, scale: int = 1, description: str = ""
+    path: str | os.PathLike[str], stack: np.ndarray, like: Image, *, scale: int = 1, description: str = ""
 ) -> Path:
-    """Write restored values into the kind of file that `like` came from; it appears whole or not at all.
+    """Write restored values into the same kind of file as that of `like`, whole or not at all.
 
     Args:
-        path: the file; for a DICOM series the folder (or a .nii.gz file, which gives a NIfTI).
+        path: the file; for a DICOM series the folder, or a .nii.gz file to write a NIfTI.
         stack: (N, C, H * scale, W * scale) in the unit of `like`; rounded to its dtype.
-        like: the image that was restored; gives dtype, geometry and headers.
-        scale: factor of the in-plane size; the spacing shrinks by it and the field of view stays.
-        description: what was done, for DICOM's DerivationDescription.
+        like: the image that was restored; its dtype, geometry and headers are used.
+        scale: factor of the in-plane size; the spacing shrinks by it and the field of view stays the same.
+        description: the processing, for DICOM's DerivationDescription.
 
     Returns:
         The path that was written.
+
+    Raises:
+        ValueError: the path or the shape of the stack does not fit `like`.
     """
     path = Path(path)
     check_target(path, like)
@@ -242,7 +258,7 @@ def write_image(
     assert like.volume is not None
     volume = Volume(_unslice(pixels, like), _scaled_affine(like.volume.affine, like.slice_axis, scale), like.path)
     if _as_series(path, like):
-        from ..volumes.dicom_write import write_derived_series
+        from ..volumes.dicom_write import write_derived_series  # highdicom takes a second to load; only for DICOM
 
         write_derived_series(path, volume, like.path, description)
     else:
@@ -251,19 +267,19 @@ def write_image(
 
 
 def check_target(path: Path, like: Image) -> None:
-    """Refuse a path to which `write_image` cannot write, before the restoration takes its time.
+    """Refuse a path to which `write_image` cannot write, before the restoration starts.
 
     Raises:
-        ValueError: another kind of file than `like`, one that would lose values, or a folder that is not empty.
+        ValueError: another kind of file than that of `like`, one that would lose values, or a folder that is not empty.
     """
     suffix = path.suffix.lower()
     if _as_series(path, like):
-        from ..volumes.dicom_derived import check_free
+        from ..volumes.dicom_derived import check_free  # as above
 
         check_free(path)
     elif like.kind != "bitmap":
-        if not path.name.lower().endswith(_NIFTI_SUFFIXES):
-            raise ValueError(f"output of {like.path} must end in {', '.join(_NIFTI_SUFFIXES)}, got {path.name}")
+        if not is_nifti_name(path):
+            raise ValueError(f"output of {like.path} must end in {', '.join(_VOLUME_SUFFIXES)}, got {path.name}")
     elif suffix in (".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{path.name} would lose values; write .png or .tiff")
     elif suffix not in BITMAP_SUFFIXES:
@@ -279,12 +295,12 @@ def check_target(path: Path, like: Image) -> None:
 
 
 def _as_series(path: Path, like: Image) -> bool:
-    """Whether `path` becomes a folder with a DICOM series."""
-    return like.kind == "dicom" and not path.name.lower().endswith(_NIFTI_SUFFIXES)
+    """Whether `path` is to become a folder with a DICOM series."""
+    return like.kind == "dicom" and not is_nifti_name(path)
 
 
 def _slices(array: np.ndarray, axis: int) -> np.ndarray:
-    """(D, H, W) or (D, H, W, T) as (N, 1, rows, columns), the time points one after the other."""
+    """Arrange (D, H, W) or (D, H, W, T) as (N, 1, rows, columns), one time point after the other."""
     series = array[..., None] if array.ndim == 3 else array
     ordered = np.moveaxis(series, (3, axis), (0, 1))  # (T, slices, rows, columns)
     return ordered.reshape(-1, 1, *ordered.shape[2:])
@@ -302,7 +318,7 @@ def _scaled_affine(affine: np.ndarray, slice_axis: int, scale: int) -> np.ndarra
     grid = np.eye(4)
     for axis in {0, 1, 2} - {slice_axis}:
         grid[axis, axis] = 1 / scale
-        grid[axis, 3] = (1 / scale - 1) / 2  # the first small pixel lies left of the large one's centre
+        grid[axis, 3] = (1 / scale - 1) / 2  # the first small pixel is left of the large one's centre
     return affine @ grid
 
 
@@ -310,11 +326,11 @@ def _automatic_range(image: Image) -> IntensityRange:
     if image.kind == "bitmap":
         return _dtype_range(image.dtype) if image.dtype.kind in "iu" else IntensityRange(0, 1, origin="float pixels")
     chosen = _percentile_range(image, 0.1, 99.9)
-    _warn(f"{image.path}: no intensity range was given; taken as {chosen}")
+    _warn(f"{image.path}: no intensity range was given; using {chosen}")
     return chosen
 
 
-def _dtype_range(dtype: np.dtype) -> IntensityRange:
+def _dtype_range(dtype: np.dtype[Any]) -> IntensityRange:
     if dtype.kind not in "iu":
         raise ValueError(f"range dtype needs whole-number pixels, got {dtype}; give the range as LOW,HIGH")
     limits = np.iinfo(dtype)
@@ -364,9 +380,6 @@ def _read_bitmap(path: Path) -> np.ndarray:
 
 
 def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
-
     try:
         with Pillow.open(path) as picture:
             _check_size(path, picture)
@@ -382,11 +395,11 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
                 converted = picture.copy()
     except OSError as error:
         if isinstance(error, UnidentifiedImageError):
-            raise ValueError(f"{path} is not a readable image: its start is that of no known kind") from error
+            raise ValueError(f"{path} is not a readable image: its first bytes are those of no known format") from error
         raise OSError(f"{path} is damaged or cut off: {' '.join(str(error).split())}") from error
     except MemoryError:
         raise
-    except Exception as error:  # plug-ins of Pillow fail in many ways on damaged data
+    except Exception as error:  # Pillow's plug-ins fail in many ways on damaged data
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(f"{path} is not a readable image: {' '.join(str(error).split())[:200]}") from error
@@ -397,7 +410,7 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _check_size(path: Path, picture: Any) -> None:
-    """Refuse a size that the file cannot hold or the memory cannot take."""
+    """Refuse an image that is too large for its file or for the memory."""
     pixels = picture.width * picture.height
     if picture.format == "PNG":
         check_inflated(path, pixels * (_png_bits(path) or 8) // 8, path.stat().st_size)
@@ -405,17 +418,17 @@ def _check_size(path: Path, picture: Any) -> None:
 
 
 def _check_sums(path: Path) -> None:
-    """Refuse a PNG with a damaged part: Pillow does not look at the sums of the pixels."""
+    """Refuse a PNG with a damaged chunk; Pillow does not verify the checksums of pixels."""
     with path.open("rb") as stream:
         stream.seek(8)
         name = b""
         while name != b"IEND":
             length, name = struct.unpack(">I4s", stream.read(8))
             if length > path.stat().st_size:
-                raise ValueError(f"{path} is damaged or cut off: a part of it claims {length} bytes")
+                raise ValueError(f"{path} is damaged or cut off: one of its chunks claims {length} bytes")
             content, found = stream.read(length), stream.read(4)
             if found != zlib.crc32(name + content).to_bytes(4):
-                raise ValueError(f"{path} is damaged or cut off: the sum of its part {name!r} is wrong")
+                raise ValueError(f"{path} is damaged or cut off: the checksum of its chunk {name!r} is wrong")
 
 
 def _png_bits(path: Path) -> int | None:
@@ -425,8 +438,6 @@ def _png_bits(path: Path) -> int | None:
 
 
 def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
-    import tifffile
-
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
@@ -438,7 +449,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())[:200]}") from error
-    if axes.startswith("S") and array.ndim == 3:  # planes one after the other
+    if axes.startswith("S") and array.ndim == 3:  # colour planes one after the other
         array, axes = np.moveaxis(array, 0, -1), "YXS"
     if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
         raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
@@ -446,7 +457,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _check_pages(path: Path, series: Any) -> None:
-    """Refuse parts of an image that are not in the file, which would be read as zeros, and what memory cannot take."""
+    """Refuse an image with missing parts, which would be read as zeros, or one that is too large for the memory."""
     stored = path.stat().st_size
     for page in series.pages:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -456,11 +467,9 @@ def _check_pages(path: Path, series: Any) -> None:
 
 
 def _write_bitmap(path: Path, stack: np.ndarray) -> None:
-    """(N, C, H, W) as a bitmap that can hold it (`check_target`)."""
+    """Write (N, C, H, W) into a bitmap that can hold it, see `check_target`."""
     planes = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
     if path.suffix.lower() in _TIFF_SUFFIXES:
-        import tifffile
-
         with atomic_path(path) as temporary:
             tifffile.imwrite(
                 temporary,
@@ -469,15 +478,11 @@ def _write_bitmap(path: Path, stack: np.ndarray) -> None:
                 metadata=None,
             )
         return
-    from PIL import Image as Pillow
-
     with atomic_path(path) as temporary:
         Pillow.fromarray(np.ascontiguousarray(planes[0])).save(temporary)
 
 
 def _modality(path: Path) -> str | None:
-    import pydicom
-
     for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
         try:
             header: Any = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "Rows"])
@@ -489,7 +494,7 @@ def _modality(path: Path) -> str | None:
 
 
 def _has_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, by the mark in its first bytes or by its suffix."""
+    """Whether a folder holds a DICOM file, judged by its suffix or the mark in its first bytes."""
     for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
         if file.suffix.lower() in (".dcm", ".ima", ".dicom"):
             return True

@@ -1,4 +1,4 @@
-"""Restore images of any size, in tiles that bound the memory, slice by slice; guards, and a report of the change."""
+"""Restore images of any size in tiles that bound the memory; refuse unsuitable weights; measure the change."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,19 +11,19 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ..volumes import VolumeWarning
+from .borders import mirrored
 from .images import Image, IntensityRange, choose_range
 from .views import dihedral, neighbours, undo_dihedral
 from .weights import WeightsInfo
 
 Progress = Callable[[int, int], None]
-"""Called with the number of slices that are done, and of all."""
+"""Called with the number of finished slices and the number of all."""
 
-
-_FAR = 0.5  # of the range, beyond its ends; noise of 50 in 255 seldom reaches further
+_FAR = 0.5  # as a share of the range, beyond its ends; noise of 50 in 255 rarely reaches further
 
 
 class Refused(ValueError):
-    """The weights are not made for this image; a result would look fine and be wrong."""
+    """The weights do not apply to this image; the result would look plausible but be wrong."""
 
 
 def restore(
@@ -38,7 +38,7 @@ def restore(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Restore a stack of slices by a model; what is in memory at once depends on the tile, not on the image.
+    """Restore a stack of slices with a model; the memory for the network depends on the tile, not on the image.
 
     Args:
         model: MaIR, MaIRUNet, or any module with in_channels, out_channels and scale that maps (1, C_in, H, W) to
@@ -46,20 +46,20 @@ def restore(
             a slice are the other input channels (2.5-D).
         image: (N, C, H, W), or (C, H, W), with 0 and 1 at the ends of the intensity range.
         tile: largest side of a tile in pixels, without its overlap.
-        overlap: what a tile sees of its neighbours, on each side, as a share of the tile.
-        self_ensemble: mean over the eight mirrorings and rotations of the image; takes eight times as long.
-        blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap; "cut" pastes
-            them side by side, as published figures do it.
-        groups: volumes that follow each other in N; 2.5-D does not look from one into the next.
+        overlap: how much a tile sees of its neighbours on each side, as a share of the tile.
+        self_ensemble: average over the eight mirrorings and rotations of the image; takes eight times as long.
+        blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap; "cut" places
+            them side by side, as in published results.
+        groups: the number of volumes that follow each other in N; in 2.5-D, neighbours come from the same volume only.
         device: where the model runs.
-        progress: told of each slice.
+        progress: called after each slice.
 
     Returns:
-        float32, (N, C, H * scale, W * scale) or without N as it came; not cut to [0, 1].
+        float32, (N, C, H * scale, W * scale), or without N if the image has none; not clipped to [0, 1].
 
     Raises:
         Refused: the image has another number of channels than the model.
-        ValueError: for a shape or an option that does not fit.
+        ValueError: a shape or an option does not fit.
     """
     stack = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
     single = stack.ndim == 3
@@ -98,10 +98,14 @@ def restore(
 
 
 def slices_of(model: nn.Module, channels: int) -> int:
-    """How many neighbouring slices the model takes of an image with so many channels: 1, or an odd number (2.5-D).
+    """The number of neighbouring slices that the model takes as channels: 1, or an odd number (2.5-D).
+
+    Args:
+        model: has in_channels and out_channels.
+        channels: those of the image.
 
     Raises:
-        Refused: the image does not fit.
+        Refused: the model does not take such an image.
     """
     taken, given = int(model.in_channels), int(model.out_channels)  # type: ignore[arg-type]
     if taken == channels == given:
@@ -116,10 +120,10 @@ def slices_of(model: nn.Module, channels: int) -> int:
 
 
 def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
-    """Where the tiles lie on one axis: (start, stop) of what a tile sees and (left, right) of what it stands for.
+    """The tiles of one axis: (start, stop) of the pixels a tile sees, and (left, right) of its own part.
 
     As published: `length // tile + 1` tiles of one size, each seeing a share `overlap` of its size beyond its inner
-    borders. The axis is meant to be extended to a multiple of the number of tiles.
+    borders. The axis must be extended to a multiple of the number of tiles.
 
     Example:
         >>> tile_windows(10, 6, 0.2)
@@ -135,15 +139,15 @@ def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int,
 
 
 def tile_weights(windows: list[tuple[int, int, int, int]], *, scale: int = 1, smooth: bool = True) -> list[np.ndarray]:
-    """The weight of each tile's pixels along one axis; over all tiles they sum to 1 at every place.
+    """The weights of each tile's pixels along one axis; over all tiles they sum to 1 at every position.
 
-    A smooth weight rises over the inner half of the overlap on both sides of a border; the outer half, where a tile
-    lacks what lies beyond it, does not count.
+    A smooth weight rises over the inner half of the overlap on both sides of a border. The outer half, whose pixels
+    lack neighbours in the tile, has weight 0.
 
     Args:
-        windows: of `tile_windows`.
+        windows: from `tile_windows`.
         scale: pixels of the result per pixel of the image.
-        smooth: fade; else 1 inside the tile's own part and 0 outside.
+        smooth: fade at the borders; else the weight is 1 inside the tile's own part and 0 outside.
 
     Example:
         >>> [w.tolist() for w in tile_weights([(0, 6, 0, 5), (4, 10, 5, 10)], smooth=False)]
@@ -151,22 +155,22 @@ def tile_weights(windows: list[tuple[int, int, int, int]], *, scale: int = 1, sm
     """
     weights = []
     for number, (start, stop, left, right) in enumerate(windows):
-        place = np.arange(start * scale, stop * scale) + 0.5
-        weight = np.ones(len(place))
+        position = np.arange(start * scale, stop * scale) + 0.5
+        weight = np.ones(len(position))
         if number > 0:
-            weight *= _rise(place, left * scale, (left - start) / 2 * scale if smooth else 0)
+            weight *= _rise(position, left * scale, (left - start) / 2 * scale if smooth else 0)
         if number < len(windows) - 1:
-            weight *= 1 - _rise(place, right * scale, (stop - right) / 2 * scale if smooth else 0)
+            weight *= 1 - _rise(position, right * scale, (stop - right) / 2 * scale if smooth else 0)
         weights.append(weight)
     return weights
 
 
-def _rise(place: np.ndarray, border: float, half: float) -> np.ndarray:
+def _rise(position: np.ndarray, border: float, half: float) -> np.ndarray:
     """0 below the border and 1 above it, with half a cosine over border - half .. border + half."""
     if half <= 0:
-        return (place > border).astype(np.float64)
-    part = np.clip((place - border) / (2 * half) + 0.5, 0, 1)
-    return (1 - np.cos(np.pi * part)) / 2
+        return (position > border).astype(np.float64)
+    part = np.clip((position - border) / (2 * half) + 0.5, 0, 1)
+    return np.asarray((1 - np.cos(np.pi * part)) / 2)
 
 
 def _restore_tiles(
@@ -193,28 +197,25 @@ def _restore_tiles(
 
 
 def _extend(image: Tensor, axis: int, length: int) -> Tensor:
-    """The image mirrored at its last pixel until it is so long along an axis."""
+    """Extend an axis of the image to a length by mirroring at its last pixel."""
     size = image.shape[axis]
-    if size == length:
-        return image
-    position = torch.arange(length) % max(2 * size - 2, 1)
-    return image.index_select(axis, torch.minimum(position, (2 * size - 2 - position).clamp(min=0)))
+    return image if size == length else image.index_select(axis, mirrored(torch.arange(length), size))
 
 
 @dataclass(frozen=True)
 class Change:
-    """How far a result left its input, in the image's unit unless it says otherwise.
+    """The difference between a result and its input, in the image's unit unless noted otherwise.
 
     Attributes:
-        bias: mean of result - input; what a mean over a region of interest moves by.
+        bias: mean of result - input, by which the mean of a region of interest moves on average.
         largest_local_bias: the largest mean of result - input over a Gaussian neighbourhood (sigma 8 pixels), signed.
         rms: root mean square of result - input.
         largest: largest absolute difference of one pixel.
-        edge_ratio: mean slope at the input's strongest edges, result / input, both smoothed (sigma 1.5 pixels); below 1
-            edges were softened.
-        structure: correlation of result - input with the smoothed input's local contrast; 0 if only noise went.
+        edge_ratio: mean slope at the input's strongest edges, result / input, both smoothed (sigma 1.5 pixels); edges
+            were softened if it is below 1.
+        structure: correlation of result - input with the smoothed input's local contrast; 0 if only noise was removed.
         outside: share of the result's pixels outside the intensity range.
-        unit: of the first four.
+        unit: the unit of the first four.
     """
 
     bias: float
@@ -231,7 +232,7 @@ class Change:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The figures in words, one per line."""
+        """A line for each figure."""
         unit = f" {self.unit}" if self.unit not in ("", "relative") else ""
         return [
             f"bias (mean of result - input)     {self.bias:+.4g}{unit}",
@@ -247,13 +248,13 @@ class Change:
 def measure_change(
     degraded: np.ndarray, restored: np.ndarray, *, intensity_range: IntensityRange, scale: int = 1
 ) -> Change:
-    """How far a result left its input.
+    """Measure the difference between a result and its input.
 
     Args:
         degraded: (N, C, H, W) in the image's unit.
         restored: (N, C, H * scale, W * scale) in the same unit; a larger one is averaged down to the input's pixels.
-        intensity_range: that the network saw as 0 to 1.
-        scale: of super-resolution.
+        intensity_range: the intensities that were 0 and 1 for the network.
+        scale: the factor of super-resolution.
 
     Returns:
         Figures over all slices.
@@ -269,8 +270,8 @@ def measure_change(
         squares += np.square(difference).sum()
         largest = max(largest, float(np.abs(difference).max()))
         local = gaussian_filter(difference, 8)
-        place = np.unravel_index(np.abs(local).argmax(), local.shape)
-        worst = max(worst, float(local[place]), key=abs)
+        position = np.unravel_index(np.abs(local).argmax(), local.shape)
+        worst = max(worst, float(local[position]), key=abs)
         smooth = [gaussian_filter(plane, 1.5) for plane in (before, after)]
         steep = [np.hypot(*np.gradient(plane)) if min(plane.shape) > 1 else np.zeros_like(plane) for plane in smooth]
         edges = steep[0] >= np.quantile(steep[0], 0.95)
@@ -299,7 +300,7 @@ def measure_change(
 
 
 def _planes(degraded: np.ndarray, restored: np.ndarray, scale: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of float64 planes on the input's pixels."""
+    """Pairs of float64 planes of the input's size."""
     height, width = degraded.shape[2:]
     for before, after in zip(
         degraded.reshape(-1, height, width), restored.reshape(-1, *restored.shape[2:]), strict=True
@@ -309,29 +310,30 @@ def _planes(degraded: np.ndarray, restored: np.ndarray, scale: int) -> Iterator[
 
 
 def fitting_range(image: Image, info: WeightsInfo, how: str = "auto") -> IntensityRange:
-    """The intensity range for an image and these weights, or a refusal where a wrong one would go unseen.
+    """The intensity range for an image and weights; refuses a range whose error would not show in the result.
 
     | weights for | image | outcome with "auto" | with a range given |
     | --- | --- | --- | --- |
     | HU | CT series | the weights' window | must be the weights' window |
-    | HU | volume of unknown kind | refused: say hu:LOW,HIGH | must be hu: and the weights' window |
+    | HU | volume of unknown modality | refused: hu:LOW,HIGH is needed | must be hu: and the weights' window |
     | HU | bitmap, MR series | refused | refused |
     | 8-bit | uint8 | 0 to 255 | as given |
-    | 8-bit | other types | refused: say the range | as given |
+    | 8-bit | other types | refused: a range is needed | as given |
     | relative | any | `choose_range` | as given |
 
-    A `VolumeWarning` says if much of the image lies far outside the range: a network has not seen such values.
+    A `VolumeWarning` reports an image of which much lies far outside the range: networks were not trained on such
+    values.
 
     Raises:
-        Refused: as the table says.
+        Refused: as in the table.
     """
     chosen = _fitting_range(image, info, how)
     beyond = _FAR * chosen.span
     share = float(np.mean((image.stack < chosen.low - beyond) | (image.stack > chosen.high + beyond)))
     if share > 0.01:
         warnings.warn(
-            f"{100 * share:.0f} % of {image.path} lies far outside the range {chosen}, where the network has learnt"
-            " nothing: look for stripes and shifted means, or choose a wider range",
+            f"{100 * share:.0f} % of {image.path} lies far outside the range {chosen}, on which the network was"
+            " trained: look for stripes and shifted means, or choose a wider range",
             VolumeWarning,
             stacklevel=2,
         )
@@ -347,14 +349,14 @@ def _fitting_range(image: Image, info: WeightsInfo, how: str) -> IntensityRange:
         if how == "auto" and image.modality == "CT":
             how = wanted
         if how == "auto":
-            raise Refused(f"the weights are for CT numbers; if {image.path} holds them, say so with --range {wanted}")
+            raise Refused(f"the weights are for CT numbers; if {image.path} holds them, give --range {wanted}")
         chosen = choose_range(image, how)
         if chosen.unit != "HU" or (chosen.low, chosen.high) != (low, high):
             raise Refused(f"the weights are for the range {wanted}, got {how}")
         return chosen
     if info.intensity_unit == "8-bit" and how == "auto" and image.dtype != np.uint8:
         raise Refused(
-            f"the weights are for 8-bit images, got {image.path} with {image.dtype.name} pixels; say with --range"
-            " LOW,HIGH which intensities are black and white"
+            f"the weights are for 8-bit images, got {image.path} with {image.dtype.name} pixels; give the intensities"
+            " of black and white with --range LOW,HIGH"
         )
     return choose_range(image, how)

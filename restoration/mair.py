@@ -1,7 +1,7 @@
 """MaIR: super-resolution and denoising at one scale, for grey and colour images of any size.
 
 Li et al., "MaIR: A Locality- and Continuity-Preserving Mamba for Image Restoration", CVPR 2025 (arXiv 2412.20066).
-Parameter names and shapes are those of the published weights.
+Parameters have the names and shapes of the published weights.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .scan_block import BlockSequence, ScanBlock, on_channels_first
 from .scan_order import scan_order
+from .views import middle_channels
 
-_RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
+_RGB_MEAN = (0.4488, 0.4371, 0.4040)  # the mean of the DIV2K training images
 
 _TINY = {"width": 60, "depths": (6,) * 4, "states": 1, "expansion": 1.1, "mlp_ratio": 1.6, "stripe_width": 8}
 _SMALL = {"width": 60, "depths": (6,) * 4, "states": 16, "expansion": 1.4, "mlp_ratio": 1.6, "stripe_width": 4}
@@ -34,35 +35,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class MaIR(nn.Module):
     """Image (B, in_channels, H, W) with values in [0, 1] -> restored image (B, out_channels, H * scale, W * scale).
 
-    Any H and W work, without padding. A 3-D volume is restored slice by slice; with neighbouring slices as input
-    channels (2.5-D), `in_channels` is the odd number of slices and `out_channels` is 1: the restored slice is the
-    middle one. `arguments` keeps the constructor's arguments as plain values, so that a file of weights can carry them.
+    Any H and W work, without padding. A 3-D volume is restored slice by slice. With neighbouring slices as input
+    channels (2.5-D), `in_channels` is the odd number of slices and `out_channels` is 1: the middle slice is restored.
+    `arguments` holds the constructor's arguments as plain values, to be stored with the weights.
 
     Args:
         stripe_width: width in pixels of the stripes of the scan order, 4 or 8 in the published configurations. It has
-            no default: no parameter's shape depends on it, but a model gives nonsense with another one than its own.
+            no default, because no parameter's shape depends on it and a wrong value gives wrong results silently.
         in_channels: 1 for grey, 3 for colour, an odd number of slices for 2.5-D.
-        out_channels: channels of the result; None is `in_channels`. The result stands for the middle `out_channels` of
-            the input channels, so `in_channels - out_channels` must be even.
+        out_channels: channels of the result; None means `in_channels`. The result corresponds to the middle
+            `out_channels` of the input channels, so `in_channels - out_channels` must be even.
         scale: factor of the size: 2, 3, 4 or 8 with an upsampler, else 1.
         upsampler: "pixelshuffledirect" (lightweight super-resolution), "pixelshuffle" (classical), or None: the input
-            is added to the result, as denoising wants it.
+            is added to the result, for denoising.
         width: channels C of the feature maps.
         depths: number of blocks in each residual group.
         states: states per channel of the selective scan.
-        expansion: inner width of the scan / `width`.
-        mlp_ratio: hidden width of the MLPs / `width`.
+        expansion: the inner width of the scan / `width`.
+        mlp_ratio: the hidden width of the MLPs / `width`.
         resi_connection: the convolution that ends each group: "1conv", or the smaller "3conv".
-        drop_path_rate: how often a sample misses the last block's scan while training; earlier blocks less, linearly.
-        img_range: factor on the input before the network and 1 / factor behind it.
-        mean: one value per input channel, subtracted before the network; the middle ones are added behind it. None is
-            the published RGB mean for 3 channels in and out, else 0.
-        continuous: scan order without the jumps at stripe borders (`scan_order`); published weights want False.
-        checkpoint_blocks: compute each block again in the backward pass instead of keeping its inner maps: about a
-            third more time for a fraction of the memory.
+        drop_path_rate: the probability that a sample skips the scan of the last block in training; it rises linearly
+            from 0 at the first block.
+        img_range: factor on the input before the network; the result is divided by it.
+        mean: one value per input channel, subtracted before the network; the middle ones are added to the result. None
+            is the published RGB mean for 3 channels in and out, else 0.
+        continuous: scan order without the jumps at stripe borders (`scan_order`); published weights need False.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its inner maps: a fraction of
+            the memory for about a third more time.
 
     Raises:
-        ValueError: for arguments that do not fit together.
+        ValueError: the arguments do not fit together.
 
     Example:
         >>> model = MaIR(stripe_width=4, in_channels=1, scale=1, upsampler=None, width=12, depths=(1,), states=2)
@@ -113,46 +115,50 @@ class MaIR(nn.Module):
         }
         _check_arguments(self.arguments)
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
-        first = (in_channels - out_channels) // 2
-        self.middle = slice(first, first + out_channels)  # the input channels that the result stands for
+        self.middle = middle_channels(in_channels, out_channels)
         self.stripe_width, self.continuous = stripe_width, continuous
         self.img_range, self.mean = img_range, tuple(mean)
 
         self.conv_first = nn.Conv2d(in_channels, width, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(width)})
-        rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
+        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.layers = nn.ModuleList()
         for depth in depths:
-            group_rates, rates = rates[:depth], rates[depth:]
+            group_rates = [next(rates) for _ in range(depth)]
             blocks = [ScanBlock(width, states, expansion, mlp_ratio, rate, "conv_blk") for rate in group_rates]
             sequence = BlockSequence(blocks, checkpoint_blocks)
             self.layers.append(ResidualGroup(sequence, _group_conv(width, resi_connection)))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = _group_conv(width, resi_connection)
-        if upsampler == "pixelshuffle":
-            self.conv_before_upsample = nn.Sequential(nn.Conv2d(width, 64, 3, padding=1), nn.LeakyReLU(0.01))
-            self.upsample = nn.Sequential(*_upsampling(64, scale))
-            self.conv_last = nn.Conv2d(64, out_channels, 3, padding=1)
-        elif upsampler == "pixelshuffledirect":
-            self.upsample = nn.Sequential(
-                nn.Conv2d(width, scale**2 * out_channels, 3, padding=1), nn.PixelShuffle(scale)
-            )
-        else:
-            self.conv_last = nn.Conv2d(width, out_channels, 3, padding=1)
         self.upsampler = upsampler
+        self._add_head(width, out_channels)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def _add_head(self, width: int, out_channels: int) -> None:
+        """The layers after the last group, by upsampler."""
+        scale = self.scale
+        if self.upsampler == "pixelshuffle":
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(width, 64, 3, padding=1), nn.LeakyReLU(0.01))
+            self.upsample = nn.Sequential(*_upsampling(64, scale))
+            self.conv_last = nn.Conv2d(64, out_channels, 3, padding=1)
+        elif self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(width, scale**2 * out_channels, 3, padding=1), nn.PixelShuffle(scale)
+            )
+        else:
+            self.conv_last = nn.Conv2d(width, out_channels, 3, padding=1)
+
     @classmethod
     def from_variant(cls, variant: str, **changes: Any) -> "MaIR":
-        """A published configuration by its name in `VARIANTS`, with random parameters.
+        """Build a published configuration with random parameters.
 
         Args:
-            variant: "mair-t-x2" and so on.
-            changes: constructor arguments to replace, say `in_channels=1`.
+            variant: a name in `VARIANTS`, such as "mair-t-x2".
+            changes: constructor arguments to replace, such as `in_channels=1`.
         """
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -174,18 +180,21 @@ class MaIR(nn.Module):
         for group in self.layers:
             deep = group(deep, plain, shifted)
         deep = on_channels_first(self.conv_after_body, self.norm(deep)) + shallow
-        deep = deep.permute(0, 3, 1, 2)
+        return self._upsampled(deep.permute(0, 3, 1, 2), scaled) / self.img_range + mean[self.middle]
+
+    def _upsampled(self, deep: Tensor, scaled: Tensor) -> Tensor:
+        """(B, C, H, W) features and the scaled input -> the result before its range and mean are restored."""
         if self.upsampler == "pixelshuffle":
-            restored = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
+            restored: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(deep)))
         elif self.upsampler == "pixelshuffledirect":
             restored = self.upsample(deep)
         else:
             restored = scaled[:, self.middle] + self.conv_last(deep)
-        return restored / self.img_range + mean[self.middle]
+        return restored
 
 
 class ResidualGroup(nn.Module):
-    """Blocks with plain and shifted stripes in turn, then a convolution, around one residual connection."""
+    """Blocks with plain and shifted stripes alternately, then a convolution, inside one residual connection."""
 
     def __init__(self, blocks: BlockSequence, conv: nn.Module):
         super().__init__()
@@ -193,7 +202,7 @@ class ResidualGroup(nn.Module):
         self.conv = conv
 
     def forward(self, features: Tensor, plain: Tensor, shifted: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); `plain` and `shifted` are the scan orders of this size."""
+        """(B, H, W, C) -> (B, H, W, C); `plain` and `shifted` are scan orders of this size."""
         deep = self.residual_group["blocks"](features, plain, shifted)
         return on_channels_first(self.conv, deep) + features
 
@@ -220,11 +229,8 @@ def _upsampling(width: int, scale: int) -> list[nn.Module]:
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
-    in_channels, out_channels = arguments["in_channels"], arguments["out_channels"]
-    if out_channels < 1 or in_channels < out_channels or (in_channels - out_channels) % 2:
-        raise ValueError(
-            f"out_channels must be at least 1 and the middle of in_channels ({in_channels}), got {out_channels}"
-        )
+    in_channels = arguments["in_channels"]
+    middle_channels(in_channels, arguments["out_channels"])
     if len(arguments["mean"]) != in_channels:
         raise ValueError(f"mean must have {in_channels} values, one per input channel, got {arguments['mean']}")
     upsampler, scale = arguments["upsampler"], arguments["scale"]

@@ -1,7 +1,7 @@
 """MaIRUNet: denoising of real photographs, motion deblurring and dehazing at four scales.
 
 Li et al., "MaIR: A Locality- and Continuity-Preserving Mamba for Image Restoration", CVPR 2025 (arXiv 2412.20066).
-Parameter names and shapes are those of the published weights.
+Parameters have the names and shapes of the published weights.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .borders import mirrored
 from .scan_block import BlockSequence, ScanBlock, on_channels_first
 from .scan_order import scan_order
+from .views import middle_channels
 
-_MULTIPLE = 8  # three times halved
+_MULTIPLE = 8  # the size is halved three times
 
 _REAL = {"width": 48, "depths": (4, 6, 6, 8), "refinement": 4, "expansion": 2.0, "stripe_width": 4}
 _HAZE = {"width": 24, "depths": (2, 2, 3, 4), "refinement": 2, "expansion": 1.2, "stripe_width": 8}
@@ -31,31 +33,32 @@ class MaIRUNet(nn.Module):
     """Image (B, in_channels, H, W) with values in [0, 1] -> restored image (B, out_channels, H, W).
 
     Any H and W work: the image is padded at the bottom and at the right by reflection to multiples of 8, and the result
-    cropped. With neighbouring slices as input channels (2.5-D), `in_channels` is the odd number of slices and
-    `out_channels` is 1: the restored slice is the middle one. `arguments` keeps the constructor's arguments as plain
-    values, so that a file of weights can carry them.
+    is cropped. With neighbouring slices as input channels (2.5-D), `in_channels` is the odd number of slices and
+    `out_channels` is 1: the middle slice is restored. `arguments` holds the constructor's arguments as plain values, to
+    be stored with the weights.
 
     Args:
         stripe_width: width in pixels of the stripes of the scan order, the same at every level, 4 or 8 in the published
-            configurations. It has no default: no parameter's shape depends on it, but a model gives nonsense with
-            another one than its own.
+            configurations. It has no default, because no parameter's shape depends on it and a wrong value gives
+            wrong results silently.
         in_channels: 1 for grey, 3 for colour, an odd number of slices for 2.5-D.
-        out_channels: channels of the result; None is `in_channels`. The result is added to the middle `out_channels` of
-            the input channels, so `in_channels - out_channels` must be even.
-        width: channels of the feature maps at full size; twice as many per level below.
+        out_channels: channels of the result; None means `in_channels`. The result is added to the middle `out_channels`
+            of the input channels, so `in_channels - out_channels` must be even.
+        width: channels of the feature maps at full size; doubled at each level below.
         depths: number of blocks at full, 1/2, 1/4 and 1/8 size, the same on the way down and up.
-        refinement: number of blocks at full size behind the last level.
-        expansion: inner width of the scan / width of its level.
-        first_mlp_ratio: hidden width of the MLPs / width in the first level on the way down.
+        refinement: number of blocks at full size after the last level.
+        expansion: the inner width of the scan / the width of its level.
+        first_mlp_ratio: the hidden width of the MLPs / the width in the first level on the way down.
         mlp_ratio: the same in all other levels.
-        bias: biases in the convolutions that reduce channels and in the last one.
-        drop_path_rate: how often a sample misses the last block's scan while training; earlier blocks less, linearly.
-        continuous: scan order without the jumps at stripe borders (`scan_order`); published weights want False.
-        checkpoint_blocks: compute each block again in the backward pass instead of keeping its inner maps: about a
-            third more time for a fraction of the memory.
+        bias: whether the convolutions that reduce channels and the last one have biases.
+        drop_path_rate: the probability that a sample skips the scan of the last block in training; it rises linearly
+            from 0 at the first block.
+        continuous: scan order without the jumps at stripe borders (`scan_order`); published weights need False.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its inner maps: a fraction of
+            the memory for about a third more time.
 
     Raises:
-        ValueError: for arguments that do not fit together.
+        ValueError: the arguments do not fit together.
 
     Example:
         >>> model = MaIRUNet(stripe_width=4, in_channels=1, width=8, depths=(1, 1, 1, 1), refinement=1)
@@ -99,12 +102,10 @@ class MaIRUNet(nn.Module):
         _check_arguments(self.arguments)
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, 1
         self.stripe_width, self.continuous = stripe_width, continuous
-        first = (in_channels - out_channels) // 2
-        self.middle = slice(first, first + out_channels)  # the input channels that the result stands for
+        self.middle = middle_channels(in_channels, out_channels)
 
-        n0, n1, n2, n3 = depths
         # down the four levels, up again, and the refinement at full size
-        counts = [n0, n1, n2, n3, n2, n1, n0, refinement]
+        counts = [*depths, *reversed(depths[:3]), refinement]
         rates = np.linspace(0, drop_path_rate, sum(counts)).tolist()
 
         def level(level_width: int, states: int, ratio: float) -> BlockSequence:
@@ -133,11 +134,11 @@ class MaIRUNet(nn.Module):
 
     @classmethod
     def from_variant(cls, variant: str, **changes: Any) -> "MaIRUNet":
-        """A published configuration by its name in `VARIANTS`, with random parameters.
+        """Build a published configuration with random parameters.
 
         Args:
-            variant: "mair-unet-dehaze" and so on.
-            changes: constructor arguments to replace, say `in_channels=1`.
+            variant: a name in `VARIANTS`, such as "mair-unet-dehaze".
+            changes: constructor arguments to replace, such as `in_channels=1`.
         """
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -162,25 +163,26 @@ class MaIRUNet(nn.Module):
         features = self._run(self.decoder_level2, on_channels_first(self.reduce_chan_level2, joined))
         joined = torch.cat([on_channels_first(self.up2_1, features), skip1], dim=-1)
         features = self._run(self.refinement, self._run(self.decoder_level1, joined))
-        restored = self.output(features.permute(0, 3, 1, 2)) + image[:, self.middle]
+        restored: Tensor = self.output(features.permute(0, 3, 1, 2)) + image[:, self.middle]
         return restored[:, :, :height, :width]
 
     def _run(self, blocks: BlockSequence, features: Tensor) -> Tensor:
         size = features.shape[1:3]
         order = scan_order(*size, self.stripe_width, continuous=self.continuous, device=features.device)
-        return blocks(features, order)  # the published network uses plain stripes only
+        result: Tensor = blocks(features, order)  # the published network uses plain stripes only
+        return result
 
 
 def pad_by_reflection(image: Tensor, multiple: int) -> Tensor:
     """Extend (B, C, H, W) at the bottom and at the right to multiples of `multiple`, mirrored at the last pixel.
 
-    An image smaller than its margin is mirrored to and fro, as `numpy.pad` does it; one pixel is repeated.
+    An image smaller than its margin is mirrored several times, as by `numpy.pad`; a single pixel is repeated.
     """
     for axis in (2, 3):
         size = image.shape[axis]
         if size % multiple:
-            position = torch.arange(size + -size % multiple, device=image.device) % max(2 * size - 2, 1)
-            image = image.index_select(axis, torch.minimum(position, 2 * size - 2 - position))
+            position = torch.arange(size + -size % multiple, device=image.device)
+            image = image.index_select(axis, mirrored(position, size))
     return image
 
 
@@ -192,7 +194,8 @@ class _Downsample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(width, width // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.body(features)
+        resampled: Tensor = self.body(features)
+        return resampled
 
 
 class _Upsample(nn.Module):
@@ -203,15 +206,12 @@ class _Upsample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(width, 2 * width, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.body(features)
+        resampled: Tensor = self.body(features)
+        return resampled
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
-    in_channels, out_channels = arguments["in_channels"], arguments["out_channels"]
-    if out_channels < 1 or in_channels < out_channels or (in_channels - out_channels) % 2:
-        raise ValueError(
-            f"out_channels must be at least 1 and the middle of in_channels ({in_channels}), got {out_channels}"
-        )
+    middle_channels(arguments["in_channels"], arguments["out_channels"])
     if len(arguments["depths"]) != 4:
         raise ValueError(f"depths must be four numbers, one per level, got {arguments['depths']}")
     if arguments["width"] % 2:

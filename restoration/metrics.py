@@ -1,4 +1,4 @@
-"""PSNR and SSIM with an explicit data range and border, and the Y channel on which super-resolution is measured."""
+"""PSNR and SSIM with an explicit data range and border, and the Y channel for measuring super-resolution."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # 11 x 11 Gaussian window (Wang et al. 2004)
-_K1, _K2 = 0.01, 0.03  # of the same paper
+_K1, _K2 = 0.01, 0.03  # the same paper
 _LUMA = np.array([65.481, 128.553, 24.966])  # ITU-R BT.601 for 8 bits: black at 16, white at 235
 
 
@@ -16,7 +16,7 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
     Args:
         restored: (..., H, W), any unit.
         clean: of the same shape and unit.
-        data_range: the distance of the two ends of the intensity range, 255 for 8 bits.
+        data_range: the distance between the two ends of the intensity range, 255 for 8 bits.
         border: pixels left out at each side of H and W.
 
     Example:
@@ -32,14 +32,14 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: int = 0) -> float:
     """Mean structural similarity (Wang et al. 2004): 1 for equal images.
 
-    An 11 x 11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, over the places where the
-    window lies inside the image; each plane on its own, and then the mean over planes.
+    An 11 x 11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, over the positions where
+    the window lies inside the image; each plane on its own, then averaged over planes.
 
     Args:
         restored: (..., H, W), any unit, at least 11 x 11 pixels inside the border.
         clean: of the same shape and unit.
-        data_range: the distance of the two ends of the intensity range.
-        border: pixels left out at each side of H and W before anything else.
+        data_range: the distance between the two ends of the intensity range.
+        border: pixels left out at each side of H and W first.
 
     Example:
         >>> clean = np.random.default_rng(0).random((16, 16))
@@ -65,7 +65,7 @@ def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 def y_channel(image: np.ndarray, *, data_range: float) -> np.ndarray:
     """(1, H, W) luma Y of (3, H, W) RGB by ITU-R BT.601, black at 16 / 255 and white at 235 / 255 of the data range.
 
-    Not rounded: the channel on which PSNR and SSIM of super-resolution are given in papers.
+    Not rounded. Papers report PSNR and SSIM of super-resolution on this channel.
 
     Example:
         >>> y_channel(np.full((3, 1, 1), 255.0), data_range=255).round(6).tolist()
@@ -73,7 +73,7 @@ def y_channel(image: np.ndarray, *, data_range: float) -> np.ndarray:
     """
     if image.ndim != 3 or len(image) != 3:
         raise ValueError(f"image must have shape (3, H, W), got {image.shape}")
-    return (np.tensordot(_LUMA, image.astype(np.float64), 1)[None] + 16 * data_range) / 255
+    return np.asarray((np.tensordot(_LUMA, image.astype(np.float64), 1)[None] + 16 * data_range) / 255)
 
 
 def _inner(restored: np.ndarray, clean: np.ndarray, data_range: float, border: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +90,9 @@ def _inner(restored: np.ndarray, clean: np.ndarray, data_range: float, border: i
 
 
 def _local_mean(values: np.ndarray) -> np.ndarray:
-    """Gaussian means of (..., H, W) where the whole window lies inside."""
-    place = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
-    weights = np.exp(-0.5 * (place / SSIM_SIGMA) ** 2)
+    """Gaussian means of (..., H, W) at the positions where the whole window lies inside."""
+    offset = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
+    weights = np.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
     weights /= weights.sum()
     for axis in (-2, -1):
         values = correlate1d(values, weights, axis=axis)

@@ -1,16 +1,17 @@
-"""Openly licensed images that installed packages carry, as grey pictures to train and validate a denoiser on."""
+"""Openly licensed images from installed packages, as grey pictures to train and validate a denoiser."""
 
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Pillow
 
 from ..runs.files import atomic_path
 from ..volumes import read_volume
-from .images import read_image
+from .images import LUMA, read_image
 
-# name -> (package, file in it, licence, smaller by)
+# name -> (package, file in it, licence, factor of reduction)
 _PICTURES: dict[str, tuple[str, str, str, int]] = {
     "astronaut": ("skimage", "data/astronaut.png", "public domain (NASA)", 1),
     "brick": ("skimage", "data/brick.png", "CC0", 1),
@@ -35,23 +36,20 @@ _BRAIN = (
     " University: free to use, copy, modify and distribute for any purpose with this notice (nilearn calls it unknown)",
 )
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def write_open_images(folder: Path) -> dict[str, int]:
     """Write grey 8-bit PNG files into folder/train and folder/validation, and LICENCES.tsv.
 
-    Pictures that packages compressed as JPEG are averaged over 2 x 2 pixels where they are large, so that a denoiser
-    does not learn the traces of compression. A package that is not installed is left out.
+    Large pictures that are stored as JPEG are averaged over 2 x 2 pixels, so that a denoiser does not learn their
+    compression artefacts. Packages that are not installed are skipped.
 
     Returns:
-        How many images each of the two folders got.
+        Name of the folder -> number of its images.
 
     Raises:
-        ValueError: if no package with images is installed.
+        ValueError: no package with images is installed.
     """
-    from PIL import Image as Pillow
-
     counts = {"train": 0, "validation": 0}
     rows = []
     for name, pixels, licence in _all_images():
@@ -72,7 +70,7 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
         path = _in_package(package, file)
         if path is not None:
             stack = read_image(path).stack[0].astype(np.float64)
-            grey = np.tensordot(_LUMA, stack, 1) if len(stack) == 3 else stack[0]
+            grey = np.tensordot(LUMA, stack, 1) if len(stack) == 3 else stack[0]
             yield name, _as_bytes(_averaged(grey, factor)), f"{licence}, from {package}"
     package, file, licence = _BRAIN
     path = _in_package(package, file)
@@ -92,8 +90,10 @@ def _in_package(package: str, file: str) -> Path | None:
 
 def _averaged(grey: np.ndarray, factor: int) -> np.ndarray:
     height, width = (size // factor * factor for size in grey.shape)
-    return grey[:height, :width].reshape(height // factor, factor, width // factor, factor).mean((1, 3))
+    blocks = grey[:height, :width].reshape(height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.mean((1, 3)))
 
 
 def _as_bytes(grey: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return rounded

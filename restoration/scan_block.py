@@ -1,9 +1,9 @@
-"""The block that MaIR and MaIRUNet are made of: a selective scan along four nested S-shaped paths, then an MLP.
+"""The block of MaIR and MaIRUNet: a selective scan along four nested S-shaped paths, then an MLP.
 
-Feature maps are channel-last, (B, H, W, C), throughout: so linear layers, norms and the scan read them as they lie,
-and `on_channels_first` lends them to convolutions without a copy. Letters: C width of the block, d inner width, N
-states per channel, R rank of the step sizes, K = 4 directions, L = H * W pixels. The names of parameters and their
-order are those of the published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
+Feature maps are channel-last, (B, H, W, C), throughout: linear layers, norms and the scan read them without a copy, and
+`on_channels_first` passes them to convolutions without one. Letters: C width of the block, d inner width, N states per
+channel, R rank of the step sizes, K = 4 directions, L = H * W pixels. Parameters have the names and the order of the
+published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
 """
 
 import math
@@ -21,13 +21,14 @@ from .scan_order import DIRECTIONS
 
 def on_channels_first(layer: nn.Module, features: Tensor) -> Tensor:
     """Apply a convolution to a channel-last map: (B, H, W, C) -> (B, H', W', C')."""
-    return layer(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    mapped: Tensor = layer(features.permute(0, 3, 1, 2))
+    return mapped.permute(0, 2, 3, 1)
 
 
 class DropPath(nn.Module):
-    """Leave out a whole residual branch for some samples of the batch while training (Huang et al. 2016).
+    """Skip a whole residual branch for some samples of the batch in training (Huang et al. 2016).
 
-    Kept branches are scaled by 1 / (1 - rate), so that the mean stays.
+    Kept branches are scaled by 1 / (1 - rate), so that the mean stays the same.
     """
 
     def __init__(self, rate: float):
@@ -56,14 +57,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(features)))
+        result: Tensor = self.fc2(F.gelu(self.fc1(features)))
+        return result
 
 
 class DirectionalScan(nn.Module):
-    """The selective scan of a channel-last map along each path; it has no parameters of its own.
+    """The selective scan of a channel-last map along each path; it has no parameters.
 
-    `plain` chooses the sequential scan in plain PyTorch on copies in scan order, which the fast one is compared with;
-    it gives no gradients.
+    `plain` selects the reference: the sequential scan in plain PyTorch on copies in scan order, without gradients.
     """
 
     plain = False
@@ -71,7 +72,7 @@ class DirectionalScan(nn.Module):
     def forward(
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor, D: Tensor, delta_bias: Tensor
     ) -> Tensor:
-        """Arguments and result of `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
+        """Arguments and result as those of `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
         if self.plain:
             with torch.no_grad():
                 return directional_forward(x, delta, A, B, C, order, D, delta_bias, True)[0]
@@ -88,7 +89,8 @@ class _ShuffledMean(nn.Module):
 class _DirectionMixing(nn.Conv2d):
     """A 1x1 convolution of 1x1 maps, (B, d*K, 1, 1), with one group for the four directions of each channel.
 
-    As one batched product: `conv2d` would compute each group by itself, 1.2 ms instead of 0.03 ms for 84 channels.
+    Computed as one batched product: `conv2d` computes each group on its own, in 1.2 ms instead of 0.03 ms for 84
+    channels.
     """
 
     def forward(self, means: Tensor) -> Tensor:
@@ -99,9 +101,9 @@ class _DirectionMixing(nn.Conv2d):
 
 
 class SequenceShuffleAttention(nn.Module):
-    """Weigh the four directions of each channel by gates in (0, 1) from their means over the image, and add them up.
+    """Sum the four directions of each channel, weighted by gates in (0, 1) from their means over the map.
 
-    The gates depend on the whole map that is processed, so a tile of an image is not restored exactly as the image is.
+    The gates depend on the whole map, so a tile of an image is not restored exactly as in the whole image.
     """
 
     def __init__(self, channels: int):
@@ -117,8 +119,8 @@ class SequenceShuffleAttention(nn.Module):
         """(B, L, K, d) -> (B, L, d)."""
         batch, _, directions, channels = scanned.shape
         gates = self.gating(scanned).view(batch, 1, channels, directions).transpose(2, 3).contiguous()
-        # contiguous, so that the products below run in vectors: half the time of all four
-        out = scanned[:, :, 0] * gates[:, :, 0]
+        # contiguous, so that the products below are vectorised, which halves the time of all four
+        out: Tensor = scanned[:, :, 0] * gates[:, :, 0]
         for k in range(1, directions):
             out = torch.addcmul(out, scanned[:, :, k], gates[:, :, k].to(scanned.dtype))
         return out
@@ -143,12 +145,12 @@ class VisionScan(nn.Module):
         self.gating = SequenceShuffleAttention(inner)
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
-        if not self.A_logs.is_meta:  # there, arithmetic loads a compiler for seconds and computes nothing
+        if not self.A_logs.is_meta:  # on the meta device, arithmetic loads a compiler for seconds and computes nothing
             self.reset_scan_parameters()
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Step sizes log-uniform in 1e-3..0.1, states decaying at rates 1..N (Gu and Dao 2023, section 3.6)."""
+        """Draw step sizes log-uniformly from 1e-3..0.1; states decay at rates 1..N (Gu and Dao 2023, section 3.6)."""
         nn.init.uniform_(
             self.x_proj_weight, -(self.x_proj_weight.shape[2] ** -0.5), self.x_proj_weight.shape[2] ** -0.5
         )
@@ -163,21 +165,22 @@ class VisionScan(nn.Module):
 
         Args:
             features: the map.
-            order: (4, H*W), the pixels in the order of each direction, from `scan_order`.
+            order: (4, H*W), the pixels in the order of each direction, see `scan_order`.
         """
         batch, height, width, _ = features.shape
         content_weight, gate_weight = self.in_proj.weight.chunk(2)
-        content = F.linear(features, content_weight)  # two products, so that each result lies in one piece
+        content = F.linear(features, content_weight)  # two products, so that each result is contiguous
         gate = F.linear(features, gate_weight)
         content = F.silu(on_channels_first(self.conv2d, content)).reshape(batch, height * width, -1)  # (B, L, d)
-        # Projections are made per pixel, so they may come before the scan puts the pixels in order.
+        # projections are per pixel, so they can precede the reordering by the scan
         projected = F.linear(content, self.x_proj_weight.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))
         step, B, C = projected.split([self.rank, self.states, self.states], dim=3)  # (B, L, K, R), (B, L, K, N) twice
         delta = (step.permute(2, 0, 1, 3) @ self.dt_projs_weight.mT[:, None]).permute(1, 2, 0, 3)  # (B, L, K, d)
         A = -torch.exp(self.A_logs.float() if self.A_logs.dtype != torch.float64 else self.A_logs)
         scanned = self.scan(content, delta, A, B, C, order, self.Ds, self.dt_projs_bias.flatten())  # (B, L, K, d)
         mixed = self.out_norm(self.gating(scanned)).view_as(gate) * F.silu(gate)
-        return self.out_proj(mixed)
+        result: Tensor = self.out_proj(mixed)
+        return result
 
 
 class ScanBlock(nn.Module):
@@ -188,7 +191,7 @@ class ScanBlock(nn.Module):
         states: N, states per channel of the scan.
         expansion: d / C, rounded down to a whole d.
         mlp_ratio: hidden width of the MLP / C, rounded down.
-        drop_path_rate: how often a sample misses the scan while training.
+        drop_path_rate: the probability that a sample skips the scan in training.
         mlp_name: the name of the MLP in the published weights: "conv_blk" in MaIR, "mlp" in MaIRUNet.
     """
 
@@ -214,11 +217,11 @@ class ScanBlock(nn.Module):
 
 
 class BlockSequence(nn.ModuleList):
-    """Blocks one after the other.
+    """A sequence of blocks.
 
     Args:
-        blocks: of one width.
-        checkpoint_blocks: compute each block again in the backward pass instead of keeping its inner maps.
+        blocks: blocks of one width.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its inner maps.
     """
 
     def __init__(self, blocks: Iterable[ScanBlock], checkpoint_blocks: bool):
@@ -226,7 +229,7 @@ class BlockSequence(nn.ModuleList):
         self.checkpoint_blocks = checkpoint_blocks
 
     def forward(self, features: Tensor, *orders: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); the blocks take the scan orders in turn."""
+        """(B, H, W, C) -> (B, H, W, C); the blocks alternate between the scan orders."""
         for number, block in enumerate(self):
             order = orders[number % len(orders)]
             if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -237,7 +240,7 @@ class BlockSequence(nn.ModuleList):
 
 
 def use_plain_scan(model: nn.Module, plain: bool = True) -> None:
-    """Let every scan of a model run step by step in plain PyTorch, to compare results and times with the fast one."""
+    """Switch every scan of a model to the step-by-step reference in plain PyTorch, or back to the fast one."""
     for module in model.modules():
         if isinstance(module, DirectionalScan):
             module.plain = plain

@@ -1,8 +1,8 @@
-"""Nested S-shaped scanning: in which order a selective scan visits the pixels of a map.
+"""Nested S-shaped scanning: the order in which a selective scan visits the pixels of a map.
 
-The map is cut into vertical stripes; within a stripe rows are read in turn from left to right and from right to left,
-and stripes are read in turn downwards and upwards. So most neighbours in the sequence are neighbours in the image, and
-pixels that are close stay close. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066), section 3.2.
+The map is cut into vertical stripes. Within a stripe, rows are read alternately from left to right and from right to
+left, and stripes alternately downwards and upwards. Most neighbours in the sequence are thus neighbours in the image.
+ Li et al., MaIR, CVPR 2025 (arXiv 2412.20066), section 3.2.
 """
 
 from functools import lru_cache
@@ -25,24 +25,24 @@ def scan_order(
     continuous: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The pixels of a height x width map in the order in which each of the four directions visits them.
+    """The pixels of a height x width map in the order of each of the four directions.
 
     Direction 0 reads vertical stripes from the left, direction 2 horizontal stripes from the top; directions 1 and 3
-    are 0 and 2 on the map turned by 180 degrees. Tables are cached per size and device: do not write into them.
+    are 0 and 2 on the map rotated by 180 degrees. Tables are cached per size and device: do not write into them.
 
     Args:
         height, width: size of the map in pixels.
-        stripe_width: width of a stripe in pixels; the last stripe is narrower where the map's width is no multiple.
-        shifted: the first stripe has half the width, so that the borders lie in the middle of the plain stripes.
-        continuous: leave out the jump that the published order makes at every stripe border of a map with an even
-            number of rows (see `stripe_path`).
-        device: where the table shall live; None is the CPU.
+        stripe_width: width of a stripe in pixels; the last stripe is narrower if it does not divide the map's width.
+        shifted: halve the width of the first stripe, so that the borders lie in the middle of the plain stripes.
+        continuous: avoid the jump that the published order makes at every stripe border of a map with an even number
+            of rows (see `stripe_path`).
+        device: the table's device; None is the CPU.
 
     Returns:
         (4, height * width) int32, raster indices y * width + x.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size is below 1.
 
     Example:
         >>> scan_order(2, 4, 2)[0].tolist()
@@ -55,7 +55,7 @@ def scan_order(
     transposed = stripe_path(width, height, stripe_width, shifted=shifted, continuous=continuous)
     across = transposed % height * width + transposed // height
     table = np.stack([down, last - down, across, last - across]).astype(np.int32)
-    with torch.inference_mode(False):  # a table made while inference mode is on must serve training as well
+    with torch.inference_mode(False):  # a cached table that was made in inference mode could not be used in training
         return torch.from_numpy(table).to(device or "cpu")
 
 
@@ -64,16 +64,16 @@ def stripe_path(
 ) -> np.ndarray:
     """The pixels of a map in the order of direction 0.
 
-    As published, consecutive pixels are neighbours inside a stripe, but with an even number of rows a stripe ends on
-    its left edge, and the step into the next one is as long as the stripe is wide. `continuous` reads all rows but one
-    in stripes (an odd number, so that every stripe ends on its right edge), and the row that is left over from right to
-    left at the end, at the top or at the bottom, where the last stripe ends: every step then has length 1.
+    In the published order, consecutive pixels are neighbours inside a stripe, but with an even number of rows a stripe
+    ends on its left edge, and the step into the next one is as long as the stripe is wide. `continuous` reads all rows
+    but one in stripes (an odd number, so that every stripe ends on its right edge) and then the remaining row, at the
+    top or the bottom where the last stripe ends, from right to left: every step has length 1.
 
     Args:
         height, width: size of the map in pixels.
         stripe_width: width of a stripe in pixels.
         shifted: begin with a stripe of half the width.
-        continuous: avoid the jumps.
+        continuous: avoid the jumps between stripes.
 
     Returns:
         (height * width,) int64, raster indices y * width + x.
@@ -84,7 +84,7 @@ def stripe_path(
     raster = np.arange(height * width).reshape(height, width)
     shift = stripe_width // 2 if shifted else 0
     if width < shift and not continuous:
-        return raster.ravel()  # as published: there is no room for the half stripe
+        return raster.ravel()  # as published: the half stripe would be wider than the map
     borders = [0, *range(shift or stripe_width, width, stripe_width), width]
     if not continuous or height % 2:
         return _stripes(raster, borders)

@@ -1,7 +1,7 @@
-"""How long a restoration network takes, and which of its parts take it."""
+"""The time that a restoration network takes, by its parts."""
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +16,42 @@ _PARTS: list[tuple[type[nn.Module], str]] = [
     (nn.LayerNorm, "layer norms"),
     (nn.Conv2d, "convolutions"),
 ]
-_WHOLE = {SequenceShuffleAttention, MLP}  # what these contain counts as them
+_WHOLE = {SequenceShuffleAttention, MLP}  # modules inside these are not timed on their own
 
 
 @torch.inference_mode()
 def time_by_part(model: nn.Module, image: Tensor, *, repeats: int = 5) -> dict[str, float]:
-    """Seconds that each part of a network takes in one forward pass, in the fastest of several after a warm-up.
+    """Seconds that each part of a network takes in the fastest of several forward passes after a warm-up.
 
     Args:
         model: a `MaIR` or `MaIRUNet` on the CPU.
         image: (B, in_channels, H, W).
-        repeats: number of timed passes.
+        repeats: the number of timed passes.
 
     Returns:
-        "total" and the time of each part, which add up to it; a part does not count parts inside it, and "the rest" is
-        what lies between them (residual sums, colour mean, pixel shuffle).
+        The times of the parts and "total", their sum. A part does not include parts inside it; "the rest" is the
+        time between parts (residual sums, colour mean, pixel shuffle).
     """
     running: list[str] = []
     spent: dict[str, float] = {}
     last = 0.0
 
     def switch() -> None:
-        """Book the time since the last switch on the part that has run."""
+        """Add the time since the last switch to the part that ran."""
         nonlocal last
         now = time.perf_counter()
         if running:
             spent[running[-1]] = spent.get(running[-1], 0.0) + now - last
         last = now
 
-    def enter(part: str) -> Any:
-        def hook(module: nn.Module, arguments: Any) -> None:
+    def enter(part: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, arguments: object) -> None:
             switch()
             running.append(part)
 
         return hook
 
-    def leave(module: nn.Module, arguments: Any, result: Any) -> None:
+    def leave(module: nn.Module, arguments: object, result: object) -> None:
         switch()
         running.pop()
 

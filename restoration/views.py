@@ -1,16 +1,34 @@
-"""Neighbouring slices, and the eight orientations of a square image."""
+"""Neighbouring slices as channels, and the eight orientations of a square image."""
 
 from torch import Tensor
 
 
 def neighbours(count: int, k: int, slices: int) -> list[int]:
-    """The `slices` slice numbers around k in a stack of `count`; beyond an end the last slice stands in.
+    """The numbers of the `slices` slices around slice k in a stack of `count`; the end slices are repeated.
 
     Example:
         >>> neighbours(4, 0, 3)
         [0, 0, 1]
     """
     return [min(max(k + offset, 0), count - 1) for offset in range(-(slices // 2), slices // 2 + 1)]
+
+
+def middle_channels(in_channels: int, out_channels: int) -> slice:
+    """The input channels that a network's output channels correspond to.
+
+    Raises:
+        ValueError: the output channels cannot lie in the middle of the input channels.
+
+    Example:
+        >>> middle_channels(5, 1)
+        slice(2, 3, None)
+    """
+    if out_channels < 1 or in_channels < out_channels or (in_channels - out_channels) % 2:
+        raise ValueError(
+            f"out_channels must be at least 1 and the middle of in_channels ({in_channels}), got {out_channels}"
+        )
+    first = (in_channels - out_channels) // 2
+    return slice(first, first + out_channels)
 
 
 def dihedral(image: Tensor, view: int) -> Tensor:

@@ -1,44 +1,43 @@
-"""Weights on disk: our own safetensors files, which say what they are, and published files, which do not.
+"""Weights on disk: our own safetensors files, which describe their network, and published files, which do not.
 
-A published file holds parameters only. Nothing in it tells the stripe width, on which no shape depends, and the
-variant shows only in its shapes; so both must be said when it is loaded, and are compared with what is known.
+A published file holds parameters only. It does not contain the stripe width, on which no shape depends, and shows the
+variant in its shapes only; so both must be given when it is loaded, and are checked as far as possible.
 """
 
 import json
 import os
-import pickle
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from ..runs.files import atomic_path
+from ..runs.catalogue import find_weights
+from ..runs.weight_file import check_finite_weights, read_plain, read_weights, write_weights
 from . import mair, mair_unet
 from .mair import MaIR
 from .mair_unet import MaIRUNet
-from .weight_files import weights_file
 
 FORMAT = "voxelwave-restoration-1"
-_ARCHITECTURES = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
+
+Network = MaIR | MaIRUNet
+NETWORKS: dict[str, type[MaIR] | type[MaIRUNet]] = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a file of weights is made for.
+    """Network, task and intensity range of a file of weights.
 
     Attributes:
         architecture: "MaIR" or "MaIRUNet".
-        arguments: the constructor's arguments, stripe width and channels among them.
+        arguments: the constructor's arguments, including stripe width and channels.
         task: "denoise", "super-resolution", "deblur" or "dehaze".
-        intensity_range: the intensities that the network sees as 0 and as 1.
-        intensity_unit: their unit: "HU", "8-bit", or "relative" where each image is scaled by itself.
-        notes: free words for a reader: data, licence, command, seed.
+        intensity_range: the intensities that become 0 and 1 for the network.
+        intensity_unit: their unit: "HU", "8-bit", or "relative" if each image is scaled on its own.
+        notes: free text for people: data, licence, command, seed.
     """
 
     architecture: str
@@ -48,9 +47,20 @@ class WeightsInfo:
     intensity_unit: str
     notes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def scale(self) -> int:
+        """The factor of super-resolution; 1 for other tasks."""
+        return int(self.arguments.get("scale", 1))
 
-def model_from_variant(variant: str, **changes: Any) -> MaIR | MaIRUNet:
-    """A published configuration of either network by its name, with random parameters.
+    @property
+    def slices(self) -> int:
+        """The number of neighbouring slices that become input channels (2.5-D)."""
+        taken, given = int(self.arguments["in_channels"]), int(self.arguments["out_channels"])
+        return 1 if taken == given else taken
+
+
+def model_from_variant(variant: str, **changes: Any) -> Network:
+    """Build a published configuration of either network, with random parameters.
 
     Args:
         variant: a name in `mair.VARIANTS` or `mair_unet.VARIANTS`.
@@ -64,24 +74,21 @@ def model_from_variant(variant: str, **changes: Any) -> MaIR | MaIRUNet:
 
 
 def save_weights(
-    path: str | os.PathLike,
-    model: MaIR | MaIRUNet,
+    path: str | os.PathLike[str],
+    model: Network,
     *,
     task: str,
     intensity_range: tuple[float, float],
     intensity_unit: str,
     notes: dict[str, str] | None = None,
 ) -> None:
-    """Write parameters and all that is needed to use them as a safetensors file.
+    """Write parameters with the description that is needed to use them, as a safetensors file.
 
     Args:
         path: ends in .safetensors.
-        model: its arguments are written too.
+        model: the network, whose constructor arguments are written too.
         task, intensity_range, intensity_unit, notes: see `WeightsInfo`.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
     low, high = intensity_range
     if not low < high:
         raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
@@ -94,41 +101,38 @@ def save_weights(
         "intensity_unit": intensity_unit,
         "notes": json.dumps(notes or {}),
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(state, metadata))  # save_file would give a file that its owner alone can read
+    write_weights(path, model.state_dict(), metadata)
 
 
 def load_weights(
-    weights: str | os.PathLike,
+    weights: str | os.PathLike[str],
     *,
     variant: str | None = None,
     stripe_width: int | None = None,
     key: str = "params",
-) -> tuple[MaIR | MaIRUNet, WeightsInfo]:
-    """A model in evaluation mode with the parameters of a file, and what it is made for.
+) -> tuple[Network, WeightsInfo]:
+    """Load a network in evaluation mode, with the description of its weights.
 
-    A file of ours (`save_weights`) needs no other argument; those that are given are checked against it. A published
-    file (.pth, .pt, .ckpt, or safetensors without our metadata) needs `variant` and `stripe_width`; it is taken to be
-    made for 8-bit images divided by 255, as all published ones are. Nothing in a file is ever executed.
+    A file of ours (`save_weights`) needs no other argument; given ones are checked against it. A published file (.pth,
+    .pt, .ckpt, or safetensors without our metadata) needs `variant` and `stripe_width`; it is assumed to be for 8-bit
+    images divided by 255, like all published ones. Nothing in a file is executed.
 
     Args:
-        weights: the file, or the name of weights that come with the package (`shipped_weights`).
+        weights: the file, or a name in the catalogue, see `runs.catalogue`.
         variant: the published configuration.
         stripe_width: width of the scan's stripes in pixels.
-        key: which set of parameters a published file shall give: "params" or "params_ema".
+        key: the set of parameters to take from a published file: "params" or "params_ema".
 
     Returns:
         The model on the CPU, float32, and its `WeightsInfo`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, does not fit the variant, or contradicts an argument, or an argument that
-            the file does not replace is missing.
+        ValueError: the file is damaged, does not fit the variant, contradicts an argument, or needs an argument.
     """
-    path = weights_file(weights)
-    state = read_parameters(path, key=key)
-    info = read_info(path)
+    path = find_weights(weights, "restoration")
+    state, metadata = _read(path, key)
+    info = _info(path, metadata)
     if info is None:
         return _load_published(path, state, variant, stripe_width)
     stored = info.arguments.get("stripe_width")
@@ -138,19 +142,24 @@ def load_weights(
         raise ValueError(f"{path.name} does not hold a {variant}")
     try:
         with torch.device("meta"):
-            model = _ARCHITECTURES[info.architecture](**info.arguments)
+            model = NETWORKS[info.architecture](**info.arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} was written for other arguments than {info.architecture} has: {error}") from None
+        raise ValueError(f"{path.name} holds arguments that {info.architecture} does not take: {error}") from None
     return _with_parameters(model, state, path.name, info.architecture), info
 
 
-def read_info(path: str | os.PathLike) -> WeightsInfo | None:
-    """What a safetensors file of ours says about itself, without reading its parameters; None for any other file."""
+def read_info(path: str | os.PathLike[str]) -> WeightsInfo | None:
+    """The description in a file of ours; None for any other file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file or its metadata are damaged.
+    """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        return None
-    with _open_safetensors(path) as file:
-        metadata = file.metadata() or {}
+    return _info(path, read_weights(path)[1]) if path.suffix == ".safetensors" else None
+
+
+def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
     if metadata.get("format") != FORMAT:
         return None
     try:
@@ -165,39 +174,43 @@ def read_info(path: str | os.PathLike) -> WeightsInfo | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged metadata: {error}") from None
-    if info.architecture not in _ARCHITECTURES or not isinstance(info.arguments, dict):
+    if info.architecture not in NETWORKS or not isinstance(info.arguments, dict):
         raise ValueError(f"{path.name} has damaged metadata: architecture {info.architecture!r}")
     return info
 
 
-def read_parameters(path: str | os.PathLike, *, key: str = "params") -> dict[str, Tensor]:
-    """The named parameters of a .safetensors, .pth, .pt or .ckpt file; nothing in it is executed.
+def read_parameters(path: str | os.PathLike[str], *, key: str = "params") -> dict[str, Tensor]:
+    """Read the named parameters of a .safetensors, .pth, .pt or .ckpt file; nothing in it is executed.
 
     Args:
         path: the file.
-        key: the entry of a pickled checkpoint that holds them; "params" serves where "params_ema" is missing, and so do
-            "state_dict" and a file that is nothing but the parameters.
+        key: the entry of a pickled checkpoint that holds them. If it is missing, "params", "state_dict" and the file
+            itself are tried.
 
     Returns:
         Name -> tensor on the CPU; a leading "module." is taken off the names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds no parameters.
+        ValueError: it is damaged, or holds no parameters, or NaN or infinite ones.
     """
-    path = Path(path)
+    return _read(Path(path), key)[0]
+
+
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters and metadata; a pickled file has no metadata."""
+    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        with _open_safetensors(path) as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
+        found, metadata = read_weights(path)
     elif path.suffix in (".pth", ".pt", ".ckpt"):
         found = _read_pickled(path, key)
     else:
         raise ValueError(f"weights must be a .safetensors, .pth, .pt or .ckpt file, got {path}")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}, metadata
 
 
 def matching_variants(state: dict[str, Tensor]) -> list[str]:
-    """The published configurations whose parameters have exactly these names and shapes.
+    """List the published configurations whose parameters have exactly these names and shapes.
 
     Example:
         >>> matching_variants(MaIR.from_variant("mair-t-x3").state_dict())
@@ -220,18 +233,18 @@ def _variants() -> list[str]:
 
 def _load_published(
     path: Path, state: dict[str, Tensor], variant: str | None, stripe_width: int | None
-) -> tuple[MaIR | MaIRUNet, WeightsInfo]:
+) -> tuple[Network, WeightsInfo]:
     if variant is None:
         fitting = " or ".join(matching_variants(state)) or "none of the published configurations"
-        raise ValueError(f"variant must be given for {path.name}, which does not tell it; its shapes fit {fitting}")
+        raise ValueError(f"variant must be given for {path.name}, which does not contain it; its shapes fit {fitting}")
     configurations = {**mair.VARIANTS, **mair_unet.VARIANTS}
     with torch.device("meta"):
         model = model_from_variant(variant)
     published = configurations[variant]["stripe_width"]
     if stripe_width is None:
         raise ValueError(
-            f"stripe_width must be given for {path.name}, which does not tell it; the published configuration of "
-            f"{variant} has {published}"
+            f"stripe_width must be given for {path.name}, which does not contain it; the published configuration of"
+            f" {variant} has {published}"
         )
     if stripe_width != published:
         warnings.warn(
@@ -246,10 +259,8 @@ def _load_published(
     return _with_parameters(model, state, path.name, variant), info
 
 
-def _with_parameters(
-    model: MaIR | MaIRUNet, state: dict[str, Tensor], file_name: str, model_name: str
-) -> MaIR | MaIRUNet:
-    """Give a model on the meta device its parameters; a file that does not fit costs no memory."""
+def _with_parameters(model: Network, state: dict[str, Tensor], file_name: str, model_name: str) -> Network:
+    """Give a model on the meta device its parameters; a file that does not fit then takes no memory."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [name for name in (*expected, *found) if expected.get(name) != found.get(name)]
@@ -264,41 +275,15 @@ def _with_parameters(
     return model.eval()
 
 
-def _open_safetensors(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights at {path}")
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
-
-
-def read_checkpoint(path: Path) -> Any:
-    """The tensors and plain values of a .pth, .pt or .ckpt file, on the CPU; nothing in it is executed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds other things.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path.name} holds more than tensors and plain values, or is damaged: not loaded") from None
-    except Exception as error:  # unpicklers fail in many ways on damaged data
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name} is not a readable checkpoint: {reason}") from None
-
-
 def _read_pickled(path: Path, key: str) -> dict[str, Tensor]:
     if key not in ("params", "params_ema"):
         raise ValueError(f'key must be "params" or "params_ema", got {key!r}')
-    content = read_checkpoint(path)
+    content = read_plain(path, "file of weights")
     for name in (key, "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path.name} holds no parameters under {key!r}")
+    check_finite_weights(path, content)
     return content

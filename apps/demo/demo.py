@@ -1,24 +1,18 @@
-"""`voxelwave demo`: the main job on real data that comes with the package."""
+"""`voxelwave demo`: the main uses, on real data that comes with the package."""
 
 import shutil
 from importlib.resources import as_file, files
-from pathlib import Path
 
 from ..registration.options import Register
 from ..registration.register import register
+from .options import Demo
 from .restoration import demo_restoration
 from .scanpath import demo_scanpath
 
 
-def demo(*, output: Path = Path("voxelwave-demo")) -> None:
-    """Align a real T1-weighted scan to a FLAIR scan of the same person; denoise a slice; predict a scanpath.
-
-    Both scans come with the package (CC BY; see README.md in the written folder), and so does the drawing of a shelf
-    that is looked at. Takes about a minute on two cores.
-
-    Args:
-        output: the folder to write into.
-    """
+def demo(options: Demo) -> None:
+    """Run the three parts and list the pictures that they wrote."""
+    output = options.output
     with as_file(files(__package__) / "data") as data:
         print("Moving: T1-weighted, second visit. Fixed: FLAIR, first visit. One person, two grids, two contrasts.")
         register(Register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output))
@@ -27,5 +21,5 @@ def demo(*, output: Path = Path("voxelwave-demo")) -> None:
     demo_restoration(output)
     demo_scanpath(output / "scanpath")
     pictures = [output / name for name in ("picture.png", "restoration.png", "scanpath/scanpath.png")]
-    print(f"Look at {', '.join(map(str, pictures))}. The registration by hand:")
+    print(f"Pictures: {', '.join(map(str, pictures))}. To repeat the registration:")
     print(f"  voxelwave registration register {output / 't1w.nii.gz'} {output / 'flair.nii.gz'} -o {output}")

@@ -1,8 +1,8 @@
-"""The scene of the demo: a shelf with fourteen coloured things, drawn here, so it may go anywhere.
+"""The scene of the demo: a shelf with fourteen coloured things, drawn by us, so it can be distributed freely.
 
-    python -m voxelwave.apps.demo_drawing FOLDER
+    python -m voxelwave.apps.demo.drawing FOLDER
 
-writes shelf.png and shelf.json, as they lie in data/.
+writes shelf.png and shelf.json as in data/.
 """
 
 import sys
@@ -15,10 +15,10 @@ from ...scanpath.own_files import write_scanpaths
 from ...scanpath.planted import COLOURS, SIZE
 from ...scanpath.scene import Dataset, Scene, SceneObject
 
-_FINE = 4  # drawn larger and then reduced, for smooth edges
+_FINE = 4  # the factor by which it is drawn larger and then reduced, for smooth edges
 _WALL, _WOOD, _EDGE = (238, 230, 216), (186, 140, 96), (139, 99, 63)
 _BOARDS = (200, 390, 580)  # y of their upper edges in pixels
-# kind, colour, x of the middle, board
+# kind, colour, x of the centre in pixels, board
 _THINGS = (
     *(("mug", "white", 110, 0), ("books", "blue", 255, 0), ("vase", "green", 410, 0)),
     *(("ball", "yellow", 545, 0), ("box", "black", 690, 0)),
@@ -29,7 +29,7 @@ _THINGS = (
 
 
 def draw_shelf(folder: Path) -> Scene:
-    """Write shelf.png and shelf.json into a folder; the features of an object are the mean colour of its pixels."""
+    """Write shelf.png and shelf.json into a folder; an object's features are the mean colour of its pixels."""
     width, height = SIZE
     image = Image.new("RGB", (width * _FINE, height * _FINE), _WALL)
     pen = ImageDraw.Draw(image)

@@ -1,37 +1,33 @@
-"""The restoration part of `voxelwave demo`: noise is added to a real slice and taken out by the shipped weights."""
+"""The restoration part of `voxelwave demo`: add noise to a real slice and remove it with the shipped weights."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+import torch
+from matplotlib.figure import Figure
 
-# torch and its friends load in the functions, so that --help answers at once
+from ...restoration.degradations import rician_noise
+from ...restoration.images import choose_range, read_image
+from ...restoration.inference import restore
+from ...restoration.metrics import psnr
+from ...restoration.rician import without_rician_bias
+from ...restoration.weights import load_weights
+from ...runs.files import atomic_path
 
-SIGMA, SEED = 0.08, 0  # of the noise, as a share of the intensity range
+SIGMA, SEED = 0.08, 0  # of the noise; sigma as a share of the intensity range
 WEIGHTS = "denoise-grey"
 
 
 def demo_restoration(output: Path) -> None:
-    """Add Rician noise to a slice of the FLAIR scan, restore it, and show what was there, what came out and the rest.
+    """Add Rician noise to a slice of the FLAIR scan, restore it, and show the images and what was removed.
 
-    The network gives the mean of the noisy magnitudes; what the noise added to that mean is taken out by formula.
-    Writes restoration.png (clean, noisy, restored, and what was taken out) and prints the PSNR before and after.
+    The network returns the mean of the noisy magnitudes; the bias that the noise added to that mean is removed by
+    formula. Writes restoration.png (clean, noisy, restored, removed) and prints the PSNR before and after.
 
     Args:
-        output: the folder to write into.
+        output: the folder to write to.
     """
-    import numpy as np
-    import torch
-
-    from ...restoration.degradations import rician_noise
-    from ...restoration.images import choose_range, read_image
-    from ...restoration.inference import restore
-    from ...restoration.metrics import psnr
-    from ...restoration.rician import without_rician_bias
-    from ...restoration.weights import load_weights
-
     with as_file(files(__package__) / "data" / "flair.nii.gz") as path:
         image = read_image(path)
     intensity_range = choose_range(image, f"0,{np.percentile(image.stack, 99.9):.0f}")
@@ -54,18 +50,14 @@ def demo_restoration(output: Path) -> None:
     draw(output / "restoration.png", panels, noisy[0] - restored[0])
 
 
-def draw(path: Path, panels: "dict[str, np.ndarray]", removed: "np.ndarray") -> None:
-    """Write a picture of slices side by side and of what was removed, brighter.
+def draw(path: Path, panels: dict[str, np.ndarray], removed: np.ndarray) -> None:
+    """Draw slices side by side, and their difference with more contrast.
 
     Args:
-        path: the .png to write.
-        panels: title -> (H, W) with 0 black and 1 white.
+        path: the .png file to write.
+        panels: title -> (H, W), where 0 is black and 1 white.
         removed: (H, W), a difference of such slices.
     """
-    from matplotlib.figure import Figure
-
-    from ...runs.files import atomic_path
-
     figure = Figure(figsize=(3.2 * (len(panels) + 1), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1)
     for axis, (title, panel) in zip(axes, panels.items(), strict=False):

@@ -1,29 +1,28 @@
-"""The scanpath part of `voxelwave demo`: in which order a planted observer looks at the things on a drawn shelf."""
+"""The scanpath part of `voxelwave demo`: the order in which a simulated observer looks at the things on a shelf."""
 
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-# torch and its friends load in the functions, so that --help answers at once
+import numpy as np
+
+from ...scanpath.readers import read_scanpaths
+from ...scanpath.weights import load_model
+from ..scanpath.predict import PICTURE, predict_scene, write_prediction
 
 WEIGHTS, SEED, SAMPLES = "planted-observer", 6, 20
 
 
 def demo_scanpath(output: Path) -> None:
-    """Predict scanpaths on the drawing of a shelf by the weights that come with the package.
+    """Predict scanpaths on the drawing of a shelf with the weights that come with the package.
 
-    They have learnt an observer that is known exactly: near things first, red and yellow ones before others, seen ones
-    less. Writes scanpath.png and prediction.json beside the scene, and prints what it looks at first and most.
+    They were trained on a simulated observer with known rules: near things first, red and yellow things before others,
+    things already seen less often. Writes scanpath.png and prediction.json beside the scene, and prints the first
+    scanpath and the things that are looked at most.
 
     Args:
-        output: the folder to write into.
+        output: the folder to write to.
     """
-    import numpy as np
-
-    from ...scanpath.readers import read_scanpaths
-    from ...scanpath.weights import load_model
-    from ..scanpath.predict import PICTURE, predict_scene, write_prediction
-
     output.mkdir(parents=True, exist_ok=True)
     with as_file(files(__package__) / "data") as data:
         for name in ("shelf.json", "shelf.png"):

@@ -1,140 +1,165 @@
 """Restore images, volumes and series, with the network in memory."""
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..batch.case import Case
-_SMALLEST_TILE = 32
+from ...restoration.images import Image, IntensityRange, check_target, read_image, to_pixels, write_image
+from ...restoration.inference import Change, Progress, Refused, fitting_range, measure_change, slices_of
+from ...restoration.inference import restore as restore_stack
+from ...restoration.settings import RestoreSettings
+from ...restoration.weights import Network, WeightsInfo, load_weights
+from ...runs.catalogue import find_weights
+from ...runs.compute import choose_device
+from ..batch.case import Case
+from ..batch.task import CaseRefused
+
+SMALLEST_TILE = 32  # the tile is not halved below this many pixels
 
 
-def is_one_series(folder: Path, cases: "list[Case]") -> bool:
-    """Whether a folder holds the files of one DICOM series and no other work."""
+def is_one_series(folder: Path, cases: Sequence[Case]) -> bool:
+    """Whether a folder holds the files of one DICOM series and nothing else to restore."""
     return len(cases) == 1 and cases[0].kind == "dicom" and all(path.parent == folder for path in cases[0].inputs)
 
 
 @dataclass(frozen=True)
-class Restoration:
-    """Weights in memory and how they are used.
+class Restored:
+    """A result that was written.
 
     Args:
-        model: of the weights.
-        info: what they are made for.
-        weights: their file.
-        how: the intensity range, as `choose_range` takes it.
-        slice_axis: of a volume.
-        max_bias: what a result may differ by in the mean.
-        options: of `restoration.inference.restore`.
+        written: the file or folder.
+        intensity_range: the intensities that were 0 and 1 for the network.
+        change: the difference to the input.
+        seconds: the time of the network.
     """
 
-    model: Any
-    info: Any
+    written: Path
+    intensity_range: IntensityRange
+    change: Change
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """Weights in memory and how they are applied.
+
+    Args:
+        model: the network.
+        info: the description of its weights.
+        weights: their file.
+        settings: how an image is restored.
+        device: where the network runs.
+    """
+
+    model: Network
+    info: WeightsInfo
     weights: Path
-    how: str
-    slice_axis: int
-    max_bias: float | None
-    options: dict[str, Any]
+    settings: RestoreSettings
+    device: str
 
-    def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
-        """Restore one case of a batch."""
-        from ...restoration.inference import Refused
-        from ..batch.task import CaseRefused
+    def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Restore one case of a batch.
 
+        Raises:
+            CaseRefused: the weights do not apply to it.
+        """
         source = case.inputs[0]
         name = "series" if case.kind == "dicom" else f"{case.identifier}{_ending(source)}"
         try:
             done = self.restore(source, folder / name)
         except Refused as error:
             raise CaseRefused(str(error)) from error
-        return {"metrics": {**done["change"], "intensity_range": done["range"], "tile": self.options["tile"]}}
+        figures = {"intensity_range": str(done.intensity_range), "tile": self.settings.tile}
+        return {"metrics": {**done.change.as_dict(), **figures}}
 
     def smaller(self) -> "Restoration | None":
-        """The same with tiles of half the size, down to 32 pixels."""
-        tile = self.options["tile"] // 2
-        return replace(self, options={**self.options, "tile": tile}) if tile >= _SMALLEST_TILE else None
+        """The same with tiles of half the size; None below the smallest tile."""
+        tile = self.settings.tile // 2
+        return replace(self, settings=replace(self.settings, tile=tile)) if tile >= SMALLEST_TILE else None
 
     @property
     def size_in_words(self) -> str:
-        """What `smaller` changes."""
-        return f"--tile {self.options['tile']}"
+        """The option that `smaller` changes, with its value."""
+        return f"--tile {self.settings.tile}"
 
-    def restore(self, source: Path, target: Path, *, show: Any = None, progress: Any = None) -> dict[str, Any]:
-        """One image from file to file; gives where it was written, its range, the change, and seconds."""
-        import time
+    def restore(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        show: Callable[[Image, IntensityRange], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Restored:
+        """Restore one image from file to file.
 
-        from ...restoration.images import check_target, read_image, to_pixels, write_image
-        from ...restoration.inference import Refused, fitting_range, measure_change, slices_of
-        from ...restoration.inference import restore as restore_stack
+        Args:
+            source: an image that `read_image` reads.
+            target: the file or folder to write, see `write_image`.
+            show: called with the image and its range before the network starts.
+            progress: called after each slice.
 
-        image = read_image(source, slice_axis=self.slice_axis)
+        Raises:
+            Refused: the weights do not apply to the image, or the result's mean differs too much.
+            ValueError, OSError: the image cannot be read or the result not be written.
+        """
+        image = read_image(source, slice_axis=self.settings.slice_axis)
         check_target(target, image)
         slices_of(self.model, image.channels)
-        intensity_range = fitting_range(image, self.info, self.how)
+        intensity_range = fitting_range(image, self.info, self.settings.range)
         if show:
             show(image, intensity_range)
         started = time.perf_counter()
-        unit = intensity_range.to_unit(image.stack)
-        unit = restore_stack(self.model, unit, groups=image.groups, progress=progress, **self.options)
+        unit = restore_stack(
+            self.model,
+            intensity_range.to_unit(image.stack),
+            tile=self.settings.tile,
+            overlap=self.settings.overlap,
+            self_ensemble=self.settings.self_ensemble,
+            groups=image.groups,
+            device=self.device,
+            progress=progress,
+        )
         seconds = time.perf_counter() - started
         restored = intensity_range.from_unit(unit)
         change = measure_change(
             image.stack, to_pixels(restored, image.dtype), intensity_range=intensity_range, scale=self.model.scale
         )
-        if self.max_bias is not None and abs(change.bias) > self.max_bias:
-            raise Refused(
-                f"the result's mean differs by {change.bias:+.4g} from the input's, more than {self.max_bias:g}"
-            )
+        most = self.settings.max_bias
+        if most is not None and abs(change.bias) > most:
+            raise Refused(f"the result's mean differs by {change.bias:+.4g} from the input's, more than {most:g}")
         words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
         written = write_image(target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}")
-        return {
-            "written": written,
-            "range": str(intensity_range),
-            "change": change.as_dict(),
-            "lines": change.lines(),
-            "seconds": seconds,
-        }
+        return Restored(written, intensity_range, change, seconds)
 
 
-def batch_work(
-    *,
-    weights: str,
-    task: str | None,
-    how: str,
-    variant: str | None,
-    stripe_width: int | None,
-    slice_axis: int,
-    max_bias: float | None,
-    device: str,
-    **options: Any,
-) -> Restoration:
-    """Weights made ready, from plain values.
+def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) -> Restoration:
+    """Load weights, from plain values.
+
+    Args:
+        weights: a file, or the name of weights that come with the package.
+        task: the task that the weights must be for; None for any.
+        device: "auto", "cpu" or "cuda".
+        settings: the fields of `RestoreSettings`.
 
     Raises:
-        CaseRefused: they are made for another task.
+        CaseRefused: the weights are for another task.
     """
-    from ...restoration.weights import load_weights
-    from ...runs.checks import choose_device
-    from ..batch.task import CaseRefused
-
-    file = find_weights(Path(weights))
-    model, info = load_weights(file, variant=variant, stripe_width=stripe_width)
+    how = RestoreSettings(**settings)
+    file = find_weights(weights, "restoration")
+    model, info = load_weights(file, variant=how.variant, stripe_width=how.stripe_width)
     if task is not None and task != info.task:
         raise CaseRefused(f"{file.name} is made for {info.task}, got --task {task}")
-    return Restoration(model, info, file, how, slice_axis, max_bias, {**options, "device": choose_device(device)})
+    return Restoration(model, info, file, how, choose_device(device))
 
 
-def find_weights(weights: Path) -> Path:
-    from ...restoration.weight_files import weights_file
-
-    return weights_file(weights)
-
-
-def stem(path: Path) -> str:
+def file_stem(path: Path) -> str:
+    """The name without its suffix, also without .nii.gz; of a folder its whole name."""
     return path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def _ending(source: Path) -> str:
-    """The result's ending in an output folder: the same, but formats that would lose values become PNG."""
-    ending = source.name[len(stem(source)) :]
+    """The suffix of the result in an output folder: that of its input, or .png instead of formats that lose values."""
+    ending = source.name[len(file_stem(source)) :]
     return ".png" if ending.lower() in (".jpg", ".jpeg", ".webp") else ending

@@ -161,18 +161,3 @@ def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, w
     assert complaint in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
-
-
-def test_the_demo_aligns_its_two_scans_and_denoises_a_slice(tmp_path):
-    assert cli.main(["demo", "--output", str(tmp_path)]) == DONE
-    metrics = json.loads((tmp_path / "record.json").read_text())["metrics"]
-    assert metrics["nmi_after"] > metrics["nmi_before"] + 0.1
-    assert metrics["non_positive_jacobian_percent"] == 0
-    assert (tmp_path / "picture.png").is_file()
-    assert (tmp_path / "restoration.png").is_file()
-
-
-def test_the_demo_data_is_small_and_says_where_it_comes_from():
-    data = Path(cli.__file__).parent / "demo" / "data"
-    assert sum(file.stat().st_size for file in data.iterdir()) < 3_000_000
-    assert "CC BY" in (data / "README.md").read_text()

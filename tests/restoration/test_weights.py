@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.mair_unet import MaIRUNet
-from voxelwave.restoration.weight_files import shipped_weights, weights_file
 from voxelwave.restoration.weights import (
     load_weights,
     matching_variants,
@@ -20,6 +19,7 @@ from voxelwave.restoration.weights import (
     read_parameters,
     save_weights,
 )
+from voxelwave.runs.catalogue import find_weights, list_weights
 
 SMALL = {"in_channels": 1, "width": 12, "depths": (1, 1), "states": 2, "stripe_width": 4}
 CT = {"task": "denoise", "intensity_range": (-1024.0, 3071.0), "intensity_unit": "HU"}
@@ -172,7 +172,7 @@ def test_truncated_file_is_refused_in_one_line(tiny, suffix, keep, tmp_path):
     else:
         save_file(tiny.state_dict(), path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"^w\.") as error:
+    with pytest.raises(ValueError, match=r"w\.(pth|safetensors) is not a readable") as error:
         load_weights(path, variant="mair-t-x2", stripe_width=8)
     assert "\n" not in str(error.value)
 
@@ -225,10 +225,10 @@ def test_written_file_can_be_read_by_everyone_the_umask_lets(tmp_path):
     assert (tmp_path / "ct.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", shipped_weights())
+@pytest.mark.parametrize("name", [entry.name for entry in list_weights("restoration")])
 def test_shipped_weights_load_by_name_and_come_with_a_card(name):
     model, info = load_weights(name)
-    file = weights_file(name)
+    file = find_weights(name, "restoration")
     assert model.arguments == info.arguments
     assert info.notes["seed"]
     assert file.stat().st_size < 4 * 2**20
@@ -248,6 +248,6 @@ def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
 
 
 def test_a_name_without_suffix_that_is_not_shipped_is_an_error_that_lists_the_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match="one of denoise-grey"):
+    with pytest.raises(FileNotFoundError, match=r"a name \(denoise-grey\)"):
         load_weights("denoise-gray")
-    assert weights_file(tmp_path / "denoise-grey.pth") == tmp_path / "denoise-grey.pth"
+    assert find_weights(tmp_path / "denoise-grey.pth", "restoration") == tmp_path / "denoise-grey.pth"

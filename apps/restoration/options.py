@@ -1,0 +1,213 @@
+"""Options of `voxelwave restoration`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ...restoration.settings import EvaluationSettings, RestoreSettings, TileSettings, TrainingSettings
+from ...runs.catalogue import find_weights
+from ...runs.exit import UsageError
+from ..batch.options import FolderOptions
+from ..options import DeviceOptions, Options, ThreadOptions, at_least, must_exist
+
+
+def _weights_must_exist(weights: Path | None) -> None:
+    if weights is not None:
+        must_exist(find_weights(weights, "restoration"), "file of weights")
+
+
+def _check_tiles(settings: TileSettings) -> None:
+    at_least(1, tile=settings.tile)
+    if not 0 <= settings.overlap <= 0.5:
+        raise UsageError(f"--overlap must be from 0 to 0.5, got {settings.overlap}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore(RestoreSettings, DeviceOptions, FolderOptions):
+    """Restore an image, a volume or a DICOM series, or all of a folder.
+
+    The result has the type, the intensity scale and the position of its input; that of a DICOM series is a derived
+    series. Weights for another intensity range or number of channels are refused (exit code 4). For one input, a report
+    of the difference to the input is printed, and written beside the result. For a folder, OUTPUT receives a folder per
+    image or series, manifest.jsonl and index.html. A case that fails is recorded with its reason and the others
+    continue (exit code 3); the same command again does only what is missing or changed.
+
+    Args:
+        input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these,
+            nested in any way.
+        output: the file to write; for a DICOM series a folder, or a .nii.gz file; for a folder a folder.
+        weights: the name of weights that come with the package (denoise-grey), a .safetensors file of ours, or
+            published weights (.pth) with --variant and --stripe-width.
+        task: refuse weights for another task.
+        modality: only DICOM series of these modalities, such as MR or MR,CT (folders only).
+        series: only DICOM series whose description matches these patterns (folders only).
+    """
+
+    input: Path = field()
+    output: Path
+    weights: Path
+    task: Literal["denoise", "super-resolution", "deblur", "dehaze"] | None = None
+    modality: str | None = None
+    series: str | None = None
+
+    @property
+    def for_folder(self) -> bool:
+        """Whether an option is given that only applies to a folder."""
+        return bool(self.folder_only) or self.modality is not None or self.series is not None
+
+    def check(self) -> None:
+        super().check()
+        _check_tiles(self)
+        if self.max_bias is not None and self.max_bias < 0:
+            raise UsageError(f"--max-bias must be at least 0, got {self.max_bias}")
+        must_exist(self.input, "file or folder")
+        if self.for_folder and not self.input.is_dir():
+            raise UsageError(f"--dry-run, --include and other options of folders need a folder, got {self.input}")
+        _weights_must_exist(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingSettings, DeviceOptions, ThreadOptions):
+    """Train a network on the images of TRAIN_IMAGES, and validate it on those of VALIDATION_IMAGES.
+
+    Patches are degraded as they are drawn. To train on real pairs, give the clean images as TRAIN_IMAGES and their
+    degraded partners as --train-degraded, in the same order of names. Patches and degradations depend on the seed and
+    the step only, so a training that is continued with --resume gets those of an uninterrupted one.
+
+    Args:
+        train_images: a folder of PNG, TIFF, NIfTI files or DICOM series, or one of them.
+        validation_images: images of the same kind, of other people or scenes.
+        output: the folder to write to: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
+        resume: continue from last.ckpt in the output folder.
+    """
+
+    train_images: Path = field(kw_only=False)
+    validation_images: Path = field(kw_only=False)
+    output: Path
+    resume: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if (self.train_degraded is None) != (self.validation_degraded is None):
+            raise UsageError("--train-degraded and --validation-degraded must be given together, got one of them")
+        for path in (self.train_images, self.validation_images, self.train_degraded, self.validation_degraded):
+            must_exist(path, "file or folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(EvaluationSettings, TileSettings, DeviceOptions, ThreadOptions):
+    """Degrade the images of CLEAN (or take their degraded partners), restore them, and measure PSNR and SSIM.
+
+    The degraded input, the network and the classical methods are measured in the same run, per image and on average.
+    Results and references are clipped to the range, and results are rounded if the images hold whole numbers. Classical
+    denoisers get the true noise level if noise was added, else an estimate from the image; the network gets neither.
+    The bias that Rician noise of a known level adds to magnitudes is removed from the classical results; the network is
+    measured with and without it.
+
+    Args:
+        clean: a folder of images, volumes or DICOM series, or one of them.
+        weights: a file of weights, or the name of weights that come with the package (denoise-grey); without them only
+            the classical methods are measured.
+        methods: a list of nlm, wavelet, tv, bm3d; by default all that are installed; super-resolution is compared with
+            bicubic instead.
+        y_channel: measure colour images on the Y channel (BT.601, 16 to 235) only.
+        border: pixels left out at each side.
+        variant: the name of the published configuration, for published weights.
+        stripe_width: the width of the scan's stripes, for published weights.
+        output: the .tsv file for the table; a .json record with the options and versions is written beside it.
+    """
+
+    clean: Path = field(kw_only=False)
+    weights: Path | None = None
+    methods: list[str] | None = None
+    y_channel: bool = False
+    border: int = 0
+    variant: str | None = None
+    stripe_width: int | None = None
+    output: Path | None = None
+
+    def check(self) -> None:
+        super().check()
+        _check_tiles(self)
+        at_least(1, scale=self.scale, slices_per_volume=self.slices_per_volume)
+        if self.output is not None and self.output.suffix != ".tsv":
+            raise UsageError(f"--output must end in .tsv, got {self.output}; a .json record is written beside it")
+        if self.scale is not None or self.weights is None:  # else the scale of the network decides
+            try:
+                self.check_degradation(self.scale or 1)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        must_exist(self.clean, "file or folder")
+        must_exist(self.degraded, "file or folder")
+        _weights_must_exist(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Options):
+    """Write the averaged weights of a training checkpoint as a .safetensors file for restore and evaluate.
+
+    The checkpoint is only read, so the training may still be running. The file contains the network's arguments, its
+    task and intensity range, and the number of steps.
+
+    Args:
+        checkpoint: last.ckpt in the output folder of train.
+        output: the .safetensors file to write.
+        notes: more text to store in the file, as name: text, such as data, licence, command, seed.
+    """
+
+    checkpoint: Path = field(kw_only=False)
+    output: Path
+    notes: dict[str, str] | None = None
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.checkpoint, "checkpoint")
+        if self.output.suffix != ".safetensors":
+            raise UsageError(f"--output must end in .safetensors, got {self.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Options):
+    """Measure time, memory and quality of restoration on the CPU.
+
+    Parts: "speed", MaIR-S x2 on a 64 x 64 input with one thread, beside the same network with its scan step by step in
+    plain PyTorch, and the share of each part of the network; "slice", a 512 x 512 slice denoised; "memory", the peak
+    for a small and a large image in tiles of the same size. With --data also: "set12", Gaussian noise of sigma 25;
+    "ct", a sharp, noisy CT reconstruction against a smooth one of the same scan; "mr", Rician noise on T1, T2 and FLAIR
+    slices; each beside non-local means, wavelets, total variation, and BM3D if it is installed. OUTPUT receives
+    benchmark-PART.json.
+
+    Args:
+        output: the folder to write to.
+        data: the folder of real images, with restoration/ and mri_ms_multimodal/ as the tests use it.
+        part: the part to measure.
+        weights: the denoiser, a file or the name of weights that come with the package.
+        seed: seed of the network's random weights and of the noise.
+    """
+
+    output: Path
+    data: Path | None = None
+    part: Literal["all", "speed", "slice", "memory", "set12", "ct", "mr"] = "all"
+    weights: Path = Path("denoise-grey")
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.part in ("set12", "ct", "mr") and self.data is None:
+            raise UsageError(f"--part {self.part} needs --data, the folder of real images")
+        must_exist(self.data, "folder")
+        _weights_must_exist(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Options):
+    """Write the openly licensed images of installed packages as grey PNG files, into train/ and validation/.
+
+    They are from scikit-image (public domain or CC0) and scikit-learn (CC BY), with slices of the MNI152 brain template
+    if nilearn is installed. LICENCES.tsv beside them lists the licence and author of each.
+
+    Args:
+        output: the folder to write to.
+    """
+
+    output: Path

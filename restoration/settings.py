@@ -1,0 +1,238 @@
+"""Settings that the functions of this folder and the commands share; plain values, so that `--help` loads no torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+Loss = Literal["l1", "charbonnier", "mse"]
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["halved", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A group of settings."""
+
+    @classmethod
+    def of(cls, options: Any) -> Self:
+        """This group out of a larger one that inherits it."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings(Settings):
+    """How an image is restored in tiles.
+
+    Args:
+        tile: the largest side of a tile in pixels; bounds the memory. In a folder it is halved when memory runs out.
+        overlap: how much a tile sees of its neighbours on each side, as a share of the tile.
+        self_ensemble: average over eight mirrorings and rotations; better by about 0.1 dB, eight times slower.
+    """
+
+    tile: int = 200
+    overlap: float = 0.1
+    self_ensemble: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings(TileSettings):
+    """How an image file is restored.
+
+    Args:
+        range: the intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH. Values
+            outside are kept.
+        slice_axis: the array axis of a NIfTI volume along which its slices lie.
+        variant: the name of the published configuration, for published weights.
+        stripe_width: the width of the scan's stripes, for published weights.
+        max_bias: refuse to write a result whose mean differs from its input's by more than this, in the image's unit.
+    """
+
+    range: str = "auto"
+    slice_axis: int = 2
+    variant: str | None = None
+    stripe_width: int | None = None
+    max_bias: float | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """The values as the manifest of a folder lists them."""
+        return {"range": self.range, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """The images of an evaluation and their degradation.
+
+    Args:
+        degraded: real degraded partners of CLEAN, in the same order of names.
+        degradation: gaussian, rician, ct, gaussian-blur or box-blur; or kind and parameters as in the configuration of
+            a training, such as "{kind: ct, photons: 30000}"; or bicubic for super-resolution, whose small images are
+            made as by MATLAB's imresize.
+        scale: the factor of super-resolution, whose small images are bicubic; by default that of the network.
+        sigma: the standard deviation of the noise in the unit of the images (25 of 0 to 255); Gaussian unless
+            --degradation is rician.
+        range: the intensities that become 0 and 1, whose distance is the data_range: auto, dtype, LOW,HIGH,
+            hu:LOW,HIGH or percentiles:LOW,HIGH.
+        slice_axis: the array axis of NIfTI volumes along which their slices lie.
+        slices_per_volume: the most slices that are measured of a volume, evenly spread.
+        grey: convert colour images to their luminance first.
+        seed: seed of the noise; each image has its own draw.
+    """
+
+    degraded: Path | None = None
+    degradation: str | dict[str, Any] | None = None
+    scale: int | None = None
+    sigma: float | None = None
+    range: str = "auto"
+    slice_axis: int = 2
+    slices_per_volume: int = 10
+    grey: bool = False
+    seed: int = 0
+
+    @property
+    def noise(self) -> dict[str, Any] | None:
+        """Kind and parameters of the degradation; None if there is none or it is bicubic."""
+        if isinstance(self.degradation, str):
+            return None if self.degradation == "bicubic" else {"kind": self.degradation}
+        return None if self.degradation == {"kind": "bicubic"} else self.degradation
+
+    def check_degradation(self, scale: int) -> None:
+        """Refuse degradations that do not go together or with the scale.
+
+        Args:
+            scale: of the network, or as given.
+
+        Raises:
+            ValueError: names the options.
+        """
+        made = self.degradation is not None or self.sigma is not None
+        if self.degraded is not None and made:
+            raise ValueError("give --degraded, or else --degradation and --sigma, got both")
+        if self.sigma is not None and "sigma" in (self.noise or {}):
+            raise ValueError(f"give sigma once: --sigma is {self.sigma}, and --degradation is {self.noise}")
+        if self.degradation is not None and self.noise is None and scale == 1:
+            raise ValueError("--degradation bicubic needs --scale or weights for super-resolution")
+        if scale > 1 and (self.noise is not None or self.sigma is not None):
+            raise ValueError(f"--degradation must be bicubic for super-resolution by {scale}, and --sigma left out")
+        if scale == 1 and self.degraded is None and not made:
+            raise ValueError("give one of --degraded, --degradation and --sigma")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """Images, degradations and stages of a training.
+
+    Args:
+        module: the options of the training: network, arguments, loss, optimizer, lr, schedule, ema_decay and so on.
+        degradation: kind (gaussian, rician, ct, gaussian-blur, box-blur) and its parameters, such as sigma [0.02, 0.2]
+            as shares of the range; ct has photons [3000, 300000] and a range in HU, gaussian-blur has sigma_px.
+        train_degraded: the degraded partners of TRAIN_IMAGES.
+        validation_degraded: the degraded partners of VALIDATION_IMAGES.
+        intensity_range: the intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or
+            percentiles:LOW,HIGH.
+        slice_axis: the array axis of NIfTI volumes along which their slices lie.
+        grey: convert colour images to their luminance.
+        slices: an odd number of neighbouring slices as input channels (2.5-D).
+        stages: the stages in order, each with steps, batch and patch.
+        epoch_steps: steps between validations; each validation is followed by a checkpoint.
+        validation_crop: validation uses the middle square of this many pixels of each slice.
+        margin: pixels around each patch that are degraded with it and then cut off; by default as many as the
+            degradation looks at.
+        gradient_clip: the largest norm of the gradient.
+        seed: seed of parameters, patches and degradations.
+    """
+
+    module: dict[str, Any] | None = None
+    degradation: dict[str, Any] | None = None
+    train_degraded: Path | None = None
+    validation_degraded: Path | None = None
+    intensity_range: str = "auto"
+    slice_axis: int = 2
+    grey: bool = False
+    slices: int = 1
+    stages: list[dict[str, int]] | None = None
+    epoch_steps: int = 500
+    validation_crop: int = 128
+    margin: int | None = None
+    gradient_clip: float | None = None
+    seed: int = 0
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings of `data.load_clean` and `data.load_pairs`."""
+        return {"intensity_range": self.intensity_range, "slice_axis": self.slice_axis, "grey": self.grey}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSettings(Settings):
+    """The hyper-parameters of a `RestorationModule`.
+
+    Args:
+        network: "MaIR" or "MaIRUNet", or the name of a published variant such as "mair-t-x2".
+        arguments: the network's constructor arguments; for a variant those that differ.
+        loss: "l1", "charbonnier" or "mse".
+        optimizer: "adam" or "adamw".
+        lr: the learning rate.
+        betas: the optimiser's decay rates of its two moments.
+        weight_decay: the weight decay of AdamW; the scan's decay rates, skips, norms and biases are left out.
+        schedule: "halved" (at `milestones`), "cosine" (after `hold`, down to `lr_min` at `steps`) or "constant".
+        milestones: the steps at which the rate halves.
+        warmup: steps of linear warm-up before the cosine.
+        hold: the step at which the cosine begins.
+        steps: the step at which the cosine ends.
+        lr_min: the last learning rate of the cosine.
+        ema_decay: the decay of the averaged weights; early on it is (1 + n) / (10 + n) after n steps. 0 turns the
+            average off.
+        mixup: the parameter of the Beta distribution whose draws mix the samples of half the batches; None for no
+            mixing.
+        start_from: weights to begin with: a file of ours, or published parameters; parameters whose name or shape
+            does not fit (the head of another scale) keep their random start.
+        task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
+
+    Raises:
+        ValueError: a value that is unknown, out of range, or does not go with another one.
+    """
+
+    network: str = "MaIR"
+    arguments: dict[str, Any] | None = field(default_factory=dict)
+    loss: Loss = "l1"
+    optimizer: Optimizer = "adam"
+    lr: float = 2e-4
+    betas: Sequence[float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    milestones: Sequence[int] = ()
+    warmup: int = 0
+    hold: int = 0
+    steps: int = 0
+    lr_min: float = 1e-6
+    ema_decay: float = 0.999
+    mixup: float | None = None
+    start_from: str | None = None
+    task: str = "denoise"
+    intensity_range: Sequence[float] = (0.0, 1.0)
+    intensity_unit: str = "relative"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.schedule == "cosine" and self.steps <= self.hold:
+            raise ValueError(f"steps must be above hold ({self.hold}) with schedule cosine, got {self.steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def plain(self) -> dict[str, Any]:
+        """The values as checkpoints hold them: numbers, strings, lists and dictionaries only."""
+        return {
+            **asdict(self),
+            "arguments": dict(self.arguments or {}),
+            "lr": float(self.lr),
+            "betas": [float(beta) for beta in self.betas],
+            "weight_decay": float(self.weight_decay),
+            "milestones": [int(milestone) for milestone in self.milestones],
+            "lr_min": float(self.lr_min),
+            "ema_decay": float(self.ema_decay),
+            "intensity_range": [float(value) for value in self.intensity_range],
+            "start_from": None if self.start_from is None else str(self.start_from),
+        }

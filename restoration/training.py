@@ -1,0 +1,176 @@
+"""Train a restoration network: images, patches, the fit with its checkpoints, and the averaged weights.
+
+settings = TrainingSettings(module={...}, degradation={"kind": "gaussian", "sigma": 0.1})
+trained = train(Path("images/train"), Path("images/validation"), Path("denoiser"), settings)
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from ..runs.checks import check_resume
+from .data import Pair, RestorationData, Stage, load_clean, load_pairs
+from .module import RestorationModule
+from .settings import ModuleSettings, TrainingSettings
+from .weights import Network
+
+LAST, WEIGHTS = "last.ckpt", "weights.safetensors"
+_DEFAULT_STAGE = {"steps": 1000, "batch": 4, "patch": 64}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished or interrupted training.
+
+    Args:
+        module: the network with its averaged weights.
+        steps: optimizer steps, those before a resume included.
+        metrics: the last logged figures, such as "psnr" in dB.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    module: RestorationModule
+    steps: int
+    metrics: dict[str, float]
+    interrupted: bool
+
+
+def train(
+    train_images: Path,
+    validation_images: Path,
+    output: Path,
+    settings: TrainingSettings,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+) -> Trained:
+    """Train a network; writes last.ckpt and metrics.csv at each validation, and weights.safetensors at the end.
+
+    Seeds torch's global generator, from which the parameters and the dropped paths are drawn.
+
+    Args:
+        train_images: a folder of images, or one image.
+        validation_images: images of other people or scenes.
+        output: the folder to write to.
+        settings: everything that results depend on.
+        resume: continue from last.ckpt in `output`.
+        device: "cpu" or "cuda".
+        report: takes a line about the images and the network.
+
+    Raises:
+        FileNotFoundError: `resume` without last.ckpt, or images are missing.
+        ValueError: last.ckpt without `resume`, or settings or images that do not fit.
+    """
+    checkpoint = output / LAST
+    check_resume(checkpoint, resume)
+    stages = [_build(Stage, stage, "a stage") for stage in settings.stages or [_DEFAULT_STAGE]]
+    torch.manual_seed(settings.seed)
+    module = RestorationModule(_build(ModuleSettings, settings.module or {}, "module"))
+    training, validation = read_images(train_images, validation_images, settings)
+    _check_channels([*training, *validation], module.network, settings.slices)
+    data = RestorationData(training, validation, stages=stages, scale=module.network.scale, settings=settings)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    counts = f"{len(training)} training images, {len(validation)} for validation"
+    report(f"{counts}; {parameters} parameters; {data.steps} steps")
+    trainer = fit(module, data, output, settings, resume_from=checkpoint if resume else None, device=device)
+    module.export(output / WEIGHTS, notes={"seed": str(settings.seed), "steps": str(trainer.global_step)})
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return Trained(module, trainer.global_step, metrics, bool(trainer.interrupted))
+
+
+def read_images(
+    train_images: Path, validation_images: Path, settings: TrainingSettings
+) -> tuple[list[Pair], list[Pair]]:
+    """Read the images of both parts, with their degraded partners if the settings name them.
+
+    Raises:
+        ValueError: only one part has degraded partners.
+    """
+    degraded = settings.train_degraded, settings.validation_degraded
+    if degraded[0] is not None and degraded[1] is not None:
+        return (
+            load_pairs(degraded[0], train_images, **settings.reading),
+            load_pairs(degraded[1], validation_images, **settings.reading),
+        )
+    if degraded != (None, None):
+        raise ValueError("train_degraded and validation_degraded must be given together, got one of them")
+    return load_clean(train_images, **settings.reading), load_clean(validation_images, **settings.reading)
+
+
+def fit(
+    module: RestorationModule,
+    data: RestorationData,
+    output: Path,
+    settings: TrainingSettings,
+    *,
+    resume_from: Path | None,
+    device: str,
+) -> Trainer:
+    """Run the epochs of `data` and return the trainer."""
+    with _few_messages():
+        trainer = Trainer(
+            accelerator="gpu" if device == "cuda" else device,
+            devices=1,
+            max_epochs=data.epochs,
+            reload_dataloaders_every_n_epochs=1,
+            gradient_clip_val=settings.gradient_clip,
+            logger=CSVLogger(output, name=None, version=""),
+            callbacks=[
+                ModelCheckpoint(output, filename="last", every_n_epochs=1, save_top_k=1, enable_version_counter=False),
+                RichProgressBar(),
+            ],
+            enable_model_summary=False,
+            log_every_n_steps=50,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    return trainer
+
+
+@contextmanager
+def _few_messages() -> Iterator[None]:
+    """Hide Lightning's advertisements and lists of hardware."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _build(kind: Callable[..., T], options: dict[str, Any], name: str) -> T:
+    """Build an object from the options of a configuration.
+
+    Raises:
+        ValueError: an option is unknown or missing; lists the known ones.
+    """
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"{name} takes {', '.join(inspect.signature(kind).parameters)}: {error}") from None
+    return kind(**options)
+
+
+def _check_channels(pairs: Sequence[Pair], network: Network, slices: int) -> None:
+    """Refuse images that the network cannot take, before the training begins."""
+    for pair in pairs:
+        channels = pair.clean.shape[1]
+        if (slices * channels, channels) != (network.in_channels, network.out_channels):
+            hint = "; --grey takes the luminance of colour images" if channels == 3 else ""
+            raise ValueError(
+                f"{pair.name} has {channels} channel(s) and --slices is {slices}, but the network takes"
+                f" {network.in_channels} channel(s) and returns {network.out_channels}{hint}"
+            )
