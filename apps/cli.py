@@ -84,18 +84,26 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "scanpath": {
-        "train": Verb("scanpath.train:train", "", "train OAT on scanpaths"),
-        "predict": Verb("scanpath.predict:predict", "", "in which order people will look at the objects of a scene"),
+        "train": Verb("scanpath.options:Train", "scanpath.train:train", "train OAT on scanpaths"),
+        "predict": Verb(
+            "scanpath.options:Predict",
+            "scanpath.predict:predict",
+            "predict the order in which people look at the objects of a scene",
+        ),
         "evaluate": Verb(
-            "scanpath.evaluate:evaluate", "", "a network beside simpler models and people, by many metrics"
+            "scanpath.options:Evaluate",
+            "scanpath.evaluate:evaluate",
+            "compare a network with simpler models and with people",
         ),
         "cross-validate": Verb(
+            "scanpath.options:CrossValidate",
             "scanpath.cross_validate:cross_validate",
-            "",
-            "train and test on layouts, people or targets that were not seen",
+            "test on unseen layouts, people or targets",
         ),
         "benchmark": Verb(
-            "scanpath.benchmark:benchmark", "", "decoding with and without a cache; learning an observer that is known"
+            "scanpath.options:Benchmark",
+            "scanpath.benchmark:benchmark",
+            "speed of decoding; learning of a known observer",
         ),
     },
     "batch": {

@@ -49,7 +49,8 @@ def run_cell(folder: str, cell: Cell) -> Result:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return json.loads(json.dumps(result))  # the same numbers as a later run reads
+    written: Result = json.loads(json.dumps(result))  # the same numbers as a later run reads
+    return written
 
 
 def find_result(folder: Path, cell: Cell) -> Result | None:
@@ -63,7 +64,8 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
         return None
     if with_present_names(json.loads((path / "cell.json").read_text())) != cell:
         raise ValueError(f"{path} holds a cell with other content; choose another --output")
-    return json.loads((path / "result.json").read_text())
+    result: Result = json.loads((path / "result.json").read_text())
+    return result
 
 
 @contextlib.contextmanager

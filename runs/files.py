@@ -22,7 +22,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path`, renamed onto it when the block ends well and removed when it does not.
 
     The temporary name keeps the suffixes, since writers choose the format by them. Missing parent folders are made.

@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -109,7 +110,10 @@ class BestEpoch(Callback):
         if "lr" in self.figures:
             logged["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.curve.append(
-            {"epoch": trainer.current_epoch + 1, **{name: logged[name] for name in self.figures if name in logged}}
+            {
+                "epoch": trainer.current_epoch + 1,
+                **{name: value for name, value in logged.items() if name in self.figures},
+            }
         )
         if self.monitor not in logged:
             return
@@ -139,6 +143,20 @@ class BestEpoch(Callback):
         self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
 
 
+@contextmanager
+def quiet_lightning(level: int = logging.ERROR) -> Iterator[None]:
+    """Hide Lightning's log lines below `level` and its warnings about itself, within the block."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
 def fit_quietly(
     module: SeededModule,
     training: DataLoader[Any],
@@ -153,27 +171,20 @@ def fit_quietly(
     Raises:
         KeyboardInterrupt: the training was interrupted.
     """
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            trainer = Trainer(
-                accelerator="cpu",
-                devices=1,
-                max_epochs=epochs,
-                callbacks=[best],
-                gradient_clip_val=gradient_clip,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            trainer.fit(module, training, validation)
-    finally:
-        logger.setLevel(level)
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[best],
+            gradient_clip_val=gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, training, validation)
     if trainer.interrupted:
         raise KeyboardInterrupt
     best.restore(module)

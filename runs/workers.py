@@ -33,10 +33,10 @@ class Pool(Protocol):
         """Start cells and give one future for each."""
 
     def result(self, future: Any) -> Result:
-        """The result of a future that is done; an OSError where the worker itself came to an end."""
+        """The result of a finished future; raises OSError if the worker died."""
 
     def close(self, *, now: bool) -> None:
-        """End the workers: `now` also those that are at work."""
+        """Stop the workers; with `now`, without waiting for busy ones."""
 
 
 class InProcess:
@@ -44,10 +44,10 @@ class InProcess:
 
     slots, pause, shared = 1, 0.0, False
 
-    def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Future]:
+    def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Future[Result]]:
         futures = []
         for cell in cells:
-            future: Future = Future()
+            future: Future[Result] = Future[Result]()
             try:
                 future.set_result(run_cell(str(folder), cell))
             except Exception as error:
@@ -55,7 +55,7 @@ class InProcess:
             futures.append(future)
         return futures
 
-    def result(self, future: Future) -> Result:
+    def result(self, future: Future[Result]) -> Result:
         return future.result()
 
     def close(self, *, now: bool) -> None:
@@ -75,10 +75,10 @@ class LocalProcesses:
             jobs, mp_context=context, initializer=_follow_parent, initargs=(self._theirs,)
         )
 
-    def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Future]:
+    def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Future[Result]]:
         return [self._executor.submit(run_cell, str(folder), cell) for cell in cells]
 
-    def result(self, future: Future) -> Result:
+    def result(self, future: Future[Result]) -> Result:
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -99,7 +99,7 @@ class DaskCluster:
 
     def __init__(self, address: str, folder: Path, slots: int | None = None):
         try:
-            from distributed import Client
+            from distributed import Client  # optional package
         except ImportError:
             raise ImportError('--cluster dask:// needs Dask: pip install "voxelwave[cluster]"') from None
 
@@ -124,12 +124,13 @@ class DaskCluster:
         ]
 
     def result(self, future: Any) -> Result:
-        from distributed import KilledWorker
+        from distributed import KilledWorker  # optional package
 
         try:
-            return future.result()
+            result: Result = future.result()
         except KilledWorker as error:
             raise OSError(f"Dask workers ended abruptly; {_ASK_AGAIN}") from error
+        return result
 
     def close(self, *, now: bool) -> None:
         self._client.close()
@@ -142,7 +143,7 @@ class Slurm:
 
     def __init__(self, folder: Path, parameters: dict[str, Any], slots: int | None = None, *, cluster: str = "slurm"):
         try:
-            import submitit
+            import submitit  # optional package
         except ImportError:
             raise ImportError('--cluster slurm needs submitit: pip install "voxelwave[cluster]"') from None
 
@@ -166,13 +167,14 @@ class Slurm:
         return jobs
 
     def result(self, future: Any) -> Result:
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        from submitit.core.utils import FailedJobError, UncompletedJobError  # optional package
 
         try:
-            return future.result()
+            result: Result = future.result()
         except (FailedJobError, UncompletedJobError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise OSError(f"job {future.job_id} failed: {reason} (log: {future.paths.stderr}); {_ASK_AGAIN}") from error
+        return result
 
     def close(self, *, now: bool) -> None:
         for job in self._jobs:

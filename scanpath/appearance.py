@@ -39,7 +39,8 @@ class CropNetwork(nn.Module):
         x = self.cnn2(self.cnn1(crops))
         if self.levels:
             x = torch.cat([F.adaptive_max_pool2d(x, level).flatten(1) for level in self.levels], 1)
-        return self.fc(x.flatten(1))
+        result: Tensor = self.fc(x.flatten(1))
+        return result
 
 
 def crop_tensor(crops: Sequence[np.ndarray], *, raw: bool = False) -> Tensor:

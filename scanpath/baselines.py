@@ -83,7 +83,8 @@ class Baseline(ABC):
     def log_probability(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
         """Of each fixation of a path and of its end, (steps + 1,) nats."""
         tokens = np.append(np.asarray(sequence, dtype=np.int64), len(scene))
-        return self.log_probabilities(scene, sequence)[np.arange(len(tokens)), tokens]
+        result: np.ndarray = self.log_probabilities(scene, sequence)[np.arange(len(tokens)), tokens]
+        return result
 
     def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
         """Drawn paths of object indices.
@@ -112,7 +113,8 @@ class Baseline(ABC):
     def _next(self, scene: Scene, path: np.ndarray) -> np.ndarray:
         end = self._end(scene, path) if len(path) else 0.0
         with np.errstate(divide="ignore"):
-            return np.log(np.append((1 - end) * self._objects(scene, path), end))
+            result: np.ndarray = np.log(np.append((1 - end) * self._objects(scene, path), end))
+            return result
 
     def _end(self, scene: Scene, path: np.ndarray) -> float:
         assert self.end is not None
@@ -217,9 +219,11 @@ class _Nearest(Baseline):
     def _objects(self, scene: Scene, path: np.ndarray) -> np.ndarray:
         distance, seen, last = self._row(scene, path)
         if last < 0:
-            return np.exp(_log_softmax(-distance[None] / self.start_scale))[0]
+            result: np.ndarray = np.exp(_log_softmax(-distance[None] / self.start_scale))[0]
+            return result
         parameters = np.array([np.log(self.scale), self.seen, self.stay])
-        return np.exp(_nearest_log(parameters, distance[None], seen[None], np.array([last])))[0]
+        result = np.exp(_nearest_log(parameters, distance[None], seen[None], np.array([last])))[0]
+        return result
 
 
 class CentreNearest(_Nearest):
@@ -266,14 +270,16 @@ class StepMarkov(Baseline):
         step = np.clip(step, -self.reach, self.reach) + self.reach
         kind = 1 + step[..., 0] * (2 * self.reach[1] + 1) + step[..., 1]
         np.fill_diagonal(kind, 0)
-        return kind
+        result: np.ndarray = kind
+        return result
 
     def _objects(self, scene: Scene, path: np.ndarray) -> np.ndarray:
         if not len(path):
             return self.first._objects(scene, path)
         if scene not in self._tables:
             self._tables[scene] = _normalised(self.weight[self._steps(scene)])
-        return self._tables[scene][path[-1]]
+        result: np.ndarray = self._tables[scene][path[-1]]
+        return result
 
 
 class MarkovWithTarget(StepMarkov):
@@ -305,7 +311,8 @@ class MarkovWithTarget(StepMarkov):
     def _away(self, scene: Scene) -> np.ndarray:
         """(n,) distance of each object from the target in whole places."""
         away = np.abs(scene.places - scene.places[scene.target]).max(axis=1)
-        return np.minimum(np.rint(away).astype(int), self.reach.max())
+        result: np.ndarray = np.minimum(np.rint(away).astype(int), self.reach.max())
+        return result
 
     def _objects(self, scene: Scene, path: np.ndarray) -> np.ndarray:
         share = super()._objects(scene, path)
@@ -392,7 +399,8 @@ def _cells(scene: Scene, raster: tuple[int, int]) -> np.ndarray:
         return np.arange(len(scene))
     share = scene.centres[:, ::-1] / np.array(scene.size)[::-1]
     row, column = np.clip((share * raster).astype(int), 0, np.array(raster) - 1).T
-    return row * raster[1] + column
+    result: np.ndarray = row * raster[1] + column
+    return result
 
 
 def _first_fixations(dataset: Dataset) -> Dataset:
@@ -401,12 +409,14 @@ def _first_fixations(dataset: Dataset) -> Dataset:
 
 
 def _normalised(weight: np.ndarray) -> np.ndarray:
-    return weight / weight.sum(axis=-1, keepdims=True)
+    result: np.ndarray = weight / weight.sum(axis=-1, keepdims=True)
+    return result
 
 
 def _log_softmax(score: np.ndarray) -> np.ndarray:
     score = score - score.max(axis=1, keepdims=True)
-    return score - np.log(np.exp(score).sum(axis=1, keepdims=True))
+    result: np.ndarray = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
+    return result
 
 
 def _start_loss(parameters: np.ndarray, distance: np.ndarray, chosen: np.ndarray) -> float:

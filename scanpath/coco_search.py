@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
 
 
 def _coco_objects(
-    files: list[tuple[Path, dict]], display: tuple[int, int], padding: Padding
+    files: list[tuple[Path, dict[str, Any]]], display: tuple[int, int], padding: Padding
 ) -> tuple[dict[str, list[SceneObject]], dict[str, tuple[int, int]], dict[str, Path | None]]:
     """By picture: its objects in pixels of the screen, its own size, and its file if it is there."""
     objects: dict[str, list[SceneObject]] = {}
@@ -108,7 +108,7 @@ def _on_screen(box: np.ndarray, size: tuple[int, int], display: tuple[int, int],
     return x + left, y + top, width, height
 
 
-def _coco_target(record: dict, objects: list[SceneObject], task: str, file: Path) -> int | None:
+def _coco_target(record: dict[str, Any], objects: list[SceneObject], task: str, file: Path) -> int | None:
     if record.get("condition", "present") == "absent":
         return None
     told = numbers(take(record, "bbox", file), f"{file}: bbox", 1)

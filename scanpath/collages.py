@@ -14,7 +14,7 @@ def is_collage(record: Any) -> bool:
     return isinstance(record, dict) and {"fixations", "ground_truth", "size", "target"} <= record.keys()
 
 
-def read_collages(content: dict, path: Path, rows: int | None, columns: int | None) -> Reading:
+def read_collages(content: dict[str, Any], path: Path, rows: int | None, columns: int | None) -> Reading:
     """The covers are not told, but the target boxes of all collages show their grid.
 
     Every object of every collage gets the same mean box at its fitted place, the target too: its own box, told to the

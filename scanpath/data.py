@@ -79,7 +79,7 @@ def scene_batch(
     return SceneBatch(position, present, target, given, given, looks)
 
 
-class PathData(TorchDataset):
+class PathData(TorchDataset[PathBatch]):
     """Batches of trials by lists of their indices.
 
     Args:
@@ -105,7 +105,7 @@ class PathData(TorchDataset):
         if not self.paths:
             raise ValueError("there must be a trial at least, got none")
         shown = target_position or dataset.target_position
-        place: dict[tuple, int] = {}
+        place: dict[tuple[object, ...], int] = {}
         scenes: list[Scene] = []
         self.scene: list[int] = []
         for k in index:
@@ -152,7 +152,7 @@ class PathData(TorchDataset):
 
     def loader(
         self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None, alike: bool = False
-    ) -> DataLoader:
+    ) -> DataLoader[PathBatch]:
         """Batches for an epoch.
 
         Args:
@@ -204,7 +204,7 @@ def _looks(scene: Scene, appearance: str) -> Tensor:
     return torch.from_numpy(scene.features)
 
 
-def _inputs(scene: Scene, appearance: str, target_position: TargetPosition) -> tuple:
+def _inputs(scene: Scene, appearance: str, target_position: TargetPosition) -> tuple[object, ...]:
     """What tells the network's inputs of two scenes apart."""
     if appearance == "none":
         looks: Any = None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..runs.training import BestEpoch, fit_quietly
 from .baselines import fit_baselines
 from .data import PathData
 from .evaluation import PEOPLE, Row, evaluate_fold
-from .module import BestEpoch, ScanpathModule, nats_per_token, train_quietly
+from .module import FIGURES, VALIDATION_BATCH, ScanpathModule, nats_per_token
 from .readers import read_scanpaths
 from .scene import Dataset, Scene
 from .weights import NetworkModel, WeightsInfo, save_model
@@ -101,16 +102,17 @@ class OATEstimator:
         module = build_module(self.dataset, given, appearance=appearance, seed=seed)
         training = PathData(self.dataset, train, appearance=appearance, mirror=bool(given.get("mirror", False)))
         held_out = None if validation is None else PathData(self.dataset, validation, appearance=appearance)
-        best = BestEpoch(patience=self.options.patience)
-        network = train_quietly(
+        best = BestEpoch("validation_nats", patience=self.options.patience, figures=FIGURES)
+        batch, alike = int(given.get("batch", 20)), bool(given.get("alike", False))
+        fit_quietly(
             module,
-            training,
-            held_out,
+            training.loader(batch, shuffle=module.order, alike=alike),
+            None if held_out is None else held_out.loader(VALIDATION_BATCH),
             epochs=epochs or self.options.epochs,
-            batch=int(given.get("batch", 20)),
             best=best,
-            alike=bool(given.get("alike", False)),
+            gradient_clip=1.0,
         )
+        network = module.with_weights(best.weights)
         known = [*train, *(validation or [])]
         info = model_info(self.dataset, known, network.arguments, notes={"seed": str(seed)})
         if folder is not None:

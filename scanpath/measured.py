@@ -55,7 +55,7 @@ def take(record: Any, key: str, where: object) -> Any:
     return record[key]
 
 
-def listed(record: Any, key: str, where: object) -> list:
+def listed(record: Any, key: str, where: object) -> list[Any]:
     """A part of a record that must be a list."""
     value = take(record, key, where)
     if not isinstance(value, list):

@@ -113,4 +113,5 @@ def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.nda
     sums = np.exp(log_p).sum(axis=1)
     if not np.allclose(sums, 1, atol=1e-3):  # float32 softmax over some hundred objects is better than that
         raise ValueError(f"probabilities must sum to 1 at every step, got sums of {sums.min():.4g} to {sums.max():.4g}")
-    return np.maximum(-log_p[np.arange(len(tokens)), tokens], 0.0)
+    result: np.ndarray = np.maximum(-log_p[np.arange(len(tokens)), tokens], 0.0)
+    return result

@@ -1,24 +1,22 @@
 """Training of OAT: teacher forcing, early stopping on the likelihood of held-out paths, as a LightningModule."""
 
 import copy
-import logging
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..runs.training import SeededModule, update_average
+from ..runs.weight_file import read_checkpoint
 from .data import IGNORED, PathBatch, PathData
 from .oat import OAT, log_probabilities
 from .scene import TargetPosition
 
-_AT_ONCE = 64  # paths of a validation batch
-_FIGURES = ("train_loss", "validation_nats")
+VALIDATION_BATCH = 64  # paths
+FIGURES = ("train_loss", "validation_nats")
 
 
 def path_loss(scores: Tensor, chosen: Tensor) -> Tensor:
@@ -42,7 +40,7 @@ def path_nats(scores: Tensor, batch: PathBatch) -> tuple[Tensor, int]:
     return -chosen[counted].double().sum(), int(counted.sum())
 
 
-class ScanpathModule(LightningModule):
+class ScanpathModule(SeededModule):
     """OAT, its loss and optimiser; validation and export use an average of the weights (EMA) where it is asked for.
 
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
@@ -96,16 +94,16 @@ class ScanpathModule(LightningModule):
     @property
     def averaged(self) -> OAT:
         """The network that validation and export use."""
-        return self.network if self.ema is None else self.ema
+        network = self.network if self.ema is None else self.ema
+        assert isinstance(network, OAT)
+        return network
 
-    def order(self) -> np.random.Generator:
-        """Draws the order of this epoch's trials; a resumed training gets the one that it would have got."""
-        return np.random.default_rng([self.hparams["seed"], self.global_step])
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """At the first batch, draw from here on what an uninterrupted training would draw in this epoch."""
-        if batch_idx == 0:
-            torch.manual_seed(int(self.order().integers(2**63)))
+    def with_weights(self, weights: dict[str, Tensor]) -> OAT:
+        """A copy of the averaged network in evaluation mode, with other weights if there are any."""
+        network = copy.deepcopy(self.averaged).cpu()
+        if weights:
+            network.load_state_dict(weights)
+        return network.eval()
 
     def training_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
         """The published loss of one batch."""
@@ -115,13 +113,8 @@ class ScanpathModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the averaged weights a little towards the present ones; early on the average is shorter."""
-        if self.ema is None:
-            return
-        n = self.global_step
-        decay = min(self.hparams["ema_decay"], (1 + n) / (10 + n))
-        with torch.no_grad():
-            for average, present in zip(self.ema.parameters(), self.network.parameters(), strict=True):
-                average.lerp_(present, 1 - decay)
+        if self.ema is not None:
+            update_average(self.ema, self.network, decay=self.hparams["ema_decay"], step=self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's sums."""
@@ -138,7 +131,7 @@ class ScanpathModule(LightningModule):
         self.log("validation_nats", self._nats / self._tokens, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam, or AdamW that spares biases and norms; the rate is constant, or warms up and falls."""
+        """AdamW without decay of biases and norms; the learning rate is constant, or warms up and falls."""
         options = self.hparams
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -153,107 +146,20 @@ class ScanpathModule(LightningModule):
     def _lr_factor(self, step: int) -> float:
         warmup, steps = self.hparams["warmup"], self.hparams["cosine_steps"]
         if step < warmup:
-            return (step + 1) / warmup
+            result: float = (step + 1) / warmup
+            return result
         if steps is None:
             return 1.0
         part = min((step - warmup) / max(steps - warmup, 1), 1.0)
         return 0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2
 
 
-class BestEpoch(Callback):
-    """Keeps a row of figures for each epoch and the weights of the likeliest; stops when that lies far back.
-
-    Args:
-        patience: epochs without better validation until training stops.
-    """
-
-    def __init__(self, *, patience: int = 30):
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1, got {patience}")
-        self.patience = patience
-        self.curve: list[dict[str, float]] = []
-        self.epoch = 0  # the best so far, counted from 1
-        self.weights: dict[str, Tensor] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Book the epoch that ends."""
-        assert isinstance(pl_module, ScanpathModule)
-        figures = {name: float(v) for name, v in trainer.callback_metrics.items() if name in _FIGURES}
-        self.curve.append({"epoch": trainer.current_epoch + 1, **figures})
-        nats = figures.get("validation_nats")
-        if nats is None:
-            return
-        if self.epoch == 0 or nats < self.curve[self.epoch - 1]["validation_nats"]:
-            self.epoch = len(self.curve)
-            self.weights = copy.deepcopy(pl_module.averaged.state_dict())
-        if len(self.curve) - self.epoch >= self.patience:
-            trainer.should_stop = True
-
-    def best(self, module: ScanpathModule) -> OAT:
-        """The network with the best epoch's weights, in evaluation mode; without validation as it is."""
-        network = copy.deepcopy(module.averaged).cpu()
-        if self.weights:
-            network.load_state_dict(self.weights)
-        return network.eval()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"curve": self.curve, "epoch": self.epoch, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
-
-
-def train_quietly(
-    module: ScanpathModule,
-    training: PathData,
-    validation: PathData | None,
-    *,
-    epochs: int,
-    batch: int,
-    best: BestEpoch,
-    alike: bool = False,
-) -> OAT:
-    """Fit without progress bars, logs or files; the network of the best epoch, or of the last without validation.
-
-    Args:
-        module: to be fitted.
-        training: its trials.
-        validation: held-out trials; None for so many epochs.
-        epochs: at most.
-        batch: paths per step.
-        best: keeps the best epoch, and stops.
-        alike: see `PathData.loader`.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=epochs,
-            callbacks=[best],
-            gradient_clip_val=1.0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        loaders = training.loader(batch, shuffle=module.order, alike=alike), validation and validation.loader(_AT_ONCE)
-        trainer.fit(module, *loaders)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    return best.best(module)
-
-
 @torch.inference_mode()
 def nats_per_token(network: OAT, data: PathData) -> tuple[float, int]:
     """Mean negative log-likelihood over all tokens, ends among them, and the number of tokens."""
     total, tokens = 0.0, 0
-    for k in range(0, len(data), _AT_ONCE):
-        batch = data[list(range(k, min(k + _AT_ONCE, len(data))))]
+    for k in range(0, len(data), VALIDATION_BATCH):
+        batch = data[list(range(k, min(k + VALIDATION_BATCH, len(data))))]
         nats, some = path_nats(network.eval()(batch.scenes, batch.scene, batch.previous), batch)
         total, tokens = total + float(nats), tokens + some
     return total / tokens, tokens
@@ -265,10 +171,8 @@ def load_checkpoint(path: Path) -> ScanpathModule:
     Raises:
         FileNotFoundError, ValueError: no such file, or not a checkpoint of this module.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "arguments" not in content.get("hyper_parameters", {}):
+    content = read_checkpoint(path, "a scanpath training")
+    if "arguments" not in content["hyper_parameters"]:
         raise ValueError(f"{path} is not a checkpoint of a scanpath training")
     module = ScanpathModule(**content["hyper_parameters"])
     module.load_state_dict(content["state_dict"])

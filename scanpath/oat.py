@@ -143,7 +143,8 @@ class EncoderLayer(nn.Module):
         attended, _ = self.self_attn(x, self.self_attn.keys_values(x), mask=mask)
         x = self.norm1(x + self.dropout(attended))
         fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
-        return self.norm2(x + self.dropout(fed))
+        result: Tensor = self.norm2(x + self.dropout(fed))
+        return result
 
 
 class DecoderLayer(nn.Module):
@@ -408,22 +409,26 @@ class OAT(nn.Module):
         if scenes.appearance is None:
             raise ValueError(f'a network with appearance "{self.appearance}" needs it for every object, got none')
         if self.appearance == "cnn":
-            return self.cnn_embedding(scenes.appearance.flatten(0, 1)).unflatten(0, (count, objects))
+            result: Tensor = self.cnn_embedding(scenes.appearance.flatten(0, 1)).unflatten(0, (count, objects))
+            return result
         if scenes.appearance.shape[-1] != self.arguments["features"]:
             raise ValueError(
                 f"features must be vectors of {self.arguments['features']}, got {scenes.appearance.shape[-1]}"
             )
-        return self.feature_embedding(scenes.appearance)
+        result = self.feature_embedding(scenes.appearance)
+        return result
 
     def _blank(self, count: int) -> Tensor:
         """(count, d_appearance) of what is no object: an image, or a vector, of ones."""
         if self.appearance == "none":
             return self.constant_embedding.expand(count, -1)
         if self.appearance == "features":
-            return self.feature_embedding(self.feature_embedding.weight.new_ones(1, self.arguments["features"])).expand(
-                count, -1
-            )
-        return self.cnn_embedding(self.cnn_embedding.fc.weight.new_ones(1, 3, 150, 93)).expand(count, -1)
+            result: Tensor = self.feature_embedding(
+                self.feature_embedding.weight.new_ones(1, self.arguments["features"])
+            ).expand(count, -1)
+            return result
+        result = self.cnn_embedding(self.cnn_embedding.fc.weight.new_ones(1, 3, 150, 93)).expand(count, -1)
+        return result
 
     def _fixations(self, memory: Memory, previous: Tensor) -> Tensor:
         """(B, T, d_model): the tokens of fixations, with the flag on the target where it is marked."""

@@ -17,7 +17,7 @@ FORMAT, VERSION = "voxelwave scanpaths", 1
 TABLES = ("scenes.csv", "objects.csv", "fixations.csv")
 
 
-def read_own(content: dict, path: Path) -> Reading:
+def read_own(content: dict[str, Any], path: Path) -> Reading:
     if content.get("version") != VERSION:
         raise ValueError(f"{path} must have version {VERSION}, got {content.get('version')!r}")
     scenes = [_own_scene(record, path) for record in listed(content, "scenes", path)]
@@ -152,7 +152,7 @@ def _whole(row: dict[str, str], key: str, where: str) -> int:
     return int(value)
 
 
-def write_scanpaths(dataset: Dataset, path: str | os.PathLike) -> None:
+def write_scanpaths(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     """Write our own JSON; images are named by their place seen from the file, crops are not written."""
     path = Path(path)
     content = {

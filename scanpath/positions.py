@@ -152,7 +152,8 @@ def _turned_away(vector: Tensor, centre: Tensor) -> Tensor:
     along = (vector * c).sum(-1, keepdim=True)
     aside = F.normalize(vector - along * c, dim=-1)
     cosine = (along / norm).clamp(0, 1) ** 7.5
-    return norm * (cosine * c + (1 - cosine.square()).clamp(min=0).sqrt() * aside)
+    result: Tensor = norm * (cosine * c + (1 - cosine.square()).clamp(min=0).sqrt() * aside)
+    return result
 
 
 def step_table(steps: int, channels: int) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
 from .coco_search import Padding, read_coco
 from .collages import is_collage, read_collages
@@ -23,7 +24,7 @@ _TELLING = 3  # fixations from which equal positions of two people are no coinci
 
 
 def read_scanpaths(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     mapping: Mapping = "nearest",
     margin: float = 0.0,
@@ -111,7 +112,6 @@ def map_fixations(scene: Scene, xy: np.ndarray, *, mapping: Mapping = "nearest",
 
 def with_crops(scene: Scene) -> Scene:
     """The scene with the picture of each object, cut out of its image by the box."""
-    from PIL import Image
 
     if scene.image is None:
         raise ValueError(f"scene {scene.identifier} names no image to cut objects from")

@@ -4,16 +4,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from ..runs.files import atomic_path
+from ..runs.catalogue import find_weights
+from ..runs.weight_file import read_weights, write_weights
 from .data import scene_batch
 from .decoding import beam, greedy, sample
 from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities
@@ -21,7 +19,6 @@ from .scene import Scene, TargetPosition
 
 FORMAT = "voxelwave-scanpath-1"
 _TABLE = "position.table"  # beside the parameters: no state_dict holds it
-_SHIPPED = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class WeightsInfo:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def save_model(path: str | os.PathLike, network: OAT, info: WeightsInfo) -> None:
+def save_model(path: str | os.PathLike[str], network: OAT, info: WeightsInfo) -> None:
     """Write a network as a safetensors file, its position table and what it is made for with it.
 
     Args:
@@ -57,30 +54,15 @@ def save_model(path: str | os.PathLike, network: OAT, info: WeightsInfo) -> None
         network: of which the parameters are.
         info: its arguments are replaced by those of the network.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
     content: dict[str, Any] = {**info.__dict__, "arguments": network.arguments}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if network.position.kind == "learned":
         n = max(network.rows, network.columns)
         state[_TABLE] = network.position.table[:n].cpu().contiguous()
-    with atomic_path(path) as temporary:
-        # save_file would give a file that its owner alone can read
-        temporary.write_bytes(save(state, {"format": FORMAT, "info": json.dumps(content)}))
+    write_weights(path, state, {"format": FORMAT, "info": json.dumps(content)})
 
 
-def shipped_weights() -> list[str]:
-    """The names of the weights that come with the package; a model card lies beside each.
-
-    Example:
-        >>> "planted-observer" in shipped_weights()
-        True
-    """
-    return sorted(file.stem for file in _SHIPPED.glob("*.safetensors"))
-
-
-def load_model(weights: str | os.PathLike) -> "NetworkModel":
+def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
     """A trained network as a model of scanpaths. Nothing in the file is executed.
 
     Args:
@@ -90,17 +72,8 @@ def load_model(weights: str | os.PathLike) -> "NetworkModel":
         FileNotFoundError: there is no such file or name.
         ValueError: it is another file, is damaged, or its parameters do not fit what it says.
     """
-    path = Path(weights)
-    if not path.suffix and path.name in shipped_weights() and str(path) == path.name:
-        path = _SHIPPED / f"{path}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"weights must be a file or one of {', '.join(shipped_weights())}, got {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
+    path = find_weights(weights, "scanpath")
+    state, metadata = read_weights(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path.name} must be weights of voxelwave scanpath train ({FORMAT}), got {metadata.get('format')!r};"

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ...runs.files import atomic_path
 
@@ -69,8 +70,6 @@ def _draw_scene(axis: "Axes", scene: "Scene", *, faint: bool = False) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     if scene.image is not None and scene.image.is_file():
-        from PIL import Image
-
         with Image.open(scene.image) as file:
             pixels = np.asarray(file.convert("RGB"))
         axis.imshow(pixels, extent=(0, width, height, 0), alpha=0.35 if faint else 1.0)

@@ -2,12 +2,15 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Shown
 
 from ...runs.files import atomic_path
-
-if TYPE_CHECKING:
-    from ...scanpath.evaluation import Row, Table
+from ...scanpath.evaluation import FIGURES, Row, Table
 
 _SHOWN = (  # tables that fit a terminal of 80 columns; the files hold all figures
     ("nll_per_token", "sequence_score", "multimatch", "scanmatch"),
@@ -24,7 +27,7 @@ _HEADINGS = {
 }
 
 
-def write_figures(output: Path, rows: list["Row"], table: "Table") -> None:
+def write_figures(output: Path, rows: list[Row], table: Table) -> None:
     """Write trials.csv, a row per model and trial, and results.csv, a row per model and figure."""
     with atomic_path(output / "trials.csv") as temporary, temporary.open("w", newline="") as stream:
         trials = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
@@ -39,22 +42,16 @@ def write_figures(output: Path, rows: list["Row"], table: "Table") -> None:
 
 
 def plain(figures: dict[str, Any]) -> dict[str, dict[str, float | str]]:
-    """JSON knows no infinity: a likelihood of 0 gives "inf"."""
+    """Figures as JSON values; an infinite one, as from a likelihood of 0, becomes the text "inf"."""
 
-    def told(value: float) -> float | str:
+    def finite(value: float) -> float | str:
         return value if abs(value) < float("inf") else str(value)
 
-    return {name: {key: told(value) for key, value in found._asdict().items()} for name, found in figures.items()}
+    return {name: {key: finite(value) for key, value in found._asdict().items()} for name, found in figures.items()}
 
 
-def show_figures(table: "Table", title: str) -> None:
+def show_figures(table: Table, title: str) -> None:
     """Print the figures of all models as tables."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Shown
-
-    from ...scanpath.evaluation import FIGURES
-
     console = Console()
     console.print(title, highlight=False)
     for names in _SHOWN:
@@ -66,7 +63,7 @@ def show_figures(table: "Table", title: str) -> None:
         for model, figures in table.items():
             shown.add_row(model, *(_cell(figures.get(name)) for name in names))
         console.print(shown)
-    print("±: half the 95 % bootstrap interval over layouts. ↑ more is better, ↓ less.")
+    print("±: half the 95 % bootstrap interval over layouts. ↑ higher is better, ↓ lower.")
 
 
 def _cell(found: Any) -> str:
@@ -76,16 +73,10 @@ def _cell(found: Any) -> str:
     return f"{found.value:.{digits}f}±{(found.high - found.low) / 2:.{digits}f}"
 
 
-def draw_figures(file: Path, table: "Table", *, title: str) -> None:
-    """The first four figures of all models, points with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(
-        1, len(_SHOWN[0]), figsize=(12, 1.2 + 0.32 * len(table)), sharey=True, layout="constrained"
-    )
+def draw_figures(file: Path, table: Table, *, title: str) -> None:
+    """Draw the first four figures of all models as points with their intervals."""
+    fig = Figure(figsize=(12, 1.2 + 0.32 * len(table)), layout="constrained")
+    axes = fig.subplots(1, len(_SHOWN[0]), sharey=True)
     models = list(table)[::-1]
     for axis, name in zip(axes, _SHOWN[0], strict=True):
         for place, model in enumerate(models):
@@ -99,4 +90,3 @@ def draw_figures(file: Path, table: "Table", *, title: str) -> None:
     fig.suptitle(title, fontsize=10)
     with atomic_path(file) as temporary:
         fig.savefig(temporary, dpi=120)
-    plt.close(fig)

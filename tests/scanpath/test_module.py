@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from voxelwave.runs.training import BestEpoch, fit_quietly
 from voxelwave.scanpath.baselines import NearestObject
 from voxelwave.scanpath.data import IGNORED, PathData
 from voxelwave.scanpath.estimators import OATEstimator, Options, build_module, data_arguments
-from voxelwave.scanpath.module import BestEpoch, ScanpathModule, nats_per_token, path_loss, path_nats, train_quietly
+from voxelwave.scanpath.module import ScanpathModule, nats_per_token, path_loss, path_nats
 from voxelwave.scanpath.planted import planted_dataset
 from voxelwave.scanpath.scene import Dataset, Scene, SceneObject, Trial
 
@@ -38,11 +39,11 @@ def test_the_likelihood_of_a_batch_is_that_of_its_paths_alone():
 def test_training_keeps_the_likeliest_epoch_and_stops():
     dataset = planted_dataset(30, seed=4)
     module = build_module(dataset, {**TINY, "lr": 0.05, "ema_decay": 0.0}, appearance="features", seed=0)
-    best = BestEpoch(patience=2)
+    best = BestEpoch("validation_nats", patience=2)
     held_out = PathData(dataset, range(20, 30), appearance="features")
-    network = train_quietly(
-        module, PathData(dataset, range(20), appearance="features"), held_out, epochs=30, batch=4, best=best
-    )
+    training = PathData(dataset, range(20), appearance="features").loader(4, shuffle=module.order)
+    fit_quietly(module, training, held_out.loader(64), epochs=30, best=best, gradient_clip=1.0)
+    network = module.network
     nats = [row["validation_nats"] for row in best.curve]
     assert len(nats) < 30
     assert best.epoch == int(np.argmin(nats)) + 1 == len(nats) - 2

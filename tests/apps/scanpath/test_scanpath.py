@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from voxelwave.apps import cli
+from voxelwave.runs.exit import ERROR, USAGE
 from voxelwave.scanpath.own_files import write_scanpaths
 from voxelwave.scanpath.planted import planted_dataset
 from voxelwave.scanpath.scene import Dataset, Scene, SceneObject, Trial
@@ -146,22 +147,26 @@ def test_of_a_folder_a_broken_scene_is_told_and_the_others_go_on(trained, data, 
     ("words", "told"),
     [
         (["predict", "-i", "nowhere", "-o", "out", "--weights", "nobody"], "no scene or folder at nowhere"),
-        (["predict", "-i", ".", "-o", "out", "--weights", "nobody"], "weights must be a file or one of"),
-        (["train", "DATA", "-o", "out", "--validation-share", "0.9"], "validation_share must be above 0 and at most"),
+        (
+            ["predict", "-i", ".", "-o", "out", "--weights", "nobody"],
+            "must be a file or a name (planted-observer)",
+        ),
+        (["train", "DATA", "-o", "out", "--validation-share", "0.9"], "--validation-share must be above 0 and at most"),
         (["train", "DATA", "-o", "out", "--resume"], "--resume needs out/last.ckpt"),
         (["train", "DATA", "-o", "out", "--network", '{"d_position": 13}'], "divisible by heads"),
         (["train", "DATA", "-o", "out", "--appearance", "cnn"], "names no image to cut objects from"),
         (["train", "DATA", "-o", "out", "--split", "target"], "a split by target needs one in every scene"),
-        (["cross-validate", "DATA", "-o", "out", "--target-position", "given"], "needs a target in some scene"),
+        (["cross-validate", "DATA", "-o", "out", "--target-position", "given"], "needs scenes with a target"),
         (["cross-validate", "DATA", "-o", "out", "--folds", "13"], "13 folds by layout need 13 of them, got 12"),
-        (["benchmark", "-o", "out", "--scenes", "0"], "must be at least 1"),
+        (["benchmark", "-o", "out", "--scenes", "0"], "--scenes must be at least 1"),
     ],
 )
 def test_bad_requests_are_answered_in_one_line(words, told, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["scanpath", *(str(data["free"]) if w == "DATA" else w for w in words)]) == 1
+    assert cli.main(["scanpath", *(str(data["free"]) if w == "DATA" else w for w in words)]) in (ERROR, USAGE)
     error = capsys.readouterr().err
     assert told in error
+    assert error.startswith("voxelwave: usage: --") == told.startswith(("--validation", "--scenes"))
     assert error.count("\n") == 1
 
 
@@ -200,7 +205,7 @@ def test_cross_validation_tests_each_scanpath_once_by_weights_that_never_saw_its
     tokens = sum(int(r["fixations"]) + 1 for r in own)
     told = results["results"]["OAT, target hidden"]["nll_per_token"]["value"]
     assert told == pytest.approx(nats / tokens)
-    assert "OAT, target hidden, nats per token less those of a simpler model" in shown
+    assert "OAT, target hidden, difference in nats per token to simpler models" in shown
     for fold in results["folds"]:
         best = max(fold["trials"], key=lambda trial: trial["score"])
         assert fold["settings"] == best["settings"]
@@ -227,13 +232,13 @@ def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
 
 
 def test_benchmarks_measure_on_small_scenes(tmp_path, monkeypatch, capsys):
-    from voxelwave.apps.scanpath import benchmark as scanpath_benchmark
+    from voxelwave.scanpath import benchmark as scanpath_benchmark
 
     monkeypatch.setattr(scanpath_benchmark, "PLANTED", {**TINY, "steps": 128, "lr": 1e-3, "batch": 8})
     words = ["-o", str(tmp_path), "--scenes", "3", "--steps", "4", "--repeats", "1"]
     assert cli.main(["scanpath", "benchmark", *words, "--training-scenes", "20", "--epochs", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "3 of 3 paths are the same" in shown
+    assert "3 of 3 paths are equal" in shown
     content = json.loads((tmp_path / "benchmark-planted.json").read_text())
     nats = content["nats_per_token"]
     assert nats["planted observer"] == pytest.approx(content["entropy"], rel=0.02)

@@ -96,7 +96,7 @@ def test_a_hidden_target_is_the_default_and_a_seed_gives_the_same_again(data, tm
     for name in ("a", "b"):
         assert evaluate(data, tmp_path / name, "--split", "person", "--folds", "2") == 0
     printed = capsys.readouterr().out
-    assert "target's place hidden" in printed
+    assert "target hidden" in printed
     assert "with target" not in printed
     assert (tmp_path / "a" / "trials.csv").read_bytes() == (tmp_path / "b" / "trials.csv").read_bytes()
     shared = json.loads((tmp_path / "a" / "results.json").read_text())["test_trials_seen_in_training_of_their_fold"]
@@ -107,7 +107,7 @@ def test_a_hidden_target_is_the_default_and_a_seed_gives_the_same_again(data, tm
 def test_weights_are_told_apart_by_what_they_were_trained_on(data, weights, tmp_path, capsys):
     file = weights()
     assert evaluate(data, tmp_path / "all", "--weights", str(file)) == 0
-    assert "OAT (net): the weights were trained on 4 of these 10 layouts, where their figures are no test" in (
+    assert "OAT (net): the weights were trained on 4 of these 10 layouts, for which the figures are" in (
         capsys.readouterr().out
     )
     rows = [row for row in rows_of(tmp_path / "all" / "trials.csv") if row["model"] == "OAT (net)"]
@@ -127,8 +127,8 @@ def test_weights_are_told_apart_by_what_they_were_trained_on(data, weights, tmp_
 @pytest.mark.parametrize(
     ("changes", "words", "message"),
     [
-        ({"target_position": "given"}, (), "say --target-position given"),
-        ({"trained_on": ()}, ("--only-unseen",), "weights that say what they were trained on"),
+        ({"target_position": "given"}, (), "use --target-position given"),
+        ({"trained_on": ()}, ("--only-unseen",), "weights that record their training layouts"),
         ({"trained_on": tuple(f"shelf-{k}" for k in range(10))}, ("--only-unseen",), "leaves no trial"),
         ({"grid": False}, (), "must be a free layout"),
     ],
