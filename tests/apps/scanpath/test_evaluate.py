@@ -146,8 +146,8 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(data, weights, tmp_path
     [
         (("--folds", "11"), 1, "11 folds by layout need 11 of them, got 10"),
         (("--folds", "1"), 1, "folds must be 2 or more, got 1"),
-        (("--samples", "0"), 1, "samples must be at least 1, got 0"),
-        (("--only-unseen",), 1, "--only-unseen needs --weights"),
+        (("--samples", "0"), 2, "--samples must be at least 1, got 0"),
+        (("--only-unseen",), 2, "--only-unseen needs --weights"),
         (("--weights", "absent.safetensors"), 1, "absent.safetensors"),
         (("--split", "trial"), 2, "layout"),
         (("--target-position", "shown"), 2, "hidden"),
