@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..runs.files import atomic_path
 from .baselines import DENOISERS, estimated_sigma
 from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
 from .degradations import bicubic_resize, known_sigma, make_degradation
 from .images import Image, IntensityRange, choose_range, find_images, read_image
-from .inference import Refused, fitting_range, restore
+from .inference import Refused, RestorationNetwork, fitting_range, restore
 from .metrics import psnr, ssim, y_channel
 from .rician import without_rician_bias
 from .settings import EvaluationSettings, TileSettings
@@ -71,7 +70,7 @@ class Evaluation:
         rows: name of the image -> method -> scores; filled by `measure`.
     """
 
-    network: nn.Module | None = None
+    network: RestorationNetwork | None = None
     methods: Sequence[str] | None = None
     scale: int = 1
     y_channel: bool = False
@@ -122,7 +121,7 @@ class Evaluation:
             results[name] = _unbiased(denoised, image) if unbiased else denoised
         return results
 
-    def _by_network(self, network: nn.Module, image: EvaluationImage) -> np.ndarray:
+    def _by_network(self, network: RestorationNetwork, image: EvaluationImage) -> np.ndarray:
         middle = image.middle
         stack = image.degraded.reshape(-1, *middle.shape)
         tiles, device = asdict(self.tiles), self.device

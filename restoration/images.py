@@ -5,12 +5,8 @@ a stack of slices in the file's own unit. `write_image` writes restored values i
 type, same intensity scale, same position in the world. Nothing is rescaled or reduced to 8 bits in between.
 """
 
-import math
 import os
-import re
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +14,12 @@ from typing import Any
 
 import numpy as np
 import pydicom
-import tifffile
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
-from ..runs.files import atomic_path
-from ..runs.memory import check_inflated, check_memory
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
+from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, write_bitmap
 
-BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
-_TIFF_SUFFIXES = (".tif", ".tiff")
 _VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
-_COPIES = 16  # bytes of memory that a pixel takes while it is decoded and copied
 _LITTLE_USED = 1 / 16  # as a share of the range; a 12-bit image in 16-bit pixels just reaches it
 
 LUMA = np.array([0.299, 0.587, 0.114])  # the weights of R, G and B in the luminance, ITU-R BT.601
@@ -126,7 +115,7 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2) -> Image:
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     if path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES:
-        return Image(_read_bitmap(path), path, "bitmap")
+        return Image(read_bitmap(path), path, "bitmap")
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path)
@@ -253,7 +242,7 @@ def write_image(
         )
     pixels = to_pixels(stack, like.dtype)
     if like.kind == "bitmap":
-        _write_bitmap(path, pixels)
+        write_bitmap(path, pixels)
         return path
     assert like.volume is not None
     volume = Volume(_unslice(pixels, like), _scaled_affine(like.volume.affine, like.slice_axis, scale), like.path)
@@ -284,7 +273,7 @@ def check_target(path: Path, like: Image) -> None:
         raise ValueError(f"{path.name} would lose values; write .png or .tiff")
     elif suffix not in BITMAP_SUFFIXES:
         raise ValueError(f"output of {like.path} must end in .png, .tif, .tiff, .bmp, .pgm or .ppm, got {path.name}")
-    elif suffix not in _TIFF_SUFFIXES:
+    elif suffix not in TIFF_SUFFIXES:
         n, channels = like.stack.shape[:2]
         deep = like.dtype == np.uint16 and channels == 1 and suffix == ".png"
         if n > 1 or not (like.dtype == np.uint8 or deep):
@@ -354,132 +343,6 @@ def _two_numbers(text: str, how: str) -> tuple[float, float]:
             f'range must be "auto", "dtype", "LOW,HIGH", "hu:LOW,HIGH" or "percentiles:LOW,HIGH", got {how!r}'
         ) from None
     return low, high
-
-
-def _read_bitmap(path: Path) -> np.ndarray:
-    """(N, C, H, W) of a bitmap file."""
-    array, axes = _read_tiff(path) if path.suffix.lower() in _TIFF_SUFFIXES else _read_pillow(path)
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8) * 255
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{path} must hold real numbers, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{path} holds NaN or infinite values")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if axes.endswith("S"):
-        if array.shape[-1] in (2, 4):
-            _warn(f"{path} has an alpha channel, which was left out")
-            array = array[..., :-1]
-        array = np.moveaxis(array, -1, -3)
-    else:
-        array = array[..., None, :, :]
-    stack = array.reshape(-1, *array.shape[-3:])
-    if stack.shape[1] not in (1, 3):
-        raise ValueError(f"{path} must have 1 or 3 channels, got {stack.shape[1]}")
-    return stack
-
-
-def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
-    try:
-        with Pillow.open(path) as picture:
-            _check_size(path, picture)
-            if picture.format == "PNG":
-                _check_sums(path)
-            if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                converted = picture.convert("RGB")
-            else:
-                if _png_bits(path) == 16 and not picture.mode.startswith("I"):
-                    raise ValueError(
-                        f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF"
-                    )
-                converted = picture.copy()
-    except OSError as error:
-        if isinstance(error, UnidentifiedImageError):
-            raise ValueError(f"{path} is not a readable image: its first bytes are those of no known format") from error
-        raise OSError(f"{path} is damaged or cut off: {' '.join(str(error).split())}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plug-ins fail in many ways on damaged data
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is not a readable image: {' '.join(str(error).split())[:200]}") from error
-    array = np.asarray(converted)
-    if converted.mode == "I":  # Pillow keeps 16-bit PNGs as int32
-        array = array.astype(np.uint16 if _png_bits(path) == 16 else np.int32)
-    return array, "YXS" if array.ndim == 3 else "YX"
-
-
-def _check_size(path: Path, picture: Any) -> None:
-    """Refuse an image that is too large for its file or for the memory."""
-    pixels = picture.width * picture.height
-    if picture.format == "PNG":
-        check_inflated(path, pixels * (_png_bits(path) or 8) // 8, path.stat().st_size)
-    check_memory(path, _COPIES * pixels)
-
-
-def _check_sums(path: Path) -> None:
-    """Refuse a PNG with a damaged chunk; Pillow does not verify the checksums of pixels."""
-    with path.open("rb") as stream:
-        stream.seek(8)
-        name = b""
-        while name != b"IEND":
-            length, name = struct.unpack(">I4s", stream.read(8))
-            if length > path.stat().st_size:
-                raise ValueError(f"{path} is damaged or cut off: one of its chunks claims {length} bytes")
-            content, found = stream.read(length), stream.read(4)
-            if found != zlib.crc32(name + content).to_bytes(4):
-                raise ValueError(f"{path} is damaged or cut off: the checksum of its chunk {name!r} is wrong")
-
-
-def _png_bits(path: Path) -> int | None:
-    with path.open("rb") as stream:
-        head = stream.read(25)
-    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else None
-
-
-def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            _check_pages(path, series)
-            array, axes = series.asarray(), series.axes
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders fail in many ways on damaged data
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is not a readable TIFF file: {' '.join(str(error).split())[:200]}") from error
-    if axes.startswith("S") and array.ndim == 3:  # colour planes one after the other
-        array, axes = np.moveaxis(array, 0, -1), "YXS"
-    if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
-        raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
-    return array, axes
-
-
-def _check_pages(path: Path, series: Any) -> None:
-    """Refuse an image with missing parts, which would be read as zeros, or one that is too large for the memory."""
-    stored = path.stat().st_size
-    for page in series.pages:
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if offset <= 0 or count <= 0 or offset + count > stored:
-                raise ValueError(f"{path} is cut off: {count} bytes at {offset} are missing")
-    check_memory(path, _COPIES * math.prod(series.shape))
-
-
-def _write_bitmap(path: Path, stack: np.ndarray) -> None:
-    """Write (N, C, H, W) into a bitmap that can hold it, see `check_target`."""
-    planes = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
-    if path.suffix.lower() in _TIFF_SUFFIXES:
-        with atomic_path(path) as temporary:
-            tifffile.imwrite(
-                temporary,
-                planes if len(planes) > 1 else planes[0],
-                photometric="rgb" if stack.shape[1] == 3 else "minisblack",
-                metadata=None,
-            )
-        return
-    with atomic_path(path) as temporary:
-        Pillow.fromarray(np.ascontiguousarray(planes[0])).save(temporary)
 
 
 def _modality(path: Path) -> str | None:

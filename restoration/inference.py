@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..volumes import VolumeWarning
 from .borders import mirrored
@@ -22,12 +22,31 @@ Progress = Callable[[int, int], None]
 _FAR = 0.5  # as a share of the range, beyond its ends; noise of 50 in 255 rarely reaches further
 
 
+class RestorationNetwork(Protocol):
+    """A torch module that maps (1, in_channels, H, W) to (1, out_channels, H * scale, W * scale)."""
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def out_channels(self) -> int: ...
+
+    @property
+    def scale(self) -> int: ...
+
+    def __call__(self, image: Tensor, /) -> Tensor: ...
+
+    def to(self, device: torch.device | str, /) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+
 class Refused(ValueError):
     """The weights do not apply to this image; the result would look plausible but be wrong."""
 
 
 def restore(
-    model: nn.Module,
+    model: RestorationNetwork,
     image: np.ndarray | Tensor,
     *,
     tile: int = 200,
@@ -41,9 +60,8 @@ def restore(
     """Restore a stack of slices with a model; the memory for the network depends on the tile, not on the image.
 
     Args:
-        model: MaIR, MaIRUNet, or any module with in_channels, out_channels and scale that maps (1, C_in, H, W) to
-            (1, C, H * scale, W * scale). With several input and one output channel on grey slices, the neighbours of
-            a slice are the other input channels (2.5-D).
+        model: MaIR, MaIRUNet, or another `RestorationNetwork`. If it has several input channels and one output channel,
+            the neighbours of a grey slice become the other input channels (2.5-D).
         image: (N, C, H, W), or (C, H, W), with 0 and 1 at the ends of the intensity range.
         tile: largest side of a tile in pixels, without its overlap.
         overlap: how much a tile sees of its neighbours on each side, as a share of the tile.
@@ -97,7 +115,7 @@ def restore(
     return restored[0].numpy() if single else restored.numpy()
 
 
-def slices_of(model: nn.Module, channels: int) -> int:
+def slices_of(model: RestorationNetwork, channels: int) -> int:
     """The number of neighbouring slices that the model takes as channels: 1, or an odd number (2.5-D).
 
     Args:
@@ -107,7 +125,7 @@ def slices_of(model: nn.Module, channels: int) -> int:
     Raises:
         Refused: the model does not take such an image.
     """
-    taken, given = int(model.in_channels), int(model.out_channels)  # type: ignore[arg-type]
+    taken, given = model.in_channels, model.out_channels
     if taken == channels == given:
         return 1
     if channels == given == 1 and taken % 2:
@@ -174,11 +192,11 @@ def _rise(position: np.ndarray, border: float, half: float) -> np.ndarray:
 
 
 def _restore_tiles(
-    model: nn.Module, degraded: Tensor, tile: int, overlap: float, blend: str, device: torch.device | str
+    model: RestorationNetwork, degraded: Tensor, tile: int, overlap: float, blend: str, device: torch.device | str
 ) -> Tensor:
     """(C_in, H, W) -> (C, H * scale, W * scale) on the CPU, tile by tile."""
     height, width = degraded.shape[1:]
-    scale = int(model.scale)  # type: ignore[arg-type]
+    scale = model.scale
     windows = [tile_windows(length, tile, overlap) for length in (height, width)]
     padded = _extend(_extend(degraded[None], 2, windows[0][-1][1]), 3, windows[1][-1][1])
     weights = [tile_weights(w, scale=scale, smooth=blend == "smooth") for w in windows]

@@ -119,7 +119,21 @@ class MaIR(nn.Module):
         self.stripe_width, self.continuous = stripe_width, continuous
         self.img_range, self.mean = img_range, tuple(mean)
 
-        self.conv_first = nn.Conv2d(in_channels, width, 3, padding=1)
+        self._add_body(width, depths, checkpoint_blocks)
+        self.upsampler = upsampler
+        self._add_head(width, out_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _add_body(self, width: int, depths: Sequence[int], checkpoint_blocks: bool) -> None:
+        """The first convolution, the residual groups, and the convolution after them."""
+        states, expansion, mlp_ratio, resi_connection, drop_path_rate = (
+            self.arguments[name] for name in ("states", "expansion", "mlp_ratio", "resi_connection", "drop_path_rate")
+        )
+        self.conv_first = nn.Conv2d(self.in_channels, width, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(width)})
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.layers = nn.ModuleList()
@@ -130,16 +144,9 @@ class MaIR(nn.Module):
             self.layers.append(ResidualGroup(sequence, _group_conv(width, resi_connection)))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = _group_conv(width, resi_connection)
-        self.upsampler = upsampler
-        self._add_head(width, out_channels)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def _add_head(self, width: int, out_channels: int) -> None:
-        """The layers after the last group, by upsampler."""
+        """The layers after the body, which depend on the upsampler."""
         scale = self.scale
         if self.upsampler == "pixelshuffle":
             self.conv_before_upsample = nn.Sequential(nn.Conv2d(width, 64, 3, padding=1), nn.LeakyReLU(0.01))

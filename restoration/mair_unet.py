@@ -103,17 +103,23 @@ class MaIRUNet(nn.Module):
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, 1
         self.stripe_width, self.continuous = stripe_width, continuous
         self.middle = middle_channels(in_channels, out_channels)
+        self._add_levels(width, [*depths, *reversed(depths[:3]), refinement], checkpoint_blocks)
+        self.output = nn.Conv2d(2 * width, out_channels, 3, padding=1, bias=bias)
 
-        # down the four levels, up again, and the refinement at full size
-        counts = [*depths, *reversed(depths[:3]), refinement]
-        rates = np.linspace(0, drop_path_rate, sum(counts)).tolist()
+    def _add_levels(self, width: int, counts: list[int], checkpoint_blocks: bool) -> None:
+        """Four levels down, three up, and the refinement at full size; `counts` holds the blocks of each."""
+        expansion, first_mlp_ratio, mlp_ratio, bias, drop_path_rate = (
+            self.arguments[name] for name in ("expansion", "first_mlp_ratio", "mlp_ratio", "bias", "drop_path_rate")
+        )
+        rates = iter(np.linspace(0, drop_path_rate, sum(counts)).tolist())
+        numbers = iter(counts)
 
         def level(level_width: int, states: int, ratio: float) -> BlockSequence:
-            number = counts.pop(0)
-            blocks = [ScanBlock(level_width, states, expansion, ratio, rates.pop(0), "mlp") for _ in range(number)]
+            number = next(numbers)
+            blocks = [ScanBlock(level_width, states, expansion, ratio, next(rates), "mlp") for _ in range(number)]
             return BlockSequence(blocks, checkpoint_blocks)
 
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(in_channels, width, 3, padding=1, bias=False)})
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(self.in_channels, width, 3, padding=1, bias=False)})
         self.encoder_level1 = level(width, 4, first_mlp_ratio)
         self.down1_2 = _Downsample(width)
         self.encoder_level2 = level(2 * width, 8, mlp_ratio)
@@ -130,7 +136,6 @@ class MaIRUNet(nn.Module):
         self.up2_1 = _Upsample(2 * width)
         self.decoder_level1 = level(2 * width, 8, mlp_ratio)
         self.refinement = level(2 * width, 8, mlp_ratio)
-        self.output = nn.Conv2d(2 * width, out_channels, 3, padding=1, bias=bias)
 
     @classmethod
     def from_variant(cls, variant: str, **changes: Any) -> "MaIRUNet":

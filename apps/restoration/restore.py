@@ -4,7 +4,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from ...restoration.images import BITMAP_SUFFIXES, Image, IntensityRange
+from ...restoration.bitmaps import BITMAP_SUFFIXES
+from ...restoration.images import Image, IntensityRange
 from ...restoration.inference import Refused
 from ...restoration.settings import RestoreSettings
 from ...runs.catalogue import find_weights
