@@ -1,4 +1,4 @@
-"""Noise has the distribution that it claims, blur agrees with SciPy, and bicubic resizing with MATLAB's definition."""
+"""Distributions of noise, blur against SciPy, and bicubic resizing against MATLAB's definition."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def _picture(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_the_seed_decides_and_shape_and_type_stay(kind: str) -> None:
+def test_degradations_repeat_with_the_seed_and_keep_shape_and_type(kind: str) -> None:
     degrade = make_degradation(kind, **_KINDS[kind])
     window = _HU if kind == "ct" else IntensityRange(0, 1)
     clean = _picture(3, 13, 10)
@@ -87,7 +87,7 @@ def test_rician_noise_follows_the_rice_distribution(signal: float) -> None:
     assert abs(power - expected) < 5 * math.sqrt(4 * sigma**4 + 4 * signal**2 * sigma**2) / 100
 
 
-def test_rician_noise_knows_where_the_images_own_zero_lies() -> None:
+def test_rician_noise_uses_the_position_of_the_images_own_zero() -> None:
     intensities = 300 * _picture(1, 20, 20)
     window = IntensityRange(50, 250)
     unit = (intensities - window.low) / window.span
@@ -109,7 +109,7 @@ def test_ct_noise_has_the_deviation_of_counted_photons(hu: float) -> None:
     assert abs(float(noise.mean())) < 5 * expected / 200 + 500 / (WATER_PER_MM * path_mm * counts)
 
 
-def test_four_times_the_dose_halves_ct_noise_and_endless_photons_leave_the_image() -> None:
+def test_four_times_the_dose_halves_ct_noise_and_very_many_photons_leave_the_image() -> None:
     hu = 2000 * _picture(64, 64) - 1100  # some pixels lie below air
     low, high = (float((ct_noise(hu, n, _generator()) - hu).std()) for n in (20_000.0, 80_000.0))
     assert abs(low / high - 2) < 0.1
@@ -184,7 +184,7 @@ def _imresize_matrix(length: int, factor: float) -> np.ndarray:
     ("factor", "height", "width"),
     [(1 / 2, 12, 17 * 2), (1 / 3, 21, 9), (1 / 4, 4, 40), (1 / 8, 8, 64), (2.0, 7, 5), (3.0, 1, 8), (1.0, 6, 5)],
 )
-def test_bicubic_is_the_matrix_of_its_definition(factor: float, height: int, width: int) -> None:
+def test_bicubic_agrees_with_the_matrix_of_its_definition(factor: float, height: int, width: int) -> None:
     image = _picture(2, height, width).double()
     expected = _imresize_matrix(height, factor) @ image.numpy() @ _imresize_matrix(width, factor).T
     torch.testing.assert_close(bicubic_resize(image, factor), torch.from_numpy(expected), rtol=1e-9, atol=1e-12)
@@ -233,7 +233,7 @@ def test_bicubic_commutes_with_mirroring_and_transposing() -> None:
     torch.testing.assert_close(bicubic_resize(image.T, 1 / 3), small.T)
 
 
-def test_wrong_words_are_named() -> None:
+def test_unknown_kinds_and_parameters_are_named() -> None:
     with pytest.raises(ValueError, match=r"one of gaussian, rician, ct.*got 'salt'"):
         make_degradation("salt")
     with pytest.raises(ValueError, match="rician takes sigma, got sigma_px"):
@@ -255,7 +255,7 @@ def test_wrong_words_are_named() -> None:
             call()
 
 
-def test_one_known_level_is_told() -> None:
+def test_a_level_is_known_if_it_is_one_number() -> None:
     assert known_sigma("rician", sigma=0.1) == 0.1
     assert known_sigma("gaussian", sigma=[0.1, 0.2]) is None
     assert known_sigma("gaussian-blur", sigma_px=1.0, sigma=0.1) is None

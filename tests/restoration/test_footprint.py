@@ -22,6 +22,7 @@ def test_footprint_counts_what_a_restoration_adds(tmp_path: Path) -> None:
     assert 0 <= footprint.peak_mib < footprint.total_mib
 
 
+@pytest.mark.slow
 def test_a_failed_measurement_is_one_line_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"measuring 64 x 64 in tiles of 32 failed: .*no file of weights at"):
         restoration_footprint(tmp_path / "missing.safetensors", 64, 32)

@@ -1,16 +1,17 @@
-"""What is in a file comes into the network and back without loss of bits, place or unit."""
+"""Images are read and written without loss of bits, position or unit; intensity ranges."""
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 
 from voxelwave.restoration.images import IntensityRange, choose_range, find_images, read_image, to_pixels, write_image
 from voxelwave.volumes import Volume, VolumeWarning, read_volume, write_volume
-
-tifffile = pytest.importorskip("tifffile")
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.bmp"])
-def test_8_bit_grey_comes_back_unchanged(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+def test_8_bit_grey_is_written_and_read_unchanged(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
     pixels = rng.integers(0, 256, (7, 9), dtype=np.uint8)
     Pillow.fromarray(pixels).save(tmp_path / name)
     image = read_image(tmp_path / name)
@@ -40,7 +41,9 @@ def test_16_bit_grey_keeps_all_its_bits(tmp_path: Path, rng: np.random.Generator
 
 
 @pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".tif", np.uint8), (".tif", np.uint16)])
-def test_colour_comes_back_unchanged(tmp_path: Path, rng: np.random.Generator, suffix: str, dtype: type) -> None:
+def test_colour_is_written_and_read_unchanged(
+    tmp_path: Path, rng: np.random.Generator, suffix: str, dtype: type
+) -> None:
     pixels: np.ndarray = rng.integers(0, np.iinfo(dtype).max + 1, (5, 6, 3)).astype(dtype)
     tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb")
     image = read_image(tmp_path / "in.tif")
@@ -68,7 +71,7 @@ def test_float_tiff_with_several_pages_is_a_stack(tmp_path: Path, rng: np.random
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 3)])
-def test_volume_comes_back_along_any_axis(
+def test_a_volume_is_written_and_read_unchanged_along_any_axis(
     tmp_path: Path, rng: np.random.Generator, shape: tuple[int, ...], slice_axis: int
 ) -> None:
     affine = np.array([[0, 0, 3.0, -4], [2.0, 0, 0, 5], [0, 1.5, 0, 6], [0, 0, 0, 1]])
@@ -103,13 +106,13 @@ def test_dicom_series_becomes_a_derived_series(shared_data: Path, tmp_path: Path
     np.testing.assert_array_equal(read_image(tmp_path / "out").stack, to_pixels(restored, image.dtype))
 
 
-def test_range_does_not_cut_what_lies_outside() -> None:
+def test_values_outside_the_range_are_kept() -> None:
     window = IntensityRange(-100.0, 100.0, unit="HU")
     values = np.array([-300.0, 0.0, 250.0])
     np.testing.assert_allclose(window.from_unit(window.to_unit(values)), values, rtol=1e-6)
 
 
-def test_ranges_are_chosen_as_said(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_each_way_of_choosing_a_range(tmp_path: Path, rng: np.random.Generator) -> None:
     tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 65536, (9, 9), dtype=np.uint16))
     image = read_image(tmp_path / "a.tif")
     for how, expected in (
@@ -129,13 +132,13 @@ def test_ranges_are_chosen_as_said(tmp_path: Path, rng: np.random.Generator) -> 
             choose_range(image, wrong)
 
 
-def test_a_range_that_is_hardly_used_is_said_aloud(tmp_path: Path) -> None:
+def test_a_range_that_is_hardly_used_is_warned_about(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.arange(64, dtype=np.uint16).reshape(8, 8))
     with pytest.warns(VolumeWarning, match="spans 63 of the range"):
         choose_range(read_image(tmp_path / "a.tif"), "auto")
 
 
-def test_range_of_a_volume_is_said_aloud(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_automatic_range_of_a_volume_is_warned_about(tmp_path: Path, rng: np.random.Generator) -> None:
     write_volume(tmp_path / "a.nii.gz", Volume(rng.normal(size=(5, 6, 7)).astype(np.float32), np.eye(4)))
     with pytest.warns(VolumeWarning, match="no intensity range was given"):
         choose_range(read_image(tmp_path / "a.nii.gz"), "auto")
@@ -169,9 +172,6 @@ def test_folder_lists_images_and_series(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_16_bit_colour_png_is_refused_rather_than_cut(tmp_path: Path) -> None:
-    import struct
-    import zlib
-
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

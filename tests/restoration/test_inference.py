@@ -1,4 +1,4 @@
-"""Tiles give what the whole image gives; guards refuse; the report says what changed."""
+"""Tiles against the whole image, refusals, and the measured change."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_number_and_size_of_tiles_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("blend", ["smooth", "cut"])
 @pytest.mark.parametrize("scale", [1, 2])
-def test_identity_leaves_the_image_in_any_tiling(image: np.ndarray, blend: str, scale: int) -> None:
+def test_an_identity_network_leaves_the_image_in_any_tiling(image: np.ndarray, blend: str, scale: int) -> None:
     for tile in (7, 16, 47, 200):
         restored = restore(_Identity(scale=scale), image, tile=tile, overlap=0.3, blend=blend)
         expected = image.repeat(scale, 2).repeat(scale, 3)
@@ -146,7 +146,7 @@ def test_change_reports_a_shift_in_the_image_unit() -> None:
     assert any("HU" in line for line in change.lines())
 
 
-def test_change_tells_noise_removal_from_blurring() -> None:
+def test_change_distinguishes_noise_removal_from_blurring() -> None:
     rng = np.random.default_rng(0)
     clean = np.kron(rng.random((8, 8)), np.ones((16, 16)))[None, None]
     noisy = clean + rng.normal(0, 0.05, clean.shape)
@@ -176,7 +176,7 @@ def _info(unit: str, low: float = 0, high: float = 255) -> WeightsInfo:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ranges_that_the_weights_were_not_made_for_are_refused() -> None:
+def test_ranges_to_which_the_weights_do_not_apply_are_refused() -> None:
     ct, unknown, mr = _image(np.int16, "dicom", "CT"), _image(np.int16, "volume"), _image(np.int16, "dicom", "MR")
     window = _info("HU", -1000, 2000)
     chosen = fitting_range(ct, window)
@@ -192,7 +192,7 @@ def test_ranges_that_the_weights_were_not_made_for_are_refused() -> None:
     assert fitting_range(unknown, _info("relative"), "0,100").high == 100
 
 
-def test_values_far_outside_the_range_are_said_aloud(recwarn: pytest.WarningsRecorder) -> None:
+def test_values_far_outside_the_range_are_warned_about(recwarn: pytest.WarningsRecorder) -> None:
     image = _image(np.float32)  # 0 to 63
     fitting_range(image, _info("relative"), "0,50")
     assert not recwarn

@@ -168,7 +168,7 @@ def scan_in_words(mixer: VisionScan, features, order):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 9), (3, 1)])
-def test_vision_scan_equals_the_paper_in_words(size, generator):
+def test_vision_scan_equals_a_literal_version_of_the_paper(size, generator):
     mixer = roughen(VisionScan(6, 3, 1.5), generator).double()
     features = torch.randn(2, *size, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     order = scan_order(*size, 4, shifted=True)
@@ -195,7 +195,7 @@ def test_fast_scan_equals_the_sequential_one(model, generator):
         use_plain_scan(model, False)
 
 
-def test_gates_weigh_the_directions_of_one_channel_only(generator):
+def test_gates_weight_the_directions_of_one_channel_only(generator):
     attention = SequenceShuffleAttention(3)
     scanned = torch.randn(1, 10, 4, 3, generator=generator)
     changed = scanned.clone()
@@ -301,7 +301,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     assert (DropPath(0.25).eval()(branch) == branch).all()
 
 
-def test_parts_of_the_time_add_up(generator):
+def test_times_of_the_parts_add_up(generator):
     seconds = time_by_part(MaIR(**SMALL, in_channels=1).eval(), torch.rand(1, 1, 8, 8, generator=generator), repeats=1)
     total = seconds.pop("total")
     assert sum(seconds.values()) == pytest.approx(total)
@@ -326,7 +326,7 @@ def test_wrong_argument_is_named(arguments, message):
         MaIR(**{**SMALL, **arguments})
 
 
-def test_unknown_variant_is_told_the_known_ones():
+def test_an_unknown_variant_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="variant must be one of mair-t-x2"):
         MaIR.from_variant("mair-xl")
     with pytest.raises(ValueError, match="variant must be one of mair-unet-denoise"):

@@ -1,4 +1,4 @@
-"""PSNR and SSIM agree with scikit-image, say their data range and border, and Y is BT.601's."""
+"""PSNR, SSIM and the Y channel against scikit-image, with data range and border."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_both_agree_with_scikit_image(shape: tuple[int, ...], data_range: float)
     np.testing.assert_allclose(ssim(restored, clean, data_range=data_range), expected, rtol=1e-9)
 
 
-def test_the_unit_does_not_matter_if_the_data_range_goes_along() -> None:
+def test_scores_do_not_depend_on_the_unit_if_the_data_range_is_in_it() -> None:
     restored, clean = _pair(24, 24)
     for metric in (psnr, ssim):
         np.testing.assert_allclose(
@@ -52,7 +52,7 @@ def test_equal_images_are_perfect_and_ten_times_the_error_costs_20_db() -> None:
     assert psnr(restored, clean, data_range=1) - psnr(worse, clean, data_range=1) == pytest.approx(20)
 
 
-def test_what_lies_in_the_border_does_not_count() -> None:
+def test_pixels_in_the_border_do_not_count() -> None:
     restored, clean = _pair(3, 24, 30)
     spoilt = restored.copy()
     spoilt[:, :2], spoilt[:, -2:], spoilt[:, :, :2], spoilt[:, :, -2:] = 9, 9, 9, 9

@@ -108,6 +108,7 @@ def test_hyper_parameters_are_plain_values_that_build_the_same_module(tmp_path: 
     torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "m.ckpt")
     again = load_checkpoint(tmp_path / "m.ckpt")
     assert again.hparams == module.hparams
+    assert "averaged_steps" in module.state_dict()
     assert (again.hparams["betas"], again.hparams["intensity_range"]) == ([0.8, 0.9], [-1000.0, 2000.0])
     torch.testing.assert_close(again.state_dict(), module.state_dict(), rtol=0, atol=0)
 

@@ -41,7 +41,7 @@ def test_every_direction_visits_each_pixel_once(size, stripe_width, shifted, con
     assert (order.sort(dim=1).values == torch.arange(size[0] * size[1])).all()
 
 
-def test_directions_1_and_3_are_0_and_2_on_the_map_turned_by_180_degrees():
+def test_directions_1_and_3_are_0_and_2_on_the_map_rotated_by_180_degrees():
     order = scan_order(5, 7, 4, shifted=True)
     torch.testing.assert_close(order[[1, 3]], 34 - order[[0, 2]])
 
@@ -76,7 +76,7 @@ def test_map_narrower_than_the_half_stripe_is_read_row_by_row():
     assert stripe_path(4, 3, 8, shifted=True).tolist() == list(range(12))
 
 
-def test_table_made_in_inference_mode_serves_training():
+def test_a_table_made_in_inference_mode_can_be_used_in_training():
     with torch.inference_mode():
         order = scan_order(3, 11, 4)
     assert not order.is_inference()

@@ -54,6 +54,7 @@ def _train(pictures: Path, output: Path, *, steps: int = 24, resume: bool = Fals
     return train(pictures / "train", pictures / "validation", output, settings, resume=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(pictures: Path) -> None:
     _train(pictures, pictures / "whole")
@@ -82,6 +83,7 @@ def test_training_lowers_the_loss_and_exports_the_average(pictures: Path) -> Non
         _train(pictures, pictures / "other", resume=True)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_training_returns_its_steps_and_figures(pictures: Path) -> None:
     lines: list[str] = []
     settings = TrainingSettings(

@@ -40,7 +40,7 @@ def tiny():
     ],
     ids=["MaIR", "2.5-D", "MaIRUNet"],
 )
-def test_our_file_brings_back_the_same_model(model, tmp_path):
+def test_our_file_gives_the_same_model(model, tmp_path):
     save_weights(tmp_path / "ct.safetensors", model, **CT, notes={"seed": "7"})
     loaded, info = load_weights(tmp_path / "ct.safetensors")
     assert type(loaded) is type(model)
@@ -216,7 +216,7 @@ def test_each_variant_is_known_by_its_shapes_up_to_the_task():
     assert matching_variants(classical) == ["mair-x4"]
 
 
-def test_written_file_can_be_read_by_everyone_the_umask_lets(tmp_path):
+def test_a_written_file_has_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o022)
     try:
         save_weights(tmp_path / "ct.safetensors", MaIR(**SMALL), **CT)
@@ -234,7 +234,7 @@ def test_shipped_weights_load_by_name_and_come_with_a_card(name):
     assert file.stat().st_size < 4 * 2**20
     card = file.with_suffix(".md").read_text()
     assert "licence" in card.lower()
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in card  # figures of other weights do not stay in it
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card  # else its figures are of other weights
 
 
 def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
@@ -244,7 +244,7 @@ def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
         noise = sigma * torch.randn(ramp.shape, generator=generator)
         with torch.inference_mode():
             left = model(ramp + noise) - ramp
-        assert left.square().mean() < 0.25 * noise.square().mean()  # 6 dB on a smooth ramp is little to ask
+        assert left.square().mean() < 0.25 * noise.square().mean()  # at least 6 dB on a smooth ramp
 
 
 def test_a_name_without_suffix_that_is_not_shipped_is_an_error_that_lists_the_names(tmp_path):

@@ -12,6 +12,7 @@ from voxelwave.apps.demo.drawing import draw_shelf
 from voxelwave.apps.demo.scanpath import demo_scanpath
 
 
+@pytest.mark.slow
 def test_the_demo_looks_at_the_shelf_that_its_script_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo_scanpath(tmp_path / "out")
     assert "Scanpath: 14 things on a drawn shelf" in capsys.readouterr().out

@@ -31,6 +31,7 @@ def test_picture_is_restored_with_a_record(folder: Path, capsys: pytest.CaptureF
     assert "bias (mean of result - input)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_folder_is_restored_file_by_file(folder: Path) -> None:
     assert _restore(folder, "in", "out") == 0
     assert {p.name for p in (folder / "out").glob("*/*.png")} == {"a.png", "b.png"}
@@ -112,6 +113,7 @@ def test_a_missing_input_is_named_before_torch_loads(folder: Path, missing: str,
     assert (done.returncode, said in done.stderr) == (ERROR, True), done.stderr
 
 
+@pytest.mark.slow
 def test_restoring_loads_neither_the_training_nor_the_evaluation_stack(folder: Path) -> None:
     words = ["restoration", "restore", "-i", str(folder / "in/a.png"), "-o", str(folder / "out.png")]
     words += ["--weights", str(folder / "w.safetensors"), "--device", "cpu"]
@@ -132,6 +134,7 @@ def test_half_the_tile_is_the_next_smaller_work(folder: Path) -> None:
     assert half.smaller() is None  # 25 is below the smallest tile
 
 
+@pytest.mark.slow
 def test_the_manifest_lists_the_settings_in_their_order(folder: Path) -> None:
     assert _restore(folder, "in", "out", "--tile", "64") == 0
     entry = json.loads((folder / "out/manifest.jsonl").read_text().splitlines()[0])
