@@ -102,9 +102,10 @@ def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = Non
     """
     loaded = library()
     assert loaded is not None
-    found = loaded[f"{name}_{_chosen_level or levels()[0]}"]
+    found = getattr(loaded, f"{name}_{_chosen_level or levels()[0]}")
     found.restype = result
-    return found
+    call: Callable[..., int] = found
+    return call
 
 
 def serves(u: Tensor) -> bool:

@@ -65,7 +65,8 @@ def selective_scan(
     """
     _check_tensor("u", u, ndim=3, layout="(B, D, L)")
     if _in_autocast(u):
-        u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
+        u, delta, B, C = (_to_float32(v) for v in (u, delta, B, C))
+        z = None if z is None else _to_float32(z)
     batch, channels, _ = u.shape
     _check_same("delta", delta, u)
     states = _check_rates(A, channels, "(D, N)", "u", u)
@@ -127,7 +128,8 @@ def selective_scan_step(
     """
     _check_tensor("u", u, ndim=2, layout="(B, D)")
     if _in_autocast(u):
-        u, delta, B, C, z = (_to_float32(v) for v in (u, delta, B, C, z))  # type: ignore[assignment]
+        u, delta, B, C = (_to_float32(v) for v in (u, delta, B, C))
+        z = None if z is None else _to_float32(z)
     batch, channels = u.shape
     states = _check_rates(A, channels, "(D, N)", "u", u)
     _check_same("delta", delta, u)
@@ -199,7 +201,7 @@ def directional_scan(
     """
     _check_tensor("x", x, ndim=3, layout="(B, L, C)")
     if _in_autocast(x):
-        x, delta, B, C = (_to_float32(v) for v in (x, delta, B, C))  # type: ignore[assignment]
+        x, delta, B, C = (_to_float32(v) for v in (x, delta, B, C))
     batch, length, width = x.shape
     if not isinstance(permutation, Tensor) or permutation.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"permutation must be a tensor of type int32 or int64, got {_kind(permutation)}")
@@ -239,7 +241,7 @@ def _in_autocast(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _to_float32(tensor: Tensor | None) -> Tensor | None:
+def _to_float32(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float16, torch.bfloat16):
         return tensor  # the checks report anything that is not a tensor
     return tensor.float()

@@ -374,7 +374,8 @@ def test_blocks_chained_by_their_state_equal_one_scan():
 def test_three_dimensional_matrices_are_one_group():
     arguments = draw(2, 6, 1, 3, 11)
     squeezed = arguments | {k: arguments[k][:, 0] for k in "BC"}
-    torch.testing.assert_close(selective_scan(**squeezed), selective_scan(**arguments), rtol=0, atol=0)
+    for scan_of in (selective_scan, selective_scan_reference):
+        torch.testing.assert_close(scan_of(**squeezed), scan_of(**arguments), rtol=0, atol=0)
 
 
 # ---- directional
@@ -543,6 +544,23 @@ def test_autocast_scans_in_float32():
     assert out.dtype == torch.float32
     in_float32 = {k: None if v is None else v.float() for k, v in mixed.items()}
     torch.testing.assert_close(out, selective_scan(**in_float32, delta_softplus=True), rtol=0, atol=0)
+
+
+def test_autocast_scans_directions_in_float32():
+    arguments, permutation = draw_directional(1, 3, 2, 2, 5)
+    mixed = arguments | {k: arguments[k].bfloat16() for k in ("x", "delta", "C")}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = directional_scan(**mixed, permutation=permutation)
+    assert out.dtype == torch.float32
+    in_float32 = {k: v.float() for k, v in mixed.items()}
+    torch.testing.assert_close(out, directional_scan(**in_float32, permutation=permutation), rtol=0, atol=0)
+
+
+@needs_library
+def test_a_level_that_the_cpu_cannot_run_is_named():
+    with pytest.raises(ValueError, match=r"level must be one of \(.*\), got 'v9'"), scan_cpu.use_level("v9"):
+        pass
+    assert scan_cpu.function("vw_scan_lanes", ctypes.c_int)() in (4, 8, 16)
 
 
 def test_without_gradients_no_checkpoints_are_kept():

@@ -113,8 +113,6 @@ def check_scan(inputs, segment=None, tolerance=TOLERANCE):
         pytest.param((1, 70, 3, 2, 2), {}, None, id="groups_of_two_blocks"),
         pytest.param((1, 1, 1, 1, 1), {}, None, id="one_of_everything"),
         pytest.param((1, 2, 5, 33, 1), {}, None, id="more_states_than_a_lane_holds"),
-        pytest.param((1, 2, 0, 4, 1), {}, None, id="no_step"),
-        pytest.param((0, 2, 5, 4, 1), {}, None, id="no_batch_item"),
     ],
 )
 def test_interpreter_agrees_with_float64(sizes, options, segment):
@@ -225,6 +223,27 @@ def test_gpu_agrees_with_float64(sizes, segment):
 def test_gpu_benchmark_without_a_gpu_is_one_clear_error():
     with pytest.raises(RuntimeError, match="needs a CUDA device"):
         gpu_benchmark()
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 2, 0, 4, 1), (0, 2, 5, 4, 1), (2, 4, 0, 3, 2)])
+def test_an_empty_scan_runs_no_kernel(sizes, constant, monkeypatch):
+    monkeypatch.setattr(scan_triton, "device_code", None)
+    check_scan(scan_inputs(*sizes, constant=constant))
+
+
+def test_an_empty_image_runs_no_kernel(monkeypatch):
+    monkeypatch.setattr(scan_triton, "device_code", None)
+    x, delta, B = torch.zeros(0, 5, 3), torch.zeros(0, 5, 2, 3), torch.zeros(0, 5, 2, 4)
+    permutation = torch.arange(5, dtype=torch.int32).repeat(2, 1)
+    arguments = (x, delta, -torch.ones(6, 4), B, B, permutation, torch.ones(6), torch.ones(6), True)
+    actual, expected = (path.directional_forward(*arguments) for path in (scan_triton, scan_reference))
+    assert [v.shape for v in actual] == [v.shape for v in expected]
+    gradients, expected = (
+        path.directional_backward(actual[0], *arguments, actual[1]) for path in (scan_triton, scan_reference)
+    )
+    for gradient, truth in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=0, atol=0)
 
 
 def test_missing_triton_is_one_clear_error(monkeypatch):
