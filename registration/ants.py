@@ -1,12 +1,12 @@
-"""ANTs through antspyx: conversion of volumes and transforms, and SyN."""
+"""ANTs through antspyx: conversion of volumes, affine stages and SyN."""
 
+import contextlib
 import itertools
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,17 +21,13 @@ _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 ANTS_METRIC = {"mattes": "MI", "gc": "GC", "meansquares": "MeanSquares"}
 
 
-def _ants() -> ModuleType:
-    # Imported late: antspyx takes seconds to load. ITK reads the thread count once, at its first use.
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
-    import ants
-
-    return ants
+# The functions import ants themselves: it takes seconds to load, and results found in the cache do not need it.
 
 
 def to_ants(volume: Volume) -> Any:
-    """The volume as a float32 ANTs image: the same voxels, its place in LPS mm. Oblique and sheared grids are exact."""
-    ants = _ants()
+    """Convert a volume (D, H, W) to a float32 ANTs image with the same voxels; its geometry becomes LPS mm, exactly."""
+    import ants
+
     _require_3d("volume", volume)
     lps = _RAS_LPS @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -44,7 +40,10 @@ def to_ants(volume: Volume) -> Any:
 
 
 def from_ants(image: Any) -> Volume:
-    """An ANTs image (one component) as a volume: the same voxels, its place in RAS+ mm."""
+    """Convert an ANTs image with one component to a volume; its geometry becomes RAS+ mm.
+
+    The inverse of `to_ants`, for scripts that continue with an image that ANTs made.
+    """
     lps = np.eye(4)
     lps[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
     lps[:3, 3] = image.origin
@@ -61,26 +60,32 @@ def syn(
     moving_mask: Volume | None = None,
     seed: int = 0,
 ) -> tuple[DisplacementField, DisplacementField]:
-    """Symmetric normalisation by ANTs with its default settings (Avants 2008): the baseline beside our methods.
+    """Symmetric normalisation by ANTs with its default settings (Avants 2008): the baseline for our methods.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
-        metric: of the deformable stage: "mattes" (mutual information, the ANTs default) or "CC" (local correlation).
-        initial: (4, 4) start as from `align_affine`. Without one ANTs aligns the centres of mass first.
+        metric: metric of the deformable stage: "mattes" (mutual information, the ANTs default) or "CC" (local
+            correlation).
+        initial: (4, 4), the start, as from `align_affine`. Without it ANTs first aligns the centres of mass.
         fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
         moving_mask: on the grid of `moving`; voxels that are 0 are not compared.
-        seed: of the metric's sampling.
+        seed: seed for the sampling of the metric.
 
     Returns:
-        Forward: on the grid of `fixed`, fixed space -> moving space (it warps the moving image), the affine part
-        included. Inverse: on the grid of `moving`, moving space -> fixed space.
+        forward: on the grid of `fixed`, from fixed space into moving space (it warps the moving image), including the
+            affine part.
+        inverse: on the grid of `moving`, from moving space into fixed space.
+
+    Raises:
+        ValueError: images that are not 3-D, constant or not finite, or masks on another grid.
     """
+    import ants
+
     for name, volume, mask in (("moving", moving, moving_mask), ("fixed", fixed, fixed_mask)):
         check_images(name, volume, mask)
-    ants = _ants()
     fixed_image, moving_image = to_ants(fixed), to_ants(moving)
-    with tempfile.TemporaryDirectory(prefix="voxelwave-syn-") as folder, _ants_seed(seed):
+    with tempfile.TemporaryDirectory(prefix="voxelwave-syn-") as folder, _ants_environment(seed=seed):
         prefix = os.path.join(folder, "syn")
         start = None if initial is None else _write_affine(initial, Path(folder) / "initial.mat")
         result = ants.registration(
@@ -100,38 +105,67 @@ def syn(
 
 
 def _composite(reference: Volume, image: Any, transforms: list[str], prefix: str) -> DisplacementField:
-    """A chain of ANTs transform files as one dense field on the grid of `reference`."""
-    ants = _ants()
+    """Compose a chain of ANTs transform files into one dense field on the grid of `reference`."""
+    import ants
+
     path = ants.apply_transforms(to_ants(reference), image, transforms, compose=prefix)
     lps_mm = ants.image_read(path).numpy()  # (D, H, W, 3)
     vectors_mm = lps_mm.astype(np.float32) * np.array([-1, -1, 1], np.float32)
     return DisplacementField(vectors_mm, reference.affine)
 
 
+@dataclass(frozen=True, eq=False)
+class AntsPair:
+    """Two images for ANTs, and how they are compared.
+
+    Args:
+        fixed, moving: ANTs images.
+        fixed_mask, moving_mask: ANTs images; None compares all voxels.
+        metric: the similarity metric.
+        seed: seed for the sampling of the metric.
+    """
+
+    fixed: Any
+    moving: Any
+    fixed_mask: Any
+    moving_mask: Any
+    metric: Metric
+    seed: int
+
+
 def run_ants(
-    images: tuple[Any, Any],
-    masks: tuple[Any, ...],
-    stage: str,
-    start: np.ndarray,
-    metric: Metric,
-    schedule: dict[str, str],
-    sampling: float,
-    seed: int,
+    pair: AntsPair, stage: Literal["Rigid", "Affine"], start: np.ndarray, schedule: dict[str, str], sampling: float
 ) -> np.ndarray:
-    ants = _ants()
+    """Run one linear stage of ANTs.
+
+    Args:
+        pair: the images.
+        stage: the kind of transform.
+        start: (4, 4), fixed world -> moving world, RAS mm.
+        schedule: ANTs' options of the resolution levels.
+        sampling: fraction of voxels to compare.
+
+    Returns:
+        (4, 4), fixed world -> moving world, RAS mm.
+
+    Raises:
+        RuntimeError: ANTs failed.
+    """
+    import ants
     from ants.internal import get_pointer_string
 
-    fixed, moving = map(get_pointer_string, images)
-    masks_given = ",".join("NA" if mask is None else get_pointer_string(mask) for mask in masks)
-    bins = HISTOGRAM_BINS if metric == "mattes" else 1
-    with tempfile.TemporaryDirectory(prefix="voxelwave-affine-") as folder:
+    images = f"{get_pointer_string(pair.fixed)},{get_pointer_string(pair.moving)}"
+    masks = ",".join("NA" if mask is None else get_pointer_string(mask) for mask in (pair.fixed_mask, pair.moving_mask))
+    bins = HISTOGRAM_BINS if pair.metric == "mattes" else 1
+    general = ("--dimensionality", "3", "--float", "1", "--collapse-output-transforms", "1")
+    with tempfile.TemporaryDirectory(prefix="voxelwave-affine-") as folder, _ants_environment():
         arguments = [
-            *("--dimensionality", "3", "--float", "1", "--random-seed", str(seed), "--collapse-output-transforms", "1"),
+            *(*general, "--random-seed", str(pair.seed)),
             *("--initial-moving-transform", _write_affine(start, Path(folder) / "start.mat")),
-            *("--metric", f"{ANTS_METRIC[metric]}[{fixed},{moving},1,{bins},Regular,{sampling:.3f}]"),
+            *("--metric", f"{ANTS_METRIC[pair.metric]}[{images},1,{bins},Regular,{sampling:.3f}]"),
             *("--transform", f"{stage}[0.1]"),
             *itertools.chain.from_iterable(schedule.items()),
-            *("--masks", f"[{masks_given}]", "--output", os.path.join(folder, "out")),
+            *("--masks", f"[{masks}]", "--output", os.path.join(folder, "out")),
         ]
         try:
             ants.registration(arguments, None)
@@ -151,28 +185,36 @@ def _read_affine(path: Path) -> np.ndarray:
     return transform.matrix
 
 
-@contextmanager
-def _ants_seed(seed: int) -> Iterator[None]:
-    before = os.environ.get("ANTS_RANDOM_SEED")
-    os.environ["ANTS_RANDOM_SEED"] = str(seed)
+@contextlib.contextmanager
+def _ants_environment(*, seed: int | None = None) -> Iterator[None]:
+    """Set the environment variables that ANTs reads, for one call: PyTorch's number of threads, and a seed."""
+    # ITK reads the number of threads once, at its first parallel call; a value that the user set is kept
+    wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(torch.get_num_threads())}
+    wanted = {name: value for name, value in wanted.items() if name not in os.environ}
+    if seed is not None:
+        wanted["ANTS_RANDOM_SEED"] = str(seed)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["ANTS_RANDOM_SEED"]
-        else:
-            os.environ["ANTS_RANDOM_SEED"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _require_3d(name: str, volume: Volume) -> None:
     if volume.array.ndim != 3:
         raise ValueError(
             f"{name} must be 3-D, got shape {volume.array.shape}; "
-            "of a diffusion series take the mean b0, the mean DWI or the FA map"
+            "for a diffusion series use the mean b0, the mean DWI or the FA map"
         )
 
 
 def check_images(name: str, volume: Volume, mask: Volume | None) -> None:
+    """Refuse an image that is not 3-D, constant or not finite, and a mask that is empty or on another grid."""
     _require_3d(name, volume)
     if not np.isfinite(volume.array).all():
         raise ValueError(f"{name} must be finite, got NaN or inf in {volume.source or 'its array'}")

@@ -1,9 +1,9 @@
-"""Training pairs: found in a list or a folder, split by subject, brought onto one grid, augmented.
+"""Training pairs, read, aligned, resampled to one grid and augmented, as a MONAI data set.
 
-Reading files (`read_pairs`, `find_pairs`), choosing (`split_by_subject`) and changing (`prepare`, `augmentation`) are
-three things; `pair_dataset` puts them together as a MONAI data set. A prepared item is a dictionary:
+Pairs are listed and split in `pairs`; `prepare` and `augmentation` change their images, and `pair_dataset` combines
+the two. A prepared item is a dictionary:
 
-| key | what |
+| key | value |
 | --- | --- |
 | moving, fixed | (1, D, H, W) float32 in [0, 1], both on the training grid, the affine applied |
 | moving_labels, fixed_labels | (1, D, H, W) int64, if the pair has both |
@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,33 +27,12 @@ from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlip
 from ..volumes import AffineTransform, Volume, read_volume
 from ..volumes.resample import resample
 from .affine import align_affine
-from .diffusion import fractional_anisotropy, mean_b0, mean_dwi, read_bvals, read_gradients
+from .choices import AffineKind
 from .grids import to_grid, training_grid, unit_range, with_channel
-from .pairs import PAIR_FILES, Pair, without_suffix
+from .pairs import PAIR_FILES, Pair
+from .series import load_fixed, sidecar
 
 _CACHE_VERSION = 1  # raise it when `prepare` gives other tensors for the same files and options
-
-
-def load_fixed(pair: Pair) -> Volume:
-    """The fixed image of a pair, (D, H, W); of a diffusion series the map that `pair.contrast` names."""
-    volume = read_volume(pair.fixed)
-    if pair.contrast == "image":
-        if volume.array.ndim == 4:
-            raise ValueError(
-                f'{pair.fixed} is 4-D, shape {volume.array.shape}: set contrast to "b0", "fa" or "dwi" for this pair'
-            )
-        return volume
-    base = without_suffix(pair.fixed)
-    bval, bvec = base.with_name(base.name + ".bval"), base.with_name(base.name + ".bvec")
-    for file in (bval, bvec) if pair.contrast == "fa" else (bval,):
-        if not file.is_file():
-            raise FileNotFoundError(f'contrast "{pair.contrast}" of {pair.fixed} needs {file.name} beside it')
-    try:
-        if pair.contrast == "fa":
-            return fractional_anisotropy(volume, *read_gradients(bval, bvec))
-        return (mean_b0 if pair.contrast == "b0" else mean_dwi)(volume, read_bvals(bval))
-    except ValueError as error:
-        raise ValueError(f"{pair.fixed}: {error}") from error
 
 
 def prepare(
@@ -61,20 +40,20 @@ def prepare(
     *,
     spacing_mm: float,
     size: Sequence[int] | None = None,
-    affine: Literal["affine", "rigid", "none"] = "affine",
-    cache_dir: str | os.PathLike | None = None,
+    affine: AffineKind = "affine",
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Read a pair, align it, and bring it onto the training grid: each image is interpolated once.
+    """Read a pair, align it, and resample it to the training grid; each image is interpolated once.
 
     Args:
         pair: the files.
-        spacing_mm: of the training grid.
-        size: of the training grid in voxels; by default all of the fixed image.
-        affine: pre-alignment by `align_affine`; "none" trusts the worlds of the files.
-        cache_dir: of the affine results.
+        spacing_mm: voxel spacing of the training grid.
+        size: size of the training grid in voxels; by default it covers the fixed image.
+        affine: alignment by `align_affine`; "none" uses the world coordinates of the files.
+        cache_dir: folder in which affine results are kept.
 
     Returns:
-        The item described at the top of this module.
+        An item as described at the top of this module.
     """
     moving_labels, fixed_labels = (
         read_volume(file) if pair.has_labels and file is not None else None
@@ -101,17 +80,17 @@ def prepare_volumes(
     moving_labels: Volume | None = None,
     fixed_labels: Volume | None = None,
     size: Sequence[int] | None = None,
-    affine: Literal["affine", "rigid", "none"] = "affine",
-    cache_dir: str | os.PathLike | None = None,
+    affine: AffineKind = "affine",
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """`prepare` for images in memory: the same item without "subject".
+    """Prepare two images in memory like `prepare`; the item has no "subject".
 
     Args:
         moving: (D, H, W).
         fixed: (D, H, W).
-        spacing_mm: of the training grid.
-        moving_labels: label map in the world of `moving`; used if `fixed_labels` is given too.
-        fixed_labels: label map in the world of `fixed`.
+        spacing_mm: voxel spacing of the training grid.
+        moving_labels: label map in the world space of `moving`; used if `fixed_labels` is given too.
+        fixed_labels: label map in the world space of `fixed`.
         size: see `prepare`.
         affine: see `prepare`.
         cache_dir: see `prepare`.
@@ -140,9 +119,9 @@ def prepare_volumes(
 def augmentation(*, labels: bool) -> Compose:
     """Random changes of a prepared item, for training only; seed them with `.set_random_state(seed)`.
 
-    Each axis is flipped with probability 0.5 in both images alike. The moving image alone is then turned by up to 6
-    degrees, shifted by up to 3 voxels and scaled by up to 5 %, its labels with it, and each image's contrast is bent
-    by a gamma of 0.8 to 1.25.
+    Each axis is flipped with probability 0.5, in both images at once. The moving image and its labels are then rotated
+    by up to 6 degrees, shifted by up to 3 voxels and scaled by up to 5 %, and the contrast of each image is changed by
+    a gamma of 0.8 to 1.25.
 
     Args:
         labels: whether items have label maps.
@@ -173,34 +152,37 @@ def pair_dataset(
     *,
     spacing_mm: float,
     size: Sequence[int] | None = None,
-    affine: Literal["affine", "rigid", "none"] = "affine",
+    affine: AffineKind = "affine",
     augment: bool = False,
     seed: int = 0,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """A MONAI data set of prepared items: each pair is prepared once, and augmented anew every time it is taken.
+    """A MONAI data set of prepared items; each pair is prepared once and augmented anew every time it is read.
 
     Args:
-        pairs: at least one; all with both label maps, or none.
+        pairs: at least one; either all or none with both label maps.
         spacing_mm: see `prepare`.
         size: see `prepare`.
         affine: see `prepare`.
-        augment: see `augmentation`; for training only.
-        seed: of the augmentation.
-        cache_dir: prepared items and affine results are kept here, and found again as long as the files and options
-            are the same; without it they are kept in memory.
+        augment: whether to apply `augmentation`, for training only.
+        seed: seed of the augmentation.
+        cache_dir: folder in which prepared items and affine results are kept and found again as long as the files and
+            options are the same; by default they are kept in memory.
+
+    Raises:
+        ValueError: no pairs, or label maps for some pairs only.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair, got none")
     labelled = {pair.has_labels for pair in pairs}
     if len(labelled) > 1:
         without = next(pair for pair in pairs if not pair.has_labels)
-        raise ValueError(f"either all pairs or none must have both label maps, {without.subject} has not")
+        raise ValueError(f"either all pairs or none must have both label maps, got {without.subject} without them")
     options = {"spacing_mm": spacing_mm, "size": None if size is None else list(size), "affine": affine}
     steps: list[Any] = [_Prepare(options, cache_dir)]
     if augment:
         steps.append(augmentation(labels=labelled.pop()))
-    transform = Compose(steps).set_random_state(seed)  # MONAI's Compose draws new states for what it is given
+    transform = Compose(steps).set_random_state(seed)  # MONAI's Compose draws new states for its parts
     items = [_item(pair, options) for pair in pairs]
     if cache_dir is None:
         return CacheDataset(items, transform, progress=False, num_workers=1)
@@ -208,9 +190,9 @@ def pair_dataset(
 
 
 class _Prepare(Transform):
-    """The deterministic part; MONAI's caching data sets keep its result."""
+    """The deterministic part, whose result MONAI's caching data sets keep."""
 
-    def __init__(self, options: dict[str, Any], cache_dir: str | os.PathLike | None):
+    def __init__(self, options: dict[str, Any], cache_dir: str | os.PathLike[str] | None):
         self.options = options
         self.cache_dir = cache_dir
 
@@ -221,7 +203,7 @@ class _Prepare(Transform):
 
 
 class _PlainTensors(Transform):
-    """Back from MONAI's tensors, labels to whole numbers."""
+    """Convert MONAI's tensors to plain ones and labels to whole numbers."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         for name in PAIR_FILES:
@@ -232,11 +214,10 @@ class _PlainTensors(Transform):
 
 
 def _item(pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
-    """What MONAI hashes for its cache on disk: the pair, the options, and each file's size and time."""
+    """The content that MONAI hashes for its cache on disk: the pair, the options, and the size and time of each file."""
     files = [file for name in PAIR_FILES if (file := getattr(pair, name)) is not None]
     if pair.contrast != "image":
-        base = without_suffix(pair.fixed)
-        files += [file for end in (".bval", ".bvec") if (file := base.with_name(base.name + end)).is_file()]
+        files += [file for end in (".bval", ".bvec") if (file := sidecar(pair.fixed, end)).is_file()]
     stamps = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
     content = json.dumps([_CACHE_VERSION, options, stamps], sort_keys=True)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(pair).items()}

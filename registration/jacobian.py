@@ -1,25 +1,26 @@
-"""Figures of the Jacobian determinant of a displacement: its spread in logarithm, and the share of folds."""
+"""Measures of the Jacobian determinant of a displacement: the spread of its logarithm, and the fraction of folds."""
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .metrics import BORDER
 from .warp import jacobian_determinant
+
+BORDER = 2  # voxels on each side that Learn2Reg leaves out of its Jacobian measures
 
 
 def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Tensor | None = None) -> float:
-    """Standard deviation of the logarithm of the Jacobian determinant: how unevenly the field squeezes and stretches.
+    """Standard deviation of the logarithm of the Jacobian determinant: how unevenly the field compresses and expands.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels, each axis at least 5 long for Learn2Reg's definition.
-        learn2reg: Learn2Reg's definition (Hering et al. 2023): log(clip(det J + 3, 1e-9, 1e9)), a border of 2 voxels
-            left out. The 3 keeps folds finite and makes the values several times smaller. Otherwise the plain one:
-            log(max(det J, 1e-9)) over the whole volume. Name which one a number is.
-        mask: (D, H, W), the voxels that count; all if not given.
+        learn2reg: use Learn2Reg's definition (Hering et al. 2023): log(clip(det J + 3, 1e-9, 1e9)) without a border of
+            2 voxels. The 3 keeps folds finite and makes the values several times smaller. Otherwise the plain one:
+            log(max(det J, 1e-9)) over the whole volume. A published number needs the name of its definition.
+        mask: (D, H, W), nonzero at the voxels to use; all by default.
 
     Returns:
-        The population standard deviation over all counted voxels, 0 for a translation.
+        The population standard deviation over these voxels, 0 for a translation.
     """
     if learn2reg:
         determinant = _counted(displacement, mask, border=BORDER)
@@ -32,13 +33,13 @@ def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Te
 def non_positive_jacobian_fraction(
     displacement: Tensor, *, border: int = BORDER, mask: ArrayLike | Tensor | None = None
 ) -> float:
-    """Share of the voxels where the map folds, its Jacobian determinant being 0 or negative; 0 to 1.
+    """Fraction of voxels where the map folds, that is, where its Jacobian determinant is 0 or negative; 0 to 1.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
-        border: voxels left out on each side: 2 as Learn2Reg does, whose central differences need neighbours; 0 for the
-            whole volume with one-sided differences on the border, as the published NestedMorph evaluation does.
-        mask: (D, H, W), the voxels that count; all if not given.
+        border: voxels left out on each side: 2 as in Learn2Reg, whose central differences need neighbours; 0 for the
+            whole volume with one-sided differences on the border, as in the published NestedMorph evaluation.
+        mask: (D, H, W), nonzero at the voxels to use; all by default.
 
     Example:
         >>> flipped = torch.zeros(1, 3, 6, 6, 6)
@@ -50,7 +51,7 @@ def non_positive_jacobian_fraction(
 
 
 def _counted(displacement: Tensor, mask: ArrayLike | Tensor | None, border: int) -> Tensor:
-    """The determinants, in float64, of the voxels that count."""
+    """The determinants of the voxels to use, in float64."""
     size = tuple(displacement.shape[2:])
     if displacement.ndim != 5 or displacement.shape[1] != 3:
         raise ValueError(f"displacement must have shape (B, 3, D, H, W), got {tuple(displacement.shape)}")

@@ -1,4 +1,4 @@
-"""Training a registration network without ground truth: images agree, displacements stay smooth, labels may help."""
+"""Train a registration network without ground truth: similar images, smooth displacements, optionally label overlap."""
 
 import json
 import os
@@ -7,21 +7,18 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from ..runs.files import atomic_path
+from ..runs.weight_file import write_weights
+from .choices import TrainingSimilarity
 from .jacobian import non_positive_jacobian_fraction, sdlogj
 from .metrics import dice
 from .nestedmorph import NestedMorph
 from .nestedmorph_files import RECORD
 from .similarity import bending_energy, diffusion_energy, local_ncc_loss, mind_loss, mutual_information_loss
 from .warp import warp
-
-Similarity = Literal["ncc", "mi", "mind"]
 
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "ncc": local_ncc_loss,
@@ -32,31 +29,31 @@ REGULARIZERS: dict[str, Callable[..., Tensor]] = {"diffusion": diffusion_energy,
 
 
 class RegistrationModule(L.LightningModule):
-    """A registration network with its loss, its validation metrics and its optimiser.
+    """A registration network with its loss, its validation metrics and its optimizer.
 
-    Items are those of `registration.data`. The loss is similarity + smoothness * regulariser(displacement)
-    + label_weight * soft Dice loss. Adam with amsgrad; the learning rate of epoch e of E is
+    Batches hold the items of `registration.data`. The loss is similarity + smoothness * regularizer(displacement)
+    + label_weight * soft Dice loss. The optimizer is Adam with amsgrad; the learning rate of epoch e of E is
     round(learning_rate * (1 - e / E)^0.9, 8), as published. Hyper-parameters are plain values, so that checkpoints
     load with `weights_only=True`.
 
     Args:
-        network: `network(moving, fixed) -> (warped, displacement)` on (B, 1, D, H, W) in [0, 1]. A new `NestedMorph`
-            if not given.
+        network: `network(moving, fixed) -> (warped, displacement)` on (B, 1, D, H, W) in [0, 1]; by default a new
+            `NestedMorph`.
         similarity: "ncc" (local correlation), "mi" (mutual information) or "mind" (self-similarity context).
         regularizer: "diffusion" (first derivatives) or "bending" (second), of the displacement in voxels.
-        smoothness: weight of the regulariser.
+        smoothness: weight of the regularizer.
         label_weight: weight of the soft Dice loss over the label maps; 0 leaves them out of the loss.
-        learning_rate: of the first epoch.
-        epochs: E above; the training ends there.
-        diffeomorphic: of a new `NestedMorph`.
-        spacing_mm: of the training grid; kept with the weights, since a network knows its data at this spacing only.
+        learning_rate: learning rate of the first epoch.
+        epochs: E above, the length of the training.
+        diffeomorphic: whether a new `NestedMorph` predicts a velocity.
+        spacing_mm: spacing of the training grid; stored with the weights, since a network fits this spacing only.
     """
 
     def __init__(
         self,
         network: nn.Module | None = None,
         *,
-        similarity: Similarity = "ncc",
+        similarity: TrainingSimilarity = "ncc",
         regularizer: Literal["diffusion", "bending"] = "diffusion",
         smoothness: float = 1.0,
         label_weight: float = 0.0,
@@ -79,11 +76,12 @@ class RegistrationModule(L.LightningModule):
         self.network = NestedMorph(diffeomorphic=diffeomorphic) if network is None else network
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-        """`network(moving, fixed)`: the warped image and the displacement."""
-        return self.network(moving, fixed)
+        """Return `network(moving, fixed)`: the warped image and the displacement."""
+        warped, displacement = self.network(moving, fixed)
+        return warped, displacement
 
     def losses(self, batch: dict[str, Any], warped: Tensor, displacement: Tensor) -> dict[str, Tensor]:
-        """The parts of the loss, each unweighted but for "loss", their weighted sum."""
+        """Return the unweighted parts of the loss, and their weighted sum as "loss"."""
         options = self.hparams
         parts = {
             "similarity": SIMILARITIES[options["similarity"]](warped, batch["fixed"]),
@@ -98,7 +96,7 @@ class RegistrationModule(L.LightningModule):
         return {"loss": loss} | parts
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         parts = self.losses(batch, *self(batch["moving"], batch["fixed"]))
         values = {f"train_{name}": value.detach() for name, value in parts.items()}
         self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["fixed"]))
@@ -109,13 +107,13 @@ class RegistrationModule(L.LightningModule):
         self._log_evaluation("val", batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The same with names "test_*"."""
+        """Log the same figures as `validation_step` with names "test_*"."""
         self._log_evaluation("test", batch)
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Losses, "non_positive_jacobian_percent", "sdlogj", and with label maps "dice" and "affine_dice".
+        """Return losses, "non_positive_jacobian_percent", "sdlogj", and with label maps "dice" and "affine_dice".
 
-        "affine_dice" is the Dice of the same labels before the network: what there is to gain is seen beside it.
+        "affine_dice" is the Dice of the same labels before the network, to compare with.
         """
         warped, displacement = self(batch["moving"], batch["fixed"])
         values = {name: float(value) for name, value in self.losses(batch, warped, displacement).items()}
@@ -130,7 +128,7 @@ class RegistrationModule(L.LightningModule):
         return values
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam (amsgrad) and the polynomial decay of the learning rate."""
+        """Return Adam (amsgrad) and the polynomial decay of the learning rate."""
         first, epochs = self.hparams["learning_rate"], self.hparams["epochs"]
         optimizer = torch.optim.Adam(self.network.parameters(), lr=first, amsgrad=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -139,7 +137,7 @@ class RegistrationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what `load_nestedmorph` needs to know of the network."""
+        """Store the layout of the network, which `load_nestedmorph` needs."""
         if isinstance(self.network, NestedMorph):
             checkpoint[RECORD] = self.network.config
 
@@ -149,12 +147,15 @@ class RegistrationModule(L.LightningModule):
 
 
 def soft_dice_loss(moving_labels: Tensor, fixed_labels: Tensor, displacement: Tensor) -> Tensor:
-    """1 - the mean soft Dice of the labels that both maps have, 0 left out; differentiable in the displacement.
+    """Return 1 - the mean soft Dice of the labels that both maps have, except 0; differentiable in the displacement.
 
     Args:
         moving_labels: (B, 1, D, H, W), whole numbers.
         fixed_labels: (B, 1, D, H, W), whole numbers.
-        displacement: (B, 3, D, H, W) in voxels; each label's mask is warped linearly.
+        displacement: (B, 3, D, H, W) in voxels; the mask of each label is warped linearly.
+
+    Raises:
+        ValueError: the maps have no label in common.
     """
     labels = common_labels(moving_labels, fixed_labels)
     if not labels:
@@ -168,13 +169,13 @@ def soft_dice_loss(moving_labels: Tensor, fixed_labels: Tensor, displacement: Te
 
 
 def common_labels(moving_labels: Tensor, fixed_labels: Tensor) -> list[int]:
-    """The labels that occur in both maps, in order, 0 left out."""
+    """Return the labels that occur in both maps, except 0, in increasing order."""
     both = set(moving_labels.unique().tolist()) & set(fixed_labels.unique().tolist())
     return sorted(int(label) for label in both - {0})
 
 
 def mean_dice(labels: Tensor, reference: Tensor, label_list: Sequence[int]) -> float:
-    """The mean Dice over `label_list` and the batch, both (B, 1, D, H, W); labels that a map lacks are left out."""
+    """Return the mean Dice over `label_list` and the batch, (B, 1, D, H, W) each; labels that a map lacks are ignored."""
     scores = [
         list(dice(one[0], other[0], label_list=label_list).values())
         for one, other in zip(labels, reference, strict=True)
@@ -182,18 +183,15 @@ def mean_dice(labels: Tensor, reference: Tensor, label_list: Sequence[int]) -> f
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
 
 
-def export_network(path: str | os.PathLike, module: RegistrationModule) -> None:
-    """Write the network as safetensors, with its architecture, layout and the training's options as metadata.
+def export_network(path: str | os.PathLike[str], module: RegistrationModule) -> None:
+    """Write the network as safetensors, with its architecture, its layout and the options of the training as metadata.
 
-    `load_nestedmorph` reads it; `read_training_options` gives the options.
+    `load_nestedmorph` reads the network, `read_training_options` the options.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.network.state_dict().items()}
     metadata = {
         "architecture": type(module.network).__name__,
         "training": json.dumps(dict(module.hparams) | {"orientation": "RAS"}),
     }
     if isinstance(module.network, NestedMorph):
         metadata[RECORD] = json.dumps(module.network.config)
-    with atomic_path(path) as temporary:
-        # save_file would give a file that its owner alone can read
-        temporary.write_bytes(safetensors.torch.save(state, metadata))
+    write_weights(path, module.network.state_dict(), metadata)

@@ -7,32 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Contrast = Literal["image", "b0", "fa", "dwi"]
-Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
-Split = Literal["train", "val", "test"]
+from .choices import CONTRASTS, SPLITS, Contrast, Split, Task
 
-_CONTRASTS = ("image", "b0", "fa", "dwi")
-_SPLITS = ("train", "val", "test")
 PAIR_FILES = ("moving", "fixed", "moving_labels", "fixed_labels")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images to align, by their files.
+    """The files of two images to align.
 
     Args:
         moving: image file.
         fixed: image file.
-        subject: whose images they are; a subject is never in two splits.
-        moving_labels: label map in the world of `moving`.
-        fixed_labels: label map in the world of `fixed`.
-        fixed_subject: whose `fixed` is, where it is not `subject`.
-        contrast: what is taken of a 4-D diffusion series in `fixed`: "b0" (mean), "fa" or "dwi" (mean of the weighted
-            volumes), by the .bval and .bvec files beside it. "image" for a 3-D file.
+        subject: the subject of the images; a subject is never in two splits.
+        moving_labels: label map in the world space of `moving`.
+        fixed_labels: label map in the world space of `fixed`.
+        fixed_subject: the subject of `fixed` if it differs from `subject`.
+        contrast: map computed from a 4-D diffusion series in `fixed`: "b0" (mean), "fa" or "dwi" (mean of the weighted
+            volumes), using the .bval and .bvec files beside it. "image" for a 3-D file.
         split: "train", "val" or "test" if it is already decided.
     """
 
@@ -47,26 +43,26 @@ class Pair:
 
     @property
     def has_labels(self) -> bool:
-        """Whether both label maps are there."""
+        """Whether the pair has both label maps."""
         return self.moving_labels is not None and self.fixed_labels is not None
 
 
 def read_pairs(
-    path: str | os.PathLike, *, folder: str | os.PathLike | None = None, must_exist: bool = True
+    path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None, must_exist: bool = True
 ) -> list[Pair]:
     """Read a list of pairs: .csv, .tsv, or .json (a list of objects).
 
-    The columns are the names of `Pair`; `moving` and `fixed` are needed, the rest may be absent or empty. Without
-    `subject`, every pair is a subject of its own.
+    The columns are the fields of `Pair`; `moving` and `fixed` are required, the others may be absent or empty. Without
+    `subject`, every pair counts as a subject of its own.
 
     Args:
         path: the list.
-        folder: where relative paths start; by default the list's folder.
-        must_exist: refuse a list that names a file that is not there.
+        folder: the folder that relative paths start from; by default the folder of the list.
+        must_exist: refuse a list that names a missing file.
 
     Raises:
-        ValueError: naming the line (or the entry) for missing columns, unknown columns or values.
-        FileNotFoundError: naming the line for a file that is not there.
+        ValueError: missing columns, or unknown columns or values; names the line (or the entry).
+        FileNotFoundError: the list or a file that it names is missing; names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +72,7 @@ def read_pairs(
     elif path.suffix.lower() in (".csv", ".tsv"):
         rows = _table_rows(path)
     else:
-        raise ValueError(f"a list of pairs ends in .csv, .tsv or .json, got {path.name}")
+        raise ValueError(f"a list of pairs must end in .csv, .tsv or .json, got {path.name}")
     if not rows:
         raise ValueError(f"{path} must name at least one pair, got none")
     start = path.parent if folder is None else Path(folder)
@@ -84,25 +80,27 @@ def read_pairs(
 
 
 def find_pairs(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     task: Task,
     *,
     contrast: Contrast = "b0",
-    atlas: str | os.PathLike | None = None,
+    atlas: str | os.PathLike[str] | None = None,
 ) -> list[Pair]:
     """Find pairs in a BIDS-like folder: sub-*/[ses-*/]anat/*_T1w.nii.gz, and dwi/*_dwi.nii.gz with .bval and .bvec.
 
-    A label map is found by its name: `*_dseg` in place of the image's last part (T1w, dwi).
+    The label map of an image has the same name with `_dseg` in place of the last part (`_T1w`, `_dwi`).
 
     Args:
-        folder: holds the folders sub-*.
-        task: "t1-dwi": T1w (moving) and diffusion (fixed) of one session. "atlas-to-patient": the atlas (moving) to
-            each T1w. "patient-to-patient": each T1w to that of each other subject, sessions of one subject left out.
-        contrast: of the diffusion series, see `Pair`.
+        folder: the folder that holds the folders sub-*.
+        task: "t1-dwi": T1w (moving) and diffusion (fixed) of one session. "atlas-to-patient": the atlas (moving) and
+            each T1w. "patient-to-patient": each T1w and the T1w of every other subject; two sessions of one subject
+            are not paired.
+        contrast: map computed from the diffusion series, see `Pair`.
         atlas: image file, for "atlas-to-patient"; its label map lies beside it as `*_dseg`.
 
     Raises:
-        ValueError: nothing found, or an atlas missing or not asked for.
+        ValueError: no pairs were found, or an atlas is missing or given for another task.
+        FileNotFoundError: the folder or the atlas is missing.
     """
     folder = Path(folder)
     if (atlas is not None) != (task == "atlas-to-patient"):
@@ -142,17 +140,17 @@ def find_pairs(
 def split_by_subject(
     pairs: Sequence[Pair], *, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[Split, list[Pair]]:
-    """Share the pairs out to train, val and test; no subject is in two of them.
+    """Divide the pairs into train, val and test so that no subject is in two of them.
 
-    Pairs of two different subjects are kept only where both subjects are in one split. If any pair has a `split`, all
-    must, and that is what counts; it is checked. Subjects are drawn at random; val gets one subject at least as soon
-    as there are two, test as soon as there are three and its share is not 0.
+    A pair of two subjects is kept only if both are in the same split. If any pair has a `split`, all pairs need one;
+    the given splits are then checked and used. Otherwise subjects are drawn at random: val gets at least one of two
+    or more subjects and test at least one of three or more, unless its fraction is 0.
 
     Raises:
-        ValueError: for fractions that do not sum to 1, a split given for some pairs only, or a subject in two splits.
+        ValueError: fractions do not sum to 1, some pairs only have a split, or a subject is in two splits.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions must be three shares that sum to 1, got {fractions}")
+        raise ValueError(f"fractions must be three numbers that sum to 1, got {fractions}")
     given = [pair.split is not None for pair in pairs]
     if any(given):
         if not all(given):
@@ -161,12 +159,12 @@ def split_by_subject(
     subjects = sorted({name for pair in pairs for name in _subjects(pair)})
     drawn = np.random.default_rng(seed).permutation(len(subjects))
     counts = _counts(len(subjects), fractions)
-    of_subject: dict[str, Any] = {
+    of_subject: dict[str, Split] = {
         subjects[index]: split
-        for split, indices in zip(_SPLITS, np.split(drawn, np.cumsum(counts)[:2]), strict=True)
+        for split, indices in zip(SPLITS, np.split(drawn, np.cumsum(counts)[:2]), strict=True)
         for index in indices
     }
-    shared: dict[Any, list[Pair]] = {split: [] for split in _SPLITS}
+    shared: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     for pair in pairs:
         splits = {of_subject[name] for name in _subjects(pair)}
         if len(splits) == 1:
@@ -183,7 +181,7 @@ def _table_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise ValueError(f"{where} must have {len(reader.fieldnames or [])} columns as the first line has")
+                raise ValueError(f"{where} must have {len(reader.fieldnames or [])} columns, as the first line has")
             rows.append((where, row))
     return rows
 
@@ -222,7 +220,7 @@ def _pair(folder: Path, where: str, row: dict[str, Any], number: int, *, must_ex
         if must_exist and not file.exists():
             raise FileNotFoundError(f"{where}: {name} not found: {file}")
         values[name] = file
-    for name, allowed in (("contrast", _CONTRASTS), ("split", _SPLITS)):
+    for name, allowed in (("contrast", CONTRASTS), ("split", SPLITS)):
         if values.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{where}: {name} must be one of {', '.join(allowed)}, got {values[name]!r}")
     return Pair(**{"subject": f"pair-{number}", **values})
@@ -239,6 +237,7 @@ def _subject_of(folder: Path, path: Path) -> str:
 
 
 def without_suffix(path: Path) -> Path:
+    """Return the path of an image without the suffix of its format, .nii.gz, .nii, .mgz or .mgh."""
     name = path.name
     for suffix in (".nii.gz", ".nii", ".mgz", ".mgh"):
         if name.lower().endswith(suffix):
@@ -258,11 +257,12 @@ def _subjects(pair: Pair) -> set[str]:
 
 
 def _given_splits(pairs: Sequence[Pair]) -> dict[Split, list[Pair]]:
-    seen: dict[str, str] = {}
-    shared: dict[Any, list[Pair]] = {split: [] for split in _SPLITS}
+    seen: dict[str, Split] = {}
+    shared: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     for pair in pairs:
+        assert pair.split is not None
         for name in _subjects(pair):
-            if seen.setdefault(name, str(pair.split)) != pair.split:
+            if seen.setdefault(name, pair.split) != pair.split:
                 raise ValueError(f"subject {name} must be in one split, got {seen[name]} and {pair.split}")
         shared[pair.split].append(pair)
     return shared

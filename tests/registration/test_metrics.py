@@ -9,7 +9,8 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from voxelwave.registration.jacobian import non_positive_jacobian_fraction, sdlogj
-from voxelwave.registration.metrics import dice, hd95_mm, ssim
+from voxelwave.registration.metrics import dice, hd95_mm
+from voxelwave.registration.ssim import ssim
 from voxelwave.registration.warp import voxel_grid
 
 

@@ -1,0 +1,27 @@
+"""The choices that options name: methods, similarities, contrasts, tasks and splits. Loads nothing."""
+
+from typing import Literal, get_args
+
+Method = Literal["nestedmorph", "field", "syn"]
+Similarity = Literal["auto", "ncc", "mi", "mind"]
+TrainingSimilarity = Literal["ncc", "mi", "mind"]
+AffineKind = Literal["affine", "rigid", "none"]
+Contrast = Literal["image", "b0", "fa", "dwi"]
+Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
+Split = Literal["train", "val", "test"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+CONTRASTS: tuple[Contrast, ...] = get_args(Contrast)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def contrast_named(name: str) -> Contrast:
+    """Return the contrast with this name.
+
+    Raises:
+        ValueError: there is no such contrast.
+    """
+    for contrast in CONTRASTS:
+        if contrast == name:
+            return contrast
+    raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}, got {name!r}")

@@ -1,0 +1,43 @@
+"""Settings of a training, shared by `training.train` and the command. Loads no heavy library."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .choices import Contrast, Task, TrainingSimilarity
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How NestedMorph is trained.
+
+    Args:
+        task: which images of a folder form a pair: T1w and diffusion of one session, the atlas and each T1w, or the T1w
+            images of two subjects. A list of pairs ignores it.
+        contrast: what is taken of a folder's diffusion series: b0 (mean b0), dwi (mean of the weighted volumes) or fa.
+        atlas: the atlas image, for the task atlas-to-patient.
+        spacing_mm: voxel spacing of the grid that the network sees, the same along all axes.
+        size: size of that grid in voxels; scans are cropped or padded to it.
+        similarity: similarity loss: ncc (local correlation, one contrast), mi (mutual information) or mind
+            (self-similarity).
+        smoothness: weight of the roughness of the displacement (mean squared first derivatives, in voxels).
+        label_weight: weight of the soft Dice loss over the label maps; 0 trains without them.
+        diffeomorphic: the network predicts a velocity field, integrated by scaling and squaring, so that nothing folds.
+        learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
+        epochs: passes through the training pairs.
+        batch_size: pairs per step.
+        seed: seed for the split, the weights, the augmentation and the order of the pairs.
+    """
+
+    task: Task = "t1-dwi"
+    contrast: Contrast = "b0"
+    atlas: Path | None = None
+    spacing_mm: float = 2.0
+    size: tuple[int, int, int] = (96, 96, 96)
+    similarity: TrainingSimilarity = "mi"
+    smoothness: float = 1.0
+    label_weight: float = 0.0
+    diffeomorphic: bool = False
+    learning_rate: float = 1e-4
+    epochs: int = 500
+    batch_size: int = 1
+    seed: int = 0
