@@ -38,9 +38,17 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "registration.apply:apply",
             "move an image or a label map by a transform that was written before",
         ),
-        "train": Verb("registration.train:train", "", "train NestedMorph on pairs of scans"),
-        "evaluate": Verb("registration.evaluate:evaluate", "", "register a list of pairs and measure each"),
-        "benchmark": Verb("registration.benchmark:benchmark", "", "ours beside ANTs SyN: accuracy, time, memory"),
+        "train": Verb("registration.options:Train", "registration.train:train", "train NestedMorph on pairs of scans"),
+        "evaluate": Verb(
+            "registration.options:Evaluate",
+            "registration.evaluate:evaluate",
+            "register a list of pairs and measure each",
+        ),
+        "benchmark": Verb(
+            "registration.options:Benchmark",
+            "registration.benchmark:benchmark",
+            "accuracy, time and memory of our registration and of ANTs SyN",
+        ),
     },
     "restoration": {
         "restore": Verb(

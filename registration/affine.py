@@ -83,7 +83,9 @@ def align_affine(
         None if mask is None else thinned(mask, smooth=False) for mask in (moving_mask, fixed_mask)
     )
     moving, fixed = thinned(without_outliers(moving)), thinned(without_outliers(fixed))
-    pair = AntsPair(to_ants(fixed), to_ants(moving), _mask_to_ants(fixed_mask), _mask_to_ants(moving_mask), metric, seed)
+    pair = AntsPair(
+        to_ants(fixed), to_ants(moving), _mask_to_ants(fixed_mask), _mask_to_ants(moving_mask), metric, seed
+    )
     starts = _best_starts(moving, fixed, moving_mask, fixed_mask)
     matrix = _align(pair, kind, starts, fixed, _scorer(moving, fixed, fixed_mask, 100_000))
     if entry is not None:

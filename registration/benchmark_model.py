@@ -27,7 +27,17 @@ CASES: tuple[Case, ...] = (
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one case took: the median of `repeats` runs after one warm-up, and the growth of the resident set."""
+    """Time and memory of one case.
+
+    Args:
+        size: voxels of the images.
+        mode: "forward" or "training step".
+        seconds: median of the runs after one warm-up.
+        fastest: seconds of the fastest run.
+        slowest: seconds of the slowest run.
+        repeats: number of runs.
+        peak_mib: peak resident set beyond the idle process with model and images in memory.
+    """
 
     size: tuple[int, int, int]
     mode: Mode
@@ -35,21 +45,27 @@ class ModelCost:
     fastest: float
     slowest: float
     repeats: int
-    peak_mib: float  # peak resident set over the idle process with model and images in memory
+    peak_mib: float
 
 
 def model_cost_table(
     cases: Sequence[Case] = CASES, *, threads: int = 2, expand_chunk: int | None = 512
 ) -> list[ModelCost]:
-    """Seconds and peak extra memory of NestedMorph on the CPU, float32, batch 1.
+    """Measure seconds and peak extra memory of NestedMorph on the CPU, float32, batch 1.
 
     "forward" runs in inference mode; "training step" is forward, local NCC and diffusion energy, backward, and a step
-    of Adam (amsgrad) with its moments. Each case runs in a process of its own, so that no memory of another is reused.
+    of Adam (amsgrad) with its moments. Each case runs in its own process, so that none reuses memory of another.
 
     Args:
         cases: (size, mode, repeats) each.
-        threads: of PyTorch.
+        threads: threads of PyTorch.
         expand_chunk: see `NestedMorph`.
+
+    Returns:
+        One row per case.
+
+    Raises:
+        RuntimeError: the process of a case failed.
     """
     return [_in_fresh_process(case, threads, expand_chunk) for case in cases]
 
@@ -59,7 +75,7 @@ def _in_fresh_process(case: Case, threads: int, expand_chunk: int | None) -> Mod
     command = [sys.executable, "-c", f"from {__name__} import _main; _main()", argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RuntimeError(f"measuring {case[1]} at {case[0]} failed: {reason[-1]}")
     size, mode, *numbers = json.loads(done.stdout.splitlines()[-1])
     return ModelCost(tuple(size), mode, *numbers)

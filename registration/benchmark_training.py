@@ -1,11 +1,11 @@
-"""Does training work? One network, one pair, a few hundred steps: the loss must fall and the Dice must rise."""
+"""A check of training: fit NestedMorph to one pair; within a few hundred steps the loss falls and the Dice rises."""
 
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,72 +14,84 @@ from monai.data import DataLoader, Dataset
 from torch import nn
 
 from ..runs.files import atomic_path
-from ..volumes import Volume
+from .benchmark import LabelledScan
+from .choices import AffineKind
 from .data import prepare_volumes
-from .module import RegistrationModule, Similarity, common_labels, export_network
+from .module import RegistrationModule, common_labels, export_network
+from .training_settings import TrainingSettings
+
+OVERFIT = TrainingSettings(spacing_mm=3.0, size=(64, 64, 64), similarity="ncc", learning_rate=1e-3, epochs=300)
+
+
+@dataclass(frozen=True)
+class OverfitResult:
+    """Measurements of a training on one pair, in evaluation mode on the training grid.
+
+    Args:
+        loss_before: loss of the untrained network.
+        loss_after: loss of the trained network.
+        dice_before: mean Dice after the affine alone.
+        dice_after: mean Dice with the trained network.
+        non_positive_jacobian_percent: folded voxels, in percent.
+        sdlogj: standard deviation of the logarithm of the Jacobian determinant, by Learn2Reg's definition.
+        steps: steps of the optimizer.
+        seconds: wall time of the training.
+        labels: number of labels that both maps have.
+        weights: file of the trained network.
+    """
+
+    loss_before: float
+    loss_after: float
+    dice_before: float
+    dice_after: float
+    non_positive_jacobian_percent: float
+    sdlogj: float
+    steps: int
+    seconds: float
+    labels: int
+    weights: str
 
 
 def overfit(
-    moving: Volume,
-    fixed: Volume,
+    moving: LabelledScan,
+    fixed: LabelledScan,
     output: Path,
+    settings: TrainingSettings = OVERFIT,
     *,
-    moving_labels: Volume,
-    fixed_labels: Volume,
     network: nn.Module | None = None,
-    spacing_mm: float = 3.0,
-    size: Sequence[int] | None = (64, 64, 64),
-    steps: int = 300,
-    learning_rate: float = 1e-3,
-    similarity: Similarity = "ncc",
-    smoothness: float = 1.0,
-    affine: Literal["affine", "rigid", "none"] = "affine",
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Train on one pair of images, the affine applied, and measure before and after; labels are for measuring only.
+    affine: AffineKind = "affine",
+) -> OverfitResult:
+    """Train on one pair of images after the affine, and measure before and after; labels are used to measure only.
 
-    `output` receives network.safetensors and network.ckpt, which `register` takes, and overfit.json with the row and
-    the loss of every step. Nothing about other pairs follows from these figures.
+    OUTPUT receives network.safetensors and network.ckpt, which `register` takes, and overfit.json with the result and
+    the loss of every step. The figures say nothing about other pairs.
 
     Args:
-        moving: (D, H, W).
-        fixed: (D, H, W).
+        moving: an image and its labels, (D, H, W) each.
+        fixed: an image and its labels, (D, H, W) each.
         output: the folder to write to.
-        moving_labels: label map in the world of `moving`.
-        fixed_labels: label map in the world of `fixed`.
-        network: what to train; a new `NestedMorph` if not given.
-        spacing_mm: of the training grid.
-        size: of the training grid in voxels.
-        steps: of the optimiser.
-        learning_rate: of the first step; it falls to 0 as (1 - step / steps)^0.9.
-        similarity: see `RegistrationModule`.
-        smoothness: see `RegistrationModule`.
-        affine: pre-alignment, see `registration.data.prepare`.
-        seed: of the weights.
-
-    Returns:
-        "loss_before", "loss_after", "dice_before" (affine alone), "dice_after": in evaluation mode, on the training
-        grid; "non_positive_jacobian_percent", "sdlogj", "steps", "seconds" (of the training), "labels" (how many) and
-        "weights" (the file).
+        settings: the grid, the loss and the optimizer; an epoch is one step.
+        network: the network to train; by default a new `NestedMorph`.
+        affine: alignment before the training, see `registration.data.prepare`.
     """
-    L.seed_everything(seed, workers=True, verbose=False)
+    torch.manual_seed(settings.seed)
     item = prepare_volumes(
-        moving,
-        fixed,
-        moving_labels=moving_labels,
-        fixed_labels=fixed_labels,
-        spacing_mm=spacing_mm,
-        size=size,
+        moving.image,
+        fixed.image,
+        moving_labels=moving.labels,
+        fixed_labels=fixed.labels,
+        spacing_mm=settings.spacing_mm,
+        size=settings.size,
         affine=affine,
         cache_dir=output / "cache",
     )
     module = RegistrationModule(
         network,
-        similarity=similarity,
-        smoothness=smoothness,
-        learning_rate=learning_rate,
-        epochs=steps,
-        spacing_mm=spacing_mm,
+        similarity=settings.similarity,
+        smoothness=settings.smoothness,
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        spacing_mm=settings.spacing_mm,
     )
     loader = DataLoader(Dataset([item]), batch_size=1)
     (batch,) = loader
@@ -87,7 +99,7 @@ def overfit(
     losses = _Losses()
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=steps,  # an epoch is one step
+        max_epochs=settings.epochs,
         callbacks=[losses],
         logger=False,
         enable_checkpointing=False,
@@ -103,21 +115,21 @@ def overfit(
     export_network(output / "network.safetensors", module)
     with atomic_path(output / "network.ckpt") as temporary:
         trainer.save_checkpoint(temporary)
-    row = {
-        "loss_before": before["loss"],
-        "loss_after": after["loss"],
-        "dice_before": before["affine_dice"],
-        "dice_after": after["dice"],
-        "non_positive_jacobian_percent": after["non_positive_jacobian_percent"],
-        "sdlogj": after["sdlogj"],
-        "steps": trainer.global_step,
-        "seconds": seconds,
-        "labels": len(common_labels(batch["moving_labels"], batch["fixed_labels"])),
-        "weights": str(output / "network.safetensors"),
-    }
+    result = OverfitResult(
+        loss_before=before["loss"],
+        loss_after=after["loss"],
+        dice_before=before["affine_dice"],
+        dice_after=after["dice"],
+        non_positive_jacobian_percent=after["non_positive_jacobian_percent"],
+        sdlogj=after["sdlogj"],
+        steps=trainer.global_step,
+        seconds=seconds,
+        labels=len(common_labels(batch["moving_labels"], batch["fixed_labels"])),
+        weights=str(output / "network.safetensors"),
+    )
     with atomic_path(output / "overfit.json") as temporary:
-        temporary.write_text(json.dumps(row | {"seed": seed, "loss": losses.values}, indent=2))
-    return row
+        temporary.write_text(json.dumps(asdict(result) | {"seed": settings.seed, "loss": losses.values}, indent=2))
+    return result
 
 
 class _Losses(Callback):

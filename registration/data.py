@@ -214,7 +214,7 @@ class _PlainTensors(Transform):
 
 
 def _item(pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
-    """The content that MONAI hashes for its cache on disk: the pair, the options, and the size and time of each file."""
+    """The content that MONAI hashes for its cache on disk: pair, options, and size and time of each file."""
     files = [file for name in PAIR_FILES if (file := getattr(pair, name)) is not None]
     if pair.contrast != "image":
         files += [file for end in (".bval", ".bvec") if (file := sidecar(pair.fixed, end)).is_file()]

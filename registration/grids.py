@@ -1,11 +1,11 @@
-"""The grid that a network sees: scans resampled to it and scaled to the unit range."""
+"""The grid that a network sees, and scans resampled to it and scaled to the unit range."""
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
@@ -14,15 +14,18 @@ from ..volumes.resample import resample
 
 
 def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | None = None) -> Volume:
-    """The grid that a network sees: axes along those of `fixed`, ordered and directed nearest to RAS, even spacing.
+    """The isotropic grid that a network sees, with the axes of `fixed`, ordered and directed nearest to RAS.
 
     Args:
-        fixed: its content is what the grid is centred on.
-        spacing_mm: of all three axes.
-        size: voxels per axis; what lies outside is cut off, what is missing reads 0. By default all of `fixed` fits.
+        fixed: the grid is centred on the content of this image.
+        spacing_mm: voxel spacing along all three axes.
+        size: voxels per axis; the image is cropped or padded with 0 to it. By default all of `fixed` fits.
 
     Returns:
-        An empty volume. A size that cuts off more than 2 % of the content of `fixed` is warned about.
+        An empty volume. A size that cuts off more than 2 % of the content of `fixed` gives a warning.
+
+    Raises:
+        ValueError: size or spacing_mm is not positive.
     """
     canonical = nib.orientations.io_orientation(fixed.affine)
     to_axes = nib.orientations.inv_ornt_aff(canonical, fixed.shape)
@@ -42,8 +45,8 @@ def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | Non
     centre = fixed.affine[:3, :3] @ middle + fixed.affine[:3, 3]
     affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
     if not whole:
-        to_grid = np.linalg.inv(affine) @ fixed.affine
-        inside = voxels @ to_grid[:3, :3].T + to_grid[:3, 3]
+        to_voxels = np.linalg.inv(affine) @ fixed.affine
+        inside = voxels @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         lost = 1 - float(((inside > -0.5) & (inside < shape - 0.5)).all(axis=1).mean())
         if lost > 0.02:
             warnings.warn(
@@ -55,10 +58,13 @@ def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | Non
 
 
 def unit_range(volume: Volume) -> Volume:
-    """Intensities in [0, 1], clipped beyond.
+    """Scale intensities to [0, 1] and clip those beyond.
 
-    0 is the 0.5th percentile of all voxels, 1 the 99.5th percentile of the voxels above it, so that the share of empty
+    0 is the 0.5th percentile of all voxels, 1 the 99.5th percentile of the voxels above it, so that the amount of empty
     background hardly matters and a blank background stays 0.
+
+    Raises:
+        ValueError: the volume is constant.
     """
     array = volume.array.astype(np.float32)
     low = np.percentile(array, 0.5)
@@ -70,29 +76,33 @@ def unit_range(volume: Volume) -> Volume:
 
 
 def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = None) -> torch.Tensor:
-    """The image on another grid as a network sees it, (1, D, H, W) float32: smoothed for it, interpolated once.
+    """Resample an image to another grid for a network: smoothed against aliasing, interpolated once.
 
     Args:
         volume: (D, H, W).
-        grid: its shape and affine are taken, its values are not.
-        transform: from the world of `grid` into that of `volume`; None where both are one world.
+        grid: a volume whose shape and affine are used.
+        transform: from the world of `grid` into that of `volume`; None if both share one world.
+
+    Returns:
+        (1, D, H, W) float32.
     """
     return with_channel(resample(_antialiased(volume, min(grid.spacing)), grid, transform), np.float32)
 
 
 def _content(volume: Volume) -> np.ndarray:
-    """Where the image shows something: above a tenth of its robust range."""
+    """The voxels with content: those above a tenth of the robust intensity range."""
     low, high = np.percentile(volume.array, [1, 99])
     content = volume.array > low + 0.1 * (high - low)
     return content if content.any() else np.ones(volume.shape, bool)
 
 
 def _antialiased(volume: Volume, spacing_mm: float) -> Volume:
-    """Smoothed as far as the coarser grid asks for, so that fine detail does not come back as noise."""
+    """The image smoothed to the resolution of the coarser grid, so that fine detail does not alias."""
     ratio = spacing_mm / np.array(volume.spacing)
     sigma = 0.42 * np.sqrt(np.maximum(ratio**2 - 1, 0))  # a full width at half maximum of one coarse voxel
     return volume.with_array(gaussian_filter(volume.array, sigma)) if sigma.any() else volume
 
 
-def with_channel(volume: Volume, dtype: Any) -> torch.Tensor:
+def with_channel(volume: Volume, dtype: npt.DTypeLike) -> torch.Tensor:
+    """Return the array of a volume as a tensor (1, D, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(volume.array, dtype=dtype))[None]

@@ -175,7 +175,7 @@ def common_labels(moving_labels: Tensor, fixed_labels: Tensor) -> list[int]:
 
 
 def mean_dice(labels: Tensor, reference: Tensor, label_list: Sequence[int]) -> float:
-    """Return the mean Dice over `label_list` and the batch, (B, 1, D, H, W) each; labels that a map lacks are ignored."""
+    """Return the mean Dice over `label_list` and the batch, both (B, 1, D, H, W), ignoring labels that a map lacks."""
     scores = [
         list(dice(one[0], other[0], label_list=label_list).values())
         for one, other in zip(labels, reference, strict=True)

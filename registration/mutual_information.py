@@ -1,4 +1,4 @@
-"""Normalized mutual information of two volumes under a linear map."""
+"""Normalised mutual information of two volumes under a linear map, and the samples that it is computed from."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -21,21 +21,21 @@ def normalized_mutual_information(
 
     Args:
         moving: (D, H, W), any unit.
-        fixed: (D, H, W), any unit; about `samples` voxels on a regular lattice of it are compared.
-        world: (4, 4), fixed-space points -> moving-space points, RAS mm. Default: the identity.
-        mask: on the grid of `fixed`; only its non-zero voxels count.
-        samples: how many voxels to compare at most.
+        fixed: (D, H, W), any unit; about `samples` of its voxels, on a regular lattice, are compared.
+        world: (4, 4), fixed world -> moving world, RAS mm; the identity by default.
+        mask: on the grid of `fixed`; only its nonzero voxels are compared.
+        samples: number of voxels to compare.
 
     Returns:
-        The value over the region where both images exist, and that region's share of the compared voxels (0..1).
-        (1, 0) where the images do not meet.
+        value: over the region where the images overlap; 1 if they do not.
+        overlap: the fraction of the compared voxels in that region, 0..1.
     """
     points, values = lattice(fixed, mask, samples)
     return nmi_of_samples(moving, points, values, np.eye(4) if world is None else world)
 
 
 def lattice(fixed: Volume, mask: Volume | None, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """World points (4, N) on a regular lattice of voxels of `fixed`, about cubic in mm, and the values there (N,)."""
+    """Sample `fixed` on a regular lattice of voxels, about cubic in mm: world points (4, N) and their values (N,)."""
     pitch_mm = (np.prod(fixed.shape) * np.prod(fixed.spacing) / samples) ** (1 / 3)
     steps = [max(1, round(pitch_mm / s)) for s in fixed.spacing]
     voxels = np.meshgrid(*[np.arange(n % s // 2, n, s) for n, s in zip(fixed.shape, steps, strict=True)], indexing="ij")
@@ -48,6 +48,7 @@ def lattice(fixed: Volume, mask: Volume | None, samples: int) -> tuple[np.ndarra
 
 
 def nmi_of_samples(moving: Volume, points: np.ndarray, values: np.ndarray, world: np.ndarray) -> tuple[float, float]:
+    """Compute `normalized_mutual_information` from the samples of the fixed image that `lattice` gives."""
     voxels = (np.linalg.inv(moving.affine) @ world @ points)[:3]
     limits = np.array(moving.shape)[:, None] - 1
     inside = ((voxels >= 0) & (voxels <= limits)).all(axis=0)
@@ -66,11 +67,14 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def smooth_array(volume: Volume, sigma_mm: float) -> np.ndarray:
-    return gaussian_filter(volume.array.astype(np.float32), [sigma_mm / s for s in volume.spacing])
+    """Return the array smoothed by a Gaussian, float32."""
+    smooth: np.ndarray = gaussian_filter(volume.array.astype(np.float32), [sigma_mm / s for s in volume.spacing])
+    return smooth
 
 
 def without_outliers(volume: Volume) -> Volume:
-    # A few very bright voxels would leave most of the 32 histogram bins empty.
+    """Return the volume clipped to its 0.1st to 99.9th percentile."""
+    # a few very bright voxels would leave most of the 32 histogram bins empty
     low, high = np.percentile(volume.array, [0.1, 99.9])
     if high <= low:
         return volume
@@ -78,7 +82,7 @@ def without_outliers(volume: Volume) -> Volume:
 
 
 def thinned(volume: Volume, *, smooth: bool = True) -> Volume:
-    """Every n-th voxel of axes finer than the working spacing: an affine needs no more, at an eighth of the time."""
+    """Keep every n-th voxel of axes finer than the working spacing, which suffices for an affine and is faster."""
     steps = [max(1, int(FINEST_MM / spacing + 0.1)) for spacing in volume.spacing]
     if max(steps) == 1:
         return volume

@@ -1,9 +1,9 @@
 """NestedMorph (Kumar et al., WACV 2025, arXiv 2410.02550): one network pass from two volumes to a displacement.
 
 (moving, fixed), each (B, 1, D, H, W) in [0, 1], give warped (B, 1, D, H, W) and displacement (B, 3, D, H, W), voxels.
-A four-stage encoder of convolutional embeddings and efficient attention looks at both images at once; the decoder goes
-back up by patch expansion, and at each stage a gate decides per voxel what of the encoder's features enters.
-Files with weights are read and written in `nestedmorph_files.py`.
+A four-stage encoder of convolutional embeddings and efficient attention takes both images at once; the decoder
+upsamples by patch expansion, and at each stage a gate weights the encoder's features per voxel. `nestedmorph_files.py`
+reads and writes files of weights.
 """
 
 from typing import Any
@@ -27,18 +27,18 @@ class NestedMorph(nn.Module):
     """The registration network. The names of its parameters are the published ones.
 
     Args:
-        official: compute exactly what the published code computes, for weights that were trained with it. It does two
-            things. The two fine decoder stages reinterpret the row-major memory of their tokens (B, N, C) as
-            (B, C, D, H, W) without a transpose, so that channel c of voxel n is element c * N + n of the memory and
-            the skip connections meet shuffled positions; and the 10.7 million parameters that the published model
+        official: compute the same as the published code, for weights that were trained with it. This has two effects.
+            The two fine decoder stages reinterpret the row-major memory of their tokens (B, N, C) as (B, C, D, H, W)
+            without a transpose, so that channel c of voxel n is element c * N + n of the memory and the skip
+            connections are added at shuffled positions; and the 10.7 million parameters that the published model
             allocates and never uses are present (see `keep_unused`), so that its state_dict loads strictly. The
             default transposes, which is right for new training; weights of one layout are useless in the other.
-        keep_unused: carry the unused parameters (21,958,433 in all) or leave them out (11,221,402). As `official` if
-            not given. They get no gradient either way.
-        diffeomorphic: take the network's output as a stationary velocity and integrate it by scaling and squaring.
+        keep_unused: have the unused parameters (21,958,433 in all) or not (11,221,402); by default as `official`. They
+            get no gradient.
+        diffeomorphic: treat the network's output as a stationary velocity and integrate it by scaling and squaring.
             The published model does not: its output is the displacement itself.
-        expand_chunk: how many tokens the last patch expansion handles at once; None for all. It bounds the memory and
-            does not change the result.
+        expand_chunk: number of tokens that the last patch expansion processes at once; None for all. It bounds the
+            memory and does not change the result.
 
     Example:
         >>> model = NestedMorph().eval()
@@ -63,13 +63,13 @@ class NestedMorph(nn.Module):
         self.diffeomorphic = diffeomorphic
         self.unet = _UNet(official, self.keep_unused, expand_chunk)
         self.flow = nn.Conv3d(1, 3, 3, padding=1)
-        nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts from the identity
+        nn.init.normal_(self.flow.weight, std=1e-5)  # training starts from the identity
         assert self.flow.bias is not None
         nn.init.zeros_(self.flow.bias)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that make an equal model, plain values that can go into any file."""
+        """The arguments for an equal model, as plain values for a file."""
         return {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,12 +77,12 @@ class NestedMorph(nn.Module):
 
         Args:
             moving: (B, 1, D, H, W) in [0, 1].
-            fixed: the same shape, on the same grid. Any size: both are padded with 0 to multiples of 32 on the way in
-                and the displacement is cropped on the way out; nothing is resampled to fit.
+            fixed: the same shape, on the same grid. Images of any size are padded with 0 to multiples of 32, and the
+                displacement is cropped again; nothing is resampled.
 
         Returns:
-            warped (B, 1, D, H, W), the moving image on the fixed grid, 0 where it would have to be read outside; and
-            the displacement (B, 3, D, H, W) in voxels, ordered (d, h, w): warped[x] = moving[x + displacement[x]].
+            warped: (B, 1, D, H, W), the moving image on the fixed grid, 0 where x + displacement[x] lies outside it.
+            displacement: (B, 3, D, H, W) in voxels, ordered (d, h, w): warped[x] = moving[x + displacement[x]].
         """
         output = self.network_output(moving, fixed)
         displacement = integrate(output) if self.diffeomorphic else output
@@ -225,7 +225,7 @@ def _pointwise(conv: nn.Conv3d, tokens: Tensor) -> Tensor:
 
 
 class _ChannelGate(nn.Module):
-    """Squeeze and excite: the mean over the tokens decides how much of each channel passes."""
+    """Squeeze and excitation: weights for the channels, computed from the mean over the tokens."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -266,7 +266,7 @@ class _DepthwiseConv(nn.Module):
 
 
 class _DeepestDecoder(nn.Module):
-    """There is no skip at the deepest stage, so that only the patch expansion runs; the rest is allocated if asked."""
+    """The deepest stage has no skip, so only its patch expansion runs; `keep_unused` allocates the other layers."""
 
     def __init__(self, width: int, keep_unused: bool):
         super().__init__()
@@ -333,7 +333,7 @@ class _LKADecoder(_LKAStage):
 
 
 class _LastDecoder(_LKAStage):
-    """The finest stage: expands by 4 to the full grid and projects to the one channel that the flow head reads."""
+    """The finest stage: expands by 4 to the full grid and projects to one channel, the input of the flow head."""
 
     def __init__(self, width: int, raw_layout: bool, expand_chunk: int | None):
         super().__init__(width, raw_layout, factor=4)
@@ -344,8 +344,8 @@ class _LastDecoder(_LKAStage):
         tokens = self.mix(tokens, skip)
         chunks = tokens.split(self.expand_chunk or tokens.shape[1], dim=1)
         train = torch.is_grad_enabled() and len(chunks) > 1
-        # The 48 channels on the full grid would be most of the memory of the network: they live for one chunk at a
-        # time, and in training are computed again in the backward pass.
+        # The 48 channels on the full grid would take most of the network's memory: they exist for one chunk at a
+        # time, and in training they are recomputed in the backward pass.
         fine = [
             checkpoint(self._expand, chunk, use_reentrant=False, preserve_rng_state=False)
             if train
@@ -359,7 +359,7 @@ class _LastDecoder(_LKAStage):
 
 
 class _PatchExpand(nn.Module):
-    """Each token becomes a block of factor^3 voxels, made by one linear map: no interpolation."""
+    """Expands each token to a block of factor^3 voxels by a linear map, without interpolation."""
 
     def __init__(self, width: int, factor: int):
         super().__init__()
@@ -383,8 +383,8 @@ class _PatchExpand(nn.Module):
 class _BatchNorm(nn.BatchNorm3d):
     """Batch normalisation whose input and incoming gradient are contiguous.
 
-    On CPU, PyTorch 2.14's backward is silently wrong at batch 1 for a gradient in channels-last order with stride C
-    along the batch, which transposed tokens give, whatever the order of the input.
+    On the CPU, PyTorch 2.14's backward is silently wrong at batch 1 for a gradient in channels-last order with stride
+    C along the batch, as from transposed tokens, whatever the order of the input.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -402,7 +402,7 @@ class _ContiguousGradient(torch.autograd.Function):
 
 
 class _Gate(nn.Module):
-    """Multi-scale gated attention: which voxels of the encoder's features enter, given the decoder's."""
+    """Multi-scale gated attention: weights the voxels of the encoder's features, given the decoder's."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -419,7 +419,7 @@ class _Gate(nn.Module):
         d = decoder + share_decoder * decoder
         crossed = (d.sigmoid() * e) * (e.sigmoid() * d)
         passes = self.bn(self.proj(crossed)).sigmoid()
-        return self.bn_2(self.conv_block(passes * encoder))  # the encoder's features as they came in
+        return self.bn_2(self.conv_block(passes * encoder))  # the unchanged encoder features
 
 
 class _MultiScale(nn.Module):
@@ -485,7 +485,7 @@ class _LargeKernelAttention(nn.Module):
         self.proj_2 = nn.Conv3d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The inner skip adds the normalised input, as published.
+        # the inner skip adds the normalised input, as published
         return x + self.proj_2(self.spatial_gating_unit(F.gelu(self.proj_1(x))))
 
 

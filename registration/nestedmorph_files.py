@@ -6,7 +6,6 @@ cannot show which layout a file needs. Our files record it; a file without a rec
 
 import json
 import os
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runs.files import atomic_path
-from ..runs.weight_file import check_finite_weights, read_weights, write_weights
+from ..runs.weight_file import check_finite_weights, read_plain, read_weights, write_weights
 from .nestedmorph import NestedMorph
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
@@ -74,14 +73,14 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
         if "training" in metadata:
             options = json.loads(metadata["training"])
     elif path.suffix == ".ckpt":
-        parameters = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        parameters = read_plain(path, "checkpoint").get("hyper_parameters", {})
         if "spacing_mm" in parameters:
             options = parameters | {"orientation": "RAS"}
     return options
 
 
 def load_nestedmorph(
-    path: str | os.PathLike, *, official: bool | None = None, unused: Literal["drop", "keep"] = "drop"
+    path: str | os.PathLike[str], *, official: bool | None = None, unused: Literal["drop", "keep"] = "drop"
 ) -> NestedMorph:
     """Load a model in evaluation mode from a file of weights.
 
@@ -198,11 +197,8 @@ def _read(path: Path) -> _Contents:
         state, metadata = read_weights(path)
         record = json.loads(metadata[RECORD]) if RECORD in metadata else None
         return _Contents(_without_prefix(path, state), record, False)
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path.name} cannot be read as plain weights: {str(error).splitlines()[0]}") from error
+    with torch.serialization.safe_globals(_SAFE):
+        contents = read_plain(path, "file of weights")
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path.name} must hold a dictionary with weights, got {type(contents).__name__}")
     state = _without_prefix(path, contents.get("state_dict", contents))

@@ -1,33 +1,35 @@
-"""One picture of a registration: fixed, moving, warped, checkerboard and the displacement, in three planes."""
+"""A picture of a registration: fixed, moving, warped, checkerboard and displacement, in three planes."""
 
 import os
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ..runs.files import atomic_path
 from ..volumes import DisplacementField, Volume, resample
 
-_PLANES = ("sagittal", "coronal", "axial")  # the cut axis of a RAS grid: x, y, z
-_TILE_MM = 20.0  # of the checkerboard
-_LINE_MM = 8.0  # between the lines of the grid
+_PLANES = ("sagittal", "coronal", "axial")  # planes across the x, y and z axis of a RAS grid
+_TILE_MM = 20.0  # side of a tile of the checkerboard
+_LINE_MM = 8.0  # distance between the lines of the grid
 
 
 def draw_registration(
-    path: str | os.PathLike, *, fixed: Volume, moving: Volume, warped: Volume, forward: DisplacementField
+    path: str | os.PathLike[str], *, fixed: Volume, moving: Volume, warped: Volume, forward: DisplacementField
 ) -> None:
     """Write a PNG with a row for each plane through the middle of the fixed image's content.
 
-    Columns: fixed; moving as it lay in the scanner's space; warped; checkerboard of fixed and warped; the image of a
-    regular grid under the deformable part, over the length of the displacement in mm.
+    Columns: fixed; moving in the scanner's space; warped; checkerboard of fixed and warped; a regular grid deformed by
+    the deformable part, over the length of the displacement in mm.
 
     Args:
         path: the PNG to write.
         fixed: (D, H, W).
         moving: (D, H, W) on its own grid.
         warped: (D, H, W) on the grid of `fixed`.
-        forward: on the grid of `fixed`, fixed space -> moving space.
+        forward: on the grid of `fixed`, from fixed space into moving space.
     """
     grid = _display_grid(fixed)
     images = [_window(resample(volume, grid).array) for volume in (fixed, moving, warped)]
@@ -70,7 +72,8 @@ def draw_registration(
 def grid_points_mm(volume: Volume) -> np.ndarray:
     """The world points (D*H*W, 3) of all voxels of a grid, RAS+ mm."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in volume.shape], indexing="ij"), -1).reshape(-1, 3)
-    return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    points: np.ndarray = index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    return points
 
 
 def _display_grid(fixed: Volume) -> Volume:
@@ -86,7 +89,7 @@ def _display_grid(fixed: Volume) -> Volume:
 
 
 def _window(array: np.ndarray) -> np.ndarray:
-    """Grey values in [0, 1] between the 1st and 99.5th percentile of what is not background."""
+    """Grey values in [0, 1] between the 1st and 99.5th percentile of the foreground."""
     content = array[array > array.min()]
     low, high = np.percentile(content, (1, 99.5)) if content.size else (0.0, 1.0)
     return np.clip((array - low) / max(high - low, 1e-6), 0, 1)
@@ -97,15 +100,15 @@ def _centre(image: np.ndarray) -> tuple[int, ...]:
     return tuple(content.mean(axis=0).round().astype(int)) if len(content) else tuple(n // 2 for n in image.shape)
 
 
-def _show(axis, image: np.ndarray, title: str, **options):
+def _show(axis: Axes, image: np.ndarray, title: str, *, vmax: float, cmap: str | None = None) -> AxesImage:
     axis.set_title(title, color="white", fontsize=12)
     axis.set_xticks([])
     axis.set_yticks([])
-    return axis.imshow(image.T, origin="lower", vmin=0.0, **options)
+    return axis.imshow(image.T, origin="lower", vmin=0.0, vmax=vmax, cmap=cmap)
 
 
-def _draw_lines(axis, displacement: np.ndarray, spacing: float) -> None:
-    """The image of a regular grid under x + u(x); displacement (n, m, 2) in voxels of the picture."""
+def _draw_lines(axis: Axes, displacement: np.ndarray, spacing: float) -> None:
+    """Draw a regular grid moved by x + u(x); displacement (n, m, 2) in voxels of the picture."""
     step = max(2, round(_LINE_MM / spacing))
     n, m = displacement.shape[:2]
     x = np.arange(n)[:, None] + displacement[..., 0]

@@ -1,32 +1,33 @@
 """Refine an alignment: fit a dense displacement to one pair of images, coarse to fine, without any training.
 
-Two optimisers share the levels. Where both images have one contrast, many small smooth steps are composed (a greedy
-diffeomorphic scheme as in Avants et al., MedIA 2008), driven by local correlation: it follows the folds of the cortex.
-Between contrasts the evidence is weaker and partly wrong at tissue borders, so a cubic B-spline free-form deformation
-with a bending penalty (Rueckert et al., IEEE TMI 1999) is fitted by Adam. All gradients of fields are written by hand.
+Two optimizers share the resolution levels. If both images have one contrast, many small smooth steps are composed (a
+greedy diffeomorphic scheme as in Avants et al., MedIA 2008), driven by local correlation, which follows the folds of
+the cortex. Between contrasts the similarity is weaker and biased at tissue borders, so a cubic B-spline free-form
+deformation with a bending penalty (Rueckert et al., IEEE TMI 1999) is fitted by Adam. All gradients of fields are
+derived by hand.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .choices import Similarity
 from .similarity import box_sum, mind_loss, mutual_information_loss
 from .warp import compose, gradient, jacobian_determinant, resize_displacement, warp
 
-Similarity = Literal["auto", "ncc", "mi", "mind"]
-Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and number of voxels * its gradient
+Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and its gradient * number of voxels
 
-_SIMILARITIES = ("auto", "ncc", "mi", "mind")
-_FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain, as fine as pays
+_SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
+_FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain; finer does not help
 _COMPOSITIVE_ITERATIONS = {4: 20, 2: 60, 1: 40}  # by coarseness relative to the finest level
 _FREE_FORM_ITERATIONS = {2: 30, 1: 20}
-_WINDOW = 5  # of the correlation, in voxels of the level; 7 gave the same Dice on one pair
-_STEP = 0.5  # the longest vector of one compositive update, in voxels of the level
+_WINDOW = 5  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
+_STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
 _CONTROL = {2: 6.0, 1: 4.0}  # spacing of the control points, in voxels of the finest level
@@ -49,28 +50,29 @@ def refine(
     iterations: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Tensor:
-    """The displacement that brings the moving image onto the fixed one, starting from an affine alignment or a network.
+    """The displacement that aligns the moving image to the fixed one, starting from an affine or a network's result.
 
-    Nothing is random: equal inputs give equal fields. Places where the map would fold are smoothed until it does not.
+    Nothing is random: equal inputs give equal fields. Where the map would fold, the field is smoothed until it does
+    not.
 
     Args:
         moving: (1, 1, D, H, W), any unit, on the grid of `fixed`.
         fixed: (1, 1, D, H, W), any unit.
-        spacing: of the voxels along (d, h, w), in mm. Smoothness is the same in mm along every axis.
+        spacing: voxel spacing along (d, h, w), in mm. Smoothness is the same in mm along every axis.
         fixed_mask: (1, 1, D, H, W); voxels that are 0 are not compared.
         displacement: the start, (1, 3, D, H, W) in voxels; None for no displacement.
-        similarity: "ncc" for one contrast, "mi" or "mind" between contrasts; "auto" takes "ncc" where the grey values
-            of both images are proportional enough, else "mi".
-        diffeomorphic: only compose small smooth steps, also between contrasts, so that the map can be inverted
-            (`warp.invert`); no determinant is 0 or less, on the border either.
-        iterations: multiplies the number of iterations.
+        similarity: "ncc" for one contrast, "mi" or "mind" between contrasts; "auto" takes "ncc" if the grey values of
+            both images are sufficiently correlated, else "mi".
+        diffeomorphic: compose small smooth steps only, even between contrasts, so that the map can be inverted
+            (`invert_displacement`); every determinant is positive, including the border.
+        iterations: factor for the number of iterations.
         progress: called with a line about each level.
 
     Returns:
-        The displacement, (1, 3, D, H, W) in voxels on the fixed grid: fixed x is found at x + u(x) in `moving`.
+        The displacement, (1, 3, D, H, W) in voxels on the fixed grid: fixed x corresponds to x + u(x) in `moving`.
 
     Raises:
-        ValueError: for shapes that do not fit, images that hold NaN or are constant, or an unknown similarity.
+        ValueError: the shapes do not match, an image holds NaN or is constant, or the similarity is unknown.
 
     Example:
         >>> noise = torch.rand(1, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -80,7 +82,7 @@ def refine(
         [0.0, 0.0, 2.0]
     """
     _check(moving, fixed, spacing, fixed_mask, displacement, similarity)
-    tell = progress or (lambda line: None)
+    report = progress or (lambda line: None)
     moving, fixed = _normalized(moving), _normalized(fixed)
     start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
 
@@ -105,14 +107,21 @@ def refine(
             coarse, control, loss = _free_form(level, coarse, control, force, count, control_mm, finest_mm)
         field = coarse
         size = " x ".join(str(n) for n in level.fixed.shape[2:])
-        tell(f"{chosen} at {coarseness * finest_mm:.3g} mm ({size}): {count} iterations, loss {loss:.4f}")
+        report(f"{chosen} at {coarseness * finest_mm:.3g} mm ({size}): {count} iterations, loss {loss:.4f}")
     field = resize_displacement(unfold(field), images[0].shape[2:])
     refined = start.clone()
     refined[box] = field
     return unfold(refined)
 
 
-def _check(moving, fixed, spacing, fixed_mask, displacement, similarity) -> None:
+def _check(
+    moving: Tensor,
+    fixed: Tensor,
+    spacing: Sequence[float],
+    fixed_mask: Tensor | None,
+    displacement: Tensor | None,
+    similarity: str,
+) -> None:
     if fixed.ndim != 5 or fixed.shape[:2] != (1, 1) or moving.shape != fixed.shape:
         raise ValueError(
             f"moving and fixed must have one shape (1, 1, D, H, W), got {tuple(moving.shape)} and {tuple(fixed.shape)}"
@@ -140,15 +149,15 @@ def _check(moving, fixed, spacing, fixed_mask, displacement, similarity) -> None
 def _normalized(image: Tensor) -> Tensor:
     """The image in [0, 1]: 0 for the darkest 1 %, 1 for the brightest 0.5 % of the foreground.
 
-    So neither a few bright vessels set the scale, nor the negative values that interpolation
-    leaves in a background of 0.
+    The scale then depends neither on a few bright vessels nor on negative values from interpolation in a background
+    of 0.
     """
     values = image.float().flatten()
-    values = values[:: max(1, values.numel() // 1_000_000)]  # a quantile needs no more
+    values = values[:: max(1, values.numel() // 1_000_000)]  # enough for a quantile
     low = values.kthvalue(max(1, round(0.01 * values.numel()))).values
     above = (values - low).clamp_(min=0)
     bright = above[above > 0.02 * above.max()]
-    if not bright.numel():  # all grey values are those of a few voxels
+    if not bright.numel():  # only a few voxels are not background
         low, bright = image.min(), image.float().max()[None] - image.min()
     high = bright.kthvalue(max(1, round(0.995 * bright.numel()))).values
     return ((image.float() - low) / high).clamp_(0, 1)
@@ -159,7 +168,7 @@ def _foreground(*images: Tensor) -> Tensor:
 
 
 def _finest_mm(fixed: Tensor, moving: Tensor, spacing: Sequence[float]) -> float:
-    """The voxel size of the finest level: the mean side of the foreground holds at most `_FINEST_SIDE` voxels."""
+    """Voxel size of the finest level, for at most `_FINEST_SIDE` voxels along the mean side of the foreground."""
     where = _foreground(fixed, moving).nonzero()
     sides = [(float(n) + 1) * mm for n, mm in zip(where.amax(0) - where.amin(0), spacing, strict=True)]
     return max(math.prod(sides) ** (1 / 3) / _FINEST_SIDE, math.prod(spacing) ** (1 / 3))
@@ -173,7 +182,7 @@ def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tupl
 
 
 def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
-    """ "ncc" if the grey values inside both foregrounds are clearly correlated, else "mi"."""
+    """Choose "ncc" if the grey values inside both foregrounds are clearly correlated, else "mi"."""
     warped = warp(moving, start, padding="border")
     inside = (fixed > 0.1) & (warped > 0.1) & (mask > 0)
     if inside.sum() < 64:
@@ -184,7 +193,7 @@ def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """Both images on a coarse grid whose corners are those of the full one; `spacing` is (1, 3, 1, 1, 1) in mm."""
+    """Both images on a coarse grid with the corners of the full one; `spacing` is (1, 3, 1, 1, 1) in mm."""
 
     fixed: Tensor
     moving: Tensor
@@ -195,11 +204,11 @@ class _Level:
 def _level(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[float], target_mm: float) -> _Level:
     shape, steps = [], []
     for n, mm in zip(fixed.shape[2:], spacing, strict=True):
-        # an axis that is coarse or short already stays as it is
+        # an axis that is already coarse or short keeps its length
         coarse = max(min(n, 8), round((n - 1) * mm / target_mm) + 1)
         shape.append(n if coarse > 0.8 * n else coarse)
         steps.append(mm * (n - 1) / (shape[-1] - 1) if n > 1 else mm)
-    # what the coarse grid cannot hold is blurred away: sigma is half the factor, less what the voxel itself blurs
+    # against aliasing: sigma is half the factor, less the blur of the voxel itself
     factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
     sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
 
@@ -238,8 +247,8 @@ def _force(similarity: str, level: _Level) -> Force:
         return _CorrelationForce(fixed, mask)
     if similarity == "mind":
         return _by_autograd(lambda warped: 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask))
-    # on one known field the mean error was 0.97 mm with the global histogram, 0.86 mm with the local ones added and
-    # 0.83 mm with correlation added as well
+    # the mean error on one known field was 0.97 mm with the global histogram, 0.86 mm with the local ones and
+    # 0.83 mm with correlation, too
     correlation = _CorrelationForce(fixed, mask)
     information = _by_autograd(
         lambda warped: (
@@ -267,7 +276,7 @@ def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
 
 
 class _CorrelationForce:
-    """`local_ncc_loss` with the part of the fixed image computed once."""
+    """`local_ncc_loss` with the terms of the fixed image computed once."""
 
     def __init__(self, fixed: Tensor, mask: Tensor) -> None:
         self.mask, self.fixed = mask, fixed * mask
@@ -296,18 +305,18 @@ class _CorrelationForce:
 def _compose_steps(
     level: _Level, displacement: Tensor, force: Force, count: int, similarity: str
 ) -> tuple[Tensor, float]:
-    """Greedy gradient descent on maps: each step is smoothed and composed onto the map, which is smoothed a little."""
+    """Greedy gradient descent on maps: each step is smoothed and composed with the map, which is slightly smoothed."""
     voxel = level.spacing.flatten()
-    size = float(voxel.min())  # sigmas are in voxels of the finest axis, equal in mm along the others
+    size = float(voxel.min())  # sigmas are in voxels of the finest axis, and the same in mm along the others
     update_sigmas = [_SMOOTH_UPDATE[similarity] * size / float(mm) for mm in voxel]
     total_sigmas = [_SMOOTH_TOTAL[similarity] * size / float(mm) for mm in voxel]
-    best, least_loss = displacement, math.inf  # steps have a fixed length, so that the last map need not be the best
+    best, least_loss = displacement, math.inf  # steps have a fixed length: the last map may not be the best
     for _ in range(count):
         warped = warp(level.moving, displacement, padding="border")
         loss, slope = force(warped)
         if float(loss) < least_loss:
             best, least_loss = displacement, float(loss)
-        # downhill in mm: d/d(voxel) over spacing is d/dmm, and mm over spacing are voxels
+        # descent in mm: d/d(voxel) over spacing is d/dmm, and mm over spacing are voxels
         update = _smooth(-slope * gradient(warped)[:, 0], update_sigmas) / level.spacing**2
         longest = float((update * level.spacing).norm(dim=1).max()) / size
         if longest < 1e-12:
@@ -325,10 +334,13 @@ def _free_form(
     control_mm: float,
     finest_mm: float,
 ) -> tuple[Tensor, Tensor, float]:
-    """Adam on control points, in mm, of a cubic B-spline added to `start`; `control` is the map of the last level.
+    """Adam on the control points, in mm, of a cubic B-spline added to `start`.
+
+    Args:
+        control: the B-spline's displacement on the previous level, dense, in mm; None on the first.
 
     Returns:
-        The displacement in voxels; the part of it above `start`, in mm, dense; the last loss.
+        The displacement in voxels, the B-spline's part of it in mm, and the last loss.
     """
     bases = [
         _spline_basis(n, max(1.0, control_mm / float(mm))).to(start)
@@ -370,7 +382,7 @@ def _separable(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _bending_slope(points: Tensor) -> Tensor:
-    """Half the gradient of the sum of squared second differences, mixed ones counted twice."""
+    """Half the gradient of the sum of squared second differences, with mixed ones counted twice."""
     slope = torch.zeros_like(points)
     for a in (2, 3, 4):
         bend, n = points.diff(n=2, dim=a), points.shape[a]
@@ -387,15 +399,15 @@ def _bending_slope(points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: int = 60) -> Tensor:
-    """The displacement, smoothed around every place whose Jacobian determinant is below `least`, until none is.
+    """Smooth a displacement around every voxel whose Jacobian determinant is below `least`, until there is none.
 
     Args:
         displacement: (1, 3, D, H, W) in voxels.
-        least: the smallest determinant allowed, by `jacobian_determinant`.
-        rounds: the most rounds; the smoothed neighbourhood grows with each, so that few are needed.
+        least: the smallest allowed determinant, by `jacobian_determinant`.
+        rounds: the largest number of rounds; the smoothed neighbourhood grows with each, so that few are needed.
 
     Returns:
-        The displacement without folds, (1, 3, D, H, W); places without a fold near them keep their values.
+        The displacement without folds, (1, 3, D, H, W); voxels far from a fold keep their values.
 
     Example:
         >>> fold = torch.zeros(1, 3, 9, 9, 9)
@@ -407,7 +419,7 @@ def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: i
         bad = (jacobian_determinant(displacement) < least).nonzero()
         if not len(bad):
             return displacement
-        # only the box around the folds is touched
+        # only the box around the folds changes
         reach = 4 + i // 2
         low = (bad.amin(0)[2:] - 2 * reach).clamp(min=0).tolist()
         high = (bad.amax(0)[2:] + 2 * reach + 1).tolist()

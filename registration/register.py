@@ -154,9 +154,7 @@ def _deformable(
     return forward, inverse
 
 
-def better_of(
-    start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tensor
-) -> Tensor:
+def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     """The last of no displacement, the network's and the refined one that still raises the mutual information.
 
     Each must raise the normalised mutual information in the foreground above the last one kept. Two scans of one person

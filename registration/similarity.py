@@ -1,23 +1,24 @@
-"""How well a warped and a fixed image agree, and how smooth a displacement is: losses to be minimised.
+"""Losses: the dissimilarity of a warped and a fixed image, and the roughness of a displacement.
 
 Images are (B, 1, D, H, W); the losses are means over voxels and batch, and lower is better. A `mask`, (B, 1, D, H, W)
-or (1, 1, D, H, W), says which voxels count: what lies outside has no influence, as if it were cropped away.
+or (1, 1, D, H, W), selects the voxels to use; those outside have no influence, as if they were cropped away.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_EPSILON = 1e-5  # of the published loss; images are expected in [0, 1]
+_EPSILON = 1e-5  # as in the published loss; images are expected in [0, 1]
 
 
 def box_sum(image: Tensor, window: int | Sequence[int]) -> Tensor:
-    """The sum over a window around each voxel, the image being 0 outside: a convolution with ones, by few additions.
+    """The sum over a window around each voxel, with 0 outside the image: a convolution with ones in few additions.
 
-    A width is put together from powers of two, so that 9 costs four additions per axis; unlike differences of
+    Sums over powers of two are combined, so that a width of 9 costs four additions per axis; unlike differences of
     cumulative sums this loses no digits. It is its own adjoint.
 
     Args:
@@ -70,18 +71,18 @@ def local_ncc_loss(
     mask: Tensor | None = None,
     published: bool = False,
 ) -> Tensor:
-    """Minus the mean of the squared correlation of both images in a window around each voxel, in [-1, 0].
+    """Minus the mean squared correlation of both images in a window around each voxel, in [-1, 0].
 
-    Squared, so a dark-bright and a bright-dark edge agree: useful between contrasts too. A window that reaches over the
-    border of the image or mask takes the part inside. The gradient is derived by hand: it keeps six volumes instead of
-    some thirty.
+    Since the correlation is squared, a dark-bright and a bright-dark edge agree, which is useful between contrasts,
+    too. Of a window that extends beyond the image or mask, the part inside is used. The gradient is derived by hand: it
+    stores six volumes instead of some thirty.
 
     Args:
         warped: (B, 1, D, H, W), about [0, 1].
         fixed: (B, 1, D, H, W), about [0, 1].
         window: odd width in voxels, one for all axes or one per axis.
-        mask: the voxels that count.
-        published: count the zeros outside the image as voxels, as the published NestedMorph training does.
+        mask: nonzero at the voxels to use.
+        published: include the zeros outside the image in the windows, as the published NestedMorph training does.
 
     Returns:
         The loss, a scalar.
@@ -102,14 +103,23 @@ def local_ncc_loss(
         inside = (fixed.new_ones(1, 1, *fixed.shape[2:]) if mask is None else mask).float()
         count = box_sum(inside, window).clamp(min=1)
     total = inside.expand_as(fixed).sum().clamp(min=1)
-    return _LocalNCC.apply(warped.float(), fixed.float(), inside, count, total, window)
+    loss: Tensor = _LocalNCC.apply(warped.float(), fixed.float(), inside, count, total, window)
+    return loss
 
 
 class _LocalNCC(torch.autograd.Function):
     """-sum(inside * c^2 / (a b + eps)) / total, with the local covariance c and variances a, b (times the count)."""
 
     @staticmethod
-    def forward(ctx, warped, fixed, inside, count, total, window):
+    def forward(
+        ctx: Any,
+        warped: Tensor,
+        fixed: Tensor,
+        inside: Tensor,
+        count: Tensor,
+        total: Tensor,
+        window: tuple[int, int, int],
+    ) -> Tensor:
         w, f = warped * inside, fixed * inside
         w_sum, f_sum, ww, ff, wf = box_sum(torch.stack([w, f, w * w, f * f, w * f]), window)
         w_mean, f_mean = w_sum / count, f_sum / count
@@ -118,10 +128,11 @@ class _LocalNCC(torch.autograd.Function):
         f_variance = (ff - f_mean * f_sum).clamp_(min=0)
         ctx.save_for_backward(w, f, inside, w_mean, f_mean, covariance, w_variance, f_variance, total)
         ctx.window = window
-        return -(inside * covariance * covariance / (w_variance * f_variance + _EPSILON)).sum() / total
+        loss: Tensor = -(inside * covariance * covariance / (w_variance * f_variance + _EPSILON)).sum() / total
+        return loss
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w, f, inside, w_mean, f_mean, covariance, w_variance, f_variance, total = ctx.saved_tensors
         ratio = covariance / (w_variance * f_variance + _EPSILON)
         by_covariance = inside * ratio * (-2 * grad / total)
@@ -147,16 +158,16 @@ def mutual_information_loss(
 ) -> Tensor:
     """Minus the mutual information of both images, in nats; over the whole image, or the mean over cubic patches.
 
-    The joint histogram after Mattes et al. (IEEE TMI 2003): a cubic B-spline window for the warped image, which makes
+    The joint histogram follows Mattes et al. (IEEE TMI 2003): a cubic B-spline window for the warped image, which makes
     the loss differentiable, and a box for the fixed one. Bins span the range of each image inside the mask.
 
     Args:
         warped: (B, 1, D, H, W); gradients flow to this image only.
         fixed: (B, 1, D, H, W).
-        bins: bins per image, at least 5. Patches hold few voxels and want fewer bins.
-        mask: the voxels that count.
-        patch: None for one histogram per image; or the side of the cubes, in voxels, that have one each. A cube's share
-            in the mean is its number of voxels.
+        bins: bins per image, at least 5. Patches hold few voxels and need fewer bins.
+        mask: nonzero at the voxels to use.
+        patch: side of the cubes, in voxels, that have one histogram each; None for one histogram per image. The mean
+            over cubes is weighted by their numbers of voxels.
 
     Returns:
         The loss, a scalar.
@@ -182,7 +193,7 @@ def mutual_information_loss(
         raise ValueError("mask must hold at least one voxel, got none")
     f_low, f_high, (w_low, w_high) = f.min(), f.max(), torch.aminmax(w.detach())
     f_bin = ((f - f_low) / (f_high - f_low).clamp(min=1e-12) * bins).long().clamp_(max=bins - 1)
-    # the spline reaches two bins to either side: the range of the warped image takes the bins - 3 in the middle
+    # the spline extends over two bins on either side: the range of the warped image fills the bins - 3 in the middle
     w_position = (w - w_low) / (w_high - w_low).clamp(min=1e-12) * (bins - 3) + 1
     histogram = _SplineHistogram.apply(w_position, region * bins + f_bin, bins, int(region.max()) + 1)
     return _minus_information(histogram, w.numel())
@@ -200,7 +211,7 @@ def _region_index(shape: Sequence[int], patch: int | None, device: torch.device)
 
 def _minus_information(histogram: Tensor, n_voxels: int) -> Tensor:
     """-sum over regions of (voxels / all voxels) * information, from joint counts (regions, fixed, warped bins)."""
-    with torch.no_grad():  # the derivatives of the four logarithms cancel, so the ratio may be held constant
+    with torch.no_grad():  # the derivatives of the four logarithms cancel, so the ratio can be held constant
         counts = histogram.clamp(min=1e-9)
         rows, columns = counts.sum(dim=2, keepdim=True), counts.sum(dim=1, keepdim=True)
         log_ratio = (counts * rows.sum(dim=1, keepdim=True) / (rows * columns)).log()
@@ -208,24 +219,24 @@ def _minus_information(histogram: Tensor, n_voxels: int) -> Tensor:
 
 
 class _SplineHistogram(torch.autograd.Function):
-    """Joint counts in which each voxel is spread over four warped bins by a cubic B-spline."""
+    """Joint counts in which a cubic B-spline distributes each voxel over four bins of the warped image."""
 
     @staticmethod
-    def forward(ctx, position, row, bins, n_regions):
+    def forward(ctx: Any, position: Tensor, row: Tensor, bins: int, n_regions: int) -> Tensor:
         first = position.floor().clamp_(1, bins - 3)
         t = position - first  # in [0, 1]
         index = row * bins + first.long() - 1
         s = 1 - t
         weights = [s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6]
         size = n_regions * bins * bins
-        histogram = torch.zeros(size, dtype=torch.float64, device=t.device)  # millions of weights go into one bin
+        histogram = torch.zeros(size, dtype=torch.float64, device=t.device)  # one bin sums millions of weights
         for i, weight in enumerate(weights):
             histogram += torch.bincount(index + i, weight.double(), size)
         ctx.save_for_backward(index, t)
         return histogram.view(n_regions, bins, bins)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         index, t = ctx.saved_tensors
         grad = grad.flatten().to(t.dtype)
         s = 1 - t
@@ -236,14 +247,13 @@ class _SplineHistogram(torch.autograd.Function):
 def mind_ssc(image: Tensor, *, radius: int = 2, dilation: int = 2) -> Tensor:
     """The self-similarity context of each voxel: 12 numbers in [0, 1] that hardly depend on the contrast.
 
-    Heinrich et al., MICCAI 2013: how like each other are the patches at two of the voxel's six neighbours, for the
-    twelve pairs of neighbours that are not opposite each other; exp(-distance / local noise), the most similar pair
-    at 1.
+    Heinrich et al., MICCAI 2013: the similarity of the patches at two of the voxel's six neighbours, for the twelve
+    pairs of neighbours that are not opposite each other, as exp(-distance / local noise); 1 for the most similar pair.
 
     Args:
         image: (B, 1, D, H, W), any unit.
-        radius: of the cubic patches, in voxels.
-        dilation: the distance of the six neighbours, in voxels.
+        radius: radius of the cubic patches, in voxels.
+        dilation: distance of the six neighbours, in voxels.
 
     Returns:
         (B, 12, D, H, W).
@@ -286,9 +296,9 @@ def mind_loss(
     Args:
         warped: (B, 1, D, H, W), any unit.
         fixed: (B, 1, D, H, W), any unit.
-        radius: of the patches, in voxels.
-        dilation: the distance of the neighbours, in voxels.
-        mask: the voxels that count. Their contexts look beyond the mask, up to radius + dilation voxels.
+        radius: radius of the patches, in voxels.
+        dilation: distance of the neighbours, in voxels.
+        mask: nonzero at the voxels to use. Their contexts extend beyond the mask by up to radius + dilation voxels.
 
     Returns:
         The loss, a scalar.
@@ -310,11 +320,12 @@ def mind_loss(
 def diffusion_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
     """The mean squared first derivative of a displacement: a third of the sum over the axes of forward differences.
 
-    With `spacing` both the vectors and the distances are in mm, so the energy of a map does not depend on its grid.
+    With `spacing` both the vectors and the distances are in mm, so that the energy of a map does not depend on its
+    grid.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
-        spacing: of the voxels, in mm.
+        spacing: voxel spacing along each axis, in mm.
 
     Returns:
         The energy, a scalar; 0 for a translation.
@@ -341,7 +352,7 @@ def bending_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1.0
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
-        spacing: of the voxels, in mm.
+        spacing: voxel spacing along each axis, in mm.
 
     Returns:
         The energy, a scalar.

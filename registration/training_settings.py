@@ -5,6 +5,8 @@ from pathlib import Path
 
 from .choices import Contrast, Task, TrainingSimilarity
 
+CHECKPOINT = Path("checkpoints") / "last.ckpt"  # below the output of a training
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:

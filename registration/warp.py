@@ -1,7 +1,7 @@
-"""Displacement and velocity fields in voxels: warping, composing, integrating, inverting, measuring.
+"""Displacement and velocity fields in voxels: warping, composition, integration, inversion, derivatives.
 
-A displacement u is (B, 3, D, H, W), in voxels, ordered (d, h, w), and pulls back: it lives on the fixed grid and says
-for each fixed voxel x that its partner is the moving point x + u(x). The map is written id + u.
+A displacement u is (B, 3, D, H, W), in voxels, ordered (d, h, w), and pulls back: it lives on the fixed grid, and the
+fixed voxel x corresponds to the moving point x + u(x). The map is written id + u.
 """
 
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ def warp(
 ) -> Tensor:
     """Resample the moving image on the fixed grid: warped[x] = moving[x + displacement[x]].
 
-    The sizes of `moving` and `displacement` may differ; both count voxels from the centre of voxel (0, 0, 0), so this
-    is the sampling that `grid_sample` calls align_corners=True.
+    The sizes of `moving` and `displacement` may differ; both count voxels from the centre of voxel (0, 0, 0), which is
+    the sampling that `grid_sample` calls align_corners=True.
 
     Args:
         moving: (B, C, D', H', W'), any intensity unit; labels may be integers, which `mode="nearest"` keeps exactly.
-        displacement: (B, 3, D, H, W) in voxels, ordered (d, h, w). A batch of 1 serves every image of `moving`.
+        displacement: (B, 3, D, H, W) in voxels, ordered (d, h, w). A batch of 1 is applied to every image of `moving`.
         mode: "bilinear" (trilinear in 3-D) for intensities, "nearest" for labels.
-        padding: what points outside `moving` read: "zeros" (fading over the last half-covered voxel), or the nearest
-            "border" voxel.
+        padding: value of points outside `moving`: "zeros" (fading over the last half-covered voxel), or that of the
+            nearest "border" voxel.
 
     Returns:
         The warped image, (B, C, D, H, W), in the type of `moving`.
 
     Raises:
-        ValueError: for shapes that do not fit together, or an unknown `mode` or `padding`.
-        TypeError: for integers with `mode="bilinear"`.
+        ValueError: the shapes do not match, or `mode` or `padding` is unknown.
+        TypeError: integers with `mode="bilinear"`.
 
     Example:
         >>> moving = torch.arange(4.0).view(1, 1, 1, 1, 4)
@@ -69,7 +69,7 @@ def warp(
         raise ValueError(f'padding must be "zeros" or "border", got "{padding}"')
     if not moving.is_floating_point() and mode == "bilinear":
         raise TypeError(f'moving must hold floating-point numbers for mode="bilinear", got {moving.dtype}')
-    # float64 holds every 32-bit label; half precision could not even hold the coordinates
+    # float64 represents every 32-bit label; half precision could not even represent the coordinates
     dtype = torch.promote_types(moving.dtype, torch.float32) if moving.is_floating_point() else torch.float64
     displacement = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
     grid = _sampling_grid(displacement, moving.shape[2:]).to(dtype).expand(moving.shape[0], -1, -1, -1, -1)
@@ -82,7 +82,7 @@ def _check_displacement(displacement: Tensor, name: str = "displacement") -> Non
 
 
 def _sampling_grid(displacement: Tensor, moving_shape: Sequence[int]) -> Tensor:
-    """The points id + u as `grid_sample` wants them with align_corners=False: (B, D, H, W, 3), (w, h, d), edges at ±1.
+    """The points id + u in the form of `grid_sample` with align_corners=False: (B, D, H, W, 3), (w, h, d), edges at ±1.
 
     With align_corners=True an axis of length 1 would have no scale; the sampled voxels are the same.
     """
@@ -95,7 +95,7 @@ def _sampling_grid(displacement: Tensor, moving_shape: Sequence[int]) -> Tensor:
 
 
 def _sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample` on all CPU threads: PyTorch shares out only the batch, so cut one grid into slabs."""
+    """`grid_sample` on all CPU threads: PyTorch parallelises only over the batch, so one grid is cut into slabs."""
     batch, n_slices = grid.shape[:2]
     slabs = torch.get_num_threads()
     if image.device.type != "cpu" or batch > 1 or slabs == 1 or n_slices < 2 * slabs:
@@ -113,10 +113,10 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The displacement of (id + outer) after (id + inner): `inner` is applied to a point first, `outer` to the result.
 
     warp(image, compose(outer, inner)) equals warp(warp(image, outer), inner), without the second interpolation of the
-    image. Outside its grid `outer` keeps its value at the border.
+    image. Outside its grid, `outer` has its value at the border.
 
     Args:
-        outer: (B, 3, D', H', W') in voxels; it is read at the points that `inner` leads to.
+        outer: (B, 3, D', H', W') in voxels; it is read at the points to which `inner` maps.
         inner: (B, 3, D, H, W) in voxels, on the grid of the result.
 
     Returns:
@@ -136,11 +136,11 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """The displacement at time 1 of the flow along a stationary velocity, by scaling and squaring.
 
-    Arsigny et al., MICCAI 2006. `integrate(-velocity)` is the inverse, up to the error of interpolation.
+    Arsigny et al., MICCAI 2006. `integrate(-velocity)` is the inverse, up to the interpolation error.
 
     Args:
         velocity: (B, 3, D, H, W) in voxels per unit of time.
-        steps: how often the map of 1 / 2^steps of the time is composed with itself.
+        steps: number of times that the map for 1 / 2^steps of the time is composed with itself.
 
     Returns:
         The displacement, (B, 3, D, H, W) in voxels.
@@ -153,32 +153,35 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     _check_displacement(velocity, "velocity")
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, got {steps}")
-    displacement = velocity / 2**steps
+    displacement: Tensor = velocity / 2**steps
     for _ in range(steps):
         displacement = compose(displacement, displacement)
     return displacement
 
 
 @torch.no_grad()
-def invert(displacement: Tensor, *, iterations: int = 30, tolerance: float = 0.01) -> tuple[Tensor, Tensor]:
-    """The displacement v whose map id + v undoes id + u, by fixed-point iteration, and what is left of u after v.
+def invert_displacement(
+    displacement: Tensor, *, iterations: int = 30, tolerance: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """The displacement v whose map id + v inverts id + u, by fixed-point iteration, and its residual.
 
-    v <- v - step * (v + u(x + v)), where the step of a voxel is halved whenever its residual would grow, so that steep
-    places converge too (the iteration of Chen et al., Medical Physics 2008, with that safeguard).
+    v <- v - step * (v + u(x + v)). The step of a voxel is halved whenever its residual would grow, so that the
+    iteration also converges where u is steep (Chen et al., Medical Physics 2008, with this safeguard). For transforms
+    in world coordinates see `volumes.invert`.
 
     Args:
         displacement: u, (B, 3, D, H, W) in voxels.
-        iterations: the most iterations.
-        tolerance: the residual, in voxels, at which every voxel is good enough and the iteration ends.
+        iterations: the largest number of iterations.
+        tolerance: residual in voxels; the iteration stops when that of every voxel is at most this.
 
     Returns:
         inverse: v, (B, 3, D, H, W) in voxels.
-        residual: |v(x) + u(x + v(x))|, (B, 1, D, H, W) in voxels: how far from itself x is brought back. Where u folds
-            several points lead to x and v finds one of them; `jacobian_determinant` shows such places.
+        residual: |v(x) + u(x + v(x))|, (B, 1, D, H, W) in voxels: the distance between x and its image under both maps.
+            Where u folds, several points map to x and v finds one of them; `jacobian_determinant` shows such places.
 
     Example:
         >>> shift = torch.full((1, 3, 4, 4, 4), 0.5)
-        >>> inverse, residual = invert(shift)
+        >>> inverse, residual = invert_displacement(shift)
         >>> float(inverse.mean()), float(residual.max())
         (-0.5, 0.0)
     """
@@ -204,7 +207,7 @@ def invert(displacement: Tensor, *, iterations: int = 30, tolerance: float = 0.0
 def gradient(field: Tensor) -> Tensor:
     """The derivatives of each channel along each axis, per voxel: central inside, one-sided on the border.
 
-    The rule of `numpy.gradient`; along an axis of length 1 the derivative is 0.
+    The same differences as in `numpy.gradient`; along an axis of length 1 the derivative is 0.
 
     Args:
         field: (B, C, D, H, W).
@@ -233,14 +236,14 @@ def gradient(field: Tensor) -> Tensor:
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """The determinant of the Jacobian of id + u: the volume that a voxel of the fixed grid covers in the moving image.
 
-    Central differences; one-sided on the border voxels (`gradient`). Learn2Reg leaves out a border of 2 voxels: crop
-    the result for its figures. Values of 0 and below are folds.
+    Central differences, one-sided on the border voxels (`gradient`). Learn2Reg's measures leave out a border of 2
+    voxels, see `jacobian`. Where the determinant is 0 or less, the map folds.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
 
     Returns:
-        (B, 1, D, H, W), 1 where nothing grows or shrinks.
+        (B, 1, D, H, W), 1 where the volume does not change.
 
     Example:
         >>> shrink = -0.1 * voxel_grid((4, 4, 4))
@@ -257,10 +260,10 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
 
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
-    """The same displacement on a finer or coarser grid whose corner voxels lie on the old ones, vectors scaled to it.
+    """The same displacement on a finer or coarser grid whose corner voxels coincide with the old ones.
 
-    A vector keeps its share of the distance between the corner voxels (align_corners=True): components are multiplied
-    by (new length - 1) / (old length - 1) of their axis.
+    Vectors keep their length relative to the distance between the corner voxels (align_corners=True): components are
+    multiplied by (new length - 1) / (old length - 1) of their axis.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels of the old grid.

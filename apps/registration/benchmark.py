@@ -1,131 +1,112 @@
-"""`voxelwave registration benchmark`: our registration beside ANTs SyN, in one run."""
+"""`voxelwave registration benchmark`: our registration and ANTs SyN, in one run."""
 
-import dataclasses
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ...registration.benchmark import known_field_benchmark, label_benchmark
+from ...registration.benchmark import LabelledScan, known_field_benchmark, label_benchmark
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_training import overfit
+from ...registration.choices import Method
+from ...registration.nestedmorph_files import read_trained_network
 from ...registration.register import register
+from ...registration.series import reference_image, sidecar
+from ...registration.settings import RegistrationSettings
 from ...runs.record import write_record
 from ...runs.tables import print_rows
 from ...volumes import Volume, read_volume, resample
+from .options import Benchmark
 from .overlap import overlap
-from .scans import network_options, reference_image, sidecar
 
 
-def benchmark(
-    data: Path,
-    *,
-    output: Path,
-    part: Literal["all", "field", "labels", "diffusion", "training", "cost"] = "all",
-    seeds: int = 3,
-    threads: int = 2,
-) -> None:
-    """Measure accuracy, time and memory on real scans, ours and ANTs SyN in one run with the same threads.
+class Part(NamedTuple):
+    """The figures of one part, and the files that they come from."""
 
-    Parts: "field", a known smooth deformation (peak 8 mm) of a T1 scan found against the T2 scan; "labels", two people,
-    overlap of their FreeSurfer labels, both directions; "diffusion", T1w to b0 end to end; "training", NestedMorph
-    fitted to one pair, then used by register; "cost", time and memory of the network. OUTPUT receives
-    benchmark-PART.json.
-
-    Args:
-        data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
-        output: the folder to write to.
-        part: which figures.
-        seeds: how many random deformations for "field".
-        threads: of PyTorch and of ANTs.
-    """
-    import os
-
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read once, when ANTs is imported
-    pass
-
-    measure(data, output, part=part, seeds=seeds, threads=threads)
+    title: str
+    rows: list[dict[str, Any]]
+    inputs: dict[str, Path | None]
 
 
-Row = dict[str, Any]
-
-
-def measure(data: Path, output: Path, *, part: str, seeds: int, threads: int) -> None:
-    """Run the parts, print a table for each and write benchmark-PART.json."""
-    torch.set_num_threads(threads)
-    for name in _PARTS if part == "all" else [part]:
-        title, rows, inputs = _PARTS[name](data, output, seeds)
-        shown = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in rows]
-        print_rows(title, shown)
+def benchmark(options: Benchmark) -> None:
+    """Run the command: measure each part, print its table and write benchmark-PART.json."""
+    torch.set_num_threads(options.threads)  # ANTs follows, see registration.ants
+    for name, measure in PARTS.items() if options.part == "all" else [(options.part, PARTS[options.part])]:
+        part = measure(options)
+        print_rows(part.title, [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in part.rows])
         write_record(
-            output / f"benchmark-{name}.json",
-            inputs=inputs,
-            rows=rows,
-            threads=threads,
+            options.output / f"benchmark-{name}.json",
+            inputs=part.inputs,
+            rows=part.rows,
+            threads=options.threads,
             machine=f"{platform.machine()}, {_processor()}",
         )
 
 
-def _field(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dict[str, Path | None]]:
-    folder = data / "mri_ms_multimodal" / "mni" / "patient07"
+def _field(options: Benchmark) -> Part:
+    folder = options.data / "mri_ms_multimodal" / "mni" / "patient07"
     t1, t2 = folder / "patient07_T1.nii.gz", folder / "patient07_T2.nii.gz"
-    rows = known_field_benchmark(read_volume(t1), read_volume(t2), seeds=range(seeds), progress=_say)
-    return "A known deformation of T1, found against T2 (mm inside the brain)", rows, {"t1": t1, "t2": t2}
+    results = known_field_benchmark(
+        read_volume(t1), read_volume(t2), seeds=range(options.seeds), progress=_print_progress
+    )
+    title = "A known deformation of T1, registered to T2 (mm inside the brain)"
+    return Part(title, [asdict(result) for result in results], {"t1": t1, "t2": t2})
 
 
-def _labels(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dict[str, Path | None]]:
-    (first_image, first_labels), (second_image, second_labels), inputs = _two_people(data)
-    rows = []
-    for direction, arguments in (
-        ("MRtrix -> VoxelMorph scan", (first_image, first_labels, second_image, second_labels)),
-        ("VoxelMorph scan -> MRtrix", (second_image, second_labels, first_image, first_labels)),
+def _labels(options: Benchmark) -> Part:
+    voxelmorph, mrtrix, inputs = _two_people(options.data)
+    rows: list[dict[str, Any]] = []
+    for direction, moving, fixed in (
+        ("MRtrix -> VoxelMorph scan", mrtrix, voxelmorph),
+        ("VoxelMorph scan -> MRtrix", voxelmorph, mrtrix),
     ):
-        rows += [{"pair": direction} | row for row in label_benchmark(*arguments, progress=_say)]
-    return "Two people: mean Dice over the common FreeSurfer labels", rows, inputs
+        rows += [
+            {"pair": direction} | asdict(result) for result in label_benchmark(moving, fixed, progress=_print_progress)
+        ]
+    return Part("Two people: mean Dice over the common FreeSurfer labels", rows, inputs)
 
 
-def _diffusion(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dict[str, Path | None]]:
-    folder = data / "mri_t1_dwi"
-    rows: list[Row] = []
+def _diffusion(options: Benchmark) -> Part:
+    rows: list[dict[str, Any]] = []
     inputs: dict[str, Path | None] = {}
+    methods: tuple[Method, ...] = ("field", "syn")
     for subject in ("sub-xa30", "sub-uih1"):
-        (t1,) = sorted((folder / subject).rglob("*_T1w.nii.gz"))
-        series = next(
-            path for path in sorted((folder / subject).rglob("*_dwi.nii.gz")) if sidecar(path, ".bval").is_file()
-        )
+        folder = options.data / "mri_t1_dwi" / subject
+        (t1,) = sorted(folder.rglob("*_T1w.nii.gz"))
+        series = next(path for path in sorted(folder.rglob("*_dwi.nii.gz")) if sidecar(path, ".bval").is_file())
         inputs |= {f"{subject} T1w": t1, f"{subject} dwi": series}
         fixed = reference_image(read_volume(series), series)
-        for method in ("field", "syn"):
-            result = register(read_volume(t1), fixed, method=method, progress=_say)
+        for method in methods:
+            result = register(read_volume(t1), fixed, RegistrationSettings(method=method), progress=_print_progress)
             rows.append(
                 {"pair": f"{subject} T1w -> b0", "method": method}
                 | result.metrics
                 | {"seconds": sum(result.seconds.values())}
             )
-    return "T1w to the mean b0 of the same person (NMI: no ground truth)", rows, inputs
+    return Part("T1w to the mean b0 of the same person (NMI: no ground truth)", rows, inputs)
 
 
-def _training(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dict[str, Path | None]]:
-    (fixed, fixed_labels), (moving, moving_labels), inputs = _two_people(data)
-    row = overfit(
-        moving, fixed, output / "overfit", moving_labels=moving_labels, fixed_labels=fixed_labels, spacing_mm=3.0
-    )
-    trained = network_options(output / "overfit" / "network.safetensors")
-    result = register(moving, fixed, method="nestedmorph", **trained, progress=_say)
-    moved = resample(moving_labels, fixed_labels, result.forward, order="nearest")
-    row |= {"registered_" + k: v for k, v in overlap(moved, fixed_labels, "after").items()}
-    return "NestedMorph fitted to one pair at 64^3, and register with its weights", [row], inputs
+def _training(options: Benchmark) -> Part:
+    fixed, moving, inputs = _two_people(options.data)
+    fitted = overfit(moving, fixed, options.output / "overfit")
+    network = read_trained_network(fitted.weights)
+    result = register(moving.image, fixed.image, network=network, progress=_print_progress)
+    moved = resample(moving.labels, fixed.labels, result.forward, order="nearest")
+    after = {f"registered_{name}": value for name, value in overlap(moved, fixed.labels, "after").items()}
+    title = "NestedMorph fitted to one pair at 64^3, and register with its weights"
+    return Part(title, [asdict(fitted) | after], inputs)
 
 
-def _cost(data: Path, output: Path, seeds: int) -> tuple[str, list[Row], dict[str, Path | None]]:
-    rows = [dataclasses.asdict(cost) | {"size": "x".join(map(str, cost.size))} for cost in model_cost_table()]
-    return "NestedMorph: seconds and peak memory beyond the idle process", rows, {}
+def _cost(options: Benchmark) -> Part:
+    rows = [asdict(cost) | {"size": "x".join(map(str, cost.size))} for cost in model_cost_table()]
+    return Part("NestedMorph: seconds and peak memory beyond the idle process", rows, {})
 
 
-_PARTS: dict[str, Callable[[Path, Path, int], tuple[str, list[Row], dict[str, Path | None]]]] = {
+PARTS: dict[str, Callable[[Benchmark], Part]] = {
     "field": _field,
     "labels": _labels,
     "diffusion": _diffusion,
@@ -134,16 +115,18 @@ _PARTS: dict[str, Callable[[Path, Path, int], tuple[str, list[Row], dict[str, Pa
 }
 
 
-def _two_people(data: Path) -> tuple[tuple[Volume, Volume], tuple[Volume, Volume], dict[str, Path | None]]:
-    """Image and FreeSurfer labels of two people, skull-stripped, 1 mm."""
+def _two_people(data: Path) -> tuple[LabelledScan, LabelledScan, dict[str, Path | None]]:
+    """Images and FreeSurfer labels of two people, skull-stripped, 1 mm, and their files."""
     folder = data / "mri_t1_labels"
     scan = folder / "voxelmorph_test_scan" / "test_scan.npz"
     with np.load(scan, allow_pickle=False) as file:
-        # the array's axes run to the left, to the feet and to the front, 1 mm apart
+        # the axes of the array point to the left, to the feet and to the front, 1 mm apart
         affine = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
-        first = Volume(file["vol"].astype(np.float32), affine), Volume(file["seg"].astype(np.int32), affine)
+        first = LabelledScan(
+            Volume(file["vol"].astype(np.float32), affine), Volume(file["seg"].astype(np.int32), affine)
+        )
     image, labels = folder / "mrtrix_sub-01" / "norm.mgz", folder / "mrtrix_sub-01" / "aparc+aseg.mgz"
-    second = read_volume(image), read_volume(labels)
+    second = LabelledScan(read_volume(image), read_volume(labels))
     return first, second, {"first": scan, "second": image, "second_labels": labels}
 
 
@@ -159,5 +142,5 @@ def _lines(path: Path) -> Iterator[str]:
         yield from path.read_text().splitlines()
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(f"  {text}", flush=True)

@@ -1,42 +1,42 @@
 """Options of `voxelwave registration`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from ...registration.choices import Method, Split
+from ...registration.settings import RegistrationSettings
+from ...registration.training_settings import CHECKPOINT, TrainingSettings
+from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, must_exist
+from ..options import DeviceOptions, Options, at_least, must_exist
 
-Method = Literal["nestedmorph", "field", "syn"]
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions(DeviceOptions):
+class MethodOptions(RegistrationSettings, DeviceOptions):
     """How two scans are aligned.
 
     Args:
         weights: a trained NestedMorph (.safetensors, .ckpt, .pth); its displacement starts the refinement.
-        method: field (no network), nestedmorph (needs weights) or syn (ANTs). Default: nestedmorph with weights, field
-            without.
-        similarity: the measure of similarity: local correlation, mutual information, MIND, or a choice by contrast.
-        diffeomorphic: compose small smooth steps only, between contrasts too, so that the map never folds.
         cache: a folder in which affine alignments are kept for later runs.
-        seed: seed of the affine's random sampling.
     """
 
     weights: Path | None = None
-    method: Method | None = None
-    similarity: Literal["auto", "ncc", "mi", "mind"] = "auto"
-    diffeomorphic: bool = False
     cache: Path | None = None
-    seed: int = 0
 
     @property
     def chosen_method(self) -> Method:
         """The method, with the default filled in."""
         return self.method or ("field" if self.weights is None else "nestedmorph")
+
+    @property
+    def settings(self) -> RegistrationSettings:
+        """The settings that results depend on, with the default method filled in."""
+        values = {option.name: getattr(self, option.name) for option in fields(RegistrationSettings)}
+        return RegistrationSettings(**values | {"method": self.chosen_method})
 
     def check(self) -> None:
         super().check()
@@ -138,3 +138,91 @@ class Apply(Options):
         must_exist(self.transform, "transform")
         must_exist(self.image, "image")
         must_exist(self.like, "image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingSettings, DeviceOptions):
+    """Train NestedMorph on pairs of scans and keep the best weights.
+
+    Subjects are divided into train (80 %), val and test (10 % each). The best epoch has the highest Dice on val, or
+    without label maps the lowest loss.
+
+    Args:
+        pairs: a list (.csv, .tsv, .json with columns moving, fixed and, where known, moving_labels, fixed_labels,
+            subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
+        output: the folder to write to: network.safetensors (for register --weights), checkpoints, logs, cache.
+        resume: continue from the last checkpoint in OUTPUT.
+    """
+
+    pairs: Path
+    output: Path
+    resume: bool = False
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """The settings of the training alone."""
+        return TrainingSettings(**{option.name: getattr(self, option.name) for option in fields(TrainingSettings)})
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        must_exist(self.pairs, "list or folder of pairs")
+        if (self.atlas is not None) != (self.task == "atlas-to-patient") and self.pairs.is_dir():
+            raise UsageError(f"--atlas is needed for --task atlas-to-patient and only for it, got --task {self.task}")
+        must_exist(self.atlas, "atlas")
+        check_resume(self.output / CHECKPOINT, self.resume)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(MethodOptions):
+    """Register every pair of a list and print a table of label overlap, folds and time.
+
+    OUTPUT receives evaluation.csv (a row per pair and method) and evaluation.json (mean and spread over the pairs,
+    options, versions). A pair that fails is listed with its reason and the others continue (exit code 3).
+
+    Args:
+        pairs: a list (.csv, .tsv, .json) with columns moving, fixed and, where known, moving_labels, fixed_labels,
+            subject, split, contrast.
+        output: the folder to write to.
+        baseline: also run ANTs SyN on every pair.
+        split: only use the pairs of this split.
+    """
+
+    pairs: Path = field(kw_only=False)
+    output: Path
+    baseline: bool = False
+    split: Literal["all"] | Split = "all"
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.pairs, "list of pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Options):
+    """Measure accuracy, time and memory on real scans, ours and ANTs SyN in one run with the same threads.
+
+    The parts are: "field", a known smooth deformation (peak 8 mm) of a T1 scan, registered to the T2 scan; "labels",
+    two people, overlap of their FreeSurfer labels in both directions; "diffusion", T1w to b0, from files to result;
+    "training", NestedMorph fitted to one pair, then used by register; "cost", time and memory of the network. OUTPUT
+    receives benchmark-PART.json.
+
+    Args:
+        data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
+        output: the folder to write to.
+        part: which part to run.
+        seeds: number of random deformations for "field".
+        threads: threads of PyTorch and of ANTs.
+    """
+
+    data: Path = field(kw_only=False)
+    output: Path
+    part: Literal["all", "field", "labels", "diffusion", "training", "cost"] = "all"
+    seeds: int = 3
+    threads: int = 2
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, seeds=self.seeds, threads=self.threads)
+        if self.part != "cost":  # which needs no scans
+            must_exist(self.data, "folder of scans")

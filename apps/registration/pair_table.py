@@ -1,23 +1,24 @@
-"""Pairs registered one by one, and their figures as a table, a CSV and a JSON file."""
+"""Register pairs one by one, and write their figures as a table, a CSV and a JSON file."""
 
-import csv
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...registration.data import load_fixed
+from ...registration.choices import Method
+from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair, read_pairs
-from ...registration.register import Method, register
-from ...runs.files import atomic_path
+from ...registration.register import register
+from ...registration.series import load_fixed
+from ...registration.settings import RegistrationSettings
 from ...runs.record import write_record
-from ...runs.tables import print_rows
+from ...runs.tables import print_rows, write_table
+from ...runs.words import one_line
 from ...volumes import read_volume, resample
 from .overlap import overlap
-from .scans import network_options, read_labels
-
-__all__ = ["Method", "measure_pairs", "print_rows", "print_summary", "write_evaluation"]
+from .scans import read_labels
 
 FIGURES = (
     "dice_before",
@@ -30,65 +31,101 @@ FIGURES = (
     "seconds",
 )
 
+Summary = dict[str, dict[str, dict[str, float]]]  # method -> figure -> "mean", "sd", "n"
 
-def measure_pairs(
-    pairs: Path, methods: Sequence[Method], *, weights: Path | None, split: str = "all", **options: Any
-) -> list[dict[str, Any]]:
-    """A row of figures per pair and method; a row with "error" for a pair that failed.
+
+@dataclass(frozen=True)
+class PairResult:
+    """The registration of one pair by one method.
 
     Args:
-        pairs: the list, see `voxelwave.registration.data.read_pairs`.
-        methods: in the order to run.
-        weights: of the network, for "nestedmorph".
+        pair: the files.
+        method: the method.
+        figures: name -> value; those of `FIGURES` and others. Empty for a pair that failed.
+        error: the reason why it failed, on one line; empty if it did not.
+    """
+
+    pair: Pair
+    method: Method
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The row of a table."""
+        files = {"subject": self.pair.subject, "moving": self.pair.moving, "fixed": self.pair.fixed}
+        return {**files, "method": self.method, **dict.fromkeys(FIGURES), "error": self.error, **self.figures}
+
+
+def measure_pairs(
+    pairs: Path,
+    methods: Sequence[Method],
+    settings: RegistrationSettings,
+    *,
+    weights: Path | None,
+    split: str = "all",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> list[PairResult]:
+    """Register pairs by each method and print a line about each; a pair that fails has an error in its result.
+
+    Args:
+        pairs: the list, see `voxelwave.registration.pairs.read_pairs`.
+        methods: the methods, in the order to run.
+        settings: the other settings of `voxelwave.registration.register.register`.
+        weights: the network for "nestedmorph".
         split: "all", or only the pairs of one split.
-        options: of `voxelwave.registration.register.register`.
+        device: where networks and refinement run.
+        cache: folder in which affine alignments are kept.
+
+    Raises:
+        ValueError: the list holds no pair of this split.
     """
     chosen = [pair for pair in read_pairs(pairs) if split in ("all", pair.split)]
     if not chosen:
         raise ValueError(f"{pairs} must name a pair of split {split!r}, got none")
-    trained = network_options(weights)
-    rows = []
+    network = None if weights is None else read_trained_network(weights)
+    results = []
     for number, pair in enumerate(chosen, start=1):
         for method in methods:
-            extra = trained if method == "nestedmorph" else {}
-            row = _measure(pair, method, **extra, **options)
-            rows.append(row)
-            print(f"{number}/{len(chosen)} {pair.subject} {method}: {row['error'] or _short(row)}", flush=True)
-    return rows
+            used = network if method == "nestedmorph" else None
+            try:
+                figures = _measure(pair, replace(settings, method=method), used, device, cache)
+                result = PairResult(pair, method, figures)
+            except (ValueError, OSError, MemoryError) as error:
+                result = PairResult(pair, method, error=one_line(error))
+            results.append(result)
+            print(f"{number}/{len(chosen)} {pair.subject} {method}: {result.error or _short(result)}", flush=True)
+    return results
 
 
-def _measure(pair: Pair, method: Method, **options: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"subject": pair.subject, "moving": pair.moving, "fixed": pair.fixed, "method": method}
-    row |= dict.fromkeys(FIGURES) | {"error": ""}
-    try:
-        moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)
-        started = time.perf_counter()
-        result = register(moving, fixed, method=method, **options)
-        row |= result.metrics | {"seconds": time.perf_counter() - started}
-        moving_labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
-        if moving_labels is not None and fixed_labels is not None:
-            before = resample(moving_labels, fixed, order="nearest")
-            after = resample(moving_labels, fixed, result.forward, order="nearest")
-            row |= overlap(before, fixed_labels, "before") | overlap(after, fixed_labels, "after")
-    except (ValueError, OSError, MemoryError) as error:
-        row["error"] = " ".join(str(error).split()) or type(error).__name__
-    return row
+def _measure(
+    pair: Pair, settings: RegistrationSettings, network: TrainedNetwork | None, device: str, cache: Path | None
+) -> dict[str, float]:
+    moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)
+    started = time.perf_counter()
+    result = register(moving, fixed, settings, network=network, device=device, cache_dir=cache)
+    figures = result.metrics | {"seconds": time.perf_counter() - started}
+    moving_labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
+    if moving_labels is not None and fixed_labels is not None:
+        before = resample(moving_labels, fixed, order="nearest")
+        after = resample(moving_labels, fixed, result.forward, order="nearest")
+        figures |= overlap(before, fixed_labels, "before") | overlap(after, fixed_labels, "after")
+    return figures
 
 
-def _short(row: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {row[name]:.4g}" for name in ("dice_after", "nmi_after", "seconds") if row[name] is not None
-    )
+def _short(result: PairResult) -> str:
+    names = ("dice_after", "nmi_after", "seconds")
+    return ", ".join(f"{name} {result.figures[name]:.4g}" for name in names if name in result.figures)
 
 
-def print_summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Print mean and standard deviation over the pairs for each method, and give them back: method -> figure -> ..."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        good = [row for row in rows if row["method"] == method and not row["error"]]
+def print_summary(results: Sequence[PairResult]) -> Summary:
+    """Print mean and standard deviation over the pairs for each method, and return them."""
+    summary: Summary = {}
+    for method in dict.fromkeys(result.method for result in results):
+        good = [result.figures for result in results if result.method == method and not result.error]
         summary[method] = {}
         for name in FIGURES:
-            values = [row[name] for row in good if row[name] is not None]
+            values = [figures[name] for figures in good if name in figures]
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 summary[method][name] = {"mean": statistics.fmean(values), "sd": spread, "n": len(values)}
@@ -102,12 +139,13 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[st
 
 
 def write_evaluation(
-    folder: Path, rows: Sequence[dict[str, Any]], summary: Any, *, inputs: dict[str, Path | None], options: Any
+    folder: Path,
+    results: Sequence[PairResult],
+    summary: Summary,
+    *,
+    inputs: dict[str, Path | None],
+    options: dict[str, Any],
 ) -> None:
     """Write evaluation.csv and evaluation.json."""
-    with atomic_path(folder / "evaluation.csv") as temporary, temporary.open("w", newline="") as stream:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / "evaluation.csv", [result.row() for result in results])
     write_record(folder / "evaluation.json", inputs=inputs, options=options, summary=summary)

@@ -1,9 +1,12 @@
 """`voxelwave registration register`: align two scans, or all pairs of a folder."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from ...registration.nestedmorph_files import read_trained_network
+from ...registration.pairs import PAIR_FILES, Pair
+from ...runs.exit import DONE
 from ...runs.record import write_record
 from ..batch.case import Case
 from ..batch.find import choose
@@ -11,29 +14,23 @@ from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import run_batch
 from .options import PAIR_LISTS, Register
 from .scans import collected_notes
-from .work import AFFINE, FORWARD, INVERSE, batch_work
+from .work import AFFINE, FORWARD, INVERSE, Alignment
 
 
 def register(options: Register) -> int:
-    """Run the command; gives its exit code."""
-    how = {
-        "method": options.chosen_method,
-        "similarity": options.similarity,
-        "diffeomorphic": options.diffeomorphic,
-        "device": options.device,
-        "seed": options.seed,
-    }
-    return _register_folder(options, how) if options.of_folder else _register_pair(options, how)
+    """Run the command and return its exit code."""
+    return _register_folder(options) if options.of_folder else _register_pair(options)
 
 
-def _register_folder(options: Register, how: dict[str, Any]) -> int:
-    """All pairs of a folder or a table."""
+def _register_folder(options: Register) -> int:
+    """Align all pairs of a folder or a table."""
     root = options.input or Path(str(options.pairs)).parent
     weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights, options.cache))
-    results_depend_on = {name: value for name, value in how.items() if name != "device"} | {"dicom": options.dicom}
+    results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
+    arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
     return run_batch(
         choose(_find_pairs(options, root), include=options.include),
-        {"factory": "align", "arguments": {**how, "weights": weights, "dicom": options.dicom, "cache": cache}},
+        {"factory": "align", "arguments": arguments},
         options.output,
         root=root,
         options=results_depend_on,
@@ -50,26 +47,28 @@ def _find_pairs(options: Register, root: Path) -> list[Case]:
     return pairs_of_table(table, options.input and root, keep_identifiers=options.keep_identifiers)
 
 
-def _register_pair(options: Register, how: dict[str, Any]) -> int:
-    """One pair, with its record and its figures on the screen."""
+def _register_pair(options: Register) -> int:
+    """Align one pair, write its record and print its figures."""
     started = time.perf_counter()
-    weights, cache = (None if path is None else str(path) for path in (options.weights, options.cache))
-    files = {name: getattr(options, name) for name in ("moving", "fixed", "moving_labels", "fixed_labels")}
+    assert options.moving is not None  # see Register.check
+    assert options.fixed is not None
+    pair = Pair(options.moving, options.fixed, "", options.moving_labels, options.fixed_labels)
+    network = None if options.weights is None else read_trained_network(options.weights)
     with collected_notes() as notes:
-        work = batch_work(weights=weights, dicom=options.dicom, cache=cache, **how)
-        done = work.align(files, options.output, progress=lambda text: print(f"  {text}", flush=True))
-    seconds = {**done["seconds"], "all": time.perf_counter() - started}
+        work = Alignment(options.settings, network, options.device, options.cache, options.dicom)
+        done = work.align(pair, options.output, progress=lambda text: print(f"  {text}", flush=True))
+    seconds = {**done.seconds, "all": time.perf_counter() - started}
     write_record(
         options.output / "record.json",
-        inputs={**files, "weights": options.weights},
-        options=how,
-        metrics=done["metrics"],
+        inputs={**{name: getattr(pair, name) for name in PAIR_FILES}, "weights": options.weights},
+        options={**asdict(options.settings), "device": options.device},
+        metrics=done.metrics,
         seconds=seconds,
         notes=notes,
     )
-    for name, value in done["metrics"].items():
+    for name, value in done.metrics.items():
         print(f"  {name:<32}{value:.4g}")
-    dicom = ("warped_dicom/", "registration.dcm") if done["dicom"] else ()
+    dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()
     written = ", ".join(["warped.nii.gz", FORWARD, INVERSE, AFFINE, *dicom])
     print(f"wrote {options.output}/ in {seconds['all']:.0f} s: {written}, picture.png")
-    return 0
+    return DONE

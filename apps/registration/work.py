@@ -2,96 +2,121 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ...registration.register import Registration
-    from ...volumes import Volume
-    from ..batch.case import Case
-
-# torch and its friends load in the functions, so that --help answers at once
+from ...registration.choices import contrast_named
+from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
+from ...registration.pairs import Pair
+from ...registration.picture import draw_registration
+from ...registration.register import Progress, Registration, register
+from ...registration.series import load_fixed, reference_image
+from ...registration.settings import RegistrationSettings
+from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
+from ..batch.case import Case
+from .overlap import overlap
+from .scans import read_labels, write_dicom, write_rotated_bvecs, writes_dicom
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How pairs are aligned, with the network in memory.
+class Aligned:
+    """The outcome of aligning one pair.
 
     Args:
-        options: of `registration.register.register`.
-        trained: the network and what it was trained at, if any.
-        dicom: as in `register`.
+        metrics: name -> value.
+        seconds: wall time of each step.
+        dicom: whether DICOM results were written.
     """
 
-    options: dict[str, Any]
-    trained: dict[str, Any]
+    metrics: dict[str, float]
+    seconds: dict[str, float]
     dicom: bool
 
-    def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
-        """Align one pair of a batch."""
-        files: dict[str, Path | None] = {"moving_labels": None, "fixed_labels": None}
-        files |= dict(zip(case.roles, case.inputs, strict=True))
-        done = self.align(files, folder, contrast=case.contrast)
-        return {"metrics": done["metrics"]}
 
-    def align(
-        self, files: dict[str, Path | None], output: Path, *, contrast: str = "image", progress: Any = None
-    ) -> dict[str, Any]:
-        """One pair from files to a folder; gives metrics, seconds of each step and whether DICOM was written."""
-        from ...registration.data import load_fixed
-        from ...registration.pairs import Pair
-        from ...registration.picture import draw_registration
-        from ...registration.register import register as align
-        from ...volumes import read_volume, resample
-        from .overlap import overlap
-        from .scans import read_labels, reference_image, write_dicom, writes_dicom
+@dataclass(frozen=True)
+class Alignment:
+    """Aligns pairs of files, with the network in memory.
 
-        moving, fixed = (Path(str(files[role])) for role in ("moving", "fixed"))
-        to_dicom = writes_dicom(moving, fixed, output, always=self.dicom)
-        moving_volume = read_volume(moving)
-        moving_image = reference_image(moving_volume, moving)
-        if contrast == "image":
-            fixed_image = reference_image(read_volume(fixed), fixed)
-        else:
-            fixed_image = load_fixed(Pair(moving, fixed, "", contrast=contrast))  # type: ignore[arg-type]
-        labels = read_labels(files["moving_labels"]), read_labels(files["fixed_labels"])
-        result = align(moving_image, fixed_image, **self.trained, **self.options, progress=progress)
-        warped = _write_results(output, moving, moving_volume, fixed_image, result)
-        if to_dicom:
-            words = f"registered by voxelwave, method {self.options['method']}"
-            write_dicom(output, warped, moving, fixed, result, description=words)
-        metrics = dict(result.metrics)
-        if labels[0] is not None:
-            moved = _write_labels(output, labels[0], fixed_image, result)
-            if labels[1] is not None:
-                metrics |= overlap(resample(labels[0], fixed_image, order="nearest"), labels[1], "before")
-                metrics |= overlap(moved, labels[1], "after")
-        draw_registration(
-            output / "picture.png",
-            fixed=fixed_image,
-            moving=moving_image,
-            warped=result.warped,
-            forward=result.forward,
+    Args:
+        settings: see `registration.register.register`.
+        network: the trained network, if any.
+        device: where network and refinement run.
+        cache: folder in which affine alignments are kept.
+        dicom: write DICOM results even if only the moving scan is DICOM.
+    """
+
+    settings: RegistrationSettings
+    network: TrainedNetwork | None
+    device: str
+    cache: Path | None
+    dicom: bool
+
+    def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Align one pair of a batch and write the results into a folder."""
+        files = dict(zip(case.roles, case.inputs, strict=True))
+        pair = Pair(
+            files["moving"],
+            files["fixed"],
+            "",
+            files.get("moving_labels"),
+            files.get("fixed_labels"),
+            contrast=contrast_named(case.contrast),
         )
-        return {"metrics": metrics, "seconds": result.seconds, "dicom": to_dicom}
+        return {"metrics": self.align(pair, folder).metrics}
+
+    def align(self, pair: Pair, output: Path, *, progress: Progress | None = None) -> Aligned:
+        """Align one pair of files and write the results into a folder.
+
+        Args:
+            pair: the files.
+            output: the folder to write to.
+            progress: called with a line about each step.
+
+        Raises:
+            ValueError: a scan cannot be used, or DICOM results are wanted and cannot be written.
+        """
+        to_dicom = writes_dicom(pair.moving, pair.fixed, output, always=self.dicom)
+        moving_volume = read_volume(pair.moving)
+        moving = reference_image(moving_volume, pair.moving)
+        fixed = reference_image(read_volume(pair.fixed), pair.fixed) if pair.contrast == "image" else load_fixed(pair)
+        labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
+        result = register(
+            moving,
+            fixed,
+            self.settings,
+            network=self.network,
+            device=self.device,
+            cache_dir=self.cache,
+            progress=progress,
+        )
+        warped = _write_results(output, pair.moving, moving_volume, fixed, result)
+        if to_dicom:
+            words = f"registered by voxelwave, method {self.settings.method}"
+            write_dicom(output, warped, pair.moving, pair.fixed, result, description=words)
+        metrics = dict(result.metrics)
+        if labels is not None:
+            moved = resample(labels, fixed, result.forward, order="nearest")
+            write_volume(output / "warped_labels.nii.gz", moved, space="aligned")
+            if fixed_labels is not None:
+                metrics |= overlap(resample(labels, fixed, order="nearest"), fixed_labels, "before")
+                metrics |= overlap(moved, fixed_labels, "after")
+        draw_registration(
+            output / "picture.png", fixed=fixed, moving=moving, warped=result.warped, forward=result.forward
+        )
+        return Aligned(metrics, result.seconds, to_dicom)
 
 
-def batch_work(*, weights: str | None, dicom: bool, cache: str | None, **options: Any) -> Alignment:
-    """A way to align pairs, from plain values."""
-    from .scans import network_options
-
-    trained = network_options(None if weights is None else Path(weights))
-    return Alignment({**options, "cache_dir": cache}, trained, dicom)
+def batch_work(*, weights: str | None, dicom: bool, cache: str | None, device: str, **settings: Any) -> Alignment:
+    """Build the work of a batch from plain values; `settings` are those of `RegistrationSettings`."""
+    network = None if weights is None else read_trained_network(weights)
+    return Alignment(RegistrationSettings(**settings), network, device, None if cache is None else Path(cache), dicom)
 
 
 def _write_results(
-    output: Path, moving: Path, moving_volume: "Volume", fixed_image: "Volume", result: "Registration"
-) -> "Volume":
-    """The warped scan, which is given, and the transforms."""
-    from ...volumes import AffineTransform, resample, write_transform, write_volume
-    from .scans import write_rotated_bvecs
-
+    output: Path, moving: Path, moving_volume: Volume, fixed_image: Volume, result: Registration
+) -> Volume:
+    """Write the warped scan and the transforms, and return the warped scan."""
     warped = result.warped
     if moving_volume.array.ndim == 4:
         warped = resample(moving_volume, fixed_image, result.forward)
@@ -101,12 +126,3 @@ def _write_results(
     write_transform(output / INVERSE, result.inverse)
     write_transform(output / AFFINE, AffineTransform(result.affine))
     return warped
-
-
-def _write_labels(output: Path, labels: "Volume", fixed_image: "Volume", result: "Registration") -> "Volume":
-    """The moved label map, which is given."""
-    from ...volumes import resample, write_volume
-
-    moved = resample(labels, fixed_image, result.forward, order="nearest")
-    write_volume(output / "warped_labels.nii.gz", moved, space="aligned")
-    return moved

@@ -112,13 +112,3 @@ def test_help_loads_no_heavy_library(words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
-
-
-@pytest.mark.parametrize("config", sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml")))
-def test_every_training_configuration_is_understood(config):
-    from voxelwave.apps.registration.train import train
-
-    words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
-    arguments = parse_arguments(train, words, prog="voxelwave registration train")
-    assert len(arguments["size"]) == 3
-    assert arguments["pairs"] == Path("pairs.csv")

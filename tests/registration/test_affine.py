@@ -141,7 +141,7 @@ def test_the_second_call_reads_the_cache_and_a_broken_entry_is_made_anew(
     (entry,) = tmp_path.iterdir()
     for broken in ("", "{", '{"fixed_to_moving_ras_mm": [[1, 2]]}', '{"fixed_to_moving_ras_mm": "x"}', "[]"):
         entry.write_text(broken)
-        with pytest.warns(VolumeWarning, match="computed anew"):
+        with pytest.warns(VolumeWarning, match="is unreadable and is replaced"):
             np.testing.assert_array_equal(align_affine(head, head, kind="rigid", cache_dir=tmp_path), matrix)
         assert json.loads(entry.read_text())["fixed_to_moving_ras_mm"] == matrix.tolist()
     align_affine(head, head, kind="rigid", seed=1, cache_dir=tmp_path)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.registration.data import augmentation, load_fixed, pair_dataset, prepare
+from voxelwave.registration.data import augmentation, pair_dataset, prepare
 from voxelwave.registration.diffusion import write_bvecs
 from voxelwave.registration.grids import training_grid, unit_range
 from voxelwave.registration.pairs import Pair, find_pairs, read_pairs, split_by_subject
+from voxelwave.registration.series import load_fixed
 from voxelwave.volumes import Volume, VolumeWarning, write_volume
 
 SHAPE = (24, 20, 16)
@@ -93,7 +94,7 @@ def test_mistakes_in_a_json_list_are_named(tmp_path: Path) -> None:
         read_pairs(write_table(tmp_path, "{}", "pairs.json"))
     with pytest.raises(ValueError, match="entry 0 has no column fixed"):
         read_pairs(write_table(tmp_path, '[{"moving": "a"}]', "pairs.json"))
-    with pytest.raises(ValueError, match=r"ends in \.csv, \.tsv or \.json"):
+    with pytest.raises(ValueError, match=r"end in \.csv, \.tsv or \.json"):
         read_pairs(write_table(tmp_path, "", "pairs.txt"))
     with pytest.raises(FileNotFoundError, match="no list of pairs"):
         read_pairs(tmp_path / "gone.csv")
@@ -264,7 +265,7 @@ def test_the_data_set_prepares_once_and_validation_items_never_change(
 def test_pairs_with_and_without_labels_do_not_mix(folder: Path) -> None:
     first, second = find_pairs(folder, "patient-to-patient")[:2]
     bare = Pair(second.moving, second.fixed, "bare")
-    with pytest.raises(ValueError, match="bare has not"):
+    with pytest.raises(ValueError, match="got bare without them"):
         pair_dataset([first, bare], spacing_mm=3)
     with pytest.raises(ValueError, match="at least one pair"):
         pair_dataset([], spacing_mm=3)

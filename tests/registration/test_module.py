@@ -1,6 +1,7 @@
 """Losses, schedule, checkpoints that load safely, resume, and every shipped configuration on tiny scans."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from voxelwave.registration.benchmark_training import overfit
+from voxelwave.registration.benchmark import LabelledScan
+from voxelwave.registration.benchmark_training import OVERFIT, overfit
 from voxelwave.registration.diffusion import write_bvecs
 from voxelwave.registration.module import RegistrationModule, common_labels, export_network, mean_dice, soft_dice_loss
 from voxelwave.registration.nestedmorph_files import load_nestedmorph, read_training_options
 from voxelwave.registration.pairs import find_pairs
 from voxelwave.registration.training import train
+from voxelwave.registration.training_settings import TrainingSettings
 from voxelwave.registration.warp import warp
 from voxelwave.volumes import Volume, write_volume
 
@@ -177,7 +180,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Path, tmp_path: Path) -> None:
     options = yaml.safe_load(config.read_text())
-    options |= {"size": (32, 32, 32), "spacing_mm": 4.0, "epochs": 1, "device": "cpu"}
+    options |= {"size": (32, 32, 32), "spacing_mm": 4.0, "epochs": 1}
     if options["task"] == "atlas-to-patient":
         options["atlas"] = tmp_path / "atlas_T1w.nii.gz"
     if options["task"] == "patient-to-patient":  # with three subjects every split has one: no pair within a split
@@ -189,7 +192,7 @@ def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Pa
         assert b.subject == a.subject
     else:
         pairs = bids
-    result = train(pairs, tmp_path / "out", **options)
+    result = train(pairs, tmp_path / "out", TrainingSettings(**options), device="cpu")
     assert result.metric == ("val_loss" if options["task"] == "t1-dwi" else "val_dice")
     assert np.isfinite(result.value)
     load_nestedmorph(result.weights)
@@ -206,16 +209,17 @@ def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Pa
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_a_resumed_training_goes_on_where_it_stopped(bids: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options: dict[str, Any] = {"size": (32, 32, 32), "spacing_mm": 4.0, "device": "cpu", "similarity": "ncc"}
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train(bids, out, **options, epochs=1, resume=True)
-    train(bids, out, **options, epochs=1)
+    one = TrainingSettings(size=(32, 32, 32), spacing_mm=4.0, similarity="ncc", epochs=1)
+    two = replace(one, epochs=2)
+    with pytest.raises(FileNotFoundError, match=r"--resume needs .*last\.ckpt"):
+        train(bids, out, one, device="cpu", resume=True)
+    train(bids, out, one, device="cpu")
     first = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match="already holds a training"):
-        train(bids, out, **options, epochs=2)
+    with pytest.raises(ValueError, match="choose another --output"):
+        train(bids, out, two, device="cpu")
     with pytest.raises(ValueError, match=r"similarity \(ncc before, mi now\)"):
-        train(bids, out, **(options | {"similarity": "mi"}), epochs=2, resume=True)
-    train(bids, out, **options, epochs=2, resume=True)
+        train(bids, out, replace(two, similarity="mi"), device="cpu", resume=True)
+    train(bids, out, two, device="cpu", resume=True)
     second = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert (first["epoch"], second["epoch"]) == (0, 1)
     assert second["global_step"] == 2 * first["global_step"]
@@ -236,20 +240,18 @@ def test_training_on_one_pair_lowers_the_loss_and_raises_dice(tmp_path: Path) ->
     smooth = gaussian_filter(np.random.default_rng(0).random((32, 32, 32)), 2.5) * inside
     smooth = smooth / smooth.max()
     image, labels = smooth.astype(np.float32), np.digitize(smooth, [0.4, 0.75]).astype(np.int16)
-    row = overfit(
-        Volume(np.roll(image, 1, axis=0), affine),
-        Volume(image, affine),
+    result = overfit(
+        LabelledScan(Volume(np.roll(image, 1, axis=0), affine), Volume(np.roll(labels, 1, axis=0), affine)),
+        LabelledScan(Volume(image, affine), Volume(labels, affine)),
         tmp_path,
-        moving_labels=Volume(np.roll(labels, 1, axis=0), affine),
-        fixed_labels=Volume(labels, affine),
-        spacing_mm=4.0,
-        size=(32, 32, 32),
-        steps=25,
+        replace(OVERFIT, spacing_mm=4.0, size=(32, 32, 32), epochs=25),
         affine="none",
     )
-    assert row["loss_after"] < row["loss_before"] - 0.02
-    assert row["dice_after"] > row["dice_before"] + 0.02
-    assert row["steps"] == 25
-    assert len(json.loads((tmp_path / "overfit.json").read_text())["loss"]) == 25
-    load_nestedmorph(row["weights"])
+    assert result.loss_after < result.loss_before - 0.02
+    assert result.dice_after > result.dice_before + 0.02
+    assert result.steps == 25
+    written = json.loads((tmp_path / "overfit.json").read_text())
+    assert len(written["loss"]) == 25
+    assert written["dice_after"] == result.dice_after
+    load_nestedmorph(result.weights)
     load_nestedmorph(tmp_path / "network.ckpt")

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from voxelwave.registration.refine import _bending_slope, _CorrelationForce, _smooth, _spline_basis, refine, unfold
 from voxelwave.registration.similarity import local_ncc_loss
-from voxelwave.registration.warp import compose, invert, jacobian_determinant, voxel_grid, warp
+from voxelwave.registration.warp import compose, invert_displacement, jacobian_determinant, voxel_grid, warp
 
 SHAPE = (30, 32, 34)
 
@@ -33,7 +33,7 @@ def pair(**options):
     """The fixed image, the moving one, and the true displacement on the fixed grid."""
     fixed = phantom()
     forward = known_displacement(**options)
-    truth, _ = invert(forward)
+    truth, _ = invert_displacement(forward)
     return fixed, warp(fixed, forward), truth
 
 
@@ -79,7 +79,7 @@ def test_a_good_start_is_kept():
 def test_diffeomorphic_map_has_an_inverse_that_brings_back_each_point():
     fixed, moving, _ = pair(peak=4.0)
     found = refine(moving, fixed, similarity="ncc", diffeomorphic=True)
-    inverse, residual = invert(found, iterations=60)
+    inverse, residual = invert_displacement(found, iterations=60)
     assert residual.max() < 0.02
     inside = (..., slice(5, -5), slice(5, -5), slice(5, -5))
     assert compose(inverse, found)[inside].norm(dim=1).max() < 0.5

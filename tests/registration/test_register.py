@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from voxelwave.registration.picture import draw_registration, grid_points_mm
 from voxelwave.registration.register import better_of, jacobian_figures, network_displacement, register, working_grid
+from voxelwave.registration.settings import RegistrationSettings
 from voxelwave.volumes import (
     AffineTransform,
     DisplacementField,
@@ -50,7 +51,7 @@ def pair() -> tuple[Volume, Volume]:
 
 @pytest.fixture(scope="module")
 def registered(pair):
-    return register(*pair, seed=1)
+    return register(*pair, RegistrationSettings(seed=1))
 
 
 def test_registration_finds_the_movement(pair, registered):
@@ -94,7 +95,7 @@ def test_there_and_back_is_where_we_were(registered, pair):
 
 
 def test_a_diffeomorphic_registration_never_folds(pair):
-    result = register(*pair, diffeomorphic=True, seed=1)
+    result = register(*pair, RegistrationSettings(diffeomorphic=True, seed=1))
     assert result.metrics["non_positive_jacobian_percent"] == 0
     assert result.metrics["jacobian_min"] > 0
 
@@ -141,9 +142,9 @@ def test_the_picture_is_a_png(pair, registered, tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"method": "best"}, "method"),
-        ({"method": "nestedmorph"}, "network"),
-        ({"device": "tpu"}, "device"),
+        ({"settings": RegistrationSettings(method="best")}, "method"),  # type: ignore[arg-type]
+        ({"settings": RegistrationSettings(method="nestedmorph")}, "network"),
+        ({"device": "tpu"}, 'device must be "auto", "cpu" or "cuda", got \'tpu\''),
     ],
 )
 def test_a_wrong_argument_is_named(pair, options, complaint):

@@ -1,0 +1,39 @@
+"""`registration apply`, from the words on the command line to files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from voxelwave.apps import cli
+from voxelwave.runs.exit import DONE, ERROR
+from voxelwave.volumes import Volume, read_volume
+
+
+def test_apply_repeats_and_undoes_what_register_did(result, scans, tmp_path):
+    def apply(image: Path, like: Path, out: str, *options: str) -> Volume:
+        words = ["registration", "apply", str(result), str(image), "--like", str(like), "-o", str(tmp_path / out)]
+        assert cli.main([*words, *options]) == DONE
+        return read_volume(tmp_path / out)
+
+    again = apply(scans / "moving.nii.gz", scans / "fixed.nii.gz", "again.nii.gz")
+    np.testing.assert_allclose(again.array, read_volume(result / "warped.nii.gz").array, atol=1e-3)
+    back = apply(scans / "fixed.nii.gz", scans / "moving.nii.gz", "back.nii.gz", "--inverse")
+    assert np.corrcoef(back.array.ravel(), read_volume(scans / "moving.nii.gz").array.ravel())[0, 1] > 0.98
+    labels = apply(scans / "moving_labels.nii.gz", scans / "fixed.nii.gz", "labels.nii.gz", "--labels")
+    assert labels.array.dtype == np.int16
+    assert set(np.unique(labels.array)) == {0, 1, 2}
+
+
+def test_a_single_transform_file_is_inverted(result, scans, tmp_path):
+    words = ["registration", "apply", str(result / "forward.nii.gz"), str(scans / "fixed.nii.gz"), "--inverse"]
+    words += ["--like", str(scans / "moving.nii.gz"), "-o", str(tmp_path / "back.nii.gz")]
+    assert cli.main(words) == DONE
+    back, moving = read_volume(tmp_path / "back.nii.gz"), read_volume(scans / "moving.nii.gz")
+    assert np.corrcoef(back.array.ravel(), moving.array.ravel())[0, 1] > 0.98
+
+
+def test_a_missing_transform_is_named(scans, tmp_path, capsys):
+    image = str(scans / "fixed.nii.gz")
+    words = ["registration", "apply", str(tmp_path / "gone"), image, "--like", image, "-o", str(tmp_path / "o.nii.gz")]
+    assert cli.main(words) == ERROR
+    assert "no transform at" in capsys.readouterr().err

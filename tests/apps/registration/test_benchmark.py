@@ -1,0 +1,128 @@
+"""`registration benchmark`: each part on small phantoms in the place of the scans."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from voxelwave.apps import cli
+from voxelwave.registration.benchmark_model import model_cost_table
+from voxelwave.registration.benchmark_training import OVERFIT, overfit
+from voxelwave.runs.exit import DONE, ERROR, USAGE
+from voxelwave.volumes import Volume, write_volume
+
+AFFINE = np.diag([5.0, 5.0, 5.0, 1.0])
+SHAPE = (30, 32, 28)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A textured ball with two shells as labels, in the folders and formats of the real scans."""
+    folder = tmp_path_factory.mktemp("data")
+    axes = np.meshgrid(*[np.linspace(-1.4, 1.4, n) for n in SHAPE], indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    texture = gaussian_filter(np.random.default_rng(1).normal(size=SHAPE), 1.5)
+    image = np.clip((radius < 1) * (300 + 100 * texture / texture.std() + 150 * (radius < 0.6)), 0, None)
+    image = image.astype(np.float32)
+    labels = np.select([radius < 0.5, radius < 1], [10, 1001], 0).astype(np.int32)
+
+    patient = folder / "mri_ms_multimodal/mni/patient07"
+    write_volume(patient / "patient07_T1.nii.gz", Volume(image, AFFINE))
+    write_volume(patient / "patient07_T2.nii.gz", Volume(np.where(image > 0, 900 - image, 0), AFFINE))
+
+    people = folder / "mri_t1_labels"
+    (people / "voxelmorph_test_scan").mkdir(parents=True)
+    (people / "mrtrix_sub-01").mkdir()
+    np.savez(people / "voxelmorph_test_scan/test_scan.npz", vol=image, seg=np.where(labels == 1001, 3, labels))
+    # the fixed affine of that file, 1 mm apart: the same ball at the same place
+    place = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
+    nib.save(nib.MGHImage(image, place), people / "mrtrix_sub-01/norm.mgz")
+    nib.save(nib.MGHImage(labels, place), people / "mrtrix_sub-01/aparc+aseg.mgz")
+
+    for subject in ("sub-xa30", "sub-uih1"):
+        write_volume(folder / f"mri_t1_dwi/{subject}/anat/{subject}_T1w.nii.gz", Volume(image, AFFINE))
+        dwi = folder / f"mri_t1_dwi/{subject}/dwi/{subject}_dwi.nii.gz"
+        write_volume(dwi, Volume(np.stack([900 * (image > 0) - image, image / 2], axis=-1), AFFINE))
+        dwi.with_name(f"{subject}_dwi.bval").write_text("0 1000\n")
+    return folder
+
+
+def rows_of(part: str, data: Path, output: Path) -> list[dict]:
+    words = ["registration", "benchmark", str(data), "-o", str(output), "--part", part, "--seeds", "1"]
+    assert cli.main(words) == DONE
+    record = json.loads((output / f"benchmark-{part}.json").read_text())
+    assert record["threads"] == 2
+    assert all(len(found["sha256"]) == 64 for found in record["inputs"].values())
+    return record["rows"]
+
+
+@pytest.mark.slow
+def test_field_compares_ours_with_syn(data, tmp_path):
+    rows = rows_of("field", data, tmp_path)
+    assert [row["method"] for row in rows] == ["field", "syn"]
+    assert rows[0]["initial_mm"] == rows[1]["initial_mm"] > 1
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["error_mm"] / row["initial_mm"])
+        assert row["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_labels_are_compared_in_both_directions(data, tmp_path, capsys):
+    rows = rows_of("labels", data, tmp_path)
+    assert len(rows) == 6
+    assert len({row["pair"] for row in rows}) == 2
+    for row in rows:
+        assert set(row["dice_by_label"]) == {"3", "10"}  # 1001 counts as cortex
+        assert row["dice"] > 0.95, row  # both people are the same ball
+    assert "dice_by_label" not in capsys.readouterr().out  # too long for the table
+
+
+@pytest.mark.slow
+def test_diffusion_aligns_t1_to_the_mean_b0(data, tmp_path):
+    rows = rows_of("diffusion", data, tmp_path)
+    assert [row["method"] for row in rows] == ["field", "syn"] * 2
+    for row in rows:
+        assert 1 <= row["nmi_after"] <= 2
+        assert row["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*validation_step.*")
+def test_training_registers_with_the_weights_that_it_fitted(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
+    tiny = replace(OVERFIT, spacing_mm=2.0, size=(32, 32, 32), epochs=2)
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.overfit", partial(overfit, settings=tiny))
+    (row,) = rows_of("training", data, tmp_path)
+    assert row["steps"] == 2
+    assert row["labels"] == 1  # of 10 and 1001 against 3 and 10
+    assert row["registered_dice_after"] > 0.9
+    assert Path(row["weights"]).is_file()
+
+
+def test_cost_needs_no_scans(tmp_path, monkeypatch):
+    small = partial(model_cost_table, cases=(((32, 32, 32), "forward", 1),))
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.model_cost_table", small)
+    (row,) = rows_of("cost", tmp_path / "no-scans", tmp_path)
+    assert row["size"] == "32x32x32"
+    assert row["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "code"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1", USAGE),
+        (["--threads", "0"], "--threads must be at least 1", USAGE),
+        ([], "no folder of scans at", ERROR),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, capsys, words, complaint, code):
+    gone = str(tmp_path / "gone")
+    assert cli.main(["registration", "benchmark", gone, "-o", str(tmp_path / "out"), *words]) == code
+    error = capsys.readouterr().err.strip()
+    assert complaint in error
+    assert "\n" not in error

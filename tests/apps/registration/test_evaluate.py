@@ -1,0 +1,55 @@
+"""`registration evaluate`, from the words on the command line to tables and exit codes."""
+
+import csv
+import json
+
+import pytest
+
+from voxelwave.apps import cli
+from voxelwave.runs.exit import ERROR, SOME_FAILED, USAGE
+
+
+def test_evaluate_continues_after_a_broken_pair_and_exits_with_3(scans, tmp_path):
+    (scans / "broken.nii.gz").write_bytes((scans / "moving.nii.gz").read_bytes()[:500])
+    rows = "moving,fixed,moving_labels,fixed_labels\nbroken.nii.gz,fixed.nii.gz,,\n"
+    rows += "moving.nii.gz,fixed.nii.gz,moving_labels.nii.gz,fixed_labels.nii.gz\n"
+    (scans / "pairs.csv").write_text(rows)
+    words = ["registration", "evaluate", str(scans / "pairs.csv"), "-o", str(tmp_path)]
+    assert cli.main(words) == SOME_FAILED
+    with (tmp_path / "evaluation.csv").open() as stream:
+        broken, good = csv.DictReader(stream)
+    assert "broken.nii.gz" in broken["error"]
+    assert float(good["dice_after"]) > 0.95
+    assert json.loads((tmp_path / "evaluation.json").read_text())["summary"]["field"]["dice_after"]["n"] == 1
+    assert list(good)[:4] == ["subject", "moving", "fixed", "method"]
+    assert broken["nmi_after"] == ""
+    assert json.loads((tmp_path / "evaluation.json").read_text())["options"] == {
+        "similarity": "auto",
+        "diffeomorphic": False,
+        "device": "auto",
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "code"),
+    [
+        (["--method", "nestedmorph"], "--weights", USAGE),
+        (["--weights", "gone.safetensors", "--method", "field"], "--weights needs --method nestedmorph", USAGE),
+        (["--weights", "gone.safetensors"], "no file of weights at gone.safetensors", ERROR),
+        (["--split", "test"], "must name a pair of split 'test'", ERROR),
+    ],
+)
+def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, words, complaint, code):
+    (scans / "one.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
+    out = tmp_path / "out"
+    assert cli.main(["registration", "evaluate", str(scans / "one.csv"), "-o", str(out), *words]) == code
+    error = capsys.readouterr().err.strip()
+    assert complaint in error
+    assert "\n" not in error
+    assert not out.exists()
+
+
+def test_a_missing_list_is_named(tmp_path, capsys):
+    assert cli.main(["registration", "evaluate", str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == ERROR
+    assert "no list of pairs at" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""`registration train`: its configurations, and the files that it writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxelwave.apps import cli
+from voxelwave.apps.arguments import parse_arguments
+from voxelwave.apps.registration.options import Train
+from voxelwave.registration.nestedmorph_files import read_training_options
+from voxelwave.registration.training_settings import TrainingSettings
+from voxelwave.runs.exit import DONE, ERROR, USAGE
+
+CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_understood(config):
+    words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
+    options = Train(**parse_arguments(Train, words, prog="voxelwave registration train"))
+    assert len(options.size) == 3
+    assert options.pairs == Path("pairs.csv")
+    assert options.settings.task == options.task
+    assert options.settings != TrainingSettings()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))  # takes a tenth of the time
+    monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
+    rows = [f"moving.nii.gz,fixed.nii.gz,person-{number},{s}" for number, s in enumerate(("train", "val", "test"))]
+    (scans / "splits.csv").write_text("\n".join(["moving,fixed,subject,split", *rows]))
+    words = ["registration", "train", "--pairs", str(scans / "splits.csv"), "-o", str(tmp_path / "out")]
+    words += ["--size", "[32,32,32]", "--spacing-mm", "3", "--epochs", "1", "--similarity", "ncc", "--device", "cpu"]
+    assert cli.main(words) == DONE
+    printed = capsys.readouterr().out
+    assert "best val_loss" in printed
+    assert "test_loss" in printed
+    options = read_training_options(tmp_path / "out" / "network.safetensors")
+    assert options is not None
+    assert (options["similarity"], options["spacing_mm"], options["epochs"]) == ("ncc", 3.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "code"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1", USAGE),
+        (["--batch-size", "0"], "--batch-size must be at least 1", USAGE),
+        (["--task", "atlas-to-patient"], "--atlas is needed", USAGE),
+        (["--task", "atlas-to-patient", "--atlas", "gone.nii.gz"], "no atlas at gone.nii.gz", ERROR),
+        (["--pairs", "gone.csv"], "no list or folder of pairs at gone.csv", ERROR),
+        (["--resume"], "--resume needs", ERROR),
+    ],
+)
+def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, words, complaint, code):
+    out = tmp_path / "out"
+    (tmp_path / "bids").mkdir()
+    assert cli.main(["registration", "train", "--pairs", str(tmp_path / "bids"), "-o", str(out), *words]) == code
+    error = capsys.readouterr().err.strip()
+    assert complaint in error
+    assert "\n" not in error
+    assert not out.exists()
