@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..runs.files import atomic_path
+from ..runs.json_files import write_json
 from ..volumes import Volume, VolumeWarning
 from .ants import ANTS_METRIC, AntsPair, Metric, check_images, run_ants, to_ants
 from .mutual_information import FINEST_MM, lattice, nmi_of_samples, smooth_array, thinned, without_outliers
@@ -89,8 +89,7 @@ def align_affine(
     starts = _best_starts(moving, fixed, moving_mask, fixed_mask)
     matrix = _align(pair, kind, starts, fixed, _scorer(moving, fixed, fixed_mask, 100_000))
     if entry is not None:
-        with atomic_path(entry) as temporary:
-            temporary.write_text(json.dumps({"fixed_to_moving_ras_mm": matrix.tolist()}, indent=1))
+        write_json(entry, {"fixed_to_moving_ras_mm": matrix.tolist()})
     return matrix
 
 

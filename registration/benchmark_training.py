@@ -1,6 +1,5 @@
 """A check of training: fit NestedMorph to one pair; within a few hundred steps the loss falls and the Dice rises."""
 
-import json
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from monai.data import DataLoader, Dataset
 from torch import nn
 
 from ..runs.files import atomic_path
+from ..runs.json_files import write_json
 from .benchmark import LabelledScan
 from .choices import AffineKind
 from .data import prepare_volumes
@@ -127,8 +127,8 @@ def overfit(
         labels=len(common_labels(batch["moving_labels"], batch["fixed_labels"])),
         weights=str(output / "network.safetensors"),
     )
-    with atomic_path(output / "overfit.json") as temporary:
-        temporary.write_text(json.dumps(asdict(result) | {"seed": settings.seed, "loss": losses.values}, indent=2))
+    content = asdict(result) | {"seed": settings.seed, "loss": losses.values}
+    write_json(output / "overfit.json", content, indent=2)
     return result
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runs.checks import choose_device
+from ..runs.compute import choose_device
 from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
 from .affine import align_affine
 from .ants import syn

@@ -1,6 +1,5 @@
 """Train NestedMorph on pairs of scans: from a list or a folder to weights for `register`."""
 
-import json
 import os
 import platform
 import warnings
@@ -14,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from monai.data import DataLoader
 
-from ..runs.checks import check_resume, choose_device
-from ..runs.files import atomic_path
+from ..runs.checks import check_resume
+from ..runs.compute import choose_device
+from ..runs.json_files import finite_or_none, write_json
 from ..runs.weight_file import read_checkpoint
 from .choices import Split
 from .data import pair_dataset
@@ -177,11 +177,10 @@ def _finish(
         "options": dict(module.hparams),
         "subjects": subjects,
         "pairs": {split: len(kept) for split, kept in splits.items()},
-        "best": {"metric": result.metric, "value": result.value, "checkpoint": checkpoint.name},
-        "test": test,
+        "best": {"metric": result.metric, "value": finite_or_none(result.value), "checkpoint": checkpoint.name},
+        "test": {name: finite_or_none(value) for name, value in test.items()},
         "versions": {name: version(name) for name in ("torch", "lightning", "monai", "antspyx")},
         "python": platform.python_version(),
     }
-    with atomic_path(output / "training.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2))
+    write_json(output / "training.json", record, indent=2)
     return result

@@ -13,8 +13,10 @@ def choose_device(device: str) -> str:
     """The device for "auto", "cpu" or "cuda"; "auto" takes a GPU if there is one.
 
     Raises:
-        ValueError: "cuda" without a GPU.
+        ValueError: "cuda" without a GPU, or an unknown device.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ValueError("--device cuda needs a CUDA GPU; none was found: drop the option or use --device cpu")

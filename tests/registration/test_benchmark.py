@@ -21,6 +21,7 @@ def phantom() -> tuple[np.ndarray, np.ndarray]:
     return np.clip(image, 0, None).astype(np.float32), labels.astype(np.int32)
 
 
+@pytest.mark.slow
 def test_a_known_field_is_found_and_measured_by_its_own_length():
     image, _ = phantom()
     t1, t2 = Volume(image, AFFINE), Volume(np.where(image > 0, 6 - image, 0).astype(np.float32), AFFINE)
@@ -41,6 +42,7 @@ def test_images_on_two_grids_are_refused():
         known_field_benchmark(Volume(image, AFFINE), Volume(image[1:], AFFINE))
 
 
+@pytest.mark.slow
 def test_labels_of_two_people_overlap_after_registration():
     image, labels = phantom()
     shifted = AFFINE.copy()
@@ -48,7 +50,7 @@ def test_labels_of_two_people_overlap_after_registration():
     moving = LabelledScan(Volume(image, shifted), Volume(labels, shifted))
     fixed = LabelledScan(Volume(image, AFFINE), Volume(labels, AFFINE))
     lines: list[str] = []
-    methods = ("field", "diffeomorphic", "syn")
+    methods = ("diffeomorphic", "syn")
     results = label_benchmark(moving, fixed, labels=(2, 3, 99), methods=methods, progress=lines.append)
     assert tuple(result.method for result in results) == methods
     for result in results:
@@ -57,5 +59,5 @@ def test_labels_of_two_people_overlap_after_registration():
         assert result.dice > 0.9, result.method
         assert result.jacobian_min > 0
         assert result.non_positive_jacobian_percent == 0
-    assert len(lines) == 3
+    assert len(lines) == 2
     assert "Dice" in lines[0]

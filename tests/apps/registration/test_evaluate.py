@@ -9,6 +9,7 @@ from voxelwave.apps import cli
 from voxelwave.runs.exit import ERROR, SOME_FAILED, USAGE
 
 
+@pytest.mark.slow
 def test_evaluate_continues_after_a_broken_pair_and_exits_with_3(scans, tmp_path):
     (scans / "broken.nii.gz").write_bytes((scans / "moving.nii.gz").read_bytes()[:500])
     rows = "moving,fixed,moving_labels,fixed_labels\nbroken.nii.gz,fixed.nii.gz,,\n"

@@ -25,6 +25,7 @@ def test_every_configuration_is_understood(config):
     assert options.settings != TrainingSettings()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))  # takes a tenth of the time
