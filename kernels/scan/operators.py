@@ -1,7 +1,7 @@
 """The scans as PyTorch operators, with gradients and shape functions for autograd and torch.compile.
 
 Three modules compute them: `triton` on CUDA, `cpu` with the compiled library, and `reference` for everything else.
-Each fulfils `Path`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
+Each satisfies `ScanPath`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
 """
 
 from typing import Protocol
@@ -19,7 +19,7 @@ _ScanInputs = tuple[
 _DirectionalInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, _Optional, _Optional, bool, bool]
 
 
-class Path(Protocol):
+class ScanPath(Protocol):
     """A module that computes both scans; `reference` documents arguments and results.
 
     The order of the numbers within the checkpoints may differ: only the same path's backward pass reads them.
@@ -92,7 +92,7 @@ class Path(Protocol):
 
 
 class _Context(Protocol):
-    """What autograd carries from a forward pass to its backward pass."""
+    """The context in which autograd keeps tensors of a forward pass for its backward pass."""
 
     delta_softplus: bool
     checkpointed: bool
@@ -323,7 +323,7 @@ def _differentiate_directional(
 directional_scan_operator.register_autograd(_differentiate_directional, setup_context=_save_directional)
 
 
-def _path(u: Tensor) -> Path:
+def _path(u: Tensor) -> ScanPath:
     """The module that computes the scan of this input."""
     if _on_cuda(u):
         return triton

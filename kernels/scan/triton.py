@@ -73,7 +73,7 @@ class ScanShape(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """The tensors of one call, in scan order or in image order."""
+    """The arguments of one call, in scan order or in image order."""
 
     u: Tensor  # (B, D, L), or (B, L, C) with a permutation
     delta: Tensor  # (B, D, L), or (B, L, K, C)
@@ -87,7 +87,7 @@ class _Inputs(NamedTuple):
     permutation: Tensor | None  # (K, L)
 
     def prepared(self, shape: ScanShape) -> "_Inputs":
-        """The same as the kernels read them: contiguous, with padded states, and A for powers of two."""
+        """The inputs in the layout that the kernels read: contiguous, with padded states and with A log2(e) for A."""
         B, C = (_padded(X, shape) for X in (self.B, self.C))
         D, z, bias, permutation = (
             None if X is None else X.contiguous() for X in (self.D, self.z, self.bias, self.permutation)
@@ -96,15 +96,15 @@ class _Inputs(NamedTuple):
         return _Inputs(u, delta, _decay_rates(self.A), B, C, D, z, bias, self.softplus, permutation)
 
     def pointer(self, tensor: Tensor | None) -> Tensor:
-        """The tensor, or any other one that a kernel can be given in place of an absent one, which it does not read."""
+        """The tensor; for an absent one, a placeholder that the kernel does not read."""
         return self.A if tensor is None else tensor
 
 
 class _Grid(NamedTuple):
-    """How one call is cut into programs, and the arguments that all its kernels share."""
+    """How one call is split into programs, and the arguments that its kernels share."""
 
     shape: ScanShape
-    steps: int  # of a segment
+    steps: int  # steps per segment
     directional: bool
 
     @property
@@ -270,7 +270,7 @@ def _scan_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ScanShape:
 def _forward(
     shape: ScanShape, inputs: _Inputs, first: Tensor | None, checkpointed: bool, segment: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, the last state and the checkpoints, in either order of the inputs."""
+    """out, the last state and the checkpoints, for inputs in scan order or in image order."""
     batch, length, _, _, states = shape
     real = functools.partial(torch.empty, dtype=torch.float32, device=inputs.u.device)
     n_chunks = -(-length // CHECKPOINT_STEPS) if checkpointed else 0
@@ -318,7 +318,7 @@ def _backward(
     checkpoints: Tensor,
     segment: int | None,
 ) -> _Gradients:
-    """The gradients, in either order of the inputs."""
+    """The gradients, for inputs in scan order or in image order."""
     batch, length, groups, _, states = shape
     delta = inputs.delta
     real = functools.partial(torch.empty, dtype=torch.float32, device=delta.device)
@@ -370,7 +370,7 @@ def _segment_starts(grid: _Grid, i: _Inputs, w: Tensor, first: Tensor | None, *,
     """The state that enters each segment, (B, segments, D, N): the first pass and the scan over segments.
 
     Args:
-        w: what drives the scan: u, or from the last step to the first the gradient of out.
+        w: the input of the scan: u, or the gradient of out if `reverse`.
         first: (B, D, N), the state that enters the first segment, or the last one if `reverse`; None for 0.
     """
     shape, kernels = grid.shape, device_code()
