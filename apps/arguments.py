@@ -118,7 +118,7 @@ def _help_texts(options: Callable[..., Any]) -> dict[str, str]:
 
 
 def _summary(options: Callable[..., Any]) -> str:
-    return (inspect.getdoc(options) or "").split("\n\nArgs:")[0].replace("%", "%%")
+    return (inspect.getdoc(options) or "").split("\n\nArgs:")[0]
 
 
 def _with_hyphens(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Pairs from lists and folders, split by subject, brought onto one grid and augmented with seeded randomness."""
+"""Pairs from lists and folders, split by subject, resampled to one grid and augmented with seeded randomness."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_no_subject_is_in_two_splits(n: int) -> None:
     assert splits == split_by_subject(pairs, seed=4)
 
 
-def test_given_splits_count_and_are_checked() -> None:
+def test_given_splits_are_checked_and_used() -> None:
     files = Path("a"), Path("b")
     pairs = [Pair(*files, "x", split="test"), Pair(*files, "y", split="train")]
     assert split_by_subject(pairs)["test"] == pairs[:1]
@@ -147,7 +147,7 @@ def test_given_splits_count_and_are_checked() -> None:
         split_by_subject(pairs, fractions=(0.5, 0.1, 0.1))
 
 
-def test_the_training_grid_is_even_near_ras_and_covers_the_image() -> None:
+def test_the_training_grid_is_isotropic_near_ras_and_covers_the_image() -> None:
     fixed = image()
     grid = training_grid(fixed, spacing_mm=2.5)
     np.testing.assert_allclose(grid.spacing, 2.5)
@@ -158,7 +158,7 @@ def test_the_training_grid_is_even_near_ras_and_covers_the_image() -> None:
     assert (grid.shape > inside.T).all()
 
 
-def test_cutting_off_content_is_said() -> None:
+def test_cutting_off_content_gives_a_warning() -> None:
     assert training_grid(image(), spacing_mm=2, size=(32, 32, 32)).shape == (32, 32, 32)
     with pytest.warns(VolumeWarning, match=r"cuts off \d+ %"):
         training_grid(image(), spacing_mm=2, size=(8, 32, 32))
@@ -178,7 +178,7 @@ def test_unit_range_keeps_the_background_and_survives_a_bright_voxel() -> None:
         unit_range(volume.with_array(np.full(SHAPE, 3.0)))
 
 
-def test_contrasts_of_a_series_and_what_they_need(folder: Path) -> None:
+def test_contrasts_of_a_series_and_the_files_they_need(folder: Path) -> None:
     pair = find_pairs(folder, "t1-dwi")[0]
     np.testing.assert_allclose(load_fixed(pair).array, image(0).array, rtol=1e-6)
     np.testing.assert_allclose(
@@ -191,7 +191,7 @@ def test_contrasts_of_a_series_and_what_they_need(folder: Path) -> None:
         load_fixed(Pair(pair.moving, pair.fixed, "a", contrast="fa"))
 
 
-def test_images_and_labels_of_different_grids_meet_on_the_training_grid(tmp_path: Path) -> None:
+def test_images_and_labels_of_different_grids_coincide_on_the_training_grid(tmp_path: Path) -> None:
     """The same content, stored with flipped and swapped axes, gives the same item."""
     moving, seg = image(), labels()
     flip = np.array([[0, 0, 1, 0], [0, -1, 0, SHAPE[1] - 1], [1, 0, 0, 0], [0, 0, 0, 1.0]])  # new voxel -> old voxel
@@ -216,7 +216,7 @@ def test_images_and_labels_of_different_grids_meet_on_the_training_grid(tmp_path
     assert set(item["fixed_labels"].unique().tolist()) == {0, 1, 2, 3}
 
 
-def test_flips_and_labels_go_together_and_the_seed_decides(folder: Path) -> None:
+def test_labels_are_flipped_with_the_image_and_the_seed_repeats_it(folder: Path) -> None:
     pair = find_pairs(folder, "patient-to-patient")[0]
     item = prepare(pair, spacing_mm=3, affine="none")
     item["moving"] = item["moving_labels"].float() / 3  # labels that can be seen in the image

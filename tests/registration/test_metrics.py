@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_hausdorff_distance
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
@@ -96,6 +97,18 @@ def test_hd95_agrees_with_scipy_on_irregular_surfaces(rng):
         directed.append(np.percentile(distance[surface(first)], 95))
     found = hd95_mm(a.astype(int), b.astype(int), label_list=[1], spacing=spacing)[1]
     assert found == pytest.approx(max(directed), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai")
+def test_hd95_equals_monai(rng):
+    smooth = ndimage.gaussian_filter(rng.normal(size=(24, 26, 22)), 2)
+    a = np.digitize(smooth, [-0.02, 0.02, 0.05])
+    b = np.digitize(smooth + 0.4 * ndimage.gaussian_filter(rng.normal(size=smooth.shape), 2), [-0.02, 0.02, 0.05])
+    spacing = (1.1, 0.7, 2.4)
+    for label, found in hd95_mm(a, b, label_list=[1, 2, 3], spacing=spacing).items():
+        masks = (torch.from_numpy(labels == label).float()[None, None] for labels in (a, b))
+        expected = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
+        assert found == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_hd95_of_a_label_absent_from_one_map_is_nan():

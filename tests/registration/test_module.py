@@ -74,7 +74,7 @@ def test_the_loss_is_lowest_at_the_true_shift(batch: dict, similarity: Any, regu
     assert losses[1] < losses[0]
 
 
-def test_soft_dice_is_zero_for_a_perfect_match_and_leads_to_it(batch: dict) -> None:
+def test_soft_dice_is_zero_for_a_perfect_match_and_descends_to_it(batch: dict) -> None:
     still = torch.zeros(1, 3, *SIZE)
     moving, fixed = batch["moving_labels"], batch["fixed_labels"]
     assert float(soft_dice_loss(moving, moving, still)) == pytest.approx(0, abs=1e-6)
@@ -134,7 +134,7 @@ def test_labels_in_the_loss_need_labels(batch: dict) -> None:
         module.losses(batch, *module(batch["moving"], batch["fixed"]))
 
 
-def test_the_exported_network_says_what_it_is(tmp_path: Path) -> None:
+def test_the_exported_network_records_its_layout_and_options(tmp_path: Path) -> None:
     module = RegistrationModule(similarity="mi", spacing_mm=2.5, diffeomorphic=True)
     export_network(tmp_path / "network.safetensors", module)
     options = read_training_options(tmp_path / "network.safetensors")
@@ -175,6 +175,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -205,9 +206,10 @@ def test_every_shipped_configuration_trains_on_tiny_scans(config: Path, bids: Pa
         assert read_training_options(checkpoint) == read_training_options(result.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
-def test_a_resumed_training_goes_on_where_it_stopped(bids: Path, tmp_path: Path) -> None:
+def test_a_resumed_training_continues_at_the_next_epoch(bids: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     one = TrainingSettings(size=(32, 32, 32), spacing_mm=4.0, similarity="ncc", epochs=1)
     two = replace(one, epochs=2)
@@ -232,6 +234,7 @@ def test_training_needs_a_training_pair(bids: Path, tmp_path: Path) -> None:
         train(tmp_path / "gone.csv", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*validation_step.*")
 def test_training_on_one_pair_lowers_the_loss_and_raises_dice(tmp_path: Path) -> None:
     """NestedMorph learns a shift of 4 mm on a grid of 32^3 within a few steps, and its weights can be used."""

@@ -83,7 +83,7 @@ def test_official_model_has_the_published_parameters_and_buffers(official):
     assert count(official.flow) == 84
 
 
-def test_default_model_carries_only_what_works(aligned, official):
+def test_default_model_has_no_unused_parameters(aligned, official):
     assert count(aligned) == count(NestedMorph(official=True, keep_unused=False)) == 11_221_402
     assert aligned.state_dict().keys() < official.state_dict().keys()
 
@@ -280,7 +280,7 @@ def test_official_layout_reinterprets_memory_and_the_aligned_one_transposes(offi
 
 
 @pytest.mark.parametrize("official", [True, False])
-def test_what_leaves_a_stage_is_in_the_order_of_what_entered(official, generator):
+def test_stages_keep_the_order_of_the_voxels(official, generator):
     # With blocks that do nothing, a norm that passes x through and no skip, tokens come out as they went in.
     stage = nestedmorph._LKADecoder(48, official).double().eval()
     for name in ("ag_attn", "ag_attn_norm", "layer_lka_1", "layer_lka_2", "x1_linear"):
@@ -437,6 +437,7 @@ def test_a_checkpoint_of_an_older_numpy_loads(official, tmp_path):
     assert load_nestedmorph(tmp_path / "old.pth.tar").official
 
 
+@pytest.mark.slow
 def test_unused_entries_survive_a_round_trip(official, tmp_path):
     path = published_file(tmp_path / "a.pth.tar", official.state_dict())
     kept = load_nestedmorph(path, unused="keep")
@@ -448,8 +449,9 @@ def test_unused_entries_survive_a_round_trip(official, tmp_path):
     assert load_nestedmorph(tmp_path / "b.pth.tar").official
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_official", [True, False])
-def test_our_files_say_their_layout(is_official, official, aligned, tmp_path):
+def test_our_files_record_their_layout(is_official, official, aligned, tmp_path):
     model = official if is_official else aligned
     save_nestedmorph(tmp_path / "m.safetensors", model)
     training = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -532,6 +534,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_cost_table_measures_time_and_memory():
     (row,) = model_cost_table(cases=(((32, 32, 32), "forward", 2),))
     assert row.size == (32, 32, 32)

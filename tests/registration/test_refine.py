@@ -42,7 +42,7 @@ def error(displacement, truth, fixed):
 
 
 def contrast_changed(image):
-    """Bright and dark exchanged inside the head, not in step: a second contrast."""
+    """A second contrast: bright and dark are exchanged inside the head, by a nonlinear map."""
     return torch.where(image > 0.02, 1.2 - image + 0.3 * image**2, 0.0)
 
 
@@ -76,7 +76,7 @@ def test_a_good_start_is_kept():
         assert error(found, truth, fixed) < 0.5
 
 
-def test_diffeomorphic_map_has_an_inverse_that_brings_back_each_point():
+def test_diffeomorphic_map_has_an_inverse_that_returns_each_point():
     fixed, moving, _ = pair(peak=4.0)
     found = refine(moving, fixed, similarity="ncc", diffeomorphic=True)
     inverse, residual = invert_displacement(found, iterations=60)

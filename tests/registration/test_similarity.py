@@ -1,4 +1,4 @@
-"""Similarities between images and regularisers of displacements."""
+"""Similarities between images and regularizers of displacements."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_gradient_of_ncc_agrees_with_autograd_for_both_images_and_a_mask(generat
 
 
 @pytest.mark.parametrize("name", ["ncc", "mi"])
-def test_masked_image_is_worth_the_cropped_one(name, generator):
+def test_loss_of_a_masked_image_equals_that_of_the_cropped_one(name, generator):
     warped, fixed = blobs(generator).float(), blobs(generator).float()
     box = (..., slice(2, 9), slice(3, 12), slice(1, 11))
     mask = torch.zeros(1, 1, 12, 14, 13)
@@ -111,7 +111,7 @@ def test_loss_is_lowest_for_the_aligned_image(name, generator):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_sees_through_an_inverted_contrast(name, generator):
+def test_loss_is_low_for_an_inverted_contrast(name, generator):
     image = blobs(generator).float()
     assert LOSSES[name](1 - image, image) < LOSSES[name](image.roll(1, dims=3), image)
 

@@ -177,7 +177,7 @@ def test_integral_has_no_folds_where_the_velocity_itself_folds(generator):
     assert jacobian_determinant(integrate(velocity)).min() > 0
 
 
-def test_inverse_brings_each_point_back(generator):
+def test_inverse_returns_each_point(generator):
     displacement = smooth_field((24, 26, 28), 2.5, generator, sigma=4.0)
     inverse, residual = invert_displacement(displacement)
     assert residual.max() <= 0.01

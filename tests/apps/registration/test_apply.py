@@ -9,7 +9,7 @@ from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume
 
 
-def test_apply_repeats_and_undoes_what_register_did(result, scans, tmp_path):
+def test_apply_repeats_and_inverts_a_registration(result, scans, tmp_path):
     def apply(image: Path, like: Path, out: str, *options: str) -> Volume:
         words = ["registration", "apply", str(result), str(image), "--like", str(like), "-o", str(tmp_path / out)]
         assert cli.main([*words, *options]) == DONE

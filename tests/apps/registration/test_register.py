@@ -17,7 +17,7 @@ from voxelwave.volumes import read_transform, read_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
 
-def test_register_writes_what_it_says(result, scans):
+def test_register_writes_all_results(result, scans):
     warped, fixed = read_volume(result / "warped.nii.gz"), read_volume(scans / "fixed.nii.gz")
     np.testing.assert_allclose(warped.affine, fixed.affine, atol=1e-5)
     assert np.corrcoef(warped.array.ravel(), fixed.array.ravel())[0, 1] > 0.98
@@ -29,6 +29,7 @@ def test_register_writes_what_it_says(result, scans):
     np.testing.assert_allclose(read_transform(result / "affine.mat").matrix[:3, 3], [-4, 0, 0], atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_diffusion_series_moves_volume_by_volume_with_its_gradients(scans, tmp_path):
     words = ["registration", "register", str(scans / "series.nii.gz"), str(scans / "fixed.nii.gz")]
     assert cli.main([*words, "-o", str(tmp_path)]) == DONE
@@ -57,6 +58,7 @@ def series(scans, write_ct, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_dicom_in_gives_dicom_out(series, tmp_path, capsys):
     words = ["registration", "register", str(series / "moving"), str(series / "fixed"), "-o", str(tmp_path)]
     assert cli.main(words) == DONE

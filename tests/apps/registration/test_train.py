@@ -25,6 +25,12 @@ def test_every_configuration_is_understood(config):
     assert options.settings != TrainingSettings()
 
 
+def test_help_shows_percent_signs_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["registration", "train", "--help"])
+    assert "train (80 %)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeypatch, capsys):
