@@ -77,15 +77,21 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "eeg": {
-        "train": Verb("eeg.train:train", "", "train one network on the recordings of a study"),
-        "diagnose": Verb("eeg.diagnose:diagnose", "", "probability per subject and per window by trained weights"),
+        "train": Verb("eeg.options:Train", "eeg.train:train", "train one network on the recordings of a study"),
+        "diagnose": Verb(
+            "eeg.options:Diagnose", "eeg.diagnose:diagnose", "probability per subject and per window by trained weights"
+        ),
         "explain": Verb("eeg.explain:explain", "", "channels, bands, filters and features that a network goes by"),
         "nested-cv": Verb(
             "eeg.nested_cv:nested_cv", "", "nested cross-validation of networks beside simple models, with a report"
         ),
-        "audit": Verb("eeg.audit:audit", "", "look for leakage and confounds in a study and in a split of it"),
+        "audit": Verb(
+            "eeg.options:Audit", "eeg.audit:audit", "look for leakage and confounds in a study and in a split of it"
+        ),
         "benchmark": Verb(
-            "eeg.benchmark:benchmark", "", "training windows per second of ADHDeepNet beside other networks"
+            "eeg.options:Benchmark",
+            "eeg.benchmark:benchmark",
+            "training windows per second of ADHDeepNet beside other networks",
         ),
         "planted": Verb(
             "eeg.planted:planted", "", "a nested run on synthetic subjects, where it is known what to find"

@@ -123,7 +123,8 @@ class ADHDeepNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_outputs) of windows (batch, n_chans, n_times)."""
-        return self.classify(self.features(x))
+        logits: Tensor = self.classify(self.features(x))
+        return logits
 
     def features(self, x: Tensor) -> Tensor:
         """The 256 values (batch, 256) that the last layer sees."""
@@ -161,7 +162,7 @@ class ADHDeepNet(nn.Module):
         h = filter_channels(h, _taps(depthwise))
         h = batch_norm_elu(_mix(pointwise, h), self.norm4)
         # The second excitation scales whole channels, so it may wait until after the mean over time.
-        scale = self.excite2(h.mean(-1).T)
+        scale: Tensor = self.excite2(h.mean(-1).T)
         return dropout(h, self.drop_prob, self.training).mean(-1).T * scale
 
     def _towers(self, h: Tensor) -> Tensor:

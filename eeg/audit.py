@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from scipy.signal import butter, resample, sosfiltfilt
 
 from .confounds import confound_auc
 from .duplicates import near_duplicate_windows, shared_stretches
 from .recording import Recording
-from .split_file import WHOLE, Fold, Part, SplitFile, Unit
-from .study import Study
+from .split_file import WHOLE, Fold, Part, SplitFile
+from .study import Study, Subject
 from .windows import WindowOptions, Windows, load_windows
 
 Outcome = Literal["ok", "warning", "fail", "not checked"]
@@ -24,14 +25,6 @@ _LOW_BAND = (1.0, 12.0)
 _DUPLICATE = 0.95  # correlation; windows of different children in the ADHD data reach 0.78 through blinks
 _SIGNIFICANT = 0.05
 _TELLS_ALL = 0.9  # AUC from which a confound alone makes any figure worthless
-_SERIOUS = (
-    "flat channels",
-    "saturated",
-    "do not fit their names",
-    "an amplitude of",
-    "MNE interpolates",
-    "left out, no",
-)
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Check:
     detail: str
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
+        """The check as plain values, for JSON."""
         return asdict(self)
 
 
@@ -107,13 +100,11 @@ class _Signal:
 
 
 def _low_rate(recording: Recording) -> np.ndarray:
-    from scipy.signal import butter, resample, sosfiltfilt
-
     high = min(_LOW_BAND[1], 0.4 * recording.sfreq)
     sos = butter(2, (min(_LOW_BAND[0], high / 4), high), "bandpass", fs=recording.sfreq, output="sos")
     filtered = sosfiltfilt(sos, recording.signal, axis=1, padlen=min(60, recording.signal.shape[1] - 1))
     count = max(1, round(recording.seconds * _LOW_RATE))
-    return resample(filtered, count, axis=1).astype(np.float32)
+    return np.asarray(resample(filtered, count, axis=1), np.float32)
 
 
 def _check_reading(study: Study, windows: Windows) -> list[Check]:
@@ -125,9 +116,8 @@ def _check_reading(study: Study, windows: Windows) -> list[Check]:
         checks.append(Check("windows", "warning", f"{len(windows.excluded)} subjects without a window: {lost}"))
     else:
         checks.append(Check("windows", "ok", f"{len(windows.x)} windows, at least one of each subject"))
-    serious = [note for note in windows.notes if any(word in note for word in _SERIOUS)]
-    outcome: Outcome = "warning" if serious else "ok"
-    detail = "; ".join(serious[:4]) or f"notes on reading: {len(windows.notes)}, none about a defect"
+    outcome: Outcome = "warning" if windows.defects else "ok"
+    detail = "; ".join(windows.defects[:4]) or f"notes on reading: {len(windows.notes)}, none about a defect"
     checks.append(Check("signal quality", outcome, detail))
     return checks
 
@@ -348,7 +338,7 @@ def check_run(splits: SplitFile, windows: Windows) -> list[Check]:
     return checks
 
 
-def _cell_problems(cell: dict, folds: dict[tuple[int, str], Fold], names: Sequence[str]) -> list[str]:
+def _cell_problems(cell: dict[str, Any], folds: dict[tuple[int, str], Fold], names: Sequence[str]) -> list[str]:
     if "-nested-" not in cell["id"]:
         return []
     fold = folds.get((cell["repeat"], str(cell["fold"])))
@@ -392,7 +382,7 @@ def _check_confounds(
 ) -> list[Check]:
     by_name = {s.subject: s for s in study.subjects}
     subjects = [by_name[name] for name in windows.subjects]
-    quantities: dict[str, list] = {"recording length": windows.seconds.tolist()}
+    quantities: dict[str, list[Any]] = {"recording length": windows.seconds.tolist()}
     checks = []
     if len({signal.unit for signal in signals}) == 1:
         quantities["amplitude"] = [signal.amplitude for signal in signals]
@@ -414,7 +404,7 @@ def _check_confounds(
     return checks
 
 
-def _as_quantity(values: Sequence) -> tuple[list, str]:
+def _as_quantity(values: Sequence[Any]) -> tuple[list[Any], str]:
     """Values as numbers where all are, and what they are: "number", "category", or "" for names of the subjects."""
     given = [v for v in values if v != ""]
     try:
@@ -434,7 +424,14 @@ def _tell_the_same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _check_confound(
-    name: str, values: Sequence, kind: str, windows: Windows, subjects: Sequence, *, permutations: int, seed: int
+    name: str,
+    values: Sequence[Any],
+    kind: str,
+    windows: Windows,
+    subjects: Sequence[Subject],
+    *,
+    permutations: int,
+    seed: int,
 ) -> Check:
     check = f"confound: {name}"
     here = [i for i, v in enumerate(values) if v != "" and v == v]
@@ -456,6 +453,3 @@ def _check_confound(
 def failed(checks: Sequence[Check]) -> bool:
     """Whether any check failed."""
     return any(check.outcome == "fail" for check in checks)
-
-
-__all__ = ["Check", "Unit", "audit", "check_declared", "check_run", "check_splits", "failed"]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+import mne
 import numpy as np
 
 # The 19 electrodes of the 10-20 system in the order of the .ced file that comes with the ADHD recordings (T7 T8 P7 P8
@@ -63,9 +64,8 @@ def standard_names(names: Sequence[str]) -> tuple[str, ...]:
 @cache
 def positions() -> dict[str, np.ndarray]:
     """Where the electrodes of the 10-05 system lie on an average head: name -> (3,) in metres."""
-    import mne
-
-    return mne.channels.make_standard_montage("colin27_1005").get_positions()["ch_pos"]
+    found: dict[str, np.ndarray] = mne.channels.make_standard_montage("colin27_1005").get_positions()["ch_pos"]
+    return found
 
 
 @cache

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from ..runs.auc import auc
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Confound:
 
 
 def confound_auc(
-    values: Sequence[float] | Sequence[str],
+    values: Sequence[float | str],
     labels: Sequence[int] | np.ndarray,
     *,
     folds: int = 5,
@@ -50,8 +53,6 @@ def confound_auc(
     Raises:
         ValueError: if a class has fewer than two subjects.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     y = np.asarray(labels, np.int64)
     smallest = int(np.bincount(y, minlength=2).min())
     if smallest < 2:
@@ -67,7 +68,7 @@ def confound_auc(
         splitter = StratifiedKFold(min(folds, smallest), shuffle=True, random_state=seed + repeat)
         for train, test in splitter.split(y, y):
             scores = score(rows[:, train], y[train], rows[:, test])
-            aucs.append(_auc(scores, y[test]))
+            aucs.append(auc(scores, y[test]))
             resampled.append(_weighted_auc(scores[0], y[test], weights[:, test]))
     found = np.mean(aucs, axis=0)
     low, high = np.percentile(np.nanmean(resampled, axis=0), [2.5, 97.5])
@@ -76,7 +77,8 @@ def confound_auc(
 
 
 def _directed(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    return np.where(_auc(train, labels) >= 0.5, 1, -1)[:, None] * test
+    signed: np.ndarray = np.where(auc(train, labels) >= 0.5, 1, -1)[:, None] * test
+    return signed
 
 
 def _share_of_positives(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -88,15 +90,6 @@ def _share_of_positives(train: np.ndarray, labels: np.ndarray, test: np.ndarray)
     return scores
 
 
-def _auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each row (rows, n), ties counting half."""
-    from scipy.stats import rankdata
-
-    positives = int(labels.sum())
-    ranks = rankdata(scores, axis=1)[:, labels == 1].sum(axis=1)
-    return (ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
-
-
 def _weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUC of one score under each row of subject weights (rows, n); NaN where a class has no weight."""
     positive, negative = labels == 1, labels == 0
@@ -104,7 +97,8 @@ def _weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
     wins = (difference > 0) + 0.5 * (difference == 0)
     a, b = weights[:, positive], weights[:, negative]
     total = a.sum(axis=1) * b.sum(axis=1)
-    return ((a @ wins) * b).sum(axis=1) / np.where(total > 0, total, np.nan)
+    area: np.ndarray = ((a @ wins) * b).sum(axis=1) / np.where(total > 0, total, np.nan)
+    return area
 
 
 def _bootstrap_weights(labels: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Finding the same EEG twice: windows that nearly agree, and recordings that share a stretch at any offset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
 
 _PROJECTION = 128  # dimensions; the error of a correlation is then about 0.09
 _SLACK = 0.3  # below the threshold, so that the projection's error loses no pair
@@ -82,10 +83,10 @@ def shared_stretches(
     return [(i, j, r) for (i, j), r in sorted(best.items())]
 
 
-def _hits(traces: Sequence[np.ndarray], stretches: Sequence[tuple[int, slice]], threshold: float):
+def _hits(
+    traces: Sequence[np.ndarray], stretches: Sequence[tuple[int, slice]], threshold: float
+) -> Iterator[tuple[int, slice, int, int]]:
     """(recording of the stretch, the stretch, other recording, where in it) of the best place, if it is good."""
-    from scipy.fft import irfft, next_fast_len, rfft
-
     longest = max(span.stop - span.start for _, span in stretches)
     size = next_fast_len(max(len(t) for t in traces) + longest, real=True)
     templates = []

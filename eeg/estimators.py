@@ -7,18 +7,28 @@ the cross-validation, which knows nothing of EEG.
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from ..runs.files import atomic_path
+from ..runs.predictions import Predictions
+from ..runs.training import fit_quietly
+from .fast_layers import keep_freed_memory
 from .features import Features, band_power, log_variance, recording_length
+from .module import PREDICTED_AT_ONCE, WindowData, best_epoch, set_norm_momentum
+from .networks import ModelCard, predict_windows, save_network
+from .settings import Settings, balanced_weights, network_arguments, tensors_of
 from .study import read_study
+from .training import seeded_module
 from .windows import Scaler, WindowOptions, Windows, load_windows
-
-Settings = dict[str, Any]
 
 _M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
 _PAIRS = ((0, 1), (0, 2), (1, 2))
@@ -62,38 +72,6 @@ _DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 NAMES = tuple(_DEFAULT_SPACES)
 NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow")
-_TRAINING = ("lr", "batch", "augmentation")  # settings of the training; all others are the network's
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Rows of predicted windows.
-
-    Args:
-        subject: (n,) index of the subject.
-        window: (n,) first sample of the window.
-        probability: (n,) of the positive class.
-    """
-
-    subject: np.ndarray
-    window: np.ndarray
-    probability: np.ndarray
-
-
-def parse_augmentation(text: str) -> tuple[list[float], list[float]]:
-    """Sigmas and magnifications of an augmentation.
-
-    Example:
-        >>> parse_augmentation("1,2x0.1,0.01"), parse_augmentation("none")
-        (([0.1, 0.01], [1.0, 2.0]), ([], []))
-    """
-    if text == "none":
-        return [], []
-    try:
-        magnifications, sigmas = (([float(word) for word in part.split(",")]) for part in text.split("x"))
-    except ValueError:
-        raise ValueError(f'augmentation must be "none" or as "1,2x0.1,0.01", got {text!r}') from None
-    return sigmas, magnifications
 
 
 class _Searched:
@@ -161,47 +139,33 @@ class NetworkEstimator(_Searched):
         folder: Path | None,
     ) -> "NetworkFit":
         """Train on subjects; with `validation`, the best epoch's weights stay; else exactly `epochs` epochs."""
-        import torch
-
-        from .fast_layers import keep_freed_memory
-        from .module import BestEpoch, EEGModule, WindowData, set_norm_momentum, train_quietly
-
         if validation is None and epochs is None:
             raise ValueError("either validation subjects or a number of epochs must be given")
-        keep_freed_memory()
         windows, options = self.windows, self.options
         settings = {**settings, **self.fixed}
         rows = windows.rows(train)
         scaler = Scaler.fit(windows.x[rows]) if windows.options.scaling == "fold" else None
         labels = windows.labels[windows.subject[rows]]
-        sigmas, magnifications = parse_augmentation(settings.get("augmentation", "none"))
         arguments = network_arguments(windows, settings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = EEGModule(
-                network=self.name,
-                arguments=arguments,
-                lr=settings.get("lr", 1e-3),
-                class_weights=balanced_weights(labels) if options["class_weights"] else None,
-                sigmas=sigmas,
-                magnifications=magnifications,
-                reduce_patience=options["reduce_patience"],
-                seed=seed,
-            )
-            if options["norm_momentum"] is not None:
-                set_norm_momentum(module.network, options["norm_momentum"])
-            best = BestEpoch(options["monitor"], patience=options["patience"])
-            data = [
-                None if part is None else WindowData(*tensors_of(windows, windows.rows(part), scaler), levels=levels)
-                for part, levels in ((train, module.levels), (validation, [0.0]))
-            ]
-            assert data[0] is not None
-            train_quietly(
+        module = seeded_module(
+            self.name,
+            arguments,
+            settings,
+            class_weights=balanced_weights(labels) if options["class_weights"] else None,
+            reduce_patience=options["reduce_patience"],
+            seed=seed,
+        )
+        if options["norm_momentum"] is not None:
+            set_norm_momentum(module.network, options["norm_momentum"])
+        best = best_epoch(options["monitor"], patience=options["patience"])
+        training = WindowData(*tensors_of(windows, rows, scaler), levels=module.levels)
+        held_out = None if validation is None else WindowData(*tensors_of(windows, windows.rows(validation), scaler))
+        with torch.random.fork_rng(devices=[]):  # the fit seeds torch's generator
+            fit_quietly(
                 module,
-                data[0],
-                data[1],
+                training.loader(settings.get("batch", options["batch"]), shuffle=module.order),
+                None if held_out is None else held_out.loader(PREDICTED_AT_ONCE),
                 epochs=options["epochs"] if epochs is None else epochs,
-                batch=settings.get("batch", options["batch"]),
                 best=best,
             )
         fit = NetworkFit(self, module.network, scaler, best.epoch or len(best.curve), best.curve)
@@ -218,7 +182,7 @@ class NetworkFit:
     def __init__(
         self,
         estimator: NetworkEstimator,
-        network: Any,
+        network: nn.Module,
         scaler: Scaler | None,
         epochs: int,
         curve: list[dict[str, float]],
@@ -228,8 +192,6 @@ class NetworkFit:
 
     def predict(self, subjects: Sequence[int]) -> Predictions:
         """Probabilities of all windows of the subjects."""
-        from .module import predict_windows
-
         windows = self._estimator.windows
         rows = windows.rows(subjects)
         x, _, _ = tensors_of(windows, rows, self.scaler)
@@ -237,8 +199,6 @@ class NetworkFit:
 
     def save(self, folder: Path, arguments: dict[str, Any], subjects: Sequence[str], notes: dict[str, Any]) -> None:
         """Write model.safetensors and model.json."""
-        from .networks import ModelCard, save_network
-
         windows = self._estimator.windows
         card = ModelCard(
             network=self._estimator.name,
@@ -253,39 +213,6 @@ class NetworkFit:
             notes=notes,
         )
         save_network(folder, self.network, card)
-
-
-def tensors_of(windows: Windows, rows: np.ndarray, scaler: Scaler | None) -> tuple[Any, Any, Any]:
-    """Windows, labels and subjects of these rows as tensors."""
-    import torch
-
-    x = windows.x[rows] if scaler is None else scaler.apply(windows.x[rows])
-    subject = windows.subject[rows]
-    return torch.from_numpy(x), torch.from_numpy(windows.labels[subject]), torch.from_numpy(subject)
-
-
-def network_arguments(windows: Windows, settings: Settings) -> dict[str, Any]:
-    """Arguments of a network for these windows; settings of the training are left out."""
-    return {
-        "n_chans": windows.x.shape[1],
-        "n_times": windows.x.shape[2],
-        "n_outputs": 2,
-        "sfreq": windows.sfreq,
-        **{k: v for k, v in settings.items() if k not in _TRAINING},
-    }
-
-
-def balanced_weights(labels: np.ndarray) -> list[float]:
-    """Factors under which both classes weigh the same, 1 on average over the windows.
-
-    Example:
-        >>> balanced_weights(np.array([0, 0, 0, 1]))
-        [0.6666666666666666, 2.0]
-    """
-    counts = np.bincount(labels, minlength=2)
-    if not counts.all():
-        raise ValueError(f"training windows must be of both classes, got {counts.tolist()} of them")
-    return (len(labels) / (2 * counts)).tolist()
 
 
 class LinearEstimator(_Searched):
@@ -315,10 +242,6 @@ class LinearEstimator(_Searched):
         folder: Path | None,
     ) -> "LinearFit":
         """Fit on the windows of the subjects; with "length" each subject counts once, else by its windows."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         rows = self.windows.rows(train)
         if self.name == "length":
             rows = rows[np.unique(self.windows.subject[rows], return_index=True)[1]]
@@ -340,7 +263,7 @@ class LinearFit:
 
     epochs = 0
 
-    def __init__(self, estimator: LinearEstimator, pipeline: Any):
+    def __init__(self, estimator: LinearEstimator, pipeline: Pipeline):
         self._estimator, self.pipeline = estimator, pipeline
         self.curve: list[dict[str, float]] = []
 
@@ -425,8 +348,9 @@ def from_plan(
         options: of the estimator.
         positive: the class that output 1 stands for.
         cache: a folder for the cut windows.
-        by_window: take each window for a subject of its own, to show what a random split of windows would report.
+        by_window: treat each window as a subject of its own, to show what a random split of windows would report.
     """
+    keep_freed_memory()  # a worker calls this first; it is not part of `fit`, because it affects the whole process
     return build(name, _windows(study, json.dumps(windows or {}, sort_keys=True), positive, cache, by_window), options)
 
 

@@ -36,7 +36,7 @@ class Attribution:
     @property
     def values(self) -> np.ndarray:
         """(n, channels, times) the share of each sample; their sum is the margin's change from an all-zero window."""
-        return self.x * self.gradient
+        return np.asarray(self.x * self.gradient)
 
     @property
     def completeness_error(self) -> float:
@@ -81,7 +81,7 @@ def integrated_gradients(network: nn.Module, x: Tensor, *, steps: int = 24) -> A
 
 
 def _margin(network: nn.Module, x: Tensor) -> Tensor:
-    logits = network(x)
+    logits: Tensor = network(x)
     return logits[:, 1] - logits[:, 0]
 
 
@@ -115,7 +115,7 @@ def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[fl
 def shares(parts: np.ndarray) -> np.ndarray:
     """Mean absolute attribution over windows (first axis), as shares that sum to 1."""
     size = np.abs(parts).mean(axis=0)
-    return size / max(size.sum(), np.finfo(float).tiny)
+    return np.asarray(size / max(size.sum(), np.finfo(float).tiny))
 
 
 def occlude_channels(network: nn.Module, x: Tensor, label: Tensor) -> np.ndarray:
@@ -230,4 +230,4 @@ def _first_block_weight(network: ADHDeepNet, x: Tensor) -> np.ndarray:
         (slope,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), h)
         sizes.append((h.detach() * slope).sum(-1).abs())  # (F1 * D, windows)
     size = torch.cat(sizes, dim=1).mean(1).numpy()
-    return size / max(size.sum(), np.finfo(np.float32).tiny)
+    return np.asarray(size / max(size.sum(), np.finfo(np.float32).tiny))

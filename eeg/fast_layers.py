@@ -5,6 +5,7 @@ measured on two cores of an AMD EPYC with 64 windows of 256 channels and 512 sam
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,19 +34,20 @@ def toeplitz(taps: Tensor, n_in: int, n_out: int, *, left: int = 0, stride: int 
     """
     before = stride * (n_out - 1) - left
     padded = F.pad(taps, (before, n_in + left - taps.shape[-1]))  # (C, n_in + stride * (n_out - 1))
-    return _Shifted.apply(padded, n_in, stride)
+    shifted: Tensor = _Shifted.apply(padded, n_in, stride)
+    return shifted
 
 
 class _Shifted(torch.autograd.Function):
     """(C, n) -> (C, rows, n_in), each row `stride` samples later than the one below it; the last one begins at 0."""
 
     @staticmethod
-    def forward(ctx, padded, n_in, stride):
+    def forward(ctx: Any, padded: Tensor, n_in: int, stride: int) -> Tensor:
         ctx.length, ctx.stride = padded.shape[-1], stride
         return padded.unfold(-1, n_in, stride).flip(1)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # Row t is written so far to the right that what belongs to one sample stands in one column.
         channels, rows, _ = grad.shape
         length = ctx.length
@@ -141,19 +143,20 @@ def _fft_length(least: int) -> int:
 
 def even_and_mean(h: Tensor) -> tuple[Tensor, Tensor]:
     """Samples 0, 2, 4 ... and the means of the pairs that they begin: (..., times) -> two of (..., times // 2)."""
-    return _EvenAndMean.apply(h)
+    even, mean = _EvenAndMean.apply(h)
+    return even, mean
 
 
 class _EvenAndMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h):
+    def forward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shape = h.shape
         last = 2 * (h.shape[-1] // 2)
         even = h[..., 0:last:2].contiguous()
         return even, (even + h[..., 1:last:2]).mul_(0.5)
 
     @staticmethod
-    def backward(ctx, grad_even, grad_mean):
+    def backward(ctx: Any, grad_even: Tensor, grad_mean: Tensor) -> Tensor:
         grad = grad_mean.new_empty(ctx.shape)
         last = 2 * (ctx.shape[-1] // 2)
         half = grad_mean * 0.5
@@ -190,6 +193,7 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
     Returns:
         (C, n, times).
     """
+    result: Tensor
     if norm.training:
         result, mean, variance = _BatchNormElu.apply(h, norm.weight, norm.bias, None, None, norm.eps)
         update_running(norm, mean if offset is None else mean + offset, variance, count=h[0].numel())
@@ -226,10 +230,12 @@ def update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, coun
 
 class _BatchNormElu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, bias, mean, variance, eps):
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, variance: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         h = h.contiguous()
-        fixed = mean is not None
-        if not fixed:
+        fixed = mean is not None and variance is not None
+        if mean is None or variance is None:
             mean, variance = h.new_empty(len(h)), h.new_empty(len(h))
         slopes = torch.empty_like(h)
         result = h.new_empty(*h.shape[:2], h.shape[-1])
@@ -257,7 +263,7 @@ class _BatchNormElu(torch.autograd.Function):
         return result, mean, variance
 
     @staticmethod
-    def backward(ctx, grad, _, __):
+    def backward(ctx: Any, grad: Tensor, _: None, __: None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
         h, slopes, weight, mean, variance = ctx.saved_tensors
         count = h[0].numel()
         grad_h = torch.empty_like(h)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import welch
 
 from .windows import Windows
 
@@ -63,8 +64,6 @@ def welch_band_power(x: np.ndarray, sfreq: float, bands: Mapping[str, tuple[floa
     Raises:
         ValueError: if a band holds no frequency of the spectrum.
     """
-    from scipy.signal import welch
-
     frequencies, density = welch(x, sfreq, nperseg=min(x.shape[-1], round(2 * sfreq)), axis=-1)
     step = frequencies[1] - frequencies[0]
     found = []
@@ -86,11 +85,3 @@ def log_variance(windows: Windows) -> Features:
 def recording_length(windows: Windows) -> Features:
     """Length of each subject's recording in seconds, (subjects, 1)."""
     return Features(windows.seconds[:, None].astype(np.float64), ("recording length (s)",))
-
-
-def per_subject(features: Features, windows: Windows) -> Features:
-    """The mean of window features over each subject's windows, (subjects, features)."""
-    counts = np.bincount(windows.subject, minlength=len(windows.subjects))
-    sums = np.zeros((len(windows.subjects), features.values.shape[1]))
-    np.add.at(sums, windows.subject, features.values)
-    return Features(sums / counts[:, None], features.names)

@@ -1,25 +1,25 @@
 """Training of a network on windows of EEG: loss, augmentation, schedule and stopping, as a LightningModule."""
 
-import copy
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from ..runs.auc import auc
+from ..runs.training import Batches, BestEpoch, SeededModule
+from ..runs.weight_file import read_checkpoint
 from .adhdeepnet import ADHDeepNet
 from .networks import build_network
+from .training_options import Monitor
 
 Batch = dict[str, Tensor]
-_PREDICTED_AT_ONCE = 128
+PREDICTED_AT_ONCE = 128
 
 
 def noise_levels(sigmas: Sequence[float], magnifications: Sequence[float]) -> list[float]:
@@ -37,7 +37,7 @@ def noise_levels(sigmas: Sequence[float], magnifications: Sequence[float]) -> li
     return [0.0, *(m * s for m in magnifications for s in sigmas)]
 
 
-class WindowData(Dataset):
+class WindowData(Dataset[Batch]):
     """Batches of windows by lists of indices; with noise levels, index i is copy i // n of window i % n.
 
     Args:
@@ -64,27 +64,11 @@ class WindowData(Dataset):
             "noise": self.levels[index // len(self.x)],
         }
 
-    def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader:
-        """Batches in order; or, with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
-        return DataLoader(self, sampler=_Batches(len(self), batch, shuffle), batch_size=None)
-
-
-class _Batches(Sampler[list[int]]):
-    """Lists of indices."""
-
-    def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
+    def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader[Batch]:
+        """Batches in order; with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
         if batch < 2:
             raise ValueError(f"batch must be at least 2, got {batch}")
-        self.items, self.batch, self.shuffle = items, batch, shuffle
-
-    def __len__(self) -> int:
-        return math.ceil(self.items / self.batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self.items)
-        if self.shuffle is not None:
-            self.shuffle().shuffle(order)
-        return (part.tolist() for part in np.array_split(order, range(self.batch, self.items, self.batch)))
+        return DataLoader(self, sampler=Batches(len(self), batch, shuffle), batch_size=None)
 
 
 class KerasAdam(torch.optim.Adam):
@@ -101,7 +85,7 @@ class KerasAdam(torch.optim.Adam):
         return super().step(closure)
 
 
-class EEGModule(LightningModule):
+class EEGModule(SeededModule):
     """A network, its loss, noise, optimiser and schedule. Output 1 is the positive class.
 
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
@@ -155,16 +139,8 @@ class EEGModule(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, 2) of windows (batch, channels, times)."""
-        return self.network(x)
-
-    def order(self) -> np.random.Generator:
-        """Draws the order of this epoch's windows; a resumed training gets the one that it would have got."""
-        return np.random.default_rng([self.hparams["seed"], self.global_step])
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """At the first batch, draw from here on what an uninterrupted training would draw in this epoch."""
-        if batch_idx == 0:
-            torch.manual_seed(int(self.order().integers(2**63)))
+        logits: Tensor = self.network(x)
+        return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of a batch, with noise on the copies; over a 2-way softmax it equals binary cross-entropy."""
@@ -215,92 +191,22 @@ class EEGModule(LightningModule):
         return F.cross_entropy(logits, label, weight=weights)
 
 
-class BestEpoch(Callback):
-    """Keeps one row of figures for each epoch and the weights of the best; stops when it lies far back.
+def best_epoch(monitor: Monitor = "validation_loss", *, patience: int = 15) -> BestEpoch:
+    """Keeps the best epoch of an EEG training, and stops it after `patience` epochs without a lower validation loss.
 
     Args:
-        monitor: "validation_loss" or "validation_accuracy" (the published choice); the former decides when to stop.
-        patience: epochs without a better validation loss until training stops.
+        monitor: the figure that decides which epoch is best; the published code takes "validation_accuracy".
+        patience: in epochs.
     """
-
-    def __init__(
-        self, monitor: Literal["validation_loss", "validation_accuracy"] = "validation_loss", *, patience: int = 15
-    ):
-        if monitor not in ("validation_loss", "validation_accuracy"):
-            raise ValueError(f'monitor must be "validation_loss" or "validation_accuracy", got {monitor!r}')
-        self.monitor, self.patience = monitor, patience
-        self.curve: list[dict[str, float]] = []
-        self.epoch = 0  # the best so far, counted from 1
-        self.weights: dict[str, Tensor] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Book the epoch that ends."""
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in _FIGURES}
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self.curve.append({"epoch": trainer.current_epoch + 1, **figures, "lr": rate})
-        if not trainer.enable_validation:
-            return
-        losses = [row["validation_loss"] for row in self.curve]
-        sign = -1 if self.monitor == "validation_accuracy" else 1
-        score = sign * self.curve[-1][self.monitor]
-        if self.epoch == 0 or score < sign * self.curve[self.epoch - 1][self.monitor]:
-            self.epoch = len(self.curve)
-            self.weights = copy.deepcopy(_network(pl_module).state_dict())
-        best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else -1
-        if len(losses) - 1 - best >= self.patience:
-            trainer.should_stop = True
-
-    def restore(self, module: LightningModule) -> None:
-        """Put the best epoch's weights back, if there was a validation part."""
-        if self.weights:
-            _network(module).load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"curve": self.curve, "epoch": self.epoch, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
-
-
-_FIGURES = ("train_loss", "validation_loss", "validation_accuracy", "validation_auc")
-
-
-def _network(module: LightningModule) -> nn.Module:
-    assert isinstance(module.network, nn.Module)
-    return module.network
-
-
-def train_quietly(
-    module: EEGModule,
-    training: WindowData,
-    validation: WindowData | None,
-    *,
-    epochs: int,
-    batch: int,
-    best: BestEpoch,
-) -> None:
-    """Fit without progress bars, logs or files, and put the best epoch's weights back."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=epochs,
-            callbacks=[best],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        loaders = training.loader(batch, shuffle=module.order), validation and validation.loader(_PREDICTED_AT_ONCE)
-        trainer.fit(module, *loaders)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best.restore(module)
+    if monitor not in ("validation_loss", "validation_accuracy"):
+        raise ValueError(f'monitor must be "validation_loss" or "validation_accuracy", got {monitor!r}')
+    return BestEpoch(
+        monitor,
+        mode="min" if monitor == "validation_loss" else "max",
+        patience=patience,
+        stop_on="validation_loss",
+        figures=("validation_loss", "validation_accuracy", "validation_auc", "train_loss", "lr"),
+    )
 
 
 def set_norm_momentum(network: nn.Module, momentum: float) -> None:
@@ -310,19 +216,6 @@ def set_norm_momentum(network: nn.Module, momentum: float) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.momentum = momentum
-
-
-@torch.inference_mode()
-def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
-    """Probability of the positive class of each window, (n,) float64.
-
-    Args:
-        network: gives logits (n, 2).
-        x: (n, channels, times), scaled as in training.
-    """
-    network.eval()
-    parts = torch.as_tensor(x).split(_PREDICTED_AT_ONCE)
-    return torch.cat([network(part).double().softmax(1)[:, 1] for part in parts]).numpy()
 
 
 def subject_auc(probability: Tensor, label: Tensor, subject: Tensor) -> float:
@@ -337,23 +230,17 @@ def subject_auc(probability: Tensor, label: Tensor, subject: Tensor) -> float:
     score = torch.zeros(len(names), dtype=torch.float64).index_add_(0, index, probability.double()) / counts
     positive = torch.zeros(len(names), dtype=torch.bool)
     positive[index] = label.bool()
-    if positive.all() or not positive.any():
-        return float("nan")
-    difference = score[positive].unsqueeze(1) - score[~positive]
-    return float(((difference > 0).double() + 0.5 * (difference == 0)).mean())
+    return float(auc(score.numpy(), positive.numpy()))
 
 
 def load_checkpoint(path: Path) -> EEGModule:
     """The module of a training checkpoint, on the CPU; nothing in the file is executed.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or not a checkpoint of this module.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or not a checkpoint of this module.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "hyper_parameters" not in content:
-        raise ValueError(f"{path} is not a checkpoint of an EEG training")
+    content = read_checkpoint(path, "an EEG training")
     module = EEGModule(**content["hyper_parameters"])
     module.load_state_dict(content["state_dict"])
     return module

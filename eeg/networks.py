@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import safetensors
+import numpy as np
 import torch
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from ..runs.files import atomic_path
+from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
 from .windows import Scaler, WindowOptions
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = "voxelwave-eeg-1"
+_AT_ONCE = 128  # windows per pass
 
 
 def eegnet(
     n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, F1: int = 8, D: int = 2, drop_prob: float = 0.25
 ) -> nn.Module:
     """EEGNet (Lawhern et al. 2018) by braindecode; the temporal filters last half a second, as in the paper."""
-    return _braindecode().EEGNet(
+    network: nn.Module = _braindecode().EEGNet(
         n_chans=n_chans,
         n_times=n_times,
         n_outputs=n_outputs,
@@ -37,13 +38,14 @@ def eegnet(
         drop_prob=drop_prob,
         final_layer_with_constraint=True,
     )
+    return network
 
 
 def shallow(
     n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, filters: int = 40, drop_prob: float = 0.5
 ) -> nn.Module:
     """ShallowConvNet (Schirrmeister et al. 2017) by braindecode; its lengths, published for 250 Hz, follow `sfreq`."""
-    return _braindecode().ShallowFBCSPNet(
+    network: nn.Module = _braindecode().ShallowFBCSPNet(
         n_chans=n_chans,
         n_times=n_times,
         n_outputs=n_outputs,
@@ -55,6 +57,7 @@ def shallow(
         pool_time_stride=max(1, round(15 * sfreq / 250)),
         drop_prob=drop_prob,
     )
+    return network
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegnet": eegnet, "shallow": shallow}
@@ -95,6 +98,19 @@ def _braindecode() -> Any:
     return models
 
 
+@torch.inference_mode()
+def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
+    """Probability of the positive class of each window, (n,) float64.
+
+    Args:
+        network: gives logits (n, 2).
+        x: (n, channels, times), scaled as in training.
+    """
+    network.eval()
+    parts = torch.as_tensor(x).split(_AT_ONCE)
+    return torch.cat([network(part).double().softmax(1)[:, 1] for part in parts]).numpy()
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """All that is needed to use a file of weights.
@@ -133,8 +149,6 @@ class ModelCard:
     @property
     def fitted_scaler(self) -> Scaler | None:
         """The scaler of the training windows."""
-        import numpy as np
-
         if self.scaler is None:
             return None
         return Scaler(np.asarray(self.scaler["mean"]), np.asarray(self.scaler["sd"]))
@@ -142,22 +156,20 @@ class ModelCard:
 
 def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and, last, model.json beside it."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(save(state, {"format": FORMAT}))
+    write_weights(folder / WEIGHTS, network.state_dict(), {"format": FORMAT})
     with atomic_path(folder / CARD) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **asdict(card)}, indent=1) + "\n")
 
 
-def load_network(path: str | os.PathLike) -> tuple[nn.Module, ModelCard]:
+def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     """A network in evaluation mode on the CPU, and its card; nothing in the files is executed.
 
     Args:
         path: model.safetensors with model.json beside it, or their folder.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, or not one of ours.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or was not written by `save_network`.
     """
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
@@ -166,11 +178,7 @@ def load_network(path: str | os.PathLike) -> tuple[nn.Module, ModelCard]:
         if not file.is_file():
             raise FileNotFoundError(f"weights are {WEIGHTS} with {CARD} beside it; there is no {file}")
     card = _read_card(card_file)
-    try:
-        with safetensors.safe_open(weights, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{weights} is not a readable safetensors file: {error}") from None
+    state, _ = read_weights(weights)
     network = build_network(card.network, card.arguments)
     try:
         network.load_state_dict(state)
@@ -188,4 +196,4 @@ def _read_card(path: Path) -> ModelCard:
             content[name] = tuple(content[name])
         return ModelCard(**content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a model card of ours: {error}") from None
+        raise ValueError(f"{path} is not a model card of an EEG network: {error}") from None

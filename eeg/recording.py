@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import mne
 import numpy as np
+import scipy.io
 
 from ..runs.memory import check_inflated, check_memory, inflate_within_memory
+from ..runs.words import one_line
 from .channels import CED_ORDER, TEXT_ORDER, is_scalp_name, named_reference, positions, standard_name, standard_names
 
 Unit = Literal["uV", "mV", "V"]
@@ -38,6 +41,22 @@ _PAUSE_S = 1.0
 _STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # marks of a cut between two samples
 
 
+@dataclass(frozen=True)
+class Note:
+    """A finding or a decision made while reading a recording.
+
+    Args:
+        text: for people; no code depends on its wording.
+        kind: "defect" if the signal itself may be wrong, else "remark".
+    """
+
+    text: str
+    kind: Literal["remark", "defect"] = "remark"
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """One EEG recording.
@@ -59,7 +78,7 @@ class Recording:
     sfreq: float
     channels: tuple[str, ...]
     bad_spans: list[tuple[float, float]]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     source: Path
     file_sfreq: float
     sample_type: str
@@ -67,7 +86,7 @@ class Recording:
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return self.signal.shape[1] / self.sfreq
+        return float(self.signal.shape[1] / self.sfreq)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +97,7 @@ class _File:
     volts: dict[str, float | None]  # factor that MNE applied; None: the file names no voltage and MNE applied none
     rates: dict[str, float]  # Hz
     sample_type: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def read_recording(
@@ -131,17 +150,17 @@ def read_recording(
     missing = _fill_missing(raw)
     if file.suffix.lower() == ".mat":
         raw.apply_function(lambda x: x - x.mean(), channel_wise=True, verbose="ERROR")
-        notes.append("the mean of each channel was taken off: the converter adds a constant")
+        notes.append(Note("the mean of each channel was taken off: the converter adds a constant"))
     notes += _quality_notes(raw.get_data(), kept)
     if missing:
-        notes.append(f"{sum(b - a for a, b in missing):.1f} s without numbers (NaN) are marked bad")
+        notes.append(Note(f"{sum(b - a for a, b in missing):.1f} s without numbers (NaN) are marked bad"))
     pauses = _pauses(raw.get_data(), raw.info["sfreq"])
     if pauses:
-        notes.append(f"{sum(b - a for a, b in pauses):.1f} s in which no channel moves are marked bad")
+        notes.append(Note(f"{sum(b - a for a, b in pauses):.1f} s in which no channel moves are marked bad"))
     bad_spans = sorted([*_bad_annotations(raw), *missing, *pauses])
     if raw.info["bads"]:
         bads = ", ".join(standard_name(n) for n in raw.info["bads"])
-        notes.append(f"marked as bad channels in the file and kept: {bads}")
+        notes.append(Note(f"marked as bad channels in the file and kept: {bads}"))
     file_sfreq = float(raw.info["sfreq"])
     raw, filter_notes = _filtered(raw, band, sfreq)
     notes += filter_notes
@@ -197,7 +216,7 @@ def _load(path: Path, raw: Any) -> None:
     except OSError:
         raise
     except Exception as error:  # as in _read_with_mne
-        raise ValueError(f"{path} has damaged samples: {_one_line(error)}; get the file again") from error
+        raise ValueError(f"{path} has damaged samples: {one_line(error)[:300]}; get the file again") from error
 
 
 def _check_edf(path: Path) -> None:
@@ -218,17 +237,13 @@ def _check_edf(path: Path) -> None:
         raise ValueError(f"{path}: the physical range must be above 0, the header says it is 0 for {_some(without)}")
 
 
-def _missing_end(path: Path, raw: Any) -> list[str]:
+def _missing_end(path: Path, raw: Any) -> list[Note]:
     """A note about samples that a data file of BrainVision does not hold whole."""
     width = {"short": 2, "int": 4, "single": 4}.get(raw.orig_format)
     if path.suffix.lower() != ".vhdr" or width is None:
         return []
     left = Path(raw.filenames[0]).stat().st_size % (width * len(raw.ch_names))
-    return [f"the data file ends within a sample ({left} bytes): it may be cut off"] if left else []
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return [Note(f"the data file ends within a sample ({left} bytes): it may be cut off")] if left else []
 
 
 def _check_matlab(path: Path) -> None:
@@ -247,55 +262,56 @@ def _check_matlab(path: Path) -> None:
 
 
 def _read_with_mne(path: Path, include: Sequence[str] | None = None) -> _File:
-    import mne
-
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise ValueError(f"{path.name} must be one of {' '.join(SUFFIXES)}, got {suffix or 'no suffix'}")
-    options: dict[str, Any] = {}
-    if suffix in (".edf", ".bdf"):
-        options = {"infer_types": True} | ({"include": list(include)} if include else {})
     with _heard() as notes:
         try:
-            if suffix == ".set":
-                _check_matlab(path)
-            elif suffix in (".edf", ".bdf"):
-                _check_edf(path)
-            raw = None if include else _read_bids(path, notes)
-            if raw is None:
-                raw = getattr(mne.io, READERS[suffix])(path, verbose="WARNING", **options)
+            raw = _open_with_mne(path, include, notes)
         except Exception as error:  # each reader has its own kinds for a file that is not what its name says
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # it names the file
             if isinstance(error, ValueError) and str(error).startswith(str(path)):
                 raise  # ours
-            raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {_one_line(error)}") from error
+            raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {one_line(error)[:300]}") from error
     if raw.n_times == 0:
         raise ValueError(f"{path} holds no samples")
     notes += _missing_end(path, raw)
     if suffix == ".set":
-        notes.append("EEGLAB files carry no unit; µV is their convention")
+        notes.append(Note("EEGLAB files carry no unit; µV is their convention"))
     return _File(raw, _volts(raw, suffix), _rates(raw), _sample_type(raw, suffix), tuple(notes))
 
 
-def _read_bids(path: Path, notes: list[str]) -> Any | None:
+def _open_with_mne(path: Path, include: Sequence[str] | None, notes: list[Note]) -> Any:
+    """MNE's raw object, without samples; a damaged or hostile header is refused first."""
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {}
+    if suffix in (".edf", ".bdf"):
+        _check_edf(path)
+        options = {"infer_types": True} | ({"include": list(include)} if include else {})
+    elif suffix == ".set":
+        _check_matlab(path)
+    raw = None if include else _read_bids(path, notes)
+    return getattr(mne.io, READERS[suffix])(path, verbose="WARNING", **options) if raw is None else raw
+
+
+def _read_bids(path: Path, notes: list[Note]) -> Any | None:
     """The file through mne-bids if it lies in a BIDS folder, else None."""
     root = next((p for p in path.parents if (p / "dataset_description.json").is_file()), None)
     if root is None:
         return None
     try:
-        import mne_bids
+        import mne_bids  # optional: only for files in a BIDS folder
     except ImportError:
-        notes.append('mne-bids is missing, so channels.tsv and events.tsv are not read: pip install "voxelwave[bids]"')
+        notes.append(
+            Note('mne-bids is missing, so channels.tsv and events.tsv are not read: pip install "voxelwave[bids]"')
+        )
         return None
     where = mne_bids.get_bids_path_from_fname(path, verbose="ERROR")
     return mne_bids.read_raw_bids(where, on_ch_mismatch="raise", verbose="ERROR")
 
 
 def _read_mat(path: Path, order: str | Sequence[str], sfreq: float) -> _File:
-    import mne
-    import scipy.io
-
     if isinstance(order, str):
         if order not in ("ced", "text"):
             raise ValueError(f'mat_order must be "ced", "text" or a list of names, got {order!r}')
@@ -304,7 +320,9 @@ def _read_mat(path: Path, order: str | Sequence[str], sfreq: float) -> _File:
     try:
         found = scipy.io.loadmat(path)
     except Exception as error:  # scipy has many; version 7.3 files are HDF5
-        raise ValueError(f"{path} could not be read as a MATLAB file of version 4 to 7: {_one_line(error)}") from error
+        raise ValueError(
+            f"{path} could not be read as a MATLAB file of version 4 to 7: {one_line(error)[:300]}"
+        ) from error
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iuf"}
     array = arrays.get(path.stem, next(iter(arrays.values())) if len(arrays) == 1 else None)
     if array is None:
@@ -316,18 +334,20 @@ def _read_mat(path: Path, order: str | Sequence[str], sfreq: float) -> _File:
     with _heard() as notes:
         info = mne.create_info(list(order), sfreq, "eeg", verbose="ERROR")
         raw = mne.io.RawArray(array.T.astype(np.float64), info, verbose="ERROR")
-    notes.append(f"a .mat carries no rate and no names: taken as {sfreq:g} Hz, {' '.join(order)}")
+    notes.append(Note(f"a .mat carries no rate and no names: taken as {sfreq:g} Hz, {' '.join(order)}"))
     return _File(raw, dict.fromkeys(order), dict.fromkeys(order, sfreq), str(array.dtype), tuple(notes))
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def _heard() -> Iterator[list[Note]]:
     """The warnings of the block as notes."""
-    notes: list[str] = []
+    notes: list[Note] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield notes
-    notes += [f"MNE: {' '.join(str(w.message).split())}" for w in caught if issubclass(w.category, RuntimeWarning)]
+    notes += [
+        Note(f"MNE: {' '.join(str(w.message).split())}") for w in caught if issubclass(w.category, RuntimeWarning)
+    ]
 
 
 def _extras(raw: Any) -> dict[str, Any]:
@@ -366,19 +386,19 @@ def _sample_type(raw: Any, suffix: str) -> str:
     return stored or str(getattr(raw, "orig_format", "unknown"))
 
 
-def _name_notes(written: Sequence[str], names: Sequence[str]) -> list[str]:
+def _name_notes(written: Sequence[str], names: Sequence[str]) -> list[Note]:
     notes = []
     changed = [f"{w} → {n}" for w, n in zip(written, names, strict=True) if w != n]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        notes.append(f"channels renamed: {', '.join(changed[:3])}{more}")
+        notes.append(Note(f"channels renamed: {', '.join(changed[:3])}{more}"))
     references = sorted({r for w in written if (r := named_reference(w)) and is_scalp_name(standard_name(w))})
     if references:
-        notes.append(f"the channel names carry the reference {', '.join(references)}")
+        notes.append(Note(f"the channel names carry the reference {', '.join(references)}"))
     return notes
 
 
-def _choose(found: _File, file_names: dict[str, str], wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
+def _choose(found: _File, file_names: dict[str, str], wanted: Sequence[str] | None) -> tuple[list[str], list[Note]]:
     """Standard names of the channels to keep, and notes about those left out."""
     if wanted is not None:
         lower = {name.lower(): name for name in file_names}
@@ -390,7 +410,7 @@ def _choose(found: _File, file_names: dict[str, str], wanted: Sequence[str] | No
         if len(set(kept)) < len(kept):
             raise ValueError(f"channels must differ, got {', '.join(wanted)}")
         in_file = [n for n in file_names if n in set(kept)]
-        return kept, [] if in_file == kept else [f"channels reordered from the file's order {' '.join(in_file)}"]
+        return kept, [] if in_file == kept else [Note(f"channels reordered from the file's order {' '.join(in_file)}")]
     kinds = dict(zip(found.raw.ch_names, found.raw.get_channel_types(), strict=True))
     eeg = [name for name, written in file_names.items() if kinds[written] == "eeg"]
     if not eeg:
@@ -398,14 +418,14 @@ def _choose(found: _File, file_names: dict[str, str], wanted: Sequence[str] | No
     scalp = [name for name in eeg if is_scalp_name(name)]
     notes = []
     if not scalp:
-        notes.append(f"no channel has a 10-20 name, so none has a place on the head: {_some(eeg)}")
+        notes.append(Note(f"no channel has a 10-20 name, so none has a place on the head: {_some(eeg)}"))
     kept = scalp or eeg
     with_unit = [n for n in kept if found.volts[file_names[n]] is not None]
     if with_unit and not scalp:
         kept = with_unit
     left_out = [n for n in file_names if n not in set(kept)]
     if left_out:
-        notes.append(f"left out, no scalp EEG: {_some(left_out)}")
+        notes.append(Note(f"left out, no scalp EEG: {_some(left_out)}"))
     return kept, notes
 
 
@@ -413,25 +433,28 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _at_own_rate(path: Path, found: _File, wanted: Sequence[str]) -> tuple[_File, list[str]]:
+def _at_own_rate(path: Path, found: _File, wanted: Sequence[str]) -> tuple[_File, list[Note]]:
     """The file read at the rate of its EEG channels; MNE raises all channels to the fastest of the file."""
     rates = {found.rates[name] for name in wanted}
     notes = []
     if len(rates) > 1:
         slow = [n for n in wanted if found.rates[n] < max(rates)]
         notes.append(
-            f"sampled at {', '.join(f'{r:g}' for r in sorted(rates))} Hz in one file; "
-            f"MNE interpolates {_some(slow)} to {max(rates):g} Hz"
+            Note(
+                f"sampled at {', '.join(f'{r:g}' for r in sorted(rates))} Hz in one file; "
+                f"MNE interpolates {_some(slow)} to {max(rates):g} Hz",
+                "defect",
+            )
         )
     own = path.suffix.lower() in (".edf", ".bdf") and max(rates) < found.raw.info["sfreq"]
     if not own:
         return found, notes
     again = _read_with_mne(path, include=wanted)
-    notes.append(f"read at {max(rates):g} Hz, the rate of the EEG; other channels are faster")
+    notes.append(Note(f"read at {max(rates):g} Hz, the rate of the EEG; other channels are faster"))
     return replace(again, notes=found.notes), notes
 
 
-def _montage_notes(raw: Any, file_names: dict[str, str]) -> list[str]:
+def _montage_notes(raw: Any, file_names: dict[str, str]) -> list[Note]:
     """Whether positions in the file, if any, lie where the names say."""
     found = raw.get_montage()
     in_file = {} if found is None else (found.get_positions()["ch_pos"] or {})
@@ -447,17 +470,18 @@ def _montage_notes(raw: Any, file_names: dict[str, str]) -> list[str]:
     agreement = float((here * there).sum() / (np.linalg.norm(here) * np.linalg.norm(there) + 1e-30))
     if agreement > 0.8:
         return []
-    return [f"the electrode positions in the file do not fit their names (agreement {agreement:.2f}, expected about 1)"]
+    text = f"the electrode positions in the file do not fit their names (agreement {agreement:.2f}, expected about 1)"
+    return [Note(text, "defect")]
 
 
-def _scale(raw: Any, found: _File, kept: Sequence[str], unit: Unit | None) -> tuple[Any, Any, list[str]]:
+def _scale(raw: Any, found: _File, kept: Sequence[str], unit: Unit | None) -> tuple[Any, Any, list[Note]]:
     """Factors from MNE's numbers to microvolts (channels, 1), the unit that results, and notes."""
     if unit is not None and unit not in _MICROVOLTS:
         raise ValueError(f'unit must be "uV", "mV" or "V", got {unit!r}')
     volts = [found.volts[name] for name in raw.ch_names]
     if unit is not None:
         factors = [_MICROVOLTS[unit] / (1.0 if v is None else v) for v in volts]
-        return np.array(factors)[:, None], "uV", [f"the numbers of the file are taken as {unit}, as asked"]
+        return np.array(factors)[:, None], "uV", [Note(f"the numbers of the file are taken as {unit}, as asked")]
     unknown = [name for name, v in zip(kept, volts, strict=True) if v is None]
     if not unknown:
         return 1e6, "uV", []
@@ -466,28 +490,36 @@ def _scale(raw: Any, found: _File, kept: Sequence[str], unit: Unit | None) -> tu
             f"the file gives no voltage unit for {_some(unknown)} but does for the others: "
             "leave them out with channels, or say what the numbers are with unit"
         )
-    return 1.0, "unknown", ["the file gives no voltage unit: its numbers are kept as they are; unit says what they are"]
+    text = "the file gives no voltage unit: its numbers are kept as they are; give unit to say what they are"
+    return 1.0, "unknown", [Note(text)]
 
 
-def _amplitude_notes(signal: np.ndarray) -> list[str]:
+def _amplitude_notes(signal: np.ndarray) -> list[Note]:
     centred = signal - np.median(signal, axis=1, keepdims=True)
     sd = float(np.median(1.4826 * np.median(np.abs(centred), axis=1)))
     low, high = _PLAUSIBLE_UV
     if low <= sd <= high:
         return []
     guess = '; the numbers look like µV that the file calls V: try unit "uV"' if low <= sd / 1e6 <= high else ""
-    return [f"an amplitude of {sd:.3g} µV is not that of scalp EEG, so the unit is taken as unknown{guess}"]
+    text = f"an amplitude of {sd:.3g} µV is not that of scalp EEG, so the unit is taken as unknown{guess}"
+    return [Note(text, "defect")]
 
 
 def _fill_missing(raw: Any) -> list[tuple[float, float]]:
     """Interpolate over samples that are not finite, and give their spans in seconds."""
-    gaps = ~np.isfinite(raw._data)
+    gaps = ~np.isfinite(raw.get_data())
     if not gaps.any():
         return []
-    times = np.arange(raw.n_times)
-    for row, gap in zip(raw._data, gaps, strict=True):
-        row[gap] = np.interp(times[gap], times[~gap], row[~gap]) if not gap.all() else 0.0
+    raw.apply_function(_interpolated, channel_wise=True, verbose="ERROR")
     return _spans(gaps.any(axis=0), raw.info["sfreq"])
+
+
+def _interpolated(signal: np.ndarray) -> np.ndarray:
+    """The signal (samples,) with linear interpolation where it is not finite; zeros if it never is."""
+    gap, times = ~np.isfinite(signal), np.arange(len(signal))
+    if gap.all():
+        return np.zeros_like(signal)
+    return np.where(gap, np.interp(times, times[~gap], signal[~gap]), signal)
 
 
 def _spans(marked: np.ndarray, sfreq: float, least_s: float = 0.0) -> list[tuple[float, float]]:
@@ -517,20 +549,22 @@ def _bad_annotations(raw: Any) -> list[tuple[float, float]]:
     return found
 
 
-def _quality_notes(data: np.ndarray, names: Sequence[str]) -> list[str]:
+def _quality_notes(data: np.ndarray, names: Sequence[str]) -> list[Note]:
     centred = np.abs(data - np.median(data, axis=1, keepdims=True))
     sd = 1.4826 * np.median(centred, axis=1)
     spread = data.std(axis=1)
     flat = spread <= 1e-3 * np.median(spread)
     notes = []
     if flat.any():
-        notes.append(f"flat channels: {', '.join(n for n, f in zip(names, flat, strict=True) if f)}")
+        notes.append(Note(f"flat channels: {', '.join(n for n, f in zip(names, flat, strict=True) if f)}", "defect"))
     saturated = [n for n, x, f in zip(names, data, flat, strict=True) if not f and _plateau_share(x) > _SATURATED_SHARE]
     if saturated:
-        notes.append(f"saturated channels (plateaus at the largest or smallest value): {', '.join(saturated)}")
+        notes.append(
+            Note(f"saturated channels (plateaus at the largest or smallest value): {', '.join(saturated)}", "defect")
+        )
     outliers = int((centred[sd > 0] > _OUTLIER_SD * sd[sd > 0, None]).any(axis=0).sum())
     if outliers:
-        notes.append(f"samples more than {_OUTLIER_SD:g} robust standard deviations off: {outliers}")
+        notes.append(Note(f"samples more than {_OUTLIER_SD:g} robust standard deviations off: {outliers}"))
     return notes
 
 
@@ -559,7 +593,7 @@ def _referenced(raw: Any, reference: str | Sequence[str] | None, file_names: dic
     return raw.set_eeg_reference(wanted, verbose="ERROR")
 
 
-def _filtered(raw: Any, band: Any, sfreq: float | None) -> tuple[Any, list[str]]:
+def _filtered(raw: Any, band: Any, sfreq: float | None) -> tuple[Any, list[Note]]:
     own = float(raw.info["sfreq"])
     if sfreq is not None and not sfreq > 0:
         raise ValueError(f"sfreq must be above 0 Hz, got {sfreq:g}")
@@ -575,7 +609,7 @@ def _filtered(raw: Any, band: Any, sfreq: float | None) -> tuple[Any, list[str]]
         if sfreq is not None and sfreq != own:
             raw.resample(sfreq, verbose="WARNING")
             if sfreq > own:
-                notes.append(f"raised from {own:g} to {sfreq:g} Hz: nothing above {own / 2:g} Hz was measured")
+                notes.append(Note(f"raised from {own:g} to {sfreq:g} Hz: nothing above {own / 2:g} Hz was measured"))
             else:
-                notes.append(f"resampled from {own:g} to {sfreq:g} Hz")
+                notes.append(Note(f"resampled from {own:g} to {sfreq:g} Hz"))
     return raw, notes

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import mne
 import numpy as np
 
 from ..runs.files import atomic_path
@@ -47,7 +48,7 @@ def synthetic_signal(
     noise = generator.standard_normal((len(channels), len(frequencies), 2)) @ [1, 1j]
     sources = np.fft.irfft(noise * shape, samples)
     mixing = np.eye(len(channels)) + 0.3 * generator.standard_normal((len(channels), len(channels)))
-    signal = mixing @ (sources / sources.std())
+    signal: np.ndarray = mixing @ (sources / sources.std())
     signal *= amplitude / signal.std(axis=1, keepdims=True)
     # Noise in a band of 1 Hz around the frequency
     band = np.exp(-0.5 * ((frequencies - frequency) / 0.5) ** 2) * (
@@ -82,8 +83,6 @@ def write_synthetic_study(
     Returns:
         The table.
     """
-    import mne
-
     if subjects < 4:
         raise ValueError(f"subjects must be at least 4, got {subjects}")
     if not seconds >= 1:

@@ -1,35 +1,28 @@
 """Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler fitted on training windows."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from .study import Study
-
-    pass
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from ..runs.files import atomic_path
-from .recording import Recording, Unit, read_recording
+from .recording import Note, Recording, Unit, read_recording
 from .study import Study, study_digest
 
 
 def digest_of(data: "Windows") -> str:
-    """SHA-256 over the signals of all subjects, in their order."""
-    import hashlib
-
-    return hashlib.sha256("".join(data.digests).encode()).hexdigest()
+    """The digest of the windows' signals, see `Windows.digest`."""
+    return data.digest
 
 
 Scaling = Literal["window", "recording", "fold", "none"]
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _LEAST_SD = 1e-6  # relative to the channel's largest value: a flat channel becomes zeros, not noise of rounding
 
 
@@ -127,6 +120,7 @@ class Windows:
         excluded: (subject, reason) of those without a window.
         notes: what was found while reading, with the names of the subjects.
         digests: (subjects,) SHA-256 of the signal as read; equal for duplicates.
+        defects: those of the notes that report a defect of a signal, or a subject without a window.
     """
 
     x: np.ndarray
@@ -144,6 +138,12 @@ class Windows:
     excluded: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     digests: tuple[str, ...]
+    defects: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the signals of all subjects, in their order."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     def rows(self, subjects: Sequence[int]) -> np.ndarray:
         """Indices of the windows of these subjects, in the order of `x`."""
@@ -179,7 +179,7 @@ class Scaler:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Windows (n, channels, times) float32 on the scale of the training windows."""
-        return ((x - self.mean[:, None]) / self.sd[:, None]).astype(np.float32)
+        return np.asarray((x - self.mean[:, None]) / self.sd[:, None], np.float32)
 
 
 def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -236,55 +236,82 @@ def load_windows(study: Study, options: WindowOptions | None = None, cache: str 
     return _read(path)
 
 
+@dataclass(frozen=True, eq=False)
+class _SubjectWindows:
+    """The windows of one subject; fields as in `Windows`."""
+
+    name: str
+    label: str
+    unit: str
+    x: np.ndarray
+    start: np.ndarray
+    log_variance: np.ndarray
+    seconds: float
+    digest: str
+
+
+@dataclass(frozen=True)
+class _SubjectNote:
+    """A note about some subjects; `subject` is empty if the text names them."""
+
+    subject: str
+    note: Note
+
+
 def _load(study: Study, options: WindowOptions) -> Windows:
-    kept: list[dict[str, Any]] = []
+    kept: list[_SubjectWindows] = []
     first: Recording | None = None
-    excluded, notes = [], []
+    excluded: list[tuple[str, str]] = []
+    notes: list[_SubjectNote] = []
     for subject in study.subjects:
         try:
             recordings = [options.read(file) for file in subject.files]
         except ValueError as error:
             raise ValueError(f"{subject.subject}: {error}") from error
-        notes += [f"{subject.subject}: {note}" for recording in recordings for note in recording.notes]
-        for number, recording in enumerate(recordings):
-            first = first or recording
-            recordings[number] = _alike(recording, first, subject.subject)
-        found = _windows_of(recordings, options)
-        if len(found["x"]) == 0:
-            reason = f"no window of {options.seconds:g} s free of bad spans in {found['seconds']:.1f} s"
+        notes += [_SubjectNote(subject.subject, note) for recording in recordings for note in recording.notes]
+        first = first or recordings[0]
+        recordings = [_in_order_of(first, recording, subject.subject) for recording in recordings]
+        found = _windows_of(subject.subject, subject.label, recordings, options)
+        if len(found.x) == 0:
+            reason = f"no window of {options.seconds:g} s free of bad spans in {found.seconds:.1f} s"
             excluded.append((subject.subject, reason))
-            notes.append(f"{subject.subject}: left out, {reason}")
+            notes.append(_SubjectNote(subject.subject, Note(f"left out, {reason}", "defect")))
             continue
-        kept.append(found | {"name": subject.subject, "label": subject.label, "unit": recordings[0].unit})
-    present = {item["label"] for item in kept}
-    if len(present) < 2:
-        lost = "; ".join(f"{name}: {reason}" for name, reason in excluded[:3])
-        raise ValueError(f"both classes must have subjects with windows, got {', '.join(present) or 'none'} ({lost})")
-    notes += [f"{' and '.join(names)} are the same recording" for names in _duplicates(kept)]
-    units = {item["unit"] for item in kept}
+        kept.append(found)
+    _check_classes(kept, excluded)
+    notes += [_SubjectNote("", Note(f"{' and '.join(names)} are the same recording")) for names in _duplicates(kept)]
+    units = {found.unit for found in kept}
     if len(units) > 1 and options.scaling in ("none", "fold"):
         raise ValueError('recordings must have one unit for scaling "none" or "fold", got uV and unknown; see notes')
     assert first is not None
     return Windows(
-        x=np.concatenate([item.pop("x") for item in kept]),
-        subject=np.repeat(np.arange(len(kept)), [len(item["start"]) for item in kept]),
-        start=np.concatenate([item["start"] for item in kept]),
-        log_variance=np.concatenate([item["log_variance"] for item in kept]),
-        subjects=tuple(item["name"] for item in kept),
-        labels=np.array([study.classes.index(item["label"]) for item in kept], np.int64),
+        x=np.concatenate([found.x for found in kept]),
+        subject=np.repeat(np.arange(len(kept)), [len(found.start) for found in kept]),
+        start=np.concatenate([found.start for found in kept]),
+        log_variance=np.concatenate([found.log_variance for found in kept]),
+        subjects=tuple(found.name for found in kept),
+        labels=np.array([study.classes.index(found.label) for found in kept], np.int64),
         classes=study.classes,
         sfreq=first.sfreq,
         channels=first.channels,
-        seconds=np.array([item["seconds"] for item in kept]),
+        seconds=np.array([found.seconds for found in kept]),
         unit=units.pop() if len(units) == 1 else "unknown",
         options=options,
         excluded=tuple(excluded),
         notes=_gathered(notes),
-        digests=tuple(item["digest"] for item in kept),
+        digests=tuple(found.digest for found in kept),
+        defects=_gathered([each for each in notes if each.note.kind == "defect"]),
     )
 
 
-def _windows_of(recordings: Sequence[Recording], options: WindowOptions) -> dict[str, Any]:
+def _check_classes(kept: Sequence[_SubjectWindows], excluded: Sequence[tuple[str, str]]) -> None:
+    present = {found.label for found in kept}
+    if len(present) < 2:
+        lost = "; ".join(f"{name}: {reason}" for name, reason in excluded[:3])
+        raise ValueError(f"both classes must have subjects with windows, got {', '.join(present) or 'none'} ({lost})")
+
+
+def _windows_of(name: str, label: str, recordings: Sequence[Recording], options: WindowOptions) -> _SubjectWindows:
     parts, starts, offset = [], [], 0
     digest = hashlib.sha256()
     for recording in recordings:
@@ -296,13 +323,16 @@ def _windows_of(recordings: Sequence[Recording], options: WindowOptions) -> dict
     x = np.concatenate([x for x, _ in parts])
     variance = x.var(axis=2, dtype=np.float64)
     floor = np.finfo(np.float32).tiny  # a flat channel has no logarithm of its variance
-    return {
-        "x": np.concatenate([scaled(x, recording, options.scaling) for x, recording in parts]),
-        "start": np.concatenate(starts),
-        "log_variance": np.log(np.maximum(variance, floor)).astype(np.float32),
-        "seconds": sum(recording.seconds for recording in recordings),
-        "digest": digest.hexdigest(),
-    }
+    return _SubjectWindows(
+        name=name,
+        label=label,
+        unit=recordings[0].unit,
+        x=np.concatenate([scaled(x, recording, options.scaling) for x, recording in parts]),
+        start=np.concatenate(starts),
+        log_variance=np.log(np.maximum(variance, floor)).astype(np.float32),
+        seconds=sum(recording.seconds for recording in recordings),
+        digest=digest.hexdigest(),
+    )
 
 
 def scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
@@ -314,7 +344,7 @@ def scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
     return x
 
 
-def _alike(recording: Recording, first: Recording, subject: str) -> Recording:
+def _in_order_of(first: Recording, recording: Recording, subject: str) -> Recording:
     """The recording with its channels in the order of the first one."""
     if abs(recording.sfreq - first.sfreq) > 1e-6:
         raise ValueError(
@@ -330,22 +360,21 @@ def _alike(recording: Recording, first: Recording, subject: str) -> Recording:
             "name those wanted with channels"
         )
     order = [recording.channels.index(name) for name in first.channels]
-    return Recording(**(vars(recording) | {"signal": recording.signal[order], "channels": first.channels}))
+    return replace(recording, signal=recording.signal[order], channels=first.channels)
 
 
-def _duplicates(kept: Sequence[dict[str, Any]]) -> list[list[str]]:
+def _duplicates(kept: Sequence[_SubjectWindows]) -> list[list[str]]:
     by_digest: dict[str, list[str]] = {}
-    for item in kept:
-        by_digest.setdefault(item["digest"], []).append(item["name"])
+    for found in kept:
+        by_digest.setdefault(found.digest, []).append(found.name)
     return [names for names in by_digest.values() if len(names) > 1]
 
 
-def _gathered(notes: Sequence[str]) -> tuple[str, ...]:
-    """One line for a note that several subjects share."""
+def _gathered(notes: Sequence[_SubjectNote]) -> tuple[str, ...]:
+    """One line for each note, which names the subjects that share it."""
     by_text: dict[str, list[str]] = {}
-    for note in notes:
-        name, separator, text = note.partition(": ")
-        by_text.setdefault(text if separator else note, []).extend([name] if separator else [])
+    for each in notes:
+        by_text.setdefault(each.note.text, []).extend([each.subject] if each.subject else [])
     lines = []
     for text, names in by_text.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -354,9 +383,7 @@ def _gathered(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _key(study: Study, options: WindowOptions) -> str:
-    import mne
-
-    content = json.dumps([_CACHE_FORMAT, mne.__version__, study.classes, asdict(options)])
+    content = json.dumps([_CACHE_FORMAT, version("mne"), study.classes, asdict(options)])
     return hashlib.sha256(f"{study_digest(study)}{content}".encode()).hexdigest()[:16]
 
 

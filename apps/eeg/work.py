@@ -1,63 +1,154 @@
-"""Diagnose recordings with trained weights that stay in memory."""
+"""Diagnose recordings with a trained network that stays in memory."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
-    from ...eeg.networks import ModelCard
-    from ..batch.case import Case
-from ...runs.tables import write_json, write_table
+from ...eeg.networks import ModelCard, load_network, predict_windows
+from ...eeg.windows import cut, scaled
+from ...runs.json_files import write_json
+from ...runs.tables import write_table
+from ..batch.case import Case
+from ..batch.manifest import read_manifest
 
 DIAGNOSIS = "diagnosis.json"
 NO_DEVICE = (
-    "Research software and no medical device: a probability says how alike a recording is to those of a training "
+    "Research software, not a medical device: a probability says how similar a recording is to those of a training "
     "group, and nothing about a person's health."
 )
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """A trained network in memory and how its probabilities are read.
+class RecordingRow:
+    """The result for one recording; a row of subjects.csv.
 
     Args:
-        network: of the weights.
+        subject: name of the recording.
+        file: its path.
+        probability: mean over the windows.
+        decision: one of the classes, or "uncertain".
+        windows: number of windows.
+        windows_above: number of windows at or above the threshold.
+        sd_over_windows: standard deviation of the probability over the windows.
+        seconds: length of the recording.
+        notes: found while reading, separated by "; ".
+    """
+
+    subject: str
+    file: str
+    probability: float
+    decision: str
+    windows: int
+    windows_above: int
+    sd_over_windows: float
+    seconds: float
+    notes: str
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """The result for one window; a row of windows.csv.
+
+    Args:
+        subject: name of the recording.
+        file: its path.
+        start_s: start of the window in seconds.
+        probability: of the positive class.
+    """
+
+    subject: str
+    file: str
+    start_s: float
+    probability: float
+
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A trained network in memory, and how its probabilities become decisions.
+
+    Args:
+        network: in evaluation mode.
         card: what it was trained on.
-        weights: their file.
-        threshold: probability from which a recording counts as positive.
+        weights: the file of the weights.
+        threshold: the probability from which a recording counts as positive.
         abstain: half the width of the band without a decision.
     """
 
-    network: "nn.Module"
-    card: "ModelCard"
+    network: nn.Module
+    card: ModelCard
     weights: Path
     threshold: float
     abstain: float
 
-    def __call__(self, case: "Case", folder: Path) -> dict[str, Any]:
-        """Diagnose one recording of a batch."""
-        row, windows = self.diagnose(case.inputs[0])
+    def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
+        """Diagnose one recording of a batch, and write its files."""
+        found, found_windows, notes = self.diagnose(case.inputs[0])
+        row, windows = _without_file(asdict(found)), [_without_file(asdict(window)) for window in found_windows]
         for line in (row, *windows):
             line["subject"] = case.identifier
-            del line["file"]
         write_table(folder / "windows.csv", windows)
         read_as = {"class": self.card.classes[1], "threshold": self.threshold}
         write_json(folder / DIAGNOSIS, {"note": NO_DEVICE, **read_as, **row, "window": windows})
         metrics = {name: row[name] for name in ("probability", "decision", "windows", "windows_above", "seconds")}
-        return {"metrics": metrics, "warnings": [note for note in row["notes"].split("; ") if note]}
+        return {"metrics": metrics, "warnings": notes}
 
-    def diagnose(self, file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A row about the recording, and one about each window."""
-        return _diagnose_one(file, self.network, self.card, self.threshold, self.abstain)
+    def diagnose(self, file: Path) -> tuple[RecordingRow, list[WindowRow], list[str]]:
+        """The result for a recording, for each of its windows, and notes.
+
+        Raises:
+            ValueError: the recording does not fit the weights.
+        """
+        card, options = self.card, self.card.window_options
+        recording = options.read(file)
+        if recording.file_sfreq < card.sfreq:
+            raise ValueError(
+                f"the weights need at least {card.sfreq:g} Hz, got {recording.file_sfreq:g} Hz, which lacks fast EEG"
+            )
+        if options.scaling in ("none", "fold") and recording.unit != card.unit:
+            raise ValueError(f"the weights need recordings in {card.unit} as in the training, got {recording.unit}")
+        x, start = cut(recording, options)
+        if len(x) == 0:
+            raise ValueError(f"no window of {options.seconds:g} s free of bad spans in {recording.seconds:.1f} s")
+        x, scaler = scaled(x, recording, options.scaling), card.fitted_scaler
+        probability = predict_windows(self.network, x if scaler is None else scaler.apply(x))
+        mean = float(probability.mean())
+        notes = [note.text for note in recording.notes]
+        if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(card.subjects):
+            notes.append("the weights were trained on a subject of this name, so this probability is optimistic")
+        row = RecordingRow(
+            subject=file.stem,
+            file=str(file),
+            probability=mean,
+            decision=self.decide(mean),
+            windows=len(x),
+            windows_above=int((probability >= self.threshold).sum()),
+            sd_over_windows=float(probability.std()),
+            seconds=round(recording.seconds, 3),
+            notes="; ".join(notes),
+        )
+        windows = [
+            WindowRow(file.stem, str(file), round(float(first) / recording.sfreq, 3), float(value))
+            for first, value in zip(start, probability, strict=True)
+        ]
+        return row, windows, notes
+
+    def decide(self, probability: float) -> str:
+        """The class, or "uncertain" within `abstain` of the threshold."""
+        if abs(probability - self.threshold) < self.abstain:
+            return "uncertain"
+        return self.card.classes[probability >= self.threshold]
 
     def write_all(self, output: Path) -> None:
-        """The tables of all recordings of a batch, from their folders."""
-        from ..batch.manifest import read_manifest
-
-        rows, window_rows, failed = [], [], []
+        """Write the tables of all recordings of a batch, from their folders."""
+        rows: Rows = []
+        window_rows: Rows = []
+        failed = []
         for name, entry in sorted(read_manifest(output).items()):
             if entry["status"] != "done":
                 failed.append({"subject": name, "reason": entry["error"]})
@@ -70,15 +161,29 @@ class Diagnosis:
             rows.append({"subject": row.pop("subject"), "file": file, **row})
         self.write(output, rows, window_rows, failed)
 
-    def write(
-        self,
-        output: Path,
-        rows: list[dict[str, Any]],
-        window_rows: list[dict[str, Any]],
-        failed: list[dict[str, str]],
-    ) -> None:
-        """subjects.csv, windows.csv and diagnosis.json; the rows on the screen too."""
-        _write_diagnosis(output, rows, window_rows, failed, self)
+    def write(self, output: Path, rows: Rows, window_rows: Rows, failed: list[dict[str, str]]) -> None:
+        """Write subjects.csv, windows.csv and diagnosis.json, and print a line per recording.
+
+        Args:
+            output: the folder.
+            rows: fields of `RecordingRow`.
+            window_rows: fields of `WindowRow`.
+            failed: "subject" and "reason" of each recording without a result.
+        """
+        write_table(output / "subjects.csv", rows)
+        write_table(output / "windows.csv", window_rows)
+        content = {
+            "note": NO_DEVICE,
+            "positive": self.card.classes[1],
+            "negative": self.card.classes[0],
+            "threshold": self.threshold,
+            "uncertain": [max(0.0, self.threshold - self.abstain), min(1.0, self.threshold + self.abstain)],
+            "weights": str(self.weights),
+            "network": self.card.network,
+            "subjects": [row | {"window": [w for w in window_rows if w["subject"] == row["subject"]]} for row in rows],
+            "failed": failed,
+        }
+        write_json(output / DIAGNOSIS, content)
         for row in rows:
             words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
             print(f"{row['subject']}: {words}")
@@ -86,91 +191,30 @@ class Diagnosis:
 
 
 def batch_work(*, weights: str, threshold: float | None, abstain: float) -> Diagnosis:
-    """A trained network made ready, from plain values."""
-    from ...eeg.networks import load_network
+    """Load a trained network; the arguments are plain values, so that a worker can be given them.
 
+    Raises:
+        FileNotFoundError, ValueError: see `load_network`; or threshold or abstain is out of range.
+    """
     network, card = load_network(Path(weights))
     threshold = card.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1 or not 0 <= abstain <= 1:
-        raise ValueError(f"threshold and abstain must lie between 0 and 1, got {threshold} and {abstain}")
+        raise ValueError(f"threshold and abstain must be between 0 and 1, got {threshold} and {abstain}")
     return Diagnosis(network, card, Path(weights), threshold, abstain)
 
 
-def diagnose_single(file: Path, output: Path, work: Diagnosis) -> int:
+def diagnose_single(file: Path, output: Path, work: Diagnosis) -> None:
+    """Diagnose one recording and write its files.
+
+    Raises:
+        ValueError: names the file that cannot be diagnosed.
+    """
     try:
-        row, windows = work.diagnose(file)
+        row, windows, _ = work.diagnose(file)
     except (ValueError, OSError) as error:
         raise ValueError(f"{file}: {error}") from error
-    work.write(output, [row], windows, [])
-    return 0
+    work.write(output, [asdict(row)], [asdict(window) for window in windows], [])
 
 
-def _diagnose_one(
-    file: Path, network: "nn.Module", card: "ModelCard", threshold: float, abstain: float
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from ...eeg.module import predict_windows
-    from ...eeg.windows import cut, scaled
-
-    options = card.window_options
-    recording = options.read(file)
-    if recording.file_sfreq < card.sfreq:
-        raise ValueError(
-            f"the weights need at least {card.sfreq:g} Hz, got {recording.file_sfreq:g} Hz, which holds no fast EEG"
-        )
-    if options.scaling in ("none", "fold") and recording.unit != card.unit:
-        raise ValueError(f"the weights need recordings in {card.unit} as those of the training, got {recording.unit}")
-    x, start = cut(recording, options)
-    if len(x) == 0:
-        raise ValueError(f"no window of {options.seconds:g} s free of bad spans in {recording.seconds:.1f} s")
-    x = scaled(x, recording, options.scaling)
-    scaler = card.fitted_scaler
-    probability = predict_windows(network, x if scaler is None else scaler.apply(x))
-    mean = float(probability.mean())
-    notes = list(recording.notes)
-    if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(card.subjects):
-        notes.append("these weights were trained on a subject of this name, so its probability flatters")
-    negative, positive = card.classes
-    decision = positive if mean >= threshold else negative
-    row = {
-        "subject": file.stem,
-        "file": str(file),
-        "probability": mean,
-        "decision": "uncertain" if abs(mean - threshold) < abstain else decision,
-        "windows": len(x),
-        "windows_above": int((probability >= threshold).sum()),
-        "sd_over_windows": float(probability.std()),
-        "seconds": round(recording.seconds, 3),
-        "notes": "; ".join(notes),
-    }
-    return row, [
-        {
-            "subject": file.stem,
-            "file": str(file),
-            "start_s": round(float(first) / recording.sfreq, 3),
-            "probability": float(value),
-        }
-        for first, value in zip(start, probability, strict=True)
-    ]
-
-
-def _write_diagnosis(
-    output: Path,
-    rows: list[dict[str, Any]],
-    window_rows: list[dict[str, Any]],
-    failed: list[dict[str, str]],
-    work: Diagnosis,
-) -> None:
-    write_table(output / "subjects.csv", rows)
-    write_table(output / "windows.csv", window_rows)
-    content = {
-        "note": NO_DEVICE,
-        "positive": work.card.classes[1],
-        "negative": work.card.classes[0],
-        "threshold": work.threshold,
-        "uncertain": [max(0.0, work.threshold - work.abstain), min(1.0, work.threshold + work.abstain)],
-        "weights": str(work.weights),
-        "network": work.card.network,
-        "subjects": [row | {"window": [w for w in window_rows if w["subject"] == row["subject"]]} for row in rows],
-        "failed": failed,
-    }
-    write_json(output / DIAGNOSIS, content)
+def _without_file(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "file"}

@@ -47,7 +47,7 @@ def read(kind: str, path: Path) -> dict[str, Any]:
 
         recording = read_recording(path)
         for note in recording.notes:
-            warnings.warn(note, UserWarning, stacklevel=2)
+            warnings.warn(note.text, UserWarning, stacklevel=2)
         return {"array": recording.signal}
     if kind == "picture":
         from voxelwave.restoration.images import read_image

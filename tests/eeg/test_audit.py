@@ -222,7 +222,7 @@ def test_cross_validated_auc_of_a_number_and_a_category():
         assert (found.auc, found.p) == (1.0, 0.01)
     guess = confound_auc(np.random.default_rng(1).random(60).tolist(), labels, permutations=99, bootstraps=200)
     assert guess.p > 0.05
-    assert guess.interval[0] < 0.5 < guess.interval[1] or guess.auc < 0.6
+    assert guess.interval[0] < 0.5 < guess.interval[1]
     with pytest.raises(ValueError, match="each class must have at least 2 subjects"):
         confound_auc([1.0, 2.0, 3.0], [0, 0, 1])
 

@@ -7,10 +7,8 @@ import pytest
 
 from voxelwave.eeg.features import (
     BANDS,
-    Features,
     band_power,
     log_variance,
-    per_subject,
     recording_length,
     welch_band_power,
 )
@@ -47,9 +45,3 @@ def test_amplitude_and_length_see_nothing_but_themselves(cohort):
     other = dataclasses.replace(cohort, x=cohort.x[::-1].copy())
     np.testing.assert_array_equal(log_variance(cohort).values, log_variance(other).values)
     assert recording_length(cohort).values.tolist() == 40 * [[10.0]]
-
-
-def test_the_mean_over_a_subjects_windows(cohort):
-    values = np.arange(len(cohort.x), dtype=float)[:, None]
-    means = per_subject(Features(values, ("number",)), cohort).values[:, 0]
-    np.testing.assert_allclose(means, 5 * np.arange(40) + 2)

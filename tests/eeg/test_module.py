@@ -7,19 +7,25 @@ import pytest
 import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
-from voxelwave.eeg.estimators import AUGMENTATIONS, parse_augmentation
+from voxelwave.eeg.estimators import AUGMENTATIONS
 from voxelwave.eeg.module import (
-    BestEpoch,
     EEGModule,
     KerasAdam,
     WindowData,
+    best_epoch,
     noise_levels,
     set_norm_momentum,
     subject_auc,
-    train_quietly,
 )
+from voxelwave.eeg.settings import parse_augmentation
+from voxelwave.runs.training import BestEpoch, fit_quietly
 
 SMALL = {"n_chans": 2, "n_times": 16, "F1": 2, "D": 1, "kernel_length": 3, "se_nodes": 2}
+
+
+def _fit(module: EEGModule, validation: WindowData | None = None, *, epochs: int, batch: int, best: BestEpoch) -> None:
+    loader = None if validation is None else validation.loader(128)
+    fit_quietly(module, _data().loader(batch, shuffle=module.order), loader, epochs=epochs, best=best)
 
 
 def _data(n=12, levels=(0.0,)):
@@ -71,7 +77,7 @@ def test_adam_is_that_of_keras():
 
 def test_norms_stay_below_the_limit_after_every_step():
     module = EEGModule(arguments={**SMALL, "max_norm": 0.1}, lr=0.5)
-    train_quietly(module, _data(), None, epochs=2, batch=4, best=BestEpoch())
+    _fit(module, epochs=2, batch=4, best=best_epoch())
     assert isinstance(module.network, ADHDeepNet)
     _, spatial = module.network.filters()
     assert float(spatial.norm(dim=-1).max()) <= 0.1 + 1e-6
@@ -80,9 +86,9 @@ def test_norms_stay_below_the_limit_after_every_step():
 
 def test_the_best_epoch_is_given_back_and_patience_ends_training():
     torch.manual_seed(0)
-    module, best = EEGModule(arguments=SMALL, lr=0.05), BestEpoch(patience=3)
+    module, best = EEGModule(arguments=SMALL, lr=0.05), best_epoch(patience=3)
     validation = _data(6)
-    train_quietly(module, _data(), validation, epochs=40, batch=4, best=best)
+    _fit(module, validation, epochs=40, batch=4, best=best)
     losses = [row["validation_loss"] for row in best.curve]
     assert best.epoch == 1 + int(np.argmin(losses))
     assert len(losses) == min(40, best.epoch + 3)
@@ -95,7 +101,7 @@ def test_training_is_the_same_for_a_seed_and_class_weights_act():
     def weights(seed, class_weights=None):
         torch.manual_seed(seed)
         module = EEGModule(arguments=SMALL, seed=seed, class_weights=class_weights)
-        train_quietly(module, _data(), None, epochs=2, batch=5, best=BestEpoch())
+        _fit(module, epochs=2, batch=5, best=best_epoch())
         return module.network.classify.weight.detach()
 
     assert torch.equal(weights(3), weights(3))
@@ -117,7 +123,7 @@ def test_running_averages_follow_faster_with_a_larger_momentum():
         torch.manual_seed(0)
         module = EEGModule(arguments=SMALL)
         set_norm_momentum(module.network, momentum)
-        train_quietly(module, _data(), None, epochs=2, batch=4, best=BestEpoch())
+        _fit(module, epochs=2, batch=4, best=best_epoch())
         norms = [layer for layer in module.network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
         spread.append(float(torch.stack([(norm.running_var - 1).abs().mean() for norm in norms]).mean()))
     assert spread[1] > 5 * spread[0]

@@ -15,7 +15,7 @@ NAMES = ("Fz", "Cz", "Pz")
 
 
 def _has_note(recording, text):
-    return any(text in note for note in recording.notes)
+    return any(text in note.text for note in recording.notes)
 
 
 def _named(signal, names=NAMES):
@@ -232,7 +232,7 @@ def test_flat_and_saturated_channels_are_named(tmp_path, write_fif, noise):
     x[2] = np.clip(x[2], -25, 25)
     found = read_recording(write_fif(tmp_path / "r_raw.fif", x, ("Fz", "Cz", "Pz", "Oz")))
     assert _has_note(found, "flat channels: Cz")
-    assert [n for n in found.notes if n.startswith("saturated channels")] == [
+    assert [n.text for n in found.notes if n.text.startswith("saturated channels")] == [
         "saturated channels (plateaus at the largest or smallest value): Pz"
     ]
 

@@ -18,6 +18,16 @@ CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("adhdeepne
     (Path(cli.__file__).parent / "configs" / "eeg").glob("eegnet*.yaml")
 )
 NESTED_CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("*nested*.yaml"))
+# wrong usage, found before anything is read (exit code 2); other errors have exit code 1
+USAGE = (
+    "epochs must",
+    "--patience must",
+    "threads must",
+    "batch must",
+    "--validation-share must",
+    "validation-share must",
+    "--abstain must be between",
+)
 TINY = {
     "adhdeepnet": {"F1": 2, "D": 2, "kernel_length": 16, "lr": 5e-3, "max_norm": 5.0},
     "eegnet": {"F1": 2, "D": 1, "lr": 5e-3},
@@ -63,7 +73,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(weights, study, tmp_p
     words = ["--config", str(weights.parent / "tiny.yaml"), "--batch", "8", "--threads", "1", "--seed", "3"]
     command = ["eeg", "train", str(study), "-o", str(tmp_path), *words]
     assert cli.main([*command, "--epochs", "1"]) == 0
-    assert cli.main([*command, "--epochs", "2"]) == 1  # there is a checkpoint
+    assert cli.main([*command, "--epochs", "2"]) == 1  # a checkpoint exists
     assert cli.main([*command, "--epochs", "2", "--resume"]) == 0
     assert _rows(tmp_path / "curve.csv") == _rows(weights / "curve.csv")
     for name, tensor in load_network(weights)[0].state_dict().items():
@@ -86,12 +96,12 @@ def test_diagnosis_of_a_folder_names_what_it_cannot_read(weights, study, tmp_pat
     rows, windows = _rows(output / "subjects.csv"), _rows(output / "windows.csv")
     content = json.loads((output / "diagnosis.json").read_text())
     assert [row["subject"] for row in rows] == ["s001_raw", "s002_raw"]
-    assert "no medical device" in content["note"]
+    assert "not a medical device" in content["note"]
     assert len(content["failed"]) == 2
     for row in rows:
         own = [float(w["probability"]) for w in windows if w["subject"] == row["subject"]]
         assert float(row["probability"]) == pytest.approx(np.mean(own))
-        assert "flatters" in row["notes"]
+        assert "optimistic" in row["notes"]
 
 
 def test_a_probability_near_the_threshold_gets_no_decision(weights, study, tmp_path):
@@ -190,21 +200,24 @@ def test_every_model_can_be_built_from_a_study(study, tmp_path):
     [
         (["train", "nowhere", "-o", "{out}"], "no study at nowhere"),
         (["train", "{study}", "-o", "{out}", "--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["train", "{study}", "-o", "{out}", "--patience", "0"], "patience must be at least 1"),
+        (["train", "{study}", "-o", "{out}", "--patience", "0"], "--patience must be at least 1"),
         (["train", "{study}", "-o", "{out}", "--threads", "0"], "threads must be at least 1"),
         (["train", "{study}", "-o", "{out}", "--resume"], "--resume needs"),
-        (["train", "{study}", "-o", "{weights}"], "is there already; go on with --resume"),
+        (["train", "{study}", "-o", "{weights}"], "last.ckpt"),
         (["train", "{study}", "-o", "{out}", "--settings", "{{F2: 3}}"], "unexpected keyword argument 'F2'"),
         (["train", "{study}", "-o", "{out}", "--settings", "{{augmentation: much}}"], "augmentation must be"),
         (["train", "{study}", "-o", "{out}", "--windows", "{{second: 1}}"], "windows must be among seconds"),
         (["train", "{study}", "-o", "{out}", "--windows", "{{seconds: 90}}"], "both classes must have subjects with"),
         (["train", "{study}", "-o", "{out}", "--batch", "1"], "batch must be at least 2"),
-        (["train", "{study}", "-o", "{out}", "--validation-share", "2"], "validation_share must be between 0 and 1"),
+        (["train", "{study}", "-o", "{out}", "--validation-share", "2"], "validation-share must be between 0 and 1"),
         (["diagnose", "-i", "nowhere", "-o", "{out}", "--weights", "{weights}"], "no recording or folder at nowhere"),
         (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{study}"], "with model.json beside it; there is no"),
         (["diagnose", "-i", "{table}", "-o", "{out}", "--weights", "{weights}"], "must be one of .edf"),
         (["diagnose", "-i", "{out}", "-o", "{out}/x", "--weights", "{weights}"], "holds no recording"),
-        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threshold", "2"], "must lie between"),
+        (
+            ["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threshold", "2"],
+            "--abstain must be between",
+        ),
         (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threads", "0"], "threads must be"),
         (["explain", "{weights}"], "no folder of a nested run, so --study and --output"),
         (["explain", "{weights}", "--study", "nowhere", "-o", "{out}"], "no study at nowhere"),
@@ -215,16 +228,18 @@ def test_every_model_can_be_built_from_a_study(study, tmp_path):
         (["planted", "-o", "{out}", "--seconds", "0"], "seconds must be at least 1"),
     ],
 )
-def test_what_a_command_cannot_use_is_said_in_one_line(words, complaint, weights, study, tmp_path, capsys):
+def test_unusable_input_ends_with_one_line_that_names_it(words, complaint, weights, study, tmp_path, capsys):
     places = {"study": study, "weights": weights, "out": tmp_path / "out", "broken": tmp_path / "broken"}
     places |= {"fif": study / "s001_raw.fif", "table": study / "subjects.tsv"}
     (tmp_path / "out").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "plan.json").write_text("{")
-    assert cli.main(["eeg", *(word.format(**places) for word in words)]) == 1
+    code = cli.main(["eeg", *(word.format(**places) for word in words)])
     error = capsys.readouterr().err
     assert complaint in error
-    assert error.startswith("voxelwave: error: ")
+    kind = {1: "error", 2: "usage"}[code]
+    assert error.startswith(f"voxelwave: {kind}: ")
+    assert code == (2 if complaint.startswith(USAGE) else 1)
     assert error.count("\n") == 1
 
 

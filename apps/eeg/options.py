@@ -1,0 +1,171 @@
+"""Options of `voxelwave eeg`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...eeg.training_options import TrainingOptions
+from ...runs.checks import check_resume
+from ...runs.exit import UsageError
+from ..batch.options import FolderOptions
+from ..options import DeviceOptions, Options, ThreadOptions, at_least, must_exist
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(Options):
+    """Options of commands that read a study.
+
+    Args:
+        study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
+        positive: the class that is diagnosed. Default: the class that is not called control, healthy or normal.
+    """
+
+    study: Path = field(kw_only=False)
+    positive: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.study, "study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingOptions, StudyOptions, DeviceOptions, ThreadOptions):
+    """Train one network on the recordings of STUDY, for use with `diagnose` and `explain`.
+
+    A share of the subjects of each class is kept for validation. These subjects decide when training stops, which epoch
+    is kept, and the threshold; the figures measured on them are therefore optimistic. `voxelwave eeg nested-cv` gives
+    unbiased figures. OUTPUT receives model.safetensors, model.json, curve.csv (a row per epoch), last.ckpt and
+    record.json.
+
+    Args:
+        output: the folder to write to.
+        windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
+        cache: a folder in which the cut windows are kept, for a faster start the next time.
+        resume: continue from last.ckpt in the output folder.
+    """
+
+    output: Path
+    windows: dict[str, Any] | None = None
+    cache: Path | None = None
+    resume: bool = False
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, epochs=self.epochs, patience=self.patience, reduce_patience=self.reduce_patience)
+        at_least(2, batch=self.batch)
+        if not 0 < self.validation_share < 1:
+            raise UsageError(f"--validation-share must be between 0 and 1, got {self.validation_share:g}")
+        check_resume(self.output / CHECKPOINT, self.resume)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose(FolderOptions):
+    """Estimate the probability of the diagnosed class for one recording, or for each recording in a folder.
+
+    Recordings are cut and scaled in the same way as those that the network was trained on. OUTPUT receives subjects.csv
+    (a row per recording, with the mean probability of its windows, and "uncertain" if that is within --abstain of the
+    threshold), windows.csv and diagnosis.json. For a folder, the last two are also written to a folder per recording,
+    along with manifest.jsonl and index.html. There, a recording that is damaged or does not fit the weights (channels,
+    rate, length) is recorded with its reason and the others continue (exit code 3); the same command again does only
+    what is missing or changed. This is research software, not a medical device.
+
+    Args:
+        input: a recording, or a folder of recordings.
+        output: the folder to write to.
+        weights: model.safetensors with model.json beside it, or their folder.
+        threshold: the probability from which a recording counts as positive. Default: the threshold of the weights.
+        abstain: half the width of the band around the threshold in which no decision is made.
+    """
+
+    input: Path = field()  # required, unlike in the base class
+    output: Path
+    weights: Path
+    threshold: float | None = None
+    abstain: float = 0.1
+
+    def check(self) -> None:
+        super().check()
+        for name, value in (("threshold", self.threshold), ("abstain", self.abstain)):
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"--{name} must be between 0 and 1, got {value:g}")
+        must_exist(self.input, "recording or folder")
+        must_exist(self.weights, "file of weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(StudyOptions):
+    """Check a study, and a split of it, for leakage and for confounds that alone predict the label.
+
+    The audit looks for the same EEG under two names, subjects or near-duplicate windows on both sides of a fold, inner
+    folds that reach outside the outer training part, folds that lack a class, and scaling or selection outside the
+    fold. It measures how well the length of a recording, its amplitude, its file, site, age or sex predicts the label.
+    The exit code is 4 if a check fails. Passing the audit does not prove that there is no leakage.
+
+    Args:
+        study: subjects.tsv (columns subject, file, label; others, such as site, age and sex, are tested as confounds),
+            its folder, a BIDS folder, or a folder with one sub-folder or .zip of recordings per class.
+        splits: the folder of a nested run or its plan.json; a .csv or .tsv with columns subject, fold and optionally
+            set (train, validation, test), repeat, start (first sample of a window); or a .json with folds.
+        output: a folder for audit.json.
+        label_column: the column that holds the label.
+        seconds: length of the windows. Default: that of the nested run, else 4.
+        overlap: share of a window that the next one repeats. Default: that of the nested run, else 0.
+        sfreq: sampling rate of the windows, Hz. Default: that of the nested run, else 128.
+        channels: names of the channels to use, if the recordings have different ones.
+        mat_order: order of the columns of .mat files: ced or text.
+        permutations: number of permutations in the test of each confound.
+        seed: seed of the permutations and bootstraps.
+    """
+
+    splits: Path | None = None
+    output: Path | None = None
+    label_column: str | None = None
+    seconds: float | None = None
+    overlap: float | None = None
+    sfreq: float | None = None
+    channels: list[str] | None = None
+    mat_order: str | None = None
+    permutations: int = 999
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, permutations=self.permutations)
+        must_exist(self.splits, "split file")
+
+    @property
+    def given_windows(self) -> dict[str, Any]:
+        """The window options that were given on the command line."""
+        names = ("seconds", "overlap", "sfreq", "channels", "mat_order")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Options):
+    """Measure how many random windows per second a training step processes on the CPU.
+
+    A step is a forward pass, a backward pass and an optimizer step on windows of 19 channels and 512 samples. The
+    networks are ADHDeepNet with our order of its layers, the same network layer by layer as published, and EEGNet and
+    ShallowConvNet of braindecode; ADHDeepNet at its defaults, at the optimum published for fold 1, and with the longest
+    filters of the search. The networks take turns, so that other load on the machine slows all of them alike. Medians,
+    ranges and ratios are printed, by wall clock and by CPU time.
+
+    Args:
+        output: a folder for benchmark-training.json.
+        batch: windows per step.
+        repeats: timed steps of each network.
+        threads: CPU threads.
+        seed: seed of the weights and windows.
+    """
+
+    output: Path | None = None
+    batch: int = 64
+    repeats: int = 7
+    threads: int = 2
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, batch=self.batch, repeats=self.repeats, threads=self.threads)

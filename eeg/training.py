@@ -1,0 +1,169 @@
+"""Training of one network on the windows of a study, with a validation part and checkpoints."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from sklearn.model_selection import train_test_split
+
+from ..runs.training import BestEpoch
+from .module import PREDICTED_AT_ONCE, EEGModule, WindowData, best_epoch
+from .networks import predict_windows
+from .settings import Settings, balanced_weights, network_arguments, parse_augmentation, tensors_of
+from .training_options import TrainingOptions
+from .windows import Scaler, Windows
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A network that is ready for training, and its data.
+
+    Args:
+        module: the network with its loss and optimizer.
+        training, validation: windows of the two parts.
+        subjects: indices of the (training, validation) subjects.
+        scaler: fitted on the training windows, if the windows are scaled by fold.
+        arguments: arguments of the network.
+    """
+
+    module: EEGModule
+    training: WindowData
+    validation: WindowData
+    subjects: tuple[list[int], list[int]]
+    scaler: Scaler | None
+    arguments: Settings
+
+
+def prepare(data: Windows, options: TrainingOptions) -> Parts:
+    """Split the subjects and build the network and its data.
+
+    Raises:
+        ValueError: the study cannot be split, or a setting is unknown or out of range.
+    """
+    subjects = validation_split(data.labels, options.validation_share, options.seed)
+    rows = [data.rows(part) for part in subjects]
+    scaler = Scaler.fit(data.x[rows[0]]) if data.options.scaling == "fold" else None
+    arguments = network_arguments(data, options.settings or {})
+    module = seeded_module(
+        options.network,
+        arguments,
+        options.settings or {},
+        class_weights=balanced_weights(data.labels[data.subject[rows[0]]]) if options.class_weights else None,
+        reduce_patience=options.reduce_patience,
+        seed=options.seed,
+    )
+    training, validation = (
+        WindowData(*tensors_of(data, part, scaler), levels=levels)
+        for part, levels in zip(rows, (module.levels, [0.0]), strict=True)
+    )
+    return Parts(module, training, validation, subjects, scaler, arguments)
+
+
+def seeded_module(
+    network: str,
+    arguments: Settings,
+    settings: Settings,
+    *,
+    class_weights: Sequence[float] | None,
+    reduce_patience: int,
+    seed: int,
+) -> EEGModule:
+    """A module whose initial weights depend on the seed alone; torch's generator is left as it was.
+
+    Args:
+        network: a name of `networks.NETWORKS`.
+        arguments: arguments of the network.
+        settings: "lr" and "augmentation"; others are ignored.
+        class_weights, reduce_patience, seed: see `EEGModule`.
+    """
+    sigmas, magnifications = parse_augmentation(settings.get("augmentation", "none"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EEGModule(
+            network=network,
+            arguments=arguments,
+            lr=settings.get("lr", 1e-3),
+            class_weights=class_weights,
+            sigmas=sigmas,
+            magnifications=magnifications,
+            reduce_patience=reduce_patience,
+            seed=seed,
+        )
+
+
+def fit(
+    parts: Parts, options: TrainingOptions, checkpoint: Path, *, accelerator: str = "cpu", resume: bool = False
+) -> tuple[BestEpoch, bool]:
+    """Train, write a checkpoint after each epoch, and put the best epoch's weights into the network.
+
+    Args:
+        parts: the network and its data.
+        options: of the training.
+        checkpoint: the .ckpt file to write.
+        accelerator: "cpu" or "gpu".
+        resume: continue from the checkpoint.
+
+    Returns:
+        The curve with the best epoch, and whether the training was interrupted.
+    """
+    best = best_epoch(options.monitor, patience=options.patience)
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # advertisements and lists of the hardware
+    keep = ModelCheckpoint(
+        checkpoint.parent, filename=checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.filterwarnings("ignore", module="lightning.*")
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=1,
+                max_epochs=options.epochs,
+                logger=False,
+                callbacks=[best, keep, RichProgressBar()],
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(
+                parts.module,
+                parts.training.loader(options.batch, shuffle=parts.module.order),
+                parts.validation.loader(PREDICTED_AT_ONCE),
+                ckpt_path=checkpoint if resume else None,
+                weights_only=True,
+            )
+    finally:
+        logger.setLevel(level)
+    best.restore(parts.module)
+    parts.module.network.cpu()
+    return best, trainer.interrupted
+
+
+def validation_scores(parts: Parts) -> np.ndarray:
+    """Mean probability over the windows of each validation subject, in the order of `parts.subjects[1]`."""
+    probability = predict_windows(parts.module.network, parts.validation.x)
+    subject = parts.validation.subject.numpy()
+    return np.array([probability[subject == one].mean() for one in parts.subjects[1]])
+
+
+def validation_split(labels: Sequence[int] | np.ndarray, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the training and validation subjects, with the same share of each class.
+
+    Example:
+        >>> [len(part) for part in validation_split([0, 1] * 10, 0.2, seed=0)]
+        [16, 4]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {share}")
+    everyone = np.arange(len(labels))
+    try:
+        training, validation = train_test_split(everyone, test_size=share, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise ValueError(f"{len(everyone)} subjects cannot be split with validation_share {share}: {error}") from None
+    return sorted(training.tolist()), sorted(validation.tolist())

@@ -1,0 +1,36 @@
+"""Options of a training of one network; nothing heavy is imported here."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Monitor = Literal["validation_loss", "validation_accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of a training of one network.
+
+    Args:
+        network: adhdeepnet, eegnet or shallow.
+        settings: settings of the training (lr, augmentation such as 1,2x0.1) and of the network (for adhdeepnet F1, D,
+            kernel_length, se_nodes, max_norm, drop_prob).
+        validation_share: share of the subjects kept for validation.
+        epochs: the largest number of epochs.
+        patience: epochs without a lower validation loss after which training stops.
+        reduce_patience: epochs without a lower validation loss after which the learning rate is halved.
+        batch: windows per step.
+        class_weights: weigh the classes by their numbers of windows.
+        monitor: the figure that decides which epoch is kept.
+        seed: seed of the split, the initial weights, the order of the windows, noise and dropout.
+    """
+
+    network: Literal["adhdeepnet", "eegnet", "shallow"] = "adhdeepnet"
+    settings: dict[str, Any] | None = None
+    validation_share: float = 0.2
+    epochs: int = 100
+    patience: int = 15
+    reduce_patience: int = 10
+    batch: int = 64
+    class_weights: bool = True
+    monitor: Monitor = "validation_loss"
+    seed: int = 0
