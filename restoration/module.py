@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..runs.training import update_average
 from ..runs.weight_file import read_checkpoint
+from .data import Patches
 from .settings import ModuleSettings
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights
 
@@ -106,7 +107,7 @@ class RestorationModule(LightningModule):
         """The network that validation and export use."""
         return self.ema if self.settings.ema_decay else self.network
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Patches, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         degraded, clean = batch["degraded"], batch["clean"]
         if self.settings.mixup is not None:
@@ -120,7 +121,7 @@ class RestorationModule(LightningModule):
         self.averaged_steps += 1
         update_average(self.ema, self.network, decay=self.settings.ema_decay, step=int(self.averaged_steps))
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Patches, batch_idx: int) -> None:
         """Log the PSNR (dB, data_range 1, values clipped to [0, 1], no border left out) of result and input."""
         clean = batch["clean"]
         restored = self.averaged(batch["degraded"])

@@ -117,3 +117,33 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
     torch.save({"hyper_parameters": {"n_chans": 19}, "state_dict": {}}, tmp_path / "eeg.ckpt")
     with pytest.raises(ValueError, match=r"eeg.ckpt is not a checkpoint of a restoration training: .*n_chans"):
         load_checkpoint(tmp_path / "eeg.ckpt")
+
+
+def test_a_checkpoint_of_version_0_1_0_loads(tmp_path: Path) -> None:
+    module = RestorationModule(ModuleSettings(**_TINY))
+    hyper_parameters = {
+        "network": "MaIR",
+        "arguments": _TINY["arguments"],
+        "loss": "l1",
+        "optimizer": "adam",
+        "lr": 0.002,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "milestones": [],
+        "warmup": 0,
+        "hold": 0,
+        "steps": 24,
+        "lr_min": 1e-06,
+        "ema_decay": 0.999,
+        "mixup": None,
+        "start_from": "weights.safetensors",  # not needed to load the checkpoint
+        "task": "denoise",
+        "intensity_range": [0.0, 1.0],
+        "intensity_unit": "relative",
+    }
+    state = module.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"network", "ema", "averaged_steps"}
+    torch.save({"hyper_parameters": hyper_parameters, "state_dict": state}, tmp_path / "last.ckpt")
+    again = load_checkpoint(tmp_path / "last.ckpt")
+    assert dict(again.hparams) == {**hyper_parameters, "start_from": None}
