@@ -1,4 +1,4 @@
-"""Audit of a study and of a split: what would make a figure look better than it is."""
+"""Audit of a study and of a split for everything that would make a result too optimistic."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ _LOW_RATE = 32.0  # Hz: enough to know a recording again
 _LOW_BAND = (1.0, 12.0)
 _DUPLICATE = 0.95  # correlation; windows of different children in the ADHD data reach 0.78 through blinks
 _SIGNIFICANT = 0.05
-_TELLS_ALL = 0.9  # AUC from which a confound alone makes any figure worthless
+_DECISIVE = 0.9  # AUC from which a confound alone makes any figure worthless
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def audit(
 
 @dataclass(frozen=True, eq=False)
 class _Signal:
-    """What is kept of one subject's recordings."""
+    """Summary of one subject's recordings."""
 
     low: np.ndarray  # (channels, samples) at _LOW_RATE
     amplitude: float  # natural logarithm of the median absolute value
@@ -140,7 +140,7 @@ def _check_duplicates(
 
 
 def check_splits(splits: SplitFile, labels: dict[str, str], analysed: Sequence[str] | None = None) -> list[Check]:
-    """Checks that need names and labels only.
+    """Checks that need only names and labels.
 
     Args:
         splits: to check.
@@ -293,7 +293,7 @@ def _overlaps(fold: Fold, times: int) -> int:
 
 
 def check_declared(splits: SplitFile) -> list[Check]:
-    """What the file says about scaling and selection."""
+    """Checks of what the split file declares about scaling and selection."""
     scaling, selected = splits.declared.get("scaling"), splits.declared.get("selected_on")
     fitted = {
         "window": "each window by itself",
@@ -323,7 +323,7 @@ def check_declared(splits: SplitFile) -> list[Check]:
 
 
 def check_run(splits: SplitFile, windows: Windows) -> list[Check]:
-    """What a nested run has done so far, beside what it planned: its cells and its table of predictions."""
+    """Compare the cells and predictions that a nested run has written so far with its plan."""
     folder = splits.source.parent
     folds = {(fold.repeat, fold.fold): fold for fold in splits.folds}
     checks = []
@@ -397,8 +397,8 @@ def _check_confounds(
     for name, values in quantities.items():
         kept, kind = _as_quantity(values)
         order = np.unique([_sort_key(v) for v in kept], return_inverse=True)[1]
-        if kind == "" or len(set(order.tolist())) < 2 or any(_tell_the_same(order, other) for other in seen):
-            continue  # nothing to tell, or told already under another name
+        if kind == "" or len(set(order.tolist())) < 2 or any(_same_ranking(order, other) for other in seen):
+            continue  # constant, or the same as an earlier quantity
         seen.append(order)
         checks.append(_check_confound(name, kept, kind, windows, subjects, permutations=permutations, seed=seed))
     return checks
@@ -418,7 +418,7 @@ def _sort_key(value: float | str) -> float | str:
     return value if isinstance(value, str) or value == value else -np.inf
 
 
-def _tell_the_same(a: np.ndarray, b: np.ndarray) -> bool:
+def _same_ranking(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two quantities rank the subjects alike, up to direction and rounding."""
     return abs(float(np.corrcoef(a, b)[0, 1])) > 0.999
 
@@ -445,8 +445,8 @@ def _check_confound(
     detail = f"AUC {found.auc:.2f} (95 % {low:.2f} to {high:.2f}), permutation p {found.p:.3f}, {found.n} subjects"
     if found.p >= _SIGNIFICANT:
         return Check(check, "ok", detail)
-    if found.auc >= _TELLS_ALL:
-        return Check(check, "fail", f"{detail}: it tells the label alone")
+    if found.auc >= _DECISIVE:
+        return Check(check, "fail", f"{detail}: it predicts the label alone")
     return Check(check, "warning", f"{detail}: report it beside every model")
 
 

@@ -1,4 +1,4 @@
-"""How well something other than the EEG tells the label: cross-validated AUC with interval and permutation test."""
+"""How well a quantity other than the EEG predicts the label: cross-validated AUC, interval, permutation test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..runs.auc import auc
 
 @dataclass(frozen=True)
 class Confound:
-    """What one quantity tells about the label.
+    """How well one quantity predicts the label.
 
     Args:
         auc: mean over the test folds.

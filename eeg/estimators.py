@@ -1,6 +1,6 @@
-"""What the nested cross-validation compares: networks, and simple models on features, all asked in the same way.
+"""Models for nested cross-validation: networks, and simple models on features, with one interface.
 
-An estimator holds the windows of a study and is told subjects by their index. It follows the protocol `Estimator` of
+An estimator holds the windows of a study; subjects are given by index. It follows the protocol `Estimator` of
 the cross-validation, which knows nothing of EEG.
 """
 
@@ -75,7 +75,7 @@ NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow")
 
 
 class _Searched:
-    """What all estimators share: the data, the space of settings."""
+    """Base of all estimators: the data and the space of settings."""
 
     def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
         self.name, self.windows = name, windows

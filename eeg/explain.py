@@ -1,4 +1,4 @@
-"""What a trained network looks at: integrated gradients by channel and band, occlusion, filters, last features.
+"""Explanation of a trained network: integrated gradients by channel and band, occlusion, filters, last features.
 
 All of it is meant for windows of people that the network was not trained on.
 """
@@ -119,7 +119,7 @@ def shares(parts: np.ndarray) -> np.ndarray:
 
 
 def occlude_channels(network: nn.Module, x: Tensor, label: Tensor) -> np.ndarray:
-    """How much the cross-entropy (nats per window) rises when one channel is zero: (channels,)."""
+    """Rise of the cross-entropy (nats per window) when one channel is set to zero: (channels,)."""
     changed = []
     for channel in range(x.shape[1]):
         hidden = x.clone()
@@ -131,7 +131,7 @@ def occlude_channels(network: nn.Module, x: Tensor, label: Tensor) -> np.ndarray
 def occlude_bands(
     network: nn.Module, x: Tensor, label: Tensor, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS
 ) -> np.ndarray:
-    """How much the cross-entropy (nats per window) rises when one band is taken out of all channels: (bands,)."""
+    """Rise of the cross-entropy (nats per window) when one band is removed from all channels: (bands,)."""
     spectrum = torch.fft.rfft(x)
     frequencies = torch.fft.rfftfreq(x.shape[-1], 1 / sfreq)
     changed = []
@@ -149,7 +149,7 @@ def _loss(network: nn.Module, x: Tensor, label: Tensor) -> float:
 
 @torch.inference_mode()
 def last_features(network: nn.Module, x: Tensor) -> np.ndarray:
-    """What the last layer sees: (n, features)."""
+    """Input of the last layer: (n, features)."""
     if isinstance(network, ADHDeepNet):
         return torch.cat([network.features(part) for part in x.split(_AT_ONCE)]).numpy()
     seen: list[Tensor] = []

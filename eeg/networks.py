@@ -1,4 +1,4 @@
-"""The networks that windows of EEG are diagnosed by, under one signature; and their weights on disk."""
+"""Networks for windows of EEG under one signature, their predictions, and their weights on disk."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -82,20 +81,32 @@ def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _braindecode() -> Any:
-    """`braindecode.models`.
-
-    braindecode imports torchaudio, whose last release (2.11) refuses to load beside a torch built for another CUDA.
-    Nothing of it runs here, so for the moment of its import torch passes for a build without CUDA.
-    """
+    """`braindecode.models`, imported only for the networks that need it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with mock.patch.object(torch.version, "cuda", None):
-                import torchaudio  # noqa: F401
-            from braindecode import models
+            _import_torchaudio()
+            from braindecode import models  # optional, and slow to import
     except ImportError as error:
         raise ImportError(f"EEGNet and ShallowConvNet need braindecode: pip install braindecode ({error})") from None
     return models
+
+
+def _import_torchaudio() -> None:
+    """Import torchaudio, which braindecode imports.
+
+    torchaudio refuses to load beside a torch that was built for another CUDA major version. Nothing of it runs here, so
+    in that case, and only while it is imported, torch is presented to it as a build without CUDA.
+    """
+    try:
+        import torchaudio
+    except RuntimeError:
+        built_for = torch.version.cuda
+        torch.version.cuda = None
+        try:
+            import torchaudio  # noqa: F401
+        finally:
+            torch.version.cuda = built_for
 
 
 @torch.inference_mode()
@@ -113,7 +124,7 @@ def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that is needed to use a file of weights.
+    """Describes a file of weights: the network, its input, and how its output is read.
 
     Args:
         network: a name of `NETWORKS`.
@@ -125,7 +136,7 @@ class ModelCard:
         unit: of the windows before scaling, "uV" or "unknown".
         scaler: "mean" and "sd" of each channel where windows are scaled by the training windows; else None.
         threshold: probability from which a subject counts as positive.
-        subjects: names of those the weights were trained on, or whose windows chose the epoch.
+        subjects: names of the subjects of the training and of the validation part that chose the epoch.
         notes: settings, seed, epochs and the like.
     """
 

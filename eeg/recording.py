@@ -1,4 +1,4 @@
-"""Reading EEG recordings with MNE, and saying aloud what MNE decides in silence: units, rates, names, bad channels."""
+"""Reading of EEG recordings with MNE, with a note on each decision that MNE makes silently: units, rates, names."""
 
 import struct
 import tempfile
@@ -66,8 +66,8 @@ class Recording:
         unit: "uV", or "unknown" where the file gives no unit or one that cannot be right.
         sfreq: sampling rate of `signal`, Hz.
         channels: names in the 10-20 system (T7 T8 P7 P8), in the order of `signal`.
-        bad_spans: (start, stop) in seconds that are no EEG: marked bad, cut (start = stop), missing, standing still.
-        notes: what was found and decided while reading.
+        bad_spans: (start, stop) in seconds without EEG: marked bad, cut (start = stop), missing, or constant.
+        notes: findings and decisions made while reading.
         source: the file.
         file_sfreq: sampling rate in the file, Hz.
         sample_type: how the file stores a sample, e.g. "int16".
@@ -91,7 +91,7 @@ class Recording:
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """What a reader found: MNE's raw object, and per channel how the file's numbers become volts."""
+    """A file as opened by a reader: MNE's raw object, and for each channel how the file's numbers become volts."""
 
     raw: Any
     volts: dict[str, float | None]  # factor that MNE applied; None: the file names no voltage and MNE applied none
@@ -351,7 +351,7 @@ def _heard() -> Iterator[list[Note]]:
 
 
 def _extras(raw: Any) -> dict[str, Any]:
-    """What MNE's reader kept of the header and does not tell; its public interface has no words for it."""
+    """Fields of the file's header that MNE's reader keeps; its public interface does not give them."""
     found = getattr(raw, "_raw_extras", [None])[0]
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""A study: who was recorded, in which files, with which label."""
+"""A study: its subjects, their recordings and their labels."""
 
 import csv
 import hashlib
@@ -204,7 +204,7 @@ def _classes(labels: list[str], positive: str | None, path: Path) -> tuple[str, 
     if positive is None:
         healthy = [c for c in found if c.lower().startswith(("control", "healthy", "normal", "hc", "ctrl"))]
         if len(healthy) != 1:
-            raise ValueError(f"{path} has the classes {found[0]} and {found[1]}: say which one is positive")
+            raise ValueError(f"{path} has the classes {found[0]} and {found[1]}: name the positive one")
         return healthy[0], next(c for c in found if c != healthy[0])
     if positive not in found:
         raise ValueError(f"positive must be {found[0]} or {found[1]}, got {positive}")

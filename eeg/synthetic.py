@@ -1,4 +1,4 @@
-"""A study of people who do not exist, with a known difference between two classes: to see whether a method finds it."""
+"""Synthetic studies with a known difference between two classes, to test whether a method finds it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The audit finds each kind of leak that is planted, and says nothing of the kind where there is none."""
+"""The audit reports each kind of planted leak, and none where there is none."""
 
 import dataclasses
 import json
@@ -141,7 +141,7 @@ def test_scaling_and_selection_outside_the_fold_fail(declared, check, outcome, s
     assert outcomes(check_declared(splits(split_content(**declared))))[check] == outcome
 
 
-def test_what_a_split_does_not_say_is_not_called_good(splits):
+def test_undeclared_scaling_and_selection_are_not_checked(splits):
     content = split_content()
     del content["scaling"], content["selected_on"]
     assert set(outcomes(check_declared(splits(content))).values()) == {"not checked"}
@@ -186,19 +186,19 @@ def test_one_recording_under_two_names_fails(study, noise):
 # --- confounds
 
 
-def test_amplitude_that_tells_the_label_fails(study, noise):
+def test_amplitude_that_predicts_the_label_fails(study, noise):
     loud = {name: noise(seed=i, sd=40.0 if LABELS[name] == "case" else 20.0) for i, name in enumerate(PEOPLE)}
     found = audit(study(loud), options=OPTIONS, permutations=199)
     assert outcomes(found)["confound: amplitude"] == "fail"
-    assert "it tells the label alone" in detail(found, "confound: amplitude")
+    assert "it predicts the label alone" in detail(found, "confound: amplitude")
 
 
-def test_recording_length_that_tells_the_label_fails(study, noise):
+def test_recording_length_that_predicts_the_label_fails(study, noise):
     long = {name: noise(seed=i, seconds=12 if LABELS[name] == "case" else 10) for i, name in enumerate(PEOPLE)}
     assert outcomes(audit(study(long), options=OPTIONS, permutations=199))["confound: recording length"] == "fail"
 
 
-def test_a_site_that_tells_the_label_fails_and_one_that_does_not_passes(study):
+def test_a_site_that_predicts_the_label_fails_and_another_passes(study):
     told = ["north" if LABELS[name] == "case" else "south" for name in PEOPLE]
     mixed = [("north", "south")[i // 2 % 2] for i in range(12)]
     found = audit(study(columns={"site": told, "ward": mixed}), options=OPTIONS, permutations=199)
@@ -288,13 +288,13 @@ def test_a_table_of_sets_in_words_of_any_kind(tmp_path):
         ("a.txt", "x", r"must be \.csv, \.tsv or \.json"),
     ],
 )
-def test_split_files_that_do_not_do_say_why(name, content, complaint, tmp_path):
+def test_unusable_split_files_are_refused_with_the_reason(name, content, complaint, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=complaint):
         read_splits(tmp_path / name)
 
 
-def test_a_missing_split_file_is_said(tmp_path):
+def test_a_missing_split_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no split file at"):
         read_splits(tmp_path)
 
@@ -302,7 +302,7 @@ def test_a_missing_split_file_is_said(tmp_path):
 # --- the children
 
 
-def test_the_children_are_97_different_people_whose_amplitude_tells_something(shared_data):
+def test_adhd_recordings_are_97_different_people_whose_amplitude_predicts_the_label(shared_data):
     """Published for these files: median amplitude alone AUC 0.70, length alone 0.64."""
     found = audit(read_study(shared_data / "eeg_adhd" / "subjects.tsv"), permutations=199)
     assert outcomes(found)["duplicate recordings"] == "ok"
