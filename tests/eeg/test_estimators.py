@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from voxelwave.eeg.estimators import NAMES, PUBLISHED_SPACE, build, windows_as_subjects
-from voxelwave.eeg.networks import load_network
+from voxelwave.eeg.networks import load_network, predict_windows
 from voxelwave.eeg.windows import Scaler
 
 TRAIN, VALIDATION, TEST = list(range(20)), list(range(20, 30)), list(range(30, 40))
@@ -79,8 +79,6 @@ def test_weights_on_disk_predict_the_same(name, cohort, tmp_path):
     rows = windows.rows(TEST)
     x = card.fitted_scaler.apply(windows.x[rows])
     np.testing.assert_array_equal(card.fitted_scaler.mean, Scaler.fit(windows.x[windows.rows(TRAIN)]).mean)
-    from voxelwave.eeg.module import predict_windows
-
     np.testing.assert_allclose(predict_windows(network, x), fit.predict(TEST).probability, atol=1e-6)
     assert card.subjects == tuple(cohort.subjects[i] for i in TRAIN)
     assert card.window_options.channels == cohort.channels

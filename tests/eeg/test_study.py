@@ -63,7 +63,7 @@ def test_folders_and_archives_of_classes_give_the_labels(tmp_path):
 
 def test_who_is_positive_is_asked_where_the_names_do_not_tell(table):
     path = table(("a", "a.edf", "left"), ("b", "b.edf", "right"))
-    with pytest.raises(ValueError, match="has the classes left and right: say which one is positive"):
+    with pytest.raises(ValueError, match="has the classes left and right: name the positive one"):
         read_study(path)
     assert read_study(path, "left").classes == ("right", "left")
     with pytest.raises(ValueError, match="positive must be left or right, got up"):
