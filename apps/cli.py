@@ -81,9 +81,13 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "diagnose": Verb(
             "eeg.options:Diagnose", "eeg.diagnose:diagnose", "probability per subject and per window by trained weights"
         ),
-        "explain": Verb("eeg.explain:explain", "", "channels, bands, filters and features that a network goes by"),
+        "explain": Verb(
+            "eeg.nested_options:Explain", "eeg.explain:explain", "channels, bands and filters that a network relies on"
+        ),
         "nested-cv": Verb(
-            "eeg.nested_cv:nested_cv", "", "nested cross-validation of networks beside simple models, with a report"
+            "eeg.nested_options:NestedCV",
+            "eeg.nested_cv:nested_cv",
+            "nested cross-validation of networks beside simple models, with a report",
         ),
         "audit": Verb(
             "eeg.options:Audit", "eeg.audit:audit", "look for leakage and confounds in a study and in a split of it"
@@ -94,7 +98,9 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "training windows per second of ADHDeepNet beside other networks",
         ),
         "planted": Verb(
-            "eeg.planted:planted", "", "a nested run on synthetic subjects, where it is known what to find"
+            "eeg.nested_options:Planted",
+            "eeg.planted:planted",
+            "a nested run on synthetic subjects, where it is known what to find",
         ),
     },
     "scanpath": {
@@ -121,9 +127,13 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "batch": {
-        "page": Verb("batch.page:page", "", "make the page of a folder of results again, from its manifest"),
+        "page": Verb(
+            "batch.options:Page", "batch.page:page", "make the page of a folder of results again, from its manifest"
+        ),
         "benchmark": Verb(
-            "bench.batch:benchmark", "", "many series in one run beside one process each, and killed and started again"
+            "bench.options:BatchBenchmark",
+            "bench.batch:benchmark",
+            "many series in one run beside one process each, and killed and started again",
         ),
     },
     "bench": {
@@ -143,7 +153,9 @@ TOP_LEVEL: dict[str, Verb] = {
     "weights": Verb(
         "weights.options:Weights", "weights.weights:weights", "list the weights that --weights finds by name"
     ),
-    "report": Verb("make_report:report", "", "make the report of a finished run again, as one HTML file"),
+    "report": Verb(
+        "report_options:Report", "make_report:report", "make the report of a finished run again, as one HTML file"
+    ),
 }
 
 

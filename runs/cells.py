@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from .functions import load_function, with_present_names
 
 Cell = dict[str, Any]
@@ -71,7 +73,6 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
 @contextlib.contextmanager
 def limited_threads(count: int) -> Iterator[None]:
     """Let BLAS, OpenMP and torch use `count` threads: sums in another order would differ in their last digits."""
-    from threadpoolctl import threadpool_limits
 
     torch = sys.modules.get("torch")
     before, environment = torch.get_num_threads() if torch else None, os.environ.get("OMP_NUM_THREADS")

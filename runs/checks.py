@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 
 def at_least(least: int, **values: int | None) -> None:
     """Refuse numbers below `least`; None is left alone.
@@ -42,7 +44,6 @@ def check_threads(threads: int | None) -> None:
 
 def use_threads(threads: int | None) -> None:
     """Let torch compute with so many threads; None leaves them as they are."""
-    import torch
 
     check_threads(threads)
     if threads is not None:
@@ -55,7 +56,6 @@ def choose_device(device: str) -> str:
     Raises:
         ValueError: "cuda" without a GPU.
     """
-    import torch
 
     there = torch.cuda.is_available()
     if device == "cuda" and not there:

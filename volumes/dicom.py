@@ -384,7 +384,8 @@ def _stack(path: Path, frames: list[_Frame]) -> tuple[list[list[_Frame]], np.nda
 def _normal(frames: list[_Frame]) -> np.ndarray:
     row, column = np.mean([f.orientation for f in frames], axis=0).reshape(2, 3)
     normal = np.cross(row, column)
-    return normal / np.linalg.norm(normal)
+    result: np.ndarray = normal / np.linalg.norm(normal)
+    return result
 
 
 def _check_straight(path: Path, frames: list[_Frame], positions: np.ndarray, normal: np.ndarray) -> None:

@@ -40,6 +40,7 @@ from .dicom_derived import (
     shared_groups,
     uid_of,
 )
+from .nifti import is_nifti_name
 from .transforms import DisplacementField
 from .volume import Volume, perpendicular_axes
 
@@ -60,7 +61,6 @@ _GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelM
 
 def is_dicom(path: Path) -> bool:
     """Whether `read_volume` reads this path as DICOM."""
-    from .nifti import is_nifti_name
 
     return path.is_dir() or not is_nifti_name(path)
 
@@ -81,9 +81,9 @@ def common_frame_of_reference(moving: Path, fixed: Path) -> str:
 
 
 def write_registered_series(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     volume: Volume,
-    moving: str | os.PathLike,
+    moving: str | os.PathLike[str],
     description: str,
     *,
     frame_of_reference: str,
@@ -154,10 +154,10 @@ def write_registered_series(
 
 
 def write_deformable_registration(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     field: DisplacementField,
     *,
-    moving: str | os.PathLike,
+    moving: str | os.PathLike[str],
     fixed: Path | None,
     frame_of_reference: str,
     description: str,
@@ -355,7 +355,8 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
 def _rotation(linear: np.ndarray) -> np.ndarray:
     """(3, 3), moving world -> fixed world, LPS: the rotation nearest to a pull-back (finite strain)."""
     left, _, right = np.linalg.svd(LPS[:3, :3] @ np.asarray(linear)[:3, :3] @ LPS[:3, :3])
-    return (left @ right).T
+    result: np.ndarray = (left @ right).T
+    return result
 
 
 def _turn_gradients(dataset: Dataset, rotation: np.ndarray) -> None:

@@ -32,7 +32,7 @@ from .volume import Volume
 
 
 def write_derived_series(
-    folder: str | os.PathLike, volume: Volume, source_folder: str | os.PathLike, description: str
+    folder: str | os.PathLike[str], volume: Volume, source_folder: str | os.PathLike[str], description: str
 ) -> Path:
     """Write a volume that was computed from a DICOM series as a new, derived series of the same study.
 

@@ -51,7 +51,7 @@ _MOST_EXTRA = 64 << 20  # bytes of header extensions, and of what follows the vo
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
 
 
-def is_nifti_name(path: str | os.PathLike) -> bool:
+def is_nifti_name(path: str | os.PathLike[str]) -> bool:
     """Whether the name ends in .nii, .nii.gz, .mgz or .mgh, in any case."""
     return Path(path).name.lower().endswith(NIFTI_SUFFIXES + MGH_SUFFIXES)
 
@@ -171,7 +171,8 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
     scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     if scale != 1:
         _warn(f"{path}: lengths are in {unit}s and were converted to mm")
-    return np.diag([scale, scale, scale, 1.0]) @ affine
+    result: np.ndarray = np.diag([scale, scale, scale, 1.0]) @ affine
+    return result
 
 
 def set_nifti_affine(image: Any, affine: np.ndarray, *, code: int) -> None:
@@ -187,7 +188,8 @@ def _mgh_affine(path: Path, image: Any) -> np.ndarray:
         flag = stream.read(30)[28:]
     if flag == b"\0\0":
         _warn(f"{path} does not say where it lies (goodRASFlag is 0): FreeSurfer's default orientation is used")
-    return image.affine
+    result: np.ndarray = image.affine
+    return result
 
 
 def _values(path: Path, image: Any) -> np.ndarray:
@@ -201,7 +203,8 @@ def _values(path: Path, image: Any) -> np.ndarray:
     except MemoryError as error:
         raise ValueError(f"{path} does not fit in memory: {image.shape} voxels of {dtype}") from error
     if array.dtype.kind == "f" and dtype.kind != "f":  # nibabel scaled stored integers
-        return array.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+        result: np.ndarray = array.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+        return result
     return _native(array)
 
 

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from .dicom import read_dicom
 from .nifti import is_nifti_name, read_nifti, write_nifti
 from .volume import Volume
 
 
-def read_volume(path: str | os.PathLike, *, ndim: Literal[3] | None = None) -> Volume:
+def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None) -> Volume:
     """An image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
 
     Args:
@@ -25,12 +26,7 @@ def read_volume(path: str | os.PathLike, *, ndim: Literal[3] | None = None) -> V
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    if is_nifti_name(path) and path.is_file():
-        volume = read_nifti(path)
-    else:
-        from .dicom import read_dicom  # pydicom and highdicom take half a second to load
-
-        volume = read_dicom(path)
+    volume = read_nifti(path) if is_nifti_name(path) and path.is_file() else read_dicom(path)
     if ndim == 3 and volume.array.ndim == 4:
         raise ValueError(
             f"{path} must hold one volume, got {volume.array.shape[3]} ({volume.array.shape}); choose one of them, for"
@@ -39,7 +35,9 @@ def read_volume(path: str | os.PathLike, *, ndim: Literal[3] | None = None) -> V
     return volume
 
 
-def write_volume(path: str | os.PathLike, volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner") -> None:
+def write_volume(
+    path: str | os.PathLike[str], volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner"
+) -> None:
     """Write an image as .nii, .nii.gz or .mgz, by the name's ending; it appears whole or not at all.
 
     Args:

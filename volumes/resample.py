@@ -4,6 +4,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
+import torch
 
 from .sampling import apply_affine, inside, sample_linear, sample_nearest, voxel_blocks
 from .transforms import Transform
@@ -40,7 +41,6 @@ def resample(
         >>> resample(image, between).array.ravel().tolist()
         [0.5, 1.5, 2.5]
     """
-    import torch  # loads for a second, which readers of images need not wait for
 
     if order not in ("linear", "nearest"):
         raise ValueError(f'order must be "linear" or "nearest", got "{order}"')

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,6 @@ def sample_linear(channels: "torch.Tensor", points: np.ndarray) -> np.ndarray:
     Returns:
         (N, C), in the dtype of `channels`.
     """
-    import torch
-    from torch.nn import functional as F
 
     size = np.array(channels.shape[1:], dtype=np.float64)
     # grid_sample wants (w, h, d) in [-1, 1]; an axis of one voxel reads that voxel everywhere
@@ -45,7 +45,8 @@ def sample_nearest(array: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(N,) values of the voxels whose centres are nearest to `points` (N, 3), in the array's own dtype."""
     index = np.floor(points + 0.5).astype(np.int64)
     d, h, w = np.clip(index, 0, np.array(array.shape) - 1).T
-    return array[d, h, w]
+    result: np.ndarray = array[d, h, w]
+    return result
 
 
 def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+import torch
 
 from ..runs.files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
@@ -182,7 +183,6 @@ class DisplacementField:
             The inverse; `residual_mm` is the largest |T(x) - y| left over the points that come to lie in the field's
             grid. Above ten times the tolerance it is warned about. Where the field folds, one of several places.
         """
-        import torch
 
         linear = self.linear_part()
         back = linear.inverse()
@@ -241,11 +241,11 @@ class DisplacementField:
         slopes = slopes @ np.linalg.inv(self.affine[:3, :3]) + linear.matrix[:3, :3]
         flat = np.abs(np.linalg.det(slopes)) < 1e-3
         slopes[flat] = linear.matrix[:3, :3]
-        return slopes
+        result: np.ndarray = slopes
+        return result
 
     @cached_property
     def _channels(self) -> "torch.Tensor":
-        import torch
 
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
 
@@ -344,7 +344,7 @@ def compose_to_field(transforms: Sequence[Transform], like: Volume) -> Displacem
     return DisplacementField(vectors, like.affine)
 
 
-def write_transform(path: str | os.PathLike, transform: Transform) -> None:
+def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
     """Write a transform as ITK and ANTs read it; the ending chooses the form (see the module's table).
 
     Raises:
@@ -365,7 +365,7 @@ def write_transform(path: str | os.PathLike, transform: Transform) -> None:
         )
 
 
-def read_transform(path: str | os.PathLike) -> Transform:
+def read_transform(path: str | os.PathLike[str]) -> Transform:
     """Read a transform in one of ITK's forms (see the module's table).
 
     Raises:
@@ -515,7 +515,8 @@ def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
     import ants
 
     lps = points * _LPS
-    return np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _LPS
+    result: np.ndarray = np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _LPS
+    return result
 
 
 def _linear(read: Any) -> AffineTransform:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
 from .case import Case
 
 
@@ -44,9 +47,6 @@ class Display:
     def __enter__(self) -> "Display":
         self.clock = time.perf_counter()
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
             columns = (TextColumn("{task.fields[ended]}"), BarColumn(), TextColumn("{task.fields[left]}"))
             self.bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
             self.task = self.bar.add_task("", total=self.total, ended=f"0 of {self.everything}", left="")

@@ -27,6 +27,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydicom
+
+from ...volumes.dicom import check_deflated, is_other_object
 from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
     BIDS_NAME,
@@ -213,9 +216,6 @@ def _look_at(
     left_out: Counter[str],
 ) -> None:
     """Sort one file into images, damaged files, missing images by series, and what is left out."""
-    import pydicom
-
-    from ...volumes.dicom import check_deflated
 
     named = path.suffix.lower() in DICOM_KIND
     try:
@@ -251,7 +251,6 @@ def _look_at(
 
 
 def _is_image(header: Any, kind: Any) -> bool:
-    from ...volumes.dicom import is_other_object
 
     name = kind.name if kind is not None else ""
     if "Rows" not in header or "Columns" not in header:
@@ -284,7 +283,6 @@ def _slice(path: Path, header: Any) -> _Slice:
 
 def _count_missing(dicomdir: Path, missing: Counter[str]) -> None:
     """Count images, by series, that a DICOMDIR lists and that are not there."""
-    import pydicom
 
     series = ""
     for record in pydicom.dcmread(dicomdir).get("DirectoryRecordSequence") or []:

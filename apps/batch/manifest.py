@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from ...runs.files import atomic_path
 from ...runs.record import package_versions
 from .case import Case
@@ -44,7 +46,8 @@ def finished_case(output: Path, identifier: str) -> Entry | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return entry
+    result: Entry | None = entry
+    return result
 
 
 def append_line(output: Path, entry: Entry) -> None:
@@ -76,7 +79,6 @@ def compact(output: Path) -> None:
 
 @contextmanager
 def _manifest_lock(output: Path) -> Iterator[None]:
-    from filelock import FileLock
 
     state = output / STATE
     state.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """The options of a command that works through a folder."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...runs.exit import UsageError
-from ..options import ThreadOptions, at_least
+from ..options import Options, ThreadOptions, at_least, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +51,21 @@ class FolderOptions(ThreadOptions):
         """The options that `run.run_batch` takes as they are."""
         names = ("jobs", "cluster", "slurm", "part", "dry_run", "threads", "keep_identifiers")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Options):
+    """Write the page of a folder of results again, from its manifest.jsonl.
+
+    The page is index.html in OUTPUT, with a viewer in index_files/; it needs no network, and the whole folder can be
+    moved. It shows images of patients: treat it like the images.
+
+    Args:
+        output: the folder of results of a run over a folder.
+    """
+
+    output: Path = field(kw_only=False)
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.output, "folder of results")

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ...runs.files import atomic_path
 from .manifest import MANIFEST, read_manifest
+from .options import Page
 from .preview import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
 
 INDEX, FILES = "index.html", "index_files"
@@ -26,16 +27,9 @@ VIEWER = ("niivue.umd.js", "niivue.LICENSE.txt")
 _MOST_COLUMNS = 8  # of figures; the others are in the details of a case
 
 
-def page(output: Path) -> None:
-    """Make the page of a folder of results again, from its manifest.jsonl.
-
-    The page is index.html in OUTPUT with a viewer in index_files/; it needs no network and the whole folder can be
-    moved. It shows images of patients: treat it as you treat the images.
-
-    Args:
-        output: the folder of results of a run over a folder.
-    """
-    print(f"wrote {write_index(output)}")
+def page(options: Page) -> None:
+    """Run the command."""
+    print(f"wrote {write_index(options.output)}")
 
 
 def write_index(output: Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ...registration.pairs import read_pairs
 from .case import NIFTI, Case, file_name, with_unique_names
 from .find import find_files
 from .names import BIDS_NAME, bids_entities, is_harmless, name_stem, relative, short_hash, shown_path
@@ -18,7 +19,6 @@ def pairs_of_table(table: Path, folder: Path | None = None, *, keep_identifiers:
         folder: where relative paths start; by default the list's own folder.
         keep_identifiers: name cases by the files.
     """
-    from ...registration.pairs import read_pairs
 
     root = folder or table.parent
     cases = []

@@ -14,8 +14,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nibabel as nib
 import numpy as np
+from PIL import Image
 
+from ...restoration.images import read_image
 from ...volumes import Volume, read_volume
 from ...volumes.nifti import is_nifti_name
 
@@ -132,7 +135,6 @@ def _grey_levels(array: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _nifti(levels: Volume, low: float, high: float) -> bytes:
     """A .nii.gz whose scaled values are those of the image, cut off at the window."""
-    import nibabel as nib
 
     image = nib.Nifti1Image(levels.array, levels.affine)
     slope = (high - low) / _LEVELS
@@ -147,8 +149,6 @@ def _middle_slice(levels: Volume) -> np.ndarray:
 
     The patient's right is on the left, as radiologists have it; sagittal slices look to the right.
     """
-    import nibabel as nib
-    from PIL import Image
 
     canonical = nib.as_closest_canonical(nib.Nifti1Image(levels.array, levels.affine))
     array, spacing = np.asarray(canonical.dataobj), np.linalg.norm(canonical.affine[:3, :3], axis=0)
@@ -163,7 +163,6 @@ def _middle_slice(levels: Volume) -> np.ndarray:
 
 def _pictures(source: Path, folder: Path) -> tuple[dict[str, Any], bytes]:
     """Input and result of a bitmap, in the same window."""
-    from ...restoration.images import read_image
 
     results = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _BITMAPS]
     if not results:
@@ -185,7 +184,6 @@ def _pictures(source: Path, folder: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _at_most(pixels: np.ndarray, side: int) -> np.ndarray:
-    from PIL import Image
 
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.BOX)
@@ -194,7 +192,6 @@ def _at_most(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def _png(parts: list[np.ndarray]) -> bytes:
     """Pictures side by side."""
-    from PIL import Image
 
     stream = io.BytesIO()
     Image.fromarray(np.concatenate(parts, axis=1)).save(stream, "PNG", optimize=True)

@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ...runs.cells import Cell, Result
 from ...runs.exit import DONE, ERROR, INTERRUPTED, REFUSED, SOME_FAILED, TERMINATED
 from ...runs.record import sha256
@@ -31,6 +33,7 @@ from .case import Case
 from .display import Counts, Display
 from .manifest import MANIFEST, append_line, compact, finished_case, is_recorded, manifest_entry, read_manifest
 from .names import printable
+from .page import write_index
 from .task import (
     Batch,
     CaseRefused,
@@ -279,7 +282,6 @@ class _Run:
 @contextmanager
 def _run_folder(batch: Batch, *, shared: bool) -> Iterator[Path]:
     """A folder for what is under way; those of runs that were killed are taken away."""
-    from filelock import FileLock, Timeout
 
     with full_disk_is_an_error(batch.output):
         (batch.state / "locks").mkdir(exist_ok=True)
@@ -318,9 +320,6 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _write_pages(batch: Batch, finish: Callable[[Path], None] | None) -> None:
-    from filelock import FileLock
-
-    from .page import write_index
 
     with FileLock(batch.state / "pages.lock"):
         compact(batch.output)

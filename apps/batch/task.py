@@ -17,6 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import pydicom
+from filelock import FileLock, Timeout
+
 from ...runs.cells import Cell, Result, limited_threads
 from ...runs.files import publish
 from ...runs.functions import load_function
@@ -24,6 +27,7 @@ from ...runs.record import sha256
 from .case import Case
 from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorded, manifest_entry, read_manifest
 from .names import printable, relative, shown_name, shown_path
+from .preview import write_preview
 
 WorkSpec = dict[str, Any]  # {"factory": "module:function", "arguments": {...}}, plain values
 
@@ -94,7 +98,6 @@ def run_case(cell: Cell, folder: Path) -> Result:
         "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run is at it),
         "full" (no room for results), "unusable" (the work cannot be built); "error": why.
     """
-    from filelock import FileLock, Timeout
 
     case = Case.from_dict(cell["case"])
     places: dict[str, Any] = {k: Path(cell["batch"][k]) for k in ("output", "root")}
@@ -114,7 +117,8 @@ def run_case(cell: Cell, folder: Path) -> Result:
 @lru_cache(maxsize=2)
 def _built(spec: str) -> Work:
     content = json.loads(spec)
-    return load_function(content["factory"])(**content["arguments"])
+    result: Work = load_function(content["factory"])(**content["arguments"])
+    return result
 
 
 class _Unusable(ValueError):
@@ -190,7 +194,6 @@ class Task:
 
     def _work(self, entry: Entry) -> Entry:
         """Run the work, with less memory where it ran out of it, and put the results in place."""
-        from .preview import write_preview
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -251,7 +254,8 @@ class Task:
         if smaller is None:
             raise MemoryError("not enough memory, and the work cannot be cut smaller") from error
         self.notes.append(f"memory ran out; tried again with {smaller.size_in_words}")
-        return smaller
+        result: Work = smaller
+        return result
 
     def _warnings(self) -> list[str]:
         return list(dict.fromkeys(self._clean(note) for note in (*self.case.warnings, *self.notes)))
@@ -326,7 +330,6 @@ def _link(source: Path, target: Path) -> None:
 
 def _header_words(path: Path) -> set[str]:
     """What a DICOM header says about the person, the place and in free text, whole and word by word."""
-    import pydicom
 
     words: set[str] = set()
     try:

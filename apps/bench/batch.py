@@ -8,77 +8,67 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ...runs.files import atomic_path
+import numpy as np
+import pydicom
+from pydicom.uid import generate_uid
+
+from ...runs.json_files import write_json
 from ...runs.record import hardware, package_versions
+from ...volumes import read_volume
+from ..batch.find import find_cases
 from ..batch.manifest import MANIFEST, STATE, read_manifest
+from .options import BatchBenchmark
 
 _TIMES = ("started", "seconds", "versions")  # of a line of the manifest
 _EPOCH = "1700000000"  # the time that results are dated with, so that their bytes can be compared
 _POLL_S = 0.05
 
 
-def benchmark(
-    data: Path,
-    *,
-    output: Path,
-    part: Literal["all", "cost", "kills"] = "all",
-    series: int = 50,
-    broken: int = 5,
-    slices: int = 3,
-    kills: int = 20,
-    jobs: int = 1,
-    threads: int = 2,
-    weights: Path = Path("denoise-grey"),
-    seed: int = 0,
-) -> None:
-    """Measure batches on a folder of series that is made from the real ones of DATA, some of them broken.
-
-    Parts: "cost", time and peak memory of `restoration restore` of the whole folder, beside one process per series, and
-    of a second run that finds everything done; "kills", the same run ended by SIGKILL at random times and started
-    again, whose results are then compared byte by byte with those of the undisturbed run. Memory is that of all
-    processes together (Linux: proportional set size). OUTPUT receives the folders and benchmark-batch.json.
-
-    Args:
-        data: a folder with real DICOM series of single images, in any nesting.
-        output: the folder to write to; must not hold an earlier benchmark.
-        part: which figures.
-        series: how many, the broken ones among them.
-        broken: how many of them are broken: an empty file, cut pixels, a missing slice, no position, a tilt, in turn.
-        slices: of a series.
-        kills: how often the run is killed.
-        jobs: processes of the run.
-        threads: of each process.
-        weights: of the denoiser, a file or the name of weights that come with the package.
-        seed: of the times of the kills.
-    """
-    folder = output / "series"
+def benchmark(options: BatchBenchmark) -> None:
+    """Run the command."""
+    folder = options.output / "series"
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another --output")
-    make_series(data, folder, count=series, broken=broken, slices=slices)
-    options = ["--weights", str(weights), "--threads", str(threads), "--device", "cpu"]
-    run = _command(folder, output / "undisturbed", *options, "--jobs", str(jobs))
-    figures: dict[str, Any] = {"series": series, "broken": broken, "slices": slices, "jobs": jobs, "threads": threads}
+    make_series(options.data, folder, count=options.series, broken=options.broken, slices=options.slices)
+    words = ["--weights", str(options.weights), "--threads", str(options.threads), "--device", "cpu"]
+    run = _command(folder, options.output / "undisturbed", *words, "--jobs", str(options.jobs))
+    figures: dict[str, Any] = {
+        "series": options.series,
+        "broken": options.broken,
+        "slices": options.slices,
+        "jobs": options.jobs,
+        "threads": options.threads,
+    }
     first = measure(run, allowed=(0, 3))
     figures |= {"batch": first.figures()}
-    counts = [entry["status"] for entry in read_manifest(output / "undisturbed").values()]
+    counts = [entry["status"] for entry in read_manifest(options.output / "undisturbed").values()]
     figures |= {"done": counts.count("done"), "failed": counts.count("failed")}
     print(f"one run: {first}; {counts.count('done')} done, {counts.count('failed')} failed", flush=True)
-    if part in ("all", "cost"):
+    if options.part in ("all", "cost"):
         again = measure(run, allowed=(0, 3))
         print(f"the same again, all found done or failing again: {again}", flush=True)
         figures |= {"batch again": again.figures()}
-        figures |= {"one process per series": _one_by_one(folder, output / "single", options)}
-    if part in ("all", "kills"):
-        figures |= {"kills": _killed(folder, output, [*options, "--jobs", str(jobs)], kills, seed, first.seconds)}
-    figures |= {"seed": seed, "hardware": hardware(), "versions": package_versions()}
-    with atomic_path(output / "benchmark-batch.json") as temporary:
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"wrote {output}/benchmark-batch.json")
+        figures |= {"one process per series": _one_by_one(folder, options.output / "single", words)}
+    if options.part in ("all", "kills"):
+        figures |= {
+            "kills": _killed(
+                folder,
+                options.output,
+                [*words, "--jobs", str(options.jobs)],
+                options.kills,
+                options.seed,
+                first.seconds,
+            )
+        }
+    figures |= {"seed": options.seed, "hardware": hardware(), "versions": package_versions()}
+    write_json(options.output / "benchmark-batch.json", figures)
+    print(f"wrote {options.output}/benchmark-batch.json")
 
 
 @dataclass(frozen=True)
@@ -171,8 +161,6 @@ def make_series(data: Path, folder: Path, *, count: int, broken: int, slices: in
     Raises:
         ValueError: `data` holds no series that can be used.
     """
-    import pydicom
-    from pydicom.uid import generate_uid
 
     pieces = list(_pieces(data, slices))
     if not pieces:
@@ -198,12 +186,6 @@ def make_series(data: Path, folder: Path, *, count: int, broken: int, slices: in
 
 def _pieces(data: Path, slices: int) -> Iterator[list[Path]]:
     """Runs of neighbouring images of the real series that can be read."""
-    import warnings
-
-    import pydicom
-
-    from ...volumes import read_volume
-    from ..batch.find import find_cases
 
     cases = [case for case in find_cases(data, ("dicom",)).cases if case.reason is None]
     for case in sorted(cases, key=lambda case: str(case.inputs[0])):
@@ -227,7 +209,6 @@ def _pieces(data: Path, slices: int) -> Iterator[list[Path]]:
 
 
 def _normal(image: Any) -> list[float]:
-    import numpy as np
 
     row, column = np.array([float(v) for v in image.ImageOrientationPatient]).reshape(2, 3)
     return list(np.cross(row, column))
@@ -269,7 +250,6 @@ def _shift(image: Any, *, by: float) -> None:
 
 
 def _change(path: Path, change: Callable[[Any], None]) -> None:
-    import pydicom
 
     image = pydicom.dcmread(path)
     change(image)

@@ -1,10 +1,11 @@
 """Options of `voxelwave bench`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ...runs.exit import UsageError
-from ..options import Options
+from ..options import Options, ThreadOptions, at_least, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +29,44 @@ class Kernels(Options):
         super().check()
         if self.machine_code and self.device == "cuda":
             raise UsageError("--machine-code measures nothing: leave out --device cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBenchmark(ThreadOptions):
+    """Measure batches on a folder of series made from the real ones of DATA, some of them broken.
+
+    Parts: "cost", the time and peak memory of `restoration restore` for the whole folder, compared with one process per
+    series, and of a second run that finds everything done; "kills", the same run killed by SIGKILL at random times and
+    started again, whose results are then compared byte by byte with those of the undisturbed run. Memory is that of all
+    processes together (Linux: proportional set size). OUTPUT receives the folders and benchmark-batch.json.
+
+    Args:
+        data: a folder with real DICOM series of single images, in any nesting.
+        output: the folder to write to; it must not hold an earlier benchmark.
+        part: which figures to measure.
+        series: number of series, including the broken ones.
+        broken: number of broken ones: an empty file, cut pixels, a missing slice, no position, a tilt, in turn.
+        slices: slices of a series.
+        kills: how often the run is killed.
+        jobs: processes of the run.
+        threads: CPU threads of a process.
+        weights: weights of the denoiser, a file or a name that `voxelwave weights` lists.
+        seed: seed of the times of the kills.
+    """
+
+    data: Path = field(kw_only=False)
+    output: Path
+    part: Literal["all", "cost", "kills"] = "all"
+    series: int = 50
+    broken: int = 5
+    slices: int = 3
+    kills: int = 20
+    jobs: int = 1
+    threads: int = 2
+    weights: Path = Path("denoise-grey")
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.data, "folder of DICOM series")
+        at_least(1, jobs=self.jobs, series=self.series, slices=self.slices)

@@ -1,6 +1,13 @@
 """The cohort of an EEG study, as nested cross-validation and the report need it."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...runs.record import command_line, hardware
+from ..nested_cv.results import Facts
+from ..nested_cv.splits import Cohort
 
 if TYPE_CHECKING:
     from ...eeg.study import Study
@@ -24,7 +31,6 @@ def cohort_of(study: "Study", data: "Windows", person_column: str | None = None)
     Raises:
         ValueError: a person column that a subject lacks.
     """
-    from ..nested_cv.splits import Cohort
 
     extra = {s.subject: s.extra for s in study.subjects}
     first: dict[str, str] = {}
@@ -53,12 +59,6 @@ def facts_of(
     title: str | None,
 ) -> "Facts":
     """What the report says beside figures: flow of subjects, audit, descriptions, limits."""
-    from datetime import datetime
-
-    import numpy as np
-
-    from ...runs.record import command_line, hardware
-    from ..nested_cv.results import Facts
 
     extra = {s.subject: s.extra for s in study.subjects}
     windows = np.bincount(data.subject, minlength=len(data.subjects))

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import mne
 import numpy as np
 from matplotlib.figure import Figure
+from mne.channels.layout import _find_topomap_coords
 
 from ...eeg.channels import positions
 from ...eeg.features import BANDS
@@ -188,7 +190,6 @@ def _tsne(found: "list[Found]", windows: Windows) -> Figure:
 
 def _info(windows: Windows) -> tuple[Any, list[int]]:
     """MNE's info of the channels whose places are known, and which these are; None if there are too few for a map."""
-    import mne
 
     rows = [i for i, name in enumerate(windows.channels) if name in positions()]
     if len(rows) < 4:
@@ -200,7 +201,6 @@ def _info(windows: Windows) -> tuple[Any, list[int]]:
 
 
 def _topomap(axis: Any, values: np.ndarray, info: Any, *, limits: tuple[float, float], colours: str) -> Any:
-    import mne
 
     image, _ = mne.viz.plot_topomap(
         values, info, axes=axis, show=False, vlim=limits, cmap=colours, contours=0, sensors="k.", sphere=_SPHERE
@@ -213,6 +213,6 @@ _SPHERE = "auto"
 
 def _flat_places(info: Any) -> np.ndarray:
     """Where the electrodes stand on the map."""
-    from mne.channels.layout import _find_topomap_coords
 
-    return _find_topomap_coords(info, range(len(info["ch_names"])), sphere=_SPHERE)
+    result: np.ndarray = _find_topomap_coords(info, range(len(info["ch_names"])), sphere=_SPHERE)
+    return result

@@ -6,6 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.preprocessing import StandardScaler
+
+from ...eeg.adhdeepnet import ADHDeepNet
+from ...eeg.estimators import from_plan, tensors_of
+from ...eeg.explain import (
+    by_band,
+    first_filters,
+    integrated_gradients,
+    last_features,
+    occlude_bands,
+    occlude_channels,
+    shares,
+)
+from ...eeg.features import BANDS
+from ...eeg.networks import NETWORKS, WEIGHTS, load_network
+from ...eeg.study import read_study
+from ...eeg.windows import digest_of, load_windows
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -20,7 +41,6 @@ FACTORY = "eeg-models"  # what builds the models of an EEG run
 
 
 def is_network(name: str) -> bool:
-    from ...eeg.networks import NETWORKS
 
     return name in NETWORKS
 
@@ -51,7 +71,6 @@ class Case:
 
     def tensors(self, rows: "np.ndarray") -> "tuple[Tensor, Tensor]":
         """Scaled windows and labels."""
-        from ...eeg.estimators import tensors_of
 
         x, label, _ = tensors_of(self.windows, rows, self.scaler)
         return x, label
@@ -77,9 +96,6 @@ class Found:
 
 def cases_of_run(folder: Path, model: str) -> list[Case]:
     """The final networks of a nested run, each with its outer test subjects."""
-    from ...eeg.estimators import from_plan
-    from ...eeg.networks import NETWORKS, WEIGHTS, load_network
-    from ...eeg.windows import digest_of
 
     plan = plan_of(folder) or {}
     if model not in plan["models"]:
@@ -106,11 +122,6 @@ def cases_of_run(folder: Path, model: str) -> list[Case]:
 
 
 def single_case(weights: Path, study: Path, positive: str | None, trained: bool) -> tuple[Case, list[str]]:
-    import numpy as np
-
-    from ...eeg.networks import load_network
-    from ...eeg.study import read_study
-    from ...eeg.windows import load_windows
 
     network, card = load_network(weights)
     windows = load_windows(read_study(study, positive or card.classes[1]), card.window_options)
@@ -134,16 +145,6 @@ def single_case(weights: Path, study: Path, positive: str | None, trained: bool)
 
 
 def explain_one(case: Case, most_windows: int, steps: int, seed: int) -> Found:
-    from ...eeg.adhdeepnet import ADHDeepNet
-    from ...eeg.explain import (
-        by_band,
-        first_filters,
-        integrated_gradients,
-        last_features,
-        occlude_bands,
-        occlude_channels,
-        shares,
-    )
 
     rows = thinned(case.rows, case.windows.subject[case.rows], most_windows)
     x, label = case.tensors(rows)
@@ -175,7 +176,6 @@ def thinned(rows: "np.ndarray", subject: "np.ndarray", most: int) -> "np.ndarray
         >>> thinned(np.arange(6), np.array([0, 0, 0, 0, 1, 1]), 3).tolist()
         [0, 2, 4]
     """
-    import numpy as np
 
     if len(rows) <= most:
         return rows
@@ -184,18 +184,15 @@ def thinned(rows: "np.ndarray", subject: "np.ndarray", most: int) -> "np.ndarray
 
 
 def _embed(features: "np.ndarray", seed: int) -> "np.ndarray":
-    from sklearn.manifold import TSNE
-    from sklearn.preprocessing import StandardScaler
 
     scaled = StandardScaler().fit_transform(features)
     perplexity = min(30.0, (len(scaled) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
+    result: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
+    return result
 
 
 def _silhouette(features: "np.ndarray", group: "np.ndarray") -> float:
     """-1 to 1; how much nearer windows are to their own group's than to the nearest other group's."""
-    import numpy as np
-    from sklearn.metrics import silhouette_score
 
     groups = len(np.unique(group))
     return float(silhouette_score(features, group)) if 2 <= groups < len(group) else math.nan
@@ -203,9 +200,6 @@ def _silhouette(features: "np.ndarray", group: "np.ndarray") -> float:
 
 def summarise(found: list[Found], cases: list[Case], notes: list[str]) -> dict[str, Any]:
     """Means and standard deviations over the networks, as plain values."""
-    import numpy as np
-
-    from ...eeg.features import BANDS
 
     windows = cases[0].windows
     edges = [*BANDS.items(), ("other", (math.nan, math.nan))]

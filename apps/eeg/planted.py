@@ -1,12 +1,23 @@
-"""`voxelwave eeg planted`: a nested run on people who do not exist, where it is known what there is to find."""
+"""`voxelwave eeg planted`: a nested run on synthetic subjects whose difference is known."""
 
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ...eeg.study import read_rows
+from ...eeg.synthetic import write_synthetic_study
+from ...runs.exit import DONE, ERROR
+from ...runs.files import atomic_path
+from ...runs.json_files import write_json
+from .explanation import EXPLANATION, FOLDER
+from .nested_cv import nested_cv
+from .nested_options import NestedCV, Planted
+
 PLANTED, SHUFFLED, RESULT = "planted", "shuffled", "planted.json"
-CHANNELS, BAND = ("O1", "O2", "Pz"), "alpha"  # that carry the oscillation of 10 Hz
+CHANNELS, BAND = ("O1", "O2", "Pz"), "alpha"  # where the 10 Hz oscillation is planted
 WINDOWS = {"seconds": 2.0, "sfreq": 64.0, "scaling": "window"}
 NETWORK = {
     "space": {"drop_prob": [0.3, 0.5]},
@@ -16,94 +27,56 @@ NETWORK = {
     "reduce_patience": 6,
     "batch": 16,  # the slow averages of batch normalisation need a few hundred steps
 }
-# mne, torch and their friends load in the functions, so that --help answers at once
 
 
-def planted(
-    *,
-    output: Path,
-    subjects: int = 100,
-    seconds: float = 12.0,
-    difference_uv: float = 8.0,
-    outer: int = 5,
-    trials: int = 2,
-    jobs: int | None = None,
-    threads: int = 1,
-    seed: int = 0,
-) -> int:
-    """Check the whole way from recordings to report where the truth is known.
-
-    Synthetic subjects are written, half of whom carry an oscillation of 10 Hz on O1, O2 and Pz. Nested cross-validation
-    of a small ADHDeepNet must tell them from the others, and its explanation must name the band and the channels; with
-    the same recordings under shuffled labels, the interval must cover 0.5. OUTPUT receives the study, the two runs with
-    their reports (planted/ and shuffled/), and planted.json. The exit code is 1 if one of these statements is false. A
-    run that was killed goes on when the same command is given again.
-
-    Args:
-        output: the folder to write into.
-        subjects: how many.
-        seconds: mean length of a recording.
-        difference_uv: standard deviation of the oscillation in microvolts; the background has 10 to 30.
-        outer: folds of which each is tested once.
-        trials: settings tried in each outer fold.
-        jobs: processes on this machine.
-        threads: of each fit.
-        seed: of subjects, shuffle, folds and fits.
-    """
-    from ...eeg.synthetic import write_synthetic_study
-    from ...runs.exit import DONE, ERROR
-    from ...runs.files import atomic_path
-    from .nested_cv import nested_cv
-
-    study = output / "study"
-    if not (study / "subjects.tsv").is_file():  # written last
+def planted(options: Planted) -> int:
+    """Run the command; gives its exit code."""
+    study = options.output / "study"
+    if not (study / "subjects.tsv").is_file():  # the last file of a study
         write_synthetic_study(
             study,
-            subjects=subjects,
-            seconds=seconds,
-            difference_uv=difference_uv,
+            subjects=options.subjects,
+            seconds=options.seconds,
+            difference_uv=options.difference_uv,
             planted=CHANNELS,
             frequency=10.0,
-            seed=seed,
+            seed=options.seed,
         )
-    runs = {PLANTED: study / "subjects.tsv", SHUFFLED: _shuffled(study, seed)}
+    runs = {PLANTED: study / "subjects.tsv", SHUFFLED: _shuffled(study, options.seed)}
+    titles = {
+        PLANTED: "Synthetic subjects, 10 Hz planted",
+        SHUFFLED: "Synthetic subjects, shuffled labels",
+    }
     for name, table in runs.items():
-        nested_cv(
+        run = NestedCV(
             table,
-            output=output / name,
+            output=options.output / name,
             positive="case",
             models=["adhdeepnet", "bandpower", "majority"],
             model_options={"adhdeepnet": NETWORK},
             windows=WINDOWS,
-            outer=outer,
+            outer=options.outer,
             inner=2,
-            trials=trials,
-            jobs=jobs,
-            threads=threads,
-            cache=output / "windows",
+            trials=options.trials,
+            jobs=options.jobs,
+            threads=options.threads,
+            cache=options.output / "windows",
             no_audit=name == SHUFFLED,
             no_explanation=name == SHUFFLED,
-            title=f"Synthetic subjects, {name} difference of 10 Hz"
-            if name == PLANTED
-            else "Synthetic subjects, shuffled labels",
-            seed=seed,
+            title=titles[name],
+            seed=options.seed,
         )
-    found = _findings(output)
-    with atomic_path(output / RESULT) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
+        nested_cv(run)
+    found = _findings(options.output)
+    write_json(options.output / RESULT, found)
     for name, true in found["statements"].items():
         print(f"{'yes' if true else 'NO'}: {name}")
-    print(f"wrote {output}/: {RESULT}, {PLANTED}/report.html, {SHUFFLED}/report.html")
+    print(f"wrote {options.output}/: {RESULT}, {PLANTED}/report.html, {SHUFFLED}/report.html")
     return DONE if all(found["statements"].values()) else ERROR
 
 
 def _shuffled(study: Path, seed: int) -> Path:
-    """The table of the study with its labels dealt out anew."""
-    import numpy as np
-
-    from ...eeg.study import read_rows
-    from ...runs.files import atomic_path
-
+    """Write the table of the study with shuffled labels."""
     rows = read_rows(study / "subjects.tsv")
     order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
     path = study / "shuffled.tsv"
@@ -116,8 +89,6 @@ def _shuffled(study: Path, seed: int) -> Path:
 
 def _findings(output: Path) -> dict[str, Any]:
     """Figures of both runs, and the statements that must hold."""
-    from .explanation import EXPLANATION, FOLDER
-
     results = {name: json.loads((output / name / "results.json").read_text()) for name in (PLANTED, SHUFFLED)}
     metrics = {name: content["models"][0]["metrics"] for name, content in results.items()}
     explanation = json.loads((output / PLANTED / FOLDER / EXPLANATION).read_text())

@@ -3,7 +3,7 @@
 import csv
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -84,7 +84,8 @@ def build_estimator(spec: EstimatorSpec) -> Estimator:
 @functools.lru_cache(maxsize=16)
 def _built(spec: str) -> Estimator:
     content = json.loads(spec)
-    return load_function(content["factory"])(**content["arguments"])
+    result: Estimator = load_function(content["factory"])(**content["arguments"])
+    return result
 
 
 def fit_cell(cell: Cell, folder: Path) -> Result:
@@ -162,7 +163,7 @@ def _write_curve(folder: Path, curve: list[dict[str, float]]) -> None:
     _write_rows(folder / "curve.csv", names, ([row.get(name, "") for name in names] for row in curve))
 
 
-def _write_rows(path: Path, header: Sequence[str], rows) -> None:
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)

@@ -127,7 +127,8 @@ def make_plan(
         "data": data,
         "versions": package_versions(),
     }
-    return json.loads(json.dumps(plan, default=str))
+    result: dict[str, Any] = json.loads(json.dumps(plan, default=str))
+    return result
 
 
 def check_plan(plan: dict[str, Any]) -> None:

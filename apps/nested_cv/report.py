@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
+from sklearn.metrics import roc_auc_score
 
 from ...runs.files import atomic_path
 from . import report_figures as figures
@@ -337,7 +338,9 @@ def _meaning(
     return told
 
 
-def _simpler_explanations(results: dict[str, Any], main: dict[str, Any] | None, models: Sequence[dict]) -> list[str]:
+def _simpler_explanations(
+    results: dict[str, Any], main: dict[str, Any] | None, models: Sequence[dict[str, Any]]
+) -> list[str]:
     """Models that do as well as the headline's, and whether the amount of data of a subject gives its class away."""
     told = [str(sentence) for sentence in results.get("caveats") or []]
     low = (results.get("headline", {}).get("interval") or [None])[0]
@@ -359,7 +362,6 @@ def _simpler_explanations(results: dict[str, Any], main: dict[str, Any] | None, 
 
 def _length_separation(results: dict[str, Any]) -> float | None:
     """AUC of the recording length for the class it is longer in, over all subjects with a known length."""
-    from sklearn.metrics import roc_auc_score
 
     classes = results.get("classes", [])
     rows = [(s.get("label"), s.get("seconds")) for s in results.get("subjects", []) if is_number(s.get("seconds"))]
@@ -388,7 +390,9 @@ def _unfinished(results: dict[str, Any], models: Sequence[dict[str, Any]]) -> li
     ]
 
 
-def _subject_rows(results: dict[str, Any], main: dict[str, Any] | None, calls: dict) -> list[dict[str, Any]]:
+def _subject_rows(
+    results: dict[str, Any], main: dict[str, Any] | None, calls: dict[tuple[str, str], list[bool]]
+) -> list[dict[str, Any]]:
     name = (main or {}).get("name")
     classes = results.get("classes", [])
     rows = []

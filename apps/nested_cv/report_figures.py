@@ -7,7 +7,7 @@ axes have a fixed frame and scale as a whole. All text goes through `Markup.form
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -223,7 +223,7 @@ class Plot:
         return head.format(self.width, self.height, self.title) + EMPTY.join([*frame, *parts]) + Markup("</svg>")
 
 
-def roc(curve: dict, *, title: str) -> Markup:
+def roc(curve: dict[str, Any], *, title: str) -> Markup:
     """Sensitivity over 1 - specificity with its interval band; the diagonal is chance."""
     plot = Plot((0, 1), (0, 1), "1 − specificity", "sensitivity", title)
     parts = [plot.line([0, 1], [0, 1], "reference")]
@@ -233,7 +233,7 @@ def roc(curve: dict, *, title: str) -> Markup:
     return plot.draw(parts)
 
 
-def calibration(bins: Sequence[dict], *, title: str, positive: str) -> Markup:
+def calibration(bins: Sequence[dict[str, Any]], *, title: str, positive: str) -> Markup:
     """Observed share of the positive class over predicted probability, a mark per bin with its interval."""
     plot = Plot((0, 1), (0, 1), f"predicted probability of {positive}", f"observed share of {positive}", title)
     parts = [plot.line([0, 1], [0, 1], "reference")]
@@ -270,7 +270,7 @@ def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, ti
     return plot.draw(parts, y_numbers=False)
 
 
-def permutation(result: dict, observed: float, *, title: str, x_label: str) -> Markup:
+def permutation(result: dict[str, Any], observed: float, *, title: str, x_label: str) -> Markup:
     """Where the observed score lies among scores under shuffled labels: a histogram, or mean and interval alone."""
     null = result.get("null") or {}
     edges, counts = null.get("edges") or [], null.get("counts") or []

@@ -14,6 +14,7 @@ from . import statistics
 from .plan import CELLS, NESTED, PREDICTIONS, PUBLISHED, RANDOM_WINDOWS, RESULTS, TEST_EPOCH, cohort_of
 from .search import Outcome
 from .seeds import derive_seed
+from .splits import Cohort
 from .statistics import METRICS, Scores
 from .tripod import tripod_items
 
@@ -323,7 +324,7 @@ def _optimism_row(
     }
 
 
-def _subjects(cohort, scores: dict[tuple[str, str], Scores], facts: Facts) -> list[dict[str, Any]]:
+def _subjects(cohort: Cohort, scores: dict[tuple[str, str], Scores], facts: Facts) -> list[dict[str, Any]]:
     means = {model: found.score.mean(0) for (protocol, model), found in scores.items() if protocol == NESTED}
     return [
         {
@@ -338,7 +339,7 @@ def _subjects(cohort, scores: dict[tuple[str, str], Scores], facts: Facts) -> li
     ]
 
 
-def _fold_row(split: dict[str, Any], cohort) -> dict[str, Any]:
+def _fold_row(split: dict[str, Any], cohort: Cohort) -> dict[str, Any]:
     names = {part: [cohort.subjects[i] for i in split[part]] for part in ("train", "test")}
     counts = {c: sum(cohort.labels[i] == label for i in split["test"]) for label, c in enumerate(cohort.classes)}
     return {"repeat": split["repeat"], "fold": split["fold"], **names, "test_per_class": counts}

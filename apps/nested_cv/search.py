@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
+from sklearn.model_selection import StratifiedKFold
 
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group, drive, remove_unfinished
@@ -86,7 +88,6 @@ def run_plan(
     Raises:
         ValueError, OSError: a cell failed, or another run works in the folder.
     """
-    from filelock import FileLock, Timeout
 
     check_plan(plan)
     try:
@@ -159,7 +160,8 @@ def _nested(plan: dict[str, Any], model: str, split: Split) -> Group[Outcome]:
 
     def score(results: list[Result]) -> float:
         if objective == LIKELIHOOD:
-            return -sum(result["nats"] for result in results) / sum(result["tokens"] for result in results)
+            found: float = -sum(result["nats"] for result in results) / sum(result["tokens"] for result in results)
+            return found
         return float(np.mean([OBJECTIVES[objective](*_subject_scores(labels, [result])) for result in results]))
 
     best, trials = yield from _search(plan, model, split, NESTED, cells, score)
@@ -184,7 +186,8 @@ def _published(plan: dict[str, Any], model: str, split: Split) -> Group[Outcome]
     def score(results: list[Result]) -> float:
         rows = results[0]["subjects"]
         right = sum(r["above"] if labels[r["subject"]] else r["windows"] - r["above"] for r in rows)
-        return right / sum(r["windows"] for r in rows)
+        result: float = right / sum(r["windows"] for r in rows)
+        return result
 
     best, trials = yield from _search(plan, model, split, PUBLISHED, cells, score)
     name = cells(best.number, best.settings)[0]["id"]
@@ -204,7 +207,6 @@ def _test_epoch(plan: dict[str, Any], nested: Outcome, split: Split) -> Group[Ou
 
 def _window_split(plan: dict[str, Any], nested: Outcome, split: Split) -> Group[Outcome]:
     """The nested run's settings and epochs for this fold; only the split is another one."""
-    from sklearn.model_selection import StratifiedKFold
 
     labels = np.array(plan["cohort"]["labels"])[plan["windows"]["subject"]]
     seed = derive_seed(plan["design"]["seed"], RANDOM_WINDOWS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .seeds import derive_seed
 
@@ -139,7 +140,6 @@ def _check_apart(cohort: Cohort, place: str, a: list[int], b: list[int], name_a:
 
 def _folds(cohort: Cohort, among: np.ndarray, count: int, seed: int, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """`count` pairs (rest, held out) of indices out of `among`."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels, persons = np.array(cohort.labels)[among], np.array(cohort.persons)[among]
     for label, title in enumerate(cohort.classes):

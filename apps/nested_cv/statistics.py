@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata, t
 
 Figures = dict[str, np.ndarray]
 METRICS = ("balanced_accuracy", "sensitivity", "specificity", "accuracy", "f1", "mcc", "auc", "brier")
@@ -108,7 +109,6 @@ def nadeau_bengio(values: Sequence[float], test_share: float, *, level: float = 
         test_share: n_test / n_train, which is 1 / (K - 1) for K folds.
         level: of confidence.
     """
-    from scipy.stats import t
 
     k = len(values)
     half = float(t.ppf((1 + level) / 2, k - 1) * np.sqrt(np.var(values, ddof=1) * (1 / k + test_share)))
@@ -229,8 +229,6 @@ def compare(a: Scores, b: Scores, metric: str, count: int, weights: np.ndarray, 
         gain = (a.decision.mean(0) - b.decision.mean(0)) * share
         difference, null = gain.sum(), np.where(swap, -gain, gain).sum(1)
     else:
-        from scipy.stats import rankdata
-
         ranks = [rankdata(s.score, axis=1) for s in (a, b)]
         difference = float(
             np.mean([_rank_auc(a.label, x) - _rank_auc(a.label, y) for x, y in zip(*ranks, strict=True)])
@@ -281,7 +279,8 @@ def _balanced_accuracy(label: np.ndarray, said: np.ndarray) -> np.ndarray:
     positive = label == 1
     sensitivity = (positive * said).sum(-1) / positive.sum(-1)
     false_alarms = (~positive * said).sum(-1) / (~positive).sum(-1)
-    return (1 + sensitivity - false_alarms) / 2
+    result: np.ndarray = (1 + sensitivity - false_alarms) / 2
+    return result
 
 
 def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -291,7 +290,8 @@ def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.nda
     ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
     downs = np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
     below = np.cumsum(downs, axis=1) - downs / 2
-    return (ups * below).sum(1) / (ups.sum(1) * downs.sum(1))
+    result: np.ndarray = (ups * below).sum(1) / (ups.sum(1) * downs.sum(1))
+    return result
 
 
 def _roc(label: np.ndarray, score: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -308,25 +308,28 @@ def _roc(label: np.ndarray, score: np.ndarray, weights: np.ndarray, grid: np.nda
 
 def _upper_interpolation(grid: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     last = np.r_[np.diff(x) > 0, True]
-    return np.interp(grid, x[last], y[last])
+    result: np.ndarray = np.interp(grid, x[last], y[last])
+    return result
 
 
 def _rank_auc(label: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """AUC from ranks along the last axis (Mann-Whitney)."""
     positives = int((label == 1).sum())
     u = ranks[..., label == 1].sum(-1) - positives * (positives + 1) / 2
-    return u / (positives * (len(label) - positives))
+    result: np.ndarray = u / (positives * (len(label) - positives))
+    return result
 
 
 def _swapped_auc(label: np.ndarray, a: np.ndarray, b: np.ndarray, swap: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
 
     first, second = (rankdata(np.where(swap, x, y), axis=1) for x, y in ((b, a), (a, b)))
-    return _rank_auc(label, first) - _rank_auc(label, second)
+    result: np.ndarray = _rank_auc(label, first) - _rank_auc(label, second)
+    return result
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros_like(above, dtype=float), where=below > 0)
+    result: np.ndarray = np.divide(above, below, out=np.zeros_like(above, dtype=float), where=below > 0)
+    return result
 
 
 def _mean(figures: list[Figures]) -> Figures:

@@ -1,0 +1,161 @@
+"""Options of `voxelwave eeg nested-cv`, `planted` and `explain`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...runs.exit import UsageError
+from ..options import ThreadOptions, at_least, must_exist
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedCV(ThreadOptions):
+    """Evaluate models on the subjects of STUDY by nested cross-validation, and write a report.
+
+    Each subject is in the test part of one outer fold; classes (and sites, if the table has a column "site") have equal
+    shares in all folds. Settings, number of epochs and threshold are chosen by inner folds within the training part;
+    the test part is predicted once, at the end. The score of a subject is the mean probability of its windows. OUTPUT
+    receives report.html, results.json, results.csv, predictions.csv, explain/, plan.json and cells/ with every single
+    fit. After a kill, the same command continues the run and gives the same figures.
+
+    Args:
+        study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip file per class.
+        output: the folder to write to.
+        positive: the diagnosed class; by default the one that is not called control, healthy or normal.
+        models: the models, the one under study first; by default adhdeepnet, eegnet, shallow, bandpower, amplitude,
+            length and majority.
+        model_options: model -> its options: space (setting -> values to search, or "published", "reduced", "none"),
+            settings (fixed ones), epochs (at most), patience, reduce_patience, batch, norm_momentum.
+        windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
+        protocol: nested; published, which chooses settings and epoch on the test fold as the code of the paper does, to
+            show how optimistic that is; or both, for a table of the two.
+        published_models: models to run under the published protocol; by default the first.
+        outer: number of outer folds.
+        inner: folds within each outer training part.
+        repeats: number of partitions into outer folds.
+        trials: settings tried for each model and outer fold.
+        objective: figure that the search maximises.
+        person_column: column of the table with the person, if a person has several rows; they stay in one fold.
+        jobs: processes on this machine, or fits running at once on a cluster.
+        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
+        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
+        threads: CPU threads per fit.
+        cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
+        no_audit: leave out the check of study and folds for leakage and confounds.
+        no_explanation: leave out the explanation of the first network on the test subjects of each outer fold.
+        title: title of the report.
+        seed: the seed from which all others are derived.
+    """
+
+    study: Path = field(kw_only=False)
+    output: Path
+    positive: str | None = None
+    models: list[str] | None = None
+    model_options: dict[str, dict[str, Any]] | None = None
+    windows: dict[str, Any] | None = None
+    protocol: Literal["nested", "published", "both"] = "nested"
+    published_models: list[str] | None = None
+    outer: int = 5
+    inner: int = 4
+    repeats: int = 1
+    trials: int = 20
+    objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
+    person_column: str | None = None
+    jobs: int | None = None
+    cluster: str | None = None
+    slurm: dict[str, Any] | None = None
+    threads: int = 1
+    cache: Path | None = None
+    no_audit: bool = False
+    no_explanation: bool = False
+    title: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.study, "study")
+        at_least(1, jobs=self.jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted(ThreadOptions):
+    """Test the whole pipeline, from recordings to report, on data whose truth is known.
+
+    Half of the synthetic subjects carry an oscillation of 10 Hz on O1, O2 and Pz. Nested cross-validation of a small
+    ADHDeepNet must tell them from the others, and its explanation must name the band and the channels; with shuffled
+    labels on the same recordings, the interval must cover 0.5. OUTPUT receives the study, the two runs with their
+    reports (planted/ and shuffled/), and planted.json. The exit code is 1 if one of these statements is false. After a
+    kill, the same command continues the run.
+
+    Args:
+        output: the folder to write to.
+        subjects: number of subjects.
+        seconds: mean length of a recording.
+        difference_uv: standard deviation of the oscillation in microvolts; the background has 10 to 30.
+        outer: number of outer folds.
+        trials: settings tried in each outer fold.
+        jobs: processes on this machine.
+        threads: CPU threads per fit.
+        seed: seed of subjects, shuffle, folds and fits.
+    """
+
+    output: Path
+    subjects: int = 100
+    seconds: float = 12.0
+    difference_uv: float = 8.0
+    outer: int = 5
+    trials: int = 2
+    jobs: int | None = None
+    threads: int = 1
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, jobs=self.jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(ThreadOptions):
+    """Show what a network relies on: channels, frequency bands, its filters and its last features.
+
+    WEIGHTS is the folder of a nested cross-validation, whose networks are explained on their own outer test subjects
+    and averaged; or one model.safetensors with --study, which is explained on subjects outside its training data.
+    OUTPUT receives explanation.json and pictures: integrated gradients by channel on a scalp map and by band (baseline
+    zero; the file gives their completeness error), the cost of hiding a channel or a band, the frequency responses of
+    the temporal filters, spatial filters beside their patterns, and a t-SNE of the last features, coloured by class and
+    by subject.
+
+    Args:
+        weights: the folder of a nested run, or model.safetensors with its model.json.
+        study: the recordings, for one file of weights.
+        output: the folder to write to; by default explain/ in a nested run.
+        model: network of a nested run.
+        positive: the diagnosed class, if the study does not define it.
+        trained: also use the subjects that a single file of weights was trained on; the result says so.
+        most_windows: largest number of windows per network; more are thinned out evenly, subject by subject.
+        steps: steps of the integrated gradients.
+        seed: seed of the t-SNE.
+    """
+
+    weights: Path = field(kw_only=False)
+    study: Path | None = None
+    output: Path | None = None
+    model: str = "adhdeepnet"
+    positive: str | None = None
+    trained: bool = False
+    most_windows: int = 600
+    steps: int = 24
+    seed: int = 0
+
+    @property
+    def of_run(self) -> bool:
+        """Whether WEIGHTS is the folder of a nested run."""
+        return (self.weights / "plan.json").is_file()
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.weights, "folder of a nested run or file of weights")
+        must_exist(self.study, "study")
+        at_least(1, most_windows=self.most_windows, steps=self.steps)
+        if not self.of_run and (self.study is None or self.output is None):
+            raise UsageError(f"{self.weights} is not the folder of a nested run: --study and --output must be given")
