@@ -215,13 +215,9 @@ def _no_such(word: str, known: list[str]) -> str:
 
 def _run(prog: str, verb: Verb, argv: list[str]) -> int:
     options_class = _load(verb.options)
-    arguments = parse_arguments(options_class, argv, prog=prog)
-    if not verb.work:
-        code = options_class(**arguments)
-    else:
-        options = options_class(**arguments)
-        options.check()
-        code = _load(verb.work)(options)
+    options = options_class(**parse_arguments(options_class, argv, prog=prog))
+    options.check()
+    code = _load(verb.work)(options)
     return DONE if code is None else int(code)
 
 

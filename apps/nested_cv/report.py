@@ -405,7 +405,7 @@ def _subject_rows(
                 "label": classes[number] if number is not None and classes else subject.get("label"),
                 "score": subject.get("score") or {},
                 "extra": subject.get("extra") or {},
-                "right": calls.get((name, str(subject.get("subject"))), []),
+                "right": calls.get((str(name), str(subject.get("subject"))), []),
             }
         )
     return rows

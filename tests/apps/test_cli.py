@@ -1,6 +1,7 @@
 """The command line: help at once, exit codes, one clear line for what a user can get wrong."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from voxelwave.apps import cli
 from voxelwave.apps.arguments import parse_arguments
+from voxelwave.apps.registration.options import Train
 from voxelwave.runs.exit import ERROR, USAGE
 
 
@@ -101,14 +103,81 @@ def test_every_verb_is_there_and_documented():
         assert getattr(importlib.import_module(f"voxelwave.apps.{module}"), name).__doc__, verb
 
 
-@pytest.mark.parametrize("words", [["--help"], ["registration", "--help"], ["registration", "register", "--help"]])
-def test_help_loads_no_heavy_library(words):
-    code = (
-        "import sys; from voxelwave.apps.cli import main\n"
-        f"try: main({words!r})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'monai', 'ants', 'lightning', 'nibabel', 'matplotlib'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+HEAVY = [
+    "torch",
+    "monai",
+    "ants",
+    "lightning",
+    "nibabel",
+    "pydicom",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "skimage",
+    "mne",
+    "braindecode",
+    "jinja2",
+]
+VERBS = [[field, verb] for field, verbs in cli.COMMANDS.items() for verb in verbs] + [[verb] for verb in cli.TOP_LEVEL]
+RUN_EACH = """
+import json, sys
+from voxelwave.apps.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    loaded = sorted(set(json.loads(sys.argv[2])) & set(sys.modules))
+    print("\\n" + json.dumps([words, code, loaded]))
+"""
+
+
+def _run_each(commands: list[list[str]]) -> list[tuple[list[str], int, list[str]]]:
+    """Run commands one after the other in a fresh process: words, exit code, and the heavy packages loaded so far."""
+    words = [sys.executable, "-c", RUN_EACH, json.dumps(commands), json.dumps(HEAVY)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[[")]
+
+
+def test_help_of_every_verb_loads_no_heavy_package():
+    results = _run_each([["--help"], ["registration", "--help"], *([*verb, "--help"] for verb in VERBS)])
+    assert len(results) == len(VERBS) + 2
+    assert [(words, loaded) for words, code, loaded in results if code != 0 or loaded] == []
+
+
+def test_a_missing_input_is_reported_before_a_heavy_package_loads():
+    missing, out = "missing/input", ["-o", "never-written"]
+    weights = ["--weights", "denoise-grey"]
+    results = _run_each(
+        [
+            ["registration", "register", missing, missing, *out],
+            ["registration", "apply", missing, missing, "--like", missing, *out],
+            ["registration", "train", "--pairs", missing, *out],
+            ["registration", "evaluate", missing, *out],
+            ["registration", "benchmark", missing, *out],
+            ["restoration", "restore", "-i", missing, *weights, *out],
+            ["restoration", "train", missing, missing, *out],
+            ["restoration", "evaluate", missing, "--sigma", "25", "-o", "never-written.tsv"],
+            ["restoration", "export", missing, *out],
+            ["eeg", "train", missing, *out],
+            ["eeg", "diagnose", "-i", missing, "--weights", missing, *out],
+            ["eeg", "audit", missing],
+            ["eeg", "nested-cv", missing, *out],
+            ["eeg", "explain", missing, *out],
+            ["scanpath", "train", missing, *out],
+            ["scanpath", "predict", "-i", missing, *out, "--weights", "planted-observer"],
+            ["scanpath", "evaluate", missing, *out],
+            ["scanpath", "cross-validate", missing, *out],
+            ["batch", "page", missing],
+            ["report", missing],
+        ]
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+    assert [(words, code, loaded) for words, code, loaded in results if code != ERROR or loaded] == []
+
+
+@pytest.mark.parametrize("config", sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml")))
+def test_every_training_configuration_is_understood(config):
+    words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
+    arguments = parse_arguments(Train, words, prog="voxelwave registration train")
+    assert len(arguments["size"]) == 3
+    assert arguments["pairs"] == Path("pairs.csv")

@@ -78,7 +78,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(trained, data, tmp_pa
     command = ["scanpath", "train", str(data["free"]), "-o", str(tmp_path), *words]
     assert cli.main([*command, "--epochs", "1"]) == 0
     assert cli.main([*command, "--epochs", "3"]) == 1
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert cli.main([*command, "--epochs", "3", "--resume"]) == 0
     assert _rows(tmp_path / "curve.csv") == _rows(trained / "curve.csv")
     ours, theirs = (load_model(folder / "model.safetensors") for folder in (tmp_path, trained))

@@ -1,0 +1,110 @@
+"""What imports what: the layers of the package, no circles, and imports at the top of each file."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {
+    "runs": 0,
+    "kernels": 1,
+    "volumes": 1,
+    "attention_analysis": 2,
+    "eeg": 2,
+    "registration": 2,
+    "restoration": 2,
+    "scanpath": 2,
+    "apps": 3,
+}
+LISTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name below the package -> file."""
+    folders = [ROOT.joinpath(*package.split(".")[1:]) for package in LISTED if package != "voxelwave"]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    names = [file.relative_to(ROOT).with_suffix("").parts for file in files]
+    return {".".join(n[:-1] if n[-1] == "__init__" else n): file for n, file in zip(names, files, strict=True)}
+
+
+MODULES = _modules()
+
+
+def _imported(name: str, file: Path, node: ast.ImportFrom) -> list[str]:
+    """The modules of ours that an import statement names."""
+    if node.level == 0:
+        if not (node.module or "").startswith("voxelwave"):
+            return []
+        start = (node.module or "").split(".")[1:]
+    else:
+        package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        start = package[: len(package) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+    found = [".".join([*start, alias.name]) for alias in node.names]
+    return [path if path in MODULES else ".".join(start) for path in found]
+
+
+def _imports(name: str) -> set[str]:
+    nodes = ast.walk(ast.parse(MODULES[name].read_text()))
+    return {m for node in nodes if isinstance(node, ast.ImportFrom) for m in _imported(name, MODULES[name], node)}
+
+
+IMPORTS = {name: _imports(name) - {name} for name in MODULES}
+
+
+def test_the_walk_sees_the_package():
+    assert len(MODULES) > 150
+    assert "volumes.read" in IMPORTS["volumes"]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_downwards(name):
+    layer = name.split(".")[0]
+    above = {other for other in IMPORTS[name] if other and other.split(".")[0] != layer}
+    assert {other for other in above if LAYERS[other.split(".")[0]] >= LAYERS[layer]} == set()
+
+
+def test_no_imports_go_in_a_circle():
+    left = {name: {other for other in found if other in IMPORTS} for name, found in IMPORTS.items()}
+    while leaves := {name for name, found in left.items() if not found}:
+        left = {name: found - leaves for name, found in left.items() if name not in leaves}
+    assert left == {}  # what remains imports itself through others, or is imported by those that do
+
+
+def test_nothing_imports_the_command_line():
+    assert [name for name, found in IMPORTS.items() if "apps.cli" in found] == []
+
+
+# imports that stand inside a function: module -> the packages, each optional or needed by a single option
+INNER = {
+    "apps.nested_cv.search": {"optuna"},  # only where settings are searched
+    "eeg.networks": {"braindecode"},  # only for EEGNet and ShallowConvNet
+    "eeg.recording": {"mne_bids"},  # optional: only for BIDS folders
+    "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer
+    "kernels.scan.triton": {"triton_device"},  # Triton is there on Linux only
+    "kernels.scan.triton_aot": {"triton"},
+    "kernels.scan.triton_benchmark": {"mamba_ssm"},  # optional peer
+    "registration.ants": {"ants"},  # takes seconds to load: only for an affine or SyN
+    "restoration.baselines": {"bm3d"},  # optional: not free for commercial use
+    "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
+    "runs.memory": {"resource"},  # not on Windows
+    "runs.workers": {"distributed", "submitit"},  # optional: clusters
+    "volumes.transforms": {"ants"},  # only for ITK's composite files
+}
+
+
+def _inner_imports(file: Path) -> set[str]:
+    """First part of the names of what is imported inside functions."""
+    functions = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)]
+    nodes = [node for f in functions for node in ast.walk(f)]
+    plain = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    of_module = {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    return (
+        plain | of_module | {a.name for n in nodes if isinstance(n, ast.ImportFrom) and not n.module for a in n.names}
+    )
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_stand_at_the_top_of_the_file(name):
+    assert _inner_imports(MODULES[name]) == INNER.get(name, set())
