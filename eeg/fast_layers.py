@@ -4,7 +4,9 @@ Each gives what the plain layers of PyTorch give, up to rounding, and the tests 
 measured on two cores of an AMD EPYC with 64 windows of 256 channels and 512 samples.
 """
 
+import ctypes
 import math
+import sys
 from typing import Any
 
 import torch
@@ -302,9 +304,6 @@ def keep_freed_memory() -> None:
     By default every tensor above 32 MiB is taken from the system page by page and given back at once, which costs more
     than the arithmetic on it (22 ms against 2 ms for a copy). Elsewhere than on Linux with glibc nothing happens.
     """
-    import ctypes
-    import sys
-
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt if sys.platform == "linux" else None
     except (OSError, AttributeError):

@@ -16,6 +16,7 @@ import yaml
 from voxelwave.apps import cli
 from voxelwave.apps.eeg.cohort import cohort_of
 from voxelwave.eeg.synthetic import write_synthetic_study
+from voxelwave.runs.exit import ERROR, USAGE
 
 MODELS = ["adhdeepnet", "bandpower", "amplitude", "length", "majority"]
 TINY = {
@@ -170,15 +171,15 @@ def test_another_command_in_the_same_folder_is_refused(words, copy, capsys):
         (["--person_column", "family"], "column 'family' of the study must name a person"),
         (["--cluster", "kubernetes"], 'cluster must be "dask://host:port"'),
         (["--windows", "{band: [1]}"], "band must have two edges in Hz"),
-        (["--jobs", "0"], "jobs must be at least 1"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
         (["--published_models", "[shallow]"], "published must be among the models"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(more, complaint, words, tmp_path, capsys):
-    assert cli.main([*words, "-o", str(tmp_path / "run"), *more]) == 1
+    assert cli.main([*words, "-o", str(tmp_path / "run"), *more]) == (USAGE if complaint.startswith("--") else ERROR)
     error = capsys.readouterr().err
     assert complaint in error
-    assert error.startswith("voxelwave: error: ")
+    assert error.startswith(("voxelwave: error: ", "voxelwave: usage: "))
     assert error.count("\n") == 1
 
 
@@ -252,7 +253,7 @@ def test_a_report_without_its_recordings_says_what_is_missing(copy, capsys):
     (copy / "plan.json").write_text(json.dumps(plan))
     shutil.rmtree(copy / "explain")
     assert cli.main(["report", str(copy)]) == 0
-    assert "note: the report has no page on what the network looks at: no study at" in capsys.readouterr().out
+    assert "note: the report has no explanation of the network: no study at" in capsys.readouterr().out
     assert 'id="explanation"' not in (copy / "report.html").read_text()
 
 
@@ -319,12 +320,14 @@ def test_the_audit_of_a_table_of_random_windows_is_refused(study, tmp_path):
         (["{study}", "--splits", "nowhere.csv"], "no split file at nowhere.csv"),
         (["{study}", "--positive", "x"], "positive must be case or control"),
         (["{study}", "--channels", "[Xz]"], "must have the channels Xz"),
-        (["{study}", "--permutations", "0"], "permutations must be at least 1"),
+        (["{study}", "--permutations", "0"], "--permutations must be at least 1"),
         (["{study}", "--overlap", "2"], "overlap must be at least 0 and below 1"),
     ],
 )
 def test_the_audit_says_what_is_wrong_in_one_line(words, complaint, study, capsys):
-    assert cli.main(["eeg", "audit", *(word.format(study=study) for word in words)]) == 1
+    assert cli.main(["eeg", "audit", *(word.format(study=study) for word in words)]) == (
+        USAGE if complaint.startswith("--") else ERROR
+    )
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1

@@ -26,7 +26,10 @@ USAGE = (
     "batch must",
     "--validation-share must",
     "validation-share must",
-    "--abstain must be between",
+    "--threshold must be between",
+    "last.ckpt",
+    "is not the folder of a nested run",
+    "--most-windows must",
 )
 TINY = {
     "adhdeepnet": {"F1": 2, "D": 2, "kernel_length": 16, "lr": 5e-3, "max_norm": 5.0},
@@ -216,12 +219,12 @@ def test_every_model_can_be_built_from_a_study(study, tmp_path):
         (["diagnose", "-i", "{out}", "-o", "{out}/x", "--weights", "{weights}"], "holds no recording"),
         (
             ["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threshold", "2"],
-            "--abstain must be between",
+            "--threshold must be between",
         ),
         (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{weights}", "--threads", "0"], "threads must be"),
-        (["explain", "{weights}"], "no folder of a nested run, so --study and --output"),
+        (["explain", "{weights}"], "is not the folder of a nested run: --study and --output"),
         (["explain", "{weights}", "--study", "nowhere", "-o", "{out}"], "no study at nowhere"),
-        (["explain", "{out}", "--most-windows", "0"], "most_windows must be at least 1"),
+        (["explain", "{weights}", "--most-windows", "0"], "--most-windows must be at least 1"),
         (["explain", "{broken}"], "plan.json must be a JSON file"),
         (["benchmark", "--batch", "0"], "batch must be at least 1"),
         (["planted", "-o", "{out}", "--subjects", "3"], "subjects must be at least 4"),
@@ -245,12 +248,12 @@ def test_unusable_input_ends_with_one_line_that_names_it(words, complaint, weigh
 
 @pytest.mark.parametrize("config", NESTED_CONFIGS, ids=lambda path: path.stem)
 def test_shipped_nested_configurations_hold_options_that_exist(config, study, tmp_path):
-    from voxelwave.apps.eeg.nested_cv import nested_cv
+    from voxelwave.apps.eeg.nested_options import NestedCV
     from voxelwave.eeg.study import read_study
     from voxelwave.eeg.windows import WindowOptions, load_windows
 
     content = yaml.safe_load(config.read_text())
-    assert set(content) <= set(inspect.signature(nested_cv).parameters)
+    assert set(content) <= set(inspect.signature(NestedCV).parameters)
     windows = load_windows(read_study(study), WindowOptions.of(content["windows"]))
     for model in content["models"]:
         assert build(model, windows, content["model_options"].get(model, {})).name == model
