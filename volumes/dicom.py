@@ -50,11 +50,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 
 from ..runs.memory import check_memory, inflate_within_memory
 from .codestream import image_size, is_whole
-from .volume import Volume
+from .volume import LPS, Volume
 from .warning import VolumeWarning
 
 _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM is LPS
 _SAME_PLACE_MM = 0.03  # scanners write positions to about 0.01 mm
 _SAME_DIRECTION = 2e-3  # about 0.1 degrees
 _SIDEWAYS_MM = 0.05
@@ -496,7 +495,7 @@ def _affine(slices: list[_Frame], step: np.ndarray, *, rows: int) -> np.ndarray:
     # where the first slice is, by all of them: single positions are rounded
     corner = np.mean([f.position - k * step for k, f in enumerate(slices)], axis=0)
     affine[:3, 3] = corner - (rows - 1) * affine[:3, 1]
-    return _RAS @ affine
+    return LPS @ affine
 
 
 def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[_Frame]]) -> np.ndarray:

@@ -25,7 +25,6 @@ from pydicom.uid import (
     generate_uid,
 )
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
 _SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner

@@ -26,7 +26,6 @@ from ..runs.files import atomic_path
 from .dicom import _Frame, _frames, _headers, _one_series, _stack, _without_copies
 from .dicom_derived import (
     _SERIES_OFFSET,
-    LPS,
     _code,
     _equipment,
     _groups,
@@ -42,7 +41,7 @@ from .dicom_derived import (
 )
 from .nifti import is_nifti_name
 from .transforms import DisplacementField
-from .volume import Volume, perpendicular_axes
+from .volume import LPS, Volume, perpendicular_axes
 
 _CONTENT_BASED = ("125024", "Image Content-based Alignment")
 _SAME_FRAME = ("125021", "Frame of Reference Identity")

@@ -17,7 +17,6 @@ from pydicom.dataset import Dataset
 
 from .dicom import _frames, _headers, _one_series, _stack, _without_copies
 from .dicom_derived import (
-    LPS,
     atomic_folder,
     check_free,
     current_time,
@@ -28,7 +27,7 @@ from .dicom_derived import (
     shared_groups,
     uid_of,
 )
-from .volume import Volume
+from .volume import LPS, Volume
 
 
 def write_derived_series(

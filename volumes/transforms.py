@@ -25,7 +25,7 @@ import torch
 from ..runs.files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
 from .sampling import apply_affine, inside, sample_linear, voxel_blocks
-from .volume import Volume, perpendicular_axes
+from .volume import LPS, Volume, perpendicular_axes
 from .warning import VolumeWarning
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
 _FIXED_POINT_ROUNDS = 10  # of an inversion, before Newton's steps
 
-_LPS = np.array([-1.0, -1.0, 1.0])  # RAS <-> LPS, for points and for vectors
+_SIGNS = np.diag(LPS)[:3]  # LPS of a point or a vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,7 +385,7 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
 def _write_field(path: Path, field: DisplacementField) -> None:
     if not perpendicular_axes(field.affine):
         raise ValueError(f"affine must have perpendicular axes to be written for ITK, got {field.affine.tolist()}")
-    vectors = (field.vectors_mm * _LPS.astype(np.float32))[:, :, :, None, :]
+    vectors = (field.vectors_mm * _SIGNS.astype(np.float32))[:, :, :, None, :]
     image = nib.Nifti1Image(vectors, None)
     image.header.set_intent(VECTOR_INTENT)
     set_nifti_affine(image, field.affine, code=1)
@@ -401,7 +401,7 @@ def _read_field(path: Path) -> DisplacementField:
             f"{path} must be a displacement field of shape (D, H, W, 1, 3) with intent code {VECTOR_INTENT}, got"
             f" {image.shape} with intent code {intent}"
         )
-    vectors = np.asarray(image.dataobj, dtype=np.float32)[:, :, :, 0] * _LPS.astype(np.float32)
+    vectors = np.asarray(image.dataobj, dtype=np.float32)[:, :, :, 0] * _SIGNS.astype(np.float32)
     try:
         return DisplacementField(vectors, nifti_affine(path, image))
     except ValueError as error:
@@ -411,7 +411,7 @@ def _read_field(path: Path) -> DisplacementField:
 def _itk_affine(transform: AffineTransform, *, precision: str) -> Any:
     import ants  # takes seconds to load
 
-    flip = np.diag([*_LPS, 1.0])
+    flip = LPS
     matrix = flip @ transform.matrix @ flip
     return ants.create_ants_transform(
         transform_type="AffineTransform",
@@ -429,10 +429,10 @@ def _itk_field(field: DisplacementField) -> Any:
         raise ValueError(f"affine must have perpendicular axes to be written for ITK, got {field.affine.tolist()}")
     spacing = np.linalg.norm(field.affine[:3, :3], axis=0)
     image = ants.from_numpy(
-        field.vectors_mm * _LPS.astype(np.float32),
-        origin=(_LPS * field.affine[:3, 3]).tolist(),
+        field.vectors_mm * _SIGNS.astype(np.float32),
+        origin=(_SIGNS * field.affine[:3, 3]).tolist(),
         spacing=spacing.tolist(),
-        direction=_LPS[:, None] * field.affine[:3, :3] / spacing,
+        direction=_SIGNS[:, None] * field.affine[:3, :3] / spacing,
         has_components=True,
     )
     return ants.transform_from_displacement_field(image)
@@ -514,8 +514,8 @@ def _mat_end(content: bytes) -> int:
 def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
     import ants
 
-    lps = points * _LPS
-    result: np.ndarray = np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _LPS
+    lps = points * _SIGNS
+    result: np.ndarray = np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _SIGNS
     return result
 
 
@@ -582,15 +582,15 @@ def _affine_of(center: np.ndarray, values: np.ndarray) -> AffineTransform:
     matrix = np.eye(4)
     matrix[:3, :3] = values[:9].reshape(3, 3)
     matrix[:3, 3] = values[9:] + center - matrix[:3, :3] @ center
-    flip = np.diag([*_LPS, 1.0])
+    flip = LPS
     return AffineTransform(flip @ matrix @ flip)
 
 
 def _field_of(fixed: np.ndarray, values: np.ndarray) -> DisplacementField:
     d, h, w = fixed[:3].astype(int)
     affine = np.eye(4)
-    affine[:3, :3] = _LPS[:, None] * fixed[9:].reshape(3, 3) * fixed[6:9]
-    affine[:3, 3] = _LPS * fixed[3:6]
+    affine[:3, :3] = _SIGNS[:, None] * fixed[9:].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = _SIGNS * fixed[3:6]
     # ITK stores the first axis fastest, the vector's parts together
-    vectors = values.reshape(w, h, d, 3).transpose(2, 1, 0, 3) * _LPS
+    vectors = values.reshape(w, h, d, 3).transpose(2, 1, 0, 3) * _SIGNS
     return DisplacementField(vectors, affine)

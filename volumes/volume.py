@@ -7,6 +7,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ (ours) <-> LPS (DICOM, ITK), its own inverse
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
