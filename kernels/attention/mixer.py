@@ -113,6 +113,8 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
         raise ValueError(f"k must have shape (B, Hk, Lk, D) to match q {tuple(q.shape)}, got {tuple(k.shape)}")
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v must have shape (B, Hk, Lk, Dv) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
+    if pattern is NS and q.shape[2] != k.shape[2]:
+        raise ValueError(f"{q.shape[2]} queries over {k.shape[2]} keys are no self attention: pattern must be NC or CC")
     if pattern is not CS:
         if q_start is not None:
             raise ValueError(f"q_start belongs to causal self attention, got q_start={q_start} with {pattern.value}")
@@ -122,8 +124,11 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
             f"causal self attention of {q.shape[2]} queries over {k.shape[2]} keys needs q_start, the position of the "
             f"first query among the keys ({k.shape[2] - q.shape[2]} when decoding with a cache)"
         )
-    if q_start is not None and q_start < 0:
-        raise ValueError(f"q_start must not be negative, got {q_start}")
+    if q_start is not None and not 0 <= q_start <= k.shape[2] - q.shape[2]:
+        raise ValueError(
+            f"q_start must be between 0 and {k.shape[2] - q.shape[2]}, so that each of {q.shape[2]} queries stands at one "
+            f"of {k.shape[2]} keys, got {q_start}"
+        )
     return q_start or 0
 
 

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from voxelwave.kernels import attention as folder
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
+from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
+from voxelwave.kernels.attention.routing import RoutingAttention
 from voxelwave.kernels.attention.softmax import attention
 
 F64 = torch.float64
@@ -37,13 +39,24 @@ class Member(NamedTuple):
 MEMBERS = {
     "softmax": Member(lambda *_: SoftmaxAttention(), lambda *_: SoftmaxAttention(with_lse=True)),
     "efficient": Member(lambda *_: EfficientAttention()),
+    "landmark": Member(
+        lambda *_: LandmarkAttention(block=4, top=2), lambda *_: LandmarkAttention(block=4, score="exact")
+    ),
+    "landmark, all blocks": Member(lambda *_: LandmarkAttention(block=5)),
+    "routing": Member(
+        lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
+    ),
+    "routing, balanced": Member(
+        lambda heads, *_: RoutingAttention(heads, CHANNELS, 3, mode="balanced", window=5),
+        lambda heads, *_: RoutingAttention(heads, CHANNELS, 3, mode="balanced", window=50),
+    ),
 }
 
 
 def made(make: Callable[[int, int, int], Mixer], heads: int, n_queries: int, n_keys: int, dtype=F64) -> Mixer:
     torch.manual_seed(0)
     mixer = make(heads, n_queries, n_keys)
-    return mixer.to(dtype) if isinstance(mixer, nn.Module) else mixer
+    return mixer.to(dtype).eval() if isinstance(mixer, nn.Module) else mixer
 
 
 PAIRS = [(name, p) for name, member in MEMBERS.items() for p in Pattern if p in made(member.make, 4, 7, 7).patterns]
@@ -97,7 +110,7 @@ def test_no_mechanism_is_left_out():
 
 @every_pair
 @pytest.mark.parametrize(
-    ("length", "key_heads", "masked"), [(1, 2, False), (13, 4, True), (16, 2, False), (37, 2, True)]
+    ("length", "key_heads", "masked"), [(1, 2, False), (13, 4, True), (16, 2, False), (23, 2, True)]
 )
 def test_equals_its_reference_with_all_gradients(name, pattern, length, key_heads, masked, generator):
     n_queries, n_keys = sizes_of(pattern, length)
@@ -115,7 +128,7 @@ def test_equals_its_reference_with_all_gradients(name, pattern, length, key_head
 @every_pair
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_narrow_types_stay_near_float64_and_keep_their_type(name, pattern, dtype, tolerance, generator):
-    n_queries, n_keys = sizes_of(pattern, 29)
+    n_queries, n_keys = sizes_of(pattern, 21)
     narrow = [x.to(dtype) for x in random_qkv(n_queries, n_keys, generator)]
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, dtype)
     out = mixer(*narrow, pattern=pattern).out
@@ -249,7 +262,7 @@ def test_huge_scores_stay_finite(name, pattern, generator):
 
 
 @every_pair
-@pytest.mark.parametrize("length", [0, 1, 2, 3, 31])
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 11])
 def test_odd_lengths_and_one_head(name, pattern, length, generator):
     n_queries, n_keys = sizes_of(pattern, length)
     mixer = made(MEMBERS[name].make, 1, n_queries, n_keys)

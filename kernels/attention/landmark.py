@@ -1,0 +1,200 @@
+"""Landmark attention: a query reaches the tokens of an earlier block through the block's landmark.
+
+Mohtashami and Jaggi 2023 (arXiv 2305.16300), grouped softmax of section 3.1. Keys stand in blocks of S tokens; block b
+has a landmark score s_iλb. Query i in block c gives
+
+    p_i = softmax over { s_ij : j in block c, j <= i } and { s_iλb : b < c }
+    w_ij = p_i(j) in the own block,  p_i(λ_b) softmax_{j in b}(s_ij) in an earlier block b
+
+so rows sum to 1, and a landmark carries no value. The landmark of a query's own block is never visible. With `top`
+only the best blocks of each query are kept, and p_i is renormalised: that is the paper's inference.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .selection import attend_chosen_blocks, to_blocks, top_k
+from .softmax import merge_attention
+
+
+class LandmarkBlocks(NamedTuple):
+    """The blocks that each query reached."""
+
+    chosen: Tensor  # (B, H, Lq, K), block indices, the best first
+    scores: Tensor  # (B, H, Lq, K), their landmark scores; -inf where there were fewer blocks than K
+
+
+@dataclass(frozen=True)
+class LandmarkAttention:
+    """Attention through landmarks, in all patterns.
+
+    Only causal self attention has a current block, at absolute positions; in the other patterns (ours) every block is
+    reached through its landmark. The cost is O(Lq (Lk / block + top block) D); all blocks (`top=None`, for training)
+    cost as much as softmax attention.
+
+    Args:
+        block: tokens in a block; the last one may be shorter.
+        top: blocks that a query keeps; all if None.
+        score: landmark scores where the call is given no landmark keys (ours, needs no training). "mean" is
+            q·mean key + log of the number of keys, a lower bound of the exact log-sum-exp that is reached when the
+            block's scores are equal; "exact" is that log-sum-exp and makes the weights those of softmax attention.
+        agree: how queries agree on blocks: each for itself, "heads" by the largest score among the heads, or "tokens"
+            by the largest among heads and queries, which looks at later queries and so is not causal.
+        group_dropout: share of (query, block) pairs hidden, for training; draws from PyTorch's global generator.
+        scale: 1 / sqrt(D) if None.
+    """
+
+    v_linear: ClassVar[bool] = True
+
+    block: int = 64
+    top: int | None = None
+    score: Literal["mean", "exact"] = "mean"
+    agree: Literal["none", "heads", "tokens"] = "none"
+    group_dropout: float = 0.0
+    scale: float | None = None
+
+    @property
+    def patterns(self) -> frozenset[Pattern]:
+        """All four; only the non-causal two where queries agree on blocks across tokens."""
+        return NON_CAUSAL if self.agree == "tokens" else ALL_PATTERNS
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = NS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+        landmarks: Tensor | None = None,
+    ) -> Mixed[None, LandmarkBlocks]:
+        """See `Mixer`; `landmarks` (B, Hk, ceil(Lk / block), D) are the blocks' landmark keys."""
+        start = check_call(self, q, k, v, pattern, q_start)
+        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        query, keys, values = q.to(dtype), to_blocks(k.to(dtype), self.block), to_blocks(v.to(dtype), self.block)
+        visible = to_blocks(key_mask(mask, k).unsqueeze(-1), self.block).squeeze(-1)  # (B, C, S)
+        position = torch.arange(q.shape[2], device=q.device) + start
+        scores = self._landmark_scores(query, keys, visible, landmarks, scale)  # (B, H, Lq, C)
+        hidden = ~visible.any(-1)[:, None, None]
+        if pattern is CS:
+            hidden = hidden | (torch.arange(keys.shape[2], device=q.device) >= (position // self.block).unsqueeze(1))
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if self.group_dropout:
+            scores = scores.masked_fill(torch.rand_like(scores) < self.group_dropout, -torch.inf)
+        chosen = self._chosen(scores)
+        kept = scores.gather(-1, chosen)  # (B, H, Lq, K)
+        reached = attend_chosen_blocks(query, keys, values, visible, chosen, scale=scale)
+        parts = [(reached[..., n, :], kept[..., n]) for n in range(chosen.shape[-1])]
+        if pattern is CS:
+            parts.append(self._own_block(query, keys, values, visible, position, scale))
+        if not parts:
+            return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]), extras=LandmarkBlocks(chosen, kept))
+        out, lse = merge_attention(parts)
+        return Mixed(out.to(q.dtype), lse, extras=LandmarkBlocks(chosen, kept))
+
+    def _landmark_scores(
+        self, query: Tensor, keys: Tensor, visible: Tensor, landmarks: Tensor | None, scale: float
+    ) -> Tensor:
+        heads = query.shape[1]
+        if landmarks is not None:
+            expected = (*keys.shape[:3], keys.shape[4])
+            if landmarks.shape != expected:
+                raise ValueError(f"landmarks must have shape {expected}, got {tuple(landmarks.shape)}")
+            return scale * query @ spread_heads(landmarks.to(query.dtype), heads).mT
+        seen = visible[:, None, :, :, None]  # (B, 1, C, S, 1)
+        count = seen.sum(3).clamp_min(1)
+        if self.score == "mean":
+            mean = (keys * seen).sum(3) / count
+            return scale * query @ spread_heads(mean, heads).mT + count.to(query.dtype).log().mT
+        inner = scale * torch.einsum("bhid,bhcsd->bhics", query, keys.repeat_interleave(heads // keys.shape[1], 1))
+        seen = visible | ~visible.any(-1, keepdim=True)
+        return inner.masked_fill(~seen[:, None, None], -torch.inf).logsumexp(-1)
+
+    def _chosen(self, scores: Tensor) -> Tensor:
+        blocks = scores.shape[-1]
+        if self.top is None or self.top >= blocks:
+            return torch.arange(blocks, device=scores.device).expand(*scores.shape)
+        if self.agree == "heads":
+            return top_k(scores.amax(1, keepdim=True), self.top).expand(-1, scores.shape[1], -1, -1)
+        if self.agree == "tokens" and scores.shape[2]:
+            return top_k(scores.amax((1, 2), keepdim=True), self.top).expand(*scores.shape[:3], -1)
+        return top_k(scores, self.top)
+
+    def _own_block(
+        self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, position: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Softmax over the visible keys of each query's own block, and its log-sum-exp."""
+        heads, n_queries = query.shape[1:3]
+        lead = int(position[0]) % self.block if n_queries else 0  # queries may start in the middle of a block
+        first = int(position[0]) // self.block if n_queries else 0
+        rows = to_blocks(torch.nn.functional.pad(query, (0, 0, lead, 0)), self.block)  # (B, H, C, S, D)
+        blocks = slice(first, first + rows.shape[2])
+        keys, values = (x[:, :, blocks].repeat_interleave(heads // x.shape[1], 1) for x in (keys, values))
+        later = torch.ones(self.block, self.block, dtype=torch.bool, device=query.device).triu(1)
+        hidden = later | ~visible[:, None, blocks, None]
+        scores = (scale * rows @ keys.mT).masked_fill(hidden, -torch.inf)
+        lse = scores.logsumexp(-1, keepdim=True)
+        blind = lse == -torch.inf
+        weights = (scores - lse.masked_fill(blind, 0)).exp()
+        out = (weights @ values).flatten(2, 3)[:, :, lead : lead + n_queries]
+        return out, lse.flatten(2)[:, :, lead : lead + n_queries]
+
+
+def reference(
+    mixer: LandmarkAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern = NS,
+    q_start: int = 0,
+    mask: Tensor | None = None,
+    landmarks: Tensor | None = None,
+) -> Tensor:
+    """Grouped softmax with explicit weights, one query at a time; `agree` as "none", no dropout."""
+    size, scale = mixer.block, q.shape[3] ** -0.5 if mixer.scale is None else mixer.scale
+    n_keys, shared = k.shape[2], q.shape[1] // k.shape[1]
+    rows = []
+    for b in range(q.shape[0]):
+        live = (
+            set(range(n_keys))
+            if mask is None
+            else set(mask.expand(q.shape[0], 1, 1, n_keys)[b, 0, 0].nonzero()[:, 0].tolist())
+        )
+        for h in range(q.shape[1]):
+            keys, values = k[b, h // shared], v[b, h // shared]
+            for i in range(q.shape[2]):
+                query = q[b, h, i]
+                last = i + q_start if pattern is CS else n_keys
+                own = last // size if pattern is CS else n_keys
+                groups = []  # (landmark score, block, keys)
+                for c in range(min(own, -(-n_keys // size))):
+                    inside = [j for j in range(c * size, min(n_keys, (c + 1) * size)) if j in live]
+                    if inside and landmarks is not None:
+                        groups.append((scale * query @ landmarks[b, h // shared, c], c, inside))
+                    elif inside and mixer.score == "mean":
+                        groups.append(
+                            (scale * query @ keys[inside].mean(0) + q.new_tensor(len(inside)).log(), c, inside)
+                        )
+                    elif inside:
+                        groups.append((torch.logsumexp(scale * keys[inside] @ query, 0), c, inside))
+                groups = sorted(groups, key=lambda group: (-group[0].item(), group[1]))[: mixer.top]
+                current = [j for j in range(own * size, min(last + 1, n_keys)) if j in live] if pattern is CS else []
+                main = [scale * query @ keys[j] for j in current] + [score for score, _, _ in groups]
+                row = values.new_zeros(values.shape[1])
+                if main:
+                    p = torch.softmax(torch.stack(main), 0)
+                    for n, j in enumerate(current):
+                        row = row + p[n] * values[j]
+                    for n, (_, _, inside) in enumerate(groups):
+                        row = (
+                            row + p[len(current) + n] * torch.softmax(scale * keys[inside] @ query, 0) @ values[inside]
+                        )
+                rows.append(row)
+    return torch.stack(rows).view(*q.shape[:3], -1)

@@ -1,0 +1,117 @@
+"""Mixture-of-head attention: each token chooses the heads that work for it.
+
+Jin, Zhu, Yuan and Yan 2024 (arXiv 2410.11842). The output of a multi-head layer is a sum over heads,
+y_t = sum_h g_{t,h} head_h(t) W_O^h; a router gives the gates g. The first heads are shared by all tokens, the others
+are routed. Any mixer can work inside: `MixingLayer(dim, heads, mixer, gates=HeadGates(dim, heads, ...))`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .layer import Gates
+from .selection import top_k
+
+
+class HeadGates(nn.Module):
+    """Gates of the heads from the token itself; they depend on no other token, so any pattern stays what it is.
+
+    With r = softmax(W_r x_t) over the routed heads and K_t the `active` largest of them,
+
+        shared:  g_i = 2 a_1 h_s softmax(W_s x_t)_i
+        routed:  g_i = 2 a_2 K r_i / sum_{j in K_t} r_j    for i in K_t, else 0,    a = softmax(W_h x_t)
+
+    where 2 a is 1 if all heads are shared or all routed. The factors 2, h_s and K and the division keep the mean gate
+    at 1; they are the official code's, the paper's equations 6 and 7 lack them.
+
+    Args:
+        dim: channels of a token.
+        heads: all heads, shared and routed.
+        shared: heads that work for every token.
+        active: routed heads that work for a token, K; at most heads - shared.
+        normalised: False gives the paper's form, a_1 softmax(W_s x)_i and a_2 r_i.
+    """
+
+    def __init__(self, dim: int, heads: int, *, shared: int, active: int, normalised: bool = True) -> None:
+        super().__init__()
+        _check_counts(heads, shared, active)
+        self.shared, self.routed, self.active, self.normalised = shared, heads - shared, active, normalised
+        self.between = nn.Linear(dim, 2, bias=False)
+        self.share = nn.Linear(dim, shared, bias=False)
+        self.route = nn.Linear(dim, heads - shared, bias=False)
+
+    def forward(self, x: Tensor) -> Gates:
+        """Gates (B, L, H) of tokens x (B, L, dim), and the balance loss.
+
+        The loss is h_r sum_i f_i p_i, with f_i the share of tokens that chose head i and p_i the mean of r_i. It is K
+        when all heads are chosen alike and grows as choice and probability pile up on the same heads; the paper weighs
+        it by 0.01 and averages it over the layers.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        between = self.between(x).to(wide).softmax(-1)
+        if self.normalised:
+            between = 2 * between
+        if not self.shared or not self.routed:
+            between = torch.ones_like(between)
+        share = self.share(x).to(wide).softmax(-1)
+        gates = [between[..., :1] * (self.shared * share if self.normalised else share)]
+        balance = between.new_zeros(())
+        if self.routed:
+            route = self.route(x).to(wide).softmax(-1)
+            works = torch.zeros_like(route).scatter(-1, top_k(route, self.active), 1.0)
+            kept = route * works
+            if self.normalised and self.active:
+                kept = self.active * kept / kept.sum(-1, keepdim=True)
+            gates.append(between[..., 1:] * kept)
+            if route.numel():
+                balance = self.routed * (works.flatten(0, -2).mean(0) * route.flatten(0, -2).mean(0)).sum()
+        return Gates(torch.cat(gates, -1).to(x.dtype), balance)
+
+
+def gates_from_query_norms(q: Tensor, *, shared: int, active: int) -> Gates:
+    """Gates of 0 and 1 for a model that was trained without a router: the heads with the longest queries work.
+
+    The router is the softmax over the routed heads of the lengths of a token's queries, divided by their standard
+    deviation (section 3.3 of the paper, "continue-tuning").
+
+    Args:
+        q: (B, H, L, D).
+        shared: the first heads, which always work.
+        active: routed heads that work for a token.
+    """
+    heads = q.shape[1]
+    _check_counts(heads, shared, active)
+    norms = q.detach().to(torch.promote_types(q.dtype, torch.float32)).norm(dim=-1).transpose(1, 2)  # (B, L, H)
+    routed = norms[..., shared:]
+    spread = routed.std(-1, correction=0, keepdim=True) if routed.shape[-1] else routed
+    route = (routed / spread.clamp_min(torch.finfo(spread.dtype).tiny)).softmax(-1)
+    works = torch.zeros_like(route).scatter(-1, top_k(routed, active), 1.0)
+    balance = (heads - shared) * (works.flatten(0, 1).mean(0) * route.flatten(0, 1).mean(0)).sum()
+    return Gates(torch.cat([torch.ones_like(norms[..., :shared]), works], -1).to(q.dtype), balance)
+
+
+def reference(gates: HeadGates, x: Tensor) -> Tensor:
+    """The gates (B, L, H) of `HeadGates`, one token at a time, as the equations stand."""
+    rows = []
+    for token in x.flatten(0, 1):
+        first, second = torch.softmax(gates.between.weight @ token, 0)
+        if gates.normalised:
+            first, second = 2 * first, 2 * second
+        if not gates.shared or not gates.routed:
+            first = second = token.new_ones(())
+        row = list(first * torch.softmax(gates.share.weight @ token, 0) * (gates.shared if gates.normalised else 1))
+        r = torch.softmax(gates.route.weight @ token, 0)
+        chosen = sorted(range(gates.routed), key=lambda i: (-r[i].item(), i))[: gates.active]
+        for i in range(gates.routed):
+            gate = second * r[i] if i in chosen else token.new_zeros(())
+            if i in chosen and gates.normalised:
+                gate = gate * gates.active / torch.stack([r[j] for j in chosen]).sum()
+            row.append(gate)
+        rows.append(torch.stack(row))
+    return torch.stack(rows).view(*x.shape[:2], -1)
+
+
+def _check_counts(heads: int, shared: int, active: int) -> None:
+    if not 0 <= shared <= heads:
+        raise ValueError(f"shared must be between 0 and the {heads} heads, got {shared}")
+    if not 0 <= active <= heads - shared:
+        raise ValueError(f"active must be between 0 and the {heads - shared} routed heads, got {active}")
