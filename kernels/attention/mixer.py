@@ -126,8 +126,8 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
         )
     if q_start is not None and not 0 <= q_start <= k.shape[2] - q.shape[2]:
         raise ValueError(
-            f"q_start must be between 0 and {k.shape[2] - q.shape[2]}, so that each of {q.shape[2]} queries stands at one "
-            f"of {k.shape[2]} keys, got {q_start}"
+            f"q_start must be between 0 and {k.shape[2] - q.shape[2]}, so that each of {q.shape[2]} queries stands at "
+            f"one of {k.shape[2]} keys, got {q_start}"
         )
     return q_start or 0
 

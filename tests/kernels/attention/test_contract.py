@@ -16,6 +16,7 @@ from voxelwave.kernels import attention as folder
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
+from voxelwave.kernels.attention.power import PowerAttention
 from voxelwave.kernels.attention.routing import RoutingAttention
 from voxelwave.kernels.attention.softmax import attention
 
@@ -43,6 +44,9 @@ MEMBERS = {
         lambda *_: LandmarkAttention(block=4, top=2), lambda *_: LandmarkAttention(block=4, score="exact")
     ),
     "landmark, all blocks": Member(lambda *_: LandmarkAttention(block=5)),
+    "power": Member(
+        lambda *_: PowerAttention(block=2, window=2, sink=1), lambda *_: PowerAttention(block=2, window=12, sink=0)
+    ),
     "routing": Member(
         lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
     ),

@@ -1,0 +1,141 @@
+"""PowerAttention: a static sparse mask with reach 2^n after n layers.
+
+Chen, Wang, Zhou et al. 2025 (arXiv 2503.03588). With tokens in blocks, beta(i) = i // block and d = beta(i) - beta(j),
+query i sees key j <= i where d < window, or d is a power of two, or beta(j) < sink. With blocks of one token, window 1
+and no sink a token reaches exactly the distances with at most n ones in binary after n layers: all below 2^n. The paper
+keeps full attention in 2 of every 7 layers.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .dense import dense_attention, visible_keys
+from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .parts import HIDDEN, Part, attend_parts
+
+
+@dataclass(frozen=True)
+class PowerAttention:
+    """Attention to near blocks and to those at distances that are powers of two.
+
+    O(L (window + sink + log2(L / block)) block D) multiply-adds, O(L D) memory. The non-causal form (ours) takes |d|.
+    There are no cross patterns: positions in two sequences are not comparable.
+
+    Args:
+        block: tokens in a block; 64 suits short sequences, the paper uses 256.
+        window: near blocks that are seen, the own one included.
+        sink: first blocks that every query sees.
+        scale: 1 / sqrt(D) if None.
+    """
+
+    patterns: ClassVar[frozenset[Pattern]] = frozenset({NS, CS})
+    v_linear: ClassVar[bool] = True
+
+    block: int = 256
+    window: int = 5
+    sink: int = 1
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or self.window < 1 or self.sink < 0:
+            raise ValueError(
+                "block and window must be at least 1 and sink not negative, "
+                f"got {self.block}, {self.window} and {self.sink}"
+            )
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = NS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+    ) -> Mixed[None, None]:
+        start = check_call(self, q, k, v, pattern, q_start)
+        causal = pattern is CS
+        n_queries, n_keys = q.shape[2], k.shape[2]
+        if not q.numel():
+            return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        first, lead = divmod(start, self.block)  # queries may start in the middle of a block
+        rows = self._blocks(F.pad(q.to(wide), (0, 0, lead, 0)))  # (B H, R, T, D)
+        keys, values = (self._blocks(spread_heads(x, q.shape[1]).to(wide)) for x in (k, v))
+        hidden = None
+        if mask is not None or (n_keys % self.block and not causal):  # the filled-up keys come after every query
+            seen = F.pad(key_mask(mask, k), (0, -n_keys % self.block)).unflatten(1, (-1, self.block))
+            bias = torch.zeros_like(seen, dtype=wide).masked_fill(~seen, HIDDEN)
+            hidden = bias.repeat_interleave(q.shape[1], 0).unsqueeze(2)  # (B H, C, 1, T)
+        parts = self._parts(rows, keys, values, hidden, first, causal)
+        out = attend_parts(parts, rows.shape[1], scale=q.shape[3] ** -0.5 if self.scale is None else self.scale)
+        out = out.flatten(1, 2)[:, lead : lead + n_queries]
+        return Mixed(out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype))
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        blocks: Tensor = F.pad(x, (0, 0, 0, -x.shape[2] % self.block)).unflatten(2, (-1, self.block)).flatten(0, 1)
+        return blocks
+
+    def offsets(self, blocks: int) -> list[int]:
+        """The distances in blocks, without the sink, that occur among so many blocks; 0 comes first."""
+        powers = [1 << p for p in range(blocks.bit_length()) if self.window <= 1 << p < blocks]
+        return [*range(min(self.window, blocks)), *powers]
+
+    def _parts(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, first: int, causal: bool) -> list[Part]:
+        count, blocks = q.shape[1], k.shape[1]
+        offsets = self.offsets(blocks)
+        parts = []
+        for d in offsets if causal else [*offsets, *(-d for d in offsets[1:])]:
+            rows = slice(max(0, d - first), min(count, blocks - first + d))  # those whose key block exists
+            at = slice(first + rows.start - d, first + rows.stop - d)
+            if rows.start >= rows.stop:
+                continue
+            bias = None if hidden is None else hidden[:, at]
+            diagonal = causal and d == 0
+            if diagonal and bias is not None:
+                bias = bias + torch.full_like(bias[0, 0, 0], HIDDEN).expand(self.block, -1).triu(1)
+            parts.append(Part(q[:, rows], k[:, at], v[:, at], rows, diagonal and bias is None, bias))
+        for sink in range(min(self.sink, blocks)):
+            distance = (torch.arange(count) + first - sink).tolist()
+            far = [
+                r for r, d in enumerate(distance) if (d if causal else abs(d)) not in offsets and (d > 0 or not causal)
+            ]
+            if far:
+                rows_far = torch.tensor(far, device=q.device)
+                shape = (-1, len(far), -1, -1)
+                k_sink, v_sink = (x[:, sink : sink + 1].expand(shape) for x in (k, v))
+                bias = None if hidden is None else hidden[:, sink : sink + 1].expand(shape)
+                parts.append(Part(q[:, rows_far], k_sink, v_sink, rows_far, False, bias))
+        return parts
+
+
+def power_mask(length: int, *, block: int, window: int, sink: int, causal: bool = True) -> Tensor:
+    """The mask of the paper, bool (length, length): which key (column) each query (row) sees."""
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for i in range(length):
+        for j in range(i + 1 if causal else length):
+            d = abs(i // block - j // block)
+            allowed[i, j] = d < window or d & (d - 1) == 0 or j // block < sink
+    return allowed
+
+
+def reference(
+    mixer: PowerAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern = NS,
+    q_start: int = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention under the explicit mask."""
+    allowed = power_mask(k.shape[2], block=mixer.block, window=mixer.window, sink=mixer.sink, causal=pattern is CS)[
+        q_start : q_start + q.shape[2]
+    ]
+    visible = visible_keys(q.shape[2], k, causal=pattern is CS, q_start=q_start, mask=mask)
+    return dense_attention(q, k, v, allowed & visible, scale=mixer.scale)
