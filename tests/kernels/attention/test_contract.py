@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from voxelwave.kernels import attention as folder
+from voxelwave.kernels.attention.associative import AssociativeMemory
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
+from voxelwave.kernels.attention.bilevel import BilevelAttention
+from voxelwave.kernels.attention.dynamic_sparse import DynamicSparseAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
 from voxelwave.kernels.attention.power import PowerAttention
+from voxelwave.kernels.attention.recurrent import RecurrentAttention
 from voxelwave.kernels.attention.routing import RoutingAttention
 from voxelwave.kernels.attention.softmax import attention
 
@@ -47,6 +51,28 @@ MEMBERS = {
     "power": Member(
         lambda *_: PowerAttention(block=2, window=2, sink=1), lambda *_: PowerAttention(block=2, window=12, sink=0)
     ),
+    "bilevel": Member(
+        lambda _, n, m: BilevelAttention((n,), (3,), 2, (m,)),
+        lambda _, n, m: BilevelAttention((n,), (3,), 99, (m,)),
+        heads_are_independent=False,
+    ),
+    "bilevel, for each head": Member(lambda _, n, m: BilevelAttention((n,), (4,), 1, (m,), per_head=True)),
+    "dynamic sparse": Member(
+        lambda *_: DynamicSparseAttention(budget=12, local=4, block=4, longest=4, margin=2, radius=2, threshold=0.1),
+        lambda *_: DynamicSparseAttention(budget=99, local=4, block=4, longest=4, margin=2, radius=2),
+        heads_are_independent=False,
+    ),
+    "dynamic sparse, for each head": Member(
+        lambda *_: DynamicSparseAttention(budget=7, local=2, block=2, longest=2, margin=1, radius=1, per_head=True),
+        heads_are_independent=False,  # the chunks are common to all
+    ),
+    "recurrent": Member(lambda heads, *_: RecurrentAttention(heads, CHANNELS)),
+    "associative, elu": Member(lambda *_: AssociativeMemory("elu")),
+    "associative, identity": Member(lambda *_: AssociativeMemory("identity"), rows_sum_to_1=False),
+    "associative, taylor": Member(lambda *_: AssociativeMemory("taylor")),
+    "associative, exp": Member(lambda *_: AssociativeMemory("exp", count=16)),
+    "associative, decay": Member(lambda *_: AssociativeMemory("elu", "decay")),
+    "associative, delta": Member(lambda *_: AssociativeMemory("identity", "delta", rate=0.1), rows_sum_to_1=False),
     "routing": Member(
         lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
     ),
