@@ -65,7 +65,7 @@ class AssociativeMemory:
         normalise: divide by phi(q)·z, so that rows of the weights sum to 1; needs positive features and rule "hebb"
             or "decay". None: yes, unless the feature is "identity" or the rule "delta".
         decay: share that stays at each token, one number or one for each head; the call may give `log_decay` instead.
-        rate: of the delta rule.
+        rate: of the delta rule, which divides the features of a key by their length.
         count: of "exp" features.
         seed: of "exp" features.
     """
@@ -123,6 +123,8 @@ class AssociativeMemory:
         wide = torch.promote_types(q.dtype, torch.float32)
         heads = q.shape[1]
         query, keys = self.features(q.to(wide)), self.features(spread_heads(k, heads).to(wide))
+        if self.rule == "delta":
+            keys = F.normalize(keys, dim=-1)  # rate |k|^2 > 2 would diverge
         keys = keys * key_mask(mask, k)[:, None, :, None]  # a key of zeros writes nothing
         values = spread_heads(v, heads).to(wide)
         if self.is_normalised:
@@ -200,7 +202,7 @@ def reference(
         state, outs = torch.zeros(*q.shape[:2], channels, v.shape[3], dtype=q.dtype), []
         phi_q, phi_k = (torch.where(x > 0, x + 1, x.exp()) if mixer.feature == "elu" else x for x in (q, k))
         for t in range(q.shape[2]):
-            key = phi_k[:, :, t] * live[:, :, t]
+            key = phi_k[:, :, t] / phi_k[:, :, t].square().sum(-1, keepdim=True).sqrt() * live[:, :, t]
             error = v[:, :, t] - (key.unsqueeze(2) @ state).squeeze(2)
             state = state + mixer.rate * key.unsqueeze(3) * error.unsqueeze(2)
             outs.append((phi_q[:, :, t].unsqueeze(2) @ state).squeeze(2))

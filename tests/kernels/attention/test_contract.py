@@ -17,12 +17,14 @@ from voxelwave.kernels.attention.associative import AssociativeMemory
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
 from voxelwave.kernels.attention.bilevel import BilevelAttention
 from voxelwave.kernels.attention.dynamic_sparse import DynamicSparseAttention
+from voxelwave.kernels.attention.graph_window import GraphWindowAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
 from voxelwave.kernels.attention.power import PowerAttention
 from voxelwave.kernels.attention.recurrent import RecurrentAttention
 from voxelwave.kernels.attention.routing import RoutingAttention
 from voxelwave.kernels.attention.softmax import attention
+from voxelwave.kernels.attention.workspace import WorkspaceAttention
 
 F64 = torch.float64
 HEADS, CHANNELS = 4, 4
@@ -38,6 +40,10 @@ class Member(NamedTuple):
     softmax: Callable[[int, int, int], Mixer] | None = None  # the special case that equals softmax attention
     rows_sum_to_1: bool = True
     heads_are_independent: bool = True
+
+
+def path(length):
+    return torch.diag(torch.ones(max(length - 1, 0)), 1).bool()[:length, :length]
 
 
 # A new mechanism is entered here; `test_no_mechanism_is_left_out` walks the folder and asks for it.
@@ -73,6 +79,12 @@ MEMBERS = {
     "associative, exp": Member(lambda *_: AssociativeMemory("exp", count=16)),
     "associative, decay": Member(lambda *_: AssociativeMemory("elu", "decay")),
     "associative, delta": Member(lambda *_: AssociativeMemory("identity", "delta", rate=0.1), rows_sum_to_1=False),
+    "graph window": Member(
+        lambda _, n, m: GraphWindowAttention(path(max(n, m)), 2),
+        lambda _, n, m: GraphWindowAttention(path(max(n, m)), 100),
+    ),
+    "graph window, soft": Member(lambda _, n, m: GraphWindowAttention(path(max(n, m)), None, softness=0.7)),
+    "workspace": Member(lambda heads, *_: WorkspaceAttention(heads, CHANNELS, slots=3, top=2)),
     "routing": Member(
         lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
     ),
