@@ -104,7 +104,8 @@ class NestedMorph(nn.Module):
         flow = self.flow(self.unet(images))
         for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
             flow = flow.narrow(axis, start, n)
-        return flow.contiguous()
+        result: Tensor = flow.contiguous()
+        return result
 
 
 class _UNet(nn.Module):
@@ -123,7 +124,8 @@ class _UNet(nn.Module):
         tokens = self.decoder_3(e4)
         tokens = self.decoder_2(tokens, e3)
         tokens = self.decoder_1(tokens, e2)
-        return self.decoder_0(tokens, e1)
+        result: Tensor = self.decoder_0(tokens, e1)
+        return result
 
 
 def _initialise(module: nn.Module) -> None:
@@ -138,7 +140,8 @@ def _to_tokens(volume: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, N, C)
 
 
 def _to_volume(tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, C, D, H, W)
-    return tokens.mT.contiguous().unflatten(2, size)
+    result: Tensor = tokens.mT.contiguous().unflatten(2, size)
+    return result
 
 
 def _size(volume: Tensor) -> Size:
@@ -146,7 +149,8 @@ def _size(volume: Tensor) -> Size:
 
 
 def _channel_norm(norm: nn.LayerNorm, volume: Tensor) -> Tensor:
-    return norm(volume.movedim(1, -1)).movedim(-1, 1).contiguous()
+    result: Tensor = norm(volume.movedim(1, -1)).movedim(-1, 1).contiguous()
+    return result
 
 
 class _Encoder(nn.Module):
@@ -204,7 +208,8 @@ class _DualBlock(nn.Module):
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp1(self.norm2(x), size)
         x = x + self.channel_attn(self.norm3(x))
-        return x + self.mlp2(self.norm4(x), size)
+        result: Tensor = x + self.mlp2(self.norm4(x), size)
+        return result
 
 
 class _EfficientAttention(nn.Module):
@@ -235,7 +240,8 @@ class _ChannelGate(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean(1, keepdim=True))
+        result: Tensor = x * self.fc(x.mean(1, keepdim=True))
+        return result
 
 
 class _MixFFN(nn.Module):
@@ -253,7 +259,8 @@ class _MixFFN(nn.Module):
         mixed = _to_tokens(self.dwconv(_to_volume(hidden, size)))
         if self.norm1 is not None:
             mixed = self.norm1(mixed + hidden)
-        return self.fc2(F.gelu(mixed))
+        result: Tensor = self.fc2(F.gelu(mixed))
+        return result
 
 
 class _DepthwiseConv(nn.Module):
@@ -262,7 +269,8 @@ class _DepthwiseConv(nn.Module):
         self.dwconv = nn.Conv3d(width, width, 3, padding=1, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dwconv(x)
+        result: Tensor = self.dwconv(x)
+        return result
 
 
 class _DeepestDecoder(nn.Module):
@@ -280,7 +288,8 @@ class _DeepestDecoder(nn.Module):
             self.tran_layer2 = _DualBlock(width, inner_skip=False)
 
     def forward(self, deepest: Tensor) -> Tensor:
-        return self.layer_up(_to_tokens(deepest), _size(deepest))
+        result: Tensor = self.layer_up(_to_tokens(deepest), _size(deepest))
+        return result
 
 
 class _DualDecoder(nn.Module):
@@ -300,7 +309,8 @@ class _DualDecoder(nn.Module):
         x = self.ag_attn_norm(x)
         x = self.tran_layer1(x, size)
         x = self.tran_layer2(x, size)
-        return self.layer_up(x, size)
+        result: Tensor = self.layer_up(x, size)
+        return result
 
 
 class _LKAStage(nn.Module):
@@ -329,7 +339,8 @@ class _LKADecoder(_LKAStage):
         super().__init__(width, raw_layout, factor=2)
 
     def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
-        return self.layer_up(self.mix(tokens, skip), _size(skip))
+        result: Tensor = self.layer_up(self.mix(tokens, skip), _size(skip))
+        return result
 
 
 class _LastDecoder(_LKAStage):
@@ -372,12 +383,14 @@ class _PatchExpand(nn.Module):
         return self.arrange(self.blocks(tokens), size).flatten(1, 3)
 
     def blocks(self, tokens: Tensor) -> Tensor:  # (B, n, C) -> (B, n, factor^3, c)
-        return self.norm(self.expand(tokens).unflatten(2, (self.factor**3, -1)))
+        result: Tensor = self.norm(self.expand(tokens).unflatten(2, (self.factor**3, -1)))
+        return result
 
     def arrange(self, blocks: Tensor, size: Size) -> Tensor:  # (B, N, factor^3, c) -> (B, rD, rH, rW, c)
         r = self.factor
         x = blocks.unflatten(2, (r, r, r)).unflatten(1, size).permute(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(blocks.shape[0], *(r * n for n in size), blocks.shape[3])
+        result: Tensor = x.reshape(blocks.shape[0], *(r * n for n in size), blocks.shape[3])
+        return result
 
 
 class _BatchNorm(nn.BatchNorm3d):
@@ -388,7 +401,8 @@ class _BatchNorm(nn.BatchNorm3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return _ContiguousGradient.apply(super().forward(input.contiguous()))
+        result: Tensor = _ContiguousGradient.apply(super().forward(input.contiguous()))
+        return result
 
 
 class _ContiguousGradient(torch.autograd.Function):
@@ -419,7 +433,8 @@ class _Gate(nn.Module):
         d = decoder + share_decoder * decoder
         crossed = (d.sigmoid() * e) * (e.sigmoid() * d)
         passes = self.bn(self.proj(crossed)).sigmoid()
-        return self.bn_2(self.conv_block(passes * encoder))  # the unchanged encoder features
+        result: Tensor = self.bn_2(self.conv_block(passes * encoder))  # the unchanged encoder features
+        return result
 
 
 class _MultiScale(nn.Module):
@@ -432,7 +447,8 @@ class _MultiScale(nn.Module):
         self.bn = _BatchNorm(width)
 
     def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
-        return self.bn(self.local(encoder) + self.global_(decoder))
+        result: Tensor = self.bn(self.local(encoder) + self.global_(decoder))
+        return result
 
 
 class _LocalContext(nn.Module):
@@ -449,7 +465,8 @@ class _LocalContext(nn.Module):
         self.proj = nn.Sequential(nn.Conv3d(width, width, 1), _BatchNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.dconv(x))
+        result: Tensor = self.proj(self.dconv(x))
+        return result
 
 
 class _GlobalMap(nn.Module):
@@ -458,7 +475,8 @@ class _GlobalMap(nn.Module):
         self.proj = nn.Sequential(nn.Conv3d(2, 1, 1), _BatchNorm(1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, 1, D, H, W)
-        return self.proj(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        result: Tensor = self.proj(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        return result
 
 
 class _LKABlock(nn.Module):
@@ -474,7 +492,8 @@ class _LKABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.layer_scale_1.view(-1, 1, 1, 1) * self.attn(_channel_norm(self.norm1, x))
-        return x + self.layer_scale_2.view(-1, 1, 1, 1) * self.mlp(_channel_norm(self.norm2, x))
+        result: Tensor = x + self.layer_scale_2.view(-1, 1, 1, 1) * self.mlp(_channel_norm(self.norm2, x))
+        return result
 
 
 class _LargeKernelAttention(nn.Module):
@@ -486,7 +505,8 @@ class _LargeKernelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # the inner skip adds the normalised input, as published
-        return x + self.proj_2(self.spatial_gating_unit(F.gelu(self.proj_1(x))))
+        result: Tensor = x + self.proj_2(self.spatial_gating_unit(F.gelu(self.proj_1(x))))
+        return result
 
 
 class _SpatialGate(nn.Module):
@@ -497,7 +517,8 @@ class _SpatialGate(nn.Module):
         self.conv1 = nn.Conv3d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+        result: Tensor = x * self.conv1(self.conv_spatial(self.conv0(x)))
+        return result
 
 
 class _ConvFFN(nn.Module):
@@ -508,4 +529,5 @@ class _ConvFFN(nn.Module):
         self.fc2 = nn.Conv3d(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+        result: Tensor = self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+        return result
