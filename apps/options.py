@@ -1,8 +1,8 @@
 """Options that several commands share, each described once.
 
-A command is a frozen dataclass of options, which loads nothing heavy, and a function that takes it. The class stands in
-the `options.py` of its field; the function's module is imported when the work begins (see `cli`). Fields become flags;
-those declared with `field(kw_only=False)` become positional arguments.
+A command consists of a frozen dataclass of options, whose module loads nothing heavy, and a function that takes it. The
+class is in the `options.py` of its field; the module of the function is imported when the work begins (see `cli`).
+Fields become flags, and fields declared with `field(kw_only=False)` become positional arguments.
 """
 
 from dataclasses import dataclass

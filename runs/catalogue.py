@@ -1,7 +1,8 @@
 """Trained weights that are found by name: in the package, in the folders of $VOXELWAVE_WEIGHTS, and in other packages.
 
-Beside NAME.safetensors stand NAME.json, the entry of the catalogue, and NAME.md, the model card. A distribution offers
-its files by an entry point of the group `voxelwave.weights` whose value is a package: the files stand in its folder.
+A set of weights is three files: NAME.safetensors, NAME.json (its entry in the catalogue) and NAME.md (its model card).
+Another distribution offers weights by an entry point of the group `voxelwave.weights`; its value is the name of a
+package whose folder holds the files.
 """
 
 import hashlib
