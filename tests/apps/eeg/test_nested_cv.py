@@ -271,7 +271,7 @@ def test_a_folder_that_is_no_finished_run_is_refused(content, complaint, tmp_pat
 
 
 def test_a_browser_shows_the_report_without_errors_or_requests_and_prints_it(run, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     browser = importlib.import_module("browser")
     if browser.PROGRAM is None:
         pytest.skip("needs Chromium")
