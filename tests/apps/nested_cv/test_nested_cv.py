@@ -60,6 +60,7 @@ def run_here(folder, plan):
 # --- kills and clusters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(finished, toy_run, tmp_path, jobs):
     folder, pause = tmp_path / "run", 0.05
@@ -80,6 +81,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(finished, toy_run, tmp
     assert list((folder / "cells").glob(".*")) == []
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_same(finished, toy_run, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     monkeypatch.chdir(tmp_path)  # its workers are elsewhere, and the folder is given relative to here
@@ -93,6 +95,7 @@ def test_a_dask_cluster_gives_the_same(finished, toy_run, tmp_path, monkeypatch)
     assert figures(folder) == figures(finished[0])
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit_give_the_same(toy_run, tmp_path):
     """Slurm's jobs as processes of this machine; a smaller run, since each fit is a process of its own."""
     pytest.importorskip("submitit")

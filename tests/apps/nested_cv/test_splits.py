@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedKFold
 
+from voxelwave.apps.nested_cv import splits
 from voxelwave.apps.nested_cv.seeds import derive_seed
 from voxelwave.apps.nested_cv.splits import Cohort, LeakError, check_splits, make_splits
 
@@ -56,13 +58,11 @@ def test_no_person_is_on_two_sides_and_a_leaky_splitter_is_caught():
 
 
 def test_splits_from_a_leaky_library_are_refused(monkeypatch):
-    import sklearn.model_selection
-
-    class ByRow(sklearn.model_selection.StratifiedKFold):
+    class ByRow(StratifiedKFold):
         def split(self, rows, strata, groups):
             return super().split(rows, strata)
 
-    monkeypatch.setattr(sklearn.model_selection, "StratifiedGroupKFold", ByRow)
+    monkeypatch.setattr(splits, "StratifiedGroupKFold", ByRow)
     with pytest.raises(LeakError):
         make_splits(cohort(LABELS, PERSONS), outer=5, inner=2)
 
