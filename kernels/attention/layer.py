@@ -89,6 +89,7 @@ class MixingLayer(nn.Module):
         context: Tensor | None = None,
         *,
         pattern: Pattern = NS,
+        addresses: Tensor | None = None,
         **options: Any,
     ) -> LayerOutput:
         """Mix the tokens of x, or those of `context` into x.
@@ -97,11 +98,15 @@ class MixingLayer(nn.Module):
             x: (B, L, dim).
             context: (B, Lk, dim), source of keys and values; x itself if not given.
             pattern: who sees whom.
+            addresses: (B, L, dim), tokens whose queries and keys stand for those of x in self attention, such as the
+                model's first embedding; the values stay those of x.
             options: what else the mixer takes: q_start, mask, bias, state.
         """
+        if context is not None and addresses is not None:
+            raise ValueError("addresses belong to self attention, got a context too")
         source = x if context is None else context
-        q = self.query_norm(_heads(self.query(x), self.heads))
-        k = self.key_norm(_heads(self.key(source), self.key_heads))
+        q = self.query_norm(_heads(self.query(x if addresses is None else addresses), self.heads))
+        k = self.key_norm(_heads(self.key(source if addresses is None else addresses), self.key_heads))
         v = _heads(self.value(source), self.key_heads)
         edits = self.edits
         if edits.bias is not None:

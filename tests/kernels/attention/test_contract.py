@@ -16,12 +16,16 @@ from voxelwave.kernels import attention as folder
 from voxelwave.kernels.attention.associative import AssociativeMemory
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
 from voxelwave.kernels.attention.bilevel import BilevelAttention
+from voxelwave.kernels.attention.deconstructed import FixedMapAttention, KeyScoredAttention, UniformAttention
 from voxelwave.kernels.attention.dynamic_sparse import DynamicSparseAttention
+from voxelwave.kernels.attention.dynamical import DualityAttention
 from voxelwave.kernels.attention.graph_window import GraphWindowAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
+from voxelwave.kernels.attention.neural_memory import NeuralMemory
 from voxelwave.kernels.attention.power import PowerAttention
 from voxelwave.kernels.attention.recurrent import RecurrentAttention
+from voxelwave.kernels.attention.relative_convolution import RelativeConvolutionAttention
 from voxelwave.kernels.attention.routing import RoutingAttention
 from voxelwave.kernels.attention.softmax import attention
 from voxelwave.kernels.attention.workspace import WorkspaceAttention
@@ -40,6 +44,14 @@ class Member(NamedTuple):
     softmax: Callable[[int, int, int], Mixer] | None = None  # the special case that equals softmax attention
     rows_sum_to_1: bool = True
     heads_are_independent: bool = True
+    value_channels: int | None = None  # where the mechanism has parameters for them
+
+
+def relative_convolution(heads):
+    mixer = RelativeConvolutionAttention(heads, CHANNELS, reach=6)
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return mixer
 
 
 def path(length):
@@ -85,6 +97,19 @@ MEMBERS = {
     ),
     "graph window, soft": Member(lambda _, n, m: GraphWindowAttention(path(max(n, m)), None, softness=0.7)),
     "workspace": Member(lambda heads, *_: WorkspaceAttention(heads, CHANNELS, slots=3, top=2)),
+    "relative convolution": Member(
+        lambda heads, *_: relative_convolution(heads),
+        rows_sum_to_1=False,
+        value_channels=CHANNELS,
+    ),
+    "neural memory": Member(lambda heads, *_: NeuralMemory(heads, CHANNELS, chunk=4), rows_sum_to_1=False),
+    "neural memory, deep": Member(
+        lambda heads, *_: NeuralMemory(heads, CHANNELS, chunk=4, depth=2, hidden=3), rows_sum_to_1=False
+    ),
+    "uniform": Member(lambda *_: UniformAttention()),
+    "key scored": Member(lambda *_: KeyScoredAttention()),
+    "fixed map": Member(lambda heads, *_: FixedMapAttention.random(heads, 40, CHANNELS)),
+    "duality": Member(lambda heads, *_: DualityAttention(heads, CHANNELS), rows_sum_to_1=False),
     "routing": Member(
         lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
     ),
@@ -110,7 +135,8 @@ def sizes_of(pattern, length):
     return (length, length) if pattern in (NS, CS) else (length, length + 4)
 
 
-def random_qkv(n_queries, n_keys, generator, *, heads=HEADS, key_heads=2, batch=2, value_channels=3):
+def random_qkv(n_queries, n_keys, generator, *, name, heads=HEADS, key_heads=2, batch=2, value_channels=3):
+    value_channels = MEMBERS[name].value_channels or value_channels
     shapes = (
         (batch, heads, n_queries, CHANNELS),
         (batch, key_heads, n_keys, CHANNELS),
@@ -157,7 +183,7 @@ def test_no_mechanism_is_left_out():
 def test_equals_its_reference_with_all_gradients(name, pattern, length, key_heads, masked, generator):
     n_queries, n_keys = sizes_of(pattern, length)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
-    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator, key_heads=key_heads))
+    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator, name=name, key_heads=key_heads))
     mask = torch.rand(2, 1, 1, n_keys, generator=generator) < 0.7 if masked else None
     expected = reference_of(mixer)(mixer, q, k, v, pattern=pattern, mask=mask)
     out = mixer(q, k, v, pattern=pattern, mask=mask).out
@@ -171,7 +197,7 @@ def test_equals_its_reference_with_all_gradients(name, pattern, length, key_head
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_narrow_types_stay_near_float64_and_keep_their_type(name, pattern, dtype, tolerance, generator):
     n_queries, n_keys = sizes_of(pattern, 21)
-    narrow = [x.to(dtype) for x in random_qkv(n_queries, n_keys, generator)]
+    narrow = [x.to(dtype) for x in random_qkv(n_queries, n_keys, generator, name=name)]
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, dtype)
     out = mixer(*narrow, pattern=pattern).out
     assert out.dtype == dtype
@@ -189,7 +215,7 @@ def test_narrow_types_stay_near_float64_and_keep_their_type(name, pattern, dtype
 def test_special_case_is_softmax_attention(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 23)
     mixer = made(MEMBERS[name].softmax, HEADS, n_queries, n_keys)
-    q, k, v = random_qkv(n_queries, n_keys, generator)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
     assert_exact(mixer(q, k, v, pattern=pattern).out, attention(q, k, v, causal=pattern is CS))
 
 
@@ -198,7 +224,7 @@ def test_output_does_not_depend_on_what_comes_later(name, pattern, generator):
     if pattern not in (CS, CC):
         pytest.skip("every token sees every token")
     n_queries, n_keys = sizes_of(pattern, 29)
-    q, k, v = random_qkv(n_queries, n_keys, generator)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
     whole = made(MEMBERS[name].make, HEADS, n_queries, n_keys)(q, k, v, pattern=pattern).out
     for t in (1, 4, 8, 17, 28):
         seen = t if pattern is CS else n_keys
@@ -210,7 +236,7 @@ def test_output_does_not_depend_on_what_comes_later(name, pattern, generator):
 def test_keys_that_are_masked_out_change_nothing(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 16)
     more = 5 if pattern in (NS, CS) else 0
-    q, k, v = random_qkv(n_queries + more, n_keys + 5, generator)
+    q, k, v = random_qkv(n_queries + more, n_keys + 5, generator, name=name)
     k[:, :, n_keys:] *= 1e3
     mask = torch.arange(n_keys + 5).view(1, 1, 1, -1) < n_keys
     longer = made(MEMBERS[name].make, HEADS, n_queries + more, n_keys + 5)(q, k, v, pattern=pattern, mask=mask)
@@ -223,7 +249,7 @@ def test_keys_that_are_masked_out_change_nothing(name, pattern, generator):
 def test_nothing_visible_gives_zero_and_finite_gradients(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 9)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
-    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator))
+    q, k, v = (x.requires_grad_() for x in random_qkv(n_queries, n_keys, generator, name=name))
     out = mixer(q, k, v, pattern=pattern, mask=torch.zeros(1, 1, 1, n_keys, dtype=torch.bool)).out
     assert not out.any()
     gradients = gradients_of(out, [q, k, v], torch.ones_like(out))
@@ -234,7 +260,7 @@ def test_nothing_visible_gives_zero_and_finite_gradients(name, pattern, generato
 def test_identity_values_give_the_weights(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 19)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
-    q, k, v = random_qkv(n_queries, n_keys, generator)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
     if not mixer.v_linear:
         with pytest.raises(ValueError, match="not linear in v"):
             attention_map(mixer, q, k, pattern=pattern)
@@ -258,7 +284,7 @@ def test_gradients_are_right_to_finite_differences(name, pattern, generator):
     mixer = made(MEMBERS[name].make, 2, n_queries, n_keys)
     q, k, v = (
         x.requires_grad_()
-        for x in random_qkv(n_queries, n_keys, generator, heads=2, key_heads=1, batch=1, value_channels=2)
+        for x in random_qkv(n_queries, n_keys, generator, name=name, heads=2, key_heads=1, batch=1, value_channels=2)
     )
 
     def out(*qkv: Tensor) -> Tensor:
@@ -272,7 +298,7 @@ def test_gradients_are_right_to_finite_differences(name, pattern, generator):
 def test_step_by_step_equals_one_call(name, steps, generator):
     length = sum(steps)
     mixer = made(MEMBERS[name].make, HEADS, length, length)
-    q, k, v = random_qkv(length, length, generator)
+    q, k, v = random_qkv(length, length, generator, name=name)
     whole = mixer(q, k, v, pattern=CS)
     outs, state, start = [], None, 0
     for step in steps:
@@ -295,7 +321,7 @@ def test_step_by_step_equals_one_call(name, steps, generator):
 def test_huge_scores_stay_finite(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 21)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, torch.float32)
-    q, k, v = (x.float() for x in random_qkv(n_queries, n_keys, generator))
+    q, k, v = (x.float() for x in random_qkv(n_queries, n_keys, generator, name=name))
     q, k, v = (x.requires_grad_() for x in (q * 1e2, k * 1e2, v))  # scores of about 1e4
     out = mixer(q, k, v, pattern=pattern).out
     assert out.isfinite().all()
@@ -308,9 +334,9 @@ def test_huge_scores_stay_finite(name, pattern, generator):
 def test_odd_lengths_and_one_head(name, pattern, length, generator):
     n_queries, n_keys = sizes_of(pattern, length)
     mixer = made(MEMBERS[name].make, 1, n_queries, n_keys)
-    q, k, v = random_qkv(n_queries, n_keys, generator, heads=1, key_heads=1, batch=1, value_channels=5)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name, heads=1, key_heads=1, batch=1, value_channels=5)
     out = mixer(q, k, v, pattern=pattern).out
-    assert out.shape == (1, 1, n_queries, 5)
+    assert out.shape == (1, 1, n_queries, MEMBERS[name].value_channels or 5)
     if length:
         assert_exact(out, reference_of(mixer)(mixer, q, k, v, pattern=pattern))
 
@@ -320,8 +346,8 @@ def test_no_keys_give_zero(name, pattern, generator):
     if pattern not in (NC, CC):
         pytest.skip("as many keys as queries")
     mixer = made(MEMBERS[name].make, HEADS, 3, 0)
-    out = mixer(*random_qkv(3, 0, generator), pattern=pattern).out
-    assert out.shape == (2, HEADS, 3, 3)
+    out = mixer(*random_qkv(3, 0, generator, name=name), pattern=pattern).out
+    assert out.shape == (2, HEADS, 3, MEMBERS[name].value_channels or 3)
     assert not out.any()
 
 
@@ -329,7 +355,7 @@ def test_no_keys_give_zero(name, pattern, generator):
 def test_batch_items_and_heads_do_not_influence_each_other(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 17)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
-    q, k, v = random_qkv(n_queries, n_keys, generator)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
     out = mixer(q, k, v, pattern=pattern).out
     other = [x.clone() for x in (q, k, v)]
     for x in other:
@@ -346,7 +372,7 @@ def test_batch_items_and_heads_do_not_influence_each_other(name, pattern, genera
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_pattern_outside_of_the_mechanism_is_an_error(name, generator):
     mixer = made(MEMBERS[name].make, HEADS, 5, 5)
-    qkv = random_qkv(5, 5, generator)
+    qkv = random_qkv(5, 5, generator, name=name)
     for pattern in set(Pattern) - mixer.patterns:
         with pytest.raises(UnsupportedPattern, match=pattern.value):
             mixer(*qkv, pattern=pattern)
@@ -356,4 +382,4 @@ def test_a_pattern_outside_of_the_mechanism_is_an_error(name, generator):
 def test_causal_attention_of_unlike_lengths_needs_the_position_of_the_first_query(name, generator):
     mixer = made(MEMBERS[name].make, HEADS, 5, 7)
     with pytest.raises(ValueError, match=r"q_start|as many queries as keys"):
-        mixer(*random_qkv(5, 7, generator), pattern=CS)
+        mixer(*random_qkv(5, 7, generator, name=name), pattern=CS)

@@ -1,0 +1,236 @@
+"""Neural memory: a memory that learns while it reads, by gradient descent with momentum on its own recall error.
+
+Behrouz, Zhong and Mirrokni 2025 (Titans, arXiv 2501.00663), equations 9 to 14. With gates alpha, eta, theta in [0, 1]
+
+    M_t = (1 - alpha_t) M_{t-1} + S_t,   S_t = eta_t S_{t-1} - theta_t grad l(M_t'; k_t, v_t),   y_t = M_t(q_t)
+
+where l = |M(k) - v|^2 / 2 (the paper's factor 2 goes into theta) and t' is the start of the token's chunk; chunks begin
+at multiples of `chunk` from the start of the stream, so that a prefix is read the same way. With chunk 1 it is the
+recurrence of the paper; chunk 1 with alpha = eta = 0 is the delta rule, and one chunk over all is linear attention.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .gated_scan import gated_scan
+from .mixer import CS, Mixed, Pattern, check_call, key_mask, spread_heads
+
+
+class MemoryGates(NamedTuple):
+    """What each token does to the memory, each (B, H, L) in [0, 1]."""
+
+    forget: Tensor  # alpha
+    momentum: Tensor  # eta
+    rate: Tensor  # theta
+
+
+class NeuralMemoryState(NamedTuple):
+    """The memory after the tokens so far; one tensor for each of its layers."""
+
+    memory: tuple[Tensor, ...]  # M, each (B, H, out, in)
+    surprise: tuple[Tensor, ...]  # S
+    anchor: tuple[Tensor, ...]  # M at the start of the chunk under way, where its gradients are taken
+    position: int  # tokens of the chunk under way
+
+
+class NeuralMemory(nn.Module):
+    """A memory for each head, written and read token by token; causal self attention only.
+
+    The linear memory (depth 1, M of Dv x D) is linear in v. Depth 2 is W_2 silu(W_1 k), whose first layer starts from
+    learned and whose second from zero weights; the paper's residual connection would need Dv = D. Keys and queries are
+    divided by their lengths, as theta |k|^2 > 2 diverges. The gates are a sigmoid of the head's keys, unless the call
+    gives them. A masked token leaves the memory as it is.
+
+    Args:
+        heads: query heads.
+        channels: of a head, D.
+        depth: 1 or 2.
+        hidden: width of the deep memory; 2 D if None.
+        chunk: tokens whose gradients are taken at the same memory; 16 to 64 trains in parallel.
+        adapts: False reads a given state and writes nothing.
+    """
+
+    patterns = frozenset({CS})
+
+    def __init__(
+        self,
+        heads: int,
+        channels: int,
+        *,
+        depth: int = 1,
+        hidden: int | None = None,
+        chunk: int = 64,
+        adapts: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth not in (1, 2) or chunk < 1:
+            raise ValueError(f"depth must be 1 or 2 and chunk at least 1, got {depth} and {chunk}")
+        self.chunk, self.adapts = chunk, adapts
+        self.gate_weight = nn.Parameter(torch.randn(3, heads, channels) * channels**-0.5)
+        # Forgets little, and learns so slowly that a chunk of equal keys does not overshoot
+        self.gate_bias = nn.Parameter(torch.tensor([-4.0, 0.0, -4.0]).view(3, 1).repeat(1, heads))
+        width = 2 * channels if hidden is None else hidden
+        self.first = nn.Parameter(torch.randn(heads, width, channels) * channels**-0.5) if depth == 2 else None
+
+    @property
+    def v_linear(self) -> bool:
+        """Only the linear memory is."""
+        return self.first is None
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        pattern: Pattern = CS,
+        q_start: int | None = None,
+        mask: Tensor | None = None,
+        gates: MemoryGates | None = None,
+        state: NeuralMemoryState | None = None,
+    ) -> Mixed[NeuralMemoryState, MemoryGates]:
+        """See `Mixer`; `gates` replaces those of the keys."""
+        check_call(self, q, k, v, pattern, q_start)
+        if q_start:
+            raise ValueError(f"q_start must be 0, as the past comes in through state, got {q_start}")
+        wide = torch.promote_types(q.dtype, torch.float32)
+        heads = q.shape[1]
+        query, keys = (F.normalize(x.to(wide), dim=-1) for x in (q, spread_heads(k, heads)))
+        values = spread_heads(v, heads).to(wide)
+        if gates is None:
+            signal = torch.einsum("bhld,ghd->gbhl", keys, self.gate_weight.to(wide))
+            gates = MemoryGates(*(signal + self.gate_bias.to(wide)[:, None, :, None]).sigmoid())
+        writes = key_mask(mask, k)[:, None].expand(keys.shape[:3]) & self.adapts
+        alpha = gates.forget.to(wide) * writes
+        eta = torch.where(writes, gates.momentum.to(wide), 1.0)  # a masked token keeps S and adds none of it to M
+        theta = gates.rate.to(wide) * writes
+        state = self._start(query, values) if state is None else state
+        read = _read_linear if self.first is None else _read_deep
+        outs, at = [], 0
+        while at < q.shape[2]:
+            if state.position == self.chunk:
+                state = state._replace(anchor=state.memory, position=0)
+            part = slice(at, at + self.chunk - state.position)
+            inputs = [x[:, :, part] for x in (query, keys, values, alpha, eta, theta, writes.to(wide))]
+            out, state = read(inputs, state)
+            outs.append(out)
+            at = part.stop
+        out = torch.cat(outs, 2) if outs else torch.zeros_like(values)
+        return Mixed(out.to(q.dtype), state=state, extras=gates)
+
+    def _start(self, q: Tensor, v: Tensor) -> NeuralMemoryState:
+        if self.first is None:
+            memory: tuple[Tensor, ...] = (q.new_zeros(*q.shape[:2], v.shape[3], q.shape[3]),)
+        else:
+            first = self.first.to(q).expand(q.shape[0], -1, -1, -1)
+            memory = (first, q.new_zeros(*q.shape[:2], v.shape[3], first.shape[2]))
+        return NeuralMemoryState(memory, tuple(torch.zeros_like(m) for m in memory), memory, 0)
+
+
+def _read_linear(inputs: list[Tensor], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
+    """The tokens of (a part of) one chunk in closed form.
+
+    With P_ts = prod_{s<r<=t} eta_r, Q_ts = prod_{s<r<=t} (1 - alpha_r), E and A the products from the start, and
+    u_s = theta_s (v_s - anchor k_s): Y = A (q M) + (Q E) (q S) + ((q k^T) Q P) u.
+    """
+    q, k, v, alpha, eta, theta, adds = inputs
+    (memory,), (surprise,), (anchor,) = state.memory, state.surprise, state.anchor
+    eye = torch.eye(q.shape[2], dtype=q.dtype, device=q.device).expand(*q.shape[:2], -1, -1)
+    momentum, _ = gated_scan(eta.unsqueeze(-1), eye)  # P
+    decay, _ = gated_scan(1 - alpha.unsqueeze(-1), eye)
+    decay = decay * adds.unsqueeze(-2)  # Q, without the tokens that add nothing to M
+    from_start, kept = eta.cumprod(-1), (1 - alpha).cumprod(-1)  # E, A
+    old = (decay @ from_start.unsqueeze(-1)).squeeze(-1)
+    weights = decay @ momentum
+    written = theta.unsqueeze(-1) * (v - k @ anchor.mT)  # u
+    out = kept.unsqueeze(-1) * (q @ memory.mT) + old.unsqueeze(-1) * (q @ surprise.mT)
+    out = out + ((q @ k.mT) * weights) @ written
+
+    def after(at_m: Tensor, at_s: Tensor, from_written: Tensor) -> Tensor:
+        new = (from_written[..., -1, :, None] * written).mT @ k
+        return at_m[..., -1, None, None] * memory + at_s[..., -1, None, None] * surprise + new
+
+    ends = after(kept, old, weights), after(torch.zeros_like(kept), from_start, momentum)
+    return out, NeuralMemoryState((ends[0],), (ends[1],), state.anchor, state.position + q.shape[2])
+
+
+def _read_deep(inputs: list[Tensor], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
+    """The same for W_2 silu(W_1 k): gradients of all tokens at the anchor, then two scans over the weights."""
+    q, k, v, alpha, eta, theta, adds = inputs
+    first, second = state.anchor
+    inner = k @ first.mT  # (B, H, T, hidden)
+    active = F.silu(inner)
+    error = active @ second.mT - v
+    slope = inner.sigmoid() * (1 + inner * (1 - inner.sigmoid()))
+    back = (error @ second) * slope
+    memories, surprises, tracks = [], [], []
+    for left, right, memory, surprise in zip((back, error), (k, active), state.memory, state.surprise, strict=True):
+        gradient = left.unsqueeze(-1) * right.unsqueeze(-2)  # (B, H, T, out, in)
+        steps = (-theta[..., None, None] * gradient).flatten(-2)
+        moved, last_s = gated_scan(eta.unsqueeze(-1), steps, h0=surprise.flatten(-2))
+        track, last_m = gated_scan(1 - alpha.unsqueeze(-1), moved * adds.unsqueeze(-1), h0=memory.flatten(-2))
+        tracks.append(track.unflatten(-1, memory.shape[-2:]))
+        memories.append(last_m.view_as(memory))
+        surprises.append(last_s.view_as(surprise))
+    hidden = F.silu((tracks[0] @ q.unsqueeze(-1)).squeeze(-1))
+    out = (tracks[1] @ hidden.unsqueeze(-1)).squeeze(-1)
+    position = state.position + q.shape[2]
+    return out, NeuralMemoryState(tuple(memories), tuple(surprises), state.anchor, position)
+
+
+def reference(
+    mixer: NeuralMemory,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    pattern: Pattern = CS,
+    q_start: int = 0,
+    mask: Tensor | None = None,
+    gates: MemoryGates | None = None,
+) -> Tensor:
+    """The recurrence, one token at a time, with the gradient of the loss by autograd."""
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
+    if gates is None:
+        w, bias = mixer.gate_weight, mixer.gate_bias
+        gates = MemoryGates(*(torch.sigmoid((k * w[n].unsqueeze(1)).sum(-1) + bias[n].unsqueeze(1)) for n in range(3)))
+    live = (
+        torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask.expand(len(q), 1, 1, -1)[:, 0, 0]
+    )
+    outs = []
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            memory = [q.new_zeros(v.shape[3], q.shape[3])]
+            if mixer.first is not None:
+                memory = [mixer.first[h], q.new_zeros(v.shape[3], mixer.first.shape[1])]
+            surprise = [torch.zeros_like(m) for m in memory]
+            for t in range(q.shape[2]):
+                if t % mixer.chunk == 0:
+                    anchor = memory
+                if live[b, t] and mixer.adapts:
+                    slopes = _reference_gradient(anchor, k[b, h, t], v[b, h, t])
+                    alpha, eta, theta = (gate[b, h, t] for gate in gates)
+                    surprise = [eta * s - theta * g for s, g in zip(surprise, slopes, strict=True)]
+                    memory = [(1 - alpha) * m + s for m, s in zip(memory, surprise, strict=True)]
+                outs.append(_recall(memory, q[b, h, t]))
+    return torch.stack(outs).view(*q.shape[:3], -1)
+
+
+def _recall(memory: list[Tensor], x: Tensor) -> Tensor:
+    for matrix in memory[:-1]:
+        x = F.silu(matrix @ x)
+    return memory[-1] @ x
+
+
+def _reference_gradient(memory: list[Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        if not memory[0].requires_grad:
+            memory = [m.clone().requires_grad_() for m in memory]
+        memory = [m if m.requires_grad else m.clone().requires_grad_() for m in memory]
+        loss = (_recall(memory, k) - v).square().sum() / 2
+        return torch.autograd.grad(loss, memory, create_graph=True)
