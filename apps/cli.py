@@ -137,6 +137,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "bench": {
+        "attention": Verb("bench.options:Attention", "bench.attention:attention", "cost of attention mechanisms"),
         "kernels": Verb(
             "bench.options:Kernels",
             "bench.kernels:kernels",

@@ -32,6 +32,28 @@ class Kernels(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attention(ThreadOptions):
+    """Measure time, memory and growth of every attention mechanism against PyTorch's fused attention, in one run.
+
+    Four heads of 32 channels, at 1,024 to 65,536 tokens. A method stops before a length at which a call would take more
+    than 20 seconds or 8 GiB. OUTPUT receives attention.html (tables and curves) and attention.json.
+
+    Args:
+        output: the folder to write to.
+        part: which figures to measure.
+        quick: no more than 4,096 tokens.
+        threads: CPU threads.
+        seed: seed of the random inputs.
+    """
+
+    output: Path
+    part: Literal["all", "forward", "backward"] = "all"
+    quick: bool = False
+    threads: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchBenchmark(ThreadOptions):
     """Measure batches on a folder of series made from the real ones of DATA, some of them broken.
 
