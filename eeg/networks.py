@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..runs.catalogue import find_weights
 from ..runs.files import atomic_path
 from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
@@ -176,13 +177,13 @@ def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     """A network in evaluation mode on the CPU, and its card; nothing in the files is executed.
 
     Args:
-        path: model.safetensors with model.json beside it, or their folder.
+        path: model.safetensors with model.json beside it, their folder, or a name that `voxelwave weights` lists.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or was not written by `save_network`.
     """
-    path = Path(path)
+    path = find_weights(path, "eeg")
     weights = path / WEIGHTS if path.is_dir() else path
     card_file = weights.with_suffix(".json")
     for file in (weights, card_file):

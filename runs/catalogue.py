@@ -1,6 +1,6 @@
 """Trained weights that are found by name: in the package, in the folders of $VOXELWAVE_WEIGHTS, and in other packages.
 
-A set of weights is three files: NAME.safetensors, NAME.json (its entry in the catalogue) and NAME.md (its model card).
+A set of weights is NAME.safetensors, NAME.catalogue.json (its entry in the catalogue) and NAME.md (its model card).
 Another distribution offers weights by an entry point of the group `voxelwave.weights`; its value is the name of a
 package whose folder holds the files.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 VARIABLE = "VOXELWAVE_WEIGHTS"
 _GROUP = "voxelwave.weights"
+_ENTRY = ".catalogue.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -71,8 +72,8 @@ def list_weights(field: str | None = None) -> list[Entry]:
     """
     found: dict[str, Entry] = {}
     for folder in _folders():
-        for path in sorted(folder.glob("*.json")):
-            if path.with_suffix(".safetensors").is_file():
+        for path in sorted(folder.glob(f"*{_ENTRY}")):
+            if _weights_of(path).is_file():
                 entry = _read(path)
                 found.setdefault(entry.name, entry)
     return sorted((e for e in found.values() if field in (None, e.field)), key=lambda e: e.name)
@@ -130,4 +131,9 @@ def _read(path: Path) -> Entry:
         texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in ("name", "file")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
-    return Entry(name=path.stem, file=path.with_suffix(".safetensors"), **texts)
+    file = _weights_of(path)
+    return Entry(name=file.stem, file=file, **texts)
+
+
+def _weights_of(entry: Path) -> Path:
+    return entry.with_name(entry.name.removesuffix(_ENTRY) + ".safetensors")

@@ -11,7 +11,7 @@ from .work import batch_work, diagnose_single
 def diagnose(options: Diagnose) -> int:
     """Run the command; gives its exit code."""
     use_threads(options.threads)
-    work = batch_work(weights=str(options.weights), threshold=options.threshold, abstain=options.abstain)
+    work = batch_work(weights=str(options.weights_file), threshold=options.threshold, abstain=options.abstain)
     if options.input.is_file():
         diagnose_single(options.input, options.output, work)
         return 0
@@ -27,11 +27,11 @@ def diagnose(options: Diagnose) -> int:
     how = {"threshold": work.threshold, "abstain": options.abstain}
     return run_batch(
         choose(found.cases, include=options.include),
-        {"factory": "diagnose", "arguments": {"weights": str(options.weights.resolve()), **how}},
+        {"factory": "diagnose", "arguments": {"weights": str(options.weights_file.resolve()), **how}},
         options.output,
         root=options.input,
         options=how,
-        weights=options.weights,
+        weights=options.weights_file,
         notes=found.notes,
         finish=work.write_all,
         **options.run_options(),

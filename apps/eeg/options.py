@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...eeg.training_options import TrainingOptions
+from ...runs.catalogue import find_weights
 from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
@@ -74,7 +75,8 @@ class Diagnose(FolderOptions):
     Args:
         input: a recording, or a folder of recordings.
         output: the folder to write to.
-        weights: model.safetensors with model.json beside it, or their folder.
+        weights: model.safetensors with model.json beside it, their folder, or a name that `voxelwave weights` lists,
+            such as rhythm-demo.
         threshold: the probability from which a recording counts as positive. Default: the threshold of the weights.
         abstain: half the width of the band around the threshold in which no decision is made.
     """
@@ -85,13 +87,18 @@ class Diagnose(FolderOptions):
     threshold: float | None = None
     abstain: float = 0.1
 
+    @property
+    def weights_file(self) -> Path:
+        """The file or folder of the weights."""
+        return find_weights(self.weights, "eeg")
+
     def check(self) -> None:
         super().check()
         for name, value in (("threshold", self.threshold), ("abstain", self.abstain)):
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"--{name} must be between 0 and 1, got {value:g}")
         must_exist(self.input, "recording or folder")
-        must_exist(self.weights, "file of weights")
+        must_exist(self.weights_file, "file of weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,7 +167,8 @@ def channel_importance(activations: Tensor) -> Tensor:
 
 def head_importance(q: Tensor) -> Tensor:
     """Norm of the queries of each head, (H,), from (B, H, L, D)."""
-    return q.norm(dim=-1).sum((0, 2))
+    result: Tensor = q.norm(dim=-1).sum((0, 2))
+    return result
 
 
 def scan_ranking(s: Tensor, groups: int, kept_channels: int) -> tuple[Tensor, Tensor]:

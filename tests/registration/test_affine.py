@@ -71,6 +71,7 @@ def test_a_rotation_of_12_degrees_and_9_mm_is_found_within_a_third_of_a_voxel(he
     np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1)], ids=["right-handed", "left-handed"])
 def test_scale_and_shear_are_found_between_oblique_grids_of_other_contrast(head: Volume, flip: tuple[int, ...]) -> None:
     true = rotation((3, 6, -4)) @ np.array([[1.08, 0.05, 0, 3], [0, 0.95, 0, -2], [0, 0.03, 1.04, 4], [0, 0, 0, 1]])
@@ -82,6 +83,7 @@ def test_scale_and_shear_are_found_between_oblique_grids_of_other_contrast(head:
     assert worst_error_mm(align_affine(moving, head), true) < 2.0  # half a slice
 
 
+@pytest.mark.slow
 def test_identical_images_stay_where_the_scanner_placed_them(head: Volume) -> None:
     np.testing.assert_array_equal(align_affine(head, head), np.eye(4))
 
@@ -93,6 +95,7 @@ def test_images_in_unrelated_worlds_are_found_by_their_centres_of_mass(head: Vol
     assert worst_error_mm(align_affine(moving, head, kind="rigid"), true) < 1.0
 
 
+@pytest.mark.slow
 def test_the_11_degree_turn_between_two_sessions_is_found(shared_data: Path) -> None:
     folder = shared_data / "mri_t1_dwi/sub-pose"
     volumes = []

@@ -134,6 +134,7 @@ def test_labels_in_the_loss_need_labels(batch: dict) -> None:
         module.losses(batch, *module(batch["moving"], batch["fixed"]))
 
 
+@pytest.mark.slow
 def test_the_exported_network_records_its_layout_and_options(tmp_path: Path) -> None:
     module = RegistrationModule(similarity="mi", spacing_mm=2.5, diffeomorphic=True)
     export_network(tmp_path / "network.safetensors", module)

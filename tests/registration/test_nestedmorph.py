@@ -300,6 +300,7 @@ def test_warped_is_the_moving_image_under_the_displacement(official, generator):
     assert_close(warped, warp(moving, displacement))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1, 1), (20, 33, 31)])
 def test_any_size_equals_the_centre_of_the_padded_volume(size, aligned, generator):
     moving, fixed = images(size, generator)
@@ -466,6 +467,7 @@ def test_our_files_record_their_layout(is_official, official, aligned, tmp_path)
             load_nestedmorph(tmp_path / name, official=not is_official)
 
 
+@pytest.mark.slow
 def test_a_layout_is_never_guessed(official, aligned, tmp_path):
     path = tmp_path / "bare.safetensors"
     safetensors.torch.save_file(aligned.state_dict(), path)
@@ -493,6 +495,7 @@ def test_older_revisions_are_refused_by_name(width, flow_channels, message, tmp_
         load_nestedmorph(published_file(tmp_path / "old.pth.tar", state))
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused_with_one_line(official, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_nestedmorph(tmp_path / "missing.pth.tar")

@@ -46,6 +46,7 @@ def contrast_changed(image):
     return torch.where(image > 0.02, 1.2 - image + 0.3 * image**2, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diffeomorphic", [False, True])
 @pytest.mark.parametrize("similarity", ["ncc", "mi", "mind", "auto"])
 def test_known_displacement_is_found(similarity, diffeomorphic):
@@ -90,6 +91,7 @@ def test_equal_inputs_give_equal_fields():
     torch.testing.assert_close(refine(moving, fixed), refine(moving, fixed), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_unit_of_the_images_does_not_matter():
     fixed, moving, _ = pair()
     scaled = refine(1000 * moving, 7 * fixed, similarity="ncc")
@@ -106,6 +108,7 @@ def test_anisotropic_voxels_give_the_same_displacement_in_mm(similarity):
     assert error(found_mm, truth[:, :, ::2], fixed[:, :, ::2]) < 0.65 * initial  # half of the fine tissue is gone
 
 
+@pytest.mark.slow
 def test_masked_voxels_have_no_influence():
     fixed, moving, truth = pair()
     mask = (fixed > 0.02).float()

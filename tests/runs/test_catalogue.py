@@ -18,7 +18,7 @@ def _offer(folder: Path, name: str, content: bytes = b"weights", **changed: str)
     file.write_bytes(content)
     entry = dict.fromkeys(["task", "data", "licence", "figures", "not_for"], "words")
     entry |= {"field": "restoration", "sha256": hashlib.sha256(content).hexdigest(), **changed}
-    (folder / f"{name}.json").write_text(json.dumps(entry))
+    (folder / f"{name}.catalogue.json").write_text(json.dumps(entry))
     return file
 
 
@@ -59,9 +59,9 @@ def test_a_replaced_file_is_refused(tmp_path, monkeypatch):
 
 def test_a_damaged_entry_is_named(tmp_path, monkeypatch):
     _offer(tmp_path, "sharp")
-    (tmp_path / "sharp.json").write_text("{")
+    (tmp_path / "sharp.catalogue.json").write_text("{")
     monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"sharp\.json"):
+    with pytest.raises(ValueError, match=r"sharp\.catalogue\.json"):
         list_weights()
 
 

@@ -257,3 +257,13 @@ def test_shipped_nested_configurations_hold_options_that_exist(config, study, tm
     windows = load_windows(read_study(study), WindowOptions.of(content["windows"]))
     for model in content["models"]:
         assert build(model, windows, content["model_options"].get(model, {})).name == model
+
+
+def test_the_shipped_weights_find_the_rhythm_in_new_synthetic_people(tmp_path):
+    write_synthetic_study(tmp_path / "study", subjects=4, seconds=8, difference_uv=12, seed=77)
+    words = ["eeg", "diagnose", "-i", str(tmp_path / "study"), "-o", str(tmp_path / "out"), "--weights", "rhythm-demo"]
+    assert cli.main(words) == 0
+    with (tmp_path / "out" / "subjects.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["decision"] for row in rows] == ["no rhythm", "rhythm"] * 2  # every other synthetic subject carries it
+    assert not any("trained on" in row["notes"] for row in rows)

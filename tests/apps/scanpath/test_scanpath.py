@@ -77,7 +77,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(trained, data, tmp_pa
     words = ["--config", str(trained.parent / "tiny.yaml"), "--threads", "1", "--seed", "3"]
     command = ["scanpath", "train", str(data["free"]), "-o", str(tmp_path), *words]
     assert cli.main([*command, "--epochs", "1"]) == 0
-    assert cli.main([*command, "--epochs", "3"]) == 1
+    assert cli.main([*command, "--epochs", "3"]) == 2
     assert "continue with --resume" in capsys.readouterr().err
     assert cli.main([*command, "--epochs", "3", "--resume"]) == 0
     assert _rows(tmp_path / "curve.csv") == _rows(trained / "curve.csv")
