@@ -97,7 +97,7 @@ class AssociativeMemory:
     def features(self, x: Tensor) -> Tensor:
         """phi of queries or keys, (..., F)."""
         if self.feature == "elu":
-            return F.elu(x) + 1
+            return x.clamp_max(0).exp() + x.relu()  # elu + 1; PyTorch's elu takes five times as long
         if self.feature == "taylor":
             return taylor_features(x * x.shape[-1] ** -0.25)
         if self.feature == "exp":
@@ -177,10 +177,11 @@ def delta_memory(
     from_values, from_keys = inverse @ values, inverse @ keys
     scores = (queries @ keys.mT).tril()
     outs = []
-    for c in range(keys.shape[-3]):
-        written = from_values[..., c, :, :] - from_keys[..., c, :, :] @ state
-        outs.append(queries[..., c, :, :] @ state + scores[..., c, :, :] @ written)
-        state = state + keys[..., c, :, :].mT @ written
+    chunks = zip(*(x.unbind(-3) for x in (queries, keys, from_values, from_keys, scores)), strict=True)
+    for query, key, value_part, key_part, score in chunks:
+        written = value_part - key_part @ state
+        outs.append(query @ state + score @ written)
+        state = state + key.mT @ written
     return torch.cat(outs, -2)[..., :length, :], state
 
 

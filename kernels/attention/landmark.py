@@ -18,7 +18,9 @@ from torch import Tensor
 
 from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, spread_heads
 from .selection import attend_chosen_blocks, to_blocks, top_k
-from .softmax import merge_attention
+
+# Queries whose blocks are chosen at once: their scores stay in the cache.
+_ROWS = 2048
 
 
 class LandmarkBlocks(NamedTuple):
@@ -80,41 +82,71 @@ class LandmarkAttention:
         query, keys, values = q.to(dtype), to_blocks(k.to(dtype), self.block), to_blocks(v.to(dtype), self.block)
         visible = to_blocks(key_mask(mask, k).unsqueeze(-1), self.block).squeeze(-1)  # (B, C, S)
         position = torch.arange(q.shape[2], device=q.device) + start
-        scores = self._landmark_scores(query, keys, visible, landmarks, scale)  # (B, H, Lq, C)
-        hidden = ~visible.any(-1)[:, None, None]
-        if pattern is CS:
-            hidden = hidden | (torch.arange(keys.shape[2], device=q.device) >= (position // self.block).unsqueeze(1))
-        scores = scores.masked_fill(hidden, -torch.inf)
-        if self.group_dropout:
-            scores = scores.masked_fill(torch.rand_like(scores) < self.group_dropout, -torch.inf)
-        chosen = self._chosen(scores)
-        kept = scores.gather(-1, chosen)  # (B, H, Lq, K)
+        pointers = self._pointers(keys, visible, landmarks)
+        step = q.shape[2] if self.agree == "tokens" or self.top is None else _ROWS
+        routes = [
+            self._route(query[:, :, rows], position[rows], pattern is CS, pointers, keys, visible, scale)
+            for rows in (slice(r, r + step) for r in range(0, max(1, q.shape[2]), max(1, step)))
+        ]
+        chosen, kept = (torch.cat([route[n] for route in routes], 2) for n in range(2))  # (B, H, Lq, K)
         reached = attend_chosen_blocks(query, keys, values, visible, chosen, scale=scale)
-        parts = [(reached[..., n, :], kept[..., n]) for n in range(chosen.shape[-1])]
+        main = kept
         if pattern is CS:
-            parts.append(self._own_block(query, keys, values, visible, position, scale))
-        if not parts:
+            own, own_lse = self._own_block(query, keys, values, visible, position, scale)
+            main = torch.cat([kept, own_lse.unsqueeze(-1)], -1)
+        if not main.shape[-1]:
             return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]), extras=LandmarkBlocks(chosen, kept))
-        out, lse = merge_attention(parts)
+        blind = torch.isneginf(main).all(-1, keepdim=True)
+        share = main.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0).unsqueeze(-1)
+        out = (share[..., : chosen.shape[-1], :] * reached).sum(-2)
+        if pattern is CS:
+            out = out + share[..., -1, :] * own
+        lse = main.masked_fill(blind, 0).logsumexp(-1).masked_fill(blind.squeeze(-1), -torch.inf)
         return Mixed(out.to(q.dtype), lse, extras=LandmarkBlocks(chosen, kept))
 
-    def _landmark_scores(
-        self, query: Tensor, keys: Tensor, visible: Tensor, landmarks: Tensor | None, scale: float
-    ) -> Tensor:
-        heads = query.shape[1]
+    def _pointers(self, keys: Tensor, visible: Tensor, landmarks: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The landmark keys (B, Hk, C, D) and what is added to their scores (B, 1, 1, C); None for exact scores."""
+        count = visible.sum(-1).clamp_min(1).to(keys.dtype)  # (B, C)
         if landmarks is not None:
             expected = (*keys.shape[:3], keys.shape[4])
             if landmarks.shape != expected:
                 raise ValueError(f"landmarks must have shape {expected}, got {tuple(landmarks.shape)}")
-            return scale * query @ spread_heads(landmarks.to(query.dtype), heads).mT
-        seen = visible[:, None, :, :, None]  # (B, 1, C, S, 1)
-        count = seen.sum(3).clamp_min(1)
-        if self.score == "mean":
-            mean = (keys * seen).sum(3) / count
-            return scale * query @ spread_heads(mean, heads).mT + count.to(query.dtype).log().mT
-        inner = scale * torch.einsum("bhid,bhcsd->bhics", query, keys.repeat_interleave(heads // keys.shape[1], 1))
-        seen = visible | ~visible.any(-1, keepdim=True)
-        return inner.masked_fill(~seen[:, None, None], -torch.inf).logsumexp(-1)
+            return landmarks.to(keys.dtype), torch.zeros_like(count)[:, None, None]
+        if self.score == "exact":
+            return None
+        sums = (keys * visible[:, None, :, :, None]).sum(3)
+        return sums / count[:, None, :, None], count.log()[:, None, None]
+
+    def _route(
+        self,
+        query: Tensor,
+        position: Tensor,
+        causal: bool,
+        pointers: tuple[Tensor, Tensor] | None,
+        keys: Tensor,
+        visible: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks that some of the queries keep, and their landmark scores."""
+        heads, blocks = query.shape[1], keys.shape[2]
+        if causal and self.top is not None and len(position):  # later blocks are hidden from all of these queries
+            blocks = min(blocks, max(int(position[-1]) // self.block, self.top))
+        if pointers is not None:
+            scores = scale * query @ spread_heads(pointers[0][:, :, :blocks], heads).mT + pointers[1][..., :blocks]
+        else:
+            spread = keys[:, :, :blocks].repeat_interleave(heads // keys.shape[1], 1)
+            inner = scale * torch.einsum("bhid,bhcsd->bhics", query, spread)
+            seen = (visible | ~visible.any(-1, keepdim=True))[:, None, None, :blocks]
+            scores = inner.masked_fill(~seen, -torch.inf).logsumexp(-1)
+        hidden = ~visible[:, None, None, :blocks].any(-1)
+        if causal:
+            later = torch.arange(blocks, device=query.device) >= (position // self.block).unsqueeze(1)
+            hidden = hidden | later
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if self.group_dropout:
+            scores = scores.masked_fill(torch.rand_like(scores) < self.group_dropout, -torch.inf)
+        chosen = self._chosen(scores)
+        return chosen, scores.gather(-1, chosen)
 
     def _chosen(self, scores: Tensor) -> Tensor:
         blocks = scores.shape[-1]

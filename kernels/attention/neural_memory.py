@@ -108,16 +108,29 @@ class NeuralMemory(nn.Module):
         eta = torch.where(writes, gates.momentum.to(wide), 1.0)  # a masked token keeps S and adds none of it to M
         theta = gates.rate.to(wide) * writes
         state = self._start(query, values) if state is None else state
-        read = _read_linear if self.first is None else _read_deep
-        outs, at = [], 0
-        while at < q.shape[2]:
+        begun = min(q.shape[2], (self.chunk - state.position) % self.chunk)  # tokens that end the chunk under way
+        full = (q.shape[2] - begun) // self.chunk
+        lengths = [n for n in (begun, *[self.chunk] * full, (q.shape[2] - begun) % self.chunk) if n]
+        steps = [query, keys, values, alpha, eta, theta, writes.to(wide)]
+        pieces = zip(*(x.split(lengths, 2) for x in steps), strict=True) if lengths else iter(())
+        products: list[_Products | None] = [None] * len(lengths)
+        if self.first is None and full:  # those of all whole chunks at once
+            whole = slice(begun, begun + full * self.chunk)
+            gates_of = (x[:, :, whole].unflatten(2, (full, self.chunk)) for x in (alpha, eta, steps[-1]))
+            at = int(begun > 0)
+            products[at : at + full] = [
+                _Products(*p) for p in zip(*(x.unbind(2) for x in _products(*gates_of)), strict=True)
+            ]
+        outs = []
+        for inputs, product in zip(pieces, products, strict=True):
             if state.position == self.chunk:
                 state = state._replace(anchor=state.memory, position=0)
-            part = slice(at, at + self.chunk - state.position)
-            inputs = [x[:, :, part] for x in (query, keys, values, alpha, eta, theta, writes.to(wide))]
-            out, state = read(inputs, state)
+            if self.first is not None:
+                out, state = _read_deep(inputs, state)
+            else:
+                product = _products(inputs[3], inputs[4], inputs[6]) if product is None else product
+                out, state = _read_linear(inputs, product, state)
             outs.append(out)
-            at = part.stop
         out = torch.cat(outs, 2) if outs else torch.zeros_like(values)
         return Mixed(out.to(q.dtype), state=state, extras=gates)
 
@@ -130,34 +143,47 @@ class NeuralMemory(nn.Module):
         return NeuralMemoryState(memory, tuple(torch.zeros_like(m) for m in memory), memory, 0)
 
 
-def _read_linear(inputs: list[Tensor], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
+class _Products(NamedTuple):
+    """What the gates of a chunk multiply up to."""
+
+    kept: Tensor  # A, (..., T): of 1 - alpha from the start
+    from_start: Tensor  # E, (..., T): of eta from the start
+    old: Tensor  # Q E, (..., T)
+    momentum: Tensor  # P, (..., T, T)
+    weights: Tensor  # Q P, (..., T, T)
+
+
+def _products(alpha: Tensor, eta: Tensor, adds: Tensor) -> _Products:
+    """P_ts = prod_{s<r<=t} eta_r and Q_ts = prod_{s<r<=t} (1 - alpha_r), without dividing by a gate."""
+    eye = torch.eye(alpha.shape[-1], dtype=alpha.dtype, device=alpha.device).expand(*alpha.shape, -1)
+    momentum, _ = gated_scan(eta.unsqueeze(-1), eye)
+    decay, _ = gated_scan(1 - alpha.unsqueeze(-1), eye)
+    decay = decay * adds.unsqueeze(-2)  # tokens that are masked add nothing to M
+    from_start = eta.cumprod(-1)
+    old = (decay @ from_start.unsqueeze(-1)).squeeze(-1)
+    return _Products((1 - alpha).cumprod(-1), from_start, old, momentum, decay @ momentum)
+
+
+def _read_linear(
+    inputs: tuple[Tensor, ...], products: _Products, state: NeuralMemoryState
+) -> tuple[Tensor, NeuralMemoryState]:
     """The tokens of (a part of) one chunk in closed form.
 
-    With P_ts = prod_{s<r<=t} eta_r, Q_ts = prod_{s<r<=t} (1 - alpha_r), E and A the products from the start, and
-    u_s = theta_s (v_s - anchor k_s): Y = A (q M) + (Q E) (q S) + ((q k^T) Q P) u.
+    With u_s = theta_s (v_s - anchor k_s): Y = A (q M) + (Q E) (q S) + ((q k^T) Q P) u.
     """
-    q, k, v, alpha, eta, theta, adds = inputs
+    q, k, v, _, _, theta, _ = inputs
     (memory,), (surprise,), (anchor,) = state.memory, state.surprise, state.anchor
-    eye = torch.eye(q.shape[2], dtype=q.dtype, device=q.device).expand(*q.shape[:2], -1, -1)
-    momentum, _ = gated_scan(eta.unsqueeze(-1), eye)  # P
-    decay, _ = gated_scan(1 - alpha.unsqueeze(-1), eye)
-    decay = decay * adds.unsqueeze(-2)  # Q, without the tokens that add nothing to M
-    from_start, kept = eta.cumprod(-1), (1 - alpha).cumprod(-1)  # E, A
-    old = (decay @ from_start.unsqueeze(-1)).squeeze(-1)
-    weights = decay @ momentum
+    kept, from_start, old, momentum, weights = products
     written = theta.unsqueeze(-1) * (v - k @ anchor.mT)  # u
     out = kept.unsqueeze(-1) * (q @ memory.mT) + old.unsqueeze(-1) * (q @ surprise.mT)
     out = out + ((q @ k.mT) * weights) @ written
-
-    def after(at_m: Tensor, at_s: Tensor, from_written: Tensor) -> Tensor:
-        new = (from_written[..., -1, :, None] * written).mT @ k
-        return at_m[..., -1, None, None] * memory + at_s[..., -1, None, None] * surprise + new
-
-    ends = after(kept, old, weights), after(torch.zeros_like(kept), from_start, momentum)
-    return out, NeuralMemoryState((ends[0],), (ends[1],), state.anchor, state.position + q.shape[2])
+    last_m, last_s = ((x[..., -1, :, None] * written).mT @ k for x in (weights, momentum))
+    last_m = last_m + kept[..., -1, None, None] * memory + old[..., -1, None, None] * surprise
+    last_s = last_s + from_start[..., -1, None, None] * surprise
+    return out, NeuralMemoryState((last_m,), (last_s,), state.anchor, state.position + q.shape[2])
 
 
-def _read_deep(inputs: list[Tensor], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
+def _read_deep(inputs: tuple[Tensor, ...], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
     """The same for W_2 silu(W_1 k): gradients of all tokens at the anchor, then two scans over the weights."""
     q, k, v, alpha, eta, theta, adds = inputs
     first, second = state.anchor

@@ -218,7 +218,7 @@ def _attend_in_groups(
 ) -> Tensor:
     """The output of each member: softmax over the keys of its cluster.
 
-    Clusters of like size (up to a factor 2) are filled up and computed together.
+    Clusters of like size (up to a factor sqrt 2) are filled up and computed together.
 
     Args:
         q: (B, H, Lq, D), already scaled.
@@ -239,7 +239,7 @@ def _attend_in_groups(
     (q_order, q_counts, q_first), (k_order, k_counts, k_first) = tables
     q_rows, k_rows, v_rows = q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2)
     size = torch.maximum(q_counts, k_counts) * (q_counts > 0)
-    level = size.clamp_min(1).log2().ceil().long().masked_fill(size == 0, -1)
+    level = (2 * size.clamp_min(1).log2()).ceil().long().masked_fill(size == 0, -1)
     places, outs = [], []
     for bucket in level.unique().tolist():
         if bucket < 0:
@@ -250,29 +250,41 @@ def _attend_in_groups(
         q_real, k_real = q_slot < q_counts[chosen, None], k_slot < k_counts[chosen, None]  # (g, n)
         q_place = q_order[(q_first[chosen, None] + q_slot).masked_fill(~q_real, 0)]
         row = members.row[q_place]
-        queries = q_rows[row]
+        queries = _rows(q_rows, row)
         if len(k_slot):
             key_row = key_members.row[k_order[(k_first[chosen, None] + k_slot).masked_fill(~k_real, 0)]]
-            scores = queries @ k_rows[key_row].mT
+            scores = queries @ _rows(k_rows, key_row).mT
             hidden = ~k_real[:, None]
             if first_query is not None:
                 hidden = hidden | (key_row[:, None] % k.shape[2] > (row % q.shape[2] + first_query).unsqueeze(2))
-            scores = scores.masked_fill(hidden, -torch.inf)
-            values = v_rows[key_row]
+            scores.masked_fill_(hidden, -torch.inf)
+            values = _rows(v_rows, key_row)
         else:
             scores, values = queries[..., :0], queries.new_zeros(len(chosen), 0, value_channels)
-        if own is not None:
-            scores = torch.cat([scores, own[0][row].unsqueeze(2)], 2)
-        blind = torch.isneginf(scores).all(-1, keepdim=True)
-        weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
-        out = weights[..., : len(k_slot)] @ values
-        if own is not None:
-            out = out + weights[..., -1:] * own[1][row]
+        outs.append(_softmax_with_own(scores, values, own, row)[q_real])
         places.append(q_place[q_real])
-        outs.append(out[q_real])
     if not outs:
         return v.new_zeros(0, value_channels)
-    return torch.cat(outs)[torch.cat(places).argsort()]
+    return torch.cat(outs).index_select(0, torch.cat(places).argsort())
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.index_select(0, index.flatten()).view(*index.shape, x.shape[1])
+
+
+def _softmax_with_own(scores: Tensor, values: Tensor, own: tuple[Tensor, Tensor] | None, row: Tensor) -> Tensor:
+    """The values averaged with the softmax of the scores (g, n, m) and, if given, of each query's own score."""
+    top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*row.shape, 1), -torch.inf)
+    if own is not None:
+        own_scores = own[0][row].unsqueeze(-1)
+        top = torch.maximum(top, own_scores.detach())
+    top = top.masked_fill(torch.isneginf(top), 0)
+    weights = scores.sub_(top).exp_()  # in place: a new tensor of that size takes longer than the arithmetic
+    total, out = weights.sum(-1, keepdim=True), weights @ values
+    if own is not None:
+        own_weights = (own_scores - top).exp()
+        total, out = total + own_weights, out + own_weights * _rows(own[1], row)
+    return out / total.masked_fill(total == 0, 1)
 
 
 def reference(

@@ -20,7 +20,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     chosen = [left[..., :0].long()]
     for _ in range(k):  # argmax gives the first of equal entries
         chosen.append(left.argmax(-1, keepdim=True))
-        left = left.scatter(-1, chosen[-1], -torch.inf)
+        left.scatter_(-1, chosen[-1], -torch.inf)
     return torch.cat(chosen, -1)
 
 
