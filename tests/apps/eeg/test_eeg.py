@@ -76,7 +76,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(weights, study, tmp_p
     words = ["--config", str(weights.parent / "tiny.yaml"), "--batch", "8", "--threads", "1", "--seed", "3"]
     command = ["eeg", "train", str(study), "-o", str(tmp_path), *words]
     assert cli.main([*command, "--epochs", "1"]) == 0
-    assert cli.main([*command, "--epochs", "2"]) == 1  # a checkpoint exists
+    assert cli.main([*command, "--epochs", "2"]) == 2  # a checkpoint exists
     assert cli.main([*command, "--epochs", "2", "--resume"]) == 0
     assert _rows(tmp_path / "curve.csv") == _rows(weights / "curve.csv")
     for name, tensor in load_network(weights)[0].state_dict().items():
