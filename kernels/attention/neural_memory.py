@@ -134,6 +134,18 @@ class NeuralMemory(nn.Module):
         out = torch.cat(outs, 2) if outs else torch.zeros_like(values)
         return Mixed(out.to(q.dtype), state=state, extras=gates)
 
+    def recall(self, q: Tensor, state: NeuralMemoryState) -> Tensor:
+        """What a memory gives for queries (B, H, L, D) without being changed, (B, H, L, Dv)."""
+        x = F.normalize(q.to(state.memory[0].dtype), dim=-1)
+        for matrix in state.memory[:-1]:
+            x = F.silu(x @ matrix.mT)
+        return (x @ state.memory[-1].mT).to(q.dtype)
+
+    def empty(self, q: Tensor, value_channels: int) -> NeuralMemoryState:
+        """The memory before the first token, for heads and batch of q (B, H, L, D)."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return self._start(q.to(wide), q.new_zeros(*q.shape[:3], value_channels, dtype=wide))
+
     def _start(self, q: Tensor, v: Tensor) -> NeuralMemoryState:
         if self.first is None:
             memory: tuple[Tensor, ...] = (q.new_zeros(*q.shape[:2], v.shape[3], q.shape[3]),)

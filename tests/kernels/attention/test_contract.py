@@ -20,6 +20,7 @@ from voxelwave.kernels.attention.deconstructed import FixedMapAttention, KeyScor
 from voxelwave.kernels.attention.dynamic_sparse import DynamicSparseAttention
 from voxelwave.kernels.attention.dynamical import DualityAttention
 from voxelwave.kernels.attention.graph_window import GraphWindowAttention
+from voxelwave.kernels.attention.head_split import HeadSplit, SlidingWindowAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
 from voxelwave.kernels.attention.neural_memory import NeuralMemory
@@ -52,6 +53,12 @@ def relative_convolution(heads):
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return mixer
+
+
+def split(heads):
+    if heads == 1:
+        return HeadSplit([SlidingWindowAttention(5)], [1])
+    return HeadSplit([SlidingWindowAttention(5), SoftmaxAttention()], [heads // 2, heads // 2])
 
 
 def path(length):
@@ -110,6 +117,8 @@ MEMBERS = {
     "key scored": Member(lambda *_: KeyScoredAttention()),
     "fixed map": Member(lambda heads, *_: FixedMapAttention.random(heads, 40, CHANNELS)),
     "duality": Member(lambda heads, *_: DualityAttention(heads, CHANNELS), rows_sum_to_1=False),
+    "sliding window": Member(lambda *_: SlidingWindowAttention(5), lambda *_: SlidingWindowAttention(50)),
+    "heads split": Member(lambda heads, *_: split(heads)),
     "routing": Member(
         lambda heads, *_: RoutingAttention(heads, CHANNELS, 3), lambda heads, *_: RoutingAttention(heads, CHANNELS, 1)
     ),
