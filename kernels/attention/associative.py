@@ -169,6 +169,7 @@ def delta_memory(
     length = q.shape[-2]
     if not length:
         return q @ state, state
+    chunk = min(chunk, length)  # a step of a stream is no block
     queries, keys, values = (to_blocks(x, chunk) for x in (q, k, v))
     eye = torch.eye(chunk, dtype=q.dtype, device=q.device)
     inverse = torch.linalg.solve_triangular(

@@ -128,6 +128,7 @@ def decaying_memory(
     start = q.new_zeros(*q.shape[:-2], channels, value_channels) if memory is None else memory
     if not length:
         return q @ start, start
+    chunk = min(chunk, length)  # a step of a stream is no block
     padding = -length % chunk
     if padding:  # a token of zeros without decay changes neither the memory nor the outputs before it
         q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (q, k, v))

@@ -7,9 +7,12 @@ are routed. Any mixer can work inside: `MixingLayer(dim, heads, mixer, gates=Hea
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .layer import Gates
+from .mixer import spread_heads
 from .selection import top_k
+from .softmax import attention
 
 
 class HeadGates(nn.Module):
@@ -35,9 +38,11 @@ class HeadGates(nn.Module):
         super().__init__()
         _check_counts(heads, shared, active)
         self.shared, self.routed, self.active, self.normalised = shared, heads - shared, active, normalised
-        self.between = nn.Linear(dim, 2, bias=False)
-        self.share = nn.Linear(dim, shared, bias=False)
-        self.route = nn.Linear(dim, heads - shared, bias=False)
+        self.between = nn.Parameter(torch.empty(2, dim))
+        self.share = nn.Parameter(torch.empty(shared, dim))
+        self.route = nn.Parameter(torch.empty(heads - shared, dim))
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -(dim**-0.5), dim**-0.5)
 
     def forward(self, x: Tensor) -> Gates:
         """Gates (B, L, H) of tokens x (B, L, dim), and the balance loss.
@@ -47,16 +52,16 @@ class HeadGates(nn.Module):
         it by 0.01 and averages it over the layers.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        between = self.between(x).to(wide).softmax(-1)
+        between = F.linear(x, self.between).to(wide).softmax(-1)
         if self.normalised:
             between = 2 * between
         if not self.shared or not self.routed:
             between = torch.ones_like(between)
-        share = self.share(x).to(wide).softmax(-1)
+        share = F.linear(x, self.share).to(wide).softmax(-1)
         gates = [between[..., :1] * (self.shared * share if self.normalised else share)]
         balance = between.new_zeros(())
         if self.routed:
-            route = self.route(x).to(wide).softmax(-1)
+            route = F.linear(x, self.route).to(wide).softmax(-1)
             works = torch.zeros_like(route).scatter(-1, top_k(route, self.active), 1.0)
             kept = route * works
             if self.normalised and self.active:
@@ -89,17 +94,53 @@ def gates_from_query_norms(q: Tensor, *, shared: int, active: int) -> Gates:
     return Gates(torch.cat([torch.ones_like(norms[..., :shared]), works], -1).to(q.dtype), balance)
 
 
+def attend_where_gated(
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention times the gates, computed only for the (token, head) pairs whose gate is not 0.
+
+    Each head gathers the queries that chose it; keys and values are still needed by the others. This saves time from
+    few active heads on; a causal call holds the mask of the gathered queries, (B, H, chosen, Lk).
+
+    Args:
+        q: (B, H, L, D).
+        k: (B, Hk, Lk, D); Lk = L if causal.
+        v: (B, Hk, Lk, Dv).
+        gates: (B, L, H).
+        causal: token i sees the tokens j <= i.
+        mask: bool, one answer for each key, (B or 1, 1, 1, Lk).
+
+    Returns:
+        (B, H, L, Dv).
+    """
+    if causal and q.shape[2] != k.shape[2]:
+        raise ValueError(f"causal attention needs as many queries as keys ({k.shape[2]}), got {q.shape[2]}")
+    by_head = gates.transpose(1, 2)  # (B, H, L)
+    works = by_head != 0
+    most = int(works.sum(-1).max()) if works.numel() else 0
+    place = (~works).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]  # a head's tokens in order, then others
+    queries = q.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, q.shape[3]))
+    seen = mask
+    if causal:
+        earlier = torch.arange(k.shape[2], device=q.device) <= place.unsqueeze(-1)
+        seen = earlier if mask is None else earlier & mask
+    out = attention(queries, spread_heads(k, q.shape[1]), spread_heads(v, q.shape[1]), mask=seen)
+    out = out * by_head.gather(2, place).unsqueeze(-1).to(out.dtype)
+    whole = out.new_zeros(*q.shape[:3], v.shape[3])
+    return whole.scatter(2, place.unsqueeze(-1).expand_as(out), out)
+
+
 def reference(gates: HeadGates, x: Tensor) -> Tensor:
     """The gates (B, L, H) of `HeadGates`, one token at a time, as the equations stand."""
     rows = []
     for token in x.flatten(0, 1):
-        first, second = torch.softmax(gates.between.weight @ token, 0)
+        first, second = torch.softmax(gates.between @ token, 0)
         if gates.normalised:
             first, second = 2 * first, 2 * second
         if not gates.shared or not gates.routed:
             first = second = token.new_ones(())
-        row = list(first * torch.softmax(gates.share.weight @ token, 0) * (gates.shared if gates.normalised else 1))
-        r = torch.softmax(gates.route.weight @ token, 0)
+        row = list(first * torch.softmax(gates.share @ token, 0) * (gates.shared if gates.normalised else 1))
+        r = torch.softmax(gates.route @ token, 0)
         chosen = sorted(range(gates.routed), key=lambda i: (-r[i].item(), i))[: gates.active]
         for i in range(gates.routed):
             gate = second * r[i] if i in chosen else token.new_zeros(())

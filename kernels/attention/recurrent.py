@@ -53,6 +53,7 @@ def prefix_softmax(
         state = PrefixState(empty, torch.zeros_like(empty), v.new_zeros(*v.shape[:-2], v.shape[-1]))
     if not length:
         return torch.zeros_like(v), s, state
+    chunk = min(chunk, length)  # a step of a stream is no block
     ones = torch.ones_like(v[..., :1])
     # The maximum cancels between numerator and denominator, so it carries no gradient.
     top = torch.maximum(s.detach().cummax(-1).values, state.maximum.detach().unsqueeze(-1))

@@ -7,7 +7,13 @@ from torch.testing import assert_close
 from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
 from voxelwave.kernels.attention.layer import MixingLayer
 from voxelwave.kernels.attention.mixer import CS
-from voxelwave.kernels.attention.mixture_of_heads import HeadGates, gates_from_query_norms, reference
+from voxelwave.kernels.attention.mixture_of_heads import (
+    HeadGates,
+    attend_where_gated,
+    gates_from_query_norms,
+    reference,
+)
+from voxelwave.kernels.attention.softmax import attention
 
 F64 = torch.float64
 
@@ -56,12 +62,12 @@ def test_the_mean_gate_is_1(generator):
 def test_balance_is_the_number_of_active_heads_when_all_are_chosen_alike_and_grows_when_they_are_not(generator):
     gates = HeadGates(6, 6, shared=0, active=2).double()
     with torch.no_grad():
-        gates.route.weight.copy_(torch.eye(6))
+        gates.route.copy_(torch.eye(6))
     pairs = torch.eye(6, dtype=F64) + torch.eye(6, dtype=F64).roll(1, 1)  # each head in two of six tokens
     assert_close(gates(3 * pairs.unsqueeze(0)).balance, torch.tensor(2.0, dtype=F64))
     piled = gates(3 * pairs[:1].expand(1, 6, 6)).balance
     assert piled > 2.5
-    (gradient,) = torch.autograd.grad(piled, gates.route.weight)
+    (gradient,) = torch.autograd.grad(piled, gates.route)
     assert gradient.any()
 
 
@@ -73,7 +79,7 @@ def test_gates_of_a_token_do_not_depend_on_other_tokens(generator):
 
 def test_equal_probabilities_choose_the_lower_heads():
     gates = made(shared=1, active=2)
-    torch.nn.init.zeros_(gates.route.weight)
+    torch.nn.init.zeros_(gates.route)
     assert (gates(torch.zeros(1, 1, 6, dtype=F64)).gates[0, 0] != 0).tolist() == [True] * 3 + [False] * 5
 
 
@@ -82,6 +88,19 @@ def test_heads_with_the_longest_queries_work_without_a_router():
     gates = gates_from_query_norms(q, shared=1, active=2).gates
     assert gates[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0]
     assert not gates_from_query_norms(q, shared=1, active=0).gates[..., 1:].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_leaving_out_heads_that_are_not_chosen_changes_nothing(causal, masked, generator):
+    q = torch.randn(2, 8, 9, 4, generator=generator, dtype=F64, requires_grad=True)
+    k, v = torch.randn(2, 2, 4, 9, 4, generator=generator, dtype=F64).unbind()
+    gates = made(shared=1, active=2)(torch.randn(2, 9, 6, generator=generator, dtype=F64)).gates
+    mask = torch.arange(9).view(1, 1, 1, 9) != 4 if masked else None
+    expected = attention(q, k, v, causal=causal, mask=mask) * gates.transpose(1, 2).unsqueeze(-1)
+    out = attend_where_gated(q, k, v, gates, causal=causal, mask=mask)
+    assert_close(out, expected)
+    assert_close(*(torch.autograd.grad(x.sin().sum(), q, retain_graph=True)[0] for x in (out, expected)))
 
 
 @pytest.mark.parametrize(("shared", "active"), [(2, 7), (9, 0), (-1, 0), (2, -1)])
