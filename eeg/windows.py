@@ -14,12 +14,6 @@ from ..runs.files import atomic_path
 from .recording import Note, Recording, Unit, read_recording
 from .study import Study, study_digest
 
-
-def digest_of(data: "Windows") -> str:
-    """The digest of the windows' signals, see `Windows.digest`."""
-    return data.digest
-
-
 Scaling = Literal["window", "recording", "fold", "none"]
 
 _CACHE_FORMAT = 2

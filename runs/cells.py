@@ -1,9 +1,9 @@
-"""Cells: units of work with JSON in and a folder out, run here, on a Dask cluster or by Slurm, and found again later.
+"""Cells: units of work with JSON in and a folder out, which run here, on a Dask cluster or by Slurm.
 
-A cell is a dictionary of plain values: "id", the name of its folder; "function", the name of the function that does the
-work (see `functions`), which is called with the cell and an empty folder and returns a JSON-ready dictionary;
-"threads"; and whatever the function needs. Its folder appears whole (cell.json, result.json and what the function
-wrote) or not at all, so that a run that was killed at any moment continues from the finished cells.
+A cell is a dictionary of plain values: the keys of `Cell` and the arguments of its function. The function is called
+with the cell and an empty folder, and returns a dictionary of plain values. The folder of a cell appears whole
+(cell.json, result.json and the files of the function) or not at all, so a run that was killed at any moment continues
+from the finished cells.
 """
 
 import contextlib
@@ -15,25 +15,38 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from threadpoolctl import threadpool_limits
 
 from .functions import load_function, with_present_names
 
-Cell = dict[str, Any]
-Result = dict[str, Any]
+Result = dict[str, Any]  # plain values; each function has its own keys
+
+
+class Cell(TypedDict):
+    """The keys that every cell has.
+
+    Args:
+        id: name of the cell's folder.
+        function: name of the function that does the work, see `functions`.
+        threads: CPU threads of the work.
+    """
+
+    id: str
+    function: str
+    threads: int
 
 
 def run_cell(folder: str, cell: Cell) -> Result:
-    """Do one unit of work, unless its folder is there already, and give its result with "seconds".
+    """Run a cell, unless it is finished, and return its result with "seconds".
 
     Args:
-        folder: that holds the folders of all cells.
-        cell: the unit.
+        folder: the parent of all cells' folders.
+        cell: the cell.
 
     Raises:
-        ValueError: its folder holds another unit; and whatever the function raises.
+        ValueError: the cell's folder holds another cell. Errors of the function pass through.
     """
     done = find_result(Path(folder), cell)
     if done is not None:
@@ -51,15 +64,15 @@ def run_cell(folder: str, cell: Cell) -> Result:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    written: Result = json.loads(json.dumps(result))  # the same numbers as a later run reads
+    written: Result = json.loads(json.dumps(result))  # the numbers that a later run reads
     return written
 
 
 def find_result(folder: Path, cell: Cell) -> Result | None:
-    """The result of a cell that was finished before, or None.
+    """The result of a finished cell, or None.
 
     Raises:
-        ValueError: a folder of that name holds another unit.
+        ValueError: the cell's folder holds another cell.
     """
     path = folder / cell["id"]
     if not path.is_dir():
@@ -72,8 +85,7 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
 
 @contextlib.contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Let BLAS, OpenMP and torch use `count` threads: sums in another order would differ in their last digits."""
-
+    """Let BLAS, OpenMP and torch use `count` threads, since the order of a sum decides its last digits."""
     torch = sys.modules.get("torch")
     before, environment = torch.get_num_threads() if torch else None, os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(count)  # for libraries that load later
@@ -96,7 +108,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    """Rename a finished folder once its files are on the disk; another worker with the same result may be first."""
+    """Rename a finished folder once its files are on the disk; another worker may have been faster."""
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Run groups of cells side by side, each group asking for its next cells when the last ones are finished."""
+"""Run groups of cells side by side; each group yields its next cells when its last ones are finished."""
 
 import shutil
 import time
@@ -11,29 +11,32 @@ from .cells import Cell, Result, find_result
 from .workers import Pool
 
 T = TypeVar("T")
-Group = Generator[list[Cell], list[Result], T]
+Group = Generator[Sequence[Cell], list[Result], T]
 
 
 def drive(
     groups: Sequence[Group[T]], pool: Pool, folder: Path, tell: Callable[[Cell, Result, bool], None] | None = None
 ) -> list[T]:
-    """Run groups of cells side by side to their ends.
+    """Run groups of cells side by side until all are finished.
 
-    A group is a generator: it yields the cells it needs next, is sent their results in the same order, and returns
-    its outcome. What it asks for depends on results only, never on the order in which cells happen to finish.
+    A group is a generator: it yields the cells it needs next, receives their results in the same order, and returns its
+    outcome. Its next cells depend only on results, never on the order in which cells finish.
 
     Args:
-        groups: the generators, those that matter most first.
-        pool: where cells run.
-        folder: of the cells' folders.
-        tell: called with each cell, its result, and whether it was found rather than run.
+        groups: the generators, the most important ones first.
+        pool: runs the cells.
+        folder: the parent of the cells' folders.
+        tell: called with each cell, its result, and True if the cell was finished before.
+
+    Returns:
+        The outcome of each group.
 
     Raises:
-        ValueError, OSError: the first cell that failed, by name.
+        ValueError, OSError: a cell failed; the message names it.
     """
     folder = folder.resolve()  # workers may have another working directory
     outcomes: dict[int, T] = {}
-    asked: dict[int, list[Cell]] = {}
+    asked: dict[int, Sequence[Cell]] = {}
     results: dict[str, Result] = {}
     queue: deque[tuple[int, Cell]] = deque()
     running: dict[str, tuple[int, Cell, Any]] = {}
@@ -84,6 +87,6 @@ def drive(
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Take away what killed cells left behind."""
+    """Remove the temporary folders of killed cells."""
     for path in folder.glob(".*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ...runs.cells import Cell, Result
+from ...runs.cells import Result
 from ...runs.exit import DONE, ERROR, INTERRUPTED, REFUSED, SOME_FAILED, TERMINATED
 from ...runs.record import sha256
 from ...runs.workers import LocalProcesses, Pool, open_pool
@@ -36,6 +36,7 @@ from .names import printable
 from .page import write_index
 from .task import (
     Batch,
+    CaseCell,
     CaseRefused,
     DiskFullError,
     Task,
@@ -263,7 +264,7 @@ class _Run:
         self.counts.failed += 1
         self.display.tell(case, "failed", reason, None)
 
-    def _cell(self, case: Case, wait: bool) -> Cell:
+    def _cell(self, case: Case, wait: bool) -> CaseCell:
         batch = self.batch
         places = {"output": str(batch.output.resolve()), "root": str(batch.root.absolute())}
         inputs = [str(path.absolute()) for path in case.inputs]

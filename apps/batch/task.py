@@ -91,7 +91,17 @@ class DiskFullError(OSError):
     """There is no room for results."""
 
 
-def run_case(cell: Cell, folder: Path) -> Result:
+class CaseCell(Cell):
+    """The cell of a case: the case and the batch as plain values."""
+
+    case: dict[str, Any]
+    batch: dict[str, Any]
+    recorded: bool
+    hashes: list[Any]
+    wait: bool
+
+
+def run_case(cell: CaseCell, folder: Path) -> Result:
     """Do one case in a worker: the function of a cell.
 
     Returns:

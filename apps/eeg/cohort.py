@@ -1,37 +1,33 @@
-"""The cohort of an EEG study, as nested cross-validation and the report need it."""
+"""Cohort and facts of an EEG study, for nested cross-validation and its report."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...eeg.study import Study
+from ...eeg.windows import Windows
 from ...runs.record import command_line, hardware
+from ..nested_cv.records import AuditRow, ClassFlow, Plan
 from ..nested_cv.results import Facts
 from ..nested_cv.splits import Cohort
 
-if TYPE_CHECKING:
-    from ...eeg.study import Study
-    from ...eeg.windows import Windows
-    from ..nested_cv.results import Facts
-    from ..nested_cv.splits import Cohort
 TITLES = {
-    "adhdeepnet": ("ADHDeepNet", "the network that the study is about"),
+    "adhdeepnet": ("ADHDeepNet", "the network under study"),
     "eegnet": ("EEGNet", "network of Lawhern et al. 2018, by braindecode"),
     "shallow": ("ShallowConvNet", "network of Schirrmeister et al. 2017, by braindecode"),
     "bandpower": ("band power", "logarithm of power by channel and band, logistic regression"),
     "amplitude": ("amplitude", "logarithm of variance by channel before any scaling, logistic regression"),
-    "length": ("recording length", "seconds of the recording and nothing else, logistic regression"),
-    "majority": ("majority", "share of the classes in the training part"),
+    "length": ("recording length", "only the length of the recording, logistic regression"),
+    "majority": ("majority", "shares of the classes in the training part"),
 }
 
 
-def cohort_of(study: "Study", data: "Windows", person_column: str | None = None) -> "Cohort":
-    """The subjects with windows; those whose recordings are equal, or whose person is named, are one person.
+def cohort_of(study: Study, data: Windows, person_column: str | None = None) -> Cohort:
+    """The subjects with windows; those with equal recordings, or with the same person in `person_column`, are a group.
 
     Raises:
-        ValueError: a person column that a subject lacks.
+        ValueError: a subject has no entry in the person column.
     """
-
     extra = {s.subject: s.extra for s in study.subjects}
     first: dict[str, str] = {}
     persons = []
@@ -51,18 +47,17 @@ def cohort_of(study: "Study", data: "Windows", person_column: str | None = None)
 
 
 def facts_of(
-    study: "Study",
-    data: "Windows",
-    plan: dict[str, Any],
-    checks: list[dict[str, str]],
+    study: Study,
+    data: Windows,
+    plan: Plan,
+    checks: list[AuditRow],
     seconds: float,
     title: str | None,
-) -> "Facts":
-    """What the report says beside figures: flow of subjects, audit, descriptions, limits."""
-
+) -> Facts:
+    """The facts of the report beside its figures: flow of subjects, audit, descriptions, limits."""
     extra = {s.subject: s.extra for s in study.subjects}
     windows = np.bincount(data.subject, minlength=len(data.subjects))
-    per_class = {}
+    per_class: dict[str, ClassFlow] = {}
     for label, name in enumerate(data.classes):
         own = data.labels == label
         per_class[name] = {
@@ -74,14 +69,14 @@ def facts_of(
     positive = data.classes[1]
     design = plan["design"]
     limits = [
-        "One study: nothing is known about other hospitals, devices, ages or severities.",
-        f"Settings tried in each fold: {design['trials']}; more might find better ones.",
-        "Research software and no medical device.",
+        "One study: the performance at other hospitals, with other devices, ages or severities is unknown.",
+        f"Settings tried in each fold: {design['trials']}; more trials might find better settings.",
+        "Research software, not a medical device.",
     ]
     if design["repeats"] == 1:
-        limits.append("One partition of the subjects; --repeats shows how much the figures hang on it.")
+        limits.append("One partition of the subjects; --repeats shows how much the figures depend on it.")
     if plan["cohort"]["groups"]:
-        limits.append("Rows of one person, or with one recording under several names, were kept in the same fold.")
+        limits.append("Rows of one person, and rows with equal recordings, are in the same fold.")
     return Facts(
         title=title or f"{positive} from EEG: nested cross-validation",
         command=command_line(),
@@ -103,7 +98,7 @@ def facts_of(
             f"{len(data.channels)} channels ({', '.join(data.channels)}); unit of the files: {data.unit}.",
             *data.notes,
         ],
-        models={model: dict(zip(("title", "description"), TITLES[model], strict=True)) for model in plan["models"]},
+        models={m: {"title": TITLES[m][0], "description": TITLES[m][1]} for m in plan["models"]},
         hardware=hardware(),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         seconds_run=round(seconds, 1),

@@ -1,22 +1,19 @@
-"""`voxelwave eeg explain`: what trained networks rely on, measured on subjects outside their training data."""
+"""`voxelwave eeg explain`: the channels and bands that networks use, on subjects outside their training data."""
 
 from pathlib import Path
-from typing import Any
 
 from ...runs.cells import limited_threads
 from ...runs.compute import use_threads
 from ...runs.json_files import write_json
+from ..nested_cv.records import Explanation
 from .explain_figures import draw
 from .explanation import (
     EXPLANATION,
-    FACTORY,
     FOLDER,
     Case,
     cases_of_run,
     explain_one,
-    is_network,
-    percent,
-    plan_of,
+    first_network,
     single_case,
     summarise,
 )
@@ -39,44 +36,39 @@ def explain(options: Explain) -> None:
     )
     bands = sorted(content["bands"], key=lambda row: -row["importance"])
     channels = sorted(content["channels"], key=lambda row: -row["importance"])
-    print(f"{len(cases)} network(s), {content['subjects']} subjects; completeness error {percent(content)}")
+    error = 100 * content["completeness_error"]
+    print(f"{len(cases)} network(s), {content['subjects']} subjects; completeness error {error:.2g} %")
     print("bands:    " + ", ".join(f"{row['band']} {row['importance']:.2f}" for row in bands))
     print("channels: " + ", ".join(f"{row['channel']} {row['importance']:.3f}" for row in channels[:6]))
     print(f"wrote {output}/: {EXPLANATION}, {', '.join(content['images'].values())}")
 
 
 def explain_run(folder: Path, *, most_windows: int = 300, threads: int = 1) -> str | None:
-    """Explain the first network of a finished nested run for its report, unless that was done before.
+    """Explain the first network of a finished nested run for its report, unless the explanation exists.
 
     Args:
-        folder: the folder of the run; the files of `explain` go to explain/ in it.
+        folder: the folder of the run; its subfolder explain/ receives the files of `explain`.
         most_windows: largest number of windows for each outer fold.
         threads: CPU threads.
 
     Returns:
         The name of the network; None if the run holds no EEG network that was fitted on outer training parts.
     """
-
-    plan = plan_of(folder)
-    if plan is None or plan.get("design", {}).get("protocol") == "published":
-        return None
-    networks = [name for name, spec in plan["models"].items() if spec.get("factory") == FACTORY and is_network(name)]
-    if not networks:
-        return None
-    if not (folder / FOLDER / EXPLANATION).is_file():
+    network = first_network(folder)
+    if network is not None and not (folder / FOLDER / EXPLANATION).is_file():
         with limited_threads(threads):
-            cases = cases_of_run(folder, networks[0])
-            print(f"explaining the {len(cases)} outer fits of {networks[0]}")
+            cases = cases_of_run(folder, network)
+            print(f"explaining the {len(cases)} outer fits of {network}")
             _write_explanation(folder / FOLDER, cases, [], most_windows=most_windows)
-    result: str | None = networks[0]
-    return result
+    return network
 
 
 def _write_explanation(
     output: Path, cases: list[Case], notes: list[str], *, most_windows: int, steps: int = 24, seed: int = 0
-) -> dict[str, Any]:
+) -> Explanation:
     found = [explain_one(case, most_windows, steps, seed) for case in cases]
-    content = {"model": cases[0].model, **summarise(found, cases, notes)}
-    content["images"], content["captions"] = draw(output, found, cases[0].windows, content)
+    summary = summarise(found, cases, notes)
+    images, captions = draw(output, found, cases[0].windows, summary)
+    content: Explanation = {"model": cases[0].model, **summary, "images": images, "captions": captions}
     write_json(output / EXPLANATION, content)
     return content

@@ -1,41 +1,38 @@
 """The pictures of `voxelwave eeg explain`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import mne
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mne.channels.layout import _find_topomap_coords
+from matplotlib.image import AxesImage
 
 from ...eeg.channels import positions
 from ...eeg.features import BANDS
 from ...eeg.windows import Windows
 from ...runs.files import atomic_path
-
-if TYPE_CHECKING:
-    from .explanation import Found
+from .explanation import Found, Summary
 
 _CLASS_COLOURS = "#3b6ea5", "#c8553d"
-_FEW = 5  # networks of which the features are drawn
+_FEW = 5  # networks whose features are drawn
 
 
-def draw(
-    output: Path, found: "list[Found]", windows: Windows, content: dict[str, Any]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the pictures and give their file names and captions."""
-    n, subjects = len(found), content["subjects"]
+def draw(output: Path, found: list[Found], windows: Windows, summary: Summary) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the pictures and return their file names and captions."""
+    n, subjects = len(found), summary["subjects"]
     whom = f"{subjects} held-out subjects" + (f", mean of {n} networks" if n > 1 else "")
     figures: dict[str, tuple[Figure | None, str]] = {
         "topomap": (
             _scalp(found, windows),
-            f"Integrated gradients by channel, as a share of all, over all frequencies and in each band ({whom}).",
+            f"Integrated gradients by channel, as a share of the total, for all frequencies and each band ({whom}).",
         ),
         "bands": (
-            _bands(content),
-            "Integrated gradients by frequency band (bars: standard deviation over the networks), and what hiding the "
-            f"band costs ({whom}).",
+            _bands(summary),
+            "Integrated gradients by frequency band (bars: standard deviation over the networks), and the cost of "
+            f"hiding the band ({whom}).",
         ),
         "filters": (
             _filters(found),
@@ -44,9 +41,9 @@ def draw(
         ),
         "patterns": (
             _patterns(found, windows),
-            "The four filter pairs of the first network that count most. The filter is what is summed over the "
-            "electrodes to see a source; the pattern is how that source shows on the scalp, and only it is a map of "
-            "activity.",
+            "The four most important filter pairs of the first network. The filter holds the weights of the sum over "
+            "the electrodes that extracts a source; the pattern is the projection of that source onto the scalp. Only "
+            "the pattern is a map of activity.",
         ),
         "tsne": (
             _tsne(found, windows),
@@ -64,7 +61,7 @@ def draw(
     return images, captions
 
 
-def _scalp(found: "list[Found]", windows: Windows) -> Figure | None:
+def _scalp(found: list[Found], windows: Windows) -> Figure | None:
     info, rows = _info(windows)
     if info is None:
         return None
@@ -77,12 +74,9 @@ def _scalp(found: "list[Found]", windows: Windows) -> Figure | None:
     axes = figure.subplots(1, len(maps))
     for number, (axis, (title, values)) in enumerate(zip(axes, maps, strict=True)):
         top = float(whole.max() if number == 0 else parts[:, :-1].max())
-        image = _topomap(axis, values, info, limits=(0, top), colours="viridis")
+        names = [windows.channels[i] for i in rows] if number == 0 else None
+        image = _topomap(axis, values, info, limits=(0, top), colours="viridis", names=names)
         axis.set_title(title, fontsize=9)
-        if number == 0:
-            names = [windows.channels[i] for i in rows]
-            for name, place in zip(names, _flat_places(info), strict=True):
-                axis.annotate(name, place, fontsize=5, color="white", ha="center", va="bottom")
         if number in (0, len(maps) - 1):
             bar = figure.colorbar(image, ax=axis if number == 0 else axes[1:].tolist(), shrink=0.6, location="bottom")
             bar.ax.tick_params(labelsize=7)
@@ -90,8 +84,8 @@ def _scalp(found: "list[Found]", windows: Windows) -> Figure | None:
     return figure
 
 
-def _bands(content: dict[str, Any]) -> Figure:
-    rows = content["bands"]
+def _bands(summary: Summary) -> Figure:
+    rows = summary["bands"]
     names = [row["band"] if row["low"] is None else f"{row['band']}\n{row['low']:g}–{row['high']:g}" for row in rows]
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -111,7 +105,7 @@ def _bands(content: dict[str, Any]) -> Figure:
     return figure
 
 
-def _filters(found: "list[Found]") -> Figure | None:
+def _filters(found: list[Found]) -> Figure | None:
     tables = [f.filters for f in found if f.filters is not None]
     if not tables:
         return None
@@ -143,7 +137,7 @@ def _filters(found: "list[Found]") -> Figure | None:
     return figure
 
 
-def _patterns(found: "list[Found]", windows: Windows) -> Figure | None:
+def _patterns(found: list[Found], windows: Windows) -> Figure | None:
     info, rows = _info(windows)
     table = found[0].filters
     if info is None or table is None:
@@ -165,7 +159,7 @@ def _patterns(found: "list[Found]", windows: Windows) -> Figure | None:
     return figure
 
 
-def _tsne(found: "list[Found]", windows: Windows) -> Figure:
+def _tsne(found: list[Found], windows: Windows) -> Figure:
     shown = found[:_FEW]
     figure = Figure(figsize=(2.6 * max(len(shown), 2), 5.4), layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
@@ -188,9 +182,8 @@ def _tsne(found: "list[Found]", windows: Windows) -> Figure:
     return figure
 
 
-def _info(windows: Windows) -> tuple[Any, list[int]]:
-    """MNE's info of the channels whose places are known, and which these are; None if there are too few for a map."""
-
+def _info(windows: Windows) -> tuple[mne.Info | None, list[int]]:
+    """MNE's info of the channels with known positions and their indices; None if there are too few for a map."""
     rows = [i for i, name in enumerate(windows.channels) if name in positions()]
     if len(rows) < 4:
         return None, rows
@@ -200,19 +193,19 @@ def _info(windows: Windows) -> tuple[Any, list[int]]:
     return info, rows
 
 
-def _topomap(axis: Any, values: np.ndarray, info: Any, *, limits: tuple[float, float], colours: str) -> Any:
-
-    image, _ = mne.viz.plot_topomap(
-        values, info, axes=axis, show=False, vlim=limits, cmap=colours, contours=0, sensors="k.", sphere=_SPHERE
-    )
+def _topomap(
+    axis: Axes,
+    values: np.ndarray,
+    info: mne.Info,
+    *,
+    limits: tuple[float, float],
+    colours: str,
+    names: Sequence[str] | None = None,
+) -> AxesImage:
+    """Draw a scalp map, with the names of the electrodes if given."""
+    image: AxesImage
+    given = {"show": False, "contours": 0, "sensors": "k.", "sphere": "auto"}
+    image, _ = mne.viz.plot_topomap(values, info, axes=axis, vlim=limits, cmap=colours, names=names, **given)
+    for text in axis.texts:
+        text.set(fontsize=5, color="white", horizontalalignment="center", verticalalignment="bottom")
     return image
-
-
-_SPHERE = "auto"
-
-
-def _flat_places(info: Any) -> np.ndarray:
-    """Where the electrodes stand on the map."""
-
-    result: np.ndarray = _find_topomap_coords(info, range(len(info["ch_names"])), sphere=_SPHERE)
-    return result

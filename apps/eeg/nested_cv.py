@@ -14,11 +14,12 @@ from ...eeg.audit import audit
 from ...eeg.estimators import NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
 from ...eeg.study import Study, read_study
-from ...eeg.windows import WindowOptions, Windows, digest_of, load_windows
+from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.cells import Cell, Result
 from ...runs.json_files import write_json
 from ...runs.workers import open_pool
 from ..nested_cv.plan import Design, WindowUnits, make_plan, open_plan
+from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
 from ..nested_cv.report import write_report
 from ..nested_cv.results import write_predictions, write_results
 from ..nested_cv.search import Outcome, count_cells, has_search, run_plan
@@ -61,10 +62,10 @@ def nested_cv(options: NestedCV) -> None:
 
 def _plan(
     options: NestedCV, study: Study, data: Windows, chosen: list[str], windows: WindowOptions, cache: Path
-) -> dict[str, Any]:
+) -> Plan:
     """The plan of the run: cohort, models, design, splits and settings."""
 
-    def spec(model: str, *, more_options: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    def spec(model: str, *, more_options: dict[str, Any] | None = None, **more: Any) -> EstimatorSpec:
         arguments = {
             "study": str(options.study.resolve()),
             "name": model,
@@ -93,13 +94,13 @@ def _plan(
         {model: spec(model) for model in chosen},
         design,
         options={"windows": asdict(windows), "models": options.model_options or {}},
-        data=digest_of(data),
+        data=data.digest,
         windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
         published={m: spec(m, more_options={"monitor": BY_ACCURACY}) for m in published if m in NETWORK_NAMES},
     )
 
 
-def _run(options: NestedCV, plan: dict[str, Any], total: int, clock: "Clock") -> list[Outcome]:
+def _run(options: NestedCV, plan: Plan, total: int, clock: "Clock") -> list[Outcome]:
     """Run all fits, with a progress bar."""
     pool = open_pool(options.output, jobs=options.jobs, cluster=options.cluster, slurm=options.slurm)
     finished = False
@@ -107,8 +108,8 @@ def _run(options: NestedCV, plan: dict[str, Any], total: int, clock: "Clock") ->
         with Progress() as progress:
             bar = progress.add_task("fits", total=total)
 
-            def tell(cell: Cell, result: Result, was_there: bool) -> None:
-                progress.update(bar, advance=1, description=f"{cell['model']} fold {cell['fold'] + 1}")
+            def tell(cell: Cell, result: Result, finished_before: bool) -> None:
+                progress.update(bar, advance=1, description=cell["id"])
                 clock.tick()
 
             outcomes = run_plan(options.output, plan, pool, tell)
@@ -145,16 +146,16 @@ def _check_models(chosen: list[str], options: dict[str, Any], known: tuple[str, 
         raise ValueError(f"models must be named once each, got {', '.join(chosen) or 'none'}")
 
 
-def _window_units(data: Windows, estimators: dict[str, Any]) -> WindowUnits | None:
+def _window_units(data: Windows, estimators: dict[str, EstimatorSpec]) -> WindowUnits | None:
     return WindowUnits(tuple(data.subject.tolist()), estimators) if estimators else None
 
 
-def _audit(study: Study, options: WindowOptions, output: Path, cache: Path, seed: int) -> list[dict[str, str]]:
+def _audit(study: Study, options: WindowOptions, output: Path, cache: Path, seed: int) -> list[AuditRow]:
     checks = audit(study, options=options, splits=read_splits(output), cache=cache, seed=seed)
-    return [check.as_dict() for check in checks]
+    return [{"check": c.check, "outcome": c.outcome, "detail": c.detail} for c in checks]
 
 
-def _print(results: dict[str, Any]) -> None:
+def _print(results: Results) -> None:
     table = Table("model", "protocol", "balanced accuracy", "AUC", "sensitivity", "specificity", "p")
     for model in results["models"]:
         found = [model["metrics"][m] for m in ("balanced_accuracy", "auc")]

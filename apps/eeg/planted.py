@@ -1,9 +1,9 @@
-"""`voxelwave eeg planted`: a nested run on synthetic subjects whose difference is known."""
+"""`voxelwave eeg planted`: a nested run on synthetic subjects with a known difference."""
 
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,12 +12,14 @@ from ...eeg.synthetic import write_synthetic_study
 from ...runs.exit import DONE, ERROR
 from ...runs.files import atomic_path
 from ...runs.json_files import write_json
+from ..nested_cv.records import BandImportance, ChannelImportance, Explanation, Metric
+from ..nested_cv.report import read_results
 from .explanation import EXPLANATION, FOLDER
 from .nested_cv import nested_cv
 from .nested_options import NestedCV, Planted
 
 PLANTED, SHUFFLED, RESULT = "planted", "shuffled", "planted.json"
-CHANNELS, BAND = ("O1", "O2", "Pz"), "alpha"  # where the 10 Hz oscillation is planted
+CHANNELS, BAND = ("O1", "O2", "Pz"), "alpha"  # channels and band of the planted 10 Hz oscillation
 WINDOWS = {"seconds": 2.0, "sfreq": 64.0, "scaling": "window"}
 NETWORK = {
     "space": {"drop_prob": [0.3, 0.5]},
@@ -30,9 +32,9 @@ NETWORK = {
 
 
 def planted(options: Planted) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     study = options.output / "study"
-    if not (study / "subjects.tsv").is_file():  # the last file of a study
+    if not (study / "subjects.tsv").is_file():  # a study is complete once it has its table
         write_synthetic_study(
             study,
             subjects=options.subjects,
@@ -87,20 +89,32 @@ def _shuffled(study: Path, seed: int) -> Path:
     return path
 
 
-def _findings(output: Path) -> dict[str, Any]:
-    """Figures of both runs, and the statements that must hold."""
-    results = {name: json.loads((output / name / "results.json").read_text()) for name in (PLANTED, SHUFFLED)}
+class Findings(TypedDict):
+    """planted.json: whether each statement is true, and the figures behind it."""
+
+    statements: dict[str, bool]
+    planted: dict[str, Metric]
+    shuffled: dict[str, Metric]
+    bands: list[BandImportance]
+    channels: list[ChannelImportance]
+    seconds: dict[str, float]
+    hardware: str
+
+
+def _findings(output: Path) -> Findings:
+    """Figures of both runs, and the statements that must be true."""
+    results = {name: read_results(output / name) for name in (PLANTED, SHUFFLED)}
     metrics = {name: content["models"][0]["metrics"] for name, content in results.items()}
-    explanation = json.loads((output / PLANTED / FOLDER / EXPLANATION).read_text())
+    explanation: Explanation = json.loads((output / PLANTED / FOLDER / EXPLANATION).read_text())
     bands = sorted(explanation["bands"], key=lambda row: -row["importance"])
     channels = sorted(explanation["channels"], key=lambda row: -row["importance"])[: len(CHANNELS)]
     low = metrics[PLANTED]["balanced_accuracy"]["interval_nb"][0]
     chance = metrics[SHUFFLED]["balanced_accuracy"]["interval_nb"]
     return {
         "statements": {
-            f"planted: balanced accuracy is above 0.5 with its whole interval (from {low:.3f})": low > 0.5,
-            f"the band that counts most is {bands[0]['band']}": bands[0]["band"] == BAND,
-            f"the channels that count most are {', '.join(row['channel'] for row in channels)}": {
+            f"planted: the interval of balanced accuracy lies above 0.5 (lower end {low:.3f})": low > 0.5,
+            f"the most important band is {bands[0]['band']}": bands[0]["band"] == BAND,
+            f"the most important channels are {', '.join(row['channel'] for row in channels)}": {
                 row["channel"] for row in channels
             }
             == set(CHANNELS),
@@ -108,7 +122,8 @@ def _findings(output: Path) -> dict[str, Any]:
             <= 0.5
             <= chance[1],
         },
-        **{name: {k: found[k] for k in ("balanced_accuracy", "auc")} for name, found in metrics.items()},
+        "planted": {k: metrics[PLANTED][k] for k in ("balanced_accuracy", "auc")},
+        "shuffled": {k: metrics[SHUFFLED][k] for k in ("balanced_accuracy", "auc")},
         "bands": bands,
         "channels": explanation["channels"],
         "seconds": {name: content["seconds"] for name, content in results.items()},

@@ -1,65 +1,57 @@
-"""One fit of nested cross-validation, as a cell that a worker runs."""
+"""One fit of nested cross-validation: the work of a cell."""
 
 import csv
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
 import numpy as np
 
-from ...runs.cells import Cell, Result, limited_threads
+from ...runs.cells import limited_threads
 from ...runs.functions import load_function
+from ...runs.predictions import Predictions
+from .records import EstimatorSpec, FitCell, FitResult, PredictedSubject, Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # optional package
     import optuna
-from .plan import EstimatorSpec, Settings
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Rows of predicted windows.
+class Likelihood(TypedDict):
+    """The negative log-likelihood "nats", summed over "tokens"."""
 
-    Args:
-        subject: (n,) index of the subject.
-        window: (n,) first sample of the window, or any number that names it.
-        probability: (n,) of the positive class.
-    """
-
-    subject: np.ndarray
-    window: np.ndarray
-    probability: np.ndarray
+    nats: float
+    tokens: int
 
 
 class Fit(Protocol):
-    """A fitted model. `epochs` is the best epoch where it was stopped early; `curve` has one entry for each epoch."""
+    """A fitted model. `epochs` is the best epoch if it was stopped early; `curve` has one entry per epoch."""
 
     epochs: int
     curve: list[dict[str, float]]
 
     def predict(self, subjects: Sequence[int]) -> Predictions:
-        """Probabilities of all windows of the subjects."""
+        """Probabilities of the positive class for all windows of the subjects."""
 
 
 class LikelihoodFit(Protocol):
-    """A fitted model that says how likely measurements are, where nothing is classified."""
+    """A fitted model that gives the likelihood of measurements instead of the probability of a class."""
 
     epochs: int
     curve: list[dict[str, float]]
 
-    def evaluate(self, units: Sequence[int], folder: Path | None) -> Result:
-        """ "nats", the negative log-likelihood, and "tokens", what it is the sum of; more goes into `folder`."""
+    def evaluate(self, units: Sequence[int], folder: Path | None) -> Likelihood:
+        """The likelihood of held-out units; further figures are written into `folder`."""
 
 
 class Estimator(Protocol):
-    """What can be evaluated. In a worker it is built anew from its `EstimatorSpec`."""
+    """Interface of a model to be cross-validated; workers rebuild it from its `EstimatorSpec`."""
 
     name: str
 
     def suggest(self, trial: "optuna.Trial") -> Settings:
-        """Settings to try; {} where there is nothing to search."""
+        """Settings to try; {} if there is nothing to search."""
 
     def fit(
         self,
@@ -70,14 +62,14 @@ class Estimator(Protocol):
         epochs: int | None,
         folder: Path | None,
     ) -> Fit | LikelihoodFit:
-        """Fit on subjects: with `validation` stopped early on it, with `epochs` for exactly so many.
+        """Fit on subjects: stopped early on `validation`, or for exactly `epochs` epochs.
 
-        Weights go into `folder` where it is given.
+        The weights are written into `folder`, if given.
         """
 
 
 def build_estimator(spec: EstimatorSpec) -> Estimator:
-    """The estimator of a spec; the latest ones are kept, since they hold the data."""
+    """Build an estimator; the latest ones are kept, since they hold the data."""
     return _built(json.dumps(spec, sort_keys=True))
 
 
@@ -88,15 +80,14 @@ def _built(spec: str) -> Estimator:
     return result
 
 
-def fit_cell(cell: Cell, folder: Path) -> Result:
-    """Fit and predict once: the work of a cell.
+def fit_cell(cell: FitCell, folder: Path) -> FitResult:
+    """Fit once and predict once; write predictions.csv and curve.csv into the folder.
 
     Returns:
-        "epochs", "curve" and "subjects": index, mean probability, number of windows, how many are above 0.5; or
-        "failed" with the reason where the probabilities are no numbers.
+        "epochs" and "subjects"; or "failed" with the reason if a probability is not finite.
 
     Raises:
-        ValueError: fitted subjects are to be predicted, or the model left some out.
+        ValueError: a subject would be fitted and predicted, or the model predicted only some of the subjects.
     """
     estimator = _estimator_of(cell)
     with limited_threads(cell["threads"]):  # torch may have been loaded just now
@@ -110,14 +101,14 @@ def fit_cell(cell: Cell, folder: Path) -> Result:
     )
     _write_curve(folder, fit.curve)
     if not np.isfinite(probability).all():
-        return {"failed": "probabilities that are no numbers", "epochs": int(fit.epochs)}
+        return {"failed": "a probability is not finite", "epochs": int(fit.epochs)}
     missing = set(cell["predict"]) - set(predictions.subject.tolist())
     if missing or probability.min() < 0 or probability.max() > 1:
         raise ValueError(f"model {cell['model']} must predict a probability in [0, 1] for each subject")
-    subjects = []
+    subjects: list[PredictedSubject] = []
     for index in cell["predict"]:
         own = probability[predictions.subject == index]
-        row = {
+        row: PredictedSubject = {
             "subject": index,
             "probability": float(own.mean()),
             "windows": len(own),
@@ -127,14 +118,14 @@ def fit_cell(cell: Cell, folder: Path) -> Result:
     return {"epochs": int(fit.epochs), "subjects": subjects}
 
 
-def fit_likelihood_cell(cell: Cell, folder: Path) -> Result:
-    """Fit, and say how likely what was held out is: the work of a cell whose estimator gives no class.
+def fit_likelihood_cell(cell: FitCell, folder: Path) -> FitResult:
+    """Fit once and evaluate the likelihood of the held-out units; write curve.csv into the folder.
 
     Returns:
-        "epochs" and what `LikelihoodFit.evaluate` gives; or "failed" where the likelihood is no number.
+        "epochs", "nats" and "tokens"; or "failed" with the reason if the likelihood is not finite.
 
     Raises:
-        ValueError: what is fitted is to be predicted.
+        ValueError: a unit would be fitted and predicted.
     """
     estimator = _estimator_of(cell)
     with limited_threads(cell["threads"]):
@@ -142,18 +133,18 @@ def fit_likelihood_cell(cell: Cell, folder: Path) -> Result:
         figures = fit.evaluate(cell["predict"], folder if cell["keep"] else None)
     _write_curve(folder, fit.curve)
     if not np.isfinite(figures["nats"]):
-        return {"failed": "a likelihood that is no number", "epochs": int(fit.epochs)}
+        return {"failed": "the likelihood is not finite", "epochs": int(fit.epochs)}
     return {"epochs": int(fit.epochs), **figures}
 
 
-def _estimator_of(cell: Cell) -> Estimator:
+def _estimator_of(cell: FitCell) -> Estimator:
     both = set(cell["train"]) & set(cell["predict"] + (cell["validation"] or []))
     if both:
         raise ValueError(f"subjects {sorted(both)[:3]} would be fitted and predicted")
     return build_estimator(cell["estimator"])
 
 
-def _fit(estimator: Estimator, cell: Cell, folder: Path) -> Fit | LikelihoodFit:
+def _fit(estimator: Estimator, cell: FitCell, folder: Path) -> Fit | LikelihoodFit:
     weights = folder if cell["keep"] else None
     return estimator.fit(cell["train"], cell["validation"], cell["settings"], cell["seed"], cell["epochs"], weights)
 

@@ -1,28 +1,25 @@
-"""The plan of a nested run: design, units, splits and settings, fixed before anything is fitted."""
+"""The plan of a nested run: design, cohort, splits and models, fixed before the first fit."""
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, cast
 
-from ...runs.files import atomic_path
 from ...runs.functions import with_present_names
+from ...runs.json_files import write_json
 from ...runs.record import package_versions
+from .records import EstimatorSpec, Plan, Split, check_record
 from .seeds import derive_seed
-from .splits import Cohort, Split, check_splits, make_splits
+from .splits import Cohort, check_splits, make_splits
 from .statistics import OBJECTIVES
 
-if TYPE_CHECKING:
-    pass
-Settings = dict[str, int | float | str | bool]
-EstimatorSpec = dict[str, Any]  # {"factory": "module:function", "arguments": {...}}, plain values
-
 NESTED = "nested"
-PUBLISHED = "published"  # test-fold selection, for demonstrating optimism
+PUBLISHED = "published"  # selection on the test fold, to demonstrate optimism
 TEST_EPOCH = "test-epoch"  # settings from the inner folds, the epoch chosen on the test fold
-RANDOM_WINDOWS = "random-windows"  # windows of one subject on both sides
-LIKELIHOOD = "likelihood"  # the objective of estimators that give no class
+RANDOM_WINDOWS = "random-windows"  # a subject has windows on both sides
+LIKELIHOOD = "likelihood"  # the objective of estimators without classes
 PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "results.json"
 
 
@@ -32,20 +29,20 @@ class PlanWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Design:
-    """How much is run.
+    """Folds, search and protocol of a run.
 
     Args:
-        outer: folds of which each is tested once.
-        inner: folds within each outer training part.
-        repeats: how often all is split anew.
+        outer: number of outer folds; each is tested once.
+        inner: number of folds within each outer training part.
+        repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
-        batch: settings asked for at once; more of them keep more workers busy and teach the sampler less.
-        objective: of the search, mean over inner folds at subject level: "auc", "balanced_accuracy" or "brier"; or
-            "likelihood" for estimators that give a `LikelihoodFit`: the mean per token.
-        protocol: "nested", "published" (test-fold selection, for demonstrating optimism) or "both".
+        batch: settings asked for at once; a larger batch keeps more workers busy, but the sampler learns less.
+        objective: figure that the search maximises, mean over inner folds per subject: "auc", "balanced_accuracy" or
+            "brier"; or "likelihood", the mean log-likelihood per token, for estimators with a `LikelihoodFit`.
+        protocol: "nested", "published" (selection on the test fold, to demonstrate optimism) or "both".
         published: the models that run under the published protocol.
-        seed: all others follow from it.
-        threads: of each fit.
+        seed: the seed from which all others are derived.
+        threads: CPU threads of each fit.
     """
 
     outer: int = 5
@@ -71,11 +68,11 @@ class Design:
 
 @dataclass(frozen=True)
 class WindowUnits:
-    """Windows as if each were a subject of its own, for the row of the optimism table that splits windows at random.
+    """Windows as units, for the row of the optimism table that splits windows at random.
 
     Args:
-        subject: index of the real subject of each window.
-        estimators: model -> estimator whose subjects are these windows.
+        subject: index of the subject of each window.
+        estimators: model -> an estimator that treats each window as a subject.
     """
 
     subject: tuple[int, ...]
@@ -92,21 +89,21 @@ def make_plan(
     windows: WindowUnits | None = None,
     published: dict[str, EstimatorSpec] | None = None,
     splits: list[Split] | None = None,
-) -> dict[str, Any]:
-    """All that is decided before anything is fitted, as plain values.
+) -> Plan:
+    """Everything that is decided before the first fit, as plain values.
 
     Args:
-        cohort: who takes part.
-        models: name -> how a worker builds it; the first is the one that the headline is about.
-        design: how much is run.
-        options: of the program that asks, kept for the report.
+        cohort: the subjects.
+        models: name -> how a worker builds the model; the headline of the report is about the first.
+        design: folds, search and protocol.
+        options: further options of the command, for the report.
         data: a hash of the data.
-        windows: for the random split of windows, which runs beside the published protocol.
-        published: how a worker builds those models that are built otherwise under the published protocol.
-        splits: where the folds were made elsewhere; by default those of `make_splits`.
+        windows: units of the random split of windows, which runs beside the published protocol.
+        published: name -> how a worker builds the model under the published protocol, if this differs.
+        splits: the folds; by default those of `make_splits`.
 
     Raises:
-        ValueError: for folds that cannot have both classes, or a published model that is not among the models.
+        ValueError: a fold cannot have both classes, or a published model is not among the models.
     """
     unknown = set(design.published) - set(models)
     if unknown:
@@ -115,7 +112,7 @@ def make_plan(
         raise ValueError(f"protocol {design.protocol!r} needs published: the models that it runs")
     if splits is None:
         splits = make_splits(cohort, outer=design.outer, inner=design.inner, repeats=design.repeats, seed=design.seed)
-    plan = {
+    plan = {  # the keys of `Plan`
         "design": asdict(design),
         "cohort": asdict(cohort),
         "models": models,
@@ -127,39 +124,52 @@ def make_plan(
         "data": data,
         "versions": package_versions(),
     }
-    result: dict[str, Any] = json.loads(json.dumps(plan, default=str))
-    return result
+    return cast(Plan, json.loads(json.dumps(plan, default=str)))
 
 
-def check_plan(plan: dict[str, Any]) -> None:
-    """What `check_splits` checks, on a plan from a file."""
+def read_plan(path: Path) -> Plan:
+    """Read plan.json, also of version 0.1.0.
+
+    Raises:
+        ValueError: the file is no plan.
+    """
+    try:
+        plan = with_present_names(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a JSON file: {error}") from error
+    check_record(plan, Plan, path)
+    return cast(Plan, plan)
+
+
+def check_plan(plan: Plan) -> None:
+    """Check the splits of a plan by `check_splits`."""
     check_splits(cohort_of(plan), plan["splits"])
 
 
-def open_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan into a new folder, or see that the folder's plan is the same. Splits are checked in both cases.
+def open_plan(folder: Path, plan: Plan) -> None:
+    """Write the plan into a new folder, or compare it with the plan of the folder. Splits are checked in both cases.
 
     Raises:
-        ValueError: the folder holds a run that was planned otherwise; the line says what differs.
-        LeakError: someone is on both sides of a split.
+        ValueError: the folder holds a run with another plan; the message lists the differences.
+        LeakError: a person is on both sides of a split.
     """
     check_plan(plan)
     path = folder / PLAN
     if not path.exists():
         if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
             raise ValueError(f"{folder} is not empty and holds no {PLAN}; choose a new folder for --output")
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(plan, indent=1) + "\n")
+        write_json(path, plan)
         return
-    before = with_present_names(json.loads(path.read_text()))
+    before = read_plan(path)
     check_plan(before)
-    differences = [text for part in ("design", "options") for text in _differences(before.get(part, {}), plan[part])]
+    differences = _differences(before["design"], plan["design"]) + _differences(before["options"], plan["options"])
+    now: dict[str, Any] = {**plan}
     parts = ("cohort", "models", "published_models", "splits", "windows", "data")
-    differences += [part for part in parts if before.get(part) != plan[part]]
+    differences += [part for part in parts if now[part] != {**before}[part]]
     if differences:
         raise ValueError(
             f"{folder} holds a run planned otherwise ({'; '.join(differences[:4])});"
-            " choose another --output, or go on with the same options and data"
+            " choose another --output, or continue with the same options and data"
         )
     if before["versions"] != plan["versions"]:
         changed = "; ".join(_differences(before["versions"], plan["versions"]))
@@ -168,15 +178,17 @@ def open_plan(folder: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def cohort_of(plan: dict[str, Any]) -> Cohort:
+def cohort_of(plan: Plan) -> Cohort:
     """The cohort of a plan."""
-    return Cohort(**{name: tuple(value) for name, value in plan["cohort"].items()})
+    return Cohort(**{name: tuple(cast(list[Any], value)) for name, value in plan["cohort"].items()})
 
 
-def random_windows(plan: dict[str, Any], model: str) -> bool:
-    return plan["design"]["protocol"] == "both" and model in (plan["windows"] or {"estimators": {}})["estimators"]
+def random_windows(plan: Plan, model: str) -> bool:
+    """Whether the model also runs on a random split of windows."""
+    windows = plan["windows"]
+    return plan["design"]["protocol"] == "both" and windows is not None and model in windows["estimators"]
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in names]

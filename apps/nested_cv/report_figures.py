@@ -1,25 +1,27 @@
-"""The figures of a report as inline SVG: coloured by the page's style sheet, so that they follow light, dark and print.
+"""The figures of a report as inline SVG. The style sheet of the page colours them for light, dark and print.
 
-Rows of a table (intervals, bars) place their marks in percent of the width and stretch with the page; plots with two
-axes have a fixed frame and scale as a whole. All text goes through `Markup.format`, which escapes it.
+Rows of a table (intervals, bars) position their marks in percent of the width and stretch with the page; plots with two
+axes have a fixed frame and scale as a whole. `Markup.format` escapes all text.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from markupsafe import Markup
 
+from .records import CalibrationBin, CurveRow, Permutation, RocCurve
+
 ROW_HEIGHT = 26
-MARGIN_PERCENT = 3.0  # room left and right of a stretched scale, for the marks at its ends
+MARGIN_PERCENT = 3.0  # margin left and right of a stretched scale, for the marks at its ends
 EMPTY = Markup("")
 
 Span = tuple[float, float]
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a finite number; JSON files hold null or NaN where a figure does not exist."""
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -40,7 +42,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def scale_of(values: Iterable[object], *, include: Sequence[float] = (), step: float = 0.1) -> Span:
-    """The smallest range in whole steps that holds all finite values and `include`."""
+    """The smallest range in whole steps that covers all finite values and `include`."""
     found = [float(v) for v in values if is_number(v)] + list(include)
     if not found:
         return 0.0, 1.0
@@ -50,7 +52,7 @@ def scale_of(values: Iterable[object], *, include: Sequence[float] = (), step: f
 
 
 def rounded_scale(values: Iterable[object]) -> Span:
-    """The smallest range between round numbers that holds all finite values."""
+    """The smallest range between round numbers that covers all finite values."""
     found = [float(v) for v in values if is_number(v)]
     low, high = min(found, default=0.0), max(found, default=1.0)
     marks = ticks(low, high)
@@ -67,22 +69,22 @@ def _number(value: float) -> str:
 
 
 def interval_row(
-    mean: object,
-    interval: Sequence[object] | None,
+    mean: float,
+    interval: Sequence[float],
     scale: Span,
     *,
-    points: Iterable[object] = (),
+    points: Iterable[float] = (),
     reference: float | None = None,
     kind: str = "",
 ) -> Markup:
-    """A row of a forest plot: single points, their interval and their mean, before a line of reference.
+    """A row of a forest plot: single points, an interval and a mean, in front of a reference line.
 
     Args:
-        mean: the mark; none is drawn if it is no number.
-        interval: (low, high), or None.
-        scale: what the two ends of the row stand for.
-        points: smaller marks, e.g. one per fold.
-        reference: where the dashed line stands, e.g. chance.
+        mean: position of the large mark.
+        interval: (low, high).
+        scale: values at the two ends of the row.
+        points: positions of smaller marks, e.g. one per fold.
+        reference: position of the dashed line, e.g. chance.
         kind: class of the marks in the style sheet.
     """
     parts = []
@@ -91,37 +93,29 @@ def interval_row(
         at = _percent(reference, scale)
         parts.append(Markup('<line class="reference" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(at, ROW_HEIGHT))
     for point in points:
-        if is_number(point):
-            at = _percent(float(point), scale)
-            parts.append(Markup('<circle class="point" cx="{}" cy="{}" r="2.6"/>').format(at, middle))
-    ends = [float(end) for end in interval or () if is_number(end)]
-    if len(ends) == 2:
-        low, high = _percent(ends[0], scale), _percent(ends[1], scale)
-        line = Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-        parts.append(line.format(low, high, middle, middle))
-        parts += [line.format(end, end, middle - 4, middle + 4) for end in (low, high)]
-    if is_number(mean):
-        at = _percent(float(mean), scale)
-        parts.append(Markup('<circle class="mean" cx="{}" cy="{}" r="4.8"/>').format(at, middle))
+        at = _percent(point, scale)
+        parts.append(Markup('<circle class="point" cx="{}" cy="{}" r="2.6"/>').format(at, middle))
+    low, high = (_percent(end, scale) for end in interval)
+    line = Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+    parts.append(line.format(low, high, middle, middle))
+    parts += [line.format(end, end, middle - 4, middle + 4) for end in (low, high)]
+    parts.append(Markup('<circle class="mean" cx="{}" cy="{}" r="4.8"/>').format(_percent(mean, scale), middle))
     return _stretched(parts, kind)
 
 
-def bar_row(value: object, spread: object, scale: Span, *, kind: str = "") -> Markup:
-    """A bar from zero to `value` with a whisker of one `spread` to either side."""
-    if not is_number(value):
-        return _stretched([], kind)
-    size = float(value)
+def bar_row(size: float, spread: float | None, scale: Span, *, kind: str = "") -> Markup:
+    """A bar from zero to `size`, with a whisker of one `spread` to either side."""
     low, high = min(size, 0.0), max(size, 0.0)
     left, right = (float(_percent(v, scale)[:-1]) for v in (low, high))
     parts = [Markup('<rect class="bar" x="{:.2f}%" width="{:.2f}%" y="6" height="14"/>').format(left, right - left)]
-    if is_number(spread):
-        start, stop = (_percent(size + sign * float(spread), scale) for sign in (-1, 1))
+    if spread is not None:
+        start, stop = (_percent(size + sign * spread, scale) for sign in (-1, 1))
         parts.append(Markup('<line class="interval" x1="{}" x2="{}" y1="13" y2="13"/>').format(start, stop))
     return _stretched(parts, kind)
 
 
 def axis_row(scale: Span, label: str = "") -> Markup:
-    """The ticks, numbers and name of the scale that the rows above share."""
+    """The ticks, numbers and name of the common scale of the rows above."""
     parts = [
         Markup('<line class="frame" x1="{}" x2="{}" y1="1" y2="1"/>').format(
             _percent(scale[0], scale), _percent(scale[1], scale)
@@ -144,13 +138,13 @@ def _stretched(parts: list[Markup], kind: str, *, height: float = ROW_HEIGHT) ->
 
 @dataclass(frozen=True)
 class Plot:
-    """A frame with two axes in which lines, bands and dots are drawn in the units of the data."""
+    """A frame with two axes; lines, bands and dots are drawn in the units of the data."""
 
     x: Span
     y: Span
     x_label: str
     y_label: str
-    title: str  # read aloud in place of the picture
+    title: str  # for screen readers
     width: float = 340
     height: float = 320
     left: float = 52
@@ -159,20 +153,19 @@ class Plot:
     right: float = 12
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Position in the picture of a point of the data."""
+        """Position of a data point in the picture."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         inner = self.width - self.left - self.right, self.height - self.top - self.bottom
         return self.left + across * inner[0], self.height - self.bottom - up * inner[1]
 
-    def _points(self, xs: Sequence[object], ys: Sequence[object]) -> str:
-        pairs = [(x, y) for x, y in zip(xs, ys, strict=False) if is_number(x) and is_number(y)]
-        return " ".join("{:.1f},{:.1f}".format(*self.at(float(x), float(y))) for x, y in pairs)
+    def _points(self, xs: Sequence[float], ys: Sequence[float]) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in zip(xs, ys, strict=True))
 
-    def line(self, xs: Sequence[object], ys: Sequence[object], kind: str) -> Markup:
+    def line(self, xs: Sequence[float], ys: Sequence[float], kind: str) -> Markup:
         return Markup('<polyline class="{}" points="{}"/>').format(kind, self._points(xs, ys))
 
-    def band(self, xs: Sequence[object], low: Sequence[object], high: Sequence[object], kind: str) -> Markup:
+    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> Markup:
         outline = f"{self._points(xs, low)} {self._points([*reversed(xs)], [*reversed(high)])}"
         return Markup('<polygon class="{}" points="{}"/>').format(kind, outline)
 
@@ -190,7 +183,7 @@ class Plot:
         )
 
     def draw(self, parts: Iterable[Markup], *, y_numbers: bool = True) -> Markup:
-        """The whole picture: frame, ticks, names, and `parts` in the order given."""
+        """The whole picture: frame, ticks, names, then `parts` in their order."""
         (x0, y0), (x1, y1) = self.at(self.x[0], self.y[0]), self.at(self.x[1], self.y[1])
         frame = [
             Markup('<path class="frame" d="M{:.1f} {:.1f}V{:.1f}H{:.1f}"/>').format(x0, y1 if y_numbers else y0, y0, x1)
@@ -223,34 +216,32 @@ class Plot:
         return head.format(self.width, self.height, self.title) + EMPTY.join([*frame, *parts]) + Markup("</svg>")
 
 
-def roc(curve: dict[str, Any], *, title: str) -> Markup:
+def roc(curve: RocCurve, *, title: str) -> Markup:
     """Sensitivity over 1 - specificity with its interval band; the diagonal is chance."""
     plot = Plot((0, 1), (0, 1), "1 − specificity", "sensitivity", title)
     parts = [plot.line([0, 1], [0, 1], "reference")]
-    if curve.get("low") and curve.get("high"):
-        parts.append(plot.band(curve["fpr"], curve["low"], curve["high"], "band"))
+    parts.append(plot.band(curve["fpr"], curve["low"], curve["high"], "band"))
     parts.append(plot.line(curve["fpr"], curve["tpr"], "main"))
     return plot.draw(parts)
 
 
-def calibration(bins: Sequence[dict[str, Any]], *, title: str, positive: str) -> Markup:
+def calibration(bins: Sequence[CalibrationBin], *, title: str, positive: str) -> Markup:
     """Observed share of the positive class over predicted probability, a mark per bin with its interval."""
     plot = Plot((0, 1), (0, 1), f"predicted probability of {positive}", f"observed share of {positive}", title)
     parts = [plot.line([0, 1], [0, 1], "reference")]
-    whole = [b for b in bins if is_number(b.get("predicted")) and is_number(b.get("observed"))]
-    parts += [plot.line([b["predicted"]] * 2, [b.get("low"), b.get("high")], "interval") for b in whole]
-    parts.append(plot.line([b["predicted"] for b in whole], [b["observed"] for b in whole], "thin"))
-    parts += [plot.dot(b["predicted"], b["observed"], "mean", note=f"n = {b.get('n', '?')}") for b in whole]
+    parts += [plot.line([b["predicted"]] * 2, [b["low"], b["high"]], "interval") for b in bins]
+    parts.append(plot.line([b["predicted"] for b in bins], [b["observed"] for b in bins], "thin"))
+    parts += [plot.dot(b["predicted"], b["observed"], "mean", note=f"n = {b['n']}") for b in bins]
     return plot.draw(parts)
 
 
 def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, title: str, x_label: str) -> Markup:
-    """Every subject's score as a dot, one band of the picture per class, dots moved apart where they meet.
+    """The score of each subject as a dot, with a band of the picture for each class; overlapping dots are moved apart.
 
     Args:
         rows: subject, class (0 or 1), score in 0..1.
         classes: names of class 0 and 1.
-        title: read aloud in place of the picture.
+        title: for screen readers.
         x_label: name of the score.
     """
     radius, lanes = 3.4, 13
@@ -270,51 +261,35 @@ def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, ti
     return plot.draw(parts, y_numbers=False)
 
 
-def permutation(result: dict[str, Any], observed: float, *, title: str, x_label: str) -> Markup:
-    """Where the observed score lies among scores under shuffled labels: a histogram, or mean and interval alone."""
-    null = result.get("null") or {}
-    edges, counts = null.get("edges") or [], null.get("counts") or []
-    span = [v for v in result.get("null_interval") or () if is_number(v)]
-    x = scale_of([*edges, *span, observed, result.get("null_mean")], step=0.05)
-    tallest = max(counts, default=1)
-    plot = Plot(
-        x, (0, tallest * 1.25), x_label, "shuffles" if counts else "", title, width=480, height=250 if counts else 130
-    )
-    bars = zip(edges, edges[1:], counts, strict=False)
-    parts = [plot.band([left, right], [0, 0], [count, count], "bar") for left, right, count in bars]
-    low = tallest * 1.1 if counts else tallest * 0.5
-    if len(span) == 2:
-        parts.append(plot.line(span, [low, low], "interval"))
-    if is_number(result.get("null_mean")):
-        parts.append(plot.dot(result["null_mean"], low, "null"))
-    parts.append(plot.line([observed, observed], [0, tallest * 1.12], "main"))
-    side = "end" if observed > sum(x) / 2 else "start"
-    parts.append(plot.text(observed, tallest * 1.16, f"observed {observed:.3f}", anchor=side))
-    return plot.draw(parts, y_numbers=bool(counts))
-
-
-def learning_curves(drawn: Sequence[Sequence[dict[str, float]]], *, title: str) -> Markup | None:
-    """Loss over epochs, a line per curve and part of the data; None if no curve has an epoch."""
-    kinds = [
-        kind for kind in ("train_loss", "validation_loss") if any(is_number(r.get(kind)) for c in drawn for r in c)
-    ]
-    losses = [row.get(kind) for curve in drawn for row in curve for kind in kinds]
-    epochs = [row["epoch"] for curve in drawn for row in curve if is_number(row.get("epoch"))]
-    if not epochs or not kinds:
-        return None
-    last = max(max(epochs), min(epochs) + 1)
-    tops = [v for v in losses if is_number(v)]
-    y = 0.0, max(ticks(0, max(tops) * 1.05)[-1], max(tops) * 1.05)
-    plot = Plot((min(epochs), last), y, "epoch", "loss", title, width=340, height=240)
+def permutation(result: Permutation, observed: float, *, title: str, x_label: str) -> Markup:
+    """The observed score beside the mean and the 95 % range of the scores under shuffled labels."""
+    span, mean = result["null_interval"], result["null_mean"]
+    plot = Plot(scale_of([*span, observed, mean], step=0.05), (0, 1.25), x_label, "", title, width=480, height=130)
     parts = [
-        plot.line([row.get("epoch") for row in curve], [row.get(kind) for row in curve], kind.replace("_", "-"))
-        for kind in kinds
-        for curve in drawn
+        plot.line(span, [0.5, 0.5], "interval"),
+        plot.dot(mean, 0.5, "null"),
+        plot.line([observed, observed], [0, 1.12], "main"),
+        plot.text(observed, 1.16, f"observed {observed:.3f}", anchor="end" if observed > sum(plot.x) / 2 else "start"),
     ]
-    parts += [  # a line of one point is not seen
-        plot.dot(curve[0]["epoch"], curve[0][kind], kind.replace("_", "-"), radius=2.5)
-        for kind in kinds
-        for curve in drawn
-        if len(curve) == 1 and is_number(curve[0].get("epoch")) and is_number(curve[0].get(kind))
-    ]
+    return plot.draw(parts, y_numbers=False)
+
+
+def learning_curves(drawn: Sequence[Sequence[CurveRow]], *, title: str) -> Markup | None:
+    """Loss over epochs, a line per curve and part of the data; None if no curve has an epoch."""
+    rows = [row for curve in drawn for row in curve]
+    kinds = [kind for kind in ("train_loss", "validation_loss") if any(kind in row for row in rows)]
+    losses = [row[kind] for row in rows for kind in kinds if kind in row]
+    if not losses:
+        return None
+    epochs = [row["epoch"] for row in rows]
+    last, top = max(max(epochs), min(epochs) + 1), max(losses)
+    y = 0.0, max(ticks(0, top * 1.05)[-1], top * 1.05)
+    plot = Plot((min(epochs), last), y, "epoch", "loss", title, width=340, height=240)
+    parts = []
+    for kind in kinds:
+        for curve in drawn:
+            points = [(row["epoch"], row[kind]) for row in curve if kind in row]
+            parts.append(plot.line([x for x, _ in points], [y for _, y in points], kind.replace("_", "-")))
+            if len(points) == 1:  # a line with one point is invisible
+                parts.append(plot.dot(*points[0], kind.replace("_", "-"), radius=2.5))
     return plot.draw(parts)

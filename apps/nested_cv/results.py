@@ -1,17 +1,35 @@
-"""What a finished nested run says: predictions.csv, and all figures derived from it in results.json and results.csv."""
+"""Results of a finished nested run: predictions.csv, and the figures derived from it, results.json and results.csv."""
 
 import csv
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ...runs.files import atomic_path
+from ...runs.json_files import write_json
 from . import statistics
 from .plan import CELLS, NESTED, PREDICTIONS, PUBLISHED, RANDOM_WINDOWS, RESULTS, TEST_EPOCH, cohort_of
+from .records import (
+    AuditRow,
+    Comparison,
+    CurveRow,
+    Figures,
+    Flow,
+    FoldOfNames,
+    FoldRow,
+    ModelFigures,
+    ModelResults,
+    ModelTexts,
+    OptimismRow,
+    Plan,
+    Results,
+    SecondaryFigures,
+    Split,
+    SubjectRow,
+)
 from .search import Outcome
 from .seeds import derive_seed
 from .splits import Cohort
@@ -22,46 +40,46 @@ _RESAMPLES, _PERMUTATIONS = 2000, 10000
 _WHAT = {
     NESTED: "settings, epochs and threshold chosen in the inner folds",
     TEST_EPOCH: "settings from the inner folds, epoch chosen on the test fold, threshold 0.5",
-    PUBLISHED: "test-fold selection, for demonstrating optimism: settings and epoch by the test fold, threshold 0.5",
+    PUBLISHED: "selection on the test fold, to demonstrate optimism: settings and epoch by that fold, threshold 0.5",
     RANDOM_WINDOWS: "windows split at random, so the same subjects are on both sides, threshold 0.5",
 }
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What only the program that asked for the run knows; everything lands in results.json as it is.
+    """Facts that only the calling command knows; results.json holds them unchanged.
 
     Args:
-        title: of the report.
-        command: that makes the run again.
-        flow: subjects listed, read, excluded, analysed; windows; per class.
+        title: title of the report.
+        command: the command that repeats the run.
+        flow: numbers of subjects and windows.
         windows: number of windows of each subject.
         seconds: length of each subject's recording.
         extra: further columns of each subject.
         audit: checks with their outcomes.
         limits: sentences.
         description: sentences on how the data were read and cut.
-        models: model -> {"title", "description"}, for the reader.
-        caveats: what else might explain the figures.
+        models: model -> title and description.
+        caveats: other possible explanations of the figures.
         hardware: in words.
         created: date and time.
-        seconds_run: wall time of the run, of all its parts where it was resumed.
+        seconds_run: wall time of the run, over all sessions of a resumed run.
     """
 
     title: str
     command: str
-    flow: dict[str, Any]
+    flow: Flow
     windows: Sequence[int]
     seconds: Sequence[float]
-    extra: Sequence[dict[str, Any]] = ()
-    audit: list[dict[str, str]] = field(default_factory=list)
-    limits: list[str] = field(default_factory=list)
-    description: list[str] = field(default_factory=list)
-    models: dict[str, dict[str, str]] = field(default_factory=dict)
-    caveats: list[str] = field(default_factory=list)
-    hardware: str = ""
-    created: str = ""
-    seconds_run: float = 0.0
+    extra: Sequence[dict[str, Any]]
+    audit: list[AuditRow]
+    limits: list[str]
+    description: list[str]
+    models: dict[str, ModelTexts]
+    caveats: list[str]
+    hardware: str
+    created: str
+    seconds_run: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +94,8 @@ class Table:
     threshold: np.ndarray
 
 
-def write_predictions(folder: Path, plan: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Table]:
-    """Write predictions.csv, a row per window, and give it as tables: (protocol, model) -> rows."""
+def write_predictions(folder: Path, plan: Plan, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Table]:
+    """Write predictions.csv, a row per window, and return its rows as tables: (protocol, model) -> rows."""
     tables = read_tables(folder, plan, outcomes)
     _write_predictions(folder / PREDICTIONS, plan, tables)
     return tables
@@ -85,44 +103,47 @@ def write_predictions(folder: Path, plan: dict[str, Any], outcomes: Sequence[Out
 
 def write_results(
     folder: Path,
-    plan: dict[str, Any],
+    plan: Plan,
     outcomes: Sequence[Outcome],
     tables: dict[tuple[str, str], Table],
     facts: Facts,
-) -> dict[str, Any]:
-    """Write results.json and results.csv into the run's folder, and give the results.
+) -> Results:
+    """Write results.json and results.csv into the folder of the run, and return the results.
 
     Args:
-        folder: of the run.
-        plan: that was run.
-        outcomes: of all its parts.
-        tables: as `write_predictions` gave them.
-        facts: what else belongs into the results.
+        folder: the folder of the run.
+        plan: the plan of the run.
+        outcomes: the outcomes of all its parts.
+        tables: the tables of `write_predictions`.
+        facts: further facts for the results.
     """
     results = summarise(folder, plan, outcomes, tables, facts)
-    with atomic_path(folder / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(folder / RESULTS, results)
     with atomic_path(folder / "results.csv") as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        columns = ("mean", "sd_folds", "interval_nb", "pooled", "interval_bootstrap")
         writer.writerow(
             ("model", "protocol", "metric", "mean", "sd_folds", "nb_low", "nb_high", "pooled", "low", "high")
         )
         for model in results["models"]:
             for metric, row in model["metrics"].items():
-                values = [v for c in columns for v in (row[c] if isinstance(row[c], list) else [row[c]])]
+                values = [
+                    *(row["mean"], row["sd_folds"], *row["interval_nb"]),
+                    *(row["pooled"], *row["interval_bootstrap"]),
+                ]
                 writer.writerow((model["name"], model["protocol"], metric, *values))
     return results
 
 
-def read_tables(folder: Path, plan: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Table]:
-    """(protocol, model) -> rows, from the cells' predictions."""
+def read_tables(folder: Path, plan: Plan, outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Table]:
+    """(protocol, model) -> rows, read from the predictions of the cells."""
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     for outcome in outcomes:
         path = folder / CELLS / outcome.cell / "predictions.csv"
         rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
         if outcome.protocol == RANDOM_WINDOWS:
-            rows[:, 0] = np.array(plan["windows"]["subject"])[rows[:, 0].astype(int)]
+            windows = plan["windows"]
+            assert windows is not None  # the protocol needs them
+            rows[:, 0] = np.array(windows["subject"])[rows[:, 0].astype(int)]
         place = np.broadcast_to([outcome.repeat, outcome.fold, outcome.threshold], (len(rows), 3))
         parts.setdefault((outcome.protocol, outcome.model), []).append(np.hstack([place, rows]))
     tables = {}
@@ -149,7 +170,7 @@ def subject_scores(table: Table, labels: np.ndarray) -> Scores:
 
 
 def window_scores(table: Table, labels: np.ndarray) -> Scores:
-    """Windows as units; their subjects stay the clusters that are resampled."""
+    """Windows as units; subjects remain the clusters of the bootstrap."""
     repeats = int(table.repeat.max()) + 1
     order = np.lexsort((table.window, table.subject, table.repeat))
     shape = (repeats, -1)
@@ -162,11 +183,11 @@ def window_scores(table: Table, labels: np.ndarray) -> Scores:
 
 def summarise(
     folder: Path,
-    plan: dict[str, Any],
+    plan: Plan,
     outcomes: Sequence[Outcome],
     tables: dict[tuple[str, str], Table],
     facts: Facts,
-) -> dict[str, Any]:
+) -> Results:
     """The content of results.json."""
     cohort, design = cohort_of(plan), plan["design"]
     labels = np.array(cohort.labels)
@@ -176,14 +197,12 @@ def summarise(
         next(iter(scores.values())), _RESAMPLES, derive_seed(design["seed"], "bootstrap")
     )
     reported = [key for key in scores if key[0] in (NESTED, PUBLISHED)]
-    models = [
-        _model(folder, key, scores[key], tables[key], labels, weights, test_share, outcomes, design["seed"])
-        for key in reported
-    ]
-    for model in models:
-        model |= facts.models.get(model["name"], {})
+    models: list[ModelResults] = []
+    for key in reported:
+        found = _model(folder, key, scores[key], tables[key], labels, weights, test_share, outcomes, design["seed"])
+        models.append({**found, **facts.models[key[1]]})
     first = models[0]
-    results = {
+    results: Results = {
         "title": facts.title,
         "created": facts.created,
         "command": facts.command,
@@ -196,7 +215,9 @@ def summarise(
         "classes": list(cohort.classes),
         "flow": facts.flow,
         "splits": {
-            **{name: design[name] for name in ("outer", "inner", "repeats")},
+            "outer": design["outer"],
+            "inner": design["inner"],
+            "repeats": design["repeats"],
             "seeds": plan["seeds"],
             "folds": [_fold_row(split, cohort) for split in plan["splits"]],
         },
@@ -216,6 +237,7 @@ def summarise(
         "audit": facts.audit,
         "caveats": facts.caveats,
         "limits": facts.limits,
+        "tripod": [],
     }
     results["tripod"] = tripod_items(results)
     return results
@@ -231,7 +253,7 @@ def _model(
     test_share: float,
     outcomes: Sequence[Outcome],
     seed: int,
-) -> dict[str, Any]:
+) -> ModelFigures:
     protocol, name = key
     by_window = window_scores(table, labels)
     votes = Scores(
@@ -239,19 +261,19 @@ def _model(
     )
     found = statistics.summary(scores, weights, test_share)
     found["balanced_accuracy_at_0.5"] = statistics.summary(scores.at(0.5), weights, test_share)["balanced_accuracy"]
-    folds = statistics.per_fold(scores)
+    folds: list[FoldRow] = []
     details = {(o.repeat, o.fold): o for o in outcomes if (o.protocol, o.model) == key}
-    for row in folds:
-        outcome = details[row["repeat"], row["fold"]]
-        curve = _read_curve(folder / CELLS / outcome.cell / "curve.csv")
-        row |= {"settings": outcome.settings, "epochs": outcome.epochs, "curve": curve, "trials": outcome.trials}
+    for row in statistics.per_fold(scores):
+        o = details[row["repeat"], row["fold"]]
+        curve = read_curve(folder / CELLS / o.cell / "curve.csv")
+        folds.append({**row, "settings": o.settings, "epochs": o.epochs, "curve": curve, "trials": o.trials})
     return {
         "name": name,
         "protocol": protocol,
         "metrics": found,
         "secondary": {
-            "majority_vote_of_windows": {"unit": "subject", **_figures(votes)},
-            "single_windows": {"unit": "window", **_figures(by_window.at(0.5))},
+            "majority_vote_of_windows": _figures("subject", votes),
+            "single_windows": _figures("window", by_window.at(0.5)),
         },
         "per_fold": folds,
         "roc": statistics.roc(scores, weights),
@@ -261,10 +283,10 @@ def _model(
     }
 
 
-def _comparisons(scores: dict[tuple[str, str], Scores], weights: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """The first model against each other nested one; Holm's family are the comparisons of one metric."""
+def _comparisons(scores: dict[tuple[str, str], Scores], weights: np.ndarray, seed: int) -> list[Comparison]:
+    """Compare the first nested model with each of the others; the comparisons of one metric are a family for Holm."""
     nested = [key for key in scores if key[0] == NESTED]
-    rows = []
+    rows: list[Comparison] = []
     for metric in ("balanced_accuracy", "auc"):
         family = []
         for other in nested[1:]:
@@ -272,10 +294,10 @@ def _comparisons(scores: dict[tuple[str, str], Scores], weights: np.ndarray, see
             found = statistics.compare(
                 scores[nested[0]], scores[other], metric, _PERMUTATIONS, weights, derive_seed(seed, *words)
             )
-            family.append({"a": nested[0][1], "b": other[1], **found})
-        for row, p in zip(family, statistics.holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = p
-        rows += family
+            family.append((other[1], found))
+        adjusted = statistics.holm([found["p"] for _, found in family])
+        for (b, found), p in zip(family, adjusted, strict=True):
+            rows.append({"a": nested[0][1], "b": b, **found, "p_holm": p})
     return rows
 
 
@@ -284,8 +306,8 @@ def _optimism(
     tables: dict[tuple[str, str], Table],
     labels: np.ndarray,
     weights: np.ndarray,
-) -> list[dict[str, Any]]:
-    """The same model under ever less honest protocols, pooled over folds, intervals by bootstrap over subjects."""
+) -> list[OptimismRow]:
+    """A model under more and more optimistic protocols, pooled over folds, with bootstrap intervals over subjects."""
     rows = []
     for model in dict.fromkeys(model for protocol, model in tables if protocol in (TEST_EPOCH, PUBLISHED)):
         for protocol in (NESTED, TEST_EPOCH, PUBLISHED):
@@ -309,9 +331,7 @@ def _optimism(
     return rows
 
 
-def _optimism_row(
-    model: str, protocol: str, what: str, scores: Scores, weights: np.ndarray, unit: str
-) -> dict[str, Any]:
+def _optimism_row(model: str, protocol: str, what: str, scores: Scores, weights: np.ndarray, unit: str) -> OptimismRow:
     whole, resampled = statistics.pooled(scores), statistics.pooled(scores, weights[:, scores.cluster])
     return {
         "protocol": protocol,
@@ -324,7 +344,7 @@ def _optimism_row(
     }
 
 
-def _subjects(cohort: Cohort, scores: dict[tuple[str, str], Scores], facts: Facts) -> list[dict[str, Any]]:
+def _subjects(cohort: Cohort, scores: dict[tuple[str, str], Scores], facts: Facts) -> list[SubjectRow]:
     means = {model: found.score.mean(0) for (protocol, model), found in scores.items() if protocol == NESTED}
     return [
         {
@@ -333,37 +353,40 @@ def _subjects(cohort: Cohort, scores: dict[tuple[str, str], Scores], facts: Fact
             "windows": int(facts.windows[i]),
             "seconds": float(facts.seconds[i]),
             "score": {model: float(mean[i]) for model, mean in means.items()},
-            "extra": facts.extra[i] if facts.extra else {},
+            "extra": facts.extra[i],
         }
         for i, name in enumerate(cohort.subjects)
     ]
 
 
-def _fold_row(split: dict[str, Any], cohort: Cohort) -> dict[str, Any]:
-    names = {part: [cohort.subjects[i] for i in split[part]] for part in ("train", "test")}
+def _fold_row(split: Split, cohort: Cohort) -> FoldOfNames:
+    train, test = ([cohort.subjects[i] for i in part] for part in (split["train"], split["test"]))
     counts = {c: sum(cohort.labels[i] == label for i in split["test"]) for label, c in enumerate(cohort.classes)}
-    return {"repeat": split["repeat"], "fold": split["fold"], **names, "test_per_class": counts}
+    repeat, fold = split["repeat"], split["fold"]
+    return {"repeat": repeat, "fold": fold, "train": train, "test": test, "test_per_class": counts}
 
 
-def _figures(scores: Scores) -> dict[str, float]:
-    return {name: float(value[0]) for name, value in statistics.pooled(scores).items() if name in METRICS}
+def _figures(unit: str, scores: Scores) -> SecondaryFigures:
+    pooled = statistics.pooled(scores)
+    return {"unit": unit, **cast(Figures, {name: float(pooled[name][0]) for name in METRICS})}
 
 
 def _share_above(table: Table, count: int) -> np.ndarray:
-    """(repeats, subjects): the share of a subject's windows at or above 0.5; half and half counts as positive."""
+    """(repeats, subjects): the share of a subject's windows at or above 0.5; exactly one half counts as positive."""
     repeats = int(table.repeat.max()) + 1
     place = table.repeat * count + table.subject
     above = np.bincount(place, table.probability >= 0.5, minlength=repeats * count)
     return (above / np.bincount(place, minlength=repeats * count)).reshape(repeats, count)
 
 
-def _read_curve(path: Path) -> list[dict[str, float]]:
+def read_curve(path: Path) -> list[CurveRow]:
+    """The learning curve of a fit, a row per epoch."""
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
-def _write_predictions(path: Path, plan: dict[str, Any], tables: dict[tuple[str, str], Table]) -> None:
+def _write_predictions(path: Path, plan: Plan, tables: dict[tuple[str, str], Table]) -> None:
     cohort = cohort_of(plan)
     header = ("protocol", "model", "repeat", "fold", "subject", "label", "window", "probability", "threshold")
     with atomic_path(path) as temporary, temporary.open("w", newline="") as stream:

@@ -4,7 +4,7 @@ import hashlib
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed of its own for each use of chance, from the seed of the run and what it is used for.
+    """A separate seed for each random choice, derived from the seed of the run and the name of the choice.
 
     Example:
         >>> derive_seed(0, "split", 1) == derive_seed(0, "split", 1) != derive_seed(0, "split", 2)

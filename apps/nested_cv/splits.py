@@ -1,15 +1,13 @@
-"""Outer and inner folds over subjects, and the check that no person stands on both sides of any of them."""
+"""Outer and inner folds over subjects, and the check that no person is on both sides of a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from .records import InnerSplit, Split
 from .seeds import derive_seed
-
-Split = dict[str, Any]  # {"repeat", "fold", "train", "test", "inner": [{"train", "validation"}]}, lists of indices
 
 
 class LeakError(ValueError):
@@ -18,14 +16,15 @@ class LeakError(ValueError):
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part.
+    """The subjects of a run.
 
     Args:
-        subjects: names, one for each unit that is predicted.
-        labels: 0 or 1 for each, 1 is the positive class; empty, like `classes`, where nothing is classified.
+        subjects: names, one for each predicted unit.
+        labels: 0 or 1 for each subject, 1 for the positive class; empty, like `classes`, without classification.
         classes: (negative, positive).
-        groups: the person (or family, or ward) behind each subject, whom folds keep together; the subject by default.
-        sites: where given, folds hold the same share of each site too.
+        groups: the person (or family, or ward) of each subject; folds keep a group together. By default each subject is
+            a group.
+        sites: the site of each subject; if given, each fold has the same share of each site.
     """
 
     subjects: tuple[str, ...]
@@ -54,46 +53,47 @@ class Cohort:
 
 
 def make_splits(cohort: Cohort, *, outer: int, inner: int, repeats: int = 1, seed: int = 0) -> list[Split]:
-    """Outer folds with inner folds in their training part, stratified by class (and site), persons kept together.
+    """Outer folds with inner folds in their training part, stratified by class (and site); persons stay together.
 
     Args:
-        cohort: who is split.
-        outer: folds of which each is tested once in a repeat.
-        inner: folds within each outer training part.
-        repeats: how often all is split anew.
-        seed: of the partitions.
+        cohort: the subjects.
+        outer: number of outer folds; each is tested once per repeat.
+        inner: number of folds within each outer training part.
+        repeats: number of partitions into outer folds.
+        seed: seed of the partitions.
 
     Returns:
-        One split for each repeat and outer fold, with indices into `cohort.subjects`; already checked.
+        One split for each repeat and outer fold, with indices into `cohort.subjects`, checked by `check_splits`.
 
     Raises:
-        ValueError: where the subjects do not suffice for both classes in every part.
+        ValueError: there are too few subjects for both classes in every part.
     """
     for name, count, least in (("outer", outer, 2), ("inner", inner, 2), ("repeats", repeats, 1)):
         if count < least:
             raise ValueError(f"{name} must be at least {least}, got {count}")
     everyone = np.arange(len(cohort.subjects))
-    splits = []
+    splits: list[Split] = []
     for repeat in range(repeats):
         folds = _folds(cohort, everyone, outer, derive_seed(seed, "outer", repeat), "outer")
         for fold, (train, test) in enumerate(folds):
             inside = _folds(cohort, train, inner, derive_seed(seed, "inner", repeat, fold), "inner")
-            parts = [{"train": a.tolist(), "validation": b.tolist()} for a, b in inside]
-            split = {"repeat": repeat, "fold": fold, "train": train.tolist(), "test": test.tolist(), "inner": parts}
-            splits.append(split)
+            parts: list[InnerSplit] = [{"train": a.tolist(), "validation": b.tolist()} for a, b in inside]
+            splits.append(
+                {"repeat": repeat, "fold": fold, "train": train.tolist(), "test": test.tolist(), "inner": parts}
+            )
     check_splits(cohort, splits)
     return splits
 
 
 def check_splits(cohort: Cohort, splits: Sequence[Split]) -> None:
-    """Refuse splits that a reviewer would refuse. It runs before every run and every resumed run.
+    """Refuse splits with a leak or a gap; called before every run and every resumed run.
 
-    In each split no person is on both sides, inner folds stay inside the outer training part and cover it once, and
-    every part holds both classes; in each repeat every subject is tested exactly once.
+    In each split no person is on both sides, the inner folds cover the outer training part once and nothing else, and
+    every part has both classes. In each repeat every subject is tested exactly once.
 
     Raises:
-        LeakError: someone is on both sides, or tested subjects reach the inner folds.
-        ValueError: a part without both classes, an index that is out of range, or a subject not tested exactly once.
+        LeakError: a person is on both sides, or a tested subject is in an inner fold.
+        ValueError: a part lacks a class, an index is out of range, or a subject is not tested exactly once.
     """
     repeats: dict[int, list[int]] = {}
     for split in splits:
@@ -139,8 +139,7 @@ def _check_apart(cohort: Cohort, place: str, a: list[int], b: list[int], name_a:
 
 
 def _folds(cohort: Cohort, among: np.ndarray, count: int, seed: int, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`count` pairs (rest, held out) of indices out of `among`."""
-
+    """`count` pairs (rest, held out) of the indices in `among`."""
     labels, persons = np.array(cohort.labels)[among], np.array(cohort.persons)[among]
     for label, title in enumerate(cohort.classes):
         people = len(set(persons[labels == label]))
@@ -151,7 +150,7 @@ def _folds(cohort: Cohort, among: np.ndarray, count: int, seed: int, kind: str) 
             )
     strata = [f"{cohort.labels[i]}" + (f"/{cohort.sites[i]}" if cohort.sites else "") for i in among]
     if cohort.sites and min(strata.count(s) for s in set(strata)) < count:
-        strata = [str(label) for label in labels]  # a site too small to be in every fold
+        strata = [str(label) for label in labels]  # a site has too few subjects for every fold
     alone = len(set(persons)) == len(among)
     splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
     return [(among[a], among[b]) for a, b in splitter.split(among, strata, None if alone else persons)]

@@ -1,18 +1,21 @@
-"""Figures about predictions of subjects: metrics, intervals, tests. Subjects are resampled, never folds or windows.
+"""Metrics of predictions of subjects, with intervals and tests. Subjects are resampled, never folds or windows.
 
-Every metric is computed from weights, one row of them for each bootstrap resample; all weights 1 give the plain metric
-(which the tests compare with scikit-learn). Repeats are figured one by one and then averaged.
+Every metric is computed with weights, one row for each bootstrap resample; weights of 1 give the plain metric, which
+the tests compare with scikit-learn. Metrics are computed for each repeat and then averaged.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast, get_args
 
 import numpy as np
 from scipy.stats import rankdata, t
 
-Figures = dict[str, np.ndarray]
-METRICS = ("balanced_accuracy", "sensitivity", "specificity", "accuracy", "f1", "mcc", "auc", "brier")
+from ...runs.auc import auc
+from .records import CalibrationBin, Difference, FoldFigures, Metric, MetricName, Permutation, RocCurve
+
+MetricRows = dict[str, np.ndarray]  # metric -> (resamples,)
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 _LOWEST = {"mcc": -1.0}
 
 
@@ -25,7 +28,7 @@ class Scores:
         score: (repeats, n) probability of class 1.
         threshold: (repeats, n); a score at or above it means class 1.
         fold: (repeats, n) number of the outer fold in which the unit was tested.
-        cluster: (n,) what is resampled as a whole: the subject of each unit, numbered from 0.
+        cluster: (n,) subject of each unit, numbered from 0; a subject is resampled as a whole.
     """
 
     label: np.ndarray
@@ -40,21 +43,23 @@ class Scores:
         return self.score >= self.threshold
 
     def at(self, threshold: float) -> "Scores":
-        """The same with one threshold for all."""
+        """The same scores with one threshold for all units."""
         return replace(self, threshold=np.full_like(self.score, threshold))
 
 
-def metrics(label: np.ndarray, score: np.ndarray, decision: np.ndarray, weights: np.ndarray | None = None) -> Figures:
+def metrics(
+    label: np.ndarray, score: np.ndarray, decision: np.ndarray, weights: np.ndarray | None = None
+) -> MetricRows:
     """All metrics of one set of predictions.
 
     Args:
         label: (n,) 0 or 1.
         score: (n,) probability of class 1.
         decision: (n,) bool.
-        weights: (resamples, n) how often each unit counts; once by default.
+        weights: (resamples, n) count of each unit; 1 by default.
 
     Returns:
-        Metric -> (resamples,). F1 and MCC are 0 where they are not defined.
+        Metric -> (resamples,). F1 and MCC are 0 if they are undefined.
 
     Example:
         >>> label, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
@@ -74,27 +79,27 @@ def metrics(label: np.ndarray, score: np.ndarray, decision: np.ndarray, weights:
         "accuracy": (tp + tn) / weights.sum(1),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),
         "mcc": _ratio(tp * tn - fp * fn, spread),
-        "auc": _auc(positive, score, weights),
+        "auc": _weighted_auc(positive, score, weights),
         "brier": weights @ (score - positive) ** 2 / weights.sum(1),
     }
 
 
-def pooled(scores: Scores, weights: np.ndarray | None = None) -> Figures:
+def pooled(scores: Scores, weights: np.ndarray | None = None) -> MetricRows:
     """Metrics over all units of a repeat, averaged over repeats. Shapes as in `metrics`."""
     rows = zip(scores.score, scores.decision, strict=True)
     return _mean([metrics(scores.label, score, decision, weights) for score, decision in rows])
 
 
-def per_fold(scores: Scores) -> list[dict[str, Any]]:
-    """Metrics of each outer fold of each repeat, with "repeat", "fold" and "threshold"."""
-    rows = []
+def per_fold(scores: Scores) -> list[FoldFigures]:
+    """Metrics of each outer fold of each repeat."""
+    rows: list[FoldFigures] = []
     for repeat, folds in enumerate(scores.fold):
         for fold in np.unique(folds):
             here = folds == fold
             found = metrics(scores.label[here], scores.score[repeat, here], scores.decision[repeat, here])
             threshold = float(scores.threshold[repeat, here][0])
             figures = {name: float(value[0]) for name, value in found.items()}
-            rows.append({"repeat": repeat, "fold": int(fold), **figures, "threshold": threshold})
+            rows.append(cast(FoldFigures, {"repeat": repeat, "fold": int(fold), **figures, "threshold": threshold}))
     return rows
 
 
@@ -105,11 +110,10 @@ def nadeau_bengio(values: Sequence[float], test_share: float, *, level: float = 
     k - 1 degrees of freedom.
 
     Args:
-        values: one for each fold of each repeat.
+        values: one value for each fold of each repeat.
         test_share: n_test / n_train, which is 1 / (K - 1) for K folds.
-        level: of confidence.
+        level: confidence level.
     """
-
     k = len(values)
     half = float(t.ppf((1 + level) / 2, k - 1) * np.sqrt(np.var(values, ddof=1) * (1 / k + test_share)))
     mean = float(np.mean(values))
@@ -117,7 +121,7 @@ def nadeau_bengio(values: Sequence[float], test_share: float, *, level: float = 
 
 
 def bootstrap_weights(scores: Scores, count: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn in each of `count` resamples of subjects, drawn within each class: (count, n)."""
+    """Count of each unit in each of `count` resamples of subjects, drawn within each class: (count, n)."""
     generator = np.random.default_rng(seed)
     clusters, first = np.unique(scores.cluster, return_index=True)
     drawn = np.zeros((count, len(clusters)))
@@ -128,14 +132,14 @@ def bootstrap_weights(scores: Scores, count: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(values: np.ndarray, *, level: float = 0.95) -> list[float]:
-    """[low, high] between which the middle `level` of the values lies."""
+    """[low, high] of the middle `level` of the values."""
     return [float(v) for v in np.quantile(values, [(1 - level) / 2, (1 + level) / 2])]
 
 
-def summary(scores: Scores, weights: np.ndarray, test_share: float) -> dict[str, dict[str, Any]]:
-    """For each metric: mean and standard deviation over folds, both intervals, and the pooled figure."""
+def summary(scores: Scores, weights: np.ndarray, test_share: float) -> dict[str, Metric]:
+    """Mean and standard deviation over folds, both intervals, and the pooled value of each metric."""
     folds, whole, resampled = per_fold(scores), pooled(scores), pooled(scores, weights)
-    table = {}
+    table: dict[str, Metric] = {}
     for name in METRICS:
         values = [row[name] for row in folds]
         lowest = _LOWEST.get(name, 0.0)
@@ -149,7 +153,7 @@ def summary(scores: Scores, weights: np.ndarray, test_share: float) -> dict[str,
     return table
 
 
-def roc(scores: Scores, weights: np.ndarray, points: int = 101) -> dict[str, list[float]]:
+def roc(scores: Scores, weights: np.ndarray, points: int = 101) -> RocCurve:
     """The ROC curve at evenly spaced false positive rates, mean over repeats, with a pointwise bootstrap band."""
     grid = np.linspace(0, 1, points)
     once = np.ones((1, len(scores.label)))
@@ -159,14 +163,14 @@ def roc(scores: Scores, weights: np.ndarray, points: int = 101) -> dict[str, lis
     return {"fpr": grid.tolist(), "tpr": curve.tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
-def calibration(scores: Scores, bins: int = 5) -> list[dict[str, float]]:
+def calibration(scores: Scores, bins: int = 5) -> list[CalibrationBin]:
     """Observed share of class 1 in bins of equal numbers of predictions, with Wilson intervals for single subjects.
 
     Repeats are averaged: a bin's "n" is its mean number of subjects in a repeat, so repeats do not narrow it.
     """
     edges = np.unique(np.quantile(scores.score, np.linspace(0, 1, bins + 1)[1:-1]))
     place = np.searchsorted(edges, scores.score, side="right")
-    rows = []
+    rows: list[CalibrationBin] = []
     for number in range(len(edges) + 1):
         inside = place == number
         if inside.any():
@@ -179,7 +183,7 @@ def calibration(scores: Scores, bins: int = 5) -> list[dict[str, float]]:
 
 
 def wilson(share: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a share seen in n cases (Wilson 1927); n need not be whole."""
+    """The Wilson score interval of a share of n cases (Wilson 1927); n need not be an integer."""
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
@@ -191,10 +195,10 @@ def confusion(scores: Scores) -> list[list[float]]:
     return [[float((said[:, positive == p] == d).sum(1).mean()) for d in (False, True)] for p in (False, True)]
 
 
-def permutation_test(scores: Scores, count: int, seed: int) -> dict[str, Any]:
-    """Are decisions and labels associated? Labels are shuffled over subjects; the predictions stay as they are.
+def permutation_test(scores: Scores, count: int, seed: int) -> Permutation:
+    """Test whether decisions and labels are associated: labels are shuffled over subjects, predictions are fixed.
 
-    One shuffle serves all repeats. p = (1 + shuffles at least as good) / (1 + shuffles).
+    All repeats share a shuffle. p = (1 + shuffles at least as good) / (1 + shuffles).
     """
     generator = np.random.default_rng(seed)
     said = scores.decision.mean(0)  # balanced accuracy is linear in the decisions, so repeats can be averaged first
@@ -210,18 +214,18 @@ def permutation_test(scores: Scores, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def compare(a: Scores, b: Scores, metric: str, count: int, weights: np.ndarray, seed: int) -> dict[str, Any]:
-    """Is model a better than b on the same subjects? The two predictions of a subject are swapped at random.
+def compare(a: Scores, b: Scores, metric: str, count: int, weights: np.ndarray, seed: int) -> Difference:
+    """Test whether model a is better than b on the same subjects: the two predictions of a subject are swapped.
 
-    All repeats of a subject are swapped together. For "auc" the scores are first turned into ranks within their model,
-    since the two may have different scales (Bandos et al. 2005).
+    All repeats of a subject are swapped together. For "auc" the scores are first replaced by their ranks within the
+    model, since the models may have different scales (Bandos et al. 2005).
 
     Args:
         a, b: scores of the same subjects, labels and repeats.
         metric: "balanced_accuracy" or "auc".
-        count: permutations.
+        count: number of permutations.
         weights: (resamples, n) of the bootstrap of the difference.
-        seed: of the swaps.
+        seed: seed of the swaps.
     """
     swap = np.random.default_rng(seed).random((count, len(a.label))) < 0.5
     if metric == "balanced_accuracy":
@@ -230,9 +234,7 @@ def compare(a: Scores, b: Scores, metric: str, count: int, weights: np.ndarray, 
         difference, null = gain.sum(), np.where(swap, -gain, gain).sum(1)
     else:
         ranks = [rankdata(s.score, axis=1) for s in (a, b)]
-        difference = float(
-            np.mean([_rank_auc(a.label, x) - _rank_auc(a.label, y) for x, y in zip(*ranks, strict=True)])
-        )
+        difference = float(np.mean([auc(x, a.label) - auc(y, a.label) for x, y in zip(*ranks, strict=True)]))
         null = np.mean([_swapped_auc(a.label, x, y, swap) for x, y in zip(*ranks, strict=True)], axis=0)
     interval = percentile_interval(pooled(a, weights)[metric] - pooled(b, weights)[metric])
     return {
@@ -259,9 +261,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def choose_threshold(label: np.ndarray, score: np.ndarray) -> float:
-    """The threshold with the best balanced accuracy; of equally good ones that nearest to 0.5.
+    """The threshold with the best balanced accuracy; of equally good ones the nearest to 0.5.
 
-    Candidates are 0.5 and the middles between neighbouring scores.
+    Candidates are 0.5 and the midpoints between neighbouring scores.
 
     Example:
         >>> choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
@@ -275,7 +277,7 @@ def choose_threshold(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def _balanced_accuracy(label: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """Balanced accuracy of shares of decisions `said` under labels; the one or the other has rows."""
+    """Balanced accuracy of shares of positive decisions `said`; either argument may have rows."""
     positive = label == 1
     sensitivity = (positive * said).sum(-1) / positive.sum(-1)
     false_alarms = (~positive * said).sum(-1) / (~positive).sum(-1)
@@ -283,8 +285,8 @@ def _balanced_accuracy(label: np.ndarray, said: np.ndarray) -> np.ndarray:
     return result
 
 
-def _auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of pairs (negative, positive) in the right order, ties half, each pair by its weights."""
+def _weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted area under the ROC curve: the share of pairs of classes in the right order, ties counting half."""
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
     ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
@@ -302,7 +304,7 @@ def _roc(label: np.ndarray, score: np.ndarray, weights: np.ndarray, grid: np.nda
     for value in (0, 1):
         counts = np.cumsum(weights[:, order] * (label[order] == value), axis=1)[:, ends]
         rates.append(np.pad(counts / counts[:, -1:], ((0, 0), (1, 0))))
-    # at a false positive rate with a vertical step the curve's upper end counts
+    # a vertical step of the curve is read at its upper end
     return np.stack([_upper_interpolation(grid, x, y) for x, y in zip(*rates, strict=True)])
 
 
@@ -312,19 +314,9 @@ def _upper_interpolation(grid: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.n
     return result
 
 
-def _rank_auc(label: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """AUC from ranks along the last axis (Mann-Whitney)."""
-    positives = int((label == 1).sum())
-    u = ranks[..., label == 1].sum(-1) - positives * (positives + 1) / 2
-    result: np.ndarray = u / (positives * (len(label) - positives))
-    return result
-
-
 def _swapped_auc(label: np.ndarray, a: np.ndarray, b: np.ndarray, swap: np.ndarray) -> np.ndarray:
-
-    first, second = (rankdata(np.where(swap, x, y), axis=1) for x, y in ((b, a), (a, b)))
-    result: np.ndarray = _rank_auc(label, first) - _rank_auc(label, second)
-    return result
+    """Difference of the AUCs of ranks a and b for each row of swaps."""
+    return np.asarray(auc(np.where(swap, b, a), label) - auc(np.where(swap, a, b), label))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -332,7 +324,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return result
 
 
-def _mean(figures: list[Figures]) -> Figures:
+def _mean(figures: list[MetricRows]) -> MetricRows:
     return {name: np.mean([f[name] for f in figures], axis=0) for name in METRICS}
 
 

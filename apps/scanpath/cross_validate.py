@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from rich.progress import Progress
@@ -13,15 +13,35 @@ from ...runs.record import command_line, hardware, sha256, write_record
 from ...runs.workers import open_pool
 from ...scanpath.estimators import ROWS, Options, baseline_rows, read_dataset, read_rows, write_rows
 from ...scanpath.evaluation import Row, compare, summarise
-from ...scanpath.scene import Dataset
-from ...scanpath.splits import groups_of, shared
+from ...scanpath.scene import Dataset, TargetPosition
+from ...scanpath.splits import By, groups_of, shared
 from ...scanpath.splits import split as split_trials
 from ..nested_cv.plan import CELLS, Design, make_plan, open_plan
+from ..nested_cv.records import EstimatorSpec, InnerSplit, Plan, Split
 from ..nested_cv.search import Outcome, count_cells, has_search, run_plan
 from ..nested_cv.seeds import derive_seed
 from ..nested_cv.splits import Cohort
 from .options import CrossValidate
 from .table import draw_figures, plain, show_figures, write_figures
+
+
+class Reading(TypedDict):
+    """How the dataset is read, see `read_dataset`."""
+
+    data: str
+    long_trials: Literal["keep", "drop"]
+    duplicates: Literal["error", "drop"]
+
+
+class BaselineCell(Cell, Reading):
+    """The cell of `baseline_cell`."""
+
+    model: str
+    fold: int
+    target_position: TargetPosition
+    train: list[int]
+    predict: list[int]
+    samples: int
 
 
 def cross_validate(options: CrossValidate) -> None:
@@ -35,7 +55,7 @@ def cross_validate(options: CrossValidate) -> None:
         "samples": options.samples,
     }
     Options(**fitting)
-    reading = {
+    reading: Reading = {
         "data": str(options.data.resolve()),
         "long_trials": options.long_trials,
         "duplicates": options.duplicates,
@@ -44,7 +64,7 @@ def cross_validate(options: CrossValidate) -> None:
     for note in dataset.notes:
         print(f"note: {note}")
     modes = _modes(options, dataset)
-    models = {
+    models: dict[str, EstimatorSpec] = {
         f"oat-{mode}": {
             "factory": "scanpath-models",
             "arguments": {**reading, "name": TITLES[mode], "target_position": mode, "options": fitting},
@@ -76,9 +96,11 @@ def cross_validate(options: CrossValidate) -> None:
     _report(options.output, dataset, plan, outcomes, resamples=options.resamples, seed=options.seed)
 
 
-def _modes(options: CrossValidate, dataset: Dataset) -> tuple[str, ...]:
+def _modes(options: CrossValidate, dataset: Dataset) -> tuple[TargetPosition, ...]:
     """Whether to train with the position of the target hidden, given, or both."""
-    modes = ("hidden", "given") if options.target_position == "both" else (options.target_position,)
+    modes: tuple[TargetPosition, ...] = (
+        ("hidden", "given") if options.target_position == "both" else (options.target_position,)
+    )
     if "given" in modes and all(scene.target is None for scene in dataset.scenes.values()):
         if options.target_position == "given":
             raise ValueError("--target-position given needs scenes with a target; no scene of these data has one")
@@ -87,9 +109,7 @@ def _modes(options: CrossValidate, dataset: Dataset) -> tuple[str, ...]:
     return modes
 
 
-def _run(
-    options: CrossValidate, plan: dict[str, Any], baselines: list[Group[list[Outcome]]], total: int
-) -> list[Outcome]:
+def _run(options: CrossValidate, plan: Plan, baselines: list[Group[list[Outcome]]], total: int) -> list[Outcome]:
     """Run all fits, with a progress bar."""
     pool = open_pool(options.output, jobs=options.jobs, cluster=options.cluster, slurm=options.slurm)
     finished = False
@@ -97,8 +117,8 @@ def _run(
         with Progress() as progress:
             bar = progress.add_task("fits", total=total)
 
-            def tell(cell: Cell, result: Result, was_there: bool) -> None:
-                progress.update(bar, advance=1, description=f"{cell['model']} fold {cell['fold'] + 1}")
+            def tell(cell: Cell, result: Result, finished_before: bool) -> None:
+                progress.update(bar, advance=1, description=cell["id"])
 
             outcomes = run_plan(options.output, plan, pool, tell, baselines)
             progress.update(bar, total=1, completed=1, description="fits")
@@ -111,44 +131,41 @@ def _run(
 TITLES = {"hidden": "OAT, target hidden", "given": "OAT, target given"}
 
 
-def _cohort(dataset: Dataset, by: Any) -> Any:
+def _cohort(dataset: Dataset, by: By) -> Cohort:
     """The cohort of a plan: its subjects are trials, grouped by what the split keeps apart, without classes."""
     names = tuple(f"{k} {trial.scene} {trial.person}" for k, trial in enumerate(dataset.trials))
     return Cohort(names, (), (), groups=tuple(str(g) for g in groups_of(dataset, by)))
 
 
-def _splits(dataset: Dataset, by: Any, folds: int, inner: int, seed: int) -> list[dict[str, Any]]:
-    found = []
+def _splits(dataset: Dataset, by: By, folds: int, inner: int, seed: int) -> list[Split]:
+    found: list[Split] = []
     for fold, (train, test) in enumerate(split_trials(dataset, by, folds=folds, seed=seed)):
         inside = split_trials(dataset, by, folds=inner, seed=derive_seed(seed, "inner", fold), trials=train)
-        parts = [{"train": a.tolist(), "validation": b.tolist()} for a, b in inside]
+        parts: list[InnerSplit] = [{"train": a.tolist(), "validation": b.tolist()} for a, b in inside]
         found.append({"repeat": 0, "fold": fold, "train": train.tolist(), "test": test.tolist(), "inner": parts})
     return found
 
 
-def _baselines(
-    plan: dict[str, Any], fold: int, reading: dict[str, str], mode: str, samples: int
-) -> Group[list[Outcome]]:
+def _baselines(plan: Plan, fold: int, reading: Reading, mode: TargetPosition, samples: int) -> Group[list[Outcome]]:
     """One cell that fits and tests all simpler models."""
     split = plan["splits"][fold]
-    yield [
-        {
-            "id": f"baselines-r0-f{fold}",
-            "function": "baselines",
-            "model": "baselines",
-            "fold": fold,
-            **reading,
-            "target_position": mode,
-            "train": split["train"],
-            "predict": split["test"],
-            "samples": samples,
-            "threads": plan["design"]["threads"],
-        }
-    ]
+    cell: BaselineCell = {
+        "id": f"baselines-r0-f{fold}",
+        "function": "baselines",
+        "model": "baselines",
+        "fold": fold,
+        **reading,
+        "target_position": mode,
+        "train": split["train"],
+        "predict": split["test"],
+        "samples": samples,
+        "threads": plan["design"]["threads"],
+    }
+    yield [cell]
     return []
 
 
-def baseline_cell(cell: Cell, folder: Path) -> Result:
+def baseline_cell(cell: BaselineCell, folder: Path) -> Result:
     """Fit the simpler models, and write their rows and those of people; the function of a cell."""
     dataset = read_dataset(cell["data"], long_trials=cell["long_trials"], duplicates=cell["duplicates"])
     dataset = dataset.with_target_position(cell["target_position"])
@@ -156,15 +173,13 @@ def baseline_cell(cell: Cell, folder: Path) -> Result:
     return {}
 
 
-def _rows(output: Path, plan: dict[str, Any], outcomes: list[Outcome]) -> list[Row]:
+def _rows(output: Path, plan: Plan, outcomes: list[Outcome]) -> list[Row]:
     cells = [(o.fold, o.cell) for o in outcomes]
     cells += [(split["fold"], f"baselines-r0-f{split['fold']}") for split in plan["splits"]]
     return [{"fold": fold, **row} for fold, cell in cells for row in read_rows(output / CELLS / cell / ROWS)]
 
 
-def _report(
-    output: Path, dataset: Dataset, plan: dict[str, Any], outcomes: list[Outcome], *, resamples: int, seed: int
-) -> None:
+def _report(output: Path, dataset: Dataset, plan: Plan, outcomes: list[Outcome], *, resamples: int, seed: int) -> None:
     rows = _rows(output, plan, outcomes)
     table = summarise(rows, resamples=resamples, seed=seed)
     ours = list(dict.fromkeys(TITLES[o.model.removeprefix("oat-")] for o in outcomes))

@@ -224,7 +224,7 @@ def test_the_report_is_one_file_with_every_section(run):
     assert len(images) == 5  # scalp map, bands, filters, patterns, t-SNE
     assert all(base64.b64decode(a.partition(",")[2]).startswith(b"\x89PNG") for a in images)
     assert page.drawings > 10
-    for words in ("2 networks, each asked about subjects that it was not trained on (12 in all", "validation loss"):
+    for words in ("2 networks, each explained on subjects outside its training part (12 in all", "validation loss"):
         assert words in text
     for name in (f"s{i:03d}" for i in range(1, 13)):
         assert f'<th scope="row">{name}</th>' in text
@@ -259,7 +259,7 @@ def test_a_report_without_its_recordings_says_what_is_missing(copy, capsys):
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "expected the folder of a finished run"), ("{", "must be a JSON file"), ("{}", "must name the models")],
+    [(None, "expected the folder of a finished run"), ("{", "must be a JSON file"), ("{}", "title is missing")],
 )
 def test_a_folder_that_is_no_finished_run_is_refused(content, complaint, tmp_path, capsys):
     if content is not None:
@@ -336,6 +336,7 @@ def test_the_audit_says_what_is_wrong_in_one_line(words, complaint, study, capsy
 # --- the planted difference
 
 
+@pytest.mark.slow
 def test_the_planted_difference_is_looked_for_and_each_statement_judged(tmp_path, capsys, monkeypatch):
     """Too small to find much; the statements must follow from the figures, and the exit code from the statements."""
     from voxelwave.apps.eeg import planted as eeg_planted

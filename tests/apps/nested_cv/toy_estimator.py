@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxelwave.apps.nested_cv.fit import Predictions
+from voxelwave.runs.predictions import Predictions
 
 WINDOWS = 4
 

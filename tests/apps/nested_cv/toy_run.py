@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from voxelwave.apps.nested_cv.plan import Design, WindowUnits, make_plan, open_plan
+from voxelwave.apps.nested_cv.records import Plan, Results
 from voxelwave.apps.nested_cv.results import Facts, write_predictions, write_results
 from voxelwave.apps.nested_cv.search import run_plan
 from voxelwave.apps.nested_cv.splits import Cohort
@@ -18,7 +19,7 @@ def toy(**arguments) -> dict:
     return {"factory": "toy_estimator:factory", "arguments": {"labels": LABELS, **arguments}}
 
 
-def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pause: float = 0.0, **design) -> dict:
+def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pause: float = 0.0, **design) -> Plan:
     """Two toys, of which the first also runs as published, unless told otherwise."""
     labels = labels or LABELS
     cohort = Cohort(tuple(f"s{i:03d}" for i in range(len(labels))), tuple(labels), ("control", "case"))
@@ -31,7 +32,7 @@ def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pau
     return make_plan(cohort, models, Design(**given), windows=units if "good" in given["published"] else None)
 
 
-def run(folder: Path, plan: dict, pool: Pool) -> dict:
+def run(folder: Path, plan: Plan, pool: Pool) -> Results:
     """Run what is missing and write predictions and results."""
     open_plan(folder, plan)
     finished = False
@@ -42,9 +43,42 @@ def run(folder: Path, plan: dict, pool: Pool) -> dict:
         pool.close(now=not finished)
     tables = write_predictions(folder, plan, outcomes)
     subjects = len(plan["cohort"]["subjects"])
-    flow = {"listed": subjects, "read": subjects, "excluded": [], "analysed": subjects, "windows": WINDOWS * subjects}
-    facts = Facts("toys", "toy_run.py", flow, [WINDOWS] * subjects, [60.0] * subjects)
-    return write_results(folder, plan, outcomes, tables, facts)
+    return write_results(folder, plan, outcomes, tables, facts_of(plan, subjects))
+
+
+def facts_of(plan: Plan, subjects: int) -> Facts:
+    per_class = {
+        name: {
+            "subjects": plan["cohort"]["labels"].count(label),
+            "windows": WINDOWS * plan["cohort"]["labels"].count(label),
+            "seconds_median": 60.0,
+            "seconds_range": [60.0, 60.0],
+        }
+        for label, name in enumerate(plan["cohort"]["classes"])
+    }
+    return Facts(
+        title="toys",
+        command="toy_run.py",
+        flow={
+            "listed": subjects,
+            "read": subjects,
+            "excluded": [],
+            "analysed": subjects,
+            "windows": WINDOWS * subjects,
+            "per_class": per_class,
+        },
+        windows=[WINDOWS] * subjects,
+        seconds=[60.0] * subjects,
+        extra=[{}] * subjects,
+        audit=[],
+        limits=["Toys."],
+        description=["Random numbers."],
+        models={name: {"title": f"the {name} toy", "description": "random numbers"} for name in plan["models"]},
+        caveats=[],
+        hardware="none",
+        created="today",
+        seconds_run=1.0,
+    )
 
 
 if __name__ == "__main__":
