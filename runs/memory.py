@@ -1,26 +1,26 @@
-"""How much memory an image may take, asked before any is taken: a damaged header can claim every size."""
+"""The free memory, checked before an image is read: a damaged header can claim any size."""
 
 import os
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-_MOST_DEFLATED = 1032  # no deflated byte stands for more (RFC 1951: 258 bytes from 2 bits)
-_SHARE = 3  # what is inflated whole may take this part of the free memory
+_MOST_DEFLATED = 1032  # no deflated byte expands to more (RFC 1951: 258 bytes from 2 bits)
+_SHARE = 3  # largest part of the free memory for data that is inflated as a whole
 _PIECE = 1 << 18  # bytes
 
 
 def free_memory() -> int | None:
-    """The bytes that this process can still take, or None where the system does not tell."""
+    """The bytes that this process can still allocate, or None if the system does not report them."""
     found = [*_free_of_machine(), *_free_of_group(), *_free_of_limit()]
     return max(0, min(found)) if found else None
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Refuse what would not fit.
+    """Refuse a file that would not fit in memory.
 
     Args:
-        path: what is to be read.
+        path: the file to read.
         needed: bytes while it is read.
 
     Raises:
@@ -47,7 +47,7 @@ def check_inflated(path: Path, claimed: int, stored: int) -> None:
     """
     if claimed > _MOST_DEFLATED * stored:
         raise ValueError(
-            f"{path} is cut off: its header says {_words(claimed)}, which {stored} compressed bytes cannot hold;"
+            f"{path} is cut off: its header gives {_words(claimed)}, which {stored} compressed bytes cannot hold;"
             " get the file again"
         )
 
@@ -59,7 +59,7 @@ def inflate_within_memory(
 
     Args:
         path: the file that it is in.
-        stream: stands where it begins.
+        stream: at the start of the deflated data.
         length: of the stream in bytes; by default all that is left of the file.
         wbits: as `zlib.decompressobj` takes it: negative for a stream without a header.
 
@@ -90,7 +90,7 @@ def _free_of_machine() -> list[int]:
 
 
 def _free_of_group() -> list[int]:
-    """Of a container."""
+    """Free memory under the limit of the container."""
     group = Path("/sys/fs/cgroup")
     try:
         return [int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())]
@@ -99,7 +99,7 @@ def _free_of_group() -> list[int]:
 
 
 def _free_of_limit() -> list[int]:
-    """Of `ulimit -v`."""
+    """Free memory under `ulimit -v`."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What a run leaves behind about itself: its inputs with hashes, options, versions, figures and time, as JSON."""
+"""The record of a run as JSON: inputs with hashes, options, versions, figures and time."""
 
 import contextlib
 import hashlib
@@ -38,7 +38,7 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
 
     Args:
         path: the .json to write.
-        inputs: name -> file or folder; those that are None are left out.
+        inputs: name -> file or folder; None values are left out.
         content: plain values, paths and arrays as nested lists; e.g. options, metrics, seconds, notes.
     """
     record = {
@@ -62,7 +62,7 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that runs now, as it can be typed again."""
+    """The command that runs now, so that it can be typed again."""
     return shlex.join(["voxelwave", *sys.argv[1:]])
 
 

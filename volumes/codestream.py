@@ -1,4 +1,4 @@
-"""What a compressed image says of itself, read before a decoder takes memory for it or makes up what is missing."""
+"""The size in the header of a compressed image, read before a decoder allocates memory or invents missing data."""
 
 _JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # start of frame of JPEG and JPEG-LS
@@ -6,7 +6,7 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
 
 
 def image_size(stream: bytes) -> tuple[int, int] | None:
-    """(columns, rows) that a JPEG, JPEG-LS or JPEG 2000 stream says it has, or None where it says none.
+    """(columns, rows) in the header of a JPEG, JPEG-LS or JPEG 2000 stream, or None if it gives none.
 
     Example:
         >>> image_size(bytes.fromhex("ffd8 ffc0 0011 08 0010 0020"))

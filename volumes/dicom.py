@@ -4,7 +4,7 @@
 | --- | --- |
 | colour images | error |
 | a compressed image whose decoder is missing | error that names the package |
-| a compressed image of another size than the header says | error, before memory is taken |
+| a compressed image whose size differs from the header | error, before memory is allocated |
 | a deflated file that fills the memory | error, before memory is taken |
 | a file named .dcm or .ima without a DICOM header, or cut off | error |
 | files that are no DICOM images (DICOMDIR, reports, text) | left out, warned |
@@ -23,9 +23,9 @@
 | Siemens mosaic | error |
 | slice missing, or spacing uneven by more than 1 % and 0.03 mm | error with the places |
 | slices at one place, equally many at each (4-D) | volumes in the order of their image numbers |
-| slices at one place, not equally many, or the volumes cannot be told apart | error |
+| several slices at one position, in unequal numbers or indistinguishable | error |
 
-The array and its affine are those that dcm2niix gives for 2-D series: axes column, row, slice, with the rows flipped to
+The array and its affine equal those of dcm2niix for 2-D series: axes column, row, slice, with the rows flipped to
 run upwards and the slices along the normal of the image plane.
 """
 
@@ -70,16 +70,16 @@ class _Frame:
     position: np.ndarray  # (3,) LPS mm
     orientation: np.ndarray  # (6,) row direction, column direction, LPS
     spacing: tuple[float, float]  # between rows, between columns, mm
-    thickness: float | None  # centre to centre if the header says, else slice thickness, mm
+    thickness: float | None  # centre to centre if the header gives it, else slice thickness, mm
     gap_known: bool  # whether `thickness` is a spacing between slices
     number: int | None
-    kind: tuple[Hashable, ...]  # what tells volumes of one series apart: echo, b-value, time point
+    kind: tuple[Hashable, ...]  # what distinguishes the volumes of one series: echo, b-value, time point
     slope: float
     intercept: float
 
 
 def read_dicom(path: Path) -> Volume:
-    """A folder with one DICOM series, or one DICOM file, as a `Volume`; the module's table says what oddities lead to.
+    """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists the outcome for odd input.
 
     Returns:
         (columns, rows, slices) or (columns, rows, slices, volumes): int16 where the values fit, other integers, or
@@ -253,9 +253,9 @@ def _frames(file: Path, header: Dataset) -> list[_Frame]:
             raise ValueError(f"{file} has {count} frames but no place for each: convert it with dcm2niix first")
         return [_frame(file, 0, [header], header)]
     if len(per_frame) != count:
-        raise ValueError(f"{file} says it has {count} frames but describes {len(per_frame)}; get the file again")
+        raise ValueError(f"{file} announces {count} frames but describes {len(per_frame)}; get the file again")
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
-    # a value may stand in the frame's own groups, in the shared ones, or (some makers) at the top
+    # a value may be in the frame's own groups, in the shared ones, or (some manufacturers) at the top
     return [_frame(file, i, [frame, *shared, header], header) for i, frame in enumerate(per_frame)]
 
 
@@ -283,7 +283,7 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> _F
     gap = find("PixelMeasuresSequence", "SpacingBetweenSlices")
     thickness = find("PixelMeasuresSequence", "SliceThickness")
     direction = find("MRDiffusionSequence", "DiffusionGradientOrientation")
-    for group in groups:  # in enhanced files the direction lies one sequence deeper
+    for group in groups:  # in enhanced files the direction is one sequence deeper
         for diffusion in group.get("MRDiffusionSequence") or []:
             for inner in diffusion.get("DiffusionGradientDirectionSequence") or []:
                 direction = inner.get("DiffusionGradientOrientation", direction)
@@ -424,7 +424,8 @@ def _slice_spacing(path: Path, frame: _Frame, positions: np.ndarray, normal: np.
     ratio = mean / frame.thickness if frame.thickness and frame.gap_known else 1.0
     if ratio > 1.5:
         _warn(
-            f"{path}: the slices lie {mean:.4g} mm apart, the header says {frame.thickness:.4g} mm; some may be missing"
+            f"{path}: the slices are {mean:.4g} mm apart, the header gives {frame.thickness:.4g} mm; some may be"
+            " missing"
         )
     return float(spacing)
 
@@ -472,8 +473,8 @@ def _volumes(path: Path, places: list[list[_Frame]], normal: np.ndarray) -> list
             _say_kinds(path, volumes)
             return sorted(volumes, key=lambda v: (v[0].number or 0, str(v[0].path), v[0].index))
     raise ValueError(
-        f"{path} has {counts[0]} images at every position, but their echo times, b-values or image numbers do not tell"
-        " which belong together; keep one volume per folder, or convert the series with dcm2niix"
+        f"{path} has {counts[0]} images at every position, but their echo times, b-values or image numbers do not"
+        " distinguish the volumes; keep one volume per folder, or convert the series with dcm2niix"
     )
 
 
@@ -600,13 +601,13 @@ def _check_streams(dataset: Dataset, frames: int) -> None:
             continue
         if found != (int(dataset.Columns), int(dataset.Rows)):
             raise ValueError(
-                f"the compressed image has {found[0]} x {found[1]} pixels, its header says"
+                f"the compressed image has {found[0]} x {found[1]} pixels, the header gives"
                 f" {dataset.Columns} x {dataset.Rows}"
             )
         if not is_whole(frame):
             raise ValueError("the compressed image has no end")
     if count != frames:
-        raise ValueError(f"it holds {count} compressed images, its header says {frames}")
+        raise ValueError(f"it holds {count} compressed images, the header gives {frames}")
 
 
 def _look_up(image: np.ndarray, *, dataset: Dataset) -> np.ndarray:

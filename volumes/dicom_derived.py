@@ -121,7 +121,7 @@ def encode(planes: np.ndarray, frames: list[Any], header: Dataset) -> tuple[np.n
         if exact and limits.min <= round((low - b) / m) and round((high - b) / m) <= limits.max:
             break
     else:
-        # a decimal string has 16 characters, so what will be written is what is used here
+        # a decimal string has at most 16 characters: use the rounded values that are written
         m, b = float(f"{max(high - low, 1e-6) / 65534:.10g}"), float(f"{low:.10g}")
         representation, dtype = 0, np.dtype(np.uint16)
     stored = np.clip(np.rint((planes.astype(np.float64) - b) / m), np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -149,12 +149,12 @@ def derive(
         resampled: the pixels lie elsewhere than those of the sources.
         moved: and the anatomy does too.
     """
-    # JPEG 2000 may be without loss; its header then says so
+    # JPEG 2000 may be lossless; its header then states it
     flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
     code = _code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)
     for source in sources:
         source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
-    if "PerFrameFunctionalGroupsSequence" in dataset:  # an enhanced image says it in its functional groups
+    if "PerFrameFunctionalGroupsSequence" in dataset:  # an enhanced image records it in its functional groups
         _set_derivation_group(dataset, sources, code, description)
     else:
         for source in sources:

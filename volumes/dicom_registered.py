@@ -101,7 +101,7 @@ def write_registered_series(
         volume: (D, H, W) or (D, H, W, T), the moving image on the new grid, in its own intensity unit.
         moving: the series, or the multi-frame file, that was moved.
         description: what was done.
-        frame_of_reference: UID of the world that the new grid lies in.
+        frame_of_reference: UID of the frame of reference of the new grid.
         fixed: the DICOM image that the grid is of, if there is one; gives the patient's position on the table.
         linear: (4, 4), fixed world -> moving world, RAS mm: turns diffusion gradients along.
 
@@ -359,7 +359,7 @@ def _rotation(linear: np.ndarray) -> np.ndarray:
 
 
 def _turn_gradients(dataset: Dataset, rotation: np.ndarray) -> None:
-    """Turn diffusion directions and b-matrices, which are given in the patient's axes, wherever they stand."""
+    """Rotate all diffusion directions and b-matrices, which are given in the axes of the patient."""
     for element in dataset:
         if element.keyword == "DiffusionGradientOrientation" and element.value is not None:
             element.value = (rotation @ np.array(element.value, dtype=np.float64)).tolist()
@@ -380,7 +380,7 @@ def _turn_b_matrix(item: Dataset, rotation: np.ndarray) -> None:
 
 
 def _decimals(values: Sequence[float] | np.ndarray) -> list[str]:
-    """Decimal strings, which have at most 16 characters; what is 0 but for rounding is 0."""
+    """Decimal strings of at most 16 characters; rounding errors around 0 become 0."""
     return [f"{0.0 if abs(value) < 1e-9 else float(value):.10g}" for value in values]
 
 

@@ -1,4 +1,4 @@
-"""Write values that were computed from a DICOM series as a derived series beside it.
+"""Write values computed from a DICOM series as a derived series.
 
 Headers are those of the source images, so patient, study, acquisition and display stay. What the new pixels make untrue
 is changed: identifiers of series and images, image type, size, spacing, stored type, rescale; and what they came from

@@ -8,8 +8,8 @@
 | all values NaN or infinite | error |
 | axes not perpendicular (sheared sform) | read, warned |
 | compressed data damaged or cut off | error |
-| file shorter than its header says | error, before memory is taken |
-| file longer than its header says, by a slice or more | error: an axis of the header may be damaged |
+| file shorter than its header claims | error, before memory is allocated |
+| file longer than its header claims, by a slice or more | error: an axis of the header may be damaged |
 | header extensions that claim more than their place | error, before memory is taken |
 | more than the free memory | error, before memory is taken |
 | MGH file without a valid orientation (goodRASFlag 0) | read with FreeSurfer's default, warned |
@@ -46,7 +46,7 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
-_MOST_EXTRA = 64 << 20  # bytes of header extensions, and of what follows the voxels of an MGH file
+_MOST_EXTRA = 64 << 20  # bytes of header extensions, and of the data after the voxels of an MGH file
 # MGH stores these four types only; the others go to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
 
@@ -60,7 +60,7 @@ def load_image(path: Path) -> Any:
     """The nibabel image of a file, whose data are known to be complete; the data are not in memory yet.
 
     Raises:
-        ValueError: for what is no NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
+        ValueError: the file is no NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
         OSError: for a file that is not there or cannot be read.
     """
     if path.is_dir():
@@ -79,7 +79,7 @@ def load_image(path: Path) -> Any:
     except Exception as error:  # a damaged header can break nibabel anywhere
         raise ValueError(f"{path} has a damaged or cut-off header: {_one_line(error)}; get the file again") from error
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header says {shape}")
+        raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header gives {shape}")
     slice_bytes = int(np.prod([*shape[:2], dtype.itemsize], dtype=object))
     data_bytes = slice_bytes * int(np.prod(shape[2:], dtype=object))
     expected = offset + data_bytes
@@ -96,14 +96,14 @@ def load_image(path: Path) -> Any:
         raise ValueError(_cut_off(path, shape, dtype, expected, found))
     if found >= most:
         raise ValueError(
-            f"{path} holds more than its header says ({shape} voxels of {dtype}, {expected} bytes): an axis of the"
+            f"{path} holds more than its header claims ({shape} voxels of {dtype}, {expected} bytes): an axis of the"
             " header may be damaged; get the file again"
         )
     return image
 
 
 def read_nifti(path: Path) -> Volume:
-    """A NIfTI or MGH file as a `Volume`; the module's table says what each oddity leads to.
+    """A NIfTI or MGH file as a `Volume`; the table of the module lists the outcome for unusual input.
 
     Raises:
         ValueError, OSError: one line for a file whose values or place in the world cannot be trusted.
@@ -158,7 +158,7 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
     if not forms:
         affine = image.affine
         _warn(
-            f"{path} does not say where it lies (sform and qform codes are 0): taken as"
+            f"{path} does not give its position in space (sform and qform codes are 0): taken as"
             f" {''.join(nib.aff2axcodes(affine))} with its centre at the origin; left and right are unknown"
         )
     else:
@@ -187,7 +187,9 @@ def _mgh_affine(path: Path, image: Any) -> np.ndarray:
     with (gzip.open if path.name.lower().endswith(".mgz") else open)(path, "rb") as stream:
         flag = stream.read(30)[28:]
     if flag == b"\0\0":
-        _warn(f"{path} does not say where it lies (goodRASFlag is 0): FreeSurfer's default orientation is used")
+        _warn(
+            f"{path} does not give its position in space (goodRASFlag is 0): FreeSurfer's default orientation is used"
+        )
     result: np.ndarray = image.affine
     return result
 
@@ -265,13 +267,13 @@ def _mgh_array(path: Path, array: np.ndarray) -> np.ndarray:
 
 def _cut_off(path: Path, shape: tuple[int, ...], dtype: np.dtype, expected: int, found: int) -> str:
     return (
-        f"{path} is cut off: its header says {shape} voxels of {dtype} ({expected} bytes), it holds {found} bytes;"
+        f"{path} is cut off: its header gives {shape} voxels of {dtype} ({expected} bytes), it holds {found} bytes;"
         " get the file again"
     )
 
 
 def _check_extensions(path: Path) -> None:
-    """Refuse header extensions that claim more than lies between header and voxels; nibabel reads what they claim."""
+    """Refuse header extensions that claim more than the space before the voxels: nibabel would read it."""
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
         return
     with (gzip.open if path.name.lower().endswith(_GZIP_SUFFIXES) else open)(path, "rb") as stream:
@@ -282,7 +284,7 @@ def _check_extensions(path: Path) -> None:
                 continue
             offset = float(kind(start[:length], check=False)["vox_offset"])
             if not 0 <= offset <= _MOST_EXTRA:
-                raise ValueError(f"its voxels are said to start at byte {offset:g}")
+                raise ValueError(f"its header places the voxels at byte {offset:g}")
             left, place = int(offset) - length - 4, length + 4
             while start[length] and left >= 16:
                 stream.seek(place)

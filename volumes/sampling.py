@@ -23,7 +23,7 @@ def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def sample_linear(channels: "torch.Tensor", points: np.ndarray) -> np.ndarray:
-    """Trilinear values at voxel coordinates; beyond the outermost voxel centres the border value goes on.
+    """Trilinear values at voxel coordinates; beyond the outermost voxel centres the border value continues.
 
     Args:
         channels: (C, D, H, W), float32 or float64.

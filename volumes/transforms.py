@@ -172,7 +172,7 @@ class DisplacementField:
         """The map back, moving world -> fixed world, on the grid of `like` (an image in the moving world).
 
         The overall linear part is inverted exactly and the rest by iteration, so large shifts and rotations are fine;
-        outside the field's own grid the linear part goes on with the border's remainder.
+        outside the grid of the field, the linear part continues with the remainder of the border.
 
         Args:
             like: its grid (shape and affine) is where the inverse is given.
@@ -194,7 +194,7 @@ class DisplacementField:
         for slab, voxels in voxel_blocks(like.shape):
             target = apply_affine(like.affine, voxels)
             best, best_error = back.map(target), np.full(len(target), np.inf)
-            # the points still too far off: where they are, what is left there and how far it is; most arrive soon
+            # points that are not yet close enough: position, remainder and its length; most converge quickly
             busy, at, rest, error = np.arange(len(best)), best, np.zeros_like(best), best_error
             trial, step = best, np.ones(len(best))
             for number in range(iterations):
@@ -315,7 +315,7 @@ def invert(transform: Transform, like: Volume) -> Transform:
     grid = like.affine
     for part in reversed(transform.parts):
         parts.append(part.inverse(Volume(like.array, grid)) if isinstance(part, DisplacementField) else part.inverse())
-        # where the grid lies in the world that this part comes from
+        # the positions of the grid in the world that this part maps from
         linear = part.linear_part() if isinstance(part, DisplacementField) else part
         grid = linear.inverse().matrix @ grid
     return CompositeTransform(tuple(parts))
@@ -325,7 +325,7 @@ def compose_to_field(transforms: Sequence[Transform], like: Volume) -> Displacem
     """One displacement field on the grid of `like` that does what all `transforms` do, the first one first.
 
     Args:
-        transforms: pull-backs; the first takes points of the fixed world, which `like` lies in.
+        transforms: pull-backs; the first maps points of the fixed world, in which `like` is defined.
         like: gives the grid.
 
     Raises:
@@ -476,13 +476,13 @@ def _read_itk(path: Path) -> Transform:
 
 
 def _check_itk_file(path: Path) -> None:
-    """Refuse what is cut off: ITK reads zeros beyond a .mat or .txt, and prints pages about an .h5."""
+    """Refuse truncated files: ITK reads zeros beyond the end of .mat and .txt files, and prints pages about .h5."""
     content = path.read_bytes()
     if not content:
         raise ValueError(f"{path} is empty (0 bytes)")
     suffix = path.suffix.lower()
     if suffix == ".h5" and (len(content) < 48 or content[:8] != b"\x89HDF\r\n\x1a\n"):
-        raise ValueError(f"{path} is not an HDF5 file, as its ending says")
+        raise ValueError(f"{path} is not an HDF5 file, though its name ends in .h5")
     if suffix in (".txt", ".tfm") and b"FixedParameters:" not in content:
         # the last line of the file, without which ITK takes a centre of 0
         raise ValueError(f"{path} is no ITK transform text or is cut off: it has no FixedParameters")
@@ -504,10 +504,10 @@ def _mat_end(content: bytes) -> int:
         if len(content) < end + 20:
             return end + 20
         kind, rows, columns, _, name = np.frombuffer(content, "<i4", 5, end).tolist()
-        # the tens digit says the number type: 0 is double, 1 is single
+        # the tens digit is the number type: 0 is double, 1 is single
         end += 20 + name + rows * columns * (4 if kind // 10 % 10 == 1 else 8)
         if not 0 <= end < 1 << 20:
-            return 0  # no little-endian MATLAB 4 file: ITK's own reader says so
+            return 0  # no little-endian MATLAB 4 file: ITK's reader reports it
     return end
 
 

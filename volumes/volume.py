@@ -1,4 +1,4 @@
-"""A `Volume`: an array and where it lies in the world."""
+"""A `Volume`: an array and its position in the world."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -2,4 +2,4 @@
 
 
 class VolumeWarning(UserWarning):
-    """A file was read, but something about it had to be decided: the text says what was found and what was done."""
+    """A file was read, but with a decision about something unusual: the text gives the finding and the decision."""

@@ -23,14 +23,14 @@ class Case:
         identifier: a name for a folder, unique, without anything about the patient.
         inputs: the files.
         kind: what they are together.
-        description: what it is, without free text, for people.
+        description: a short description for people, without free text of the header.
         reason: why it cannot be run, if that is known already.
         roles: of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
         modality: DICOM's code, such as "MR"; None where it is unknown.
         label: series description and place of the files; may identify a person.
         size: bytes of the inputs.
         warnings: what was noticed while looking for it.
-        contrast: of a pair: what is taken of a fixed diffusion series.
+        contrast: of a pair: the image that represents a fixed diffusion series.
     """
 
     identifier: str

@@ -14,20 +14,34 @@ from .case import Case
 
 @dataclass
 class Counts:
-    """How many cases of a run ended how."""
+    """How many cases ended in each state."""
 
     done: int = 0
     found: int = 0
     failed: int = 0
     refused: int = 0
 
+    def add(self, status: str) -> None:
+        """Count one case that ended as "done", "found", "failed" or "refused"."""
+        match status:
+            case "done":
+                self.done += 1
+            case "found":
+                self.found += 1
+            case "failed":
+                self.failed += 1
+            case "refused":
+                self.refused += 1
+            case _:
+                raise ValueError(f'status must be "done", "found", "failed" or "refused", got {status!r}')
+
     @property
     def ended(self) -> int:
-        """All that are over."""
+        """The number of finished cases."""
         return self.done + self.found + self.failed + self.refused
 
     def words(self, everything: int) -> str:
-        """A line about them."""
+        """The counts as one line."""
         parts = [f"{self.done} of {everything} done"]
         parts += [f"{self.found} done before and unchanged"] if self.found else []
         parts += [f"{self.failed} failed"] if self.failed else []
@@ -88,7 +102,7 @@ class Display:
 
 
 def in_time(seconds: float) -> str:
-    """A span of time in words.
+    """A duration as text.
 
     Example:
         >>> [in_time(seconds) for seconds in (8, 200, 9000)]

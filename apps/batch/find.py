@@ -7,7 +7,7 @@
 | DICOMDIR, reports, dose, segmentations, screenshots without a place in space | left out, counted |
 | images that DICOMDIR lists and that are not there | their series is a broken case, or noted if none is there |
 | a DICOM file that cannot be read, in a folder of one series | its series is a broken case |
-| the same in a folder of several series | a broken case; the series beside it carry a warning |
+| the same in a folder of several series | a broken case; the other series get a warning |
 | an old DICOM file without a file header | a broken case |
 | other files | left out, counted |
 | a folder or file that must not be read | a broken case |
@@ -62,7 +62,7 @@ class Found:
 
     @property
     def notes(self) -> list[str]:
-        """Lines about what is no work."""
+        """A line for each kind of file that was skipped."""
         return [f"{count} left out: {what}" for what, count in sorted(self.left_out.items())]
 
 
@@ -135,7 +135,7 @@ def find_cases(
 def choose(
     cases: Sequence[Case], *, include: str | None = None, modality: str | None = None, series: str | None = None
 ) -> list[Case]:
-    """The cases that pass all filters; upper and lower case are alike, several patterns stand between commas.
+    """The cases that pass all filters; case is ignored; separate patterns with commas.
 
     Args:
         cases: to choose from.
@@ -157,7 +157,7 @@ def choose(
 
 
 def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | None]]:
-    """All regular files below a folder in order of name, or what is wrong with one; no folder is entered twice."""
+    """All regular files below a folder in order of name, each with its problem, if any; no folder is read twice."""
     seen: set[tuple[int, int]] = set()  # by device and number
     if output is not None and output.is_dir():
         seen.add(_place_of(output.stat()))
@@ -215,7 +215,7 @@ def _look_at(
     missing: Counter[str],
     left_out: Counter[str],
 ) -> None:
-    """Sort one file into images, damaged files, missing images by series, and what is left out."""
+    """Sort one file into images, damaged files, missing images by series, and skipped files."""
 
     named = path.suffix.lower() in DICOM_KIND
     try:
@@ -318,7 +318,9 @@ def _series_cases(
             reasons.setdefault(next(iter(owners)), f"{shown_path(path, root)} {problem}")
             continue
         for owner in owners:
-            beside[owner].append("a damaged file lies in its folder: an image at its end may be missing")
+            beside[owner].append(
+                "there is a damaged file in its folder: an image at the end of the series may be missing"
+            )
         identifier = f"damaged-{short_hash(relative(path, root))}"
         cases.append(Case(identifier, (path,), "dicom", "damaged", problem, label=f"\t{relative(path, root)}"))
     for group, members in groups.items():

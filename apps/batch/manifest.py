@@ -38,7 +38,7 @@ def is_recorded(manifest: dict[str, Entry], case: Case, hashes: tuple[str, str |
 
 
 def finished_case(output: Path, identifier: str) -> Entry | None:
-    """What case.json of a finished case says, if its results are all there."""
+    """The content of case.json of a finished case, if all its results exist."""
     try:
         entry = json.loads((output / identifier / CASE).read_text())
         for name, size in zip(entry["outputs"], entry["bytes"], strict=True):

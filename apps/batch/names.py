@@ -38,7 +38,7 @@ def bids_entities(name: str) -> dict[str, str]:
 
 
 def is_harmless(name: str) -> bool:
-    """Whether a name says nothing about a person: a BIDS name, or made of words of imaging, single letters and digits.
+    """Whether a name reveals nothing about a person: a BIDS name, or only imaging terms, single letters and digits.
 
     Example:
         >>> [is_harmless(name) for name in ("sub-01_T1w", "scan_12", "Doe_John", "19570204")]

@@ -1,6 +1,6 @@
 """`voxelwave batch page`: the page of a folder of results, which works from a disk without a network.
 
-It shows what manifest.jsonl says, and the previews that lie in the folders of the cases. What identifies a person is
+It shows the content of manifest.jsonl and the previews in the folders of the cases. Whatever identifies a person is
 kept out of both by those who write them; of a line in the manifest only the known fields are shown.
 """
 

@@ -1,7 +1,7 @@
 """What the page of a batch shows of a case: a small picture, and a script with the images made small.
 
 They lie in a hidden folder, so that *.png and the like name results only.
-A page that is opened from a disk may load scripts beside it but not read files, so the images come as scripts. They
+A page that is opened from a disk may load scripts next to it but not read files, so the images are scripts. They
 are bounded: a volume has at most 2^20 voxels of 256 grey levels (1.4 MB of text before compression), a picture at most
 1,024 pixels a side. Nothing but intensities, places and roles goes in: no header, no name of a file.
 """
@@ -60,7 +60,7 @@ def write_preview(case: "Case", folder: Path) -> list[str]:
 
 
 def _volume_paths(case: "Case", folder: Path) -> list[tuple[str, str, Path]]:
-    """Role, window and place of each volume, the one that lies below the others first."""
+    """Role, window and position of each volume, the bottom layer first."""
     if case.kind == "pair":
         inputs = dict(zip(case.roles, case.inputs, strict=True))
         return [

@@ -1,9 +1,9 @@
 """Many cases through one piece of work: weights loaded once per worker, each case whole or not at all, none lost.
 
-A folder of results holds, for each case, a folder of its name (what the work wrote, and case.json: what it was made
-from), manifest.jsonl (a line per case), index.html, and .voxelwave (locks and what is under way). A case whose inputs,
-options and weights hash as case.json says is not done again. A second run on the folder, a part of a job array or a
-worker of a cluster waits for a case that is being done elsewhere and then finds it done.
+A folder of results holds a folder for each case (the files that the work wrote, and case.json, the hashes of everything
+they depend on), manifest.jsonl (a line per case), index.html, and .voxelwave (locks and unfinished work). A case whose
+inputs, options and weights match the hashes in case.json is not done again. A second run on the folder, a part of a job
+array or a worker of a cluster waits for a case that is being processed elsewhere, and then finds it done.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from ...runs.record import sha256
 from ...runs.workers import LocalProcesses, Pool, open_pool
 from .case import Case
 from .display import Counts, Display
-from .manifest import MANIFEST, append_line, compact, finished_case, is_recorded, manifest_entry, read_manifest
+from .manifest import MANIFEST, compact, finished_case, is_recorded, read_manifest
 from .names import printable
 from .page import write_index
 from .task import (
@@ -77,7 +76,7 @@ def run_batch(
         work: {"factory": "module:function", "arguments": {...}} in plain values, built once per worker.
         output: the folder of results.
         root: the folder of inputs; paths are recorded relative to it.
-        options: what the results depend on beside inputs and weights, as plain values.
+        options: everything else that the results depend on, as plain values.
         weights: the file of weights; its hash is recorded.
         jobs: processes on this machine, default 1; on a cluster how many cases may be under way at once.
         cluster: see `cells.open_pool`.
@@ -87,7 +86,7 @@ def run_batch(
         threads: of a case; default the cores of this machine by the jobs.
         keep_identifiers: names of files and patients may be shown and written.
         notes: lines about what was found and is no case.
-        finish: called with the folder at the end, to write what is about all cases.
+        finish: called with the folder at the end, to write files about all cases.
         open_workers: gives the pool, in place of jobs and cluster.
 
     Returns:
@@ -97,7 +96,7 @@ def run_batch(
         ValueError, OSError: nothing to do, or the work cannot be built or the folder not be written.
     """
     if not cases:
-        raise ValueError(f"there is no work in {root}: {'; '.join(notes) or 'it holds no files'}")
+        raise ValueError(f"nothing to do in {root}: {'; '.join(notes) or 'it holds no files'}")
     _check_names(cases)
     cases = choose_part(cases, part)
     batch = Batch(
@@ -131,7 +130,8 @@ def run_batch(
     except KeyboardInterrupt as error:
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
         print(
-            f"voxelwave: interrupted: {counts.words(len(cases))}; run the same command again to go on", file=sys.stderr
+            f"voxelwave: interrupted: {counts.words(len(cases))}; run the same command again to continue",
+            file=sys.stderr,
         )
         return code
     except DiskFullError as error:
@@ -143,7 +143,10 @@ def run_batch(
     _write_pages(batch, finish)
     print(f"{counts.words(len(cases))}; wrote {output}/{MANIFEST} and index.html")
     if code != DONE and not keep_identifiers:
-        print("names that may identify a person are shown as ~hashes: --dry-run --keep-identifiers tells them")
+        print(
+            "names that could identify a person are shown as hashes (~...); add --dry-run --keep-identifiers"
+            " to see them"
+        )
     return code
 
 
@@ -165,7 +168,7 @@ def choose_part(cases: Sequence[Case], part: str | None) -> list[Case]:
 
 
 class _Run:
-    """Cases on their way through workers."""
+    """Hands cases to the workers and collects their results."""
 
     def __init__(
         self,
@@ -180,15 +183,15 @@ class _Run:
         self.counts, self.display = counts, display
 
     def drive(self, cases: Sequence[Case]) -> None:
-        """Bring all cases to their end.
+        """Process all cases.
 
         Raises:
-            DiskFullError: no room; what is done stays.
+            DiskFullError: the disk is full; finished cases are kept.
             ValueError, OSError: the work cannot be built, or the folder cannot be written.
         """
-        queue: deque[tuple[Case, bool]] = deque()  # with whether to wait for another run that is at it
-        suspects: deque[Case] = deque()  # were under way when a worker died; each gets one try alone
-        running: list[tuple[Case, bool, Any]] = []  # with whether it runs alone
+        queue: deque[tuple[Case, bool]] = deque()  # each with whether to wait for another run that processes it
+        suspects: deque[Case] = deque()  # cases that ran when a worker died; each is tried once more, alone
+        running: list[tuple[Case, bool, Any]] = []  # each with whether it runs alone
         self.manifest = read_manifest(self.batch.output)
         with self.display:
             for case in cases:
@@ -215,7 +218,7 @@ class _Run:
                     for case, alone, future in ended:
                         result = self._result(pool, future)
                         if result["status"] == "died" and alone:
-                            self._fail(case, "the process that worked on it ended abruptly (too little memory?)")
+                            self._fail(case, "its process ended abruptly (too little memory?)")
                         elif result["status"] == "died":
                             suspects.append(case)
                         elif result["status"] == "busy":
@@ -223,7 +226,7 @@ class _Run:
                         else:
                             self._take(case, result)
                         died = died or result["status"] == "died"
-                    if died and isinstance(pool, LocalProcesses):  # the others are gone with it
+                    if died and isinstance(pool, LocalProcesses):  # the other processes of the pool died with it
                         suspects += [case for case, _, _ in running]
                         running = []
                         pool.close(now=True)
@@ -249,20 +252,15 @@ class _Run:
             raise DiskFullError(result["error"])
         if status == "unusable":
             raise CaseRefused(result["error"]) if result["refused"] else ValueError(result["error"])
-        name = {"done": "done", "found": "found", "failed": "failed", "refused": "refused"}[status]
-        setattr(self.counts, name, getattr(self.counts, name) + 1)
+        self.counts.add(status)
         self.display.tell(case, status, result.get("error"), result.get("took"))
 
     def _fail(self, case: Case, reason: str) -> None:
-        """Record a case that no worker could take."""
-        task = Task(case, self.batch, self.hashes, self.folder)
-        entry = task.first_entry()
-        reason = task._clean(reason)
-        entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": task._warnings()}
+        """Record a case that no worker could process."""
         with full_disk_is_an_error(self.batch.output):
-            append_line(self.batch.output, manifest_entry(entry, "failed", reason, datetime.now(UTC), 0.0))
-        self.counts.failed += 1
-        self.display.tell(case, "failed", reason, None)
+            shown = Task(case, self.batch, self.hashes, self.folder).record_failure(reason)
+        self.counts.add("failed")
+        self.display.tell(case, "failed", shown, None)
 
     def _cell(self, case: Case, wait: bool) -> CaseCell:
         batch = self.batch
@@ -282,7 +280,7 @@ class _Run:
 
 @contextmanager
 def _run_folder(batch: Batch, *, shared: bool) -> Iterator[Path]:
-    """A folder for what is under way; those of runs that were killed are taken away."""
+    """A folder for unfinished work; the folders of killed runs are removed."""
 
     with full_disk_is_an_error(batch.output):
         (batch.state / "locks").mkdir(exist_ok=True)
@@ -339,7 +337,7 @@ def _show_plan(cases: Sequence[Case], batch: Batch, hashes: tuple[str, str | Non
         elif before is not None and (before["options_sha256"], before["weights_sha256"]) == hashes:
             state = "done before"
         words = case.description + (f": {case.reason}" if case.reason else "")
-        words = Task(case, batch, hashes, batch.state / "none")._clean(words)
+        words = Task(case, batch, hashes, batch.state / "none").redacted(words)
         if batch.keep_identifiers:
             words += f"; {printable(case.label.partition(chr(9))[2])}"
         print(f"{case.identifier:<{width}}  {state:<11}  {words}")

@@ -4,18 +4,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pydicom
 from filelock import FileLock, Timeout
@@ -40,11 +41,11 @@ _IDENTIFYING = (
 
 
 class CaseRefused(ValueError):
-    """The work is not made for this case; a result would look fine and be wrong."""
+    """The work does not apply to this case; its result would look plausible but be wrong."""
 
 
 class Work(Protocol):
-    """What is done with a case. A work may have `smaller()`, which gives one that needs less memory, or None."""
+    """A function that processes one case."""
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Do a case and write its results into a folder.
@@ -57,19 +58,33 @@ class Work(Protocol):
             "metrics": plain values; "warnings": lines, if any.
 
         Raises:
-            CaseRefused, ValueError, OSError, MemoryError: one line that says why it could not be done.
+            CaseRefused, ValueError, OSError, MemoryError: one line with the reason why the case failed.
         """
+
+
+@runtime_checkable
+class ShrinkableWork(Work, Protocol):
+    """A work that can be repeated with less memory."""
+
+    @property
+    def size_in_words(self) -> str:
+        """The size of what is processed at once, for a note, such as "tiles of 100 pixels"."""
+        ...
+
+    def smaller(self) -> "ShrinkableWork | None":
+        """The same work with less memory, or None if it cannot be split any further."""
+        ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Where and how the cases of a run are done.
+    """Where and how the cases of a run are processed.
 
     Args:
         work: how to build the work.
         output: the folder of results.
-        root: what paths are shown relative to.
-        options: what the results depend on beside inputs and weights.
+        root: the folder to which shown paths are relative.
+        options: everything else that the results depend on.
         threads: of a case.
         keep_identifiers: names of files and patients may be shown and written.
     """
@@ -83,12 +98,12 @@ class Batch:
 
     @property
     def state(self) -> Path:
-        """The folder of locks and of what is under way."""
+        """The folder of locks and unfinished work."""
         return self.output / STATE
 
 
 class DiskFullError(OSError):
-    """There is no room for results."""
+    """The disk is full."""
 
 
 class CaseCell(Cell):
@@ -106,7 +121,7 @@ def run_case(cell: CaseCell, folder: Path) -> Result:
 
     Returns:
         "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run is at it),
-        "full" (no room for results), "unusable" (the work cannot be built); "error": why.
+        "full" (the disk is full), "unusable" (the work cannot be built); "error": the reason.
     """
 
     case = Case.from_dict(cell["case"])
@@ -137,7 +152,7 @@ class _Unusable(ValueError):
 
 @dataclass
 class Task:
-    """One case at its turn, under its lock."""
+    """Runs one case while its lock is held."""
 
     case: Case
     batch: Batch
@@ -146,9 +161,9 @@ class Task:
     notes: list[str] = field(default_factory=list)
 
     def run(self, *, recorded: bool) -> Result:
-        """Skip, do or fail the case, and record it; `recorded` says whether the manifest has it as done."""
+        """Skip, do or fail the case, and record it; `recorded`: whether the manifest lists it as done."""
         started, clock = datetime.now(UTC), time.perf_counter()
-        entry = self.first_entry()
+        entry = self._first_entry()
         status, error = "done", None
         try:
             entry["inputs"] = self._inputs()
@@ -167,16 +182,27 @@ class Task:
             if os.environ.get("VOXELWAVE_DEBUG"):
                 traceback.print_exc()
             status = "refused" if isinstance(problem, CaseRefused) else "failed"
-            error = self._clean(_in_words(problem))
-            entry |= {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
+            error = self.redacted(_in_words(problem))
+            entry |= self._nothing()
         seconds = round(time.perf_counter() - clock, 3)
         words = f"refused: {error}" if status == "refused" else error
         line = manifest_entry(entry, "done" if error is None else "failed", words, started, seconds)
         append_line(self.batch.output, line)
         return {"status": status, "error": error, "took": seconds}
 
-    def first_entry(self) -> Entry:
-        """What is known of the case before it is looked at."""
+    def record_failure(self, reason: str) -> str:
+        """Record a case that no worker could process; gives the reason as it may be shown."""
+        shown = self.redacted(reason)
+        entry = self._first_entry() | self._nothing()
+        append_line(self.batch.output, manifest_entry(entry, "failed", shown, datetime.now(UTC), 0.0))
+        return shown
+
+    def _nothing(self) -> Entry:
+        """The results of a case without any."""
+        return {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
+
+    def _first_entry(self) -> Entry:
+        """The part of the entry that is known before the inputs are read."""
         return {
             "case": self.case.identifier,
             "kind": self.case.kind,
@@ -187,7 +213,7 @@ class Task:
         }
 
     def _inputs(self) -> list[dict[str, Any]]:
-        """Place and hash of what goes in; a DICOM series is one line."""
+        """Path and hash of each input; a DICOM series is one entry."""
         paths = [*self.case.inputs, *_sidecars(self.case)]
         shown = [shown_path(p, self.batch.root, keep_identifiers=self.batch.keep_identifiers) for p in paths]
         hashes = [sha256(path) for path in paths]
@@ -215,7 +241,7 @@ class Task:
                 results.mkdir()
                 try:
                     with limited_threads(self.batch.threads):  # torch may have been loaded just now
-                        told = work(staged, results)
+                        outcome = work(staged, results)
                     break
                 except Exception as error:
                     if not _is_out_of_memory(error):
@@ -226,13 +252,13 @@ class Task:
                     self.notes += [str(w.message) for w in ours]
                     caught.clear()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to say of the input was said
-            self.notes += [*told.get("warnings", []), *write_preview(staged, results)]
+            warnings.simplefilter("ignore")  # the notes about the input were already collected
+            self.notes += [*outcome.get("warnings", []), *write_preview(staged, results)]
         files = sorted(p for p in results.rglob("*") if p.is_file())
         result: Entry = {
             "outputs": [f"{self.case.identifier}/{p.relative_to(results).as_posix()}" for p in files],
             "bytes": [p.stat().st_size for p in files],
-            "metrics": json.loads(json.dumps(told.get("metrics", {}), default=_plain)),
+            "metrics": json.loads(json.dumps(outcome.get("metrics", {}), default=_plain)),
             "warnings": self._warnings(),
         }
         (results / CASE).write_text(json.dumps({**entry, **result}, indent=1) + "\n")
@@ -260,18 +286,20 @@ class Task:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        smaller = getattr(work, "smaller", lambda: None)()
+        smaller = work.smaller() if isinstance(work, ShrinkableWork) else None
         if smaller is None:
-            raise MemoryError("not enough memory, and the work cannot be cut smaller") from error
+            raise MemoryError("not enough memory, and the work cannot be split any further") from error
         self.notes.append(f"memory ran out; tried again with {smaller.size_in_words}")
-        result: Work = smaller
-        return result
+        return smaller
 
     def _warnings(self) -> list[str]:
-        return list(dict.fromkeys(self._clean(note) for note in (*self.case.warnings, *self.notes)))
+        return list(dict.fromkeys(self.redacted(note) for note in (*self.case.warnings, *self.notes)))
 
-    def _clean(self, text: str) -> str:
-        """A message in one line, without places on this machine and, unless they may stay, names."""
+    def redacted(self, text: str) -> str:
+        """A message on one line, without paths of this machine and, unless they may be shown, names.
+
+        Only whole words and whole parts of paths are replaced.
+        """
         batch, keep = self.batch, self.batch.keep_identifiers
         place = shown_path(self.case.inputs[0].parent, batch.root, keep_identifiers=keep)
         swaps = [(str(self.scratch / "series"), place), (str(self.scratch / "results"), self.case.identifier)]
@@ -279,6 +307,7 @@ class Task:
             shown = shown_path(path, batch.root, keep_identifiers=keep)
             swaps += [(str(path.absolute()), shown), (str(path), shown)]
         swaps += [(str(self.scratch), ""), (str(batch.output), "OUTPUT"), (str(batch.root), "INPUT")]
+        swaps = [(old, new) for old, new in swaps if old not in ("", ".")]
         if self.case.kind == "dicom":
             swaps += [
                 (_staged_name(number), shown_name(path.name, keep_identifiers=keep))
@@ -286,14 +315,16 @@ class Task:
             ]
         text = " ".join(text.split())
         for old, new in sorted(swaps, key=lambda pair: -len(pair[0])):
-            text = text.replace(old, new)
+            # a relative path of one part, such as "a", may be an ordinary word unless something follows it
+            end = r"(?![\w-])" if os.sep in old or "." in old else f"(?={re.escape(os.sep)})"
+            text = re.sub(rf"(?<![\w./\\-]){re.escape(old)}{end}", _constant(new), text)
         if not keep:
             for word in sorted(self._names(), key=len, reverse=True):
-                text = text.replace(word, "[...]")
+                text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "[...]", text)
         return printable(text)
 
     def _names(self) -> set[str]:
-        """Words in names of files and in the header that say who it is."""
+        """Words in file names and in the header that may identify the person."""
         words = set()
         for path in self.case.inputs:
             for part in relative(path, self.batch.root).split("/"):
@@ -314,8 +345,13 @@ def full_disk_is_an_error(output: Path) -> Iterator[None]:
         raise
 
 
+def _constant(text: str) -> Callable[[re.Match[str]], str]:
+    """A replacement for `re.sub` in which backslashes have no meaning."""
+    return lambda _: text
+
+
 def _sidecars(case: Case) -> list[Path]:
-    """Files beside the inputs that the result depends on too."""
+    """Files next to the inputs on which the result also depends."""
     endings = {".nii": (".bval", ".bvec"), ".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}
     found = []
     for path in case.inputs:
@@ -339,7 +375,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _header_words(path: Path) -> set[str]:
-    """What a DICOM header says about the person, the place and in free text, whole and word by word."""
+    """Header values that may identify a person or place, each whole and split into words."""
 
     words: set[str] = set()
     try:

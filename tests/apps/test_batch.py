@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from voxelwave.apps.batch import run as batch
+from voxelwave.apps.batch.case import Case
 from voxelwave.apps.batch.manifest import MANIFEST, STATE, append_line, compact, read_manifest
-from voxelwave.apps.batch.run import Case, choose_part, run_batch
+from voxelwave.apps.batch.run import choose_part, run_batch
+from voxelwave.apps.batch.task import Batch, Task
 from voxelwave.apps.bench.batch import contents, make_series
 from voxelwave.runs.exit import DONE, ERROR, INTERRUPTED, SOME_FAILED, TERMINATED
 from voxelwave.runs.workers import InProcess, LocalProcesses
@@ -315,7 +317,7 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
     assert unfinished(output) == []
     assert 0 < len(read_manifest(output)) < 6
@@ -397,3 +399,28 @@ def _reads(read_volume, case) -> bool:
         return case.reason is None and read_volume(case.inputs[0].parent).array.shape[2] == 3
     except ValueError:
         return False
+
+
+def _redacted(text: str, root: Path, name: str) -> str:
+    path = root / name
+    case = Case("case", (path,), "image", "text")
+    batch = Batch({}, Path("/results"), root, {})
+    return Task(case, batch, ("", None), Path("/scratch")).redacted(text)
+
+
+def test_only_whole_words_of_a_name_are_redacted():
+    shown = _redacted("Smith_tilt.dcm: the stack is tilted; Smith_tilt has no tilt", Path("/in"), "Smith_tilt.dcm")
+    assert "Smith" not in shown
+    assert "is tilted" in shown
+
+
+@pytest.mark.parametrize("root", [".", "a", "in"])
+def test_a_relative_input_folder_changes_no_words_of_a_message(root):
+    shown = _redacted("a slice is cut off in the file. Get a new one", Path(root), "image-1.png")
+    assert shown == "a slice is cut off in the file. Get a new one"
+
+
+def test_paths_of_this_machine_do_not_stay_in_a_message():
+    shown = _redacted("cannot read /in/Smith.png, nor /in/other.png", Path("/in"), "Smith.png")
+    assert "Smith" not in shown
+    assert "/in/" not in shown

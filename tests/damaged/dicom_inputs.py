@@ -445,7 +445,7 @@ def _(folder, series):
     cut(folder / "004.dcm", -300)
 
 
-@dicom("JPEG 2000 slice of 60000 x 60000 pixels in itself", "60000 x 60000 pixels, its header says 128 x 128")
+@dicom("JPEG 2000 slice of 60000 x 60000 pixels in itself", "60000 x 60000 pixels, its header gives 128 x 128")
 def _(series):
     compressed(series, JPEG2000Lossless)
     frame = bytearray(next(pydicom.encaps.generate_frames(series[4].PixelData, number_of_frames=1)))
@@ -453,7 +453,7 @@ def _(series):
     series[4].PixelData = encapsulate([bytes(frame)])
 
 
-@dicom("JPEG slice of 65000 x 65000 pixels in itself", "65000 x 65000 pixels, its header says 128 x 128")
+@dicom("JPEG slice of 65000 x 65000 pixels in itself", "65000 x 65000 pixels, its header gives 128 x 128")
 def _(series):
     stream = io.BytesIO()
     Pillow.fromarray(np.zeros((128, 128), np.uint8)).save(stream, "JPEG")
@@ -464,7 +464,7 @@ def _(series):
     series[4].file_meta.TransferSyntaxUID = JPEGBaseline8Bit
 
 
-@dicom("rows and columns of a compressed slice exchanged with others", "its header says")
+@dicom("rows and columns of a compressed slice exchanged with others", "its header gives")
 def _(series):
     for image in compressed(series, JPEGLSLossless):
         image.Rows, image.Columns = 64, 256

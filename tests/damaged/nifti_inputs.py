@@ -65,8 +65,8 @@ nifti("32767 voxels on each axis", "cut off")(lambda b: put(b, 42, "<3h", 32767,
 nifti("compressed, 32767 voxels on each axis", "cut off", name="scan.nii.gz")(
     lambda b: gzip.compress(put(b, 42, "<3h", 32767, 32767, 32767))
 )
-nifti("fewer slices in the header than in the file", "holds more than its header says")(lambda b: put(b, 46, "<h", 5))
-nifti("compressed, fewer slices in the header", "holds more than its header says", name="scan.nii.gz")(
+nifti("fewer slices in the header than in the file", "holds more than its header claims")(lambda b: put(b, 46, "<h", 5))
+nifti("compressed, fewer slices in the header", "holds more than its header claims", name="scan.nii.gz")(
     lambda b: gzip.compress(put(b, 46, "<h", 5))
 )
 nifti("unknown data type", "not a readable")(lambda b: put(b, 70, "<h", 999))
@@ -88,12 +88,12 @@ nifti("sform of zeros, no qform", "no usable place")(
 )
 
 
-@nifti("bomb: 1 GiB of zeros behind a small image", "holds more than its header says", name="scan.nii.gz")
+@nifti("bomb: 1 GiB of zeros behind a small image", "holds more than its header claims", name="scan.nii.gz")
 def _(content):
     return gzip.compress(content) + zeros_deflated(1 << 30)
 
 
-@nifti("bomb: 4 GiB of zeros, as its header says", "does not fit in memory", name="scan.nii.gz")
+@nifti("bomb: 4 GiB of zeros, as its header gives", "does not fit in memory", name="scan.nii.gz")
 def _(content):
     return gzip.compress(put(content, 42, "<3h", 2048, 2048, 512)[:352]) + zeros_deflated(4 << 30)
 
@@ -132,7 +132,7 @@ def _(folder):
     return folder / "a.mgh"
 
 
-@damaged("NIfTI", "compressed MGH bomb: 1 GiB of zeros behind a small image", said="holds more than its header says")
+@damaged("NIfTI", "compressed MGH bomb: 1 GiB of zeros behind a small image", said="holds more than its header claims")
 def _(folder):
     nib.save(nib.MGHImage(np.zeros((4, 4, 4), np.float32), np.eye(4)), folder / "a.mgh")
     (folder / "a.mgz").write_bytes(gzip.compress((folder / "a.mgh").read_bytes()) + zeros_deflated(1 << 30))

@@ -270,7 +270,7 @@ BAD = {
     _two_missing: "2 of 7 slices are missing",
     _twice: r"every position must have 1 image\(s\), got 2 at 16.00 mm",
     _same_uid: "have one SOPInstanceUID but differ",
-    _all_twice: "do not tell which belong together",
+    _all_twice: "do not distinguish the volumes",
     _two_series: r'must hold one series, got 2: "test" \(5 files\), "other" \(2 files\)|"other" \(2 files\), "test"',
     _two_orientations: "got 2 slice orientations",
     _tilt: r"tilted by 9.5 degrees \(gantry tilt\)",
@@ -351,7 +351,7 @@ def test_a_cut_compressed_file_is_refused(tmp_path):
 
 
 def test_every_second_slice_missing_is_noticed_by_the_header(tmp_path):
-    with pytest.warns(VolumeWarning, match="lie 6 mm apart, the header says 3 mm"):
+    with pytest.warns(VolumeWarning, match="are 6 mm apart, the header gives 3 mm"):
         read_volume(folder_of(tmp_path / "s", images(SpacingBetweenSlices=3.0)[::2]))
 
 
@@ -449,7 +449,7 @@ def test_an_enhanced_file_with_too_few_descriptions_is_refused(tmp_path):
     ds, _ = enhanced()
     del ds.PerFrameFunctionalGroupsSequence[-1]
     pydicom.dcmwrite(tmp_path / "e.dcm", ds, enforce_file_format=True)
-    with pytest.raises(ValueError, match="says it has 7 frames but describes 6"):
+    with pytest.raises(ValueError, match="announces 7 frames but describes 6"):
         read_volume(tmp_path / "e.dcm")
 
 
