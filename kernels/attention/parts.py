@@ -51,7 +51,7 @@ class _Union(torch.autograd.Function):
             out, lse = _attend(q, k, v, causal, bias, scale)
             results.append((out, lse))
             highest[:, rows] = torch.maximum(highest[:, rows], lse)
-        total = torch.zeros_like(highest)
+        total = torch.zeros_like(highest)  # (N, blocks, T)
         for (rows, _, _), (_, lse) in zip(layout, results, strict=True):
             total[:, rows] += (lse - highest[:, rows]).exp()
         union = highest + total.clamp_min(torch.finfo(total.dtype).tiny).log()

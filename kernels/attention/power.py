@@ -64,7 +64,8 @@ class PowerAttention:
             return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]))
         wide = torch.promote_types(q.dtype, torch.float32)
         first, lead = divmod(start, self.block)  # queries may start in the middle of a block
-        rows = self._blocks(F.pad(q.to(wide), (0, 0, lead, 0)))  # (B H, R, T, D)
+        query = q.to(wide)
+        rows = self._blocks(F.pad(query, (0, 0, lead, 0)) if lead else query)  # (B H, R, T, D)
         keys, values = (self._blocks(spread_heads(x, q.shape[1]).to(wide)) for x in (k, v))
         hidden = None
         if mask is not None or (n_keys % self.block and not causal):  # the filled-up keys come after every query
@@ -77,7 +78,9 @@ class PowerAttention:
         return Mixed(out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype))
 
     def _blocks(self, x: Tensor) -> Tensor:
-        blocks: Tensor = F.pad(x, (0, 0, 0, -x.shape[2] % self.block)).unflatten(2, (-1, self.block)).flatten(0, 1)
+        padding = -x.shape[2] % self.block
+        padded = F.pad(x, (0, 0, 0, padding)) if padding else x  # padding by 0 would copy
+        blocks: Tensor = padded.unflatten(2, (-1, self.block)).flatten(0, 1)
         return blocks
 
     def offsets(self, blocks: int) -> list[int]:
@@ -89,8 +92,18 @@ class PowerAttention:
         count, blocks = q.shape[1], k.shape[1]
         offsets = self.offsets(blocks)
         parts = []
+        near = self.window - 1  # the blocks before the own one lie side by side: one part for the rows that have all
+        begin = max(0, near - first)
+        joined = causal and near > 1 and begin < count
+        if joined:
+            at = slice(first + begin - near, first + count - 1)
+            bias = None if hidden is None else _windows(hidden[:, at].mT, near).mT
+            k_near, v_near = (_windows(x[:, at], near) for x in (k, v))
+            parts.append(Part(q[:, begin:], k_near, v_near, slice(begin, count), False, bias))
         for d in offsets if causal else [*offsets, *(-d for d in offsets[1:])]:
             rows = slice(max(0, d - first), min(count, blocks - first + d))  # those whose key block exists
+            if joined and 0 < d <= near:
+                rows = slice(rows.start, min(begin, rows.stop))
             at = slice(first + rows.start - d, first + rows.stop - d)
             if rows.start >= rows.stop:
                 continue
@@ -111,6 +124,12 @@ class PowerAttention:
                 bias = None if hidden is None else hidden[:, sink : sink + 1].expand(shape)
                 parts.append(Part(q[:, rows_far], k_sink, v_sink, rows_far, False, bias))
         return parts
+
+
+def _windows(x: Tensor, near: int) -> Tensor:
+    """Each `near` neighbouring blocks of (N, C, T, D) as one: (N, C - near + 1, near T, D), a view."""
+    windows: Tensor = x.flatten(1, 2).unfold(1, near * x.shape[2], x.shape[2])
+    return windows.mT
 
 
 def power_mask(length: int, *, block: int, window: int, sink: int, causal: bool = True) -> Tensor:

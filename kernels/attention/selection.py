@@ -27,7 +27,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 def to_blocks(x: Tensor, block: int) -> Tensor:
     """(..., L, D) -> (..., ceil(L / block), block, D), the last block filled up with zeros."""
     padding = -x.shape[-2] % block
-    blocks: Tensor = F.pad(x, (0, 0, 0, padding)).unflatten(-2, (-1, block))
+    padded = F.pad(x, (0, 0, 0, padding)) if padding else x  # padding by 0 would copy
+    blocks: Tensor = padded.unflatten(-2, (-1, block))
     return blocks
 
 
