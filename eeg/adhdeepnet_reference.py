@@ -8,7 +8,7 @@ from .adhdeepnet import ADHDeepNet
 
 
 class LiteralADHDeepNet(ADHDeepNet):
-    """The same parameters and results; every layer of the published table is computed as it stands."""
+    """The same parameters and results; every layer of the published table is computed literally."""
 
     def features(self, x: Tensor) -> Tensor:
         """The 256 values (batch, 256) that the last layer sees."""

@@ -293,7 +293,7 @@ def _overlaps(fold: Fold, times: int) -> int:
 
 
 def check_declared(splits: SplitFile) -> list[Check]:
-    """Checks of what the split file declares about scaling and selection."""
+    """Check the declarations of the split file about scaling and selection."""
     scaling, selected = splits.declared.get("scaling"), splits.declared.get("selected_on")
     fitted = {
         "window": "each window by itself",
@@ -405,7 +405,7 @@ def _check_confounds(
 
 
 def _as_quantity(values: Sequence[Any]) -> tuple[list[Any], str]:
-    """Values as numbers where all are, and what they are: "number", "category", or "" for names of the subjects."""
+    """Values as numbers if all are numbers, and their kind: "number", "category", or "" for names of subjects."""
     given = [v for v in values if v != ""]
     try:
         return [float("nan") if v == "" else float(v) for v in values], "number"

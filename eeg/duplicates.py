@@ -47,7 +47,7 @@ def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int 
 def shared_stretches(
     signals: Sequence[np.ndarray], sfreq: float, *, seconds: float = 8.0, threshold: float = 0.95, seed: int = 0
 ) -> list[tuple[int, int, float]]:
-    """Pairs of recordings that hold the same stretch, wherever it lies in the one and in the other.
+    """Pairs of recordings that share a stretch of signal, at any position in either.
 
     Three stretches of every recording are sought in all others by normalised cross-correlation (FFT) of one mixture of
     the channels; a hit is then checked on all channels.

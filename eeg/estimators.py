@@ -346,7 +346,7 @@ def from_plan(
         name: one of `NAMES`.
         windows: fields of `WindowOptions`.
         options: of the estimator.
-        positive: the class that output 1 stands for.
+        positive: the class of output 1.
         cache: a folder for the cut windows.
         by_window: treat each window as a subject of its own, to show what a random split of windows would report.
     """

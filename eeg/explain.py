@@ -97,7 +97,7 @@ def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[fl
         bands: name -> (low, high) in Hz.
 
     Returns:
-        (n, channels, bands + 1); the last is what lies in no band, such as slower drifts.
+        (n, channels, bands + 1); the last is the remainder outside all bands, such as slow drifts.
     """
     x, gradient = attribution.x.astype(float), attribution.gradient
     product = np.fft.rfft(x, axis=-1) * np.fft.rfft(gradient, axis=-1).conj()
@@ -172,7 +172,7 @@ class FilterTable:
         peak: (F1,) Hz of the largest.
         band: (F1,) index into the bands, -1 for none.
         weight: (F1, D) share of each spatial filter in the margin's gradient times activation; they sum to 1.
-        spatial: (F1, D, channels) filters: what is summed to see a source.
+        spatial: (F1, D, channels) filters: the weights with which channels are summed to extract a source.
         pattern: (F1, D, channels) how that source shows on the channels (Haufe et al. 2014).
     """
 

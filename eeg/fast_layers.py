@@ -50,7 +50,7 @@ class _Shifted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # Row t is written so far to the right that what belongs to one sample stands in one column.
+        # Row t is shifted to the right so that the contributions to one sample are in one column.
         channels, rows, _ = grad.shape
         length = ctx.length
         skewed = grad.new_zeros(channels, rows, length)
@@ -190,7 +190,7 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
     Args:
         h: (C, n, times), or (C, n, 2, times) where the axis of length 2 is a pair that is averaged at the end.
         norm: in training mode its running statistics move, as in PyTorch.
-        offset: (C,) a constant that is thought to be added to `h`; only the mean can tell.
+        offset: (C,) a constant added to `h`; it changes the running mean only.
 
     Returns:
         (C, n, times).

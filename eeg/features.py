@@ -38,7 +38,7 @@ def band_power(windows: Windows, bands: Mapping[str, tuple[float, float]] = BAND
 
     Args:
         windows: scaled or not.
-        bands: name -> (low, high) in Hz; what lies above half the sampling rate is cut off.
+        bands: name -> (low, high) in Hz; frequencies above half the sampling rate are cut off.
 
     Returns:
         (windows, features), named "theta absolute Fz", "theta relative Fz", "theta/beta Fz".

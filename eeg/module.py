@@ -99,7 +99,7 @@ class EEGModule(SeededModule):
             drawn anew in every epoch (the published code draws once). Empty for none.
         reduce_patience: epochs without a better validation loss until the learning rate halves.
         least_lr: where it stops halving.
-        seed: of order, noise and dropout in each epoch; weights come from torch's generator as it stands.
+        seed: of order, noise and dropout in each epoch; the initial weights are drawn from torch's global generator.
     """
 
     def __init__(

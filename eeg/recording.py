@@ -123,7 +123,7 @@ def read_recording(
             electrodes in the order of the file, or all EEG channels if none has a 10-20 name.
         band: (low, high) edges in Hz of a zero-phase FIR filter; None leaves a side open.
         reference: "average", or the channel(s) to refer to; None keeps the reference of the file.
-        unit: what the numbers of the file are, against what the file says.
+        unit: the unit of the numbers in the file, overriding the header.
         mat_order: the columns of a .mat: "ced" (the .ced file of the ADHD data set), "text" (its prose), or names.
         mat_sfreq: the sampling rate of a .mat, which carries none, Hz.
 
@@ -231,10 +231,10 @@ def _check_edf(path: Path) -> None:
         except ValueError:  # numbers as only MNE understands them, or nonsense
             return
     if not 0 < duration < np.inf:
-        raise ValueError(f"{path}: a record must last more than 0 s, its header says {duration:g} s")
+        raise ValueError(f"{path}: a record must last more than 0 s, its header gives {duration:g} s")
     without = [n for n, a, b in zip(names, low, high, strict=True) if a == b and is_scalp_name(standard_name(n))]
     if without:
-        raise ValueError(f"{path}: the physical range must be above 0, the header says it is 0 for {_some(without)}")
+        raise ValueError(f"{path}: the physical range must be above 0, the header gives 0 for {_some(without)}")
 
 
 def _missing_end(path: Path, raw: Any) -> list[Note]:
@@ -268,7 +268,7 @@ def _read_with_mne(path: Path, include: Sequence[str] | None = None) -> _File:
     with _heard() as notes:
         try:
             raw = _open_with_mne(path, include, notes)
-        except Exception as error:  # each reader has its own kinds for a file that is not what its name says
+        except Exception as error:  # each reader raises its own errors for a file that does not match its name
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # it names the file
             if isinstance(error, ValueError) and str(error).startswith(str(path)):
@@ -296,7 +296,7 @@ def _open_with_mne(path: Path, include: Sequence[str] | None, notes: list[Note])
 
 
 def _read_bids(path: Path, notes: list[Note]) -> Any | None:
-    """The file through mne-bids if it lies in a BIDS folder, else None."""
+    """The file read by mne-bids if it is in a BIDS folder, else None."""
     root = next((p for p in path.parents if (p / "dataset_description.json").is_file()), None)
     if root is None:
         return None
@@ -490,7 +490,7 @@ def _scale(raw: Any, found: _File, kept: Sequence[str], unit: Unit | None) -> tu
             f"the file gives no voltage unit for {_some(unknown)} but does for the others: "
             "leave them out with channels, or say what the numbers are with unit"
         )
-    text = "the file gives no voltage unit: its numbers are kept as they are; give unit to say what they are"
+    text = "the file gives no voltage unit: its numbers are kept unchanged; set the option unit to name their unit"
     return 1.0, "unknown", [Note(text)]
 
 

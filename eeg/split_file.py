@@ -50,14 +50,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class SplitFile:
-    """What a split file says.
+    """The content of a split file.
 
     Args:
         source: the file.
         folds: all of them.
         by_window: whether windows are listed rather than subjects.
         declared: "scaling" (window, recording, fold, none, all) and "selected_on" (train, validation, test, none),
-            where the file says so.
+            if the file gives them.
         persons: subject -> the person behind it, where several subjects are one person.
         windows: how a run of ours cuts windows.
         protocols: that a run of ours follows.

@@ -33,7 +33,7 @@ class WindowOptions:
         channels: names in the order wanted; None takes those of the first recording, which all must then have.
         scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
             "fold" (left as they are; the estimator fits a `Scaler` on its training windows) or "none".
-        unit: of the files' numbers, against what they say.
+        unit: the unit of the numbers in the files, overriding their headers.
         mat_order: columns of a .mat file.
         mat_sfreq: rate of a .mat file, Hz.
     """
@@ -177,7 +177,7 @@ class Scaler:
 
 
 def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of one recording without those that touch a bad span; a rest at the end is dropped.
+    """Windows of one recording without those that touch a bad span; a remainder at the end is dropped.
 
     Returns:
         (n, channels, times) float32 in the recording's unit, unscaled, and the first samples (n,).
@@ -330,7 +330,7 @@ def _windows_of(name: str, label: str, recordings: Sequence[Recording], options:
 
 
 def scaled(x: np.ndarray, recording: Recording, scaling: Scaling) -> np.ndarray:
-    """Windows (n, channels, times) of a recording, scaled as the option says; "fold" and "none" change nothing."""
+    """Windows (n, channels, times) of a recording, scaled according to the option; "fold" and "none" change nothing."""
     if scaling == "window":
         return standardize(x)
     if scaling == "recording":

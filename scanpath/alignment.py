@@ -7,12 +7,12 @@ def needleman_wunsch(similarity: np.ndarray, gap: float = 0.0) -> float:
     """The score of the best global alignment of two sequences (Needleman and Wunsch, 1970).
 
     Args:
-        similarity: (n, m), what it is worth to lay element i of one beside element j of the other.
-        gap: what it is worth, 0 or less, to lay an element beside nothing.
+        similarity: (n, m), gain of aligning element i of one sequence with element j of the other.
+        gap: gain, 0 or less, of aligning an element with a gap.
 
     Example:
         >>> kitten, sitting = (np.array(list(word)) for word in ("kitten", "sitting"))
-        >>> needleman_wunsch(kitten[:, None] == sitting)  # i, t, t, n stand in both in this order
+        >>> needleman_wunsch(kitten[:, None] == sitting)  # i, t, t, n occur in both in this order
         4.0
     """
     similarity = np.asarray(similarity, dtype=np.float64)
@@ -30,8 +30,8 @@ def needleman_wunsch(similarity: np.ndarray, gap: float = 0.0) -> float:
 def cheapest_walk(cost: np.ndarray) -> np.ndarray:
     """The cheapest way from the first to the last field of a table by steps to the right, down, or both.
 
-    A step costs what stands in the field that it enters; the first field is free. Where ways are equally cheap, each
-    field is entered by a step both right and down if it can be, else by one down.
+    A step costs the value of the field that it enters; the first field is free. If several paths are equally
+    cheap, each field is entered by a step both right and down if possible, else by a step down.
 
     Args:
         cost: (n, m), none below 0.

@@ -54,7 +54,7 @@ class Baseline(ABC):
             raise ValueError(f"{self.name} needs a trial at least to learn from, got none")
         if self.needs_target and dataset.target_position != "given":
             raise ValueError(
-                f'{self.name} is told where the target is, which this dataset hides: with_target_position("given")'
+                f'{self.name} uses the position of the target, which this dataset hides: with_target_position("given")'
                 " shows it"
             )
         # half a fixation more than there are: a probability of 1 would make longer test paths impossible
@@ -122,7 +122,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def _objects(self, scene: Scene, path: np.ndarray) -> np.ndarray:
-        """(n,) probabilities of the next object if the path goes on."""
+        """(n,) probabilities of the next object if the path continues."""
 
     def _learn(self, dataset: Dataset) -> None:  # noqa: B027
         """Learn more than the end, where there is more."""
@@ -243,7 +243,7 @@ class NearestObject(_Nearest):
 class StepMarkov(Baseline):
     """How often people make each step: so many rows and columns, from wherever they are.
 
-    Which steps a scene offers depends on where one stands, so each step has a weight and the probability of an object
+    The possible steps depend on the present position, so each step has a weight and the probability of an object
     is its weight among those of all objects (Luce's choice rule).
     """
 
@@ -286,7 +286,7 @@ class MarkovWithTarget(StepMarkov):
     """`StepMarkov` that knows where the target is: the nearer, the likelier to jump there; paths end on it.
 
     The probability of a jump is counted by distance (the larger of rows and columns), that of the end by whether the
-    last fixation is on the target. In a scene without a target it is what it was.
+    last fixation is on the target. In a scene without a target it is unchanged.
     """
 
     name = "step Markov with target"
@@ -359,7 +359,7 @@ def choice_weights(
         prior: shape above 1, and rate, of the prior.
 
     Returns:
-        (kinds,) float64 with mean 1: choices tell weights up to a factor only, and of all factors the prior likes this
+        (kinds,) float64 with mean 1: choices determine weights up to a factor only, and the prior favours this factor
         one best.
 
     Example:

@@ -1,4 +1,4 @@
-"""COCO boxes with fixations as COCO-Search18 tells them (Chen et al., Scientific Reports 11, 2021)."""
+"""COCO boxes with fixations in the format of COCO-Search18 (Chen et al., Scientific Reports 11, 2021)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,8 +115,8 @@ def _coco_target(record: dict[str, Any], objects: list[SceneObject], task: str, 
     overlap = [_overlap(o.box, told) if o.name == task else 0.0 for o in objects]
     if max(overlap) < _SAME_BOX:
         raise ValueError(
-            f"{file}: no {task} of {record['name']} lies where the trial of subject {record.get('subject')} tells its"
-            f" target, {told.tolist()}: check display and padding"
+            f"{file}: no {task} of {record['name']} is at the position that the trial of subject"
+            f" {record.get('subject')} gives for its target, {told.tolist()}: check display and padding"
         )
     return int(np.argmax(overlap))
 

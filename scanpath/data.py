@@ -84,9 +84,9 @@ class PathData(TorchDataset[PathBatch]):
 
     Args:
         dataset: of the trials.
-        trials: indices of those that take part.
+        trials: indices of the trials to use.
         appearance: see `scene_batch`.
-        target_position: by default what the dataset says.
+        target_position: by default that of the dataset.
         mirror: also give each trial in the mirrored scene; index i + len(trials) is trial i left to right.
     """
 
@@ -205,7 +205,7 @@ def _looks(scene: Scene, appearance: str) -> Tensor:
 
 
 def _inputs(scene: Scene, appearance: str, target_position: TargetPosition) -> tuple[object, ...]:
-    """What tells the network's inputs of two scenes apart."""
+    """A key that differs if the network's inputs for two scenes differ."""
     if appearance == "none":
         looks: Any = None
     elif appearance == "features":

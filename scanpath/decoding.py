@@ -1,6 +1,6 @@
 """Paths from a network: the likeliest object at each step, drawn ones, and the likeliest path of a beam.
 
-All of them go on from a cache of keys and values, and give what the network gives when it reads the whole path anew.
+All of them continue from a cache of keys and values, and give the same result as reading the whole path again.
 Rows do not see each other: a scene's paths are the same alone and in a batch.
 """
 
@@ -81,7 +81,7 @@ def beam(model: OAT, scenes: SceneBatch, *, width: int, max_length: int) -> list
         model: in evaluation mode.
         scenes: (S) of them.
         width: paths kept at each step.
-        max_length: fixations at most; a path that is cut there counts with what it has.
+        max_length: fixations at most; a path that is cut there is scored without its end.
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")

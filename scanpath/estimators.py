@@ -151,7 +151,7 @@ def baseline_rows(dataset: Dataset, train: Sequence[int], test: Sequence[int], *
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """Rows of figures as JSON; what is not defined is null."""
+    """Write rows of figures as JSON; undefined figures are null."""
     plain = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
     path.write_text(json.dumps(plain, default=float) + "\n")
 
@@ -204,7 +204,7 @@ def model_info(
     features: Sequence[str] = (),
     notes: dict[str, str] | None = None,
 ) -> WeightsInfo:
-    """What a network that was trained on the `known` trials is made for."""
+    """The description of a network that was trained on the `known` trials."""
     some = dataset.subset(known)
     count = arguments["features"] if arguments["appearance"] == "features" else 0
     if features and len(features) != count:

@@ -29,7 +29,7 @@ from .scanmatch import scanmatch
 from .scene import Dataset, Scene, Trial
 
 Row = dict[str, Any]
-PEOPLE = "other people"  # stands for a model in rows and tables
+PEOPLE = "other people"  # the name of people in the column of models
 # figure of a table -> whether more (1), less (-1) or neither (0) is better
 FIGURES: dict[str, int] = {
     "nll_per_token": -1,
@@ -54,7 +54,7 @@ _OF_MAPS = ("nss", "auc", "sim", "cc", "nss_pixels", "nss_smoothed")
 
 
 class Interval(NamedTuple):
-    """A figure over some trials, and between which values the middle of its bootstrap resamples lies."""
+    """A figure over some trials, with its bootstrap interval."""
 
     value: float
     low: float
@@ -86,7 +86,7 @@ def evaluate_fold(
     """A row of figures for each model and trial, and for the other people on each trial's scene.
 
     Args:
-        models: by the name that stands in the rows; none may have learnt from these trials.
+        models: by their names in the rows; none may have been trained on these trials.
         dataset: whose scenes the models are asked about. People are compared with all its trials on a scene.
         trials: indices of the trials to test on.
         samples: paths that each model draws for a scene; all people's paths on it are compared with the same ones.
@@ -101,7 +101,7 @@ def evaluate_fold(
     if samples < 1 or max_length < 1:
         raise ValueError(f"samples and max_length must be at least 1, got {samples} and {max_length}")
     if PEOPLE in models:
-        raise ValueError(f'no model may be named "{PEOPLE}", which stands for people')
+        raise ValueError(f'no model may be named "{PEOPLE}", which is the name of people')
     rows = []
     for name, model in models.items():
         drawn: dict[str, list[_Drawn]] = {}
@@ -155,7 +155,7 @@ def compare(
 ) -> dict[str, Interval]:
     """How much larger each figure of a model is than that of another one, on the trials that both have.
 
-    Both are taken from the same resamples of layouts, so an interval that leaves 0 out tells them apart although the
+    Both are taken from the same resamples of layouts, so an interval without 0 shows a difference even if the
     two intervals of `summarise` overlap.
 
     Args:

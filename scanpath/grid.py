@@ -83,5 +83,5 @@ def fit_axis(centres: np.ndarray, extents: np.ndarray, count: int | None = None,
         place = nearest
     residual = float(np.abs(centres - first - pitch * place).max())
     if residual > pitch / 2:
-        raise ValueError(f"a box lies {residual:.0f} px from its place, more than half the pitch of {pitch:.0f} px")
+        raise ValueError(f"a box is {residual:.0f} px from its grid position, over half the pitch of {pitch:.0f} px")
     return Axis(count, first, pitch, residual)

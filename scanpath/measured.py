@@ -1,4 +1,4 @@
-"""What every reader hands on: paths as they were measured; and the checks of what files say."""
+"""The common result of all readers: paths as they were measured; and checks of file contents."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from .scene import Scene
 
 @dataclass(frozen=True)
 class MeasuredPath:
-    """A trial as a file tells it: positions, objects, or both.
+    """A trial as recorded in a file: positions, objects, or both.
 
     Args:
         scene: identifier of the scene.

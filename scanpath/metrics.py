@@ -49,7 +49,7 @@ def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
     """How a path searches, after Fang et al. (ECCV 2024).
 
     The path is cut into runs of the same object. Each fixation is one of three: it begins the first run on an object
-    (search), goes on with a run (refix), or begins a later run on an object that was left before (revisit).
+    (search), continues a run (refix), or begins another run on an object that was left before (revisit).
 
     Args:
         path: of object indices, one at least.
@@ -97,7 +97,7 @@ def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.nda
     fixation.
 
     Args:
-        log_probabilities: (steps + 1, objects + 1) of what follows each beginning of the path, the last column the end.
+        log_probabilities: (steps + 1, objects + 1) of the next object after each prefix of the path, and of the end.
         path: (steps,) object indices.
 
     Raises:

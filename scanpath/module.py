@@ -32,7 +32,7 @@ def path_loss(scores: Tensor, chosen: Tensor) -> Tensor:
 def path_nats(scores: Tensor, batch: PathBatch) -> tuple[Tensor, int]:
     """Negative log-likelihood of a batch in nats, and its number of tokens, ends among them.
 
-    The padding class never comes, and no path ends before its first fixation.
+    The padding class has probability 0, and no path ends before its first fixation.
     """
     log_p = log_probabilities(scores, first=batch.first)
     counted = batch.chosen != IGNORED
@@ -47,13 +47,13 @@ class ScanpathModule(SeededModule):
 
     Args:
         arguments: of `oat.OAT`; `table` as a list of lists.
-        target_position: whether the network is told where the target is.
-        lr: learning rate of Adam, as published constant; the default is the published one.
-        weight_decay: of AdamW on matrices; 0 is Adam.
+        target_position: whether the network is given the position of the target.
+        lr: learning rate of AdamW; the default is the published one.
+        weight_decay: weight decay of matrices; 0 makes AdamW equal to Adam.
         warmup: steps of linear warm-up.
         cosine_steps: where given, the rate falls by half a cosine to a hundredth until this step.
         ema_decay: of the average of the weights; 0 turns it off.
-        seed: of order and dropout in each epoch; the weights come from torch's generator as it stands.
+        seed: of order and dropout in each epoch; the initial weights are drawn from torch's global generator.
     """
 
     def __init__(

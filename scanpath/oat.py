@@ -1,4 +1,4 @@
-"""OAT, the Object-level Attention Transformer: in which order a person looks at the objects of a scene.
+"""OAT, the Object-level Attention Transformer: the order in which a person looks at the objects of a scene.
 
 Fang, Yu, Zhang, van der Lans and Shi, "Oat: object-level attention transformer for gaze scanpath prediction", ECCV
 2024. An encoder sees all objects and the target, a decoder the fixations so far, and an object attention head scores
@@ -202,7 +202,7 @@ class OneDPositionalEncoding(nn.Module):
 
 
 class OAT(nn.Module):
-    """The network from scenes and the fixations so far to scores of what is looked at next.
+    """The network: from scenes and the fixations so far to scores of the next fixation.
 
     Args:
         rows, columns: of the grid that positions are counted in.
@@ -419,7 +419,7 @@ class OAT(nn.Module):
         return result
 
     def _blank(self, count: int) -> Tensor:
-        """(count, d_appearance) of what is no object: an image, or a vector, of ones."""
+        """(count, d_appearance) of a token that is no object: an image, or a vector, of ones."""
         if self.appearance == "none":
             return self.constant_embedding.expand(count, -1)
         if self.appearance == "features":
@@ -441,7 +441,7 @@ class OAT(nn.Module):
 
 
 def log_probabilities(scores: Tensor, *, first: Tensor | None = None) -> Tensor:
-    """Log-probabilities of the objects and the end, (B, T, N + 1); the padding class never comes.
+    """Log-probabilities of the objects and the end, (B, T, N + 1); the padding class has probability 0.
 
     Args:
         scores: (B, T, N + 2) of a network.

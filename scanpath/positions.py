@@ -1,4 +1,4 @@
-"""Where an object stands, as a vector: OAT's table of distances, and the sinusoids that it is compared with."""
+"""The position of an object as a vector: OAT's table of distances, and sinusoids for comparison."""
 
 import math
 from typing import Literal, get_args

@@ -38,8 +38,8 @@ def read_scanpaths(
 
     Args:
         path: a .json file of our own or of Search Target Inference, a folder with our own three .csv tables, or one
-            with COCO boxes and COCO-Search18 fixations (.json files, told apart by what is in them).
-        mapping: a fixation belongs to the smallest box that it lies in; one that lies in none belongs to the nearest
+            with COCO boxes and COCO-Search18 fixations (.json files, distinguished by their content).
+        mapping: a fixation belongs to the smallest box that contains it; one outside all boxes belongs to the nearest
             box, or with "inside" is left out. Files that say the object themselves are believed.
         margin: pixels around a box that count as inside, for "inside".
         duplicates: what to do with equal paths of three or more fixations on one scene: an error, or keep the first.
@@ -50,7 +50,7 @@ def read_scanpaths(
 
     Raises:
         OSError: where a file cannot be read.
-        ValueError: where it is none of these formats, or says something impossible.
+        ValueError: the file has none of these formats, or an impossible value.
     """
     path = Path(path)
     for name, value, kinds in (
@@ -118,7 +118,7 @@ def with_crops(scene: Scene) -> Scene:
     with Image.open(scene.image) as file:
         if file.size != tuple(scene.size):
             raise ValueError(
-                f"{scene.image} must have {scene.size[0]} x {scene.size[1]} pixels as scene {scene.identifier} says,"
+                f"{scene.image} must have {scene.size[0]} x {scene.size[1]} pixels like scene {scene.identifier},"
                 f" got {file.size[0]} x {file.size[1]}"
             )
         pixels = np.asarray(file.convert("RGB"))
@@ -127,7 +127,7 @@ def with_crops(scene: Scene) -> Scene:
         left, top = (max(int(np.floor(v)), 0) for v in box[:2])
         crop = pixels[top : int(np.ceil(box[1] + box[3])), left : int(np.ceil(box[0] + box[2]))]
         if not crop.size:
-            raise ValueError(f"box {box} of scene {scene.identifier} lies outside of {scene.image}")
+            raise ValueError(f"box {box} of scene {scene.identifier} is outside of {scene.image}")
         return crop.copy()
 
     return replace(scene, objects=tuple(replace(o, crop=cut(o.box)) for o in scene.objects))

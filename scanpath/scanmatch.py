@@ -29,7 +29,7 @@ def scanmatch(
         size: width and height of the picture in pixels; positions beside it belong to the bin at its edge.
         bins: across and down.
         threshold: in bins. Cristino et al. take twice the standard deviation of saccade lengths.
-        gap: what it is worth to lay a letter beside nothing, 0 or less.
+        gap: gain of aligning a letter with a gap, 0 or less.
         duration_a: (n,) seconds. With durations a letter is repeated for every `duration_bin` of its fixation.
         duration_b: (m,) seconds.
         duration_bin: seconds.

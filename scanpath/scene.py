@@ -38,7 +38,7 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture as a list of objects, and what is searched for in it.
+    """A picture as a list of objects, and the target of the search.
 
     Args:
         identifier: of this picture with this target.
@@ -49,7 +49,7 @@ class Scene:
         columns: of the grid.
         image: file of the picture.
         layout: the arrangement, the same for scenes that differ in their target only; by default the identifier.
-        sought: what is searched for; by default the name of the target.
+        sought: the name of the sought object; by default that of the target.
     """
 
     identifier: str

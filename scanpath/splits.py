@@ -24,7 +24,7 @@ def split(
 
     Args:
         dataset: whose trials are split.
-        by: what no fold has on both sides: a layout, with all targets in it and all people on it; a person; or what is
+        by: what training and test do not share: a layout, with all its targets and people; a person; or what is
             searched for. "trial" keeps nothing apart: other people's trials on a tested layout are then learnt.
         folds: how many; None leaves one layout, person or target out at a time.
         seed: of the partition.

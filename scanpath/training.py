@@ -25,7 +25,7 @@ class Training:
 
     Args:
         network: with the weights of the best epoch.
-        info: what the weights are made for.
+        info: the description of the weights.
         module: as it was after the last epoch.
         best: the curve, and the number of the best epoch.
         interrupted: whether it was stopped by hand.

@@ -1,4 +1,4 @@
-"""Weights on disk that say what they are, and a network as a model of scanpaths beside the baselines."""
+"""Weights on disk with their description, and a network with the interface of the baselines."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _TABLE = "position.table"  # beside the parameters: no state_dict holds it
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a file of weights is made for.
+    """The description of a file of weights.
 
     Attributes:
         arguments: of `oat.OAT`, without the table.
@@ -47,7 +47,7 @@ class WeightsInfo:
 
 
 def save_model(path: str | os.PathLike[str], network: OAT, info: WeightsInfo) -> None:
-    """Write a network as a safetensors file, its position table and what it is made for with it.
+    """Write a network as a safetensors file, with its position table and its description.
 
     Args:
         path: ends in .safetensors.
@@ -70,7 +70,7 @@ def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
 
     Raises:
         FileNotFoundError: there is no such file or name.
-        ValueError: it is another file, is damaged, or its parameters do not fit what it says.
+        ValueError: it is another file, is damaged, or its parameters do not fit its description.
     """
     path = find_weights(weights, "scanpath")
     state, metadata = read_weights(path)
@@ -96,7 +96,7 @@ class NetworkModel:
 
     Args:
         network: in evaluation mode.
-        info: what it is made for.
+        info: its description.
         name: to be shown.
     """
 
@@ -105,17 +105,16 @@ class NetworkModel:
         self._latest: tuple[Scene, Memory] | None = None
 
     def check(self, scene: Scene) -> None:
-        """Raise a ValueError that says why a scene is not one that the network is made for."""
+        """Raise a ValueError with the reason if a scene does not fit the network."""
         rows, columns = self.network.rows, self.network.columns
         if self.info.grid and (scene.rows, scene.columns) != (rows, columns):
             came = "a free layout" if scene.rows is None else f"{scene.rows} x {scene.columns}"
             raise ValueError(
-                f"scene {scene.identifier} must be a grid of {rows} x {columns}, which the weights are made for,"
-                f" got {came}"
+                f"scene {scene.identifier} must be a grid of {rows} x {columns}, as the weights require, got {came}"
             )
         if not self.info.grid and scene.rows is not None:
             raise ValueError(
-                f"scene {scene.identifier} must be a free layout, which the weights are made for, got a grid of"
+                f"scene {scene.identifier} must be a free layout, as the weights require, got a grid of"
                 f" {scene.rows} x {scene.columns}"
             )
         features = len(self.info.features)

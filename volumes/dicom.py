@@ -79,7 +79,7 @@ class _Frame:
 
 
 def read_dicom(path: Path) -> Volume:
-    """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists the outcome for odd input.
+    """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists odd input.
 
     Returns:
         (columns, rows, slices) or (columns, rows, slices, volumes): int16 where the values fit, other integers, or

@@ -96,7 +96,7 @@ def _network(weights: str, dataset: Dataset) -> NetworkModel:
 
 
 def _seen(dataset: Dataset, network: NetworkModel) -> dict[str, Any]:
-    """How many of the tested layouts the weights were trained on, in numbers and in words."""
+    """How many of the tested layouts the weights were trained on, as numbers and as text."""
     trained_on = set(network.info.trained_on)
     layouts = {dataset.scene_of(k).layout for k in range(len(dataset))}
     seen = layouts & trained_on

@@ -86,7 +86,7 @@ def _draw_paths(axis: "Axes", scene: "Scene", paths: list[dict[str, Any]]) -> No
     for other in paths[1:]:
         axis.plot(other["x"], other["y"], color=_OTHERS, alpha=0.25, linewidth=1.0)
     x, y = np.array(paths[0]["x"]), np.array(paths[0]["y"])
-    # fixations on one object would hide each other: they stand in a ring around its middle
+    # fixations on one object would hide each other: they are drawn in a ring around its centre
     size = float(min(scene.boxes[:, 2:].min(), 0.1 * max(scene.size)))
     objects = np.array(paths[0]["objects"])
     for k in np.unique(objects):

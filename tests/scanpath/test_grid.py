@@ -46,7 +46,7 @@ def test_centres_at_random_show_no_grid():
 def test_a_told_number_of_places_needs_few_boxes_which_must_lie_near_their_places():
     axis = fit_axis(np.array([50, 250]), np.array([400, 400]), 4)
     np.testing.assert_allclose(axis.centres, [50, 150, 250, 350])
-    with pytest.raises(ValueError, match=r"a box lies \d+ px from its place, more than half the pitch"):
+    with pytest.raises(ValueError, match=r"a box is \d+ px from its grid position, over half the pitch"):
         fit_axis(np.array([50, 150, 250, 350] * 5 + [700.0]), np.full(21, 400), 4)
 
 

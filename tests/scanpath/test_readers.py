@@ -347,7 +347,7 @@ def test_crops_are_cut_by_the_boxes(tmp_path):
     scene = with_crops(Scene("s", (20, 10), objects, image=tmp_path / "p.png"))
     np.testing.assert_array_equal(scene.objects[0].crop, pixels[3:8, 2:6])
     np.testing.assert_array_equal(scene.objects[1].crop, pixels[:2, 15:])  # what lies beside the picture is cut off
-    with pytest.raises(ValueError, match=r"must have 30 x 10 pixels .* got 20 x 10"):
+    with pytest.raises(ValueError, match=r"must have 30 x 10 pixels like scene s, got 20 x 10"):
         with_crops(Scene("s", (30, 10), objects, image=tmp_path / "p.png"))
     with pytest.raises(ValueError, match="names no image"):
         with_crops(Scene("s", (20, 10), objects))

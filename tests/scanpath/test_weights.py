@@ -81,7 +81,7 @@ def test_scenes_are_decoded_together_as_alone(how):
 
 def test_scenes_that_do_not_fit_are_refused_in_words():
     model = NetworkModel(network(), info())
-    with pytest.raises(ValueError, match="must be a grid of 3 x 4, which the weights are made for, got 2 x 6"):
+    with pytest.raises(ValueError, match="must be a grid of 3 x 4, as the weights require, got 2 x 6"):
         model.log_probabilities(grid_scene(2, 6), [])
     free = planted_scene("free", 0)
     with pytest.raises(ValueError, match=r"must be a grid of 3 x 4.*got a free layout"):
