@@ -12,7 +12,9 @@ import yaml
 from voxelwave.apps import cli
 from voxelwave.eeg.estimators import NAMES, build
 from voxelwave.eeg.networks import ModelCard, build_network, load_network, save_network
+from voxelwave.eeg.study import read_study
 from voxelwave.eeg.synthetic import write_synthetic_study
+from voxelwave.eeg.windows import WindowOptions, load_windows
 
 CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("adhdeepnet*.yaml")) + sorted(
     (Path(cli.__file__).parent / "configs" / "eeg").glob("eegnet*.yaml")
@@ -132,7 +134,7 @@ def test_a_slower_recording_is_refused_in_one_line(weights, study, tmp_path, cap
 def test_explanation_of_one_file_needs_people_it_was_not_trained_on(weights, study, tmp_path, capsys):
     words = ["--study", str(study), "-o", str(tmp_path / "out"), "--threads", "1", "--steps", "4"]
     assert cli.main(["eeg", "explain", str(weights), *words]) == 1
-    assert "nothing would be held out" in capsys.readouterr().err
+    assert "so no subject is held out" in capsys.readouterr().err
     assert cli.main(["eeg", "explain", str(weights), *words, "--trained"]) == 0
     content = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert "used in training" in content["notes"][0]
@@ -141,7 +143,9 @@ def test_explanation_of_one_file_needs_people_it_was_not_trained_on(weights, stu
 def test_explanation_of_a_nested_run_asks_each_network_about_its_own_test_part(study, tmp_path):
     arguments = {"study": str(study), "name": "adhdeepnet", "windows": {"seconds": 2.0}}
     spec = {"factory": "voxelwave.eeg.estimators:from_plan", "arguments": arguments}
-    (tmp_path / "plan.json").write_text(json.dumps({"models": {"adhdeepnet": spec}}))
+    data = load_windows(read_study(study), WindowOptions(seconds=2.0)).digest
+    plan = json.loads((Path(__file__).parents[1] / "nested_cv" / "run_of_0_1_0" / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "models": {"adhdeepnet": spec}, "data": data}))
     from voxelwave.eeg.estimators import from_plan
 
     estimator = from_plan(**arguments, options={"settings": TINY["adhdeepnet"]})
