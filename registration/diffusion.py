@@ -28,7 +28,31 @@ def read_gradients(bval: str | os.PathLike[str], bvec: str | os.PathLike[str]) -
         raise ValueError(
             f"{bvec} must hold 3 rows of {len(bvals)} numbers to match {Path(bval).name}, got {bvecs.shape}"
         )
-    return bvals, bvecs.T
+    return bvals, known_directions(bvals, bvecs.T)
+
+
+def known_directions(bvals: np.ndarray, bvecs: np.ndarray) -> np.ndarray:
+    """The b-vectors (T, 3) with 0, no direction, for NaN in an unweighted volume, as MRtrix and scanners write it.
+
+    Raises:
+        ValueError: another shape, b-values that are not finite, or a weighted volume without a finite direction.
+
+    Example:
+        >>> known_directions(np.array([0.0, 1000.0]), np.array([[np.nan] * 3, [1.0, 0.0, 0.0]])).tolist()
+        [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    bvals, bvecs = np.asarray(bvals, dtype=np.float64), np.asarray(bvecs, dtype=np.float64)
+    if bvecs.shape != (len(bvals), 3):
+        raise ValueError(f"bvecs must have shape ({len(bvals)}, 3) to match bvals, got {bvecs.shape}")
+    if not np.isfinite(bvals).all():
+        raise ValueError(f"bvals must be finite, got {bvals[~np.isfinite(bvals)].tolist()}")
+    unknown = ~np.isfinite(bvecs).all(axis=1)
+    lost = np.flatnonzero(unknown & (bvals > B0_MAX))
+    if len(lost):
+        raise ValueError(
+            f"bvecs must give a direction for each weighted volume, got NaN or infinity at {lost.tolist()}"
+        )
+    return np.where(unknown[:, None], 0.0, bvecs)
 
 
 def read_bvals(bval: str | os.PathLike[str]) -> np.ndarray:
@@ -76,9 +100,7 @@ def fractional_anisotropy(series: Volume, bvals: np.ndarray, bvecs: np.ndarray) 
         ValueError: shapes do not match, or the gradients do not determine a tensor.
     """
     signal = _series(series, bvals)
-    bvecs = np.asarray(bvecs, dtype=np.float64)
-    if bvecs.shape != (len(bvals), 3):
-        raise ValueError(f"bvecs must have shape ({len(bvals)}, 3) to match bvals, got {bvecs.shape}")
+    bvecs = known_directions(bvals, bvecs)
     x, y, z = bvecs.T
     design = np.column_stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z, np.zeros(len(x))])
     design = -np.asarray(bvals, dtype=np.float64)[:, None] * design / 1000.0  # diffusivities in um^2/ms, near 1
@@ -111,7 +133,8 @@ def rotate_bvecs(
     IEEE TMI 2001; Leemans and Jones, MRM 2009). One rotation is used for the whole image.
 
     Args:
-        bvecs: (T, 3), in FSL's form, for the grid of the moving series. Vectors of length 0 keep it.
+        bvecs: (T, 3), in FSL's form, for the grid of the moving series. Vectors of length 0 keep it; NaN,
+            which some programs write at b = 0, becomes length 0.
         linear: (3, 3) or (4, 4), fixed world -> moving world (a pull-back), RAS: the affine, or the linear part of a
             deformable transform.
         moving_affine: (4, 4), voxel -> world, of the grid on which the series was acquired.
@@ -135,6 +158,7 @@ def rotate_bvecs(
     world = bvecs @ _fsl_axes(moving_affine).T
     turned = world @ _rotation_of(linear[:3, :3])  # the inverse rotation: from moving to fixed world
     rotated = turned @ _fsl_axes(fixed_affine)
+    rotated = np.where(np.isfinite(rotated).all(axis=1, keepdims=True), rotated, 0.0)  # no direction
     length = np.linalg.norm(rotated, axis=1, keepdims=True)
     return np.where(length > 0, rotated / np.where(length > 0, length, 1.0), 0.0)
 

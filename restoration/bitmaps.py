@@ -1,4 +1,21 @@
-"""Read and write bitmaps: PNG, TIFF and other pictures with 8 or 16 bits or float pixels, without losing values."""
+"""Read and write bitmaps: PNG, TIFF and other pictures with 8 or 16 bits or float pixels, without losing values.
+
+A picture is read as a viewer shows it. What its header asks of a viewer is done to the pixels:
+
+| found | outcome |
+| --- | --- |
+| an orientation (EXIF, TIFF) | the pixels are turned |
+| a palette | RGB, 8 bits |
+| TIFF with 0 as white | inverted |
+| TIFF with 1, 2 or 4 bits per pixel | spread over 0 to 255 |
+| PGM, PPM or TIFF with 9 to 15 bits | own values as uint16; `top_value` gives the largest, which is white |
+| CMYK or YCbCr, in a JPEG | RGB |
+| CMYK, CIELab, raw sensor pixels and other colours, in a TIFF | error |
+| an alpha channel or a transparent colour | left out, warned |
+| an animation (PNG, WebP) | error |
+| several pictures in a JPEG (MPO) | the first one, warned |
+| TIFF with pages that differ in size or kind | error; thumbnails are left out, warned |
+"""
 
 import math
 import re
@@ -10,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from ..runs.files import atomic_path
 from ..runs.memory import check_inflated, check_memory
@@ -18,6 +35,18 @@ from ..volumes import VolumeWarning
 
 BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
 TIFF_SUFFIXES = (".tif", ".tiff")
+PNM_SUFFIXES = (".pgm", ".ppm")
+_MOST_HEADER = 4096  # bytes of a PNM header with its comments
+# the tag TIFF 274 -> (rows and columns change places, rows are reversed, columns are reversed), done in this order
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 _COPIES = 16  # bytes of memory that a pixel takes while it is decoded and copied
 
 
@@ -27,7 +56,12 @@ def read_bitmap(path: Path) -> np.ndarray:
     Raises:
         ValueError, OSError, MemoryError: the file is damaged, too large, or cannot be read without losing values.
     """
-    array, axes = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow(path)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        array, axes = _read_tiff(path)
+    elif path.suffix.lower() in PNM_SUFFIXES and (deep := _read_deep_pnm(path)) is not None:
+        array, axes = deep
+    else:
+        array, axes = _read_pillow(path)
     if array.dtype.kind == "b":
         array = array.astype(np.uint8) * 255
     if array.dtype.kind not in "iuf":
@@ -48,12 +82,78 @@ def read_bitmap(path: Path) -> np.ndarray:
     return stack
 
 
+def top_value(path: Path) -> int | None:
+    """The value shown as white in a bitmap of 9 to 15 bits (1023 for 10 bits); None where the dtype gives it.
+
+    Raises:
+        ValueError, OSError: the header of the file is damaged.
+    """
+    if path.suffix.lower() in PNM_SUFFIXES:
+        header = _pnm_header(path)
+        return header[3] if header is not None and 255 < header[3] < 65535 else None
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        with tifffile.TiffFile(path) as file:
+            bits = _full_series(path, file).keyframe.bitspersample
+        return (1 << bits) - 1 if isinstance(bits, int) and 8 < bits < 16 else None
+    return None
+
+
+def _pnm_header(path: Path) -> tuple[bytes, int, int, int, int] | None:
+    """The mark, width, height and largest value of a PGM or PPM file, and where its pixels begin."""
+    with path.open("rb") as stream:
+        head = stream.read(_MOST_HEADER)
+    gap = rb"(?:\s|#[^\n]*\n)+"
+    found = re.match(rb"(P[2356])" + (gap + rb"(\d{1,9})") * 3 + rb"(?:#[^\n]*\n|\s)", head)
+    if found is None:
+        return None
+    width, height, top = (int(number) for number in found.groups()[1:])
+    return found.group(1), width, height, top, found.end()
+
+
+def _read_deep_pnm(path: Path) -> tuple[np.ndarray, str] | None:
+    """A PGM or PPM file of more than 8 bits as uint16 with its own values; None for other files.
+
+    Pillow rescales the values of such a PGM and cuts those of a PPM to 8 bits.
+    """
+    header = _pnm_header(path)
+    if header is None or header[3] <= 255:
+        return None
+    mark, width, height, top, start = header
+    channels = 3 if mark in (b"P3", b"P6") else 1
+    count = width * height * channels
+    if top > 65535 or count == 0:
+        raise ValueError(f"{path} is damaged: {width} x {height} pixels of 0 to {top}")
+    check_memory(path, _COPIES * count)
+    if mark in (b"P5", b"P6"):
+        if path.stat().st_size < start + 2 * count:
+            raise ValueError(f"{path} is cut off: {width} x {height} pixels need {start + 2 * count} bytes")
+        values = np.fromfile(path, ">u2", count, offset=start)
+    else:
+        words = path.read_bytes()[start:].split()
+        if len(words) < count or not all(word.isdigit() and len(word) < 7 for word in words[:count]):
+            raise ValueError(f"{path} is damaged or cut off: it needs {count} numbers, got {len(words)} words")
+        values = np.array(words[:count], np.int64)
+    if values.max() > top:
+        raise ValueError(f"{path} is damaged: a pixel of {values.max()} where its header allows 0 to {top}")
+    array = values.astype(np.uint16)
+    return (array.reshape(height, width, 3), "YXS") if channels == 3 else (array.reshape(height, width), "YX")
+
+
 def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
     try:
         with Pillow.open(path) as picture:
             _check_size(path, picture)
             if picture.format == "PNG":
                 _check_sums(path)
+            pictures = getattr(picture, "n_frames", 1)
+            if pictures > 1 and picture.format != "MPO":
+                raise ValueError(f"{path} is an animation of {pictures} pictures; save each one as a file of its own")
+            if pictures > 1:
+                text = f"{path} holds {pictures} pictures (MPO); the first was read"
+                warnings.warn(text, VolumeWarning, stacklevel=4)
+            if picture.mode == "PA" or (picture.mode not in ("LA", "RGBA") and "transparency" in picture.info):
+                text = f"{path} has transparent colours, which were read as opaque"
+                warnings.warn(text, VolumeWarning, stacklevel=4)
             if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
                 converted = picture.convert("RGB")
             else:
@@ -62,6 +162,7 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
                         f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF"
                     )
                 converted = picture.copy()
+            converted = ImageOps.exif_transpose(converted)
     except OSError as error:
         if isinstance(error, UnidentifiedImageError):
             raise ValueError(f"{path} is not a readable image: its first bytes are those of no known format") from error
@@ -109,9 +210,15 @@ def _png_bits(path: Path) -> int | None:
 def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
+            series = _full_series(path, file)
             _check_pages(path, series)
+            if len(file.series) > 1:
+                text = f"{path} also holds {len(file.series) - 1} thumbnail(s), which were left out"
+                warnings.warn(text, VolumeWarning, stacklevel=4)
             array, axes = series.asarray(), series.axes
+            page = series.keyframe
+            array, axes = _as_shown(path, page, array, axes)
+            tag = page.tags.get("Orientation")
     except MemoryError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged data
@@ -122,7 +229,60 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
         array, axes = np.moveaxis(array, 0, -1), "YXS"
     if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
         raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
+    return _turned(array, axes, 1 if tag is None else int(tag.value)), axes
+
+
+def _full_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The only series of pages in a TIFF file that are no thumbnails."""
+    full = [series for series in file.series if not series.keyframe.is_reduced]
+    if len(full) != 1:
+        sizes = ", ".join(str(series.shape) for series in file.series[:4])
+        raise ValueError(
+            f"{path} must hold one picture, or pages of one size and kind, got {len(full)} kinds of pages ({sizes});"
+            " save each one as a file of its own"
+        )
+    return full[0]
+
+
+def _as_shown(path: Path, page: tifffile.TiffPage, array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
+    """Grey values with 0 as black, or RGB, of the stored pixels of a TIFF page."""
+    kind, bits = page.photometric, page.bitspersample
+    if "PhotometricInterpretation" not in page.tags:
+        return array, axes
+    if kind == tifffile.PHOTOMETRIC.YCBCR and page.compression in (6, 7):
+        return array, axes  # the JPEG decoder gives RGB
+    if kind == tifffile.PHOTOMETRIC.RGB:
+        return array, axes
+    if kind == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None and "S" not in axes:
+        colours = np.asarray(page.colormap)
+        colours = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)  # old writers used 8 bits
+        return np.moveaxis(colours[:, array.astype(np.intp)], 0, -1), axes + "S"
+    if kind not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE):
+        name = getattr(kind, "name", str(kind))
+        raise ValueError(f"{path} must hold grey, RGB or palette colours, got {name}; save it as RGB")
+    if page.samplesperpixel > 2:  # the second may be an alpha channel
+        raise ValueError(f"{path} must have 1 grey channel or be RGB, got {page.samplesperpixel} grey channels")
+    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
+        if array.dtype.kind == "b":
+            array = ~array
+        elif array.dtype.kind == "u" and not page.extrasamples:
+            array = (np.int64((1 << bits) - 1) - array).astype(array.dtype)
+        else:
+            raise ValueError(f"{path} gives 0 as white, which has no meaning for its {array.dtype} pixels")
+    if array.dtype == np.uint8 and bits in (2, 4):
+        array = array * np.uint8(255 // ((1 << bits) - 1))
     return array, axes
+
+
+def _turned(array: np.ndarray, axes: str, orientation: int) -> np.ndarray:
+    """The pixels as shown for the orientation of TIFF's tag 274."""
+    rows = axes.index("Y")
+    swap, up, left = _TURNS.get(orientation, (False, False, False))
+    if swap:
+        array = np.swapaxes(array, rows, rows + 1)
+    if up:
+        array = np.flip(array, rows)
+    return np.flip(array, rows + 1) if left else array
 
 
 def _check_pages(path: Path, series: tifffile.TiffPageSeries) -> None:

@@ -17,7 +17,7 @@ import pydicom
 
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
-from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, write_bitmap
+from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, top_value, write_bitmap
 
 _VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
 _LITTLE_USED = 1 / 16  # as a share of the range; a 12-bit image in 16-bit pixels just reaches it
@@ -80,6 +80,7 @@ class Image:
         volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
         modality: DICOM's "CT", "MR" and so on if it is known.
+        top: the value shown as white, where it is not the largest of the dtype (a bitmap of 9 to 15 bits).
     """
 
     stack: np.ndarray
@@ -89,6 +90,7 @@ class Image:
     volume: Volume | None = None
     slice_axis: int = 2
     modality: str | None = None
+    top: int | None = None
 
     @property
     def channels(self) -> int:
@@ -115,7 +117,8 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2) -> Image:
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     if path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES:
-        return Image(read_bitmap(path), path, "bitmap")
+        stack = read_bitmap(path)
+        return Image(stack, path, "bitmap", top=top_value(path))
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path)
@@ -312,6 +315,8 @@ def _scaled_affine(affine: np.ndarray, slice_axis: int, scale: int) -> np.ndarra
 
 
 def _automatic_range(image: Image) -> IntensityRange:
+    if image.top is not None:
+        return IntensityRange(0, image.top, origin=f"all values of {image.top.bit_length()} bits")
     if image.kind == "bitmap":
         return _dtype_range(image.dtype) if image.dtype.kind in "iu" else IntensityRange(0, 1, origin="float pixels")
     chosen = _percentile_range(image, 0.1, 99.9)
