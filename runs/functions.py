@@ -1,4 +1,4 @@
-"""Names for the functions that cells run, stable across moves of modules: folders on a user's disk hold these names."""
+"""Names of the functions that cells run. Folders on a user's disk hold these names, so they survive moves of modules."""
 
 import importlib
 from typing import Any
@@ -15,7 +15,7 @@ _FUNCTIONS = {
     "diagnose": "voxelwave.apps.eeg.work:batch_work",
 }
 
-# what version 0.1.0 wrote into cell.json and plan.json in their place
+# the module paths that version 0.1.0 wrote into cell.json and plan.json instead
 _NAMES_OF_0_1_0 = {
     "voxelwave.apps.nested_cv:fit_cell": "fit",
     "voxelwave.apps.nested_cv:fit_likelihood_cell": "likelihood",
@@ -27,7 +27,7 @@ _NAMES_OF_0_1_0 = {
 
 
 def load_function(name: str) -> Any:
-    """Import the function of that name; "module:function" also names one.
+    """Import a function by its name above, or by "module:function".
 
     Example:
         >>> load_function("math:sqrt")(9.0)

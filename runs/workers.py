@@ -19,10 +19,10 @@ _ASK_AGAIN = "run the same command again to continue from the finished cells"
 
 
 class Pool(Protocol):
-    """Somewhere to run cells.
+    """A place to run cells.
 
-    `slots` is how many may be under way at once, `pause` the seconds between two looks, and `shared` says whether
-    workers may outlive a run that was killed.
+    `slots` is the largest number of cells that run at once, `pause` the seconds between two polls, and `shared` is True
+    if workers may outlive a killed run.
     """
 
     slots: int
@@ -30,7 +30,7 @@ class Pool(Protocol):
     shared: bool
 
     def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Any]:
-        """Start cells and give one future for each."""
+        """Start cells and return one future for each."""
 
     def result(self, future: Any) -> Result:
         """The result of a finished future; raises OSError if the worker died."""
@@ -63,7 +63,7 @@ class InProcess:
 
 
 class LocalProcesses:
-    """`jobs` fresh processes on this machine; they end when this one does, however it ends."""
+    """`jobs` new processes on this machine; they end with this process, also if it is killed."""
 
     pause, shared = 0.02, False
 
@@ -93,7 +93,7 @@ class LocalProcesses:
 
 
 class DaskCluster:
-    """The workers of a running Dask scheduler, which must see the run's folder."""
+    """The workers of a running Dask scheduler; they must have access to the folder of the run."""
 
     pause, shared = 0.05, True
 
@@ -113,12 +113,12 @@ class DaskCluster:
         blind = sorted(worker for worker, seen in sees.items() if not seen)
         if blind:
             raise OSError(
-                f"Dask worker {blind[0]} does not see {folder}: --output must lie on a disk that all workers share"
+                f"Dask worker {blind[0]} has no access to {folder}: --output must be on a disk that all workers share"
             )
         self.slots = slots or 2 * sum(self._client.nthreads().values())
 
     def submit(self, folder: Path, cells: Sequence[Cell]) -> list[Any]:
-        # the key holds the folder, since a scheduler gives two runs with the same key one result
+        # the key contains the folder, since a scheduler returns one result for two submissions with the same key
         return [
             self._client.submit(run_cell, str(folder), cell, key=f"{folder}/{cell['id']}", pure=False) for cell in cells
         ]
@@ -137,7 +137,7 @@ class DaskCluster:
 
 
 class Slurm:
-    """Jobs of a Slurm cluster in arrays; `parameters` are submitit's, e.g. slurm_partition, mem_gb, timeout_min."""
+    """Job arrays of a Slurm cluster; `parameters` are those of submitit, e.g. slurm_partition, mem_gb, timeout_min."""
 
     shared = True
 
@@ -185,13 +185,18 @@ class Slurm:
 def open_pool(
     folder: Path, *, jobs: int | None = None, cluster: str | None = None, slurm: dict[str, Any] | None = None
 ) -> Pool:
-    """Where cells run.
+    """Open a pool of workers.
 
     Args:
-        folder: of the run, which the workers of a cluster must see.
-        jobs: processes on this machine; on a cluster how many cells may be under way at once.
-        cluster: "dask://host:port", "slurm", "slurm-local" (the same jobs as processes here, to try it out), or None.
-        slurm: submitit's parameters.
+        folder: the folder of the run; the workers of a cluster must have access to it.
+        jobs: processes on this machine; on a cluster the largest number of cells that run at once.
+        cluster: "dask://host:port", "slurm", "slurm-local" (the same jobs as processes on this machine), or None.
+        slurm: parameters of submitit.
+
+    Raises:
+        ValueError: an option is out of range.
+        OSError: the cluster cannot be reached.
+        ImportError: the package for the cluster is missing.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -205,7 +210,7 @@ def open_pool(
 
 
 def _follow_parent(connection: Connection) -> None:
-    """In a worker: leave Ctrl-C to the parent, and end at once when its end of the pipe closes."""
+    """In a worker: ignore Ctrl-C, which the parent handles, and exit as soon as the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

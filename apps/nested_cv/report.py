@@ -375,7 +375,7 @@ def _titles(results: Results) -> Callable[[str], str]:
     return lambda name: titles[name]
 
 
-# words and numbers of the template
+# filters and functions of the template
 
 
 def name_of(model: ModelResults) -> str:

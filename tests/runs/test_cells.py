@@ -39,7 +39,7 @@ def folder(tmp_path) -> Path:
 
 
 class Shuffled:
-    """A pool whose cells end in any order."""
+    """A pool that finishes its cells in random order."""
 
     pause, shared = 0.0, False
 
@@ -74,7 +74,7 @@ class _Late:
 
 
 def adding(make, start: int, rounds: int):
-    """A group that asks for two cells at a time, by what the last two gave."""
+    """A group that yields two cells at a time, which depend on the last two results."""
     number, seen = start, []
     for step in range(rounds):
         results = yield [make(number + k, id=f"{start}-{step}-{k}") for k in (0, 1)]
@@ -83,7 +83,7 @@ def adding(make, start: int, rounds: int):
     return seen
 
 
-def test_a_finished_cell_is_whole_and_is_not_done_again(cell, folder):
+def test_a_finished_cell_is_complete_and_does_not_run_again(cell, folder):
     first = run_cell(str(folder), cell(3))
     assert first["value"] == 6
     path = folder / "c3"
@@ -104,7 +104,7 @@ def test_a_failed_cell_leaves_nothing_and_is_named(cell, folder):
     assert list(folder.iterdir()) == []
 
 
-def test_what_a_kill_left_behind_is_not_taken_for_a_result(cell, folder):
+def test_the_remains_of_a_killed_cell_are_no_result(cell, folder):
     (folder / ".c1.abcd").mkdir()
     (folder / ".c1.abcd" / "cell.json").write_text(json.dumps(cell(1)))
     assert run_cell(str(folder), cell(1))["value"] == 2
@@ -114,7 +114,7 @@ def test_what_a_kill_left_behind_is_not_taken_for_a_result(cell, folder):
 
 @settings(max_examples=25, deadline=None)
 @given(rounds=st.lists(st.integers(0, 3), min_size=1, max_size=4), slots=st.integers(1, 5), seed=st.integers(0, 999))
-def test_outcomes_do_not_depend_on_the_order_in_which_cells_end(tmp_path_factory, rounds, slots, seed):
+def test_outcomes_do_not_depend_on_the_order_in_which_cells_finish(tmp_path_factory, rounds, slots, seed):
     folders = [tmp_path_factory.mktemp("cells") for _ in range(2)]
 
     def make(number, **more):
@@ -129,7 +129,7 @@ def test_outcomes_do_not_depend_on_the_order_in_which_cells_end(tmp_path_factory
     assert [len(seen) for seen in plain] == [2 * count for count in rounds]
 
 
-def test_local_processes_give_the_same_and_found_cells_are_told(cell, folder, tmp_path):
+def test_local_processes_give_the_same_results_and_report_finished_cells(cell, folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     pool = LocalProcesses(2)
@@ -143,7 +143,7 @@ def test_local_processes_give_the_same_and_found_cells_are_told(cell, folder, tm
     assert told == [(f"1-{step}-{k}", step < 2) for step in range(3) for k in (0, 1)]
 
 
-def test_a_worker_that_ends_abruptly_is_an_error_that_says_how_to_go_on(cell, folder):
+def test_the_error_of_a_dead_worker_says_how_to_continue(cell, folder):
     def group():
         yield [cell(1, "die")]
 
@@ -167,12 +167,12 @@ def test_threads_are_those_of_the_cell(cell, folder):
         ({"cluster": "slurm-local", "slurm": {"nonsense": 1}}, "--slurm takes submitit's parameters"),
     ],
 )
-def test_a_pool_that_cannot_be_is_refused_in_a_line(folder, options, complaint):
+def test_impossible_pools_are_refused_in_one_line(folder, options, complaint):
     with pytest.raises(ValueError, match=complaint):
         open_pool(folder, **options)
 
 
-def test_slurm_without_its_programs_is_refused_in_a_line(folder, monkeypatch):
+def test_slurm_without_its_programs_is_refused_in_one_line(folder, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(OSError, match="needs sbatch"):

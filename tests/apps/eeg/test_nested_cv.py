@@ -1,4 +1,4 @@
-"""`voxelwave eeg nested-cv`, `audit`, `report` and `planted` on people who do not exist, from the command line."""
+"""`voxelwave eeg nested-cv`, `audit`, `report` and `planted` on synthetic subjects, from the command line."""
 
 import base64
 import csv
@@ -56,7 +56,7 @@ def run(words, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
-    """One that a test may spoil."""
+    """A copy that a test may change."""
     shutil.copytree(run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -139,7 +139,7 @@ def test_results_hold_headline_baselines_comparisons_and_optimism(run):
     assert {row["protocol"] for row in table} == {"nested", "published"}
 
 
-def test_the_same_command_again_fits_nothing_and_says_the_same(words, copy, run):
+def test_the_same_command_again_runs_only_missing_cells_and_gives_the_same_results(words, copy, run):
     before = {path: path.stat().st_mtime_ns for path in (copy / "cells").glob("*/result.json")}
     (copy / "results.json").unlink()
     shutil.rmtree(copy / "cells" / "adhdeepnet-r0-f1-nested-final")  # but for this one
@@ -175,7 +175,7 @@ def test_another_command_in_the_same_folder_is_refused(words, copy, capsys):
         (["--published_models", "[shallow]"], "published must be among the models"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_one_line(more, complaint, words, tmp_path, capsys):
+def test_impossible_options_are_refused_in_one_line(more, complaint, words, tmp_path, capsys):
     assert cli.main([*words, "-o", str(tmp_path / "run"), *more]) == (USAGE if complaint.startswith("--") else ERROR)
     error = capsys.readouterr().err
     assert complaint in error
@@ -236,7 +236,7 @@ def test_figures_on_the_page_are_those_of_the_results(run):
     assert f"{headline['mean']:.3f} <small>({low:.3f} to {high:.3f})</small>" in text
 
 
-def test_a_report_made_again_asks_the_networks_where_nobody_did(copy):
+def test_a_repeated_report_adds_the_missing_explanation(copy):
     shutil.rmtree(copy / "explain")
     (copy / "report.html").unlink()
     assert cli.main(["report", str(copy)]) == 0
@@ -246,7 +246,7 @@ def test_a_report_made_again_asks_the_networks_where_nobody_did(copy):
     assert (copy / "other.html").read_text() == (copy / "report.html").read_text()
 
 
-def test_a_report_without_its_recordings_says_what_is_missing(copy, capsys):
+def test_a_report_without_recordings_lacks_the_explanation_and_says_so(copy, capsys):
     plan = json.loads((copy / "plan.json").read_text())
     for spec in plan["models"].values():
         spec["arguments"]["study"] = str(copy / "gone")
@@ -261,7 +261,7 @@ def test_a_report_without_its_recordings_says_what_is_missing(copy, capsys):
     ("content", "complaint"),
     [(None, "expected the folder of a finished run"), ("{", "must be a JSON file"), ("{}", "title is missing")],
 )
-def test_a_folder_that_is_no_finished_run_is_refused(content, complaint, tmp_path, capsys):
+def test_a_folder_without_a_finished_run_is_refused(content, complaint, tmp_path, capsys):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     assert cli.main(["report", str(tmp_path)]) == 1
@@ -324,7 +324,7 @@ def test_the_audit_of_a_table_of_random_windows_is_refused(study, tmp_path):
         (["{study}", "--overlap", "2"], "overlap must be at least 0 and below 1"),
     ],
 )
-def test_the_audit_says_what_is_wrong_in_one_line(words, complaint, study, capsys):
+def test_the_audit_refuses_wrong_options_in_one_line(words, complaint, study, capsys):
     assert cli.main(["eeg", "audit", *(word.format(study=study) for word in words)]) == (
         USAGE if complaint.startswith("--") else ERROR
     )
@@ -337,8 +337,8 @@ def test_the_audit_says_what_is_wrong_in_one_line(words, complaint, study, capsy
 
 
 @pytest.mark.slow
-def test_the_planted_difference_is_looked_for_and_each_statement_judged(tmp_path, capsys, monkeypatch):
-    """Too small to find much; the statements must follow from the figures, and the exit code from the statements."""
+def test_planted_runs_from_recordings_to_statements(tmp_path, capsys, monkeypatch):
+    """A run too small to find the difference; its statements and exit code must follow from its figures."""
     from voxelwave.apps.eeg import planted as eeg_planted
 
     monkeypatch.setattr(eeg_planted, "NETWORK", {**TINY, "space": "none"})

@@ -1,4 +1,4 @@
-"""Nested cross-validation of toys: nothing is chosen on tested subjects, and no kill or cluster changes a figure."""
+"""Nested cross-validation of toys: no choice depends on tested subjects, and no kill or cluster changes a figure."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def toy_run(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run in one process that nothing interrupted."""
+    """An uninterrupted run in one process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(HERE))
         import toy_run
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    """Everything that a run says, as it stands on the disk; the results hold no times."""
+    """The bytes of all figures of a run; the times in the results of the toys are constant."""
     files = {name: (folder / name).read_bytes() for name in ("predictions.csv", "results.json", "results.csv")}
     for path in sorted((folder / "cells").glob("*/*")):
         if path.name in ("predictions.csv", "curve.csv", "weights.txt"):
@@ -62,7 +62,7 @@ def run_here(folder, plan):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_was_killed_ends_like_one_that_was_not(finished, toy_run, tmp_path, jobs):
+def test_a_killed_run_gives_the_same_figures_when_it_is_continued(finished, toy_run, tmp_path, jobs):
     folder, pause = tmp_path / "run", 0.05
     words = [sys.executable, str(HERE / "toy_run.py"), str(folder), str(jobs), str(pause)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
@@ -71,8 +71,8 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(finished, toy_run, tmp
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # it had not come to its end
-    assert psutil.wait_procs(workers, timeout=30)[1] == []  # nobody works on in secret
+    assert process.wait() == -signal.SIGKILL  # it was not finished
+    assert psutil.wait_procs(workers, timeout=30)[1] == []  # no worker survives
     done = len(list(folder.glob("cells/[!.]*")))
     assert 0 < done < all_cells
     assert not (folder / "results.json").exists()
@@ -82,9 +82,9 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(finished, toy_run, tmp
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_gives_the_same(finished, toy_run, tmp_path, monkeypatch):
+def test_a_dask_cluster_gives_the_same_figures(finished, toy_run, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    monkeypatch.chdir(tmp_path)  # its workers are elsewhere, and the folder is given relative to here
+    monkeypatch.chdir(tmp_path)  # the workers have another working directory, and the folder is relative
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
     ) as cluster:
@@ -96,7 +96,7 @@ def test_a_dask_cluster_gives_the_same(finished, toy_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_jobs_of_submitit_give_the_same(toy_run, tmp_path):
+def test_jobs_of_submitit_give_the_same_figures(toy_run, tmp_path):
     """Slurm's jobs as processes of this machine; a smaller run, since each fit is a process of its own."""
     pytest.importorskip("submitit")
     small = {"outer": 2, "trials": 1, "protocol": NESTED, "published": ()}
@@ -113,17 +113,17 @@ def test_jobs_of_submitit_give_the_same(toy_run, tmp_path):
 
 
 def test_labels_of_the_tested_subjects_choose_nothing(toy_run, tmp_path):
-    """The labels of one test part are turned round. What the nested run chose and predicted stays; what the published
-    protocol chose does not, so this test sees a leak where there is one."""
+    """The labels of one test part are inverted. The choices and predictions of the nested run stay the same; those of
+    the published protocol change, so this test detects a leak if there is one."""
     plan = toy_run.toy_plan(trials=6)
     tested = plan["splits"][1]["test"]
-    turned = [1 - label if i in tested else label for i, label in enumerate(toy_run.LABELS)]
+    inverted = [1 - label if i in tested else label for i, label in enumerate(toy_run.LABELS)]
 
     def estimator(labels):
         return {"good": toy_run.toy(labels=labels, shown=toy_run.LABELS, effect=0.9)}
 
     plans = []
-    for labels in (toy_run.LABELS, turned):
+    for labels in (toy_run.LABELS, inverted):
         other = json.loads(json.dumps(plan))
         other["models"], other["windows"] = estimator(labels), None
         other["cohort"]["labels"] = labels
@@ -159,7 +159,7 @@ def test_threshold_and_epochs_come_from_the_inner_folds(finished, toy_run):
         assert row["epochs"] == max(1, round(np.median([result["epochs"] for result in found])))
 
 
-def test_a_cell_that_would_predict_what_it_fits_is_refused(finished, tmp_path):
+def test_a_cell_that_predicts_a_fitted_subject_is_refused(finished, tmp_path):
     cell = json.loads((finished[0] / "cells" / "good-r0-f0-nested-final" / "cell.json").read_text())
     cell["predict"] = [*cell["predict"], cell["train"][0]]
     with pytest.raises(ValueError, match="would be fitted and predicted"):
@@ -214,7 +214,7 @@ def test_a_planted_difference_is_found_and_the_optimism_table_goes_from_honest_t
     rows = [(row["protocol"], row["unit"]) for row in results["optimism"]]
     subjects = [(protocol, "subject") for protocol in (NESTED, NESTED, TEST_EPOCH, PUBLISHED)]
     assert sorted(rows) == sorted([*subjects, (NESTED, "window"), ("random-windows", "window")])
-    for fold in published["per_fold"]:  # it has the settings that did best on its test part
+    for fold in published["per_fold"]:  # it has the best settings on its test part
         best = max(fold["trials"], key=lambda trial: trial["score"])
         assert fold["settings"] == best["settings"]
         assert fold["threshold"] == 0.5
@@ -230,7 +230,7 @@ def test_nothing_to_find_gives_an_interval_around_a_half(toy_run, tmp_path):
     assert results["models"][0]["permutation"]["p"] > 0.05
 
 
-def test_trials_that_diverge_are_passed_over_and_told(toy_run, tmp_path):
+def test_diverged_trials_are_listed_and_never_chosen(toy_run, tmp_path):
     models = {"broken": toy_run.toy(kind="broken")}
     outcomes = run_here(tmp_path, toy_run.toy_plan(models, protocol=NESTED, published=(), trials=12))
     scores = [(t["settings"]["penalty"] > 1, t["score"] is None) for o in outcomes for t in o.trials]
@@ -248,20 +248,20 @@ def test_a_model_without_settings_is_fitted_once_per_fold(toy_run, tmp_path):
 # --- the folder of a run
 
 
-def test_a_folder_with_another_plan_is_refused_by_what_differs(finished, toy_run):
+def test_a_folder_with_another_plan_is_refused_and_the_difference_is_named(finished, toy_run):
     with pytest.raises(ValueError, match=r"planned otherwise \(trials was 3, now 4"):
         open_plan(finished[0], toy_run.toy_plan(trials=4))
     with pytest.raises(ValueError, match="models"):
         open_plan(finished[0], toy_run.toy_plan(pause=1.0))
 
 
-def test_a_folder_with_other_things_is_refused(toy_run, tmp_path):
+def test_a_folder_with_other_files_is_refused(toy_run, tmp_path):
     (tmp_path / "thesis.docx").write_text("mine")
     with pytest.raises(ValueError, match=r"is not empty and holds no plan\.json"):
         open_plan(tmp_path, toy_run.toy_plan())
 
 
-def test_two_runs_do_not_work_in_one_folder(toy_run, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(toy_run, tmp_path):
     from filelock import FileLock
 
     plan = toy_run.toy_plan()
@@ -270,7 +270,7 @@ def test_two_runs_do_not_work_in_one_folder(toy_run, tmp_path):
         run_plan(tmp_path, plan, InProcess())
 
 
-def test_designs_that_make_no_sense_are_refused(toy_run):
+def test_impossible_designs_are_refused(toy_run):
     with pytest.raises(ValueError, match="trials must be at least 1"):
         toy_run.toy_plan(trials=0)
     with pytest.raises(ValueError, match="published must be among the models"):

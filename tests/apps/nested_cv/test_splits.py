@@ -1,4 +1,4 @@
-"""Folds over subjects: who is where, and what happens to a splitter that leaks."""
+"""Folds over subjects: the members of each part, and the refusal of leaky splits."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def cohort(labels, groups=(), sites=()) -> Cohort:
 
 
 def people_on_both_sides(splits, persons) -> set[str]:
-    """Found without the module's own check."""
+    """Persons on both sides of a split, without the check of the module."""
     both = set()
     for split in splits:
         sides = [(split["train"], split["test"])]
@@ -29,7 +29,7 @@ def people_on_both_sides(splits, persons) -> set[str]:
 
 
 def leaky_splits(labels, groups, outer=5, inner=2):
-    """A common mistake: rows are dealt out one by one, and a person has several."""
+    """A common mistake: rows are assigned one by one, although a person has several rows."""
     rows = np.arange(len(labels))
 
     def folds(among, count):
@@ -132,7 +132,7 @@ def test_incomplete_splits_are_refused(spoil, complaint):
     inner=st.integers(2, 3),
     seed=st.integers(0, 2**31),
 )
-def test_any_cohort_is_split_apart_with_both_classes_or_refused_with_the_reason(people, outer, inner, seed):
+def test_any_cohort_is_split_with_both_classes_in_each_part_or_refused_with_the_reason(people, outer, inner, seed):
     labels = [label for label, rows in people for _ in range(rows)]
     persons = [f"p{k}" for k, (_, rows) in enumerate(people) for _ in range(rows)]
     if len(set(labels)) < 2:

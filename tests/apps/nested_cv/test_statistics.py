@@ -1,4 +1,4 @@
-"""Figures of a nested run beside scikit-learn, SciPy and complete enumeration."""
+"""Metrics and tests compared with scikit-learn, SciPy and complete enumeration."""
 
 import itertools
 
@@ -124,7 +124,7 @@ def test_wilson_interval_equals_scipys(hits, n):
     assert statistics.wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_bootstrap_draws_subjects_within_classes_and_windows_go_along():
+def test_bootstrap_draws_subjects_within_classes_with_all_their_windows():
     subject = np.repeat(np.arange(6), [1, 3, 2, 4, 1, 2])
     label = np.array([0, 0, 0, 1, 1, 1])[subject]
     scores = scores_of(label, np.zeros(len(label)), cluster=subject)
@@ -187,8 +187,8 @@ def test_no_threshold_does_better_than_the_chosen_one(rows):
     assert chosen == pytest.approx(best)
 
 
-def test_intervals_of_guesses_cover_a_half_as_often_as_they_say():
-    """200 cohorts whose scores are noise: 95 % intervals, of which the corrected ones cover at least so often."""
+def test_intervals_of_guesses_cover_one_half_at_their_nominal_rate():
+    """200 cohorts with random scores: at least 95 % of the corrected intervals cover one half."""
     generator = np.random.default_rng(0)
     label, fold = np.arange(40) % 2, np.arange(40) // 8
     covered = {"interval_nb": 0, "interval_bootstrap": 0}
