@@ -1,4 +1,4 @@
-"""Names of the functions that cells run. Folders on a user's disk hold these names, so they survive moves of modules."""
+"""Names of the functions that cells run. Folders on a user's disk hold them, so the names survive moves of modules."""
 
 import importlib
 from typing import Any

@@ -210,7 +210,7 @@ def open_pool(
 
 
 def _follow_parent(connection: Connection) -> None:
-    """In a worker: ignore Ctrl-C, which the parent handles, and exit as soon as the parent closes its end of the pipe."""
+    """In a worker: ignore Ctrl-C, which the parent handles, and exit once the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
