@@ -20,7 +20,7 @@
 | rescale slope and intercept | applied, per image; whole numbers stay whole, else float32 |
 | same image twice (same UID, same values) | one is left out, warned |
 | same UID, other values | error |
-| Siemens mosaic | error |
+| Siemens mosaic, UIH grid | one volume of its tiles; error where the private tags that place them are missing |
 | slice missing, or spacing uneven by more than 1 % and 0.03 mm | error with the places |
 | slices at one place, equally many at each (4-D) | volumes in the order of their image numbers |
 | several slices at one position, in unequal numbers or indistinguishable | error |
@@ -33,7 +33,7 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 
 from ..runs.memory import check_memory, inflate_within_memory
 from .codestream import image_size, is_whole
+from .mosaic import is_mosaic, read_mosaic, tiles
 from .volume import LPS, Volume
 from .warning import VolumeWarning
 
@@ -76,6 +77,7 @@ class _Frame:
     kind: tuple[Hashable, ...]  # what distinguishes the volumes of one series: echo, b-value, time point
     slope: float
     intercept: float
+    descending: bool = False  # the slices of a mosaic run against the normal of the image plane
 
 
 def read_dicom(path: Path) -> Volume:
@@ -233,7 +235,7 @@ def _frames_of(headers: dict[Path, Dataset]) -> list[_Frame]:
     frames = []
     for file, header in headers.items():
         try:
-            frames += _frames(file, header)
+            frames += _tiles(file, header) if is_mosaic(header) else _frames(file, header)
         except Exception as error:  # pydicom looks at a value when it is asked for
             raise _damaged_header(file, error) from error
     return frames
@@ -244,8 +246,8 @@ def _frames(file: Path, header: Dataset) -> list[_Frame]:
         raise ValueError(
             f"{file} must hold grey values, got a colour image ({header.get('PhotometricInterpretation')})"
         )
-    if "MOSAIC" in (header.get("ImageType") or []):
-        raise ValueError(f"{file} is a Siemens mosaic, which hides its slices' places: convert it with dcm2niix first")
+    if is_mosaic(header):
+        raise ValueError(f"{file} is a mosaic (Siemens or UIH), which cannot be a source of DICOM results: write NIfTI")
     count = int(header.get("NumberOfFrames") or 1)
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
@@ -257,6 +259,17 @@ def _frames(file: Path, header: Dataset) -> list[_Frame]:
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     # a value may be in the frame's own groups, in the shared ones, or (some manufacturers) at the top
     return [_frame(file, i, [frame, *shared, header], header) for i, frame in enumerate(per_frame)]
+
+
+def _tiles(file: Path, header: Dataset) -> list[_Frame]:
+    mosaic = read_mosaic(file, header)
+    found = []
+    for index, position in enumerate(mosaic.positions):
+        place = Dataset()
+        place.ImagePositionPatient = position.round(3).tolist()  # for a grid, whose header has no place
+        frame = _frame(file, index, [place, header], header)
+        found.append(replace(frame, position=position, gap_known=False, descending=mosaic.descending))
+    return found
 
 
 def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> _Frame:
@@ -384,7 +397,7 @@ def _normal(frames: list[_Frame]) -> np.ndarray:
     row, column = np.mean([f.orientation for f in frames], axis=0).reshape(2, 3)
     normal = np.cross(row, column)
     result: np.ndarray = normal / np.linalg.norm(normal)
-    return result
+    return -result if frames[0].descending else result
 
 
 def _check_straight(path: Path, frames: list[_Frame], positions: np.ndarray, normal: np.ndarray) -> None:
@@ -508,6 +521,8 @@ def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[_Frame]
     check_memory(path, sum(_check_size(file, header) for file, header in headers.items()))
     for file, header in headers.items():
         stored, lookup = _pixels(file, header)
+        if is_mosaic(header):
+            stored = tiles(file, header, stored[0])
         for index, image in enumerate(stored):
             frame = frames[file, index]
             if lookup is not None:
