@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ..volumes import Volume, VolumeWarning, read_volume
+from ..volumes.dicom_gradients import read_dicom_gradients
+from ..volumes.dicom_registered import is_dicom
 from .diffusion import fractional_anisotropy, mean_b0, mean_dwi, read_bvals, read_gradients
 from .pairs import Pair, without_suffix
 
@@ -19,6 +21,17 @@ def sidecar(image: Path, suffix: str) -> Path:
     """
     base = without_suffix(image)
     return base.with_name(base.name + suffix)
+
+
+def gradients_of(image: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Return the b-values (T,) and b-vectors (T, 3) of a series: from the files beside it, else its DICOM headers.
+
+    The b-vectors are None where only a .bval file lies beside the image; the whole is None where there are no b-values.
+    """
+    bval, bvec = sidecar(image, ".bval"), sidecar(image, ".bvec")
+    if bval.is_file():
+        return read_gradients(bval, bvec) if bvec.is_file() else (read_bvals(bval), None)
+    return read_dicom_gradients(image) if is_dicom(image) else None
 
 
 def load_fixed(pair: Pair) -> Volume:
@@ -35,14 +48,16 @@ def load_fixed(pair: Pair) -> Volume:
                 f'{pair.fixed} is 4-D, shape {volume.array.shape}: set contrast to "b0", "fa" or "dwi" for this pair'
             )
         return volume
-    bval, bvec = sidecar(pair.fixed, ".bval"), sidecar(pair.fixed, ".bvec")
-    for file in (bval, bvec) if pair.contrast == "fa" else (bval,):
-        if not file.is_file():
-            raise FileNotFoundError(f'contrast "{pair.contrast}" of {pair.fixed} needs {file.name} beside it')
+    bvals, bvecs = gradients_of(pair.fixed) or (None, None)
+    for suffix, missing in ((".bval", bvals is None), (".bvec", pair.contrast == "fa" and bvecs is None)):
+        if missing:
+            name = sidecar(pair.fixed, suffix).name
+            raise FileNotFoundError(f'contrast "{pair.contrast}" of {pair.fixed} needs {name} beside it')
+    assert bvals is not None  # checked above
     try:
-        if pair.contrast == "fa":
-            return fractional_anisotropy(volume, *read_gradients(bval, bvec))
-        return (mean_b0 if pair.contrast == "b0" else mean_dwi)(volume, read_bvals(bval))
+        if pair.contrast == "fa" and bvecs is not None:
+            return fractional_anisotropy(volume, bvals, bvecs)
+        return (mean_b0 if pair.contrast == "b0" else mean_dwi)(volume, bvals)
     except ValueError as error:
         raise ValueError(f"{pair.fixed}: {error}") from error
 
@@ -56,11 +71,12 @@ def reference_image(volume: Volume, path: Path) -> Volume:
     """
     if volume.array.ndim == 3:
         return volume
-    bval = sidecar(path, ".bval")
-    if bval.is_file():
-        return mean_b0(volume, read_bvals(bval))
+    gradients = gradients_of(path)
+    if gradients is not None:
+        return mean_b0(volume, gradients[0])
     warnings.warn(
-        f"{path} holds {volume.array.shape[3]} volumes without {bval.name} beside it: the mean of all is aligned",
+        f"{path} holds {volume.array.shape[3]} volumes without {sidecar(path, '.bval').name} beside it: the mean of all"
+        " is aligned",
         VolumeWarning,
         stacklevel=2,
     )

@@ -60,8 +60,15 @@ def write_dicom_gradients(path: str | os.PathLike[str], base: str | os.PathLike[
     base = Path(base)
     for suffix, rows in ((".bval", bvals[None]), (".bvec", bvecs.T)):
         with atomic_path(base.with_name(base.name + suffix)) as temporary:
-            temporary.write_text("".join("\t".join(f"{v:g}" for v in row) + "\n" for row in rows))
+            temporary.write_text("".join("\t".join(f"{np.float32(v):g}" for v in row) + "\n" for row in rows))
     return True
+
+
+def holds_mosaic(path: Path) -> bool:
+    """Whether a DICOM series consists of mosaics or grids, which cannot be the source of DICOM results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return any(is_mosaic(header) for header in _headers(path).values())
 
 
 def _known(header: Dataset) -> bool:

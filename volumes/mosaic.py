@@ -29,7 +29,7 @@ class Mosaic:
 
     Args:
         positions: (slices, 3), the centre of each tile's first pixel, in LPS mm, in the order of the tiles.
-        descending: the slices run against the normal of the image plane (row direction x column direction).
+        descending: the volume keeps slices that run against the normal of the image plane (row x column direction).
         times: (slices,), when each slice was acquired, in ms after the volume's first; None if the header has none.
     """
 
@@ -61,7 +61,9 @@ def read_mosaic(file: Path, header: Dataset) -> Mosaic:
     else:
         positions = _siemens_positions(file, header, row, column)
         times = _siemens_times(header, len(positions))
-    return Mosaic(positions, bool((positions[-1] - positions[0]) @ normal < 0), times)
+    # dcm2niix keeps the order of a Siemens mosaic, and sorts the slices of a grid along the normal
+    descending = not _is_grid(header) and bool((positions[-1] - positions[0]) @ normal < 0)
+    return Mosaic(positions, descending, times)
 
 
 def tiles(file: Path, header: Dataset, image: np.ndarray) -> np.ndarray:

@@ -9,11 +9,12 @@ from typing import TextIO
 
 import numpy as np
 
-from ...registration.diffusion import read_gradients, rotate_bvecs, write_bvecs
+from ...registration.diffusion import rotate_bvecs, write_bvecs
 from ...registration.register import Registration
-from ...registration.series import sidecar
+from ...registration.series import gradients_of, sidecar
 from ...runs.files import atomic_path
 from ...volumes import Volume, VolumeWarning, read_volume
+from ...volumes.dicom_gradients import holds_mosaic
 from ...volumes.dicom_registered import (
     common_frame_of_reference,
     is_dicom,
@@ -26,15 +27,18 @@ WARPED_DICOM, REGISTRATION_DICOM = "warped_dicom", "registration.dcm"
 
 def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Registration) -> None:
     """Write warped.bval and warped.bvec, the gradients rotated with the head, if the series has them."""
-    bval, bvec = sidecar(moving, ".bval"), sidecar(moving, ".bvec")
-    if not (bval.is_file() and bvec.is_file()):
+    bvals, bvecs = gradients_of(moving) or (None, None)
+    if bvals is None or bvecs is None:
         return
-    _, bvecs = read_gradients(bval, bvec)
     rotated = rotate_bvecs(bvecs, result.affine, moving_affine=series.affine, fixed_affine=result.warped.affine)
     with atomic_path(output / "warped.bvec") as temporary:
         write_bvecs(temporary, rotated)
     with atomic_path(output / "warped.bval") as temporary:
-        shutil.copyfile(bval, temporary)
+        beside = sidecar(moving, ".bval")
+        if beside.is_file():
+            shutil.copyfile(beside, temporary)
+        else:
+            np.savetxt(temporary, bvals[None], fmt="%g")
 
 
 def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bool:
@@ -46,6 +50,10 @@ def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bo
     if always and not is_dicom(moving):
         raise ValueError(f"--dicom needs a DICOM series as MOVING, whose headers the result gets, got {moving}")
     wanted = is_dicom(moving) and (always or is_dicom(fixed))
+    mosaics = [path for path in (moving, fixed) if is_dicom(path) and holds_mosaic(path)] if wanted else []
+    if mosaics and always:
+        raise ValueError(f"--dicom cannot write for a mosaic ({mosaics[0]}): run without it for the NIfTI results")
+    wanted = wanted and not mosaics
     folder = output / WARPED_DICOM
     if wanted and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
