@@ -165,8 +165,9 @@ def _is_grid(header: Dataset) -> bool:
 def _private(header: Dataset, group: int, creator: str, element: int) -> Any:
     try:
         return header.private_block(group, creator)[element].value
-    except KeyError:
-        return None
+    except KeyError:  # UIH does not always name the block's creator, and uses one block
+        found = header.get((group, 0x1000 + element)) if creator == _UIH else None
+        return None if found is None else found.value
 
 
 def _floats(value: Any) -> list[float]:

@@ -13,6 +13,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
+from voxelwave.apps.registration.scans import writes_dicom
+from voxelwave.registration.pairs import Pair
+from voxelwave.registration.series import load_fixed, reference_image
+from voxelwave.restoration.images import check_target, read_image
 from voxelwave.volumes import read_volume
 from voxelwave.volumes.dicom_gradients import read_dicom_gradients, write_dicom_gradients
 from voxelwave.volumes.mosaic import read_csa, read_mosaic
@@ -240,6 +244,26 @@ def test_csa_header_cut_anywhere_is_empty_or_right(tmp_path):
         ds = Dataset()
         ds.private_block(0x29, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", whole[:size])
         assert read_csa(ds) in ({}, {"NumberOfImagesInMosaic": ["7"], "B_value": ["1000"]})
+
+
+def test_registration_takes_the_b0_and_the_directions_from_the_headers(tmp_path):
+    folder = folder_of(tmp_path / "s", siemens())
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(reference_image(volume, folder).array, volume.array[..., 0])
+    b0 = load_fixed(Pair(moving=folder, fixed=folder, subject="a", contrast="b0"))
+    np.testing.assert_array_equal(b0.array, volume.array[..., 0])
+    with pytest.raises(ValueError, match="six directions"):  # three are given, but there are directions
+        load_fixed(Pair(moving=folder, fixed=folder, subject="a", contrast="fa"))
+
+
+def test_dicom_results_for_a_mosaic_are_refused_before_the_work(tmp_path):
+    folder = folder_of(tmp_path / "s", siemens(gradients=GRADIENTS[:1]))
+    assert not writes_dicom(folder, folder, tmp_path / "out", always=False)
+    with pytest.raises(ValueError, match="cannot write for a mosaic"):
+        writes_dicom(folder, folder, tmp_path / "out", always=True)
+    with pytest.raises(ValueError, match="whose result cannot be a DICOM series"):
+        check_target(tmp_path / "out", read_image(folder))
+    check_target(tmp_path / "out.nii.gz", read_image(folder))
 
 
 @needs_dcm2niix
