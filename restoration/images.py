@@ -248,7 +248,8 @@ def write_image(
         write_bitmap(path, pixels)
         return path
     assert like.volume is not None
-    volume = Volume(_unslice(pixels, like), _scaled_affine(like.volume.affine, like.slice_axis, scale), like.path)
+    affine = _scaled_affine(like.volume.affine, like.slice_axis, scale)
+    volume = Volume(_unslice(pixels, like), affine, like.path, header=like.volume.header)
     if _as_series(path, like):
         from ..volumes.dicom_write import write_derived_series  # highdicom takes a second to load; only for DICOM
 

@@ -102,7 +102,17 @@ def read_dicom(path: Path) -> Volume:
     affine = _affine(volumes[0], step, rows=values.shape[2])
     # (volume, slice, row, column) in memory; rows are already flipped
     array = values.transpose(3, 2, 1, 0)
-    return Volume(array if array.shape[3] > 1 else array[..., 0], affine, path)
+    background = _background(headers[volumes[0][0].path])
+    return Volume(array if array.shape[3] > 1 else array[..., 0], affine, path, background)
+
+
+def _background(dataset: Dataset) -> float | None:
+    """The rescaled padding value of a file, else air (-1000 HU) for a CT; None if the file gives neither."""
+    padding = dataset.get("PixelPaddingValue")
+    rescale = [float(dataset.get(name, default)) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))]
+    if isinstance(padding, int) and np.isfinite(rescale).all():
+        return padding * rescale[0] + rescale[1]
+    return -1000.0 if dataset.get("Modality") == "CT" else None
 
 
 def _headers(path: Path) -> dict[Path, Dataset]:

@@ -22,6 +22,7 @@
 | sform or qform not finite or not invertible | the other is used, warned; error if there is none |
 | size of an axis zero or negative | error |
 | some values NaN or infinite | set to 0, warned with their number |
+| spatial or temporal unit with a code that NIfTI does not define | taken as mm, or as no unit; warned |
 | spatial unit metre or micron | converted to mm, warned |
 """
 
@@ -37,18 +38,53 @@ import numpy as np
 
 from ..runs.files import atomic_path
 from ..runs.memory import check_inflated, check_memory
-from .volume import Volume, perpendicular_axes
+from .volume import HeaderFacts, Volume, perpendicular_axes
 from .warning import VolumeWarning
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MGH_SUFFIXES = (".mgz", ".mgh")
 
+# the codes in a NIfTI header's xyzt_units: bits 0 to 2 for lengths (factor to mm), bits 3 to 5 for the fourth axis
+_LENGTHS = {0: ("unknown", 1.0), 1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+_TIMES = {0: "unknown", 8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 48: "rads"}
+_SPACES = (1, 2, 3, 4, 5)
+_MGH_FIELDS = ("tr", "flip_angle", "te", "ti")
+_ROUNDING = 1e-5  # by which float32 can make the squared length of a quaternion exceed 1
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
 _MOST_EXTRA = 64 << 20  # bytes of header extensions, and of the data after the voxels of an MGH file
 # MGH stores these four types only; the others go to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
+
+
+class _RoundedQuaternion:
+    """A header whose quaternion may exceed a length of 1 by rounding; nibabel refuses it from 3.6e-7 on."""
+
+    def get_qform_quaternion(self) -> np.ndarray:
+        header: Any = self
+        imaginary = np.array([header["quatern_b"], header["quatern_c"], header["quatern_d"]], dtype=np.float64)
+        square = float(imaginary @ imaginary)
+        if 1 < square <= 1 + _ROUNDING:
+            return np.array([0.0, *(imaginary / np.sqrt(square))])
+        result: np.ndarray = super().get_qform_quaternion()  # type: ignore[misc]
+        return result
+
+
+class _Nifti1Header(_RoundedQuaternion, nib.Nifti1Header):  # type: ignore[misc]
+    pass
+
+
+class _Nifti2Header(_RoundedQuaternion, nib.Nifti2Header):  # type: ignore[misc]
+    pass
+
+
+class _Nifti1Image(nib.Nifti1Image):  # type: ignore[misc]
+    header_class = _Nifti1Header
+
+
+class _Nifti2Image(nib.Nifti2Image):  # type: ignore[misc]
+    header_class = _Nifti2Header
 
 
 def is_nifti_name(path: str | os.PathLike[str]) -> bool:
@@ -70,7 +106,7 @@ def load_image(path: Path) -> Any:
         raise ValueError(f"{path} is empty (0 bytes)")
     try:
         _check_extensions(path)
-        image: Any = nib.load(path)
+        image: Any = _open(path)
         shape, dtype, offset = tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a readable NIfTI or MGH file: {_one_line(error)}") from error
@@ -112,12 +148,45 @@ def read_nifti(path: Path) -> Volume:
     affine = _mgh_affine(path, image) if isinstance(image, nib.MGHImage) else nifti_affine(path, image)
     array = _finite(path, _spatial(path, _values(path, image)))
     try:
-        volume = Volume(array, affine, path)
+        volume = Volume(array, affine, path, header=_facts(image))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; repair the header's sform or qform") from error
     if not perpendicular_axes(affine):
         warnings.warn(f"{path}: the image axes are not perpendicular; read as they are", VolumeWarning, stacklevel=3)
     return volume
+
+
+def _open(path: Path) -> Any:
+    for kind in (_Nifti1Image, _Nifti2Image):
+        if kind.path_maybe_image(path)[0]:
+            return kind.from_filename(path)
+    return nib.load(path)
+
+
+def _facts(image: Any) -> HeaderFacts:
+    header = image.header
+    if isinstance(image, nib.MGHImage):
+        numbers = {name: float(header[name]) for name in _MGH_FIELDS}
+        numbers = {name: number for name, number in numbers.items() if np.isfinite(number)}
+        return HeaderFacts(_positive(numbers.get("tr", 0.0)), "msec", None, numbers)
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    step = _positive(float(header["pixdim"][4])) if len(image.shape) > 3 else None
+    return HeaderFacts(step, _TIMES.get(int(header["xyzt_units"]) & 0o70, "unknown"), code if code in _SPACES else None)
+
+
+def _positive(number: float) -> float | None:
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _units(path: Path, header: Any) -> tuple[str, float, str]:
+    """The unit of lengths, its factor to mm, and the unit of the fourth axis; warns of codes that are not defined."""
+    code = int(header["xyzt_units"])
+    lengths, times = code & 7, code & 0o70
+    if lengths not in _LENGTHS:
+        _warn(f"{path}: the unit of lengths has the unknown code {lengths}; taken as mm")
+    if times not in _TIMES:
+        _warn(f"{path}: the unit of time has the unknown code {times}; taken as unknown")
+    return *_LENGTHS.get(lengths, _LENGTHS[0]), _TIMES.get(times, "unknown")
 
 
 def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner") -> None:
@@ -126,14 +195,24 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
     Args:
         path: the file; it appears whole or not at all.
         volume: what to write. The dtype is kept where the format knows it; else the next one that holds every value.
-        space: "scanner" for an image where it was taken (code 1), "aligned" for one moved onto another (code 2).
+        space: "scanner" for an image where it was taken (the code of its header, else 1), "aligned" for one moved onto
+            another (code 2).
     """
+    facts = volume.header or HeaderFacts()
     if path.name.lower().endswith(MGH_SUFFIXES):
         image: Any = nib.MGHImage(_mgh_array(path, volume.array), volume.affine)
+        for name, number in facts.mgh.items():
+            image.header[name] = number
+        factor = {"sec": 1000.0, "msec": 1.0, "usec": 0.001}.get(facts.unit)
+        if facts.step is not None and factor is not None and volume.array.ndim == 4:
+            image.header["tr"] = facts.step * factor
     else:
         array = _native(volume.array)
         image = nib.Nifti1Image(array, None, dtype=array.dtype)
-        set_nifti_affine(image, volume.affine, code=2 if space == "aligned" else 1)
+        set_nifti_affine(image, volume.affine, code=2 if space == "aligned" else facts.space or 1)
+        if volume.array.ndim == 4 and facts.step is not None:
+            image.header["pixdim"][4] = facts.step
+            image.header.set_xyzt_units("mm", facts.unit)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 
@@ -156,10 +235,14 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
         name, why = next(iter(broken.items()))
         _warn(f"{path}: the {name} is unusable ({why}); the {next(iter(forms))} is used")
     if not forms:
-        affine = image.affine
+        try:
+            affine = Volume(np.empty((1, 1, 1)), image.affine).affine
+        except ValueError as error:
+            raise ValueError(f"{path} has no usable voxel size: {error}; repair the header's pixdim") from error
         _warn(
             f"{path} does not give its position in space (sform and qform codes are 0): taken as"
-            f" {''.join(nib.aff2axcodes(affine))} with its centre at the origin; left and right are unknown"
+            f" {''.join(code or '?' for code in nib.aff2axcodes(affine))} with its centre at the"
+            " origin; left and right are unknown"
         )
     else:
         affine = forms["sform"] if "sform" in forms else forms["qform"]
@@ -167,8 +250,7 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
         distance = _corner_distance(forms["sform"], forms["qform"], image.shape[:3])
         if distance > 0.1 * min(np.linalg.norm(forms["sform"][:3, :3], axis=0)):
             _warn(f"{path}: sform and qform disagree by up to {distance:.3g} mm; the sform is used")
-    unit = header.get_xyzt_units()[0]
-    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+    unit, scale, _ = _units(path, header)
     if scale != 1:
         _warn(f"{path}: lengths are in {unit}s and were converted to mm")
     result: np.ndarray = np.diag([scale, scale, scale, 1.0]) @ affine

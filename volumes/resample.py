@@ -11,6 +11,8 @@ from .transforms import Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
+_AIR = -900.0  # HU; a lowest value below it is that of a CT
+
 
 def resample(
     volume: Volume,
@@ -21,7 +23,9 @@ def resample(
 ) -> Volume:
     """The image on the grid of `like`, read once from the original: out[x] = volume[transform(x)].
 
-    Points outside `volume` read 0, as do points outside the grid of a displacement field, which are warned about.
+    Points outside `volume` read its background: the one that its file gives, air for a CT, else 0. If no file gives one,
+    a lowest value of -900 or less counts as the air of a CT, which is warned about (not with "nearest"). So do points
+    outside the grid of a displacement field, which are warned about.
     A 4-D image is moved volume by volume. Memory beyond the result stays at some hundred MB.
 
     Args:
@@ -47,7 +51,8 @@ def resample(
     series = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     dtype = series.dtype if order == "nearest" else _linear_dtype(series.dtype)
     # volumes lie one after the other, as NIfTI files have them
-    resampled = np.zeros((*like.shape, series.shape[3]), dtype, order="F")
+    outside = _background(volume, guess=order == "linear")
+    resampled = np.full((*like.shape, series.shape[3]), outside, dtype, order="F")
     to_voxel = np.linalg.inv(volume.affine)
     lost = 0
     for slab, voxels in voxel_blocks(like.shape):
@@ -60,7 +65,7 @@ def resample(
         if not read_from.any():
             continue
         for number in range(series.shape[3]):
-            values = np.zeros(len(read), dtype)
+            values = np.full(len(read), outside, dtype)
             if order == "nearest":
                 values[read_from] = sample_nearest(series[..., number], read[read_from])
             else:
@@ -69,11 +74,35 @@ def resample(
             resampled[slab, ..., number] = values.reshape(resampled[slab, ..., number].shape)
     if lost:
         warnings.warn(
-            f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and read 0",
+            f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and read {outside:g}",
             VolumeWarning,
             stacklevel=2,
         )
-    return Volume(resampled if volume.array.ndim == 4 else resampled[..., 0], like.affine)
+    return Volume(
+        resampled if volume.array.ndim == 4 else resampled[..., 0],
+        like.affine,
+        background=volume.background,
+        header=volume.header,
+    )
+
+
+def _background(volume: Volume, *, guess: bool) -> float:
+    """The value outside an image, which its dtype can hold."""
+    if volume.background is not None:
+        found = volume.background
+    elif guess and volume.array.dtype.kind in "if" and volume.array.size and (low := float(volume.array.min())) <= _AIR:
+        warnings.warn(
+            f"{volume.source or 'the image'} has values down to {low:g}, as a CT has; outside it reads {low:g}",
+            VolumeWarning,
+            stacklevel=3,
+        )
+        found = low
+    else:
+        found = 0.0
+    if volume.array.dtype.kind in "iu":
+        limits = np.iinfo(volume.array.dtype)
+        return float(min(max(round(found), limits.min), limits.max))
+    return found
 
 
 def _linear_dtype(dtype: np.dtype) -> np.dtype:

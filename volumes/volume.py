@@ -1,13 +1,32 @@
 """A `Volume`: an array and its position in the world."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+_LEAST_MM = 1e-9  # of a voxel's edge; smaller ones are the sign of a damaged header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ (ours) <-> LPS (DICOM, ITK), its own inverse
+
+
+@dataclass(frozen=True)
+class HeaderFacts:
+    """What a NIfTI or MGH header gives beside values and affine, to be written again with the image.
+
+    Args:
+        step: the distance of the volumes of a series (the TR), in `unit`; None if unknown.
+        unit: NIfTI's name of the unit: "sec", "msec", "usec", "hz", "ppm", "rads" or "unknown".
+        space: NIfTI's code of the world (1 scanner, 2 aligned, 3 Talairach, 4 MNI); None if unknown.
+        mgh: name -> number of MGH's TR, flip angle, TE and TI (ms, radians).
+    """
+
+    step: float | None = None
+    unit: str = "unknown"
+    space: int | None = None
+    mgh: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +37,8 @@ class Volume:
         array: (D, H, W), or (D, H, W, T) for a series; any real dtype. D, H, W are the voxel axes that `affine` maps.
         affine: (4, 4) float64, voxel index -> world mm, RAS+ (x to the right, y to the front, z to the top).
         source: the file or folder that it was read from.
+        background: the value outside the image, such as air in a CT; None if unknown.
+        header: what the file gave beside values and affine; None if there is no such file.
 
     Raises:
         ValueError: for an array that is not 3-D or 4-D, or an affine that is not a finite, invertible (4, 4) matrix.
@@ -26,6 +47,8 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
     source: Path | None = None
+    background: float | None = None
+    header: HeaderFacts | None = None
 
     def __post_init__(self) -> None:
         affine = np.asarray(self.affine, dtype=np.float64)
@@ -34,7 +57,8 @@ class Volume:
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
             raise ValueError(f"affine must be a finite (4, 4) matrix with last row 0 0 0 1, got {affine.tolist()}")
         # relative to the voxel's edges, so that a microscope's voxels pass too
-        if abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if edges.min() < _LEAST_MM or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(edges):
             raise ValueError(f"affine must be invertible, got {affine.tolist()}")
         object.__setattr__(self, "affine", affine)
 
@@ -59,11 +83,11 @@ class Volume:
     @cached_property
     def orientation(self) -> str:
         """The nearest anatomical direction of each array axis, for example "RAS" or "PSR"."""
-        return "".join(nib.aff2axcodes(self.affine))
+        return "".join(code or "?" for code in nib.aff2axcodes(self.affine))
 
     def with_array(self, array: np.ndarray) -> "Volume":
-        """The same place in the world with other values, e.g. a mask or a filtered image."""
-        return replace(self, array=array)
+        """The same place in the world with other values, e.g. a mask or a filtered image; the background is unknown."""
+        return replace(self, array=array, background=None)
 
 
 def perpendicular_axes(affine: np.ndarray) -> bool:
