@@ -71,19 +71,19 @@ class _RoundedQuaternion:
         return result
 
 
-class _Nifti1Header(_RoundedQuaternion, nib.Nifti1Header):  # type: ignore[misc]
+class _Nifti1Header(_RoundedQuaternion, nib.Nifti1Header):
     pass
 
 
-class _Nifti2Header(_RoundedQuaternion, nib.Nifti2Header):  # type: ignore[misc]
+class _Nifti2Header(_RoundedQuaternion, nib.Nifti2Header):
     pass
 
 
-class _Nifti1Image(nib.Nifti1Image):  # type: ignore[misc]
+class _Nifti1Image(nib.Nifti1Image):
     header_class = _Nifti1Header
 
 
-class _Nifti2Image(nib.Nifti2Image):  # type: ignore[misc]
+class _Nifti2Image(nib.Nifti2Image):
     header_class = _Nifti2Header
 
 

@@ -23,8 +23,8 @@ def resample(
 ) -> Volume:
     """The image on the grid of `like`, read once from the original: out[x] = volume[transform(x)].
 
-    Points outside `volume` read its background: the one that its file gives, air for a CT, else 0. If no file gives one,
-    a lowest value of -900 or less counts as the air of a CT, which is warned about (not with "nearest"). So do points
+    Points outside `volume` read its background: the one that its file gives, air for a CT, else 0. If none is known, a
+    lowest value of -900 or less counts as the air of a CT, which is warned about (not with "nearest"). So do points
     outside the grid of a displacement field, which are warned about.
     A 4-D image is moved volume by volume. Memory beyond the result stays at some hundred MB.
 

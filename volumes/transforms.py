@@ -11,6 +11,7 @@ belongs there. `resample` in this folder reads the moving image at those points.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,32 @@ if TYPE_CHECKING:
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
 _FIXED_POINT_ROUNDS = 10  # of an inversion, before Newton's steps
+
+# ITK's classes that are linear, or whose parts are read
+_KINDS = {
+    "AffineTransform",
+    "CenteredAffineTransform",
+    "CenteredEuler3DTransform",
+    "ComposeScaleSkewVersor3DTransform",
+    "CompositeTransform",
+    "DisplacementFieldTransform",
+    "Euler3DTransform",
+    "FixedCenterOfRotationAffineTransform",
+    "GaussianSmoothingOnUpdateDisplacementFieldTransform",
+    "IdentityTransform",
+    "MatrixOffsetTransformBase",
+    "QuaternionRigidTransform",
+    "Rigid3DTransform",
+    "ScalableAffineTransform",
+    "ScaleLogarithmicTransform",
+    "ScaleSkewVersor3DTransform",
+    "ScaleTransform",
+    "ScaleVersor3DTransform",
+    "Similarity3DTransform",
+    "TranslationTransform",
+    "VersorRigid3DTransform",
+    "VersorTransform",
+}
 
 _SIGNS = np.diag(LPS)[:3]  # LPS of a point or a vector
 
@@ -486,9 +513,26 @@ def _check_itk_file(path: Path) -> None:
     if suffix in (".txt", ".tfm") and b"FixedParameters:" not in content:
         # the last line of the file, without which ITK takes a centre of 0
         raise ValueError(f"{path} is no ITK transform text or is cut off: it has no FixedParameters")
+    _check_kinds(path, content)
     end = _hdf5_end(content) if suffix == ".h5" else _mat_end(content) if suffix == ".mat" else 0
     if len(content) < end:
         raise ValueError(f"{path} is cut off: {len(content)} of {end} bytes; get the file again")
+
+
+def _check_kinds(path: Path, content: bytes) -> None:
+    """Refuse B-splines and other kinds that we do not apply, and a list of transforms, such as one per volume."""
+    kinds = [name.decode() for name in re.findall(rb"([A-Za-z0-9]+)_(?:double|float)_\d+_\d+", content)]
+    unknown = sorted(set(kinds) - _KINDS)
+    if unknown:
+        raise ValueError(
+            f"{path} must hold linear transforms and displacement fields, got {', '.join(unknown)}; convert it to a"
+            " displacement field"
+        )
+    if len(kinds) > 1 and "CompositeTransform" not in kinds:
+        raise ValueError(
+            f"{path} must hold one transform, got a list of {len(kinds)} (such as one per volume of a series); save"
+            " each one as a file of its own, or a chain of them as an ITK composite"
+        )
 
 
 def _hdf5_end(content: bytes) -> int:

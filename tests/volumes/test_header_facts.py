@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,13 @@ import pytest
 
 from voxelwave.restoration.images import read_image, write_image
 from voxelwave.volumes import Volume, VolumeWarning, read_volume, resample, write_volume
+
+ORDERS: tuple[Literal["linear", "nearest"], ...] = ("linear", "nearest")
+
+
+def _header(path: Path) -> Any:
+    image: Any = nib.load(path)
+    return image.header
 
 
 def _series(path: Path, *, code: int = 4, unit: str = "msec") -> None:
@@ -26,7 +34,7 @@ def test_a_restored_series_keeps_tr_unit_and_space(tmp_path: Path, code: int) ->
     _series(tmp_path / "a.nii.gz", code=code)
     image = read_image(tmp_path / "a.nii.gz")
     write_image(tmp_path / "b.nii.gz", image.stack, image)
-    header = nib.load(tmp_path / "b.nii.gz").header
+    header = _header(tmp_path / "b.nii.gz")
     assert header.get_zooms()[3] == 1500
     assert header.get_xyzt_units() == ("mm", "msec")
     assert (int(header["sform_code"]), int(header["qform_code"])) == (code, code)
@@ -40,7 +48,7 @@ def test_a_restored_mgz_keeps_its_sequence(tmp_path: Path) -> None:
     nib.save(image, tmp_path / "a.mgz")
     read = read_image(tmp_path / "a.mgz")
     write_image(tmp_path / "b.mgz", read.stack, read)
-    header = nib.load(tmp_path / "b.mgz").header
+    header = _header(tmp_path / "b.mgz")
     assert {name: float(header[name]) for name in wanted} == pytest.approx(wanted)
 
 
@@ -48,7 +56,7 @@ def test_a_moved_series_keeps_its_tr(tmp_path: Path) -> None:
     _series(tmp_path / "a.nii")
     series = read_volume(tmp_path / "a.nii")
     write_volume(tmp_path / "b.nii", resample(series, Volume(np.zeros((6, 6, 3)), series.affine)), space="aligned")
-    header = nib.load(tmp_path / "b.nii").header
+    header = _header(tmp_path / "b.nii")
     assert (header.get_zooms()[3], header.get_xyzt_units()[1], int(header["sform_code"])) == (1500, "msec", 2)
 
 
@@ -87,8 +95,8 @@ def test_a_voxel_without_size_is_refused() -> None:
 def test_outside_reads_the_background(background: float | None, expected: float) -> None:
     moving = Volume(np.full((3, 3, 3), 40, np.int16), np.eye(4), background=background)
     grid = Volume(np.zeros((5, 3, 3)), np.eye(4))
-    for order in ("linear", "nearest"):
-        moved = resample(moving, grid, order=order).array  # type: ignore[arg-type]
+    for order in ORDERS:
+        moved = resample(moving, grid, order=order).array
         assert (moved[:3] == 40).all()
         assert (moved[3:] == expected).all()
 
