@@ -61,8 +61,9 @@ def read_mosaic(file: Path, header: Dataset) -> Mosaic:
     else:
         positions = _siemens_positions(file, header, row, column)
         times = _siemens_times(header, len(positions))
-    # dcm2niix keeps the order of a Siemens mosaic, and sorts the slices of a grid along the normal
-    descending = not _is_grid(header) and bool((positions[-1] - positions[0]) @ normal < 0)
+    # dcm2niix keeps the order of a Siemens mosaic, unless the scanner counts its slices in reverse, and sorts a grid's
+    in_reverse = (_floats(read_csa(header).get("ProtocolSliceNumber")) or [0.0])[0] > 1
+    descending = not (_is_grid(header) or in_reverse) and bool((positions[-1] - positions[0]) @ normal < 0)
     return Mosaic(positions, descending, times)
 
 

@@ -87,8 +87,8 @@ def values(count):
     return np.random.default_rng(0).integers(1, 2000, (count, SLICES, ROWS, COLUMNS)).astype(np.uint16)
 
 
-def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=()):
-    """One mosaic for each gradient; `without` names CSA tags to leave out."""
+def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=(), **more):
+    """One mosaic for each gradient; `without` names CSA tags to leave out, `more` are further ones."""
     made = []
     for number, ((b, direction), slices) in enumerate(zip(gradients, values(len(gradients)), strict=True), 1):
         ds = base(number, axes, tiled(slices, down=3))
@@ -102,6 +102,7 @@ def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=()):
             "MosaicRefAcqTimes": texts(np.arange(SLICES) * 100.0 + 5),
             "B_value": str(b),
             "DiffusionDirectionality": "DIRECTIONAL" if direction else "NONE",
+            **more,
         }
         if direction:
             tags["DiffusionGradientDirection"] = texts(direction)
@@ -110,6 +111,11 @@ def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=()):
         ds.private_block(0x29, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", header)
         made.append(ds)
     return made
+
+
+def siemens_in_reverse(axes=AXIAL):
+    """The scanner is set to count its slices in reverse, so they run against the normal."""
+    return siemens(axes * [[1], [1], [np.sign(np.linalg.det(axes)) * -1]], ProtocolSliceNumber=str(SLICES - 1))
 
 
 def uih(axes=AXIAL, gradients=GRADIENTS):
@@ -268,7 +274,7 @@ def test_dicom_results_for_a_mosaic_are_refused_before_the_work(tmp_path):
 
 @needs_dcm2niix
 @pytest.mark.parametrize("axes", [AXIAL, SAGITTAL, OBLIQUE], ids=["axial", "sagittal", "oblique"])
-@pytest.mark.parametrize("maker", [siemens, uih])
+@pytest.mark.parametrize("maker", [siemens, siemens_in_reverse, uih])
 def test_equal_to_dcm2niix(tmp_path, axes, maker):
     folder = folder_of(tmp_path / "s", maker(axes))
     subprocess.run(
