@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..runs.catalogue import find_weights
 from ..runs.files import atomic_path
+from ..runs.finite import check_finite
 from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
 from .windows import Scaler, WindowOptions
@@ -119,8 +120,11 @@ def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
         x: (n, channels, times), scaled as in training.
     """
     network.eval()
-    parts = torch.as_tensor(x).split(_AT_ONCE)
-    return torch.cat([network(part).double().softmax(1)[:, 1] for part in parts]).numpy()
+    windows = torch.as_tensor(x)
+    check_finite(windows, "samples of the recording, filtered and scaled,")
+    found = torch.cat([network(part).double().softmax(1)[:, 1] for part in windows.split(_AT_ONCE)])
+    check_finite(found, "probabilities")
+    return found.numpy()
 
 
 @dataclass(frozen=True)

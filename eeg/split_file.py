@@ -98,7 +98,7 @@ def read_splits(path: str | Path) -> SplitFile:
     try:
         content = json.loads(path.read_text())
         return _from_plan(path, content) if "splits" in content else _from_json(path, content)
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, IndexError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be a plan or hold folds with train and test: {error!r}") from error
 
 

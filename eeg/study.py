@@ -119,7 +119,10 @@ def _parts(file: Path) -> list[Path]:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a .csv or .tsv file with a header line; empty and "n/a" cells are empty strings."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+        try:
+            rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a readable table: {error}") from error
     return [{k.strip(): _cell(v) for k, v in row.items() if k} for row in rows]
 
 
@@ -173,8 +176,11 @@ def _folder_rows(root: Path) -> list[Subject]:
         if group.is_dir():
             files = sorted(f for f in group.rglob("*") if f.suffix.lower() in SUFFIXES)
         elif group.suffix.lower() == ".zip":
-            with zipfile.ZipFile(group) as packed:
-                files = [group / n for n in sorted(packed.namelist()) if Path(n).suffix.lower() in SUFFIXES]
+            try:
+                with zipfile.ZipFile(group) as packed:
+                    files = [group / n for n in sorted(packed.namelist()) if Path(n).suffix.lower() in SUFFIXES]
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{group} is not a readable zip archive: {error}; get the file again") from error
         else:
             continue
         label = _PART.sub("", group.stem if group.is_file() else group.name)

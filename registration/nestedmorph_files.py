@@ -68,8 +68,11 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
     path = Path(path)
     options: dict[str, Any] | None = None
     if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (safetensors.SafetensorError, OSError, MemoryError) as error:
+            raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
         if "training" in metadata:
             options = json.loads(metadata["training"])
     elif path.suffix == ".ckpt":

@@ -191,6 +191,8 @@ def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno} is not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} must be JSON: it is nested too deeply") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f'{path} must hold a list of objects, such as [{{"moving": ..., "fixed": ...}}]')
     for number, entry in enumerate(entries):

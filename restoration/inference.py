@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..runs.finite import check_finite
 from ..volumes import VolumeWarning
 from .borders import mirrored
 from .images import Image, IntensityRange, choose_range
@@ -112,6 +113,7 @@ def restore(
             if progress is not None:
                 progress(k + 1, count)
     assert restored is not None
+    check_finite(restored, "restored values")
     return restored[0].numpy() if single else restored.numpy()
 
 

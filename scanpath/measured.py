@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
     """What a .json file holds."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}") from None
 
 
