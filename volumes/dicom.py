@@ -63,7 +63,7 @@ _COPIES = 16  # bytes that a pixel takes while it is decoded, scaled and put in 
 
 
 @dataclass(frozen=True, eq=False)
-class _Frame:
+class Frame:
     """One slice: where it is in its file, in space and in the series."""
 
     path: Path
@@ -80,6 +80,22 @@ class _Frame:
     descending: bool = False  # the slices of a mosaic run against the normal of the image plane
 
 
+def read_series(path: Path) -> tuple[dict[Path, Dataset], list[list[Frame]]]:
+    """The headers of one series, and its slices.
+
+    Args:
+        path: a folder with one DICOM series, or one DICOM file.
+
+    Returns:
+        File -> header without pixels; and for each volume its slices, in order along the normal.
+
+    Raises:
+        ValueError: the files are not one series, or its slices form no volume.
+    """
+    headers = _without_copies(path, _one_series(path, read_headers(path)))
+    return headers, _stack(path, _frames_of(headers))[0]
+
+
 def read_dicom(path: Path) -> Volume:
     """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists odd input.
 
@@ -93,7 +109,7 @@ def read_dicom(path: Path) -> Volume:
     with warnings.catch_warnings():
         # pydicom's remarks on odd value representations say nothing about the image
         warnings.filterwarnings("ignore", module="pydicom")
-        headers = _one_series(path, _headers(path))
+        headers = _one_series(path, read_headers(path))
         headers = _without_copies(path, headers)
         frames = _frames_of(headers)
         _check_alike(path, headers, frames)
@@ -115,7 +131,7 @@ def _background(dataset: Dataset) -> float | None:
     return -1000.0 if dataset.get("Modality") == "CT" else None
 
 
-def _headers(path: Path) -> dict[Path, Dataset]:
+def read_headers(path: Path) -> dict[Path, Dataset]:
     """The headers of all images in a folder (not in its sub-folders), or of one file."""
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
     headers: dict[Path, Dataset] = {}
@@ -236,7 +252,7 @@ def _same_image(first: Path, second: Path) -> bool:
     return same_place and a.get("PixelData") == b.get("PixelData")
 
 
-def _frames_of(headers: dict[Path, Dataset]) -> list[_Frame]:
+def _frames_of(headers: dict[Path, Dataset]) -> list[Frame]:
     """All slices of a series.
 
     Raises:
@@ -251,7 +267,7 @@ def _frames_of(headers: dict[Path, Dataset]) -> list[_Frame]:
     return frames
 
 
-def _frames(file: Path, header: Dataset) -> list[_Frame]:
+def _frames(file: Path, header: Dataset) -> list[Frame]:
     if int(header.get("SamplesPerPixel", 1)) != 1:
         raise ValueError(
             f"{file} must hold grey values, got a colour image ({header.get('PhotometricInterpretation')})"
@@ -271,7 +287,7 @@ def _frames(file: Path, header: Dataset) -> list[_Frame]:
     return [_frame(file, i, [frame, *shared, header], header) for i, frame in enumerate(per_frame)]
 
 
-def _tiles(file: Path, header: Dataset) -> list[_Frame]:
+def _tiles(file: Path, header: Dataset) -> list[Frame]:
     mosaic = read_mosaic(file, header)
     found = []
     for index, position in enumerate(mosaic.positions):
@@ -282,7 +298,7 @@ def _tiles(file: Path, header: Dataset) -> list[_Frame]:
     return found
 
 
-def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> _Frame:
+def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Frame:
     def find(sequence: str, keyword: str) -> Any:
         for group in groups:
             inner = group.get(sequence)
@@ -320,7 +336,7 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> _F
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     number = header.get("InstanceNumber")
-    return _Frame(
+    return Frame(
         path=file,
         index=index,
         position=position,
@@ -356,7 +372,7 @@ def _plain(value: Any) -> Hashable:
     return round(float(value), 3)
 
 
-def _check_alike(path: Path, headers: dict[Path, Dataset], frames: list[_Frame]) -> None:
+def _check_alike(path: Path, headers: dict[Path, Dataset], frames: list[Frame]) -> None:
     """Refuse what cannot be one stack: other sizes, spacings, orientations or frames of reference."""
     _one_near(
         path,
@@ -387,11 +403,11 @@ def _one_near(path: Path, what: str, values: list[Any], *, tolerance: float, men
         raise ValueError(f"{path} must hold one stack of slices, got {len(kinds)} {what}: {shown}{mend}")
 
 
-def _stack(path: Path, frames: list[_Frame]) -> tuple[list[list[_Frame]], np.ndarray]:
+def _stack(path: Path, frames: list[Frame]) -> tuple[list[list[Frame]], np.ndarray]:
     """The frames as volumes of slices along the normal, and the (3,) step from slice to slice in LPS mm."""
     normal = _normal(frames)
     ordered = sorted(frames, key=lambda f: float(f.position @ normal))
-    places: list[list[_Frame]] = []
+    places: list[list[Frame]] = []
     for frame in ordered:
         if places and float((frame.position - places[-1][0].position) @ normal) < _SAME_PLACE_MM:
             places[-1].append(frame)
@@ -403,14 +419,14 @@ def _stack(path: Path, frames: list[_Frame]) -> tuple[list[list[_Frame]], np.nda
     return _volumes(path, places, normal), spacing * normal
 
 
-def _normal(frames: list[_Frame]) -> np.ndarray:
+def _normal(frames: list[Frame]) -> np.ndarray:
     row, column = np.mean([f.orientation for f in frames], axis=0).reshape(2, 3)
     normal = np.cross(row, column)
     result: np.ndarray = normal / np.linalg.norm(normal)
     return -result if frames[0].descending else result
 
 
-def _check_straight(path: Path, frames: list[_Frame], positions: np.ndarray, normal: np.ndarray) -> None:
+def _check_straight(path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray) -> None:
     """Refuse slices that shift sideways from one to the next (gantry tilt), beyond what rounding explains."""
     along = positions @ normal
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
@@ -429,7 +445,7 @@ def _check_straight(path: Path, frames: list[_Frame], positions: np.ndarray, nor
             raise ValueError(f"{path}: two images at one level lie side by side ({frame.path.name}); not one volume")
 
 
-def _slice_spacing(path: Path, frame: _Frame, positions: np.ndarray, normal: np.ndarray) -> float:
+def _slice_spacing(path: Path, frame: Frame, positions: np.ndarray, normal: np.ndarray) -> float:
     if len(positions) == 1:
         if not frame.thickness:
             raise ValueError(f"{path} holds one slice without a thickness: give the folder with the whole series")
@@ -470,7 +486,7 @@ def _why_uneven(along: np.ndarray) -> str:
     )
 
 
-def _volumes(path: Path, places: list[list[_Frame]], normal: np.ndarray) -> list[list[_Frame]]:
+def _volumes(path: Path, places: list[list[Frame]], normal: np.ndarray) -> list[list[Frame]]:
     """Volumes of slices, from the frames found at each slice position."""
     counts = [len(place) for place in places]
     if len(set(counts)) > 1:
@@ -501,14 +517,14 @@ def _volumes(path: Path, places: list[list[_Frame]], normal: np.ndarray) -> list
     )
 
 
-def _say_kinds(path: Path, volumes: list[list[_Frame]]) -> None:
+def _say_kinds(path: Path, volumes: list[list[Frame]]) -> None:
     echoes = {volume[0].kind[0] for volume in volumes}
     types = {volume[0].kind[-1] for volume in volumes}
     if len(echoes) > 1 or len(types) > 1:
         _warn(f"{path}: the {len(volumes)} volumes are of {len(echoes)} echo times and {len(types)} image types")
 
 
-def _affine(slices: list[_Frame], step: np.ndarray, *, rows: int) -> np.ndarray:
+def _affine(slices: list[Frame], step: np.ndarray, *, rows: int) -> np.ndarray:
     """(4, 4) voxel -> RAS+ mm for axes (column, row upwards, slice)."""
     row, column = np.mean([f.orientation for f in slices], axis=0).reshape(2, 3)
     between_rows, between_columns = slices[0].spacing
@@ -522,7 +538,7 @@ def _affine(slices: list[_Frame], step: np.ndarray, *, rows: int) -> np.ndarray:
     return LPS @ affine
 
 
-def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[_Frame]]) -> np.ndarray:
+def _values(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame]]) -> np.ndarray:
     """(volumes, slices, rows flipped, columns) of rescaled values."""
     places = {(f.path, f.index): (t, k) for t, volume in enumerate(volumes) for k, f in enumerate(volume)}
     frames = {(f.path, f.index): f for volume in volumes for f in volume}

@@ -27,7 +27,7 @@ from pydicom.uid import (
 
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
-_SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
+SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
 # true of the source's pixels or bytes only
 _UNTRUE = (
     "ModalityLUTSequence",
@@ -151,9 +151,9 @@ def derive(
     """
     # JPEG 2000 may be lossless; its header then states it
     flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
-    code = _code(*_RESAMPLED) if resampled else _code(*_SMOOTHED)
+    code = code_item(*_RESAMPLED) if resampled else code_item(*_SMOOTHED)
     for source in sources:
-        source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+        source.PurposeOfReferenceCodeSequence = [code_item("121322", "Source image for image processing operation")]
     if "PerFrameFunctionalGroupsSequence" in dataset:  # an enhanced image records it in its functional groups
         _set_derivation_group(dataset, sources, code, description)
     else:
@@ -168,18 +168,18 @@ def derive(
     # what was done is SECONDARY, but enhanced images know PRIMARY alone (PS3.3 C.8.16.1.2)
     rank = "PRIMARY" if "PerFrameFunctionalGroupsSequence" in dataset else "SECONDARY"
     dataset.ImageType = _derived(dataset.get("ImageType"), rank)
-    for group in _groups(dataset):
+    for group in functional_groups(dataset):
         for element in group:
             if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
                 element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
     dataset.SeriesInstanceUID = series_uid
     dataset.SOPInstanceUID = generate_uid(prefix=None)
-    dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + _SERIES_OFFSET
+    dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + SERIES_OFFSET
     dataset.SeriesDescription = description[:64]
     dataset.InstanceCreationDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = now.strftime("%H%M%S")
     dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
-    dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), _equipment()]
+    dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), equipment()]
     if flag == "01":
         dataset.LossyImageCompression = flag
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -219,7 +219,7 @@ def _derived(image_type: Any, rank: str) -> list[str]:
     return ["DERIVED", rank, *rest]
 
 
-def _groups(dataset: Dataset) -> list[Dataset]:
+def functional_groups(dataset: Dataset) -> list[Dataset]:
     """All functional groups of an enhanced image, those of each frame and those of all."""
     return [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *shared_groups(dataset)]
 
@@ -228,15 +228,15 @@ def shared_groups(dataset: Dataset) -> list[Dataset]:
     return list(dataset.get("SharedFunctionalGroupsSequence") or [])
 
 
-def _code(value: str, meaning: str) -> Dataset:
+def code_item(value: str, meaning: str) -> Dataset:
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
     return code
 
 
-def _equipment() -> Dataset:
+def equipment() -> Dataset:
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
+    item.PurposeOfReferenceCodeSequence = [code_item("109103", "Modifying Equipment")]
     item.Manufacturer = "voxelwave"
     try:
         item.SoftwareVersions = version("voxelwave")
@@ -268,7 +268,7 @@ def set_pixels(dataset: Dataset, stored: np.ndarray, encoding: dict[str, float |
 def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
     """Where the source has its rescale, else at the top if one is needed."""
     found = False
-    for holder in _groups(dataset):
+    for holder in functional_groups(dataset):
         for inner in holder.get("PixelValueTransformationSequence") or []:
             inner.RescaleSlope, inner.RescaleIntercept = slope, intercept
             found = True

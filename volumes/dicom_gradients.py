@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..runs.files import atomic_path
-from .dicom import _frames_of, _headers, _one_series, _stack, _without_copies
+from .dicom import read_headers, read_series
 from .mosaic import is_along_image_axes, is_mosaic, mosaic_gradient
 
 
@@ -28,10 +28,9 @@ def read_dicom_gradients(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.n
     path = Path(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `read_volume` gives the warnings about the same series
-        headers = _without_copies(path, _one_series(path, _headers(path)))
-        if not all(_known(header) for header in headers.values()):
+        if not all(_known(header) for header in read_headers(path).values()):
             return None
-        volumes, _ = _stack(path, _frames_of(headers))
+        headers, volumes = read_series(path)
     firsts = [volume[0] for volume in volumes]
     found = [mosaic_gradient(headers[frame.path]) for frame in firsts]
     known = [gradient for gradient in found if gradient is not None]
@@ -68,7 +67,7 @@ def holds_mosaic(path: Path) -> bool:
     """Whether a DICOM series consists of mosaics or grids, which cannot be the source of DICOM results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return any(is_mosaic(header) for header in _headers(path).values())
+        return any(is_mosaic(header) for header in read_headers(path).values())
 
 
 def _known(header: Dataset) -> bool:

@@ -23,17 +23,18 @@ from pydicom.tag import Tag
 from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEndian
 
 from ..runs.files import atomic_path
-from .dicom import _Frame, _frames, _headers, _one_series, _stack, _without_copies
+from ..runs.record import sha256
+from .dicom import Frame, read_headers, read_series
 from .dicom_derived import (
-    _SERIES_OFFSET,
-    _code,
-    _equipment,
-    _groups,
+    SERIES_OFFSET,
     atomic_folder,
     check_free,
+    code_item,
     current_time,
     derive,
     encode,
+    equipment,
+    functional_groups,
     reference_item,
     set_pixels,
     shared_groups,
@@ -59,9 +60,16 @@ _GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelM
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether `read_volume` reads this path as DICOM."""
+    """Whether a path is a DICOM file, or a folder that holds at least one."""
+    if path.is_dir():
+        return any(_has_preamble(file) for file in sorted(path.iterdir()) if file.is_file())
+    return not is_nifti_name(path) and path.is_file() and _has_preamble(path)
 
-    return path.is_dir() or not is_nifti_name(path)
+
+def _has_preamble(file: Path) -> bool:
+    """Whether a file starts like a DICOM file: "DICM" after 128 bytes (PS3.10, 7.1)."""
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def common_frame_of_reference(moving: Path, fixed: Path) -> str:
@@ -72,11 +80,11 @@ def common_frame_of_reference(moving: Path, fixed: Path) -> str:
     """
     of_moving = _first(moving)
     if not is_dicom(fixed):
-        return str(uid_of("frame of reference", _name(of_moving), hashlib.sha256(fixed.read_bytes()).hexdigest()))
+        return str(uid_of("frame of reference", _series_uid(of_moving), sha256(fixed)))
     of_fixed = _first(fixed)
     if of_fixed.get("FrameOfReferenceUID") and _same_person(of_moving, of_fixed):
         return str(of_fixed.FrameOfReferenceUID)
-    return str(uid_of("frame of reference", _name(of_moving), _name(of_fixed)))
+    return str(uid_of("frame of reference", _series_uid(of_moving), _series_uid(of_fixed)))
 
 
 def write_registered_series(
@@ -115,7 +123,7 @@ def write_registered_series(
     check_free(folder)
     if not perpendicular_axes(volume.affine):
         raise ValueError(f"the axes of {volume.source or 'the fixed image'} must be perpendicular to be kept in DICOM")
-    headers, stacks = _images(moving)
+    headers, stacks = read_series(moving)
     array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     if array.shape[3] != len(stacks):
         raise ValueError(f"volume must have {len(stacks)} volumes to match {moving}, got {array.shape[3]}")
@@ -126,7 +134,7 @@ def write_registered_series(
 
     digest = hashlib.sha256(stored.tobytes()).hexdigest()
     place = [f"{value:.10g}" for value in volume.affine.ravel()]
-    source_uid = _name(next(iter(headers.values())))
+    source_uid = _series_uid(next(iter(headers.values())))
     series_uid = uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding), *place)
     now = current_time()
     with atomic_folder(folder) as temporary:
@@ -182,18 +190,18 @@ def write_deformable_registration(
     path, moving = Path(path), Path(moving)
     if not perpendicular_axes(field.affine):
         raise ValueError(f"affine must have perpendicular axes to be kept in DICOM, got {field.affine.tolist()}")
-    images = [*_images(moving)[0].values()]
-    of_fixed = [] if fixed is None else [*_images(fixed)[0].values()]
+    images = [*read_series(moving)[0].values()]
+    of_fixed = [] if fixed is None else [*read_series(fixed)[0].values()]
     of_fixed = [image for image in of_fixed if str(image.get("FrameOfReferenceUID")) == frame_of_reference]
     header, now = images[0], current_time()
-    grid, tool = _grid(field), _equipment()
+    grid, tool = _grid(field), equipment()
     digest = hashlib.sha256(grid.VectorGridData).hexdigest()
     place = [f"{value:.10g}" for value in field.affine.ravel()]
-    instance_uid = uid_of(_name(header), frame_of_reference, description, digest, *place)
+    instance_uid = uid_of(_series_uid(header), frame_of_reference, description, digest, *place)
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
         series_instance_uid=uid_of(instance_uid, "series"),
-        series_number=int(header.get("SeriesNumber") or 0) + 2 * _SERIES_OFFSET,
+        series_number=int(header.get("SeriesNumber") or 0) + 2 * SERIES_OFFSET,
         sop_instance_uid=instance_uid,
         sop_class_uid=DeformableSpatialRegistrationStorage,
         instance_number=1,
@@ -223,7 +231,7 @@ def write_deformable_registration(
     dataset.ContentLabel, dataset.ContentDescription = "REGISTRATION", description[:64]
     dataset.ContentCreatorName = ""
     moved = _registration_item(
-        images, header.get("FrameOfReferenceUID") or uid_of("frame of reference", _name(header)), _CONTENT_BASED
+        images, header.get("FrameOfReferenceUID") or uid_of("frame of reference", _series_uid(header)), _CONTENT_BASED
     )
     moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
     moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
@@ -239,18 +247,11 @@ def write_deformable_registration(
 # what is there
 
 
-def _images(path: Path) -> tuple[dict[Path, Dataset], list[list[_Frame]]]:
-    """The headers of a series and its slices, as volumes of slices along the normal."""
-    headers = _without_copies(path, _one_series(path, _headers(path)))
-    frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
-    return headers, _stack(path, frames)[0]
-
-
 def _first(path: Path) -> Dataset:
-    return next(iter(_headers(path).values()))
+    return next(iter(read_headers(path).values()))
 
 
-def _name(header: Dataset) -> str:
+def _series_uid(header: Dataset) -> str:
     return str(header.get("SeriesInstanceUID") or header.get("SOPInstanceUID") or "")
 
 
@@ -263,7 +264,7 @@ def _same_person(one: Dataset, other: Dataset) -> bool:
 
 
 def _new_files(
-    headers: dict[Path, Dataset], stacks: list[list[_Frame]], slices: int
+    headers: dict[Path, Dataset], stacks: list[list[Frame]], slices: int
 ) -> list[tuple[Path, list[tuple[int, int, int]]]]:
     """Each file to write: whose header it gets, and its images (volume, slice, frame of that source file)."""
     images = []
@@ -337,7 +338,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
             dataset.SpacingBetweenSlices = measures.SliceThickness
         return
     measures.SpacingBetweenSlices = measures.SliceThickness
-    for group in _groups(dataset):
+    for group in functional_groups(dataset):
         for keyword in _GEOMETRY_GROUPS:
             if keyword in group:
                 del group[keyword]
@@ -391,7 +392,7 @@ def _registration_item(images: list[Dataset], frame_of_reference: Any, kind: tup
     item = Dataset()
     item.SourceFrameOfReferenceUID = frame_of_reference
     item.ReferencedImageSequence = [reference_item(image) for image in images]
-    item.RegistrationTypeCodeSequence = [_code(*kind)]
+    item.RegistrationTypeCodeSequence = [code_item(*kind)]
     return item
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from .dicom import _frames, _headers, _one_series, _stack, _without_copies
+from .dicom import read_series
 from .dicom_derived import (
     atomic_folder,
     check_free,
@@ -56,9 +56,9 @@ def write_derived_series(
     """
     folder, source_folder = Path(folder), Path(source_folder)
     check_free(folder)
-    headers = _without_copies(source_folder, _one_series(source_folder, _headers(source_folder)))
-    frames = [frame for file, header in headers.items() for frame in _frames(file, header)]
-    stacks, _ = _stack(source_folder, frames)
+    headers, stacks = read_series(source_folder)
+    order = {file: number for number, file in enumerate(headers)}
+    frames = sorted((frame for stack in stacks for frame in stack), key=lambda f: (order[f.path], f.index))
     array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     _check_grid(volume, array.shape, stacks, source_folder)
     # (volume, slice, rows downwards, columns), as images are stored

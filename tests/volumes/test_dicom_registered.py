@@ -24,6 +24,7 @@ from voxelwave.volumes.dicom_registered import (
     _rotation,
     _turn_gradients,
     common_frame_of_reference,
+    is_dicom,
     write_deformable_registration,
     write_registered_series,
 )
@@ -274,3 +275,15 @@ def test_real_series_come_back_and_dciodvfy_agrees(
     first = moving_path if moving_path.is_file() else sorted(moving_path.iterdir())[0]
     assert dicom_errors(files[0]) <= dicom_errors(first)
     assert dicom_errors(registration) == set()
+
+
+def test_a_folder_is_dicom_only_if_it_holds_a_dicom_file(tmp_path, write_ct):
+    write_ct(tmp_path / "ct")
+    (tmp_path / "ct" / "notes.txt").write_text("a note")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "scan.nii.gz").write_bytes(b"no DICOM")
+    assert is_dicom(tmp_path / "ct")
+    assert is_dicom(next((tmp_path / "ct").glob("*.dcm")))
+    assert not is_dicom(tmp_path / "ct" / "notes.txt")
+    assert not is_dicom(tmp_path / "other")
+    assert not is_dicom(tmp_path / "missing")
