@@ -76,7 +76,8 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
         if "training" in metadata:
             options = json.loads(metadata["training"])
     elif path.suffix == ".ckpt":
-        parameters = read_plain(path, "checkpoint").get("hyper_parameters", {})
+        content = read_plain(path, "checkpoint")
+        parameters = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
         if "spacing_mm" in parameters:
             options = parameters | {"orientation": "RAS"}
     return options

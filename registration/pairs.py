@@ -174,6 +174,13 @@ def split_by_subject(
 
 
 def _table_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    try:
+        return _read_table(path)
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a readable table: {error}") from error
+
+
+def _read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         _check_columns(f"{path}:1", reader.fieldnames or [])

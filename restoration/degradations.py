@@ -137,6 +137,9 @@ def bicubic_resize(image: Tensor, factor: float) -> Tensor:
     return _resize_axis(_resize_axis(image, -2, factor), -1, factor)
 
 
+_MOST_PX = 1000  # the widest blur
+
+
 def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
     """Build a degradation from its name and parameters in a configuration file.
 
@@ -171,19 +174,34 @@ def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
     return partial(function, **parameters)
 
 
-def degradation_margin(kind: str, **parameters: Any) -> int:
+def degradation_margin(kind: str | None = None, **parameters: Any) -> int:
     """The number of pixels around a patch that a degradation of `make_degradation` depends on.
 
     Example:
         >>> degradation_margin("gaussian-blur", sigma_px=[0.5, 1.5]), degradation_margin("gaussian", sigma=0.1)
         (6, 0)
+
+    Raises:
+        ValueError: the kind is unknown, or a width of a blur is not a finite number of 0 or more.
     """
+    if kind not in _DEGRADATIONS:
+        raise ValueError(f"degradation must be one of {', '.join(_DEGRADATIONS)}, got {kind!r}")
+    width = {"gaussian-blur": "sigma_px", "box-blur": "size_px"}.get(kind)
+    if width is not None:
+        _check_width(width, parameters.get(width))
     if kind == "gaussian-blur":
         sigma_px = parameters["sigma_px"]
         return _gaussian_radius(sigma_px if isinstance(sigma_px, (int, float)) else max(sigma_px))
     if kind == "box-blur":
         return int(parameters["size_px"]) // 2
     return 0
+
+
+def _check_width(name: str, width: Any) -> None:
+    ends = list(width) if isinstance(width, (list, tuple)) else [width]
+    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
+    if not (numbers and ends and all(0 <= end <= _MOST_PX for end in ends)):
+        raise ValueError(f"{name} must be a number of pixels from 0 to {_MOST_PX}, or two of them, got {width!r}")
 
 
 def known_sigma(kind: str, **parameters: Any) -> float | None:

@@ -64,7 +64,8 @@ def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """
     path = Path(path)
     content = read_plain(path, f"checkpoint of {what}")
-    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= content.keys():
+    parts = ("hyper_parameters", "state_dict")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in parts):
         raise ValueError(f"{path} is not a checkpoint of {what}")
     check_finite_weights(path, content["state_dict"])
     return content

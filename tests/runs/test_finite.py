@@ -1,6 +1,7 @@
 """NaN and infinity neither enter a network nor leave it as a result; damaged files are refused in one line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 from voxelwave.eeg.networks import predict_windows
 from voxelwave.eeg.study import read_rows, read_study
 from voxelwave.registration.pairs import read_pairs
+from voxelwave.restoration.degradations import degradation_margin
 from voxelwave.runs.finite import check_finite
+from voxelwave.runs.weight_file import read_checkpoint
 from voxelwave.scanpath.measured import read_json
 
 
@@ -49,3 +52,26 @@ def test_damaged_tables_archives_and_json(tmp_path: Path) -> None:
     (tmp_path / "study" / "ADHD.zip").write_bytes(b"PK damaged")
     with pytest.raises(ValueError, match=r"ADHD\.zip is not a readable zip"):
         read_study(tmp_path / "study")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kind": "gaussian-blur"},
+        {"kind": "gaussian-blur", "sigma_px": "wide"},
+        {"kind": "gaussian-blur", "sigma_px": [1, np.inf]},
+        {"kind": "box-blur", "size_px": 1e12},
+        {"kind": "box-blur", "size_px": -3},
+    ],
+)
+def test_a_degradation_without_kind_or_with_a_senseless_width(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"degradation must be|_px must be"):
+        degradation_margin(**options)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"hyper_parameters": 3, "state_dict": {}}, {"state_dict": {}}])
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of a training"):
+        read_checkpoint(tmp_path / "a.ckpt", "a training")
