@@ -169,7 +169,7 @@ class ModuleSettings(Settings):
 
     Args:
         network: "MaIR" or "MaIRUNet", or the name of a published variant such as "mair-t-x2".
-        arguments: the network's constructor arguments; for a variant those that differ.
+        arguments: the network's constructor arguments; for a variant only the arguments that differ.
         loss: "l1", "charbonnier" or "mse".
         optimizer: "adam" or "adamw".
         lr: the learning rate.

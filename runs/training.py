@@ -75,7 +75,7 @@ def update_average(average: nn.Module, present: nn.Module, *, decay: float, step
 
 
 class BestEpoch(Callback):
-    """Records a row of figures for each epoch, keeps the weights of the best, and stops when it lies far back.
+    """Records a row of figures for each epoch, keeps the weights of the best, and stops if it is far back.
 
     Args:
         monitor: the figure that decides which epoch is best.

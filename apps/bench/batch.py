@@ -103,7 +103,7 @@ def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
     """Time and peak memory of a command with its children.
 
     Raises:
-        OSError: it ended with another exit code than those that are allowed.
+        OSError: it ended with an exit code that is not allowed.
     """
     started, before = time.perf_counter(), _cpu_of_children()
     process = _start(command)
@@ -131,7 +131,7 @@ def _cpu_of_children() -> float:
 
 
 def tree_memory_mib(pid: int) -> float:
-    """Proportional set size of a process and of all below it, MiB; 0 where /proc does not tell."""
+    """Proportional set size of a process and of all below it, MiB; 0 if /proc does not report it."""
     total = 0.0
     for one in _tree(pid):
         try:

@@ -30,7 +30,7 @@ class AssociativeState(NamedTuple):
 def taylor_features(x: Tensor) -> Tensor:
     """Features whose product is 1 + s + s^2 / 2 with s = x·y: [1, x, x_i^2 / sqrt 2, x_i x_j for i < j].
 
-    The pairs stand once, with weight sqrt 2, which leaves the product of [1, x, vec(x x^T) / sqrt 2] as it is.
+    Each pair occurs once, with weight sqrt 2, which leaves the product of [1, x, vec(x x^T) / sqrt 2] as it is.
 
     Example:
         >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
@@ -56,7 +56,7 @@ class AssociativeMemory:
 
     "hebb" has all patterns; "decay" and "delta" follow time and so have causal self attention only. The cost is
     O(L F Dv) with F features: D for "identity" and "elu", 1 + D + D (D + 1) / 2 for "taylor". Causal calls return an
-    `AssociativeState` and go on from one.
+    `AssociativeState` and continue from one.
 
     Args:
         feature: of keys and queries. "taylor" and "exp" approximate softmax attention with scale 1 / sqrt(D): the

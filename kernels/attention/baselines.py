@@ -48,7 +48,7 @@ class SoftmaxAttention:
 class EfficientAttention:
     """Linear attention of Shen et al. 2021: softmax of the queries over channels, of the keys over tokens.
 
-    Causal calls return a `LinearAttentionState` and go on from one. Rows of the weights sum to 1.
+    Causal calls return a `LinearAttentionState` and continue from one. Rows of the weights sum to 1.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS

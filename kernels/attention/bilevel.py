@@ -33,7 +33,7 @@ class BilevelAttention:
     """Attention of the tokens of a region to those of its `top` best regions.
 
     Self and cross attention, not causal. In cross attention the grids of queries and keys may differ, as those of a
-    fixed and a moving image do; the tokens stand in the order of the flattened grid.
+    fixed and a moving image do; the tokens are in the order of the flattened grid.
 
     Args:
         grid: tokens along each axis, of the queries.
@@ -151,7 +151,7 @@ class LocalEnhancement(nn.Module):
         )
 
     def forward(self, v: Tensor, grid: tuple[int, ...], mask: Tensor | None = None) -> Tensor:
-        """(B, Hk, L, Dv) of values (B, Hk, L, Dv); those that the mask hides count as 0."""
+        """(B, Hk, L, Dv) of values (B, Hk, L, Dv); hidden values count as 0."""
         values = v * key_mask(mask, v)[:, None, :, None].to(v)
         image = values.mT.flatten(1, 2).unflatten(2, grid)  # (B, Hk Dv, *grid)
         local: Tensor = self.convolution(image).flatten(2).unflatten(1, (v.shape[1], v.shape[3]))

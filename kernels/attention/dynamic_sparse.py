@@ -49,8 +49,8 @@ class DynamicSparseAttention:
         block: queries that choose together.
         longest: a chunk begins at least at every multiple of it; block and local are multiples.
         margin: keys on either side that decide a boundary.
-        threshold: change (1 - cosine of the mean keys) above which a boundary may stand.
-        radius: a boundary stands only at the largest change within so many tokens.
+        threshold: change (1 - cosine of the mean keys) above which a boundary is possible.
+        radius: a boundary is only at the largest change within so many tokens.
         per_head: each head chooses for itself (ours); else chunk scores are averaged over the heads.
         predict: gives the score of a boundary at each key (B, L) from keys (B, Hk, L, D), as `BoundaryPredictor` does,
             and must look no further than `margin` keys ahead; the change of the mean keys (ours) if None.
@@ -96,7 +96,7 @@ class DynamicSparseAttention:
         """See `Mixer`. With a state, q, k and v hold the new tokens only, and the mask is over all."""
         if state is not None:
             if pattern is not CS or q_start is not None:
-                raise ValueError(f"state belongs to causal self attention and stands for q_start, got {pattern.value}")
+                raise ValueError(f"state belongs to causal self attention and replaces q_start, got {pattern.value}")
             q_start = state.keys.shape[2]
             k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         start = check_call(self, q, k, v, pattern, q_start)

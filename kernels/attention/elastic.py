@@ -130,7 +130,7 @@ class ElasticLayer(nn.Module):
 
 
 class ElasticStack(nn.Module):
-    """Elastic layers one after the other; a size says for each layer how much of it works, or None to skip it."""
+    """Elastic layers one after the other; a size gives the active part of each layer, or None to skip it."""
 
     def __init__(self, layers: Sequence[ElasticLayer]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The recurrences under linear attention, retention and state-space models: h_t = a_t h_{t-1} + b_t, in chunks.
 
 `gated_scan` runs over elements, `decaying_memory` over sums of outer products that a query reads. The obvious versions
-stand beside them and share no code with them.
+are in the same file and share no code with them.
 """
 
 from typing import Any

@@ -21,7 +21,7 @@ class GraphWindowAttention:
     """Softmax attention within a number of hops. Rows of the weights sum to 1.
 
     Causal self attention keeps the lower triangle of the window (the paper's `uni`), not paths through earlier tokens
-    only. In cross attention (ours) the first queries stand at the nodes of the same graph.
+    only. In cross attention (ours) the first queries are the nodes of the same graph.
 
     Args:
         graph: bool (n, n) or (B, n, n), edges between the tokens in any direction; n at least the number of tokens.
@@ -76,7 +76,7 @@ class GraphWindowAttention:
         return Mixed(attention(q, k, v, mask=seen, bias=bias, causal=pattern is CS, q_start=start, scale=self.scale))
 
     def distances(self) -> Tensor:
-        """Hops between all tokens, (1 or B, 1, n, n); 0 from and to the tokens that stand everywhere."""
+        """Hops between all tokens, (1 or B, 1, n, n); 0 from and to the tokens that are everywhere."""
         distance = hop_distance(self.graph)
         for token in self.everywhere:
             distance[..., token, :] = 0
@@ -130,7 +130,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention under the powers of G + G^T + I as they stand; a bias for each hop where they are soft."""
+    """Softmax attention under the explicit powers of G + G^T + I; a bias for each hop where they are soft."""
     n = mixer.graph.shape[-1]
     joined = (mixer.graph.reshape(-1, n, n) + 0.0 + mixer.graph.reshape(-1, n, n).mT + torch.eye(n)) > 0
     powers = [torch.eye(n).expand_as(joined) > 0]

@@ -1,6 +1,6 @@
 """Landmark attention: a query reaches the tokens of an earlier block through the block's landmark.
 
-Mohtashami and Jaggi 2023 (arXiv 2305.16300), grouped softmax of section 3.1. Keys stand in blocks of S tokens; block b
+Mohtashami and Jaggi 2023 (arXiv 2305.16300), grouped softmax of section 3.1. Keys form blocks of S tokens; block b
 has a landmark score s_iλb. Query i in block c gives
 
     p_i = softmax over { s_ij : j in block c, j <= i } and { s_iλb : b < c }
@@ -105,7 +105,7 @@ class LandmarkAttention:
         return Mixed(out.to(q.dtype), lse, extras=LandmarkBlocks(chosen, kept))
 
     def _pointers(self, keys: Tensor, visible: Tensor, landmarks: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """The landmark keys (B, Hk, C, D) and what is added to their scores (B, 1, 1, C); None for exact scores."""
+        """The landmark keys (B, Hk, C, D) and the term added to their scores (B, 1, 1, C); None for exact scores."""
         count = visible.sum(-1).clamp_min(1).to(keys.dtype)  # (B, C)
         if landmarks is not None:
             expected = (*keys.shape[:3], keys.shape[4])

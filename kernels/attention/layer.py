@@ -98,7 +98,7 @@ class MixingLayer(nn.Module):
             x: (B, L, dim).
             context: (B, Lk, dim), source of keys and values; x itself if not given.
             pattern: who sees whom.
-            addresses: (B, L, dim), tokens whose queries and keys stand for those of x in self attention, such as the
+            addresses: (B, L, dim), tokens whose queries and keys replace those of x in self attention, such as the
                 model's first embedding; the values stay those of x.
             options: what else the mixer takes: q_start, mask, bias, state.
         """

@@ -1,7 +1,7 @@
-"""What every attention mechanism looks like from outside: a mixer, called with a pattern.
+"""The interface of every attention mechanism: a mixer, called with a pattern.
 
 A mixer is a callable object with two facts about itself, `patterns` and `v_linear`. Parameter-free mechanisms are
-frozen dataclasses, those with parameters are modules; options are fields. Beside each mixer, in the same file, stands a
+frozen dataclasses, those with parameters are modules; options are fields. In the same file as each mixer is a
 function `reference(mixer, q, k, v, ...)` that gives the same output the slow, obvious way and shares no code with it.
 
 Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv) with
@@ -46,7 +46,7 @@ class Mixed(Generic[State_co, Extras_co]):
     out: Tensor  # (B, H, Lq, Dv)
     lse: Tensor | None = None  # (B, H, Lq), of softmax over a set of keys: results over disjoint sets can be merged
     state: State_co | None = None  # what a causal mechanism keeps of the tokens so far
-    extras: Extras_co | None = None  # what it chose on the way, and its losses
+    extras: Extras_co | None = None  # its choices and losses
 
 
 class Mixer(Protocol):
@@ -126,7 +126,7 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
         )
     if q_start is not None and not 0 <= q_start <= k.shape[2] - q.shape[2]:
         raise ValueError(
-            f"q_start must be between 0 and {k.shape[2] - q.shape[2]}, so that each of {q.shape[2]} queries stands at "
+            f"q_start must be between 0 and {k.shape[2] - q.shape[2]}, so that each of {q.shape[2]} queries is at "
             f"one of {k.shape[2]} keys, got {q_start}"
         )
     return q_start or 0

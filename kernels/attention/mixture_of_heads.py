@@ -16,7 +16,7 @@ from .softmax import attention
 
 
 class HeadGates(nn.Module):
-    """Gates of the heads from the token itself; they depend on no other token, so any pattern stays what it is.
+    """Gates of the heads from the token itself; they depend on no other token, so every pattern is kept.
 
     With r = softmax(W_r x_t) over the routed heads and K_t the `active` largest of them,
 
@@ -131,7 +131,7 @@ def attend_where_gated(
 
 
 def reference(gates: HeadGates, x: Tensor) -> Tensor:
-    """The gates (B, L, H) of `HeadGates`, one token at a time, as the equations stand."""
+    """The gates (B, L, H) of `HeadGates`, one token at a time, by the equations."""
     rows = []
     for token in x.flatten(0, 1):
         first, second = torch.softmax(gates.between @ token, 0)

@@ -34,7 +34,7 @@ class RelativeConvolutionAttention(nn.Module):
     in the causal cross pattern those of the queries are causal. Tokens that the mask hides count as 0, so that no
     filter reaches over the padding between two records. The relative terms hold (B, H, Lq, Lk) in memory.
 
-    A causal call gives a `RelativeConvolutionState`, from which a later call goes on; then q, k and v hold the new
+    A causal call gives a `RelativeConvolutionState`, from which a later call continues; then q, k and v hold the new
     tokens only and the mask is over all. Keys may also begin before the queries (q_start), as with a memory segment.
 
     Args:
@@ -97,7 +97,7 @@ class RelativeConvolutionAttention(nn.Module):
     ) -> Mixed[RelativeConvolutionState, None]:
         if state is not None:
             if pattern is not CS or q_start is not None:
-                raise ValueError(f"state belongs to causal self attention and stands for q_start, got {pattern.value}")
+                raise ValueError(f"state belongs to causal self attention and replaces q_start, got {pattern.value}")
             start = state.keys.shape[2]
             check_call(self, q, k, v, pattern, None)
         else:

@@ -65,7 +65,7 @@ def attend_chosen_blocks(
     first_pair, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
     in_order = group[order]
     slot_in_order = first_tile[in_order] * tile + torch.arange(len(order), device=device) - first_pair[in_order]
-    slot = torch.empty_like(order).scatter_(0, order, slot_in_order)  # where each pair lies among the tiles
+    slot = torch.empty_like(order).scatter_(0, order, slot_in_order)  # position of each pair among the tiles
     owner = torch.repeat_interleave(torch.arange(len(tiles), device=device), tiles)  # the group of each tile
     row = torch.zeros(len(owner) * tile, dtype=torch.long, device=device)
     row[slot] = torch.arange(batch * heads * n_queries, device=device).repeat_interleave(n_chosen)

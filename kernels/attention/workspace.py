@@ -21,7 +21,7 @@ class Slots(NamedTuple):
 
     chosen: Tensor  # (B, H, S, k), key indices, the best first
     weights: Tensor  # (B, H, S, k), shares of the chosen keys
-    values: Tensor  # (B, H, S, Dv), what is broadcast
+    values: Tensor  # (B, H, S, Dv), the broadcast values
     diversity: Tensor  # scalar: mean overlap of two slots' weights; as a loss it drives tied slots apart
 
 
@@ -125,7 +125,7 @@ class SlotVerifier(nn.Module):
 
 
 def verifier_loss(verifier: SlotVerifier, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Logistic loss that tells slot sets (B, S, Dv) from sets whose slots come from different batch items."""
+    """Logistic loss that distinguishes slot sets (B, S, Dv) from sets whose slots come from different batch items."""
     order = torch.stack([torch.randperm(len(values), generator=generator) for _ in range(values.shape[1])], 1)
     shuffled = values[order.to(values.device), torch.arange(values.shape[1], device=values.device)]
     return F.softplus(verifier(values)).mean() + F.softplus(-verifier(shuffled)).mean()
