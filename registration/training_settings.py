@@ -15,7 +15,7 @@ class TrainingSettings:
     Args:
         task: which images of a folder form a pair: T1w and diffusion of one session, the atlas and each T1w, or the T1w
             images of two subjects. A list of pairs ignores it.
-        contrast: the image that represents a diffusion series of a folder: b0 (mean b0), dwi (mean of the weighted volumes) or fa.
+        contrast: the image that represents a diffusion series: b0 (mean b0), dwi (mean of the weighted volumes) or fa.
         atlas: the atlas image, for the task atlas-to-patient.
         spacing_mm: voxel spacing of the grid that the network sees, the same along all axes.
         size: size of that grid in voxels; scans are cropped or padded to it.
