@@ -221,6 +221,7 @@ def test_parts_of_an_array_make_the_whole(inputs, tmp_path):
             run(inputs, parts, part=wrong)
 
 
+@pytest.mark.slow
 def test_local_processes_give_the_same_as_one(inputs, tmp_path):
     (inputs / "scan1.txt").write_text("broken")
     outputs = [tmp_path / "one", tmp_path / "two"]
@@ -229,6 +230,7 @@ def test_local_processes_give_the_same_as_one(inputs, tmp_path):
     assert contents(outputs[0]) == contents(outputs[1])
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_case(inputs, tmp_path):
     (inputs / "scan2.txt").write_text("die")
     output = tmp_path / "out"
@@ -296,6 +298,7 @@ def test_two_runs_on_one_folder_do_not_damage_each_other(inputs, tmp_path):
     assert sorted(line.split()[0] for line in log.read_text().splitlines()) == [f"scan{n}" for n in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
 def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code):
     quiet, output = tmp_path / "quiet", tmp_path / "out"
@@ -373,6 +376,7 @@ def test_units_run_on_a_dask_cluster_too(inputs, tmp_path):
     assert contents(output) == contents(quiet)
 
 
+@pytest.mark.slow
 def test_units_run_as_jobs_of_slurm_too(inputs, tmp_path):
     pytest.importorskip("submitit")
     for path in sorted(inputs.iterdir())[2:]:

@@ -445,7 +445,7 @@ def _(folder, series):
     cut(folder / "004.dcm", -300)
 
 
-@dicom("JPEG 2000 slice of 60000 x 60000 pixels in itself", "60000 x 60000 pixels, its header gives 128 x 128")
+@dicom("JPEG 2000 slice of 60000 x 60000 pixels in itself", "60000 x 60000 pixels, the header gives 128 x 128")
 def _(series):
     compressed(series, JPEG2000Lossless)
     frame = bytearray(next(pydicom.encaps.generate_frames(series[4].PixelData, number_of_frames=1)))
@@ -453,7 +453,7 @@ def _(series):
     series[4].PixelData = encapsulate([bytes(frame)])
 
 
-@dicom("JPEG slice of 65000 x 65000 pixels in itself", "65000 x 65000 pixels, its header gives 128 x 128")
+@dicom("JPEG slice of 65000 x 65000 pixels in itself", "65000 x 65000 pixels, the header gives 128 x 128")
 def _(series):
     stream = io.BytesIO()
     Pillow.fromarray(np.zeros((128, 128), np.uint8)).save(stream, "JPEG")
@@ -464,7 +464,7 @@ def _(series):
     series[4].file_meta.TransferSyntaxUID = JPEGBaseline8Bit
 
 
-@dicom("rows and columns of a compressed slice exchanged with others", "its header gives")
+@dicom("rows and columns of a compressed slice exchanged with others", "the header gives")
 def _(series):
     for image in compressed(series, JPEGLSLossless):
         image.Rows, image.Columns = 64, 256
@@ -530,7 +530,7 @@ def _(image):
     pass
 
 
-@multi_frame("one frame more than pixels and places", "says it has 6 frames but describes 5")
+@multi_frame("one frame more than pixels and places", "announces 6 frames but describes 5")
 def _(image):
     image.NumberOfFrames = 6
 
@@ -544,7 +544,7 @@ def _(image):
     frames[-1].PlanePositionSequence[0].ImagePositionPatient = [x, y, float(z) + SPACING_MM]
 
 
-@multi_frame("fewer frames than pixels", "says it has 4 frames but describes 5")
+@multi_frame("fewer frames than pixels", "announces 4 frames but describes 5")
 def _(image):
     image.NumberOfFrames = 4
 
@@ -555,7 +555,7 @@ def _(image):
     del image.PerFrameFunctionalGroupsSequence[4]
 
 
-@multi_frame("100,000 frames claimed", "says it has 100000 frames but describes 5")
+@multi_frame("100,000 frames claimed", "announces 100000 frames but describes 5")
 def _(image):
     image.NumberOfFrames = 100_000
 

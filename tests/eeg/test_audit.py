@@ -302,6 +302,7 @@ def test_a_missing_split_file_is_named(tmp_path):
 # --- the children
 
 
+@pytest.mark.slow
 def test_adhd_recordings_are_97_different_people_whose_amplitude_predicts_the_label(shared_data):
     """Published for these files: median amplitude alone AUC 0.70, length alone 0.64."""
     found = audit(read_study(shared_data / "eeg_adhd" / "subjects.tsv"), permutations=199)

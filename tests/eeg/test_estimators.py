@@ -37,6 +37,7 @@ def test_every_estimator_predicts_each_window_of_the_subjects_asked(name, cohort
     assert ((predictions.probability > 0) & (predictions.probability < 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adhdeepnet", "bandpower"])
 def test_a_planted_rhythm_is_found_in_new_people(name, cohort):
     fit = build(name, cohort, _options(name, epochs=20, batch=16)).fit(TRAIN, VALIDATION, {}, 0, None, None)
@@ -61,6 +62,7 @@ def test_fitted_models_do_not_depend_on_the_test_subjects(name, cohort):
     np.testing.assert_array_equal(*predicted)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_probabilities_and_exactly_so_many_epochs(cohort):
     estimator = build("adhdeepnet", cohort, _options("adhdeepnet"))
     fits = [estimator.fit(TRAIN, None, {"augmentation": "1x0.1"}, seed, 2, None) for seed in (1, 1, 2)]

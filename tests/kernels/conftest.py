@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+# PyTorch remembers its constructors when a default device is first used: that must happen before they are replaced
+with torch.device("cpu"):
+    torch.zeros(0)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def test_forward_and_inverse_return_each_point(registered, pair):
     assert np.abs(back - points).max() < 0.15  # mm; both fields are read between voxels of 2 to 3 mm
 
 
+@pytest.mark.slow
 def test_a_diffeomorphic_registration_never_folds(pair):
     result = register(*pair, RegistrationSettings(diffeomorphic=True, seed=1))
     assert result.metrics["non_positive_jacobian_percent"] == 0

@@ -89,6 +89,7 @@ def test_scenes_on_different_grids_are_no_data_for_one_network():
             arguments(*(scene(str(rows), rows) for rows in pair))
 
 
+@pytest.mark.slow
 def test_an_observer_that_likes_red_things_is_learnt_better_than_distance_explains():
     """The command `voxelwave scanpath benchmark --part planted` does it in full."""
     from voxelwave.scanpath.planted import PlantedObserver

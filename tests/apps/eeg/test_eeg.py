@@ -85,6 +85,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(weights, study, tmp_p
         np.testing.assert_array_equal(tensor, load_network(tmp_path)[0].state_dict()[name])
 
 
+@pytest.mark.slow
 def test_diagnosis_of_a_folder_names_what_it_cannot_read(weights, study, tmp_path, capsys, shared_data):
     recordings = tmp_path / "in"
     recordings.mkdir()
@@ -140,6 +141,7 @@ def test_explanation_of_one_file_needs_people_it_was_not_trained_on(weights, stu
     assert "used in training" in content["notes"][0]
 
 
+@pytest.mark.slow
 def test_explanation_of_a_nested_run_asks_each_network_about_its_own_test_part(study, tmp_path):
     arguments = {"study": str(study), "name": "adhdeepnet", "windows": {"seconds": 2.0}}
     spec = {"factory": "voxelwave.eeg.estimators:from_plan", "arguments": arguments}
@@ -263,6 +265,7 @@ def test_shipped_nested_configurations_hold_options_that_exist(config, study, tm
         assert build(model, windows, content["model_options"].get(model, {})).name == model
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_find_the_rhythm_in_new_synthetic_people(tmp_path):
     write_synthetic_study(tmp_path / "study", subjects=4, seconds=8, difference_uv=12, seed=77)
     words = ["eeg", "diagnose", "-i", str(tmp_path / "study"), "-o", str(tmp_path / "out"), "--weights", "rhythm-demo"]

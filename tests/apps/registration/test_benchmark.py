@@ -116,6 +116,7 @@ def test_training_registers_with_the_weights_that_it_fitted(data, tmp_path, monk
     assert Path(row["weights"]).is_file()
 
 
+@pytest.mark.slow
 def test_cost_needs_no_scans(tmp_path, monkeypatch):
     small = partial(model_cost_table, cases=(((32, 32, 32), "forward", 1),))
     monkeypatch.setattr("voxelwave.apps.registration.benchmark.model_cost_table", small)

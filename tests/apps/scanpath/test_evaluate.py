@@ -104,6 +104,7 @@ def test_a_hidden_target_is_the_default_and_a_seed_gives_the_same_again(data, tm
     assert shared["layout"] == 1
 
 
+@pytest.mark.slow
 def test_weights_are_told_apart_by_what_they_were_trained_on(data, weights, tmp_path, capsys):
     file = weights()
     assert evaluate(data, tmp_path / "all", "--weights", str(file)) == 0
