@@ -1,14 +1,10 @@
 """Reading an array between its voxels."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
 

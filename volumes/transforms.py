@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,9 +28,6 @@ from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
 from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import LPS, Volume, perpendicular_axes
 from .warning import VolumeWarning
-
-if TYPE_CHECKING:
-    import torch
 
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +21,7 @@ from PIL import Image
 from ...restoration.images import read_image
 from ...volumes import Volume, read_volume
 from ...volumes.nifti import is_nifti_name
-
-if TYPE_CHECKING:
-    from .case import Case
+from .case import Case
 
 PREVIEWS = ".preview"
 SCRIPT, PICTURE, DRAWING = f"{PREVIEWS}/images.js", f"{PREVIEWS}/small.png", f"{PREVIEWS}/small.svg"

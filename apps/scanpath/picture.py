@@ -1,20 +1,17 @@
 """Pictures of predicted scanpaths: numbered fixations over the scene, and maps over its objects."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ...runs.files import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from ...scanpath.scene import Scene
+from ...scanpath.scene import Scene
 
 _PATH, _OTHERS, _TARGET = "#d1246b", "#3b5bdb", "#0b7a3b"
 _SIDE = 5.2  # inches of a panel's longer side
