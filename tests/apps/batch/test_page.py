@@ -202,7 +202,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+    spec = importlib.util.spec_from_file_location("browser", Path(__file__).parents[1] / "browser.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -304,7 +304,7 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code
     quiet, output = tmp_path / "quiet", tmp_path / "out"
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom test_batch import run\n"
+        "import sys\nfrom pathlib import Path\nfrom test_run import run\n"
         "if __name__ == '__main__':\n"
         f"    sys.exit(run(Path({str(inputs)!r}), Path({str(output)!r}), seconds=0.3, open_workers=None, jobs=2))\n"
     )

@@ -149,7 +149,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "# Damaged and odd inputs",
         "",
         f"What the readers do with {len(results)} inputs that are damaged or odd. A test reads them all and writes this"
-        " page: `python tests/damaged/read_all.py FOLDER docs/damaged_inputs.md`.",
+        " page: `python tests/apps/batch/damaged/read_all.py FOLDER docs/damaged_inputs.md`.",
         "",
         f"Each takes at most {SECONDS} s of one processor and {MEMORY_MIB} MiB above what the process has, bombs"
         f" included, in a process that may take {ADDRESS_MIB} MiB of addresses more. What is refused says why in one"

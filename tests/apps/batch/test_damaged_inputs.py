@@ -1,4 +1,4 @@
-"""Damaged and odd inputs: refused in one line or read right, in bounded time and memory; see tests/damaged."""
+"""Damaged and odd inputs: refused in one line or read right, in bounded time and memory; see damaged/."""
 
 import gzip
 import importlib
@@ -23,8 +23,8 @@ from voxelwave.eeg.recording import read_recording
 from voxelwave.restoration.images import read_image
 from voxelwave.volumes import Volume, read_volume
 
-HERE = Path(__file__).resolve().parents[1] / "damaged"
-PAGE = HERE.parents[1] / "docs" / "damaged_inputs.md"
+HERE = Path(__file__).resolve().parent / "damaged"
+PAGE = HERE.parents[3] / "docs" / "damaged_inputs.md"
 LINES = (ValueError, OSError)  # what the command line shows as one line
 FLIPS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
