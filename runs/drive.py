@@ -1,17 +1,55 @@
-"""Run groups of cells side by side; each group yields its next cells when its last ones are finished."""
+"""Run cells side by side: as many as a pool takes, and groups whose next cells depend on the results of the last."""
 
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .cells import Cell, Result, find_result
 from .workers import Pool
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 Group = Generator[Sequence[Cell], list[Result], T]
+
+
+class RunningCells(Generic[Key]):
+    """The cells that run in a pool, each with a key by which the caller knows it.
+
+    Args:
+        pool: runs the cells.
+        folder: the parent of the cells' folders.
+    """
+
+    def __init__(self, pool: Pool, folder: Path):
+        self.pool, self._folder = pool, folder
+        self._running: list[tuple[Key, Cell, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, queue: deque[tuple[Key, Cell]]) -> None:
+        """Move cells from the front of the queue into the free slots of the pool."""
+        count = min(self.pool.slots - len(self), len(queue))
+        fresh = [queue.popleft() for _ in range(count)]
+        futures = self.pool.submit(self._folder, [cell for _, cell in fresh]) if fresh else []
+        self._running += [(key, cell, future) for (key, cell), future in zip(fresh, futures, strict=True)]
+
+    def take_ended(self) -> list[tuple[Key, Cell, Any]]:
+        """Remove the cells that ended: key, cell and finished future of each. If none has, wait for a moment."""
+        ended = [one for one in self._running if one[2].done()]
+        if not ended:
+            time.sleep(self.pool.pause)
+        self._running = [one for one in self._running if one not in ended]
+        return ended
+
+    def abandon(self) -> list[Key]:
+        """Forget all running cells, and give their keys."""
+        keys = [key for key, _, _ in self._running]
+        self._running = []
+        return keys
 
 
 def drive(
@@ -39,7 +77,7 @@ def drive(
     asked: dict[int, Sequence[Cell]] = {}
     results: dict[str, Result] = {}
     queue: deque[tuple[int, Cell]] = deque()
-    running: dict[str, tuple[int, Cell, Any]] = {}
+    running: RunningCells[int] = RunningCells(pool, folder)
 
     def advance(index: int, answers: list[Result] | None) -> None:
         while True:
@@ -65,22 +103,16 @@ def drive(
     for index in range(len(groups)):
         advance(index, None)
     while queue or running:
-        fresh = [queue.popleft() for _ in range(min(pool.slots - len(running), len(queue)))]
-        futures = pool.submit(folder, [cell for _, cell in fresh]) if fresh else []
-        running |= {cell["id"]: (i, cell, f) for (i, cell), f in zip(fresh, futures, strict=True)}
-        ended = [name for name, (_, _, future) in running.items() if future.done()]
-        if not ended:
-            time.sleep(pool.pause)
-        for name in ended:
-            index, cell, future = running.pop(name)
+        running.start(queue)
+        for index, cell, future in running.take_ended():
             try:
-                results[name] = pool.result(future)
+                results[cell["id"]] = pool.result(future)
             except OSError as error:
-                raise OSError(f"cell {name}: {error}") from error
+                raise OSError(f"cell {cell['id']}: {error}") from error
             except (ValueError, MemoryError) as error:
-                raise ValueError(f"cell {name}: {error}") from error
+                raise ValueError(f"cell {cell['id']}: {error}") from error
             if tell:
-                tell(cell, results[name], False)
+                tell(cell, results[cell["id"]], False)
             if all(c["id"] in results for c in asked[index]):
                 advance(index, [results[c["id"]] for c in asked[index]])
     return [outcomes[index] for index in range(len(groups))]

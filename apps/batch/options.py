@@ -47,11 +47,6 @@ class FolderOptions(ThreadOptions):
         given = {name: getattr(self, name) for name in ("dry_run", "include", "part", "cluster", "slurm")}
         return {name: value for name, value in given.items() if value}
 
-    def run_options(self) -> dict[str, Any]:
-        """The options that `run.run_batch` takes as they are."""
-        names = ("jobs", "cluster", "slurm", "part", "dry_run", "threads", "keep_identifiers")
-        return {name: getattr(self, name) for name in names}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Options):

@@ -15,16 +15,18 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ...runs.cells import Result
+from ...runs.cells import Cell, Result
+from ...runs.drive import RunningCells
 from ...runs.exit import DONE, ERROR, INTERRUPTED, REFUSED, SOME_FAILED, TERMINATED
 from ...runs.record import sha256
 from ...runs.workers import LocalProcesses, Pool, open_pool
@@ -32,6 +34,7 @@ from .case import Case
 from .display import Counts, Display
 from .manifest import MANIFEST, compact, finished_case, is_recorded, read_manifest
 from .names import printable
+from .options import FolderOptions
 from .page import write_index
 from .task import (
     Batch,
@@ -50,104 +53,99 @@ class Terminated(KeyboardInterrupt):
     """The run was asked to end by SIGTERM."""
 
 
-def run_batch(
-    cases: Sequence[Case],
-    work: WorkSpec,
-    output: Path,
-    *,
-    root: Path,
-    options: dict[str, Any],
-    weights: Path | None = None,
-    jobs: int | None = None,
-    cluster: str | None = None,
-    slurm: dict[str, Any] | None = None,
-    part: str | None = None,
-    dry_run: bool = False,
-    threads: int | None = None,
-    keep_identifiers: bool = False,
-    notes: Sequence[str] = (),
-    finish: Callable[[Path], None] | None = None,
-    open_workers: Callable[[], Pool] | None = None,
-) -> int:
-    """Do all cases that are not done yet, and record each.
+@dataclass(frozen=True, kw_only=True)
+class FolderRun:
+    """What a run does with each case of a folder.
 
     Args:
-        cases: with unique names.
-        work: {"factory": "module:function", "arguments": {...}} in plain values, built once per worker.
+        work: builds the work, once per worker.
         output: the folder of results.
         root: the folder of inputs; paths are recorded relative to it.
         options: everything else that the results depend on, as plain values.
         weights: the file of weights; its hash is recorded.
-        jobs: processes on this machine, default 1; on a cluster how many cases may be under way at once.
-        cluster: see `cells.open_pool`.
-        slurm: submitit's parameters.
-        part: "i/n": only the i-th of n parts; the parts together are the whole.
-        dry_run: only show the plan.
-        threads: of a case; default the cores of this machine by the jobs.
-        keep_identifiers: names of files and patients may be shown and written.
-        notes: lines about what was found and is no case.
+        notes: lines about files that are no cases.
         finish: called with the folder at the end, to write files about all cases.
+    """
+
+    work: WorkSpec
+    output: Path
+    root: Path
+    options: dict[str, Any]
+    weights: Path | None = None
+    notes: Sequence[str] = ()
+    finish: Callable[[Path], None] | None = None
+
+
+def run_batch(
+    cases: Sequence[Case], run: FolderRun, how: FolderOptions, *, open_workers: Callable[[], Pool] | None = None
+) -> int:
+    """Process all cases that are not done yet, and record each.
+
+    Args:
+        cases: with unique names.
+        run: the work, and where inputs and results are.
+        how: the user's options: jobs, cluster, part and so on.
         open_workers: gives the pool, in place of jobs and cluster.
 
     Returns:
         The exit code: 0 all done, 1 the disk is full, 3 some failed, 4 all were refused, 130 or 143 interrupted.
 
     Raises:
-        ValueError, OSError: nothing to do, or the work cannot be built or the folder not be written.
+        ValueError, OSError: there is nothing to do, the work cannot be built, or the folder cannot be written.
     """
     if not cases:
-        raise ValueError(f"nothing to do in {root}: {'; '.join(notes) or 'it holds no files'}")
+        raise ValueError(f"nothing to do in {run.root}: {'; '.join(run.notes) or 'it holds no files'}")
     _check_names(cases)
-    cases = choose_part(cases, part)
+    cases = choose_part(cases, how.part)
     batch = Batch(
-        work=work,
-        output=output,
-        root=root,
-        options=options,
-        threads=threads or max(1, (os.cpu_count() or 1) // (jobs or 1 if cluster is None else 1)),
-        keep_identifiers=keep_identifiers,
+        work=run.work,
+        output=run.output,
+        root=run.root,
+        options=run.options,
+        threads=how.threads or max(1, (os.cpu_count() or 1) // (how.jobs or 1 if how.cluster is None else 1)),
+        keep_identifiers=how.keep_identifiers,
     )
-    hashes = _hash_of(options), None if weights is None else sha256(weights)
-    for note in notes:
+    hashes = _hash_of(run.options), None if run.weights is None else sha256(run.weights)
+    for note in run.notes:
         print(f"note: {printable(note)}")
-    if dry_run:
+    if how.dry_run:
         _show_plan(cases, batch, hashes)
         return DONE
     batch.state.mkdir(parents=True, exist_ok=True)
-
-    def workers() -> Pool:
-        if open_workers is not None:
-            return open_workers()
-        if cluster is None:  # even one job has its own process: a decoder that crashes must not end the run
-            return LocalProcesses(jobs or 1)
-        return open_pool(batch.state.resolve(), jobs=jobs, cluster=cluster, slurm=slurm)
-
     counts = Counts()
     try:
-        with _ended_by_sigterm(), _run_folder(batch, shared=cluster is not None) as folder:
+        with _ended_by_sigterm(), _run_folder(batch, shared=how.cluster is not None) as folder:
+            workers = open_workers or partial(_open_workers, how, batch.state.resolve())
             _Run(batch, hashes, folder, workers, counts, Display(cases, counts)).drive(cases)
             code = _exit_code(counts)
-    except KeyboardInterrupt as error:
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        print(
-            f"voxelwave: interrupted: {counts.words(len(cases))}; run the same command again to continue",
-            file=sys.stderr,
-        )
-        return code
-    except DiskFullError as error:
-        print(
-            f"voxelwave: error: {error}; {counts.words(len(cases))}; make room and run the same command again",
-            file=sys.stderr,
-        )
-        return ERROR
-    _write_pages(batch, finish)
-    print(f"{counts.words(len(cases))}; wrote {output}/{MANIFEST} and index.html")
-    if code != DONE and not keep_identifiers:
+    except (KeyboardInterrupt, DiskFullError) as error:
+        return _report_unfinished(error, counts.words(len(cases)))
+    _write_pages(batch, run.finish)
+    print(f"{counts.words(len(cases))}; wrote {batch.output}/{MANIFEST} and index.html")
+    if code != DONE and not batch.keep_identifiers:
         print(
             "names that could identify a person are shown as hashes (~...); add --dry-run --keep-identifiers"
             " to see them"
         )
     return code
+
+
+def _open_workers(how: FolderOptions, folder: Path) -> Pool:
+    if how.cluster is None:  # even one job has its own process: a decoder that crashes must not end the run
+        return LocalProcesses(how.jobs or 1)
+    return open_pool(folder, jobs=how.jobs, cluster=how.cluster, slurm=how.slurm)
+
+
+def _report_unfinished(error: BaseException, counts: str) -> int:
+    """Say how far an interrupted run came, and give its exit code."""
+    if isinstance(error, DiskFullError):
+        print(
+            f"voxelwave: error: {error}; {counts}; make room and run the same command again",
+            file=sys.stderr,
+        )
+        return ERROR
+    print(f"voxelwave: interrupted: {counts}; run the same command again to continue", file=sys.stderr)
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def choose_part(cases: Sequence[Case], part: str | None) -> list[Case]:
@@ -167,6 +165,13 @@ def choose_part(cases: Sequence[Case], part: str | None) -> list[Case]:
     return ordered[int(number) - 1 :: int(count)]
 
 
+class Attempt(NamedTuple):
+    """A case that runs: among others, or alone."""
+
+    case: Case
+    alone: bool = False
+
+
 class _Run:
     """Hands cases to the workers and collects their results."""
 
@@ -181,6 +186,8 @@ class _Run:
     ):
         self.batch, self.hashes, self.folder, self.workers = batch, hashes, folder, workers
         self.counts, self.display = counts, display
+        self.queue: deque[tuple[Attempt, Cell]] = deque()
+        self.suspects: deque[Case] = deque()  # cases that ran when a worker died; each is tried once more, alone
 
     def drive(self, cases: Sequence[Case]) -> None:
         """Process all cases.
@@ -189,52 +196,55 @@ class _Run:
             DiskFullError: the disk is full; finished cases are kept.
             ValueError, OSError: the work cannot be built, or the folder cannot be written.
         """
-        queue: deque[tuple[Case, bool]] = deque()  # each with whether to wait for another run that processes it
-        suspects: deque[Case] = deque()  # cases that ran when a worker died; each is tried once more, alone
-        running: list[tuple[Case, bool, Any]] = []  # each with whether it runs alone
         self.manifest = read_manifest(self.batch.output)
         with self.display:
             for case in cases:
                 if case.reason is None:
-                    queue.append((case, False))
+                    self._enqueue(case)
                 else:
                     self._fail(case, case.reason)
-            pool = self.workers() if queue else None
+            if not self.queue:
+                return
+            running: RunningCells[Attempt] = RunningCells(self.workers(), self.folder)
             whole = False
             try:
-                while pool is not None and (queue or suspects or running):
-                    alone = not queue and not running and bool(suspects)
-                    if alone:
-                        fresh = [(suspects.popleft(), True)]
-                    else:
-                        fresh = [queue.popleft() for _ in range(min(pool.slots - len(running), len(queue)))]
-                    futures = pool.submit(self.folder, [self._cell(*one) for one in fresh]) if fresh else []
-                    running += [(case, alone, future) for (case, _), future in zip(fresh, futures, strict=True)]
-                    ended = [one for one in running if one[2].done()]
-                    if not ended:
-                        time.sleep(pool.pause)
-                    running = [one for one in running if one not in ended]
-                    died = False
-                    for case, alone, future in ended:
-                        result = self._result(pool, future)
-                        if result["status"] == "died" and alone:
-                            self._fail(case, "its process ended abruptly (too little memory?)")
-                        elif result["status"] == "died":
-                            suspects.append(case)
-                        elif result["status"] == "busy":
-                            queue.append((case, True))
-                        else:
-                            self._take(case, result)
-                        died = died or result["status"] == "died"
-                    if died and isinstance(pool, LocalProcesses):  # the other processes of the pool died with it
-                        suspects += [case for case, _, _ in running]
-                        running = []
-                        pool.close(now=True)
-                        pool = self.workers()
+                while self.queue or self.suspects or running:
+                    running = self._step(running)
                 whole = True
             finally:
-                if pool is not None:
-                    pool.close(now=not whole)
+                running.pool.close(now=not whole)
+
+    def _step(self, running: RunningCells[Attempt]) -> RunningCells[Attempt]:
+        """Start cases where there is room and take the results of those that ended.
+
+        Returns:
+            The cells that run now: in new processes if one of a local pool died, since the others died with it.
+        """
+        if self.queue or running:
+            running.start(self.queue)
+        elif self.suspects:  # alone, so that its death takes no other case with it
+            case = self.suspects.popleft()
+            running.start(deque([(Attempt(case, alone=True), self._cell(case))]))
+        died = False
+        for (case, alone), _, future in running.take_ended():
+            result = self._result(running.pool, future)
+            if result["status"] != "died":
+                self._take(case, result)
+            elif alone:
+                self._fail(case, "its process ended abruptly (too little memory?)")
+                died = True
+            else:
+                self.suspects.append(case)
+                died = True
+        if not (died and isinstance(running.pool, LocalProcesses)):
+            return running
+        self.suspects += [attempt.case for attempt in running.abandon()]
+        running.pool.close(now=True)
+        return RunningCells(self.workers(), self.folder)
+
+    def _enqueue(self, case: Case, *, wait: bool = False) -> None:
+        """Put a case at the end of the queue; `wait`: until another run that processes it is done with it."""
+        self.queue.append((Attempt(case), self._cell(case, wait=wait)))
 
     def _result(self, pool: Pool, future: Any) -> Result:
         try:
@@ -248,6 +258,9 @@ class _Run:
 
     def _take(self, case: Case, result: Result) -> None:
         status = result["status"]
+        if status == "busy":
+            self._enqueue(case, wait=True)
+            return
         if status == "full":
             raise DiskFullError(result["error"])
         if status == "unusable":
@@ -262,7 +275,7 @@ class _Run:
         self.counts.add("failed")
         self.display.tell(case, "failed", shown, None)
 
-    def _cell(self, case: Case, wait: bool) -> CaseCell:
+    def _cell(self, case: Case, *, wait: bool = False) -> CaseCell:
         batch = self.batch
         places = {"output": str(batch.output.resolve()), "root": str(batch.root.absolute())}
         inputs = [str(path.absolute()) for path in case.inputs]
@@ -281,7 +294,6 @@ class _Run:
 @contextmanager
 def _run_folder(batch: Batch, *, shared: bool) -> Iterator[Path]:
     """A folder for unfinished work; the folders of killed runs are removed."""
-
     with full_disk_is_an_error(batch.output):
         (batch.state / "locks").mkdir(exist_ok=True)
         if not shared:  # workers of a cluster may outlive the run that asked for them
@@ -319,7 +331,6 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _write_pages(batch: Batch, finish: Callable[[Path], None] | None) -> None:
-
     with FileLock(batch.state / "pages.lock"):
         compact(batch.output)
         if finish is not None:

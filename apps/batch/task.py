@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import pydicom
 from filelock import FileLock, Timeout
@@ -30,7 +30,18 @@ from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorde
 from .names import printable, relative, shown_name, shown_path
 from .preview import write_preview
 
-WorkSpec = dict[str, Any]  # {"factory": "module:function", "arguments": {...}}, plain values
+
+class WorkSpec(TypedDict):
+    """How a worker builds the work, in plain values.
+
+    Args:
+        factory: name of the function that builds it, see `runs.functions`.
+        arguments: the function's arguments.
+    """
+
+    factory: str
+    arguments: dict[str, Any]
+
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IDENTIFYING = (

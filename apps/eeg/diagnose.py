@@ -3,7 +3,7 @@
 from ...eeg.recording import SUFFIXES
 from ...runs.compute import use_threads
 from ..batch.find import choose, find_cases
-from ..batch.run import run_batch
+from ..batch.run import FolderRun, run_batch
 from .options import Diagnose
 from .work import batch_work, diagnose_single
 
@@ -25,14 +25,13 @@ def diagnose(options: Diagnose) -> int:
     if not found.cases:
         raise FileNotFoundError(f"{options.input} holds no recording ({', '.join(SUFFIXES)})")
     how = {"threshold": work.threshold, "abstain": options.abstain}
-    return run_batch(
-        choose(found.cases, include=options.include),
-        {"factory": "diagnose", "arguments": {"weights": str(options.weights_file.resolve()), **how}},
-        options.output,
+    run = FolderRun(
+        work={"factory": "diagnose", "arguments": {"weights": str(options.weights_file.resolve()), **how}},
+        output=options.output,
         root=options.input,
         options=how,
         weights=options.weights_file,
         notes=found.notes,
         finish=work.write_all,
-        **options.run_options(),
     )
+    return run_batch(choose(found.cases, include=options.include), run, options)

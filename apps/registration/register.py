@@ -11,7 +11,7 @@ from ...runs.record import write_record
 from ..batch.case import Case
 from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
-from ..batch.run import run_batch
+from ..batch.run import FolderRun, run_batch
 from .options import PAIR_LISTS, Register
 from .scans import collected_notes
 from .work import AFFINE, FORWARD, INVERSE, Alignment
@@ -28,15 +28,14 @@ def _register_folder(options: Register) -> int:
     weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights, options.cache))
     results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
     arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
-    return run_batch(
-        choose(_find_pairs(options, root), include=options.include),
-        {"factory": "align", "arguments": arguments},
-        options.output,
+    run = FolderRun(
+        work={"factory": "align", "arguments": arguments},
+        output=options.output,
         root=root,
         options=results_depend_on,
         weights=options.weights,
-        **options.run_options(),
     )
+    return run_batch(choose(_find_pairs(options, root), include=options.include), run, options)
 
 
 def _find_pairs(options: Register, root: Path) -> list[Case]:

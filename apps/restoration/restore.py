@@ -13,7 +13,7 @@ from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.record import write_record
 from ..batch.find import Found, choose, find_cases
-from ..batch.run import run_batch
+from ..batch.run import FolderRun, run_batch
 from ..batch.task import CaseRefused
 from .options import Restore
 from .work import Restoration, Restored, batch_work, file_stem, is_one_series
@@ -42,16 +42,16 @@ def _restore_folder(options: Restore, found: Found) -> int:
     file = find_weights(options.weights, "restoration")
     if file.resolve() == options.output.resolve() or options.output.is_file():
         raise ValueError(f"--output must be a folder for the results of a folder, got the file {options.output}")
-    return run_batch(
-        choose(found.cases, include=options.include, modality=options.modality, series=options.series),
-        {"factory": "restore", "arguments": {"weights": str(file), **_work_arguments(options)}},
-        options.output,
+    run = FolderRun(
+        work={"factory": "restore", "arguments": {"weights": str(file), **_work_arguments(options)}},
+        output=options.output,
         root=options.input,
         options=RestoreSettings.of(options).recorded(),
         weights=file,
         notes=found.notes,
-        **options.run_options(),
     )
+    cases = choose(found.cases, include=options.include, modality=options.modality, series=options.series)
+    return run_batch(cases, run, options)
 
 
 def _restore_single(options: Restore) -> int:

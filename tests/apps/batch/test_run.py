@@ -16,7 +16,8 @@ import pytest
 from voxelwave.apps.batch import run as batch
 from voxelwave.apps.batch.case import Case
 from voxelwave.apps.batch.manifest import MANIFEST, STATE, append_line, compact, read_manifest
-from voxelwave.apps.batch.run import choose_part, run_batch
+from voxelwave.apps.batch.options import FolderOptions
+from voxelwave.apps.batch.run import FolderRun, choose_part, run_batch
 from voxelwave.apps.batch.task import Batch, Task
 from voxelwave.apps.bench.batch import contents, make_series
 from voxelwave.runs.exit import DONE, ERROR, INTERRUPTED, SOME_FAILED, TERMINATED
@@ -43,11 +44,26 @@ def cases_of(folder: Path) -> list[Case]:
     return [Case(path.stem, (path,), "image", "text", size=path.stat().st_size) for path in sorted(folder.iterdir())]
 
 
-def run(folder: Path, output: Path, *, seconds: float = 0.0, log: Path | None = None, options=None, **more) -> int:
+def run(
+    folder: Path,
+    output: Path,
+    *,
+    seconds: float = 0.0,
+    log: Path | None = None,
+    options=None,
+    weights: Path | None = None,
+    open_workers=InProcess,
+    **how,
+) -> int:
     arguments = {"seconds": seconds, "log": None if log is None else str(log)}
-    more = {"open_workers": InProcess, **more}
-    spec = {"factory": "toy_batch:make", "arguments": arguments}
-    return run_batch(cases_of(folder), spec, output, root=folder, options=options or {"strength": 1}, **more)
+    order = FolderRun(
+        work={"factory": "toy_batch:make", "arguments": arguments},
+        output=output,
+        root=folder,
+        options=options or {"strength": 1},
+        weights=weights,
+    )
+    return run_batch(cases_of(folder), order, FolderOptions(input=folder, **how), open_workers=open_workers)
 
 
 def unfinished(output: Path) -> list[Path]:
@@ -243,8 +259,9 @@ def test_a_worker_that_dies_costs_one_case(inputs, tmp_path):
 
 def test_work_that_cannot_be_built_is_one_error_and_no_failed_cases(inputs, tmp_path):
     spec = {"factory": "toy_batch:cannot_be_made", "arguments": {}}
+    order = FolderRun(work=spec, output=tmp_path / "out", root=inputs, options={})
     with pytest.raises(ValueError, match="the weights are damaged"):
-        run_batch(cases_of(inputs), spec, tmp_path / "out", root=inputs, options={}, open_workers=InProcess)
+        run_batch(cases_of(inputs), order, FolderOptions(), open_workers=InProcess)
     assert read_manifest(tmp_path / "out") == {}
 
 
@@ -347,8 +364,9 @@ def test_messages_say_no_names_unless_asked(tmp_path, capsys):
     spec = {"factory": "toy_batch:make", "arguments": {}}
     for keep in (False, True):
         output = tmp_path / f"out{keep}"
-        words = {"root": tmp_path / "in", "options": {}, "open_workers": InProcess, "keep_identifiers": keep}
-        assert run_batch([case], spec, output, **words) == SOME_FAILED
+        order = FolderRun(work=spec, output=output, root=tmp_path / "in", options={})
+        how = FolderOptions(keep_identifiers=keep)
+        assert run_batch([case], order, how, open_workers=InProcess) == SOME_FAILED
         told = capsys.readouterr()
         everything = told.out + told.err + (output / MANIFEST).read_text()
         everything += "".join(str(path) for path in output.rglob("*"))

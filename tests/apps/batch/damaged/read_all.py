@@ -129,14 +129,15 @@ def batch(folder: Path, output: Path) -> dict[str, Any]:
     """All inputs as one batch: its exit code and the lines about its cases."""
     from voxelwave.apps.batch.find import find_cases
     from voxelwave.apps.batch.manifest import read_manifest
-    from voxelwave.apps.batch.run import run_batch
+    from voxelwave.apps.batch.options import FolderOptions
+    from voxelwave.apps.batch.run import FolderRun, run_batch
     from voxelwave.runs.workers import InProcess
 
     _limit_time(60, 300)
     suffixes = {"image": (".png", ".tif", ".bmp", ".jpg")}
     cases = find_cases(folder, ("dicom", "nifti", "image"), suffixes=suffixes).cases
-    work = {"factory": "read_all:Reading", "arguments": {}}
-    code = run_batch(cases, work, output, root=folder, options={}, open_workers=InProcess)
+    run = FolderRun(work={"factory": "read_all:Reading", "arguments": {}}, output=output, root=folder, options={})
+    code = run_batch(cases, run, FolderOptions(), open_workers=InProcess)
     faulthandler.cancel_dump_traceback_later()
     entries = [*read_manifest(output).values()]
     places = {case.identifier: case.inputs[0].relative_to(folder).parts[0] for case in cases}
