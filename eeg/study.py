@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .recording import SUFFIXES
+from .readers import SUFFIXES
 
 TABLE = "subjects.tsv"
 _BIDS_LABELS = ("group", "diagnosis", "label")

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..runs.files import atomic_path
-from .recording import Note, Recording, Unit, read_recording
+from .note import Note
+from .recording import Recording, read_recording
+from .signal_checks import Unit
 from .study import Study, study_digest
 
 Scaling = Literal["window", "recording", "fold", "none"]

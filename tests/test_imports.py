@@ -80,7 +80,7 @@ def test_nothing_imports_the_command_line():
 INNER = {
     "apps.nested_cv.search": {"optuna"},  # only where settings are searched
     "eeg.networks": {"braindecode", "torchaudio"},  # only for EEGNet and ShallowConvNet
-    "eeg.recording": {"mne_bids"},  # optional: only for BIDS folders
+    "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders
     "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer
     "kernels.scan.triton": {"triton_device"},  # Triton is there on Linux only
     "kernels.scan.triton_aot": {"triton"},

@@ -1,6 +1,6 @@
 """`voxelwave eeg diagnose`: the probability of the diagnosed class for recordings, by a trained network."""
 
-from ...eeg.recording import SUFFIXES
+from ...eeg.readers import SUFFIXES
 from ...runs.compute import use_threads
 from ..batch.find import choose, find_cases
 from ..batch.run import FolderRun, run_batch

@@ -7,7 +7,8 @@ import pytest
 
 from voxelwave.eeg import windows as windows_module
 from voxelwave.eeg.audit import audit
-from voxelwave.eeg.recording import Note, read_recording
+from voxelwave.eeg.note import Note
+from voxelwave.eeg.recording import read_recording
 from voxelwave.eeg.study import read_study
 from voxelwave.eeg.windows import WindowOptions, load_windows
 

@@ -1,0 +1,60 @@
+"""MATLAB files: the .mat of the ADHD data set, and the check that a compressed file fits the memory."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import mne
+import numpy as np
+import scipy.io
+
+from ..runs.memory import inflate_within_memory
+from ..runs.words import one_line
+from .channels import CED_ORDER, TEXT_ORDER
+from .note import Note, warnings_as_notes
+from .raw_file import RawFile
+
+_COMPRESSED = 15  # an element of a MATLAB file
+
+
+def check_matlab(path: Path) -> None:
+    """Refuse a MATLAB file whose compressed arrays would fill the memory; each is inflated whole."""
+    with path.open("rb") as stream:
+        order = {b"IM": "<", b"MI": ">"}.get(stream.read(128)[126:])
+        while order and len(tag := stream.read(8)) == 8:
+            kind, length = struct.unpack(f"{order}II", tag)
+            after = stream.tell() + length
+            if kind == _COMPRESSED:
+                try:
+                    inflate_within_memory(path, stream, length)
+                except zlib.error as error:
+                    raise ValueError(f"{path} is damaged or cut off: {error}; get the file again") from error
+            stream.seek(after)
+
+
+def open_mat(path: Path, order: str | Sequence[str], sfreq: float) -> RawFile:
+    if isinstance(order, str):
+        if order not in ("ced", "text"):
+            raise ValueError(f'mat_order must be "ced", "text" or a list of names, got {order!r}')
+        order = CED_ORDER if order == "ced" else TEXT_ORDER
+    check_matlab(path)
+    try:
+        found = scipy.io.loadmat(path)
+    except Exception as error:  # scipy has many; version 7.3 files are HDF5
+        raise ValueError(
+            f"{path} could not be read as a MATLAB file of version 4 to 7: {one_line(error)[:300]}"
+        ) from error
+    arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iuf"}
+    array = arrays.get(path.stem, next(iter(arrays.values())) if len(arrays) == 1 else None)
+    if array is None:
+        raise ValueError(f"{path} must hold one array or one named {path.stem}, got {', '.join(arrays) or 'none'}")
+    if array.shape[1] != len(order) or array.shape[0] == 0:
+        raise ValueError(
+            f"{path} must hold (samples, {len(order)}) as {len(order)} channels are named, got {array.shape}"
+        )
+    with warnings_as_notes() as notes:
+        info = mne.create_info(list(order), sfreq, "eeg", verbose="ERROR")
+        raw = mne.io.RawArray(array.T.astype(np.float64), info, verbose="ERROR")
+    notes.append(Note(f"a .mat carries no rate and no names: taken as {sfreq:g} Hz, {' '.join(order)}"))
+    return RawFile(raw, dict.fromkeys(order), dict.fromkeys(order, sfreq), str(array.dtype), tuple(notes))

@@ -1,0 +1,39 @@
+"""Notes: what is found and decided while a recording is read."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Note:
+    """A finding or a decision made while reading a recording.
+
+    Args:
+        text: for people; no code depends on its wording.
+        kind: "defect" if the signal itself may be wrong, else "remark".
+    """
+
+    text: str
+    kind: Literal["remark", "defect"] = "remark"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[list[Note]]:
+    """The warnings of the block as notes."""
+    notes: list[Note] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    notes += [
+        Note(f"MNE: {' '.join(str(w.message).split())}") for w in caught if issubclass(w.category, RuntimeWarning)
+    ]
+
+
+def first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
