@@ -1,5 +1,7 @@
 """Text on one line, for messages."""
 
+from collections.abc import Sequence
+
 
 def one_line(message: object) -> str:
     """Fold an error or a text onto one line; an error without words gives the name of its type.
@@ -12,3 +14,13 @@ def one_line(message: object) -> str:
     if isinstance(message, MemoryError):
         return f"not enough memory: {text or 'the image is too large for this machine'}"
     return text or type(message).__name__
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first four names of a list, and how many more there are.
+
+    Example:
+        >>> first_few(["a", "b", "c", "d", "e", "f"])
+        'a, b, c, d and 2 more'
+    """
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

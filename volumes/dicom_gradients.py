@@ -8,7 +8,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..runs.files import atomic_path
-from .dicom import read_headers, read_series
+from .dicom import read_series
+from .dicom_headers import read_headers
 from .mosaic import is_along_image_axes, is_mosaic, mosaic_gradient
 
 

@@ -24,7 +24,7 @@ from pydicom.uid import DeformableSpatialRegistrationStorage, ExplicitVRLittleEn
 
 from ..runs.files import atomic_path
 from ..runs.record import sha256
-from .dicom import Frame, read_headers, read_series
+from .dicom import read_series
 from .dicom_derived import (
     SERIES_OFFSET,
     atomic_folder,
@@ -40,6 +40,8 @@ from .dicom_derived import (
     shared_groups,
     uid_of,
 )
+from .dicom_frames import Frame
+from .dicom_headers import read_headers
 from .nifti import is_nifti_name
 from .transforms import DisplacementField
 from .volume import LPS, Volume, perpendicular_axes

@@ -29,7 +29,7 @@ from typing import Any
 
 import pydicom
 
-from ...volumes.dicom import check_deflated, is_other_object
+from ...volumes.dicom_headers import check_deflated, is_other_object
 from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
     BIDS_NAME,

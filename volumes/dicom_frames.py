@@ -1,0 +1,213 @@
+"""The slices that DICOM headers describe: one `Frame` for each, of classic and of enhanced images."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from .dicom_headers import damaged_header
+from .mosaic import is_mosaic, read_mosaic
+
+# where enhanced images have what distinguishes their volumes, in the order in which they are sorted by it
+_PHASES = (
+    ("FrameContentSequence", "TemporalPositionIndex"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
+    ("RespiratorySynchronizationSequence", "NominalPercentageOfRespiratoryPhase"),
+    ("MRModifierSequence", "InversionTimes"),
+    ("MREchoSequence", "EffectiveEchoTime"),
+    ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    ("MRVelocityEncodingSequence", "VelocityEncodingMaximumValue"),
+)
+_SPATIAL = {
+    Tag(keyword) for keyword in ("StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient")
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice: where it is in its file, in space and in the series."""
+
+    path: Path
+    index: int  # frame number in the file
+    position: np.ndarray  # (3,) LPS mm
+    orientation: np.ndarray  # (6,) row direction, column direction, LPS
+    spacing: tuple[float, float]  # between rows, between columns, mm
+    thickness: float | None  # centre to centre if the header gives it, else slice thickness, mm
+    gap_known: bool  # whether `thickness` is a spacing between slices
+    number: int | None
+    kind: tuple[Hashable, ...]  # echo, b-value, direction, temporal position, segment, image type: one in a volume
+    phase: tuple[float, ...]  # temporal position, trigger delay, inversion time, echo and so on; -inf where not given
+    slope: float
+    intercept: float
+    enhanced: bool = False
+    dimensions: tuple[int, ...] = ()  # indices in the dimensions of an enhanced image that are not spatial
+    descending: bool = False  # the slices of a mosaic run against the normal of the image plane
+
+
+def frames_of(headers: dict[Path, Dataset]) -> list[Frame]:
+    """All slices of a series.
+
+    Raises:
+        ValueError: one line for a header that does not say where they are.
+    """
+    frames = []
+    for file, header in headers.items():
+        try:
+            frames += _tiles(file, header) if is_mosaic(header) else _frames(file, header)
+        except Exception as error:  # pydicom looks at a value when it is asked for
+            raise damaged_header(file, error) from error
+    return frames
+
+
+def _frames(file: Path, header: Dataset) -> list[Frame]:
+    if int(header.get("SamplesPerPixel", 1)) != 1:
+        raise ValueError(
+            f"{file} must hold grey values, got a colour image ({header.get('PhotometricInterpretation')})"
+        )
+    if is_mosaic(header):
+        raise ValueError(f"{file} is a mosaic (Siemens or UIH), which cannot be a source of DICOM results: write NIfTI")
+    count = int(header.get("NumberOfFrames") or 1)
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        if count != 1:
+            raise ValueError(f"{file} has {count} frames but no place for each: convert it with dcm2niix first")
+        return [_frame(file, 0, [header], header)]
+    if len(per_frame) != count:
+        raise ValueError(f"{file} announces {count} frames but describes {len(per_frame)}; get the file again")
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+    # a value may be in the frame's own groups, in the shared ones, or (some manufacturers) at the top
+    return [_frame(file, i, [frame, *shared, header], header) for i, frame in enumerate(per_frame)]
+
+
+def _tiles(file: Path, header: Dataset) -> list[Frame]:
+    mosaic = read_mosaic(file, header)
+    found = []
+    for index, position in enumerate(mosaic.positions):
+        place = Dataset()
+        place.ImagePositionPatient = position.round(3).tolist()  # for a grid, whose header has no place
+        frame = _frame(file, index, [place, header], header)
+        found.append(replace(frame, position=position, gap_known=False, descending=mosaic.descending))
+    return found
+
+
+def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Frame:
+    def find(sequence: str, keyword: str) -> Any:
+        for group in groups:
+            inner = group.get(sequence)
+            for holder in [inner[0]] if inner else [group]:
+                if holder.get(keyword) not in (None, ""):
+                    return holder.get(keyword)
+        return None
+
+    position = _numbers(file, "ImagePositionPatient", find("PlanePositionSequence", "ImagePositionPatient"), 3)
+    orientation = _numbers(
+        file, "ImageOrientationPatient", find("PlaneOrientationSequence", "ImageOrientationPatient"), 6
+    )
+    rows, columns = _numbers(file, "PixelSpacing", find("PixelMeasuresSequence", "PixelSpacing"), 2)
+    axes = orientation.reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01:
+        raise ValueError(
+            f"{file}: ImageOrientationPatient must hold two perpendicular unit vectors, got {axes.tolist()}"
+        )
+    if min(rows, columns) <= 0:
+        raise ValueError(f"{file}: PixelSpacing must be above 0 mm, got {rows} and {columns}")
+    gap = find("PixelMeasuresSequence", "SpacingBetweenSlices")
+    thickness = find("PixelMeasuresSequence", "SliceThickness")
+    kind: tuple[Hashable, ...] = (
+        _plain(find("MREchoSequence", "EffectiveEchoTime") or header.get("EchoTime")),
+        _plain(find("MRDiffusionSequence", "DiffusionBValue")),
+        _plain(_direction(find, groups)),
+        _plain(find("FrameContentSequence", "TemporalPositionIndex") or header.get("TemporalPositionIdentifier")),
+        _plain(find("SegmentIdentificationSequence", "ReferencedSegmentNumber")),
+        _plain(find("MRImageFrameTypeSequence", "FrameType") or header.get("ImageType")),
+    )
+    slope = find("PixelValueTransformationSequence", "RescaleSlope")
+    intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
+    number = header.get("InstanceNumber")
+    return Frame(
+        path=file,
+        index=index,
+        position=position,
+        orientation=orientation,
+        spacing=(float(rows), float(columns)),
+        thickness=abs(float(gap or thickness)) if gap or thickness else None,
+        gap_known=bool(gap),
+        number=None if number in (None, "") else int(number),
+        kind=kind,
+        phase=_phase(find, header),
+        enhanced=groups[0] is not header and "PerFrameFunctionalGroupsSequence" in header,
+        dimensions=_dimensions(groups[0], header),
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+    )
+
+
+def _direction(find: Callable[[str, str], Any], groups: list[Dataset]) -> Any:
+    """The diffusion direction, which is one sequence deeper in enhanced files."""
+    direction = find("MRDiffusionSequence", "DiffusionGradientOrientation")
+    for group in groups:
+        for diffusion in group.get("MRDiffusionSequence") or []:
+            for inner in diffusion.get("DiffusionGradientDirectionSequence") or []:
+                direction = inner.get("DiffusionGradientOrientation", direction)
+    return direction
+
+
+def _phase(find: Callable[[str, str], Any], header: Dataset) -> tuple[float, ...]:
+    """The times and settings that order the volumes of a series, the first the most important."""
+    if "PerFrameFunctionalGroupsSequence" in header:
+        numbers = [_number(find(sequence, keyword)) for sequence, keyword in _PHASES]
+    else:
+        # other series have trigger times that differ from slice to slice
+        cardiac = (_number(header.get("CardiacNumberOfImages")) or 0) > 1
+        names = (*(["TriggerTime"] if cardiac else []), "InversionTime", "FrameReferenceTime")
+        numbers = [_number(header.get(name)) for name in names]
+    return tuple(-np.inf if number is None else number for number in numbers)
+
+
+def _dimensions(frame: Dataset, header: Dataset) -> tuple[int, ...]:
+    content = frame.get("FrameContentSequence")
+    values = content[0].get("DimensionIndexValues") if content else None
+    pointers = [item.get("DimensionIndexPointer") for item in header.get("DimensionIndexSequence") or []]
+    if values is None:
+        return ()
+    values = [int(v) for v in (values if isinstance(values, Sequence) else [values])]
+    if len(values) != len(pointers):
+        return ()
+    return tuple(v for v, pointer in zip(values, pointers, strict=True) if pointer not in _SPATIAL)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, of a list the first; None where there is none."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _numbers(file: Path, keyword: str, value: Any, count: int) -> np.ndarray:
+    if value is None:
+        raise ValueError(f"{file} has no {keyword}, so its place in space is unknown (a report, photo or 2-D X-ray?)")
+    try:
+        numbers = np.array([float(v) for v in value])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {keyword} must hold {count} numbers, got {value}") from error
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise ValueError(f"{file}: {keyword} must hold {count} finite numbers, got {value}")
+    return numbers
+
+
+def _plain(value: Any) -> Hashable:
+    """A header value as something that can be compared: numbers are rounded, lists become tuples."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return tuple(_plain(v) for v in value)
+    return round(float(value), 3)

@@ -1,0 +1,138 @@
+"""The headers of the DICOM images in a folder, checked: one series, nothing damaged, no image twice."""
+
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from ..runs.memory import inflate_within_memory
+from ..runs.words import first_few, one_line
+from .warning import warn
+
+_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+
+
+def read_headers(path: Path) -> dict[Path, Dataset]:
+    """The headers of all images in a folder (not in its sub-folders), or of one file."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    headers: dict[Path, Dataset] = {}
+    left_out = []
+    for file in files:
+        header = _header(file, must_be_dicom=path.is_file() or file.suffix.lower() in _DICOM_SUFFIXES)
+        if header is None or not _is_image(file, header):
+            left_out.append(file.name)
+        else:
+            headers[file] = header
+    if not headers:
+        folders = "" if path.is_file() else _and_folders(path)
+        raise ValueError(
+            f"{path} must hold a DICOM series or be an image file (.nii, .nii.gz, .mgz), got none{folders}"
+        )
+    if left_out:
+        warn(f"{path}: {len(left_out)} files are no DICOM images and were left out: {first_few(left_out)}")
+    return headers
+
+
+def _is_image(file: Path, header: Dataset) -> bool:
+    if "Rows" in header and "Columns" in header:
+        return True
+    if not is_other_object(header):
+        raise ValueError(f"{file} is cut off or damaged: it may be an image, but has no Rows and Columns")
+    return False
+
+
+def is_other_object(header: Dataset) -> bool:
+    """Whether a header without an image's size is that of a report, a plan or the like, and not of a cut image."""
+    # the file's own first lines outlive a cut best, but may be cut themselves
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if kind is None or "Image Storage" in kind.name:
+        return False
+    return "SOPClassUID" in header or kind == MediaStorageDirectoryStorage
+
+
+def _and_folders(path: Path) -> str:
+    folders = sorted(p.name for p in path.iterdir() if p.is_dir())
+    return f"; give one of its folders: {first_few(folders)}" if folders else ""
+
+
+def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
+    if file.stat().st_size == 0:
+        if must_be_dicom:
+            raise ValueError(f"{file} is empty (0 bytes); get the file again")
+        return None
+    try:
+        check_deflated(file)
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except InvalidDicomError as error:
+        if not must_be_dicom:
+            return None
+        raise ValueError(
+            f"{file} is not a DICOM, NIfTI (.nii, .nii.gz) or .mgz file, or its start is damaged"
+        ) from error
+    except OSError:  # no right to read, a bad disk: the system's own text is the clearest
+        raise
+    except Exception as error:  # a damaged header can break pydicom anywhere
+        raise damaged_header(file, error) from error
+
+
+def damaged_header(file: Path, error: Exception) -> ValueError:
+    """What breaks on a damaged header, as a line about its file."""
+    if isinstance(error, ValueError) and str(file) in str(error):
+        return error
+    return ValueError(f"{file} has a damaged DICOM header: {one_line(error)}; get the file again")
+
+
+def check_deflated(file: Path) -> None:
+    """Refuse a deflated file that would fill the memory; pydicom inflates it whole.
+
+    Raises:
+        ValueError: it would.
+    """
+    meta = read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    with file.open("rb") as stream:
+        stream.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
+        inflate_within_memory(file, stream, wbits=-zlib.MAX_WBITS)
+
+
+def one_series(path: Path, headers: dict[Path, Dataset]) -> dict[Path, Dataset]:
+    series: dict[str, list[Dataset]] = defaultdict(list)
+    for header in headers.values():
+        series[str(header.get("SeriesInstanceUID", ""))].append(header)
+    if len(series) > 1:
+        found = [f'"{h[0].get("SeriesDescription", "no description")}" ({len(h)} files)' for h in series.values()]
+        raise ValueError(
+            f"{path} must hold one series, got {len(series)}: {first_few(found)}; put each into its own folder"
+        )
+    return headers
+
+
+def without_copies(path: Path, headers: dict[Path, Dataset]) -> dict[Path, Dataset]:
+    """Leave out a file that holds the same image as another one."""
+    first: dict[str, Path] = {}
+    copies = []
+    for file, header in headers.items():
+        uid = str(header.get("SOPInstanceUID", "")) or str(file)
+        if uid not in first:
+            first[uid] = file
+            continue
+        if not _same_image(first[uid], file):
+            raise ValueError(f"{path}: {first[uid].name} and {file.name} have one SOPInstanceUID but differ")
+        copies.append(file.name)
+    if copies:
+        warn(f"{path}: {len(copies)} files are copies of others and were left out: {first_few(copies)}")
+    return {file: headers[file] for file in first.values()}
+
+
+def _same_image(first: Path, second: Path) -> bool:
+    if first.read_bytes() == second.read_bytes():
+        return True
+    a, b = pydicom.dcmread(first), pydicom.dcmread(second)
+    same_place = all(a.get(k) == b.get(k) for k in ("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope"))
+    return same_place and a.get("PixelData") == b.get("PixelData")

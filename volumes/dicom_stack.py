@@ -1,0 +1,146 @@
+"""The slices of a DICOM series as a stack: alike, straight, evenly spaced; and its place in the world."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from highdicom.spatial import get_volume_positions
+from pydicom.dataset import Dataset
+
+from ..runs.words import first_few
+from .dicom_frames import Frame
+from .dicom_order import volumes_of
+from .volume import LPS
+from .warning import warn
+
+_SAME_PLACE_MM = 0.03  # scanners write positions to about 0.01 mm
+_SAME_DIRECTION = 2e-3  # about 0.1 degrees
+_SIDEWAYS_MM = 0.05
+
+
+def check_alike(path: Path, headers: dict[Path, Dataset], frames: list[Frame]) -> None:
+    """Refuse what cannot be one stack: other sizes, spacings, orientations or frames of reference."""
+    _one_near(
+        path,
+        "slice orientations",
+        [f.orientation for f in frames],
+        tolerance=_SAME_DIRECTION,
+        mend="; a localizer or two series in one folder: put each stack into its own folder",
+    )
+    _one(path, "image sizes (columns x rows)", {(int(h.Columns), int(h.Rows)) for h in headers.values()})
+    _one(path, "frames of reference", {str(h.get("FrameOfReferenceUID", "")) for h in headers.values()})
+    _one_near(path, "pixel spacings (mm)", [f.spacing for f in frames], tolerance=1e-3 * min(frames[0].spacing))
+
+
+def _one(path: Path, what: str, found: set[Any]) -> None:
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} must hold one stack of slices, got {len(found)} {what}: {first_few(sorted(map(str, found)))}"
+        )
+
+
+def _one_near(path: Path, what: str, values: list[Any], *, tolerance: float, mend: str = "") -> None:
+    kinds: list[np.ndarray] = []
+    for value in np.array(values, dtype=np.float64):
+        if not any(np.abs(value - kind).max() <= tolerance for kind in kinds):
+            kinds.append(value)
+    if len(kinds) > 1:
+        shown = first_few([str(np.round(kind, 3).tolist()) for kind in kinds])
+        raise ValueError(f"{path} must hold one stack of slices, got {len(kinds)} {what}: {shown}{mend}")
+
+
+def stack(path: Path, frames: list[Frame]) -> tuple[list[list[Frame]], np.ndarray]:
+    """The frames as volumes of slices along the normal, and the (3,) step from slice to slice in LPS mm."""
+    normal = _normal(frames)
+    ordered = sorted(frames, key=lambda f: float(f.position @ normal))
+    places: list[list[Frame]] = []
+    for frame in ordered:
+        if places and float((frame.position - places[-1][0].position) @ normal) < _SAME_PLACE_MM:
+            places[-1].append(frame)
+        else:
+            places.append([frame])
+    positions = np.array([np.mean([f.position for f in place], axis=0) for place in places])
+    _check_straight(path, frames, positions, normal)
+    spacing = _slice_spacing(path, frames[0], positions, normal)
+    return volumes_of(path, places, normal), spacing * normal
+
+
+def _normal(frames: list[Frame]) -> np.ndarray:
+    row, column = np.mean([f.orientation for f in frames], axis=0).reshape(2, 3)
+    normal = np.cross(row, column)
+    result: np.ndarray = normal / np.linalg.norm(normal)
+    return -result if frames[0].descending else result
+
+
+def _check_straight(path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray) -> None:
+    """Refuse slices that shift sideways from one to the next (gantry tilt), beyond what rounding explains."""
+    along = positions @ normal
+    sideways = positions - positions[0] - np.outer(along - along[0], normal)
+    allowed = _SIDEWAYS_MM + _SAME_DIRECTION * (along - along[0])
+    if (np.linalg.norm(sideways, axis=1) > allowed).any():
+        worst = int(np.argmax(np.linalg.norm(sideways, axis=1)))
+        shift = float(np.linalg.norm(sideways[worst]))
+        angle = np.degrees(np.arctan2(shift, along[worst] - along[0]))
+        raise ValueError(
+            f"{path}: the slices are not stacked at a right angle but tilted by {angle:.1f} degrees (gantry tilt);"
+            " convert the series with dcm2niix, which straightens it, and give its NIfTI"
+        )
+    for frame in frames:
+        place = int(np.argmin(np.abs(along - frame.position @ normal)))
+        if np.linalg.norm(frame.position - positions[place]) > 2 * _SIDEWAYS_MM:
+            raise ValueError(f"{path}: two images at one level lie side by side ({frame.path.name}); not one volume")
+
+
+def _slice_spacing(path: Path, frame: Frame, positions: np.ndarray, normal: np.ndarray) -> float:
+    if len(positions) == 1:
+        if not frame.thickness:
+            raise ValueError(f"{path} holds one slice without a thickness: give the folder with the whole series")
+        warn(f"{path} holds one slice; its thickness of {frame.thickness:g} mm is taken from the header")
+        return frame.thickness
+    along = np.sort(positions @ normal)
+    mean = float(along[-1] - along[0]) / (len(along) - 1)
+    spacing, _ = get_volume_positions(
+        positions.tolist(), frame.orientation.tolist(), atol=max(_SAME_PLACE_MM, 0.01 * mean), perpendicular_tol=0.01
+    )
+    if spacing is None:
+        raise ValueError(f"{path}: {_why_uneven(along)}")
+    if len(positions) == 2:
+        warn(f"{path} has only two slices, so their spacing of {mean:.4g} mm cannot be checked")
+    ratio = mean / frame.thickness if frame.thickness and frame.gap_known else 1.0
+    if ratio > 1.5:
+        warn(
+            f"{path}: the slices are {mean:.4g} mm apart, the header gives {frame.thickness:.4g} mm; some may be"
+            " missing"
+        )
+    return float(spacing)
+
+
+def _why_uneven(along: np.ndarray) -> str:
+    """What is wrong with slice places (n,) in mm along the normal that are not evenly spaced."""
+    steps = np.diff(along)
+    least = float(steps.min())
+    wide = np.flatnonzero(steps > 1.5 * least)
+    if len(wide) and np.allclose(steps / least, np.round(steps / least), atol=0.05):
+        missing = int(np.round(steps[wide] / least).sum()) - len(wide)
+        where = first_few([f"{along[i]:.2f} and {along[i + 1]:.2f} mm" for i in wide])
+        return f"{missing} of {len(along) + missing} slices are missing, between {where}; get the whole series"
+    usual = float(np.median(steps))
+    worst = int(np.argmax(np.abs(steps - usual)))
+    return (
+        f"the slices are not evenly spaced: mostly {usual:.4g} mm apart, but {steps[worst]:.4g} mm after"
+        f" {along[worst]:.2f} mm; resample the series with a tool for uneven slices"
+    )
+
+
+def affine_of(slices: list[Frame], step: np.ndarray, *, rows: int) -> np.ndarray:
+    """(4, 4) voxel -> RAS+ mm for axes (column, row upwards, slice)."""
+    row, column = np.mean([f.orientation for f in slices], axis=0).reshape(2, 3)
+    between_rows, between_columns = slices[0].spacing
+    affine = np.eye(4)
+    affine[:3, 0] = row / np.linalg.norm(row) * between_columns
+    affine[:3, 1] = -column / np.linalg.norm(column) * between_rows
+    affine[:3, 2] = step
+    # where the first slice is, by all of them: single positions are rounded
+    corner = np.mean([f.position - k * step for k, f in enumerate(slices)], axis=0)
+    affine[:3, 3] = corner - (rows - 1) * affine[:3, 1]
+    return LPS @ affine
