@@ -58,13 +58,19 @@ def _check_counts(path: Path, places: list[list[Frame]], normal: np.ndarray) -> 
 
 
 def _one_phase(path: Path, slices: list[Frame]) -> list[Frame]:
-    """Refuse a single stack whose slices are of different phases."""
-    for number, name in ((0, "echo times"), (1, "b-values"), (3, "temporal positions"), (4, "segments")):
-        found = {frame.kind[number] for frame in slices}
-        # a value of each slice's own, as a slice's number written as its time, distinguishes nothing
-        if slices[0].enhanced and 1 < len(found) < len(slices):
+    """Refuse a single stack of an enhanced image whose slices are of different phases."""
+    if not slices[0].enhanced:
+        return slices
+    names = {0: "echo times", 1: "b-values", 3: "temporal positions", 4: "segments"}
+    found: dict[str, set[Hashable]] = {name: {frame.kind[number] for frame in slices} for number, name in names.items()}
+    for column in zip(*[frame.dimensions for frame in slices], strict=False):
+        # an index of each slice's own, as of its time, distinguishes nothing
+        if 1 < len(set(column)) < len(slices):
+            found["dimension indices"] = set(column)
+    for name, values in found.items():
+        if len(values) > 1:
             raise ValueError(
-                f"{path} must hold one phase at every position, got {len(found)} {name} at different positions; images"
+                f"{path} must hold one phase at every position, got {len(values)} {name} at different positions; images"
                 " are missing"
             )
     return slices
