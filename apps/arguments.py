@@ -1,6 +1,7 @@
 """The command line of a verb, built from the class of its options: flags, types, help texts and `--config`."""
 
 import inspect
+import math
 import re
 from argparse import Action
 from collections.abc import Callable
@@ -40,7 +41,22 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     except Exception as error:  # jsonargparse raises several kinds, all about the words that it was given
         raise UsageError(f"{_explained(error, options)}; see {prog} --help") from error
     names = inspect.signature(options).parameters
-    return {name: value for name, value in arguments.as_dict().items() if name in names}
+    found = {name: value for name, value in arguments.as_dict().items() if name in names}
+    for name, value in found.items():
+        _check_numbers(f"--{name.replace('_', '-')}", value)
+    return found
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Refuse NaN and infinity in an option, also inside a list or a mapping."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, got {value}")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_numbers(f"{name}: {key}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_numbers(name, part)
 
 
 def build_parser(options: Callable[..., Any], *, prog: str) -> ArgumentParser:

@@ -1,16 +1,118 @@
 """Which channels of a file are kept, under which names, in which order, and to which reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .channels import is_scalp_name, named_reference, positions, standard_name
+from .channels import (
+    CED_ORDER,
+    is_scalp_name,
+    is_ten_twenty,
+    named_reference,
+    numbered_names,
+    positions,
+    standard_name,
+    standard_names,
+)
+from .electrode_positions import names_by_position
 from .note import Note, first_names
 from .raw_file import RawFile
 
+_OF_FILE = "file:"  # before a name that the 10-20 system uses for another place
 
-def name_notes(written: Sequence[str], names: Sequence[str]) -> list[Note]:
+
+@dataclass(frozen=True)
+class ChannelNames:
+    """Names of the channels of a file.
+
+    Args:
+        in_file: name for us -> name in the file, of all channels in the order of the file. A name for us is that of the
+            10-20 system and its extensions where the channel has one, else its own.
+        cap: names for us of the electrodes of a cap that has names of its own; empty for the 10-20 system.
+        notes: what was decided.
+        unplaced: names in the file of a cap whose electrodes have neither 10-20 names nor positions.
+    """
+
+    in_file: dict[str, str]
+    cap: frozenset[str] = frozenset()
+    notes: tuple[Note, ...] = ()
+    unplaced: tuple[str, ...] = ()
+    _lower: dict[str, str] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lower.update({name.lower(): name for name in self.in_file})
+        for name, written in self.in_file.items():
+            self._lower.setdefault(f"{_OF_FILE}{written.strip()}".lower(), name)
+
+    def find(self, wanted: str) -> tuple[str, str] | None:
+        """(the name that was wanted, the name for us) of a channel, or None if the file has no such channel.
+
+        Args:
+            wanted: a name in any spelling of the 10-20 system, or in the file; "Cz=A1" is Cz where the file has it by
+                that name, else its channel A1, called Cz.
+        """
+        name, _, written = (part.strip() for part in wanted.partition("="))
+        found = self._lower.get(standard_name(name).lower()) or self._lower.get(name.lower())
+        if found is None and written:
+            found = self._lower.get(f"{_OF_FILE}{written}".lower())
+            return None if found is None else (standard_name(name), found)
+        return None if found is None else (found, found)
+
+
+def name_channels(raw: Any) -> ChannelNames:
+    """The names of the channels of MNE's raw object, judged together; by positions where names do not tell places.
+
+    Raises:
+        ValueError: a channel without a name, or two channels that are the same electrode.
+    """
+    written = list(raw.ch_names)
+    eeg = [name for name, kind in zip(written, raw.get_channel_types(), strict=True) if kind == "eeg"]
+    named = any(is_scalp_name(standard_name(name)) for name in eeg)
+    if not (named and is_ten_twenty(eeg)):
+        places = {name: place for name, place in _places(raw).items() if name in eeg}
+        if found := names_by_position(places):
+            return _by_position(written, places, found)
+    return _by_standard_name(written, numbered_names(eeg)) if is_ten_twenty(eeg) else _by_own_name(written, eeg)
+
+
+def _by_standard_name(written: Sequence[str], numbered: set[str]) -> ChannelNames:
+    # of a series such as C1 to C32 beside a whole 10-20 cap, C3 and C4 can be meant, C1 and C5 cannot
+    foreign = {name for name in numbered if standard_name(name) not in CED_ORDER}
+    names = standard_names([_own_name(name) if name in foreign else name for name in written])
+    return ChannelNames(dict(zip(names, written, strict=True)), notes=tuple(_name_notes(written, names)))
+
+
+def _by_position(written: Sequence[str], places: Mapping[str, np.ndarray], found: Mapping[str, str]) -> ChannelNames:
+    names = standard_names([found.get(name) or _own_name(name) for name in written])
+    shown = first_names([f"{w} → {n}" for w, n in found.items()])
+    note = Note(f"the cap has names of its own; channels are named by the positions in the file: {shown}")
+    cap = frozenset(n for n, w in zip(names, written, strict=True) if w in places)
+    return ChannelNames(dict(zip(names, written, strict=True)), cap, (note,))
+
+
+def _by_own_name(written: Sequence[str], eeg: Sequence[str]) -> ChannelNames:
+    numbered = numbered_names(eeg)
+    names = standard_names([_own_name(name) if name in numbered else name for name in written])
+    pairs = list(zip(names, written, strict=True))
+    cap = frozenset(n for n, w in pairs if w in eeg and (w in numbered or is_scalp_name(n)))
+    return ChannelNames(dict(pairs), cap, unplaced=tuple(name for name in written if name in numbered))
+
+
+def _own_name(written: str) -> str:
+    """The name in the file, marked if the 10-20 system uses it too."""
+    bare = standard_name(written)
+    return f"{_OF_FILE}{written.strip()}" if is_scalp_name(bare) or bare in positions() else written.strip()
+
+
+def _places(raw: Any) -> dict[str, np.ndarray]:
+    """Positions in the file: name in the file -> (3,)."""
+    found = raw.get_montage()
+    return {} if found is None else dict(found.get_positions()["ch_pos"] or {})
+
+
+def _name_notes(written: Sequence[str], names: Sequence[str]) -> list[Note]:
     notes = []
     changed = [f"{w} → {n}" for w, n in zip(written, names, strict=True) if w != n]
     if changed:
@@ -23,46 +125,65 @@ def name_notes(written: Sequence[str], names: Sequence[str]) -> list[Note]:
 
 
 def choose_channels(
-    found: RawFile, file_names: dict[str, str], wanted: Sequence[str] | None
-) -> tuple[list[str], list[Note]]:
-    """Standard names of the channels to keep, and notes about those left out."""
+    file: RawFile, names: ChannelNames, wanted: Sequence[str] | None
+) -> tuple[dict[str, str], list[Note]]:
+    """The channels to keep, as name in the result -> name in the file, and notes about those left out.
+
+    Raises:
+        ValueError: channels that are wanted are not there, or there is no EEG.
+    """
     if wanted is not None:
-        lower = {name.lower(): name for name in file_names}
-        kept = [lower.get(standard_name(w).lower(), "") for w in wanted]
-        missing = [w for w, k in zip(wanted, kept, strict=True) if not k]
-        if missing:
-            has = ", ".join(file_names)
-            raise ValueError(f"the recording must have the channels {', '.join(missing)}, it has {has}")
-        if len(set(kept)) < len(kept):
-            raise ValueError(f"channels must differ, got {', '.join(wanted)}")
-        in_file = [n for n in file_names if n in set(kept)]
-        return kept, [] if in_file == kept else [Note(f"channels reordered from the file's order {' '.join(in_file)}")]
-    kinds = dict(zip(found.raw.ch_names, found.raw.get_channel_types(), strict=True))
-    eeg = [name for name, written in file_names.items() if kinds[written] == "eeg"]
+        return _wanted_channels(names, wanted)
+    kinds = dict(zip(file.raw.ch_names, file.raw.get_channel_types(), strict=True))
+    eeg = [name for name, written in names.in_file.items() if kinds[written] == "eeg"]
     if not eeg:
-        raise ValueError(f"no EEG channel found; the file has {', '.join(file_names)}")
-    scalp = [name for name in eeg if is_scalp_name(name)]
+        raise ValueError(f"no EEG channel found; the file has {', '.join(names.in_file)}")
+    scalp = [name for name in eeg if name in names.cap] or [name for name in eeg if is_scalp_name(name)]
     notes = []
-    if not scalp:
+    if names.unplaced:
+        text = (
+            f"the cap has names of its own ({first_names(names.unplaced)}) and the file no positions, so no channel "
+            "has a place on the head; the option channels can name them, for instance Cz=A1"
+        )
+        notes.append(Note(text))
+    elif not scalp:
         notes.append(Note(f"no channel has a 10-20 name, so none has a place on the head: {first_names(eeg)}"))
     kept = scalp or eeg
-    with_unit = [n for n in kept if found.volts[file_names[n]] is not None]
-    if with_unit and not scalp:
+    with_unit = [n for n in kept if file.volts[names.in_file[n]] is not None]
+    if with_unit and (not scalp or names.cap):
         kept = with_unit
-    left_out = [n for n in file_names if n not in set(kept)]
+    left_out = [n for n in names.in_file if n not in set(kept)]
     if left_out:
         notes.append(Note(f"left out, no scalp EEG: {first_names(left_out)}"))
-    return kept, notes
+    return {name: names.in_file[name] for name in kept}, notes
 
 
-def montage_notes(raw: Any, file_names: dict[str, str]) -> list[Note]:
+def _wanted_channels(names: ChannelNames, wanted: Sequence[str]) -> tuple[dict[str, str], list[Note]]:
+    found = [names.find(each) for each in wanted]
+    missing = [each for each, pair in zip(wanted, found, strict=True) if pair is None]
+    if missing:
+        hint = ""
+        if names.unplaced:
+            hint = "; its cap has names of its own: write each as 10-20 name = name in the file, for instance Cz=A1"
+        has = ", ".join(names.in_file)
+        raise ValueError(f"the recording must have the channels {', '.join(missing)}, it has {has}{hint}")
+    pairs = [pair for pair in found if pair is not None]
+    kept = {name: names.in_file[own] for name, own in pairs}
+    if len(set(kept.values())) < len(pairs) or len(kept) < len(pairs):
+        raise ValueError(f"channels must differ, got {', '.join(wanted)}")
+    order = list(kept.values())
+    in_file = [name for name in names.in_file.values() if name in set(order)]
+    back = {written: name for name, written in kept.items()}
+    text = f"channels reordered from the file's order {' '.join(back[written] for written in in_file)}"
+    return kept, [] if in_file == order else [Note(text)]
+
+
+def montage_notes(raw: Any, names: ChannelNames) -> list[Note]:
     """Whether positions in the file, if any, lie where the names say."""
-    found = raw.get_montage()
-    in_file = {} if found is None else (found.get_positions()["ch_pos"] or {})
-    standard = positions()
+    in_file, standard = _places(raw), positions()
     pairs = [
         (in_file[w], standard[n])
-        for n, w in file_names.items()
+        for n, w in names.in_file.items()
         if w in in_file and n in standard and np.isfinite(in_file[w]).all()
     ]
     if len(pairs) < 4:
@@ -75,16 +196,31 @@ def montage_notes(raw: Any, file_names: dict[str, str]) -> list[Note]:
     return [Note(text, "defect")]
 
 
-def referenced(raw: Any, reference: str | Sequence[str] | None, file_names: dict[str, str]) -> Any:
+def referenced(raw: Any, reference: str | Sequence[str] | None, names: ChannelNames) -> tuple[Any, list[Note]]:
+    """The raw object with another reference: "average" over the scalp without bad channels, or channels; and notes.
+
+    Raises:
+        ValueError: a channel that is not there, or an average of which every channel is bad.
+    """
     if reference is None:
-        return raw
+        return raw, []
+    bads = set(raw.info["bads"])
+    kept_as_it_is = [name for name, written in names.in_file.items() if written in bads]
+    notes = []
+    if kept_as_it_is:
+        notes.append(Note(f"bad channels keep the reference of the file: {', '.join(kept_as_it_is)}"))  # as in MNE
     if reference == "average":
-        eeg = [written for name, written in file_names.items() if is_scalp_name(name) and written in raw.ch_names]
-        wanted: Any = eeg or "average"
-    else:
-        asked = [reference] if isinstance(reference, str) else list(reference)
-        wanted = [file_names.get(standard_name(name), name) for name in asked]
-        missing = [name for name in wanted if name not in raw.ch_names]
-        if missing:
-            raise ValueError(f"reference must be channels of the recording, {', '.join(missing)} is not in it")
-    return raw.set_eeg_reference(wanted, verbose="ERROR")
+        cap = [w for n, w in names.in_file.items() if (n in names.cap or is_scalp_name(n)) and w in raw.ch_names]
+        good = [written for written in cap if written not in bads]
+        if cap and not good:
+            raise ValueError("an average reference needs a good channel, the file marks all as bad")
+        return raw.set_eeg_reference(good or "average", verbose="ERROR"), notes
+    asked = [reference] if isinstance(reference, str) else list(reference)
+    written = [names.in_file[pair[1]] if (pair := names.find(name)) else "" for name in asked]
+    missing = [name for name, each in zip(asked, written, strict=True) if each not in raw.ch_names or not each]
+    if missing:
+        raise ValueError(f"reference must be channels of the recording, {', '.join(missing)} is not in it")
+    bad = [name for name, each in zip(asked, written, strict=True) if each in bads]
+    if bad:
+        notes.append(Note(f"the reference {', '.join(bad)} is marked as bad in the file", "defect"))
+    return raw.set_eeg_reference(written, verbose="ERROR"), notes

@@ -18,6 +18,12 @@ _RENAMED = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}  # American Clinical
 _EARS = frozenset(("A1", "A2", "M1", "M2"))
 _PREFIX = re.compile(r"^(EEG|POL)[\s_:-]+", re.IGNORECASE)
 _REFERENCE = re.compile(r"[\s_-]+(REF|LE|RE|AR|AVG|AVE|A1A2|A1\+A2|M1M2|A1|A2|M1|M2|CZREF|VREF)$", re.IGNORECASE)
+_NUMBERED = re.compile(r"^(?P<before>[A-Za-z]*?)[ _.-]*(?P<number>\d{1,3})(?P<after>[A-Za-z]?)$")
+_NO_ELECTRODES = re.compile(  # letters before the numbers of inputs that carry no EEG
+    "(DC|X|EXG?|AUX|E[MCKO]G|MISC|STI|TRIG|RESP|BIP|ACC|GSR|TEMP|S[PA]O|PULSE)", re.IGNORECASE
+)
+_FEW = 4  # F11, F12 or CB1, CB2 are additions to a 10-20 cap; four of a kind are a system of their own
+_MANY = 8  # so many names of the 10-20 system are no coincidence, however many further inputs an amplifier numbers
 
 
 def standard_name(name: str) -> str:
@@ -30,10 +36,12 @@ def standard_name(name: str) -> str:
         >>> [standard_name(n) for n in ("EEG FP1-REF", "t3", "Fc5.", "CZ", "Fp1-F7", "ECG")]
         ['Fp1', 'T7', 'FC5', 'Cz', 'Fp1-F7', 'ECG']
     """
-    stripped = name.strip()
-    bare = _REFERENCE.sub("", _PREFIX.sub("", stripped)).strip(" .")
-    known = _known_names().get(bare.lower())
-    return stripped if known is None else _RENAMED.get(known, known)
+    known = _known_names().get(_bare(name).lower())
+    return name.strip() if known is None else _RENAMED.get(known, known)
+
+
+def _bare(name: str) -> str:
+    return _REFERENCE.sub("", _PREFIX.sub("", name.strip())).strip(" .")
 
 
 def named_reference(name: str) -> str | None:
@@ -59,6 +67,38 @@ def standard_names(names: Sequence[str]) -> tuple[str, ...]:
         if len(same) > 1:
             raise ValueError(f"channels must be different electrodes, got {' and '.join(same)}, which are both {name}")
     return tuple(found)
+
+
+def is_ten_twenty(names: Sequence[str]) -> bool:
+    """Whether the names of a file's EEG channels, taken together, are of the 10-20 system and its extensions.
+
+    Many caps number their electrodes: A1 to D32 (BioSemi), E1 to E128 (EGI), 1 to 61, 1L to 20L. Some of those names
+    (C1, F3, P7) read like the 10-20 system, and a Cz may stand beside them. So the numbered series count against the
+    names that belong to none.
+
+    Example:
+        >>> is_ten_twenty(["Fp1", "Fp2", "C3", "C4", "DC01"]), is_ten_twenty([f"C{i}" for i in range(1, 33)])
+        (True, False)
+    """
+    numbered = numbered_names(names)
+    firm = sum(is_scalp_name(standard_name(name)) for name in names if name not in numbered)
+    return firm >= min(_MANY, len(numbered))
+
+
+def numbered_names(names: Sequence[str]) -> set[str]:
+    """Those of a file's names that belong to a numbered series with at least four members outside the 10-20 system.
+
+    Example:
+        >>> sorted(numbered_names(["C1", "C2", "C7", "C8", "C9", "C10", "F11", "Fz", "DC1", "DC2", "DC3", "DC4"]))
+        ['C1', 'C10', 'C2', 'C7', 'C8', 'C9']
+    """
+    series: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        found = _NUMBERED.match(_bare(name))
+        if found and not _NO_ELECTRODES.fullmatch(found["before"]):
+            series.setdefault((found["before"].upper(), found["after"].upper()), []).append(name)
+    foreign = {key for key, own in series.items() if sum(_bare(n).lower() not in _known_names() for n in own) >= _FEW}
+    return {name for key in foreign for name in series[key]}
 
 
 @cache

@@ -33,6 +33,17 @@ def check_matlab(path: Path) -> None:
             stream.seek(after)
 
 
+def channels_without_label(path: Path) -> list[int]:
+    """Numbers, from 1, of the channels of an EEGLAB file without a label; empty if the file cannot be read."""
+    try:
+        found = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
+        places = np.atleast_1d(found["EEG"].chanlocs if "EEG" in found else found["chanlocs"])
+        labels = [str(place.labels).strip() if np.size(place.labels) else "" for place in places]
+    except Exception:  # scipy has many; the reader reports it
+        return []
+    return [number for number, label in enumerate(labels, start=1) if not label]
+
+
 def open_mat(path: Path, order: str | Sequence[str], sfreq: float) -> RawFile:
     if isinstance(order, str):
         if order not in ("ced", "text"):

@@ -159,8 +159,13 @@ class ModelCard:
 
     @property
     def window_options(self) -> WindowOptions:
-        """How to cut a recording for these weights; its channels are those of the training."""
-        return WindowOptions(**{**self.windows, "channels": self.channels, "sfreq": self.sfreq})
+        """How to cut a recording for these weights; its channels are those of the training.
+
+        Channels that were given as "Cz=A1" are kept so: a file of the same cap is read as in the training.
+        """
+        given = tuple(self.windows.get("channels") or ())
+        channels = given if any("=" in name for name in given) else self.channels
+        return WindowOptions(**{**self.windows, "channels": channels, "sfreq": self.sfreq})
 
     @property
     def fitted_scaler(self) -> Scaler | None:

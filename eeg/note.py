@@ -36,4 +36,11 @@ def warnings_as_notes() -> Iterator[list[Note]]:
 
 
 def first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    """The first six names in a sentence, and the number of the others.
+
+    Example:
+        >>> first_names(["Fz", ""]), first_names(list("abcdefgh"))
+        ('Fz, (no name)', 'a, b, c, d, e, f and 2 more')
+    """
+    shown = ", ".join(name or "(no name)" for name in names[:6])
+    return shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")

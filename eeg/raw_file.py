@@ -1,6 +1,6 @@
 """A recording as a reader opened it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .note import Note
@@ -8,10 +8,20 @@ from .note import Note
 
 @dataclass(frozen=True, eq=False)
 class RawFile:
-    """A file as opened by a reader: MNE's raw object, and for each channel how the file's numbers become volts."""
+    """A file as opened by a reader: MNE's raw object, and for each channel how the file's numbers become volts.
+
+    Args:
+        raw: MNE's raw object.
+        volts: factor from the numbers of the file to volts; None: the file names no voltage and MNE applied none.
+        rates: sampling rates in the file, Hz.
+        sample_type: how the file stores a sample, e.g. "int16".
+        notes: what was decided.
+        unscaled: the channels whose factor to volts MNE did not apply.
+    """
 
     raw: Any
-    volts: dict[str, float | None]  # factor that MNE applied; None: the file names no voltage and MNE applied none
-    rates: dict[str, float]  # Hz
+    volts: dict[str, float | None]
+    rates: dict[str, float]
     sample_type: str
     notes: tuple[Note, ...] = ()
+    unscaled: frozenset[str] = field(default_factory=frozenset)

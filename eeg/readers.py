@@ -1,5 +1,6 @@
 """Opening of recordings with MNE's readers: each format's traps are met before MNE decides in silence."""
 
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 
 from ..runs.memory import check_inflated, check_memory
 from ..runs.words import one_line
-from .edf_header import check_edf_header
-from .mat_file import check_matlab
+from .companion_files import BESIDE, check_brainvision, check_opened
+from .edf_header import annotation_encoding, annotations_on_data_clock, check_edf_header, read_edf_header
+from .mat_file import channels_without_label, check_matlab
 from .note import Note, first_names, warnings_as_notes
 from .raw_file import RawFile
 
@@ -28,6 +30,7 @@ READERS = {
 }
 SUFFIXES = (*READERS, ".mat")
 
+_MICROVOLT = ("ÂµV", "Î¼V")  # UTF-8 of µV and of μV with a Greek mu, read as the Latin-1 of an EDF header
 _VOLTS = {"V": 1.0, "mV": 1e-3, "µV": 1e-6, "uV": 1e-6, "nV": 1e-9}
 
 
@@ -44,10 +47,21 @@ def on_disk(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder, _opened(archive) as packed:
         if member not in packed.namelist():
             raise FileNotFoundError(f"no {member} in {archive}")
-        claimed = packed.getinfo(member)
-        check_inflated(path, claimed.file_size, claimed.compress_size)
-        check_memory(path, 3 * claimed.file_size)
-        yield Path(packed.extract(member, folder))
+        for name in [member, *_companions_in(packed, member)]:
+            claimed = packed.getinfo(name)
+            check_inflated(path, claimed.file_size, claimed.compress_size)
+            check_memory(path, 3 * claimed.file_size)
+            packed.extract(name, folder)
+        yield Path(folder, member)
+
+
+def _companions_in(packed: zipfile.ZipFile, member: str) -> list[str]:
+    """Members of an archive that may belong to a recording: samples, markers and parts beside it with its name."""
+    header = Path(member)
+    names = {header.with_suffix(suffix) for suffix in BESIDE.get(header.suffix.lower(), ())}
+    part = re.compile(rf"{re.escape(header.stem)}-\d+\.fif") if header.suffix.lower() == ".fif" else None
+    siblings = [name for name in packed.namelist() if Path(name).parent == header.parent and name != member]
+    return [name for name in siblings if Path(name) in names or (part and part.fullmatch(Path(name).name))]
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
@@ -57,11 +71,14 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         raise ValueError(f"{archive} is not a .zip file, or is cut off: {error}") from error
 
 
-def load_samples(path: Path, raw: Any) -> None:
+def load_samples(path: Path, file: RawFile) -> None:
     """Read the samples, which MNE's readers put off."""
+    raw = file.raw
     check_memory(path, 3 * 8 * raw.n_times * len(raw.ch_names))
     try:
         raw.load_data(verbose="ERROR")
+        for name in file.unscaled:
+            raw.apply_function(lambda x, factor=file.volts[name]: x * factor, picks=[name], verbose="ERROR")
     except OSError:
         raise
     except Exception as error:  # as in open_with_mne
@@ -78,31 +95,55 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
         except Exception as error:  # each reader raises its own errors for a file that does not match its name
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # it names the file
-            if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            if isinstance(error, ValueError | OSError) and str(error).startswith(str(path)):
                 raise  # ours
+            if suffix == ".set" and (empty := channels_without_label(path)):
+                raise ValueError(
+                    f"{path} must name all channels, those without a label are number {', '.join(map(str, empty))}"
+                ) from error
             raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {one_line(error)[:300]}") from error
     if raw.n_times == 0:
         raise ValueError(f"{path} holds no samples")
+    if suffix in (".set", ".fif"):
+        notes += check_opened(path, [Path(name) for name in raw.filenames if name is not None])
     notes += missing_end(path, raw)
     if suffix == ".set":
         notes.append(Note("EEGLAB files carry no unit; µV is their convention"))
-    return RawFile(raw, _volts(raw, suffix), _rates(raw), _sample_type(raw, suffix), tuple(notes))
+    volts, unscaled = _volts(raw, suffix), _microvolts_unknown_to_mne(path, raw)
+    if unscaled:
+        raw.set_channel_types({n: "eeg" for n in unscaled if raw.get_channel_types([n]) == ["misc"]}, verbose="ERROR")
+        notes.append(Note(f"the unit of {first_names(unscaled)} is a microvolt in other letters: taken as µV"))
+    volts |= dict.fromkeys(unscaled, 1e-6)
+    return RawFile(raw, volts, _rates(raw), _sample_type(raw, suffix), tuple(notes), frozenset(unscaled))
 
 
 def _mne_raw(path: Path, include: Sequence[str] | None, notes: list[Note]) -> Any:
     """MNE's raw object, without samples; a damaged or hostile header is refused first."""
     suffix = path.suffix.lower()
     options: dict[str, Any] = {}
+    encoding: dict[str, Any] = {}
     if suffix in (".edf", ".bdf"):
         check_edf_header(path)
+        if annotation_encoding(path) == "latin1":
+            encoding = {"encoding": "latin1"}
+            notes.append(Note("the annotations are not UTF-8, as EDF+ asks: they are read as Latin-1"))
         options = {"infer_types": True} | ({"include": list(include)} if include else {})
     elif suffix == ".set":
         check_matlab(path)
-    raw = None if include else _read_bids(path, notes)
-    return getattr(mne.io, READERS[suffix])(path, verbose="WARNING", **options) if raw is None else raw
+    elif suffix == ".vhdr":
+        notes += check_brainvision(path)
+    raw = None if include else _read_bids(path, encoding, notes)
+    if raw is None:
+        raw = getattr(mne.io, READERS[suffix])(path, verbose="WARNING", **options, **encoding)
+    if suffix in (".edf", ".bdf"):
+        annotations, gap_notes = annotations_on_data_clock(path, float(raw.info["sfreq"]))
+        if annotations is not None:
+            raw.set_annotations(annotations)
+        notes += gap_notes
+    return raw
 
 
-def _read_bids(path: Path, notes: list[Note]) -> Any | None:
+def _read_bids(path: Path, options: dict[str, Any], notes: list[Note]) -> Any | None:
     """The file read by mne-bids if it is in a BIDS folder, else None."""
     root = next((p for p in path.parents if (p / "dataset_description.json").is_file()), None)
     if root is None:
@@ -115,7 +156,7 @@ def _read_bids(path: Path, notes: list[Note]) -> Any | None:
         )
         return None
     where = mne_bids.get_bids_path_from_fname(path, verbose="ERROR")
-    return mne_bids.read_raw_bids(where, on_ch_mismatch="raise", verbose="ERROR")
+    return mne_bids.read_raw_bids(where, options or None, on_ch_mismatch="raise", verbose="ERROR")
 
 
 def missing_end(path: Path, raw: Any) -> list[Note]:
@@ -135,7 +176,7 @@ def _extras(raw: Any) -> dict[str, Any]:
 
 def _volts(raw: Any, suffix: str) -> dict[str, float | None]:
     """MNE scales unit names that it does not know by one, as if they were volts; those are None here."""
-    written = getattr(raw, "_orig_units", {})
+    written = _units(raw)
     if suffix in (".edf", ".bdf", ".gdf"):
         applied = np.asarray(_extras(raw).get("units", []), float)
         if len(applied) == len(raw.ch_names):
@@ -145,6 +186,24 @@ def _volts(raw: Any, suffix: str) -> dict[str, float | None]:
     if suffix == ".vhdr":
         return {n: _VOLTS.get(written.get(n, "")) for n in raw.ch_names}
     return dict.fromkeys(raw.ch_names, 1e-6 if suffix == ".set" else 1.0)
+
+
+def _units(raw: Any) -> dict[str, str]:
+    """Units as written in the file: channel -> unit."""
+    return getattr(raw, "_orig_units", None) or {}
+
+
+def _microvolts_unknown_to_mne(path: Path, raw: Any) -> list[str]:
+    """Channels in microvolts that MNE did not scale, as the unit is spelt with a Greek mu or in UTF-8 in an EDF."""
+    suffix = path.suffix.lower()
+    if suffix == ".vhdr":  # MNE gives the unit as if it were spelt in the usual way, but not the type
+        kinds = zip(raw.ch_names, raw.get_channel_types(), strict=True)
+        return [name for name, kind in kinds if kind == "misc" and _units(raw).get(name) == "µV"]
+    header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
+    places = np.asarray(_extras(raw).get("sel", []), int)
+    if header is None or len(places) != len(raw.ch_names):
+        return []
+    return [name for name, place in zip(raw.ch_names, places, strict=True) if header.units[place] in _MICROVOLT]
 
 
 def _rates(raw: Any) -> dict[str, float]:

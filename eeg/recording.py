@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import mne
 import numpy as np
 
-from .channel_choice import choose_channels, montage_notes, name_notes, referenced
-from .channels import standard_name, standard_names
+from ..runs.memory import check_memory
+from .channel_choice import ChannelNames, choose_channels, montage_notes, name_channels, referenced
 from .mat_file import open_mat
 from .note import Note, warnings_as_notes
 from .raw_file import RawFile
 from .readers import at_own_rate, load_samples, on_disk, open_with_mne
 from .signal_checks import Unit, amplitude_notes, microvolt_factors, quality_notes
-from .time_spans import bad_annotations, fill_missing, pauses
+from .time_spans import bad_annotations, cut_samples, fill_missing, pauses
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +82,25 @@ def read_recording(
         ValueError: for a file that cannot be read, channels that are not there, or options that do not fit it.
     """
     path = Path(path)
+    _check_options(band, sfreq, mat_sfreq)
     with on_disk(path) as file:
         opened = _open(file, channels, mat_order, mat_sfreq)
-    notes = opened.notes
-    raw = referenced(opened.file.raw, reference, opened.file_names)
-    raw = raw.pick([opened.file_names[n] for n in opened.kept], verbose="ERROR")
-    scale, unit_found, unit_notes = microvolt_factors(raw, opened.file, opened.kept, unit)
+    notes, raw = opened.notes, opened.file.raw
+    kept = list(opened.kept.values())
+    missing = fill_missing(raw, kept if reference is None else raw.ch_names)
+    largest = float(np.abs(raw.get_data(picks=kept)).max())
+    raw, reference_notes = referenced(raw, reference, opened.names)
+    notes += reference_notes
+    raw = raw.pick(kept, verbose="ERROR")
+    scale, unit_found, unit_notes = microvolt_factors(raw, opened.file, list(opened.kept), unit)
     notes += unit_notes
-    bad_spans = _checked(raw, opened, path)
+    bad_spans = sorted([*_checked(raw, opened, path, largest), *missing])
+    notes += _missing_notes(missing)
     file_sfreq = float(raw.info["sfreq"])
-    raw, filter_notes = _filtered(raw, band, sfreq)
+    raw, filter_notes = _filtered(path, raw, band, sfreq)
     notes += filter_notes
     signal = (raw.get_data() * scale).astype(np.float32)
-    if unit_found == "uV" and (implausible := amplitude_notes(signal)):
+    if unit_found == "uV" and signal.any() and (implausible := amplitude_notes(signal)):
         unit_found = "unknown"
         notes += implausible
     return Recording(
@@ -114,8 +121,8 @@ class _Opened:
     """A file with its samples in memory, the channels to keep, and the notes so far."""
 
     file: RawFile
-    file_names: dict[str, str]  # standard name -> name in the file, of all channels
-    kept: list[str]  # standard names in the order wanted
+    names: ChannelNames
+    kept: dict[str, str]  # name in the result -> name in the file, in the order wanted
     notes: list[Note]
 
 
@@ -123,39 +130,55 @@ def _open(
     file: Path, channels: Sequence[str] | None, mat_order: Literal["ced", "text"] | Sequence[str], mat_sfreq: float
 ) -> _Opened:
     found = open_mat(file, mat_order, mat_sfreq) if file.suffix.lower() == ".mat" else open_with_mne(file)
-    names = standard_names(found.raw.ch_names)
-    notes = [*found.notes, *name_notes(found.raw.ch_names, names)]
-    file_names = dict(zip(names, found.raw.ch_names, strict=True))
-    kept, left_out = choose_channels(found, file_names, channels)
-    found, rate_notes = at_own_rate(file, found, [file_names[n] for n in kept])
-    notes += [*left_out, *rate_notes, *montage_notes(found.raw, file_names)]
-    load_samples(file, found.raw)
-    return _Opened(found, file_names, kept, notes)
+    names = name_channels(found.raw)
+    kept, left_out = choose_channels(found, names, channels)
+    notes = [*found.notes, *names.notes, *left_out]
+    found, rate_notes = at_own_rate(file, found, list(kept.values()))
+    notes += [*rate_notes, *montage_notes(found.raw, names)]
+    load_samples(file, found)
+    return _Opened(found, names, kept, notes)
 
 
-def _checked(raw: Any, opened: _Opened, path: Path) -> list[tuple[float, float]]:
-    """Spans without EEG, in seconds; missing samples are bridged, and what is found is added to the notes."""
+def _checked(raw: Any, opened: _Opened, path: Path, largest: float) -> list[tuple[float, float]]:
+    """Spans that are marked as bad, cut or constant, in seconds; what is found is added to the notes."""
     notes = opened.notes
-    missing = fill_missing(raw)
     if path.suffix.lower() == ".mat":
         raw.apply_function(lambda x: x - x.mean(), channel_wise=True, verbose="ERROR")
         notes.append(Note("the mean of each channel was taken off: the converter adds a constant"))
-    notes += quality_notes(raw.get_data(), opened.kept)
-    if missing:
-        notes.append(Note(f"{sum(b - a for a, b in missing):.1f} s without numbers (NaN) are marked bad"))
-    still = pauses(raw.get_data(), raw.info["sfreq"])
-    if still:
-        notes.append(Note(f"{sum(b - a for a, b in still):.1f} s in which no channel moves are marked bad"))
+    notes += quality_notes(raw.get_data(), list(opened.kept))
+    still = pauses(raw.get_data(), raw.info["sfreq"], largest)
+    seconds = sum(stop - start for start, stop in still)
+    if seconds >= raw.n_times / raw.info["sfreq"]:
+        notes.append(Note("no channel moves in the whole recording", "defect"))
+    elif still:
+        notes.append(Note(f"{seconds:.1f} s in which no channel moves are marked bad"))
     if raw.info["bads"]:
-        bads = ", ".join(standard_name(n) for n in raw.info["bads"])
+        bads = ", ".join(name for name, written in opened.kept.items() if written in raw.info["bads"])
         notes.append(Note(f"marked as bad channels in the file and kept: {bads}"))
-    return sorted([*bad_annotations(raw), *missing, *still])
+    return [*bad_annotations(raw), *still]
 
 
-def _filtered(raw: Any, band: Any, sfreq: float | None) -> tuple[Any, list[Note]]:
-    own = float(raw.info["sfreq"])
-    if sfreq is not None and not sfreq > 0:
-        raise ValueError(f"sfreq must be above 0 Hz, got {sfreq:g}")
+def _missing_notes(missing: list[tuple[float, float]]) -> list[Note]:
+    if not missing:
+        return []
+    seconds = sum(stop - start for start, stop in missing)
+    return [Note(f"{seconds:.1f} s without numbers (NaN) are marked bad")]
+
+
+def _check_options(band: tuple[float | None, float | None] | None, sfreq: float | None, mat_sfreq: float) -> None:
+    if sfreq is not None and not 0 < sfreq < np.inf:
+        raise ValueError(f"sfreq must be above 0 Hz and finite, got {sfreq:g}")
+    if not 0 < mat_sfreq < np.inf:
+        raise ValueError(f"mat_sfreq must be above 0 Hz and finite, got {mat_sfreq:g}")
+    if any(edge is not None and not np.isfinite(edge) for edge in band or ()):
+        raise ValueError(f"band must have finite edges in Hz, got {list(band or ())}")
+
+
+def _filtered(
+    path: Path, raw: Any, band: tuple[float | None, float | None] | None, sfreq: float | None
+) -> tuple[Any, list[Note]]:
+    """The raw object filtered and resampled, each stretch between two cuts by itself; and notes."""
+    own, cuts = float(raw.info["sfreq"]), cut_samples(raw)
     with warnings_as_notes() as notes:
         if band is not None and any(edge is not None for edge in band):
             low, high = band
@@ -164,11 +187,29 @@ def _filtered(raw: Any, band: Any, sfreq: float | None) -> tuple[Any, list[Note]
                 raise ValueError(
                     f"band must lie between 0 and {top:g} Hz, half of the rate, and rise, got {low} to {high}"
                 )
-            raw.filter(low, high, verbose="WARNING")
+            marks = raw.annotations
+            raw.set_annotations(mne.Annotations([cut / own for cut in cuts], 0.0, "EDGE boundary") if cuts else None)
+            raw.filter(low, high, verbose="WARNING")  # MNE filters between edges
+            raw.set_annotations(marks)
         if sfreq is not None and sfreq != own:
-            raw.resample(sfreq, verbose="WARNING")
+            check_memory(path, round(3 * 8 * raw.n_times * sfreq / own) * len(raw.ch_names))
+            raw = _resampled(raw, cuts, sfreq) if cuts else raw.resample(sfreq, verbose="WARNING")
             if sfreq > own:
                 notes.append(Note(f"raised from {own:g} to {sfreq:g} Hz: nothing above {own / 2:g} Hz was measured"))
             else:
                 notes.append(Note(f"resampled from {own:g} to {sfreq:g} Hz"))
     return raw, notes
+
+
+def _resampled(raw: Any, cuts: list[int], sfreq: float) -> Any:
+    """Each stretch between two cuts resampled by itself, so that no step between stretches rings into them."""
+    own = float(raw.info["sfreq"])
+    edges = [0, *cuts, raw.n_times]
+    places = [round(edge * sfreq / own) for edge in edges]
+    pieces = []
+    for first, last, start, stop in zip(edges, edges[1:], places, places[1:], strict=False):
+        piece = mne.filter.resample(raw.get_data(start=first, stop=last), up=sfreq, down=own, verbose="ERROR")
+        missing = stop - start - piece.shape[1]  # by rounding, a sample at most
+        pieces.append(np.pad(piece, ((0, 0), (0, max(0, missing))), "edge")[:, : stop - start])
+    info = mne.create_info(raw.ch_names, sfreq, raw.get_channel_types(), verbose="ERROR")
+    return mne.io.RawArray(np.concatenate(pieces, axis=1), info, verbose="ERROR")

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .companion_files import companion_files
 from .readers import SUFFIXES
 
 TABLE = "subjects.tsv"
@@ -105,15 +106,11 @@ def study_digest(study: Study) -> str:
 
 
 def _parts(file: Path) -> list[Path]:
-    """The file and what belongs to it: samples and markers beside a header, channels.tsv and events.tsv of BIDS."""
+    """The file and what belongs to it, or the archive that it lies in."""
     archive = next((p for p in file.parents if p.suffix.lower() == ".zip" and p.is_file()), None)
     if archive is not None:
         return [archive]
-    beside = {".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}.get(file.suffix.lower(), ())
-    found = [file, *(file.with_suffix(suffix) for suffix in beside)]
-    if file.stem.endswith("_eeg"):
-        found += sorted(file.parent.glob(f"{file.stem.removesuffix('_eeg')}_*.tsv"))
-    return [part for part in found if part.is_file()]
+    return companion_files(file)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

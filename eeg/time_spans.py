@@ -1,25 +1,28 @@
 """Stretches of time without EEG: marked bad, cut, missing, or standing still; in seconds from the first sample."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 _PAUSE_S = 1.0
+_ROUNDING = 1e-12  # relative error of a sum in float64 with room for its terms
+_LARGEST = 1e10  # volts, or numbers of a file without a unit; above it, damage, whose squares float32 cannot hold
 _STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # marks of a cut between two samples
 
 
-def fill_missing(raw: Any) -> list[tuple[float, float]]:
-    """Interpolate over samples that are not finite, and give their spans in seconds."""
-    gaps = ~np.isfinite(raw.get_data())
+def fill_missing(raw: Any, names: Sequence[str]) -> list[tuple[float, float]]:
+    """Interpolate over samples of these channels that are no possible measurement; their spans in seconds."""
+    gaps = ~(np.abs(raw.get_data(picks=list(names))) <= _LARGEST)
     if not gaps.any():
         return []
-    raw.apply_function(_interpolated, channel_wise=True, verbose="ERROR")
+    raw.apply_function(_interpolated, picks=list(names), channel_wise=True, verbose="ERROR")
     return marked_spans(gaps.any(axis=0), raw.info["sfreq"])
 
 
 def _interpolated(signal: np.ndarray) -> np.ndarray:
-    """The signal (samples,) with linear interpolation where it is not finite; zeros if it never is."""
-    gap, times = ~np.isfinite(signal), np.arange(len(signal))
+    """The signal (samples,) with linear interpolation where it is no measurement; zeros if it never is."""
+    gap, times = ~(np.abs(signal) <= _LARGEST), np.arange(len(signal))
     if gap.all():
         return np.zeros_like(signal)
     return np.where(gap, np.interp(times, times[~gap], signal[~gap]), signal)
@@ -31,22 +34,35 @@ def marked_spans(marked: np.ndarray, sfreq: float, least_s: float = 0.0) -> list
     return [(a, b) for a, b in found if b - a >= least_s]
 
 
-def pauses(data: np.ndarray, sfreq: float) -> list[tuple[float, float]]:
-    moving = data[np.ptp(data, axis=1) > 0]
+def pauses(data: np.ndarray, sfreq: float, largest: float) -> list[tuple[float, float]]:
+    """Spans of a second or more in which no channel moves; the whole recording if none ever does.
+
+    Args:
+        data: (channels, samples).
+        sfreq: Hz.
+        largest: the largest absolute sample before a change of reference, which leaves rounding errors of that size.
+    """
+    moving = data[np.ptp(data, axis=1) > max(0.0, _ROUNDING * largest)]
     if len(moving) == 0:
-        return []
+        return [(0.0, float(data.shape[1] / sfreq))]
     still = (np.diff(moving, axis=1) == 0).all(axis=0)
     return marked_spans(still, sfreq, _PAUSE_S)
 
 
 def bad_annotations(raw: Any) -> list[tuple[float, float]]:
+    """Spans that annotations mark as bad, and cuts (start = stop), in seconds from the first sample."""
     found = []
-    first = raw.first_time if raw.annotations.orig_time is not None else 0.0
     for annotation in raw.annotations:
-        start = float(annotation["onset"]) - first
+        start = float(annotation["onset"]) - raw.first_time
         text = annotation["description"].lower()
         if text.startswith("bad") and annotation["duration"] > 0:
             found.append((start, start + float(annotation["duration"])))
         elif text.startswith(_STEPS) and start > 0:
             found.append((start, start))
     return found
+
+
+def cut_samples(raw: Any) -> list[int]:
+    """First samples after the cuts that annotations mark, rising."""
+    cuts = {round(start * raw.info["sfreq"]) for start, stop in bad_annotations(raw) if start == stop}
+    return sorted(cut for cut in cuts if 0 < cut < raw.n_times)

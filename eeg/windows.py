@@ -18,7 +18,7 @@ from .study import Study, study_digest
 
 Scaling = Literal["window", "recording", "fold", "none"]
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _LEAST_SD = 1e-6  # relative to the channel's largest value: a flat channel becomes zeros, not noise of rounding
 
 
@@ -32,7 +32,8 @@ class WindowOptions:
         sfreq: sampling rate of the windows, Hz; None keeps that of the files.
         band: (low, high) of a filter, Hz.
         reference: "average", channel names, or None for the reference of the file.
-        channels: names in the order wanted; None takes those of the first recording, which all must then have.
+        channels: names in the order wanted, or "Cz=A1" for the channel A1 of a cap with names of its own; None takes
+            those of the first recording, which all must then have.
         scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
             "fold" (left as they are; the estimator fits a `Scaler` on its training windows) or "none".
         unit: the unit of the numbers in the files, overriding their headers.
@@ -54,12 +55,18 @@ class WindowOptions:
     def __post_init__(self) -> None:
         if self.scaling not in ("window", "recording", "fold", "none"):
             raise ValueError(f'scaling must be "window", "recording", "fold" or "none", got {self.scaling!r}')
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be above 0, got {self.seconds:g}")
+        for name in ("seconds", "sfreq", "mat_sfreq"):
+            value = getattr(self, name)
+            if not (name == "sfreq" and value is None) and not 0 < value < np.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value:g}")
+        if self.sfreq is not None and self.seconds * self.sfreq < 2:
+            raise ValueError(f"a window must hold two samples or more, got {self.seconds:g} s at {self.sfreq:g} Hz")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be at least 0 and below 1, got {self.overlap:g}")
         if self.band is not None and len(self.band) != 2:
             raise ValueError(f"band must have two edges in Hz, of which either may be None, got {list(self.band)}")
+        if any(edge is not None and not np.isfinite(edge) for edge in self.band or ()):
+            raise ValueError(f"band must have finite edges, got {list(self.band or ())}")
         for name in ("band", "reference", "channels", "mat_order"):  # JSON and YAML have lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -184,7 +191,7 @@ def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.nd
     Returns:
         (n, channels, times) float32 in the recording's unit, unscaled, and the first samples (n,).
     """
-    times = round(options.seconds * recording.sfreq)
+    times = round(min(options.seconds * recording.sfreq, 2**31))
     step = max(1, round(times * (1 - options.overlap)))
     starts = np.arange(0, recording.signal.shape[1] - times + 1, step, dtype=np.int64)
     good = np.ones(len(starts), bool)
@@ -196,6 +203,14 @@ def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.nd
         return np.empty((0, len(recording.channels), times), np.float32), starts
     views = np.lib.stride_tricks.sliding_window_view(recording.signal, times, axis=1)  # (channels, samples, times)
     return np.ascontiguousarray(views[:, starts].transpose(1, 0, 2)), starts
+
+
+def why_no_window(recordings: Sequence[Recording], options: WindowOptions) -> str:
+    """The reason why recordings of a subject give no window."""
+    seconds = sum(recording.seconds for recording in recordings)
+    defects = [note.text for recording in recordings for note in recording.notes if note.kind == "defect"]
+    more = f": {'; '.join(dict.fromkeys(defects))}" if defects else ""
+    return f"no window of {options.seconds:g} s free of bad spans in {seconds:.1f} s{more}"
 
 
 def standardize(x: np.ndarray) -> np.ndarray:
@@ -269,7 +284,7 @@ def _load(study: Study, options: WindowOptions) -> Windows:
         recordings = [_in_order_of(first, recording, subject.subject) for recording in recordings]
         found = _windows_of(subject.subject, subject.label, recordings, options)
         if len(found.x) == 0:
-            reason = f"no window of {options.seconds:g} s free of bad spans in {found.seconds:.1f} s"
+            reason = why_no_window(recordings, options)
             excluded.append((subject.subject, reason))
             notes.append(_SubjectNote(subject.subject, Note(f"left out, {reason}", "defect")))
             continue

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...eeg.networks import ModelCard, load_network, predict_windows
-from ...eeg.windows import cut, scaled
+from ...eeg.windows import cut, scaled, why_no_window
 from ...runs.json_files import write_json
 from ...runs.tables import write_table
 from ..batch.case import Case
@@ -114,7 +114,7 @@ class Diagnosis:
             raise ValueError(f"the weights need recordings in {card.unit} as in the training, got {recording.unit}")
         x, start = cut(recording, options)
         if len(x) == 0:
-            raise ValueError(f"no window of {options.seconds:g} s free of bad spans in {recording.seconds:.1f} s")
+            raise ValueError(why_no_window([recording], options))
         x, scaler = scaled(x, recording, options.scaling), card.fitted_scaler
         probability = predict_windows(self.network, x if scaler is None else scaler.apply(x))
         mean = float(probability.mean())

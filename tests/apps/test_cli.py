@@ -82,6 +82,20 @@ def test_wrong_words_are_a_usage_error_that_names_them(words, complaint):
         parse(*words)
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["--windows", "{seconds: .inf}"], "--windows: seconds"),
+        (["--windows", "{band: [1, .nan]}"], "--windows: band"),
+    ],
+)
+def test_an_infinite_number_is_wrong_usage(words, place, capsys, tmp_path):
+    study = tmp_path / "subjects.tsv"
+    study.write_text("subject\tfile\tlabel\n")
+    assert cli.main(["eeg", "nested-cv", str(study), "-o", str(tmp_path / "out"), *words]) == USAGE
+    assert f"{place} must be a finite number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["registration", "nonsense"], ["registration", "register"]])
 def test_wrong_usage_exits_2(words, capsys):
     assert cli.main(words) == USAGE

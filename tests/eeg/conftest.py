@@ -7,6 +7,7 @@ from voxelwave.eeg.channels import CED_ORDER
 from voxelwave.eeg.synthetic import CLASSES, synthetic_signal
 from voxelwave.eeg.windows import WindowOptions, Windows, standardize
 
+_MARK_BYTES = 120  # of the annotation channel in a record of EDF+ or BDF+
 PLANTED = ("O1", "O2", "Pz")
 
 
@@ -41,33 +42,36 @@ def cohort() -> Windows:
     )
 
 
-def write_edf(path, signals, *, sfreq=128, unit="uV", bdf=False):
+def write_edf(path, signals, *, sfreq=128, unit="uV", bdf=False, kind=None, marks=()):
     """Write channels as EDF (16 bits) or BDF (24 bits) in records of a second.
 
-    `signals` is name -> samples in the channel's unit; `sfreq` and `unit` hold for all or are name -> value.
+    `signals` is name -> samples in the channel's unit; `sfreq` and `unit` hold for all or are name -> value. `kind` is
+    the reserved field, such as "EDF+D"; `marks` has the bytes of the annotation channel for each record.
     """
 
     def of(option, name):
         return option[name] if isinstance(option, dict) else option
 
-    names, largest = list(signals), 2**23 - 1 if bdf else 2**15 - 1
+    names, largest, width = list(signals), 2**23 - 1 if bdf else 2**15 - 1, 3 if bdf else 2
     seconds = min(len(x) // of(sfreq, n) for n, x in signals.items())
     tops = {n: float(f"{1.1 * max(np.abs(x).max(), 1e-6):.6f}"[:8]) for n, x in signals.items()}
-    version, kind = (b"\xffBIOSEMI", "24BIT") if bdf else (b"0       ", "")
+    version, usual_kind = (b"\xffBIOSEMI", "24BIT") if bdf else (b"0       ", "")
+    extra = [f"{'BDF' if bdf else 'EDF'} Annotations"] if marks else []
+    count = len(names) + len(extra)
     fields = [
-        (16, names),
-        (80, [""] * len(names)),
-        (8, [of(unit, n) for n in names]),
-        (8, [f"{-tops[n]:.8f}"[:8] for n in names]),
-        (8, [f"{tops[n]:.8f}"[:8] for n in names]),
-        (8, [-largest] * len(names)),
-        (8, [largest] * len(names)),
-        (80, [""] * len(names)),
-        (8, [of(sfreq, n) for n in names]),
-        (32, [""] * len(names)),
+        (16, names + extra),
+        (80, [""] * count),
+        (8, [of(unit, n) for n in names] + [""] * len(extra)),
+        (8, [f"{-tops[n]:.8f}"[:8] for n in names] + [-1] * len(extra)),
+        (8, [f"{tops[n]:.8f}"[:8] for n in names] + [1] * len(extra)),
+        (8, [-largest] * count),
+        (8, [largest] * count),
+        (80, [""] * count),
+        (8, [of(sfreq, n) for n in names] + [_MARK_BYTES // width] * len(extra)),
+        (32, [""] * count),
     ]
     start = [(80, "X X X X"), (80, "Startdate 01-JAN-2020 X X X"), (8, "01.01.20"), (8, "00.00.00")]
-    start += [(8, 256 * (len(names) + 1)), (44, kind), (8, seconds), (8, 1), (4, len(names))]
+    start += [(8, 256 * (count + 1)), (44, kind or usual_kind), (8, seconds), (8, 1), (4, count)]
     header = "".join(f"{value!s:<{width}}" for width, value in start)
     header += "".join(f"{value!s:<{width}}" for width, values in fields for value in values)
     body = bytearray()
@@ -77,7 +81,9 @@ def write_edf(path, signals, *, sfreq=128, unit="uV", bdf=False):
             part = np.asarray(signals[name][second * rate : (second + 1) * rate], float)
             digits = np.round(part / tops[name] * largest).astype("<i4")
             body += digits.view(np.uint8).reshape(-1, 4)[:, :3].tobytes() if bdf else digits.astype("<i2").tobytes()
-    path.write_bytes(version + header.encode() + bytes(body))
+        if marks:
+            body += marks[second].ljust(_MARK_BYTES, b"\0")
+    path.write_bytes(version + header.encode("latin-1") + bytes(body))
     return path
 
 

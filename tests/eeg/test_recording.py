@@ -273,6 +273,50 @@ def test_a_recording_that_stands_still_is_marked(tmp_path, write_fif, noise):
     assert _has_note(found, "no channel moves")
 
 
+@pytest.mark.parametrize("level", [0.0, 37.5])
+def test_a_recording_that_never_moves_is_bad_from_end_to_end(level, tmp_path, write_fif, noise):
+    found = read_recording(write_fif(tmp_path / "r_raw.fif", np.full((3, 1280), level), NAMES))
+    assert found.bad_spans == [(0.0, 10.0)]
+    assert any(note.kind == "defect" and "no channel moves" in note.text for note in found.notes)
+    alike = np.tile(noise(1), (3, 1))  # an average reference leaves rounding errors of it
+    assert read_recording(write_fif(tmp_path / "a_raw.fif", alike, NAMES), reference="average").bad_spans == [
+        (0.0, 10.0)
+    ]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30, 3e38])
+def test_samples_that_no_amplifier_measures_are_bridged_and_marked(value, tmp_path, write_fif, noise):
+    x = noise() * 1e-6
+    x[1, 300] = value
+    mne = pytest.importorskip("mne")
+    raw = mne.io.RawArray(x, mne.create_info(list(NAMES), 128.0, "eeg"), verbose="error")
+    raw.save(tmp_path / "r_raw.fif", fmt="double", verbose="error")
+    found = read_recording(tmp_path / "r_raw.fif", reference="average", band=(1, 30))
+    assert np.abs(found.signal).max() < 200
+    assert found.bad_spans == [(300 / 128, 301 / 128)]
+
+
+@pytest.mark.parametrize("date", [None, 1_600_000_000])
+def test_bad_spans_of_a_cropped_recording_are_where_mne_rejects(date, tmp_path, noise):
+    import mne
+
+    raw = mne.io.RawArray(noise() * 1e-6, mne.create_info(list(NAMES), 128.0, "eeg"), verbose="error")
+    raw.set_meas_date(date)
+    raw.set_annotations(mne.Annotations([5.0, 8.0], [1.5, 0.0], ["BAD_move", "boundary"], raw.info["meas_date"]))
+    raw.crop(3.0, None).save(tmp_path / "r_raw.fif", verbose="error")
+    assert read_recording(tmp_path / "r_raw.fif").bad_spans == [(2.0, 3.5), (5.0, 5.0)]
+    rejected = np.isnan(mne.io.read_raw_fif(tmp_path / "r_raw.fif").get_data(reject_by_annotation="NaN")[0])
+    assert np.flatnonzero(rejected)[[0, -1]].tolist() == [256, 447]
+
+
+@pytest.mark.parametrize(
+    "option", [{"sfreq": np.inf}, {"sfreq": np.nan}, {"mat_sfreq": np.inf}, {"band": (1.0, np.inf)}]
+)
+def test_options_that_are_not_finite_are_refused(option, tmp_path, write_fif, noise):
+    with pytest.raises(ValueError, match="finite"):
+        read_recording(write_fif(tmp_path / "r_raw.fif", noise(), NAMES), **option)
+
+
 # --- what MNE does when asked
 
 

@@ -112,6 +112,29 @@ def test_a_recording_that_is_too_short_is_left_out_by_name_with_its_reason(study
         load_windows(study(), WindowOptions(seconds=60.0))
 
 
+def test_a_recording_of_zeros_is_left_out_with_its_reason(study):
+    windows = load_windows(study(e=np.zeros((3, 1280))), WindowOptions(seconds=2.0))
+    assert windows.subjects == ("a", "b", "c", "d")
+    ((name, reason),) = windows.excluded
+    assert name == "e"
+    assert "no channel moves in the whole recording" in reason
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"seconds": np.inf}, {"sfreq": np.inf}, {"mat_sfreq": np.nan}, {"band": (1.0, np.inf)}, {"overlap": np.nan}],
+)
+def test_windows_without_a_finite_size_are_refused(option):
+    with pytest.raises(ValueError, match=r"finite|overlap"):
+        WindowOptions(**option)
+
+
+def test_a_window_longer_than_any_recording_gives_none():
+    assert len(cut(recording(), WindowOptions(seconds=1e300))[1]) == 0
+    with pytest.raises(ValueError, match="two samples or more"):
+        WindowOptions(seconds=0.001)
+
+
 def test_one_recording_under_two_names_is_said(study, noise):
     windows = load_windows(study(c=noise(seed=0)), WindowOptions(seconds=2.0))
     assert "a and c are the same recording" in windows.notes

@@ -1,0 +1,108 @@
+"""Files that belong to a recording: samples and markers beside a header, parts of a split file, tables of BIDS."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import mne
+
+from .note import Note
+
+_NAMED = re.compile(r"\s*(DataFile|MarkerFile)\s*=\s*(.+?)\s*$", re.IGNORECASE)
+_USUAL = {"datafile": (".eeg", ".dat"), "markerfile": (".vmrk",)}
+_PART_OF_BIDS = re.compile(r"_split-(\d+)")
+BESIDE = {".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}  # usual companions of a header, with its name
+
+
+def companion_files(file: Path) -> list[Path]:
+    """All files that decide what reading a recording gives, the recording first; those that are there.
+
+    Args:
+        file: a recording on disk, not in an archive.
+    """
+    suffix = file.suffix.lower()
+    found = [file, *(file.with_suffix(each) for each in BESIDE.get(suffix, ()))]
+    if file.stem.endswith("_eeg"):
+        found += sorted(file.parent.glob(f"{file.stem.removesuffix('_eeg')}_*.tsv"))
+        found += sorted([*file.parent.glob("*_electrodes.tsv"), *file.parent.glob("*_coordsystem.json")])
+    if suffix == ".vhdr":
+        found += [named for _, named in named_in_brainvision(file)]
+    elif suffix == ".fif" or (suffix == ".set" and any(file.parent.glob("*.fdt"))):
+        found += _opened_by_mne(file)
+    return [part for part in dict.fromkeys(found) if part.is_file()]
+
+
+def named_in_brainvision(header: Path) -> Iterator[tuple[str, Path]]:
+    """(key, path) for the data file and the marker file that a BrainVision header names; "$b" is the header's name."""
+    if not header.is_file():
+        return
+    for line in header.read_bytes().decode("utf-8", "replace").splitlines():
+        if found := _NAMED.match(line):
+            key, name = found.groups()
+            yield key, header.parent / name.replace("$b", header.stem)
+
+
+def check_brainvision(header: Path) -> list[Note]:
+    """Notes if a BrainVision header names files under another name than its own.
+
+    Raises:
+        FileNotFoundError: a file that it names is not there.
+        ValueError: a file with the header's own name lies beside the one that it names, so either may be meant.
+    """
+    notes = []
+    for key, named in named_in_brainvision(header):
+        own = next((f for s in _USUAL[key.lower()] if (f := header.with_suffix(s)).is_file()), None)
+        if not named.is_file() and (own or key.lower() == "datafile"):  # MNE notes that there are no markers
+            beside = f", but {own.name} lies beside it: correct {key} in the header" if own else ""
+            raise FileNotFoundError(f"{header} names {named.name}, which is not there{beside}")
+        if named.is_file():
+            notes += _differing(header, named, own, f"correct {key} in the header")
+    return notes
+
+
+def check_opened(path: Path, opened: list[Path]) -> list[Note]:
+    """Notes if MNE opened samples of a .set or parts of a .fif under another name than the file's own.
+
+    Args:
+        path: the .set or .fif file.
+        opened: the files that MNE reads samples from, in their order.
+
+    Raises:
+        ValueError: a file with the usual name lies beside the one that was opened, so either may be meant.
+    """
+    notes = []
+    for number, part in enumerate(opened):
+        if part.resolve() == path.resolve():
+            continue
+        own = path.with_suffix(".fdt") if path.suffix.lower() == ".set" else _part_name(path, number)
+        notes += _differing(path, part, own, "rename the files together, or save the recording again")
+    return notes
+
+
+def _differing(path: Path, named: Path, own: Path | None, remedy: str) -> list[Note]:
+    if named.stem == path.stem or named == own:
+        return []
+    if own is not None and own.is_file():
+        raise ValueError(f"{path} names {named.name}, but {own.name} lies beside it: {remedy}, or move one away")
+    return [Note(f"{path.name} takes its samples or markers from {named.name}, a file of another name")]
+
+
+def _part_name(path: Path, number: int) -> Path:
+    """The usual name of a part of a split .fif: x_raw-1.fif, or sub-1_split-02_eeg.fif in BIDS."""
+    found = _PART_OF_BIDS.search(path.name)
+    if found is None:
+        return path.with_name(f"{path.stem}-{number}{path.suffix}")
+    width = len(found.group(1))
+    return path.with_name(_PART_OF_BIDS.sub(f"_split-{int(found.group(1)) + number:0{width}d}", path.name))
+
+
+def _opened_by_mne(file: Path) -> list[Path]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = mne.io.read_raw_eeglab if file.suffix.lower() == ".set" else mne.io.read_raw_fif
+            raw = reader(file, preload=False, verbose="ERROR")
+    except Exception:  # each reader has its own; reading the recording reports it
+        return []
+    return [Path(name) for name in raw.filenames if name is not None]
