@@ -55,7 +55,7 @@ def check_brainvision(header: Path) -> list[Note]:
         own = next((f for s in _USUAL[key.lower()] if (f := header.with_suffix(s)).is_file()), None)
         if not named.is_file() and (own or key.lower() == "datafile"):  # MNE notes that there are no markers
             beside = f", but {own.name} lies beside it: correct {key} in the header" if own else ""
-            raise FileNotFoundError(f"{header} names {named.name}, which is not there{beside}")
+            raise FileNotFoundError(f"{header} names {named.name}, which is no file here{beside}")
         if named.is_file():
             notes += _differing(header, named, own, f"correct {key} in the header")
     return notes
