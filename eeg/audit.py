@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,17 @@ from scipy.signal import butter, resample, sosfiltfilt
 
 from .confounds import confound_auc
 from .duplicates import near_duplicate_windows, shared_stretches
+from .persons import join_persons
 from .recording import Recording
 from .split_file import WHOLE, Fold, Part, SplitFile
 from .study import Study, Subject
 from .windows import WindowOptions, Windows, load_windows
 
 Outcome = Literal["ok", "warning", "fail", "not checked"]
+
+SELECTION = "selection inside the fold"  # names of checks that others choose by
+APART = "no subject on both sides"
+SHARED = "no near-duplicate windows on both sides"
 
 _LOW_RATE = 32.0  # Hz: enough to know a recording again
 _LOW_BAND = (1.0, 12.0)
@@ -48,6 +53,8 @@ def audit(
     cache: str | Path | None = None,
     permutations: int = 999,
     seed: int = 0,
+    confounds: bool = True,
+    finished: bool = True,
 ) -> list[Check]:
     """All checks of a study and, where given, of a split of it.
 
@@ -58,20 +65,34 @@ def audit(
         cache: a folder for windows, as in `load_windows`.
         permutations: of each confound's test.
         seed: of permutations, bootstraps and projections.
+        confounds: whether to test what else predicts the label.
+        finished: whether to check the fits and predictions in the folder of a run of ours.
     """
     options = options or (splits.windows if splits is not None else None) or WindowOptions()
     windows = load_windows(study, replace(options, scaling="window"), cache)
     signals = [_Signal.of(study, name, options, windows.channels) for name in windows.subjects]
     pairs = near_duplicate_windows(windows.x, threshold=_DUPLICATE, seed=seed)
     stretches = shared_stretches([s.low for s in signals], _LOW_RATE, threshold=_DUPLICATE, seed=seed)
-    checks = [*_check_reading(study, windows), _check_duplicates(windows, pairs, stretches)]
+    persons = _known_persons(study, splits)
+    checks = [*_check_reading(study, windows), _check_duplicates(windows, pairs, stretches, persons)]
     if splits is not None:
         labels = {s.subject: s.label for s in study.subjects}
+        splits = replace(splits, persons=persons)
         checks += check_splits(splits, labels, analysed=windows.subjects)
         checks.append(_check_both_sides(splits, windows, pairs, stretches))
         checks += check_declared(splits)
-        checks += check_run(splits, windows)
+        checks += check_run(splits, windows) if finished else []
+    if not confounds:
+        return checks
     return checks + _check_confounds(study, windows, signals, permutations=permutations, seed=seed)
+
+
+def _known_persons(study: Study, splits: SplitFile | None) -> dict[str, str]:
+    """Subject -> person, by the study's column and by what the split says."""
+    names = [subject.subject for subject in study.subjects]
+    by_split = {} if splits is None else splits.persons
+    persons = join_persons([study.persons[name] for name in names], [by_split.get(name, name) for name in names])
+    return dict(zip(names, persons, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +132,7 @@ def _check_reading(study: Study, windows: Windows) -> list[Check]:
     counts = Counter(s.label for s in study.subjects)
     read = f"{len(study.subjects)} subjects (" + ", ".join(f"{c} {counts[c]}" for c in study.classes) + ")"
     checks = [Check("one label per subject", "ok", read)]
+    checks += [Check("people of the study", "warning", note) for note in study.notes]
     if windows.excluded:
         lost = ", ".join(f"{name} ({reason})" for name, reason in windows.excluded[:3])
         checks.append(Check("windows", "warning", f"{len(windows.excluded)} subjects without a window: {lost}"))
@@ -123,8 +145,12 @@ def _check_reading(study: Study, windows: Windows) -> list[Check]:
 
 
 def _check_duplicates(
-    windows: Windows, pairs: Sequence[tuple[int, int, float]], stretches: Sequence[tuple[int, int, float]]
+    windows: Windows,
+    pairs: Sequence[tuple[int, int, float]],
+    stretches: Sequence[tuple[int, int, float]],
+    persons: Mapping[str, str],
 ) -> Check:
+    """Subjects that share EEG; those that are known to be one person, with one label, are a warning only."""
     found = {(int(windows.subject[i]), int(windows.subject[j])): r for i, j, r in pairs}
     found |= {(i, j): r for i, j, r in stretches}
     between = {pair: r for pair, r in found.items() if pair[0] != pair[1]}
@@ -136,7 +162,14 @@ def _check_duplicates(
     for (i, j), r in sorted(between.items(), key=lambda item: -item[1])[:5]:
         how = "identical" if windows.digests[i] == windows.digests[j] else f"correlation {r:.3f}"
         shown.append(f"{windows.subjects[i]} and {windows.subjects[j]} ({how})")
-    return Check("duplicate recordings", "fail", f"{len(between)} pairs of subjects share EEG: {', '.join(shown)}")
+    known = all(
+        persons[windows.subjects[i]] == persons[windows.subjects[j]] and windows.labels[i] == windows.labels[j]
+        for i, j in between
+    )
+    detail = f"{len(between)} pairs of subjects share EEG: {', '.join(shown)}"
+    if known:
+        return Check("duplicate recordings", "warning", f"{detail}; they are kept together as one person")
+    return Check("duplicate recordings", "fail", detail)
 
 
 def check_splits(splits: SplitFile, labels: dict[str, str], analysed: Sequence[str] | None = None) -> list[Check]:
@@ -191,7 +224,7 @@ def _check_apart(splits: SplitFile) -> Check:
                 both = _persons(splits, parts[a]) & _persons(splits, parts[b])
                 if both:
                     problems.append(f"{place}: {_some(both)} in {a} and {b}")
-    return _outcome("no subject on both sides", problems, f"{len(splits.folds)} folds")
+    return _outcome(APART, problems, f"{len(splits.folds)} folds")
 
 
 def _inner_places(fold: Fold) -> list[tuple[str, dict[str, Part]]]:
@@ -252,7 +285,6 @@ def _check_both_sides(
     stretches: Sequence[tuple[int, int, float]],
 ) -> Check:
     """Windows that nearly agree or overlap in time, one in a part and one in another part of the same fold."""
-    check = "no near-duplicate windows on both sides"
     units = [(windows.subjects[s], int(b)) for s, b in zip(windows.subject, windows.start, strict=True)]
     names = windows.subjects
     problems = []
@@ -273,7 +305,7 @@ def _check_both_sides(
         overlapping = _overlaps(fold, windows.x.shape[2])
         if overlapping:
             problems.append(f"{fold.place}: {overlapping} windows overlap one on the other side")
-    return _outcome(check, problems, f"{len(windows.x)} windows compared, correlation {_DUPLICATE:g} or more sought")
+    return _outcome(SHARED, problems, f"{len(windows.x)} windows compared, correlation {_DUPLICATE:g} or more sought")
 
 
 def _overlaps(fold: Fold, times: int) -> int:
@@ -309,7 +341,7 @@ def check_declared(splits: SplitFile) -> list[Check]:
         first = Check(
             "scaling inside the fold", "fail", f"declared as {scaling!r}: fitted on more than the training part"
         )
-    name = "selection inside the fold"
+    name = SELECTION
     if selected is None:
         second = Check(name, "not checked", "the split file does not say on what epochs and settings were chosen")
     elif selected == "test":

@@ -338,6 +338,7 @@ def from_plan(
     positive: str | None = None,
     cache: str | None = None,
     by_window: bool = False,
+    label_column: str | None = None,
 ) -> EEGEstimator:
     """An estimator from plain values, in a process that may have seen the study before.
 
@@ -349,14 +350,19 @@ def from_plan(
         positive: the class of output 1.
         cache: a folder for the cut windows.
         by_window: treat each window as a subject of its own, to show what a random split of windows would report.
+        label_column: the column of the label in the table of the study.
     """
     keep_freed_memory()  # a worker calls this first; it is not part of `fit`, because it affects the whole process
-    return build(name, _windows(study, json.dumps(windows or {}, sort_keys=True), positive, cache, by_window), options)
+    cut = json.dumps(windows or {}, sort_keys=True)
+    return build(name, _windows(study, cut, positive, cache, by_window, label_column), options)
 
 
 @functools.lru_cache(maxsize=2)
-def _windows(study: str, options: str, positive: str | None, cache: str | None, by_window: bool) -> Windows:
-    windows = load_windows(read_study(study, positive), WindowOptions(**json.loads(options)), cache)
+def _windows(
+    study: str, options: str, positive: str | None, cache: str | None, by_window: bool, label_column: str | None
+) -> Windows:
+    given = read_study(study, positive, label_column=label_column)
+    windows = load_windows(given, WindowOptions(**json.loads(options)), cache)
     return windows_as_subjects(windows) if by_window else windows
 
 

@@ -4,15 +4,26 @@ import csv
 import hashlib
 import re
 import zipfile
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 
+from ..runs.words import tidy_name
 from .companion_files import companion_files
+from .file_people import ClassFile, is_hidden, people_of_class, without_later_parts
 from .readers import SUFFIXES
 
 TABLE = "subjects.tsv"
+PERSON = "person"
 _BIDS_LABELS = ("group", "diagnosis", "label")
 _PART = re.compile(r"[_-]?part[_-]?\d+$", re.IGNORECASE)
+# names of a healthy control group: these words and nothing else, so neither HCM nor "Normal pressure hydrocephalus"
+_CONTROL = r"controls?|healthy|normals?|hcs?|ctrls?"
+_BESIDE_CONTROL = (
+    r"group|class|set|data|eegs?|subjects?|participants?|persons?|people|individuals?|volunteers?|child(?:ren)?|adults?"
+    r"|young|old|elderly|boys?|girls?|men|women|male|female"
+)
 
 
 class LabelError(ValueError):
@@ -28,12 +39,18 @@ class Subject:
         files: the recordings, one or several runs.
         label: the class.
         extra: further columns of the table, such as site, age, sex.
+        person: who it is; another name only where a column says that several subjects are one person.
     """
 
     subject: str
     files: tuple[Path, ...]
     label: str
     extra: dict[str, str] = field(default_factory=dict)
+    person: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.person:
+            object.__setattr__(self, "person", self.subject)
 
     @property
     def file(self) -> Path:
@@ -49,11 +66,18 @@ class Study:
         subjects: each once.
         classes: (negative, positive).
         folder: what file names are relative to.
+        notes: what a reader of the results should know about the list of subjects.
     """
 
     subjects: tuple[Subject, ...]
     classes: tuple[str, str]
     folder: Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def persons(self) -> dict[str, str]:
+        """Subject -> the person behind it."""
+        return {subject.subject: subject.person for subject in self.subjects}
 
     @property
     def labels(self) -> list[int]:
@@ -61,23 +85,32 @@ class Study:
         return [self.classes.index(subject.label) for subject in self.subjects]
 
 
-def read_study(path: str | Path, positive: str | None = None, *, label_column: str | None = None) -> Study:
+def read_study(
+    path: str | Path,
+    positive: str | None = None,
+    *,
+    label_column: str | None = None,
+    person_column: str | None = None,
+) -> Study:
     """The subjects of a study.
 
     Args:
         path: a table (.tsv, .csv) with columns subject, file, label and any others; a folder that holds subjects.tsv;
             a BIDS folder, whose participants.tsv gives the labels; or a folder with one sub-folder or .zip of
             recordings per class, whose name is the label ("ADHD_part1" and "ADHD_part2" are both "ADHD"). Several rows
-            with one subject are several runs of it.
+            with one subject are several runs of it; so are files of a class folder whose names say so.
         positive: the class that is diagnosed. By default the one that is not called control, healthy or normal.
         label_column: the column of the label, where it is not "label" (BIDS: "group", "diagnosis" or "label").
+        person_column: the column of the person, where several subjects are one person; by default "person", if there.
 
     Raises:
         FileNotFoundError: if there is no study.
         LabelError: if rows of one subject disagree about the label.
-        ValueError: for a table with missing columns or not exactly two classes.
+        ValueError: for a table with missing columns, or people of whom it says too little; names of files that do not
+            say whose they are; or not exactly two classes.
     """
     path = Path(path)
+    notes: list[str] = []
     if not path.exists():
         raise FileNotFoundError(f"no study at {path}")
     if path.is_file():
@@ -86,10 +119,12 @@ def read_study(path: str | Path, positive: str | None = None, *, label_column: s
         folder, rows = path, _table_rows(path / TABLE, path, label_column)
     elif (path / "participants.tsv").is_file():
         folder, rows = path, _bids_rows(path, label_column)
+        notes = _bids_notes(path, rows)
     else:
-        folder, rows = path, _folder_rows(path)
-    subjects = _subjects(rows)
-    return Study(subjects, _classes([s.label for s in subjects], positive, path), folder)
+        folder, rows = path, _folder_rows(path, label_column or person_column)
+    subjects, person_notes = _with_persons(_subjects(rows), person_column)
+    notes += person_notes
+    return Study(subjects, _classes([s.label for s in subjects], positive, path), folder, tuple(notes))
 
 
 def study_digest(study: Study) -> str:
@@ -131,17 +166,18 @@ def _cell(text: str | None) -> str:
 def _table_rows(path: Path, folder: Path, label_column: str | None) -> list[Subject]:
     rows = read_rows(path)
     label = label_column or "label"
-    missing = [c for c in ("subject", "file", label) if not rows or c not in rows[0]]
+    needed = ("subject", "file", label)
+    missing = [c for c in needed if not rows or c not in rows[0]]
     if missing:
         found = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{path} must have the columns subject, file and {label}, got {found}")
     found_subjects = []
     for number, row in enumerate(rows, start=2):
-        empty = [c for c in ("subject", "file", label) if not row[c]]
+        empty = [c for c in needed if not row[c]]
         if empty:
             raise ValueError(f"{path} line {number} must name {' and '.join(empty)}")
-        extra = {k: v for k, v in row.items() if k not in ("subject", "file", label)}
-        found_subjects.append(Subject(row["subject"], (folder / row["file"],), row[label], extra))
+        extra = {k: v for k, v in row.items() if k not in needed}
+        found_subjects.append(Subject(tidy_name(row["subject"]), (folder / row["file"],), row[label], extra))
     return found_subjects
 
 
@@ -154,22 +190,49 @@ def _bids_rows(root: Path, label_column: str | None) -> list[Subject]:
             f"{root}/participants.tsv must have participant_id and a label column "
             f"({label_column or ', '.join(_BIDS_LABELS)}), got {', '.join(columns) or 'no rows'}"
         )
-    found = []
-    for row in rows:
-        name = row["participant_id"]
-        files = sorted(f for f in (root / name).rglob("*_eeg.*") if f.suffix.lower() in SUFFIXES)
-        if not files:
-            raise FileNotFoundError(f"{root / name} holds no EEG recording, though participants.tsv lists it")
-        if not row[label]:
-            raise ValueError(f"{root}/participants.tsv must give {label} for {name}")
-        extra = {k: v for k, v in row.items() if k not in ("participant_id", label)}
-        found.append(Subject(name, tuple(files), row[label], extra))
-    return found
+    files = {row["participant_id"]: _bids_files(root / row["participant_id"]) for row in rows}
+    without = [name for name, own in files.items() if not own]
+    if without:
+        raise FileNotFoundError(
+            f"{root}: {_all_names(without)} holds no EEG recording, though participants.tsv lists it"
+        )
+    unlabelled = [row["participant_id"] for row in rows if not row[label]]
+    if unlabelled:
+        raise ValueError(f"{root}/participants.tsv must give {label} for {_all_names(unlabelled)}")
+    return [
+        Subject(
+            row["participant_id"],
+            tuple(files[row["participant_id"]]),
+            row[label],
+            {k: v for k, v in row.items() if k not in ("participant_id", label)},
+        )
+        for row in rows
+    ]
 
 
-def _folder_rows(root: Path) -> list[Subject]:
-    found = []
+def _bids_files(folder: Path) -> list[Path]:
+    found = sorted(f for f in folder.rglob("*_eeg.*") if f.suffix.lower() in SUFFIXES)
+    return without_later_parts(f for f in found if not is_hidden(f.relative_to(folder)))
+
+
+def _bids_notes(root: Path, rows: Sequence[Subject]) -> list[str]:
+    """Names the people who have recordings and are not in the table."""
+    listed = {row.subject for row in rows}
+    missing = [p.name for p in sorted(root.glob("sub-*")) if p.is_dir() and p.name not in listed and _bids_files(p)]
+    if not missing:
+        return []
+    return [f"{_all_names(missing)} has recordings, but no row in participants.tsv, and is left out"]
+
+
+def _all_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _folder_rows(root: Path, column: str | None) -> list[Subject]:
+    by_label: dict[str, list[ClassFile]] = defaultdict(list)
     for group in sorted(root.iterdir()):
+        if group.name.startswith("."):
+            continue
         if group.is_dir():
             files = sorted(f for f in group.rglob("*") if f.suffix.lower() in SUFFIXES)
         elif group.suffix.lower() == ".zip":
@@ -181,10 +244,21 @@ def _folder_rows(root: Path) -> list[Subject]:
         else:
             continue
         label = _PART.sub("", group.stem if group.is_file() else group.name)
-        found += [Subject(file.stem, (file,), label) for file in files]
-    if not found:
+        files = without_later_parts(f for f in files if not is_hidden(f.relative_to(root)))
+        by_label[label] += [ClassFile(f, PurePath(f.relative_to(root))) for f in files]
+    by_label = {label: files for label, files in by_label.items() if files}
+    if not by_label:
         raise FileNotFoundError(f"{root} holds neither {TABLE}, participants.tsv nor a folder of recordings per class")
-    return found
+    if column is not None:
+        raise ValueError(f"column {column!r} must be in a table, and {root} holds neither {TABLE} nor participants.tsv")
+    people = [
+        (label, name, files) for label, own in by_label.items() for name, files in people_of_class(own, label).items()
+    ]
+    names = [name for _, name, _ in people]
+    return [  # people of one name in two classes are two people
+        Subject(f"{label}/{name}" if names.count(name) > 1 else name, tuple(files), label)
+        for label, name, files in people
+    ]
 
 
 def _subjects(rows: list[Subject]) -> tuple[Subject, ...]:
@@ -196,8 +270,23 @@ def _subjects(rows: list[Subject]) -> tuple[Subject, ...]:
         if known.label != row.label:
             raise LabelError(f"subject {row.subject} must have one label, got {known.label} and {row.label}")
         files = tuple(dict.fromkeys([*known.files, *row.files]))
-        merged[row.subject] = Subject(row.subject, files, row.label, known.extra)
+        merged[row.subject] = replace(known, files=files)
     return tuple(merged.values())
+
+
+def _with_persons(subjects: tuple[Subject, ...], column: str | None) -> tuple[tuple[Subject, ...], list[str]]:
+    """The subjects with their persons, and a note that names those of whom the column PERSON says nothing."""
+    if column is None and not any(s.extra.get(PERSON) for s in subjects):
+        return subjects, []
+    named = column or PERSON
+    missing = [s.subject for s in subjects if not s.extra.get(named)]
+    if missing and column is not None:
+        raise ValueError(
+            f"column {column!r} of the study must name a person for each subject; "
+            f"it names none for {_all_names(missing)}"
+        )
+    notes = [f"column {named!r} names no person for {_all_names(missing)}: each counts as a person"] if missing else []
+    return tuple(replace(s, person=tidy_name(s.extra.get(named, ""))) for s in subjects), notes
 
 
 def _classes(labels: list[str], positive: str | None, path: Path) -> tuple[str, str]:
@@ -205,10 +294,22 @@ def _classes(labels: list[str], positive: str | None, path: Path) -> tuple[str, 
     if len(found) != 2:
         raise ValueError(f"{path} must have two classes, got {', '.join(found)}")
     if positive is None:
-        healthy = [c for c in found if c.lower().startswith(("control", "healthy", "normal", "hc", "ctrl"))]
+        healthy = [c for c in found if is_control(c)]
         if len(healthy) != 1:
             raise ValueError(f"{path} has the classes {found[0]} and {found[1]}: name the positive one")
         return healthy[0], next(c for c in found if c != healthy[0])
     if positive not in found:
         raise ValueError(f"positive must be {found[0]} or {found[1]}, got {positive}")
     return next(c for c in found if c != positive), positive
+
+
+def is_control(label: str) -> bool:
+    """Whether a class is called a healthy control group, and nothing else.
+
+    Example:
+        >>> [is_control(label) for label in ("Healthy controls", "HC", "HCM", "Normal pressure hydrocephalus")]
+        [True, True, False, False]
+    """
+    letters = "".join(re.findall(r"[^\W\d_]+", label.lower()))
+    named = re.fullmatch(rf"(?:{_CONTROL}|{_BESIDE_CONTROL})+", letters)
+    return named is not None and re.search(_CONTROL, letters) is not None

@@ -40,13 +40,18 @@ class Parts:
     arguments: Settings
 
 
-def prepare(data: Windows, options: TrainingOptions) -> Parts:
+def prepare(data: Windows, options: TrainingOptions, persons: Sequence[str] = ()) -> Parts:
     """Split the subjects and build the network and its data.
+
+    Args:
+        data: the windows of the study.
+        options: of the training.
+        persons: the person behind each subject of `data`, who is on one side; by default each subject is another.
 
     Raises:
         ValueError: the study cannot be split, or a setting is unknown or out of range.
     """
-    subjects = validation_split(data.labels, options.validation_share, options.seed)
+    subjects = validation_split(data.labels, options.validation_share, options.seed, persons)
     rows = [data.rows(part) for part in subjects]
     scaler = Scaler.fit(data.x[rows[0]]) if data.options.scaling == "fold" else None
     arguments = network_arguments(data, options.settings or {})
@@ -152,8 +157,16 @@ def validation_scores(parts: Parts) -> np.ndarray:
     return np.array([probability[subject == one].mean() for one in parts.subjects[1]])
 
 
-def validation_split(labels: Sequence[int] | np.ndarray, share: float, seed: int) -> tuple[list[int], list[int]]:
+def validation_split(
+    labels: Sequence[int] | np.ndarray, share: float, seed: int, persons: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
     """Indices of the training and validation subjects, with the same share of each class.
+
+    Args:
+        labels: 0 or 1 per subject.
+        share: of the people that are validated on.
+        seed: of the draw.
+        persons: who each subject is; all subjects of a person are on one side. By default each is another person.
 
     Example:
         >>> [len(part) for part in validation_split([0, 1] * 10, 0.2, seed=0)]
@@ -161,9 +174,14 @@ def validation_split(labels: Sequence[int] | np.ndarray, share: float, seed: int
     """
     if not 0 < share < 1:
         raise ValueError(f"validation_share must be between 0 and 1, got {share}")
-    everyone = np.arange(len(labels))
+    names = np.asarray(persons or [str(k) for k in range(len(labels))])
+    first = {name: k for k, name in reversed(list(enumerate(names.tolist())))}
+    everyone = sorted(first.values())  # the first subject of each person
     try:
-        training, validation = train_test_split(everyone, test_size=share, random_state=seed, stratify=labels)
+        training, validation = train_test_split(
+            np.array(everyone), test_size=share, random_state=seed, stratify=np.asarray(labels)[everyone]
+        )
     except ValueError as error:
         raise ValueError(f"{len(everyone)} subjects cannot be split with validation_share {share}: {error}") from None
-    return sorted(training.tolist()), sorted(validation.tolist())
+    trained, validated = (np.flatnonzero(np.isin(names, names[part])).tolist() for part in (training, validation))
+    return trained, validated

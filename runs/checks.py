@@ -1,8 +1,11 @@
 """Checks of the files that a training is asked to continue."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from .exit import UsageError
+from .json_files import json_text
 
 
 def check_resume(checkpoint: Path, resume: bool) -> None:
@@ -16,3 +19,30 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume needs {checkpoint}, which does not exist")
     if not resume and checkpoint.exists():
         raise UsageError(f"{checkpoint} exists already: continue with --resume, or choose another --output")
+
+
+def check_same_training(record: Path, now: Mapping[str, object]) -> None:
+    """Refuse to resume a training with other data or options than it was begun with.
+
+    Args:
+        record: the JSON file that was written when the training began; runs of 0.1.0 have none.
+        now: the same facts now, as values that JSON can hold.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    if not record.is_file():
+        return
+    before, present = json.loads(record.read_text()), json.loads(json_text(dict(now)))
+    differ = [name for name in present if before.get(name) != present[name]]
+    if differ:
+        shown = [
+            f"{name} was {before.get(name)}, now {present[name]}"
+            if len(str(present[name])) < 30 and len(str(before.get(name))) < 30
+            else f"other {name}"
+            for name in differ
+        ]
+        raise ValueError(
+            f"{record.parent} holds a training that was begun otherwise ({'; '.join(shown[:4])}): resume with the same "
+            "data and options, or choose another --output"
+        )

@@ -1,5 +1,7 @@
 """Text on one line, for messages."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -24,3 +26,14 @@ def first_few(names: Sequence[str]) -> str:
         'a, b, c, d and 2 more'
     """
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def tidy_name(name: str) -> str:
+    """Text as the name of a person: without outer spaces, and without the ".0" that tables add to whole numbers.
+
+    Example:
+        >>> [tidy_name(name) for name in ("p1 ", "1.0", "01", "1.5")]
+        ['p1', '1', '01', '1.5']
+    """
+    name = unicodedata.normalize("NFC", name).strip()
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", name)

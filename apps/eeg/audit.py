@@ -10,10 +10,11 @@ from rich.table import Table
 from ...eeg.audit import Check, failed
 from ...eeg.audit import audit as audit_study
 from ...eeg.split_file import read_splits
-from ...eeg.study import LabelError, read_study
+from ...eeg.study import LabelError
 from ...eeg.windows import WindowOptions
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
+from .guard import read_study_of
 from .options import Audit
 
 _COLOURS = {"ok": "green", "warning": "yellow", "fail": "bold red", "not checked": "dim"}
@@ -25,7 +26,7 @@ def audit(options: Audit) -> int:
     windows = (None if splits is None else splits.windows) or WindowOptions()
     windows = replace(windows, **options.given_windows)
     try:
-        study = read_study(options.study, options.positive, label_column=options.label_column)
+        study = read_study_of(options)
         checks = audit_study(
             study, options=windows, splits=splits, permutations=options.permutations, seed=options.seed
         )

@@ -10,6 +10,7 @@ from ...runs.record import command_line, hardware
 from ..nested_cv.records import AuditRow, ClassFlow, Plan
 from ..nested_cv.results import Facts
 from ..nested_cv.splits import Cohort
+from .guard import persons_of
 
 TITLES = {
     "adhdeepnet": ("ADHDeepNet", "the network under study"),
@@ -22,26 +23,20 @@ TITLES = {
 }
 
 
-def cohort_of(study: Study, data: Windows, person_column: str | None = None) -> Cohort:
-    """The subjects with windows; those with equal recordings, or with the same person in `person_column`, are a group.
+def cohort_of(study: Study, data: Windows) -> Cohort:
+    """The subjects with windows; those with equal recordings, or of one person, are a group.
 
     Raises:
-        ValueError: a subject has no entry in the person column.
+        LabelError: one recording under two labels.
     """
     extra = {s.subject: s.extra for s in study.subjects}
-    first: dict[str, str] = {}
-    persons = []
-    for name, digest in zip(data.subjects, data.digests, strict=True):
-        person = name if person_column is None else extra[name].get(person_column)
-        if not person:
-            raise ValueError(f"column {person_column!r} of the study must name a person for each subject, not {name}")
-        persons.append(first.setdefault(digest, person))
+    persons = persons_of(study, data)
     sites = tuple(extra[name].get("site", "") for name in data.subjects)
     return Cohort(
         subjects=data.subjects,
         labels=tuple(data.labels.tolist()),
         classes=data.classes,
-        groups=() if tuple(persons) == data.subjects else tuple(persons),
+        groups=() if persons == data.subjects else persons,
         sites=sites if all(sites) and len(set(sites)) > 1 else (),
     )
 
@@ -69,6 +64,11 @@ def facts_of(
     positive = data.classes[1]
     design = plan["design"]
     limits = [
+        *(
+            ["The audit failed, and the run was continued with --allow-leakage: its figures are too good to be true."]
+            if any(c["outcome"] == "fail" for c in checks)
+            else []
+        ),
         "One study: the performance at other hospitals, with other devices, ages or severities is unknown.",
         f"Settings tried in each fold: {design['trials']}; more trials might find better settings.",
         "Research software, not a medical device.",

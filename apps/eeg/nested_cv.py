@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ...eeg.audit import audit
+from ...eeg.audit import SELECTION, Check, audit, check_run
 from ...eeg.estimators import NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
-from ...eeg.study import Study, read_study
+from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.cells import Cell, Result
+from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
 from ...runs.workers import open_pool
 from ..nested_cv.plan import Design, WindowUnits, make_plan, open_plan
@@ -25,17 +26,18 @@ from ..nested_cv.results import write_predictions, write_results
 from ..nested_cv.search import Outcome, count_cells, has_search, run_plan
 from .cohort import cohort_of, facts_of
 from .explain import explain_run
+from .guard import may_train, read_study_of
 from .nested_options import NestedCV
 
 CACHE, CLOCK = ".windows", "time.json"
 BY_ACCURACY = "validation_accuracy"  # the figure by which the published code selects its epoch
 
 
-def nested_cv(options: NestedCV) -> None:
-    """Run the command."""
+def nested_cv(options: NestedCV) -> int:
+    """Run the command; gives its exit code."""
     chosen = list(NAMES) if options.models is None else options.models
     _check_models(chosen, options.model_options or {}, NAMES)
-    study = read_study(options.study, options.positive)
+    study = read_study_of(options)
     windows = WindowOptions.of(options.windows)
     cache = options.cache or options.output / CACHE
     data = load_windows(study, windows, cache)
@@ -48,16 +50,21 @@ def nested_cv(options: NestedCV) -> None:
     counts = ", ".join(f"{sum(data.labels == k)} {name}" for k, name in enumerate(data.classes))
     print(f"{len(data.subjects)} subjects ({counts}), {len(data.x)} windows; {len(chosen)} models, up to {total} fits")
     clock = Clock(options.output / CLOCK)
+    checks = [] if options.no_audit else _audit(study, windows, options.output, cache, options.seed)
+    if not may_train([c for c in checks if options.protocol != "published" or c.check != SELECTION], options):
+        return REFUSED
     outcomes = _run(options, plan, total, clock)
     tables = write_predictions(options.output, plan, outcomes)
-    checks = [] if options.no_audit else _audit(study, windows, options.output, cache, options.seed)
-    facts = facts_of(study, data, plan, checks, clock.seconds, options.title)
+    checks = _with_run(checks, study, windows, options.output, cache)
+    rows: list[AuditRow] = [{"check": c.check, "outcome": c.outcome, "detail": c.detail} for c in checks]
+    facts = facts_of(study, data, plan, rows, clock.seconds, options.title)
     results = write_results(options.output, plan, outcomes, tables, facts)
     if not options.no_explanation:
         explain_run(options.output, threads=options.threads * (1 if options.cluster else options.jobs or 1))
     write_report(options.output)
     _print(results)
     print(f"wrote {options.output}/: report.html, results.json, results.csv, predictions.csv")
+    return DONE
 
 
 def _plan(
@@ -73,6 +80,7 @@ def _plan(
             "options": {**(options.model_options or {}).get(model, {}), **(more_options or {})},
             "positive": data.classes[1],
             "cache": str(cache.resolve()),
+            **({} if options.label_column is None else {"label_column": options.label_column}),
             **more,
         }
         return {"factory": "eeg-models", "arguments": arguments}
@@ -90,7 +98,7 @@ def _plan(
         threads=options.threads,
     )
     return make_plan(
-        cohort_of(study, data, options.person_column),
+        cohort_of(study, data),
         {model: spec(model) for model in chosen},
         design,
         options={"windows": asdict(windows), "models": options.model_options or {}},
@@ -150,9 +158,18 @@ def _window_units(data: Windows, estimators: dict[str, EstimatorSpec]) -> Window
     return WindowUnits(tuple(data.subject.tolist()), estimators) if estimators else None
 
 
-def _audit(study: Study, options: WindowOptions, output: Path, cache: Path, seed: int) -> list[AuditRow]:
-    checks = audit(study, options=options, splits=read_splits(output), cache=cache, seed=seed)
-    return [{"check": c.check, "outcome": c.outcome, "detail": c.detail} for c in checks]
+def _audit(study: Study, options: WindowOptions, output: Path, cache: Path, seed: int) -> list[Check]:
+    """The audit of study and plan, before anything is fitted."""
+    return audit(study, options=options, splits=read_splits(output), cache=cache, seed=seed, finished=False)
+
+
+def _with_run(checks: list[Check], study: Study, options: WindowOptions, output: Path, cache: Path) -> list[Check]:
+    """The audit with what the finished fits and predictions show, before the confounds."""
+    if not checks:
+        return []
+    found = check_run(read_splits(output), load_windows(study, replace(options, scaling="window"), cache))
+    first = next((k for k, check in enumerate(checks) if check.check.startswith("confound: ")), len(checks))
+    return [*checks[:first], *found, *checks[first:]]
 
 
 def _print(results: Results) -> None:

@@ -6,22 +6,23 @@ from typing import Any, Literal
 
 from ...runs.exit import UsageError
 from ..options import ThreadOptions, at_least, must_exist
+from .options import GuardOptions, StudyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class NestedCV(ThreadOptions):
+class NestedCV(StudyOptions, GuardOptions, ThreadOptions):
     """Evaluate models on the subjects of STUDY by nested cross-validation, and write a report.
 
     Each subject is in the test part of one outer fold; classes (and sites, if the table has a column "site") have equal
     shares in all folds. Settings, number of epochs and threshold are chosen by inner folds within the training part;
     the test part is predicted once, at the end. The score of a subject is the mean probability of its windows. OUTPUT
     receives report.html, results.json, results.csv, predictions.csv, explain/, plan.json and cells/ with every single
-    fit. After a kill, the same command continues the run and gives the same figures.
+    fit. If the audit of study and folds fails, nothing is trained and the exit code is 4. After a kill, the same
+    command continues the run and gives the same figures.
 
     Args:
         study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip file per class.
         output: the folder to write to.
-        positive: the diagnosed class; by default the one that is not called control, healthy or normal.
         models: the models, the one under study first; by default adhdeepnet, eegnet, shallow, bandpower, amplitude,
             length and majority.
         model_options: model -> its options: space (setting -> values to search, or "published", "reduced", "none"),
@@ -35,21 +36,17 @@ class NestedCV(ThreadOptions):
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
         objective: figure that the search maximises.
-        person_column: column of the table with the person, if a person has several rows; they stay in one fold.
         jobs: processes on this machine, or fits running at once on a cluster.
         cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
         slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
         threads: CPU threads per fit.
         cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
-        no_audit: leave out the check of study and folds for leakage and confounds.
         no_explanation: leave out the explanation of the first network on the test subjects of each outer fold.
         title: title of the report.
         seed: the seed from which all others are derived.
     """
 
-    study: Path = field(kw_only=False)
     output: Path
-    positive: str | None = None
     models: list[str] | None = None
     model_options: dict[str, dict[str, Any]] | None = None
     windows: dict[str, Any] | None = None
@@ -60,20 +57,17 @@ class NestedCV(ThreadOptions):
     repeats: int = 1
     trials: int = 20
     objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
-    person_column: str | None = None
     jobs: int | None = None
     cluster: str | None = None
     slurm: dict[str, Any] | None = None
     threads: int = 1
     cache: Path | None = None
-    no_audit: bool = False
     no_explanation: bool = False
     title: str | None = None
     seed: int = 0
 
     def check(self) -> None:
         super().check()
-        must_exist(self.study, "study")
         at_least(1, jobs=self.jobs)
 
 

@@ -21,10 +21,15 @@ class StudyOptions(Options):
     Args:
         study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
         positive: the class that is diagnosed. Default: the class that is not called control, healthy or normal.
+        label_column: the column that holds the label. Default: label, or in a BIDS folder group, diagnosis or label.
+        person_column: the column that names the person, if one person has several subjects; they stay on one side.
+            Default: person, if there is such a column.
     """
 
     study: Path = field(kw_only=False)
     positive: str | None = None
+    label_column: str | None = None
+    person_column: str | None = None
 
     def check(self) -> None:
         super().check()
@@ -32,13 +37,27 @@ class StudyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingOptions, StudyOptions, DeviceOptions, ThreadOptions):
+class GuardOptions(Options):
+    """Options of the audit that stands before a training.
+
+    Args:
+        no_audit: leave out the audit of the study and its split.
+        allow_leakage: train even if the audit fails; the results say so.
+    """
+
+    no_audit: bool = False
+    allow_leakage: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOptions):
     """Train one network on the recordings of STUDY, for use with `diagnose` and `explain`.
 
     A share of the subjects of each class is kept for validation. These subjects decide when training stops, which epoch
     is kept, and the threshold; the figures measured on them are therefore optimistic. `voxelwave eeg nested-cv` gives
-    unbiased figures. OUTPUT receives model.safetensors, model.json, curve.csv (a row per epoch), last.ckpt and
-    record.json.
+    unbiased figures. Recordings that are equal, or of one person, are on one side; if other recordings on the two sides
+    share EEG, nothing is trained and the exit code is 4. OUTPUT receives model.safetensors, model.json, curve.csv (a
+    row per epoch), last.ckpt and record.json.
 
     Args:
         output: the folder to write to.
@@ -116,7 +135,6 @@ class Audit(StudyOptions):
         splits: the folder of a nested run or its plan.json; a .csv or .tsv with columns subject, fold and optionally
             set (train, validation, test), repeat, start (first sample of a window); or a .json with folds.
         output: a folder for audit.json.
-        label_column: the column that holds the label.
         seconds: length of the windows. Default: that of the nested run, else 4.
         overlap: share of a window that the next one repeats. Default: that of the nested run, else 0.
         sfreq: sampling rate of the windows, Hz. Default: that of the nested run, else 128.
@@ -128,7 +146,6 @@ class Audit(StudyOptions):
 
     splits: Path | None = None
     output: Path | None = None
-    label_column: str | None = None
     seconds: float | None = None
     overlap: float | None = None
     sfreq: float | None = None

@@ -1,32 +1,49 @@
 """`voxelwave eeg train`: train one network on the recordings of a study."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 
+from ...eeg.audit import APART, SHARED, Check, audit, failed
 from ...eeg.fast_layers import keep_freed_memory
 from ...eeg.networks import CARD, WEIGHTS, ModelCard, save_network
-from ...eeg.study import read_study
+from ...eeg.split_file import WHOLE, Fold, SplitFile
+from ...eeg.study import Study
 from ...eeg.training import Parts, fit, prepare, validation_scores
 from ...eeg.windows import WindowOptions, Windows, load_windows
+from ...runs.checks import check_same_training
 from ...runs.compute import choose_device, use_threads
+from ...runs.exit import DONE, REFUSED
+from ...runs.json_files import write_json
 from ...runs.record import write_record
 from ...runs.tables import write_table
 from ..nested_cv.statistics import choose_threshold
+from .guard import may_train, persons_of, read_study_of
 from .options import CHECKPOINT, Train
 
 CURVE = "curve.csv"
+BEGUN = "training.json"  # what the training was begun with; --resume must find the same
 
 
-def train(options: Train) -> None:
-    """Run the command."""
+def train(options: Train) -> int:
+    """Run the command; gives its exit code."""
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(options.device)]
     use_threads(options.threads)
     keep_freed_memory()
-    data = load_windows(read_study(options.study, options.positive), WindowOptions.of(options.windows), options.cache)
+    study = read_study_of(options)
+    data = load_windows(study, WindowOptions.of(options.windows), options.cache)
     for note in data.notes:
         print(f"note: {note}")
-    parts = prepare(data, options)
+    persons = persons_of(study, data)
+    parts = prepare(data, options, persons)
+    begun = _begun_with(options, data, parts)
+    if options.resume:
+        check_same_training(options.output / BEGUN, begun)
+    checks = [] if options.no_audit else _audit(options, study, data, parts, persons)
+    if not may_train(checks, options):
+        return REFUSED
+    write_json(options.output / BEGUN, begun)
     (trained, validated), network = parts.subjects, parts.module.network
     print(
         f"{len(trained)} training subjects with {len(parts.training.x)} windows, {len(validated)} validation subjects "
@@ -38,7 +55,7 @@ def train(options: Train) -> None:
         raise KeyboardInterrupt
     write_table(options.output / CURVE, best.curve)
     threshold = choose_threshold(data.labels[np.asarray(validated)], validation_scores(parts))
-    save_network(options.output, network, _card(options, data, parts, threshold=threshold, epochs=best.epoch))
+    save_network(options.output, network, _card(options, data, parts, checks, threshold=threshold, epochs=best.epoch))
     figures = best.curve[best.epoch - 1]
     _write_record(options, data, {**figures, "threshold": threshold})
     if interrupted:
@@ -47,9 +64,36 @@ def train(options: Train) -> None:
         f"wrote {options.output}/: {WEIGHTS}, {CARD}, {CURVE}; kept epoch {best.epoch} of {len(best.curve)}, AUC of "
         f"{len(validated)} validation subjects {figures['validation_auc']:.2f} (optimistic: they chose the epoch)"
     )
+    return DONE
 
 
-def _card(options: Train, data: Windows, parts: Parts, *, threshold: float, epochs: int) -> ModelCard:
+def _audit(options: Train, study: Study, data: Windows, parts: Parts, persons: Sequence[str]) -> list[Check]:
+    """Whether training and validation subjects share EEG or people."""
+    sides = [frozenset((data.subjects[i], WHOLE) for i in part) for part in parts.subjects]
+    fold = Fold(0, "validation", dict(zip(("train", "validation"), sides, strict=True)))
+    splits = SplitFile(options.study, (fold,), persons=dict(zip(data.subjects, persons, strict=True)))
+    checks = audit(study, options=data.options, splits=splits, cache=options.cache, confounds=False, finished=False)
+    return [check for check in checks if check.check in (APART, SHARED)]
+
+
+def _begun_with(options: Train, data: Windows, parts: Parts) -> dict[str, object]:
+    """What must not change between the parts of one training."""
+    names = ("network", "validation_share", "batch", "class_weights", "monitor", "reduce_patience", "seed")
+    return {
+        **{name: getattr(options, name) for name in names},
+        "settings": options.settings or {},
+        "windows": asdict(data.options),
+        "classes": data.classes,
+        "channels": data.channels,
+        "subjects": data.subjects,
+        "validation": [data.subjects[i] for i in parts.subjects[1]],
+        "recordings": data.digest,
+    }
+
+
+def _card(
+    options: Train, data: Windows, parts: Parts, checks: Sequence[Check], *, threshold: float, epochs: int
+) -> ModelCard:
     scaler = parts.scaler
     return ModelCard(
         network=options.network,
@@ -67,6 +111,7 @@ def _card(options: Train, data: Windows, parts: Parts, *, threshold: float, epoc
             "seed": options.seed,
             "epochs": epochs,
             "validation": [data.subjects[i] for i in parts.subjects[1]],
+            **({"audit": [check.as_dict() for check in checks]} if failed(checks) else {}),
         },
     )
 

@@ -128,6 +128,19 @@ def test_two_names_of_one_person_on_both_sides_fail(splits):
     assert outcomes(check_splits(twins, LABELS))["no subject on both sides"] == "fail"
 
 
+def test_a_person_column_is_enough_to_find_one_person_on_both_sides(study, splits):
+    people = ["anna" if name in ("s00", "s04") else name for name in PEOPLE]
+    found = audit(study(columns={"person": people}), options=OPTIONS, splits=splits(split_content()), confounds=False)
+    assert outcomes(found)["no subject on both sides"] == "fail"
+    assert "anna in" in detail(found, "no subject on both sides")
+
+
+def test_equal_recordings_of_a_known_person_are_a_warning(study, noise):
+    people = ["anna" if name in ("s02", "s04") else name for name in PEOPLE]
+    found = audit(study({"s04": noise(seed=2)}, {"person": people}), options=OPTIONS, confounds=False)
+    assert outcomes(found)["duplicate recordings"] == "warning"
+
+
 @pytest.mark.parametrize(
     ("declared", "check", "outcome"),
     [

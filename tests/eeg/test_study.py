@@ -116,3 +116,35 @@ def test_the_97_children_are_found_by_table_and_by_folder(shared_data):
     assert [len(by_table.subjects), sum(by_table.labels)] == [97, 49]
     assert by_table.classes[1] == "ADHD"
     assert {s.subject for s in by_table.subjects} == {s.subject for s in by_folder.subjects}
+
+
+def test_a_person_column_joins_subjects_and_names_those_it_leaves_out(table):
+    rows = [("a", "a.edf", "case", "P", ""), ("b", "b.edf", "case", "P ", "x"), ("c", "c.edf", "control", "", "x")]
+    path = table(*rows, header=("subject", "file", "label", "person", "family"))
+    study = read_study(path)
+    assert study.persons == {"a": "P", "b": "P", "c": "c"}
+    assert study.notes == ("column 'person' names no person for c: each counts as a person",)
+    with pytest.raises(
+        ValueError, match=r"column 'family' of the study must name a person for each subject; .* for a$"
+    ):
+        read_study(path, person_column="family")
+
+
+def test_ids_that_a_spreadsheet_changed_are_one_subject(table):
+    study = read_study(table(("1", "a.edf", "case"), ("1.0", "b.edf", "case"), ("01", "c.edf", "control")))
+    assert {s.subject: len(s.files) for s in study.subjects} == {"1": 2, "01": 1}
+
+
+def test_bids_names_everyone_it_lacks(tmp_path):
+    for name in ("sub-1", "sub-2", "sub-3"):
+        (tmp_path / name / "eeg").mkdir(parents=True)
+        (tmp_path / name / "eeg" / f"{name}_task-rest_eeg.edf").touch()
+        (tmp_path / name / "eeg" / f"._{name}_task-rest_eeg.edf").touch()
+    rows = "participant_id\tgroup\nsub-1\tADHD\nsub-2\tcontrol\n"
+    (tmp_path / "participants.tsv").write_text(rows)
+    study = read_study(tmp_path)
+    assert [len(s.files) for s in study.subjects] == [1, 1]
+    assert study.notes == ("sub-3 has recordings, but no row in participants.tsv, and is left out",)
+    (tmp_path / "participants.tsv").write_text(rows + "sub-8\tADHD\nsub-9\tADHD\n")
+    with pytest.raises(FileNotFoundError, match="sub-8, sub-9 holds no EEG recording"):
+        read_study(tmp_path)

@@ -1,0 +1,51 @@
+"""What stands before every training: the study as the options name it, and its audit."""
+
+from collections.abc import Sequence
+
+from ...eeg.audit import Check, failed
+from ...eeg.persons import join_persons
+from ...eeg.study import LabelError, Study, read_study
+from ...eeg.windows import Windows
+from .options import GuardOptions, StudyOptions
+
+
+def read_study_of(options: StudyOptions) -> Study:
+    """The study that a command was given; its notes are printed."""
+    study = read_study(
+        options.study, options.positive, label_column=options.label_column, person_column=options.person_column
+    )
+    for note in study.notes:
+        print(f"note: {note}")
+    return study
+
+
+def persons_of(study: Study, data: Windows) -> tuple[str, ...]:
+    """The person behind each subject with windows; equal recordings are of one person.
+
+    Raises:
+        LabelError: one recording under two labels.
+    """
+    label: dict[str, tuple[str, int]] = {}
+    for name, digest, own in zip(data.subjects, data.digests, data.labels.tolist(), strict=True):
+        first, other = label.setdefault(digest, (name, own))
+        if other != own:
+            raise LabelError(
+                f"{first} and {name} are the same recording, with the labels {data.classes[other]} and "
+                f"{data.classes[own]}: correct the study"
+            )
+    persons = study.persons
+    return join_persons([persons[name] for name in data.subjects], data.digests)
+
+
+def may_train(checks: Sequence[Check], options: GuardOptions) -> bool:
+    """Whether training may begin after an audit; what failed is printed."""
+    for check in checks:
+        if check.outcome == "fail":
+            print(f"audit: {check.check}: {check.detail}")
+    if not failed(checks):
+        return True
+    if options.allow_leakage:
+        print("the audit failed; training continues, as --allow-leakage asks: the figures are too good to be true")
+        return True
+    print("nothing was trained, because the audit failed: correct the study, or continue with --allow-leakage")
+    return False

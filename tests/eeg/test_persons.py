@@ -1,0 +1,13 @@
+"""Subjects that are one person by any of several signs."""
+
+from voxelwave.eeg.persons import join_persons
+
+
+def test_signs_join_in_chains():
+    """a and b share a recording, b and c a person: all three are one."""
+    assert join_persons(["a", "b", "c", "d"], ["r1", "r1", "r2", "r3"], ["p", "q", "q", "s"]) == ("a", "a", "a", "d")
+    assert join_persons(["p", "q", "q", "s"], ["r1", "r1", "r2", "r3"]) == ("p", "p", "p", "s")
+
+
+def test_without_common_signs_each_is_a_person():
+    assert join_persons(["a", "b"], ["1", "2"]) == ("a", "b")
