@@ -267,12 +267,13 @@ def check_target(path: Path, like: Image) -> None:
     """
     suffix = path.suffix.lower()
     if _as_series(path, like):
-        from ..volumes.dicom_derived import check_free  # as above
+        from ..volumes.dicom_derived import check_free, check_source  # as above
         from ..volumes.dicom_gradients import holds_mosaic  # as above
 
         check_free(path)
         if holds_mosaic(like.path):
             raise ValueError(f"{like.path} holds mosaics, whose result cannot be a DICOM series: give a .nii.gz output")
+        check_source(like.path)
     elif like.kind != "bitmap":
         if not is_nifti_name(path):
             raise ValueError(f"output of {like.path} must end in {', '.join(_VOLUME_SUFFIXES)}, got {path.name}")

@@ -2,17 +2,22 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
@@ -25,8 +30,16 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from ..runs.words import one_line
+from .dicom import read_series
+from .dicom_encode import Encoding, is_pet, set_pixels
+from .dicom_groups import functional_groups, shared_groups
+
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
+_LARGEST_IS = 2**31 - 1
+_LOOKED_AT = 16  # files of a series whose headers are tried before the work
+_WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of a number in binary values
 SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
 # true of the source's pixels or bytes only
 _UNTRUE = (
@@ -45,6 +58,10 @@ _UNTRUE = (
     "MACParametersSequence",
     "DataSetTrailingPadding",
     "PixelDataProviderURL",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
 )
 
 # enhanced MR images have these only while their pixels are as they were measured (PS3.3 C.8.13.4)
@@ -79,7 +96,16 @@ def uid_of(*words: str) -> UID:
 def current_time() -> datetime:
     """The time; that of SOURCE_DATE_EPOCH, seconds since 1970, where files are to be the same each time."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now()
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
+
+
+def in_zone_of(now: datetime, header: Dataset) -> datetime:
+    """A time in the zone that a header gives for all its times; unchanged where it gives none."""
+    found = re.fullmatch(r"([+-])(\d\d)(\d\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip())
+    if found is None:
+        return now
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return now.astimezone(timezone(-offset if found[1] == "-" else offset))
 
 
 def check_free(folder: Path) -> None:
@@ -100,32 +126,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def encode(planes: np.ndarray, frames: list[Any], header: Dataset) -> tuple[np.ndarray, dict[str, float | int]]:
-    """Stored whole numbers for real values, and how they are to be read."""
-    low, high = float(planes.min()), float(planes.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("volume must hold finite values, got NaN or infinite ones")
-    whole = planes.dtype.kind in "iu"
-    signed = int(header.get("PixelRepresentation", 0))
-    finest = min(frames, key=lambda frame: abs(frame.slope))  # images of one series may have slopes of their own
-    slope, intercept = finest.slope, finest.intercept
-    tries = [(slope, intercept, signed), (slope, intercept, 1 - signed)]
-    if whole:
-        tries += [(1.0, 0.0, 1), (1.0, 0.0, 0)]
-    for m, b, representation in tries:
-        dtype = np.dtype(np.int16 if representation else np.uint16)
-        limits = np.iinfo(dtype)
-        exact = not whole or (m == 1 and b == round(b))
-        if exact and limits.min <= round((low - b) / m) and round((high - b) / m) <= limits.max:
-            break
-    else:
-        # a decimal string has at most 16 characters: use the rounded values that are written
-        m, b = float(f"{max(high - low, 1e-6) / 65534:.10g}"), float(f"{low:.10g}")
-        representation, dtype = 0, np.dtype(np.uint16)
-    stored = np.clip(np.rint((planes.astype(np.float64) - b) / m), np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return stored.astype(dtype), {"slope": m, "intercept": b, "signed": representation}
 
 
 def derive(
@@ -149,6 +149,8 @@ def derive(
         resampled: the pixels lie elsewhere than those of the sources.
         moved: and the anatomy does too.
     """
+    description = one_line(description).replace("\\", "/")  # which would end a value
+    use_characters_of(dataset, description)
     # JPEG 2000 may be lossless; its header then states it
     flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
     code = code_item(*_RESAMPLED) if resampled else code_item(*_SMOOTHED)
@@ -165,8 +167,9 @@ def derive(
     for keyword in _UNTRUE + (_MR_PULSE_SEQUENCE if enhanced_mr else ()):
         if keyword in dataset:
             del dataset[keyword]
-    # what was done is SECONDARY, but enhanced images know PRIMARY alone (PS3.3 C.8.16.1.2)
-    rank = "PRIMARY" if "PerFrameFunctionalGroupsSequence" in dataset else "SECONDARY"
+    # what was done is SECONDARY, but enhanced images and PET know PRIMARY alone (PS3.3 C.8.16.1.2, C.8.9.4.1.1)
+    enhanced = "PerFrameFunctionalGroupsSequence" in dataset
+    rank = "PRIMARY" if enhanced or is_pet(dataset) else "SECONDARY"
     dataset.ImageType = _derived(dataset.get("ImageType"), rank)
     for group in functional_groups(dataset):
         for element in group:
@@ -174,17 +177,99 @@ def derive(
                 element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
     dataset.SeriesInstanceUID = series_uid
     dataset.SOPInstanceUID = generate_uid(prefix=None)
-    dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + SERIES_OFFSET
+    number = derived_series_number(dataset, SERIES_OFFSET)
+    if "SeriesNumber" in dataset:  # text that is no number cannot be replaced
+        del dataset["SeriesNumber"]
+    dataset.SeriesNumber = number
     dataset.SeriesDescription = description[:64]
+    now = in_zone_of(now, dataset)
     dataset.InstanceCreationDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = now.strftime("%H%M%S")
-    dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    if dataset.get("Modality") != "PT":  # whose values are corrected for the decay since the series' time
+        dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
     dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), equipment()]
     if flag == "01":
         dataset.LossyImageCompression = flag
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def derived_series_number(header: Dataset, offset: int) -> int:
+    """The number of a derived series: `offset` behind the source's (0 where that is none), as far as an IS holds it."""
+    try:
+        number = int(header.get("SeriesNumber") or 0)
+    except (TypeError, ValueError, OverflowError):  # text that is no number
+        number = 0
+    return min(number + offset, _LARGEST_IS)
+
+
+def use_characters_of(dataset: Dataset, text: str) -> None:
+    """Give a header a character set that has all letters of a text: its own, else Unicode."""
+    if text.isascii():
+        return
+    names = dataset.get("SpecificCharacterSet") or []
+    names = [names] if isinstance(names, str) else list(names)
+    try:
+        if not any(names):
+            raise UnicodeEncodeError("ascii", text, 0, 1, "no character set")
+        for encoding in convert_encodings(names)[:1]:
+            text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        dataset.decode()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+
+
+def read_source(file: Path, *, pixels: bool = True) -> Dataset:
+    """Read an image to derive another from, its elements in the byte order of what is written."""
+    dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not (syntax.is_transfer_syntax and not syntax.is_little_endian):
+        return dataset
+    turned = _little_endian(dataset)
+    turned.file_meta = dataset.file_meta
+    return turned
+
+
+def _little_endian(dataset: Dataset) -> Dataset:
+    turned = Dataset()
+    for element in dataset:
+        value = element.value
+        if element.VR == "SQ":
+            value = [_little_endian(item) for item in value]
+        elif element.VR == "UN" or element.tag.group == 0x7FE0:  # an unknown order, and pixels, which are replaced
+            continue
+        elif element.VR in _WORDS and isinstance(value, bytes):
+            value = np.frombuffer(value, f">u{_WORDS[element.VR]}").byteswap().tobytes()
+        turned.add_new(element.tag, element.VR, value)
+    return turned
+
+
+def check_source(source: Path) -> None:
+    """Refuse a series whose headers cannot become those of derived images, before anything is computed.
+
+    Args:
+        source: the series, or the multi-frame file.
+
+    Raises:
+        ValueError: names the file and the trouble.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reading the series gives the warnings
+        headers, stacks = read_series(source)
+        files = list(headers)
+        for file in files[:: max(1, len(files) // _LOOKED_AT)]:
+            try:
+                dataset = read_source(file, pixels=False)
+                references = [reference_item(dataset)]
+                derive(dataset, "check", "1.2", current_time(), sources=references, resampled=True)
+                frames = [frame for stack in stacks for frame in stack if frame.path == file]
+                set_pixels(dataset, np.zeros((1, 1, 1), np.uint16), Encoding(1.0, 0.0, 0), frames)
+                dataset.save_as(BytesIO(), enforce_file_format=True)
+            except Exception as error:  # pydicom looks at a value when it is asked for
+                raise ValueError(
+                    f"{file}: no derived DICOM image can be made of it ({one_line(error)}); write a NIfTI file instead"
+                ) from error
 
 
 def _set_derivation_group(dataset: Dataset, sources: list[Dataset], code: Dataset, description: str) -> None:
@@ -219,15 +304,6 @@ def _derived(image_type: Any, rank: str) -> list[str]:
     return ["DERIVED", rank, *rest]
 
 
-def functional_groups(dataset: Dataset) -> list[Dataset]:
-    """All functional groups of an enhanced image, those of each frame and those of all."""
-    return [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *shared_groups(dataset)]
-
-
-def shared_groups(dataset: Dataset) -> list[Dataset]:
-    return list(dataset.get("SharedFunctionalGroupsSequence") or [])
-
-
 def code_item(value: str, meaning: str) -> Dataset:
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
@@ -243,36 +319,3 @@ def equipment() -> Dataset:
     except PackageNotFoundError:
         item.SoftwareVersions = "unknown"
     return item
-
-
-def set_pixels(dataset: Dataset, stored: np.ndarray, encoding: dict[str, float | int]) -> None:
-    """(frames, rows, columns) and how to read them."""
-    signed = int(encoding["signed"])
-    if signed != int(dataset.get("PixelRepresentation", 0)):
-        # their type follows the pixels': written for the other one, they would be misread
-        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
-            if keyword in dataset:
-                del dataset[keyword]
-    dataset.PixelRepresentation = signed
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit = 15
-    dataset.SamplesPerPixel = 1
-    if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        dataset.PhotometricInterpretation = "MONOCHROME2"
-    slope, intercept = f"{encoding['slope']:.10g}", f"{encoding['intercept']:.10g}"
-    _set_rescale(dataset, slope, intercept)
-    dataset.PixelData = np.ascontiguousarray(stored).tobytes()
-    dataset["PixelData"].VR = "OW"
-
-
-def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
-    """Where the source has its rescale, else at the top if one is needed."""
-    found = False
-    for holder in functional_groups(dataset):
-        for inner in holder.get("PixelValueTransformationSequence") or []:
-            inner.RescaleSlope, inner.RescaleIntercept = slope, intercept
-            found = True
-    if "RescaleSlope" in dataset or (not found and (float(slope), float(intercept)) != (1, 0)):
-        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
-        if "RescaleType" not in dataset:
-            dataset.RescaleType = "HU" if dataset.get("Modality") == "CT" else "US"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -32,15 +31,15 @@ from .dicom_derived import (
     code_item,
     current_time,
     derive,
-    encode,
+    derived_series_number,
     equipment,
-    functional_groups,
+    read_source,
     reference_item,
-    set_pixels,
-    shared_groups,
     uid_of,
 )
+from .dicom_encode import encode, is_pet, same_maps, set_pixels
 from .dicom_frames import Frame
+from .dicom_groups import functional_groups, shared_groups, tags_of
 from .dicom_headers import read_headers
 from .nifti import is_nifti_name
 from .transforms import DisplacementField
@@ -58,6 +57,8 @@ _UNTRUE_WHEN_MOVED = (
     "InPlanePhaseEncodingDirection",
     "ReferencedImageSequence",
 )
+# PET has these always, empty where they are unknown (PS3.3 C.8.4.6)
+_EMPTY_IN_PET = ("PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence")
 _GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 
 
@@ -132,16 +133,17 @@ def write_registered_series(
     planes = array.transpose(3, 2, 1, 0)[:, :, ::-1]  # (volume, slice, rows downwards, columns)
     stored, encoding = encode(planes, [f for stack in stacks for f in stack], next(iter(headers.values())))
     position = None if fixed is None else _first(fixed).get("PatientPosition")
+    keep_maps = same_maps(list(headers.values()), [f for stack in stacks for f in stack])
     rotation = None if linear is None else _rotation(linear)
 
     digest = hashlib.sha256(stored.tobytes()).hexdigest()
     place = [f"{value:.10g}" for value in volume.affine.ravel()]
     source_uid = _series_uid(next(iter(headers.values())))
-    series_uid = uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding), *place)
+    series_uid = uid_of(source_uid, frame_of_reference, description, digest, json.dumps(encoding._asdict()), *place)
     now = current_time()
     with atomic_folder(folder) as temporary:
         for number, (file, chosen) in enumerate(_new_files(headers, stacks, array.shape[2])):
-            dataset = pydicom.dcmread(file)
+            dataset = read_source(file)
             parts = {frame.path for t in {t for t, _, _ in chosen} for frame in stacks[t]}
             sources = [reference_item(headers[path]) for path in sorted(parts)]
             dataset.remove_private_tags()
@@ -155,9 +157,13 @@ def write_registered_series(
             dataset.FrameOfReferenceUID = frame_of_reference
             dataset.PatientPosition = position or ""
             dataset.InstanceNumber = number + 1
+            if "ImageIndex" in dataset:  # of PET
+                dataset.ImageIndex, dataset.NumberOfSlices = number + 1, array.shape[2]
             if rotation is not None:
                 _turn_gradients(dataset, rotation)
-            set_pixels(dataset, np.stack([stored[t, k] for t, k, _ in chosen]), encoding)
+            likes = [_like(stacks[t], k, array.shape[2]) for t, k, _ in chosen]
+            pixels = np.stack([stored[t, k] for t, k, _ in chosen])
+            set_pixels(dataset, pixels, encoding, likes, keep_maps=keep_maps)
             dataset.save_as(temporary / f"{number + 1:05d}.dcm", enforce_file_format=True)
     return folder
 
@@ -203,7 +209,7 @@ def write_deformable_registration(
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
         series_instance_uid=uid_of(instance_uid, "series"),
-        series_number=int(header.get("SeriesNumber") or 0) + 2 * SERIES_OFFSET,
+        series_number=derived_series_number(header, 2 * SERIES_OFFSET),
         sop_instance_uid=instance_uid,
         sop_class_uid=DeformableSpatialRegistrationStorage,
         instance_number=1,
@@ -272,7 +278,7 @@ def _new_files(
     images = []
     for t, stack in enumerate(stacks):
         for k in range(slices):
-            like = stack[round(k * (len(stack) - 1) / max(1, slices - 1))]
+            like = _like(stack, k, slices)
             images.append((like.path, (t, k, like.index)))
     if "PerFrameFunctionalGroupsSequence" not in next(iter(headers.values())):
         return [(path, [image]) for path, image in images]
@@ -280,6 +286,11 @@ def _new_files(
     for path, image in images:
         files[path].append(image)
     return list(files.items())
+
+
+def _like(stack: list[Frame], k: int, slices: int) -> Frame:
+    """The source's slice whose header the k-th of the new slices gets."""
+    return stack[round(k * (len(stack) - 1) / max(1, slices - 1))]
 
 
 def _choose_frames(dataset: Dataset, chosen: list[tuple[int, int, int]], organization: str, *, several: bool) -> None:
@@ -318,8 +329,11 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
     """Size, spacing, direction and place of the new grid; what was true of the old one goes."""
     columns, rows = volume.shape[:2]
     dataset.Columns, dataset.Rows = columns, rows
-    old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED]
-    old += [e.tag for e in dataset if 0x6000 <= e.tag.group <= 0x60FF]  # overlays
+    pet = is_pet(dataset)
+    old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED if not (pet and keyword in _EMPTY_IN_PET)]
+    old += [tag for tag in tags_of(dataset) if 0x6000 <= tag.group <= 0x60FF]  # overlays
+    for keyword in _EMPTY_IN_PET if pet else ():
+        setattr(dataset, keyword, [])
     for tag in old:
         if tag in dataset:
             del dataset[tag]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
 from .dicom import read_series
@@ -21,12 +20,12 @@ from .dicom_derived import (
     check_free,
     current_time,
     derive,
-    encode,
+    read_source,
     reference_item,
-    set_pixels,
-    shared_groups,
     uid_of,
 )
+from .dicom_encode import encode, set_pixels
+from .dicom_groups import shared_groups
 from .volume import LPS, Volume
 
 
@@ -68,11 +67,13 @@ def write_derived_series(
 
     source_uid = str(next(iter(headers.values())).get("SeriesInstanceUID", ""))
     digest = hashlib.sha256(stored.tobytes()).hexdigest()
-    series_uid = uid_of(source_uid, description, digest, json.dumps(encoding), *map(str, volume.affine.ravel()))
+    series_uid = uid_of(
+        source_uid, description, digest, json.dumps(encoding._asdict()), *map(str, volume.affine.ravel())
+    )
     now = current_time()
     with atomic_folder(folder) as temporary:
         for number, file in enumerate(headers):
-            dataset = pydicom.dcmread(file)
+            dataset = read_source(file)
             image_uid = uid_of(series_uid, str(dataset.get("SOPInstanceUID") or number))
             count = sum(path == file for path, _ in places)
             chosen = [places[file, index] for index in range(count)]
@@ -80,7 +81,9 @@ def write_derived_series(
             derive(dataset, description, series_uid, now, sources=[reference_item(dataset)], resampled=resampled)
             dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = image_uid
             _set_geometry(dataset, volume, [k for _, k in chosen])
-            set_pixels(dataset, np.stack([stored[place] for place in chosen]), encoding)
+            set_pixels(
+                dataset, np.stack([stored[place] for place in chosen]), encoding, [stacks[t][k] for t, k in chosen]
+            )
             name = file.name if file.suffix.lower() == ".dcm" else f"{number:05d}.dcm"
             dataset.save_as(temporary / name, enforce_file_format=True)
     return folder

@@ -14,6 +14,7 @@ from ...registration.register import Registration
 from ...registration.series import gradients_of, sidecar
 from ...runs.files import atomic_path
 from ...volumes import Volume, VolumeWarning, read_volume
+from ...volumes.dicom_derived import check_source
 from ...volumes.dicom_gradients import holds_mosaic
 from ...volumes.dicom_registered import (
     common_frame_of_reference,
@@ -57,6 +58,8 @@ def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bo
     folder = output / WARPED_DICOM
     if wanted and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
+    if wanted:
+        check_source(moving)
     return wanted
 
 
