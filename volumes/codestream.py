@@ -30,5 +30,14 @@ def image_size(stream: bytes) -> tuple[int, int] | None:
 
 
 def is_whole(stream: bytes) -> bool:
-    """Whether such a stream has its end mark; a byte may follow that makes its length even."""
-    return stream.rstrip(b"\0").endswith(b"\xff\xd9")
+    """Whether such a stream has its end mark; bytes after it, such as one that makes its length even, do not count.
+
+    Example:
+        >>> is_whole(bytes.fromhex("ff4fff51 ff93 0102 ffd9 ff"))
+        True
+        >>> is_whole(bytes.fromhex("ff4fff51 ff93 0102"))
+        False
+    """
+    # neither mark is in compressed data; the pictures in a JPEG's header, which have both, come before its own data
+    start = stream.find(b"\xff\x93") if stream[:4] == _JPEG_2000 else stream.rfind(b"\xff\xda")
+    return stream.find(b"\xff\xd9", max(start, 0)) >= 0

@@ -17,6 +17,7 @@
 | more than one series | error that lists them |
 | no position, orientation or pixel spacing | error |
 | positions evenly spaced, but a multiple of the header's spacing | read, warned: slices may be missing |
+| rescale slope 0 | error |
 | rescale slope and intercept | applied, per image; whole numbers stay whole, else float32 |
 | same image twice (same UID, same values) | one is left out, warned |
 | same UID, other values | error |

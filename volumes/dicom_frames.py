@@ -128,6 +128,8 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Fr
     )
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
+    if slope is not None and float(slope) == 0:
+        raise ValueError(f"{file}: RescaleSlope must not be 0, which makes all values alike; repair the header")
     number = header.get("InstanceNumber")
     return Frame(
         path=file,

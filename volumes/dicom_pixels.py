@@ -64,7 +64,7 @@ def _check_size(file: Path, header: Dataset) -> int:
     """The bytes that reading the pixels takes, of a file that is long enough to hold them."""
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     pixels = frames * rows * columns
-    expected = pixels * max(1, int(header.get("BitsAllocated", 16)) // 8)
+    expected = -(-pixels * int(header.get("BitsAllocated", 16)) // 8)  # segmentations have one bit for each
     stored, syntax = file.stat().st_size, header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and not syntax.is_transfer_syntax:
         raise ValueError(f"{file} has an unknown transfer syntax ({syntax.name}); convert it with gdcmconv --raw")

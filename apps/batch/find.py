@@ -5,7 +5,7 @@
 | DICOM images of one patient, study and series with one size, orientation and spacing, wherever they lie | one case |
 | a series of several sizes, orientations or spacings (a localizer) | one case per stack |
 | DICOMDIR, reports, dose, segmentations, screenshots without a place in space | left out, counted |
-| images that DICOMDIR lists and that are not there | their series is a broken case, or noted if none is there |
+| images that DICOMDIR lists and that are nowhere there | their series is a broken case; noted if none is there |
 | a DICOM file that cannot be read, in a folder of one series | its series is a broken case |
 | the same in a folder of several series | a broken case; the other series get a warning |
 | an old DICOM file without a file header | a broken case |
@@ -81,6 +81,15 @@ class _Slice:
     series: str
     series_number: str
     patient: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """An image that a DICOMDIR lists, which may have been moved or renamed."""
+
+    series: str
+    uid: str
 
 
 def find_cases(
@@ -109,7 +118,7 @@ def find_cases(
     found = Found([])
     slices: list[_Slice] = []
     damaged: list[tuple[Path, str]] = []
-    missing: Counter[str] = Counter()
+    listed: list[_Listed] = []
     by_kind: dict[Kind, list[Path]] = defaultdict(list)
     for path, problem in find_files(folder, output):
         if problem is not None:
@@ -119,9 +128,11 @@ def find_cases(
         if kind is not None:
             by_kind[kind].append(path)
         elif "dicom" in wanted:
-            _look_at(path, slices, damaged, missing, found.left_out)
+            _look_at(path, slices, damaged, listed, found.left_out)
         else:
             found.left_out["other files"] += 1
+    images = {one.uid for one in slices}
+    missing = Counter(one.series for one in listed if not one.uid or one.uid not in images)
     cases = _series_cases(folder, slices, damaged, missing, keep_identifiers)
     there = {one.group[2] for one in slices}
     if gone := sum(count for series, count in missing.items() if series not in there):
@@ -212,10 +223,10 @@ def _look_at(
     path: Path,
     slices: list[_Slice],
     damaged: list[tuple[Path, str]],
-    missing: Counter[str],
+    listed: list[_Listed],
     left_out: Counter[str],
 ) -> None:
-    """Sort one file into images, damaged files, missing images by series, and skipped files."""
+    """Sort one file into images, damaged files, images that a DICOMDIR lists elsewhere, and skipped files."""
 
     named = path.suffix.lower() in DICOM_KIND
     try:
@@ -238,7 +249,7 @@ def _look_at(
             kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
             if kind == _DICOMDIR_CLASS:
                 left_out["DICOMDIR"] += 1
-                _count_missing(path, missing)
+                listed += _not_in_place(path)
                 return
             if not _is_image(header, kind):
                 left_out[f"DICOM objects that are no scans ({kind.name if kind else 'of unknown kind'})"] += 1
@@ -278,13 +289,13 @@ def _slice(path: Path, header: Any) -> _Slice:
         series=str(header.get("SeriesDescription") or ""),
         series_number=str(header.get("SeriesNumber") or ""),
         patient=patient,
+        uid=str(header.get("SOPInstanceUID", "")),
     )
 
 
-def _count_missing(dicomdir: Path, missing: Counter[str]) -> None:
-    """Count images, by series, that a DICOMDIR lists and that are not there."""
-
-    series = ""
+def _not_in_place(dicomdir: Path) -> list[_Listed]:
+    """The images that a DICOMDIR lists and that do not lie where it says."""
+    found, series = [], ""
     for record in pydicom.dcmread(dicomdir).get("DirectoryRecordSequence") or []:
         if record.get("DirectoryRecordType") == "SERIES":
             series = str(record.get("SeriesInstanceUID", ""))
@@ -294,7 +305,8 @@ def _count_missing(dicomdir: Path, missing: Counter[str]) -> None:
         parts = [name] if isinstance(name, str) else list(name)
         places = [dicomdir.parent.joinpath(*parts), dicomdir.parent.joinpath(*(part.lower() for part in parts))]
         if not any(place.is_file() for place in places):
-            missing[series] += 1
+            found.append(_Listed(series, str(record.get("ReferencedSOPInstanceUIDInFile", ""))))
+    return found
 
 
 def _series_cases(

@@ -139,6 +139,26 @@ def test_a_dicomdir_is_no_case_and_its_missing_images_break_their_series(series,
     assert any("4 left out: images of whole series" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("how", ["the folder is renamed", "the files have endings"])
+def test_images_that_a_dicomdir_lists_are_known_by_their_uid(series, tmp_path, how):
+    source, root = tmp_path / "source", tmp_path / "in"
+    fileset = FileSet()
+    for path in series(source, StudyDate="20200101", StudyTime="120000", StudyID="1"):
+        fileset.add(path)
+    fileset.write(root)
+    before = find(root).cases[0]
+    if how == "the folder is renamed":
+        for folder in [path for path in root.iterdir() if path.is_dir()]:
+            folder.rename(root / f"copy of {folder.name}")
+    else:
+        for path in before.inputs:
+            path.rename(path.with_suffix(".dcm"))
+    cases = find(root).cases
+    assert [(len(case.inputs), case.reason) for case in cases] == [(4, None)]
+    cases[0].inputs[0].unlink()
+    assert find(root).cases[0].reason == "DICOMDIR lists 1 more images, which are not there"
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
