@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .adhdeepnet import ADHDeepNet
 from .adhdeepnet_reference import LiteralADHDeepNet
+from .eegnet import EEGNet
 from .module import KerasAdam
-from .networks import eegnet, shallow
+from .shallowconvnet import ShallowConvNet
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -32,8 +33,8 @@ def networks(arguments: dict[str, Any], *, others: bool) -> dict[str, nn.Module]
     literal.load_state_dict(ours.state_dict())
     found: dict[str, nn.Module] = {"ADHDeepNet": ours, "ADHDeepNet, layer by layer": literal}
     if others:
-        found["EEGNet (braindecode)"] = eegnet(19, 512, 2, 128.0)
-        found["ShallowConvNet (braindecode)"] = shallow(19, 512, 2, 128.0)
+        found["EEGNet"] = EEGNet(19, 512, 2, 128.0)
+        found["ShallowConvNet"] = ShallowConvNet(19, 512, 2, 128.0)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from ..runs.files import atomic_path
 from ..runs.finite import check_finite
 from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
+from .eegnet import EEGNet
+from .shallowconvnet import ShallowConvNet
 from .windows import Scaler, WindowOptions
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -24,44 +25,7 @@ FORMAT = "voxelwave-eeg-1"
 _AT_ONCE = 128  # windows per pass
 
 
-def eegnet(
-    n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, F1: int = 8, D: int = 2, drop_prob: float = 0.25
-) -> nn.Module:
-    """EEGNet (Lawhern et al. 2018) by braindecode; the temporal filters last half a second, as in the paper."""
-    network: nn.Module = _braindecode().EEGNet(
-        n_chans=n_chans,
-        n_times=n_times,
-        n_outputs=n_outputs,
-        sfreq=sfreq,
-        F1=F1,
-        D=D,
-        kernel_length=round(sfreq / 2),
-        drop_prob=drop_prob,
-        final_layer_with_constraint=True,
-    )
-    return network
-
-
-def shallow(
-    n_chans: int, n_times: int, n_outputs: int, sfreq: float, *, filters: int = 40, drop_prob: float = 0.5
-) -> nn.Module:
-    """ShallowConvNet (Schirrmeister et al. 2017) by braindecode; its lengths, published for 250 Hz, follow `sfreq`."""
-    network: nn.Module = _braindecode().ShallowFBCSPNet(
-        n_chans=n_chans,
-        n_times=n_times,
-        n_outputs=n_outputs,
-        sfreq=sfreq,
-        n_filters_time=filters,
-        n_filters_spat=filters,
-        filter_time_length=max(1, round(25 * sfreq / 250)),
-        pool_time_length=max(1, round(75 * sfreq / 250)),
-        pool_time_stride=max(1, round(15 * sfreq / 250)),
-        drop_prob=drop_prob,
-    )
-    return network
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegnet": eegnet, "shallow": shallow}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegnet": EEGNet, "shallow": ShallowConvNet}
 
 
 def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -80,35 +44,6 @@ def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
         return NETWORKS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take these arguments: {error}") from None
-
-
-def _braindecode() -> Any:
-    """`braindecode.models`, imported only for the networks that need it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _import_torchaudio()
-            from braindecode import models  # optional, and slow to import
-    except ImportError as error:
-        raise ImportError(f"EEGNet and ShallowConvNet need braindecode: pip install braindecode ({error})") from None
-    return models
-
-
-def _import_torchaudio() -> None:
-    """Import torchaudio, which braindecode imports.
-
-    torchaudio refuses to load beside a torch that was built for another CUDA major version. Nothing of it runs here, so
-    in that case, and only while it is imported, torch is presented to it as a build without CUDA.
-    """
-    try:
-        import torchaudio
-    except RuntimeError:
-        built_for = torch.version.cuda
-        torch.version.cuda = None
-        try:
-            import torchaudio  # noqa: F401
-        finally:
-            torch.version.cuda = built_for
 
 
 @torch.inference_mode()

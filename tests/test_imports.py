@@ -79,7 +79,6 @@ def test_nothing_imports_the_command_line():
 # imports that stand inside a function: module -> the packages, each optional or needed by a single option
 INNER = {
     "apps.nested_cv.search": {"optuna"},  # only where settings are searched
-    "eeg.networks": {"braindecode", "torchaudio"},  # only for EEGNet and ShallowConvNet
     "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders
     "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer
     "kernels.scan.triton": {"triton_device"},  # Triton is there on Linux only

@@ -171,9 +171,9 @@ class Benchmark(Options):
     """Measure how many random windows per second a training step processes on the CPU.
 
     A step is a forward pass, a backward pass and an optimizer step on windows of 19 channels and 512 samples. The
-    networks are ADHDeepNet with our order of its layers, the same network layer by layer as published, and EEGNet and
-    ShallowConvNet of braindecode; ADHDeepNet at its defaults, at the optimum published for fold 1, and with the longest
-    filters of the search. The networks take turns, so that other load on the machine slows all of them alike. Medians,
+    networks are ADHDeepNet with our order of its layers, the same network layer by layer as published, EEGNet
+    and ShallowConvNet; ADHDeepNet at its defaults, at the optimum published for fold 1, and with the longest filters of
+    the search. The networks take turns, so that other load on the machine slows all of them alike. Medians,
     ranges and ratios are printed, by wall clock and by CPU time.
 
     Args:

@@ -91,7 +91,7 @@ def test_a_file_of_another_name_is_used_and_said_if_there_is_no_other(kind, tmp_
 
 def test_a_data_file_that_is_not_there_is_named_with_the_one_beside_it(tmp_path, noise):
     file = write_brainvision(tmp_path, "b", noise(), data="a.eeg")
-    with pytest.raises(FileNotFoundError, match=r"b\.vhdr names a\.eeg, which is no file here, but b\.eeg lies beside it"):
+    with pytest.raises(FileNotFoundError, match=r"names a\.eeg, which is no file here, but b\.eeg lies beside it"):
         read_recording(file)
 
 

@@ -190,7 +190,7 @@ def test_benchmark_prints_windows_per_second_and_ratios(monkeypatch, capsys, tmp
     words = ["--batch", "2", "--repeats", "1", "--threads", "1", "-o", str(tmp_path)]
     assert cli.main(["eeg", "benchmark", *words]) == 0
     rows = json.loads((tmp_path / "benchmark-training.json").read_text())["rows"]
-    assert [row["network"] for row in rows][2] == "EEGNet (braindecode)"
+    assert [row["network"] for row in rows][2] == "EEGNet"
     assert rows[1]["times as fast"] == 1
     assert "times as" in capsys.readouterr().out
 
