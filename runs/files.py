@@ -3,17 +3,16 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def publish(temporary: Path, target: Path) -> None:
     """Put a finished folder in the place of an older one, once its files are on the disk."""
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    _flush(temporary)
     old = temporary.with_name("old")
     if target.exists():
         os.replace(target, old)
@@ -43,3 +42,93 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_lock(output: Path) -> Iterator[None]:
+    """Let one run at a time write to an output, a file or a folder.
+
+    Raises:
+        ValueError: another run is writing to it.
+    """
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.parent / f".{output.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is writing to {output}: wait for its end or choose another --output") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder whose files all appear in `folder` when the block ends well, else none of them.
+
+    Other files of `folder` stay. One run at a time can write to it.
+
+    Args:
+        folder: the folder of results, with those of earlier runs or of other commands.
+        replaces: files of an earlier run that go even if this run does not write them.
+
+    Raises:
+        ValueError: another run is writing to it.
+
+    Example:
+        >>> import tempfile
+        >>> results = Path(tempfile.mkdtemp()) / "results"
+        >>> with outputs_together(results) as temporary:
+        ...     _ = (temporary / "a.txt").write_text("a")
+        ...     _ = (temporary / "b.txt").write_text("b")
+        >>> sorted(path.name for path in results.iterdir())
+        ['a.txt', 'b.txt']
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a folder for the results, got a file")
+    with output_lock(folder):
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by runs that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        temporary.mkdir()
+        try:
+            yield temporary
+            _move_all(temporary, folder, replaces)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_all(temporary: Path, folder: Path, replaces: Sequence[str]) -> None:
+    """Move all files of a folder to their places in another one, or, if one cannot be moved, none."""
+    _flush(temporary)
+    if not folder.exists():
+        os.replace(temporary, folder)
+        return
+    names = [path.relative_to(temporary).as_posix() for path in sorted(temporary.rglob("*")) if path.is_file()]
+    old = temporary.with_name(f"{temporary.name.removesuffix('.part')}.old.part")
+    steps = [(folder / name, old / name) for name in {*names, *replaces} if (folder / name).is_file()]
+    steps += [(temporary / name, folder / name) for name in names]
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in steps:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+            moved.append((source, target))
+    except OSError:
+        for source, target in reversed(moved):
+            os.replace(target, source)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Put the files of a folder onto the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -13,6 +13,7 @@ from ...registration.pairs import Pair, read_pairs
 from ...registration.register import register
 from ...registration.series import load_fixed
 from ...registration.settings import RegistrationSettings
+from ...runs.files import outputs_together
 from ...runs.record import write_record
 from ...runs.tables import print_rows, write_table
 from ...runs.words import one_line
@@ -147,5 +148,6 @@ def write_evaluation(
     options: dict[str, Any],
 ) -> None:
     """Write evaluation.csv and evaluation.json."""
-    write_table(folder / "evaluation.csv", [result.row() for result in results])
-    write_record(folder / "evaluation.json", inputs=inputs, options=options, summary=summary)
+    with outputs_together(folder) as together:
+        write_table(together / "evaluation.csv", [result.row() for result in results])
+        write_record(together / "evaluation.json", inputs=inputs, options=options, summary=summary)

@@ -7,14 +7,15 @@ from pathlib import Path
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import PAIR_FILES, Pair
 from ...runs.exit import DONE
+from ...runs.files import outputs_together
 from ...runs.record import write_record
 from ..batch.case import Case
 from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import FolderRun, run_batch
 from .options import PAIR_LISTS, Register
-from .scans import collected_notes
-from .work import AFFINE, FORWARD, INVERSE, Alignment
+from .scans import check_no_series, collected_notes
+from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, Alignment
 
 
 def register(options: Register) -> int:
@@ -53,18 +54,19 @@ def _register_pair(options: Register) -> int:
     assert options.fixed is not None
     pair = Pair(options.moving, options.fixed, "", options.moving_labels, options.fixed_labels)
     network = None if options.weights is None else read_trained_network(options.weights)
-    with collected_notes() as notes:
+    with outputs_together(options.output, replaces=OPTIONAL_FILES) as folder, collected_notes() as notes:
+        check_no_series(options.output)
         work = Alignment(options.settings, network, options.device, options.cache, options.dicom)
-        done = work.align(pair, options.output, progress=lambda text: print(f"  {text}", flush=True))
-    seconds = {**done.seconds, "all": time.perf_counter() - started}
-    write_record(
-        options.output / "record.json",
-        inputs={**{name: getattr(pair, name) for name in PAIR_FILES}, "weights": options.weights},
-        options={**asdict(options.settings), "device": options.device},
-        metrics=done.metrics,
-        seconds=seconds,
-        notes=notes,
-    )
+        done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
+        seconds = {**done.seconds, "all": time.perf_counter() - started}
+        write_record(
+            folder / "record.json",
+            inputs={**{name: getattr(pair, name) for name in PAIR_FILES}, "weights": options.weights},
+            options={**asdict(options.settings), "device": options.device},
+            metrics=done.metrics,
+            seconds=seconds,
+            notes=notes,
+        )
     for name, value in done.metrics.items():
         print(f"  {name:<32}{value:.4g}")
     dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()

@@ -42,11 +42,22 @@ def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Regi
             np.savetxt(temporary, bvals[None], fmt="%g")
 
 
-def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bool:
+def check_no_series(output: Path) -> None:
+    """Refuse a folder of results that holds the DICOM series of an earlier run.
+
+    Raises:
+        ValueError: it does.
+    """
+    folder = output / WARPED_DICOM
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
+
+
+def writes_dicom(moving: Path, fixed: Path, *, always: bool) -> bool:
     """Whether a registration writes DICOM results: between two DICOM images, or `always` if MOVING is one.
 
     Raises:
-        ValueError: `always` without a DICOM image as MOVING, or `output` holds the series of an earlier run.
+        ValueError: `always` without a DICOM image as MOVING, or no DICOM image can be derived from MOVING.
     """
     if always and not is_dicom(moving):
         raise ValueError(f"--dicom needs a DICOM series as MOVING, whose headers the result gets, got {moving}")
@@ -55,9 +66,6 @@ def writes_dicom(moving: Path, fixed: Path, output: Path, *, always: bool) -> bo
     if mosaics and always:
         raise ValueError(f"--dicom cannot write for a mosaic ({mosaics[0]}): run without it for the NIfTI results")
     wanted = wanted and not mosaics
-    folder = output / WARPED_DICOM
-    if wanted and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
     if wanted:
         check_source(moving)
     return wanted

@@ -14,9 +14,10 @@ from ...registration.settings import RegistrationSettings
 from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from .overlap import overlap
-from .scans import read_labels, write_dicom, write_rotated_bvecs, writes_dicom
+from .scans import REGISTRATION_DICOM, read_labels, write_dicom, write_rotated_bvecs, writes_dicom
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
+OPTIONAL_FILES = ("warped_labels.nii.gz", "warped.bval", "warped.bvec", REGISTRATION_DICOM)  # of some pairs only
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Alignment:
         Raises:
             ValueError: a scan cannot be used, or DICOM results are wanted and cannot be written.
         """
-        to_dicom = writes_dicom(pair.moving, pair.fixed, output, always=self.dicom)
+        to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom)
         moving_volume = read_volume(pair.moving)
         moving = reference_image(moving_volume, pair.moving)
         fixed = reference_image(read_volume(pair.fixed), pair.fixed) if pair.contrast == "image" else load_fixed(pair)

@@ -11,6 +11,7 @@ from ...restoration.settings import RestoreSettings
 from ...runs.catalogue import find_weights
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
+from ...runs.files import output_lock
 from ...runs.record import write_record
 from ..batch.find import Found, choose, find_cases
 from ..batch.run import FolderRun, run_batch
@@ -66,13 +67,14 @@ def _restore_single(options: Restore) -> int:
         print(f"{source}: {shape} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
 
     try:
-        work = batch_work(weights=str(options.weights), **_work_arguments(options))
-        done = work.restore(source, target, show=show, progress=_show_progress)
+        with output_lock(target):
+            work = batch_work(weights=str(options.weights), **_work_arguments(options))
+            done = work.restore(source, target, show=show, progress=_show_progress)
+            _report(options, work, done)
     except (CaseRefused, Refused) as error:
         about = f"{source}: " if isinstance(error, Refused) else ""
         print(f"voxelwave: refused: {about}{error}", file=sys.stderr)
         return REFUSED
-    _report(options, work, done)
     return DONE
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, SOME_FAILED
+from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.tables import write_table
 from ...runs.words import one_line
@@ -31,19 +32,20 @@ def predict(options: Predict) -> int:
         raise FileNotFoundError(f"{options.input} holds no scene: no .json file and no tables")
     several = options.input.is_dir() or len(found) > 1
     rows: list[dict[str, Any]] = []
-    for name, scene in found:
-        folder = options.output / _unique(name, rows) if several else options.output
-        try:
-            rows.append(_predict_one(options, model, name, scene, folder))
-        except (ValueError, OSError) as error:
-            if not several:
-                raise
-            reason = one_line(error)
-            rows.append({"scene": name, "folder": "", "fixations": "", "status": "failed", "reason": reason})
-            print(f"{name}: failed: {reason}")
+    with outputs_together(options.output) as output:
+        for name, scene in found:
+            folder = output / _unique(name, rows) if several else output
+            try:
+                rows.append(_predict_one(options, model, name, scene, folder))
+            except (ValueError, OSError) as error:
+                if not several:
+                    raise
+                reason = one_line(error)
+                rows.append({"scene": name, "folder": "", "fixations": "", "status": "failed", "reason": reason})
+                print(f"{name}: failed: {reason}")
+        if several:
+            write_table(output / TABLE, rows)
     failed = sum(row["status"] == "failed" for row in rows)
-    if several:
-        write_table(options.output / TABLE, rows)
     shown = f"{TABLE} and a folder for each of {len(rows) - failed} scenes" if several else f"{PREDICTION}, {PICTURE}"
     print(f"wrote {options.output}/: {shown}" + (f"; {failed} failed" if failed else ""))
     return SOME_FAILED if failed else DONE
