@@ -140,6 +140,8 @@ class ADHDeepNet(nn.Module):
         else:
             mean, variance = running(self.norm1)
         gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
+        if self.training:  # the second norm takes norm1.bias off again: its gradient is 0, but not missing
+            gain = gain + 0 * self.norm1.bias
         # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
         constant = ((self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)).flatten()
         h = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)

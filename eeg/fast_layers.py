@@ -193,8 +193,14 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
         offset: (C,) a constant added to `h`; it changes the running mean only.
 
     Returns:
-        (C, n, times).
+        (C, n, times) in the type of the norm's weights, under autocast too.
     """
+    h = h.to(norm.weight.dtype)
+    with torch.autocast(h.device.type, enabled=False):
+        return _batch_norm_elu(h, norm, offset)
+
+
+def _batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, offset: Tensor | None) -> Tensor:
     result: Tensor
     if norm.training:
         result, mean, variance = _BatchNormElu.apply(h, norm.weight, norm.bias, None, None, norm.eps)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.auc import auc
-from ..runs.training import Batches, BestEpoch, SeededModule
+from ..runs.training import Batches, BestEpoch, SeededModule, from_all_processes
 from ..runs.weight_file import read_checkpoint
 from .adhdeepnet import ADHDeepNet
 from .networks import build_network
@@ -62,6 +62,7 @@ class WindowData(Dataset[Batch]):
             "label": self.label[window],
             "subject": self.subject[window],
             "noise": self.levels[index // len(self.x)],
+            "row": index,
         }
 
     def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader[Batch]:
@@ -148,10 +149,10 @@ class EEGModule(SeededModule):
         if noise.any():
             x = x + noise.view(-1, 1, 1) * torch.randn_like(x)
         loss = self._loss(self(x), batch["label"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(x))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, steps: int) -> None:
         """Keep the norms that Keras keeps."""
         if isinstance(self.network, ADHDeepNet):
             self.network.constrain()
@@ -162,14 +163,40 @@ class EEGModule(SeededModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits; the figures are those of the whole validation part."""
-        self._seen.append({"logits": self(batch["x"]), "label": batch["label"], "subject": batch["subject"]})
+        kept = {name: batch[name] for name in ("label", "subject", "row")}
+        self._seen.append({"logits": self(batch["x"]), **kept})
 
     def on_validation_epoch_end(self) -> None:
         """Loss and accuracy over windows, AUC over subjects (mean probability)."""
-        logits, label, subject = (torch.cat([seen[k] for seen in self._seen]) for k in ("logits", "label", "subject"))
-        self.log("validation_loss", self._loss(logits, label), prog_bar=True)
-        self.log("validation_accuracy", (logits.argmax(1) == label).float().mean())
-        self.log("validation_auc", subject_auc(logits.softmax(1)[:, 1], label, subject))
+        self._log_figures("validation")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget earlier predictions."""
+        self._seen = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the logits, as `validation_step` does."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of `on_validation_epoch_end` with names "test_*"."""
+        self._log_figures("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probability of the positive class for each window, (batch,)."""
+        probability: Tensor = self(batch["x"]).float().softmax(1)[:, 1]
+        return probability
+
+    def _log_figures(self, part: str) -> None:
+        seen = {name: from_all_processes(torch.cat([one[name] for one in self._seen])) for name in self._seen[0]}
+        if self.trainer.world_size > 1:  # Lightning gives a window to two processes where their numbers would differ
+            order = seen["row"].argsort(stable=True)
+            first = torch.cat([seen["row"].new_tensor([-1]), seen["row"][order][:-1]]) != seen["row"][order]
+            seen = {name: values[order[first]] for name, values in seen.items()}
+        logits, label = seen["logits"].float(), seen["label"]
+        self.log(f"{part}_loss", self._loss(logits, label), prog_bar=True)
+        self.log(f"{part}_accuracy", (logits.argmax(1) == label).float().mean())
+        self.log(f"{part}_auc", subject_auc(logits.softmax(1)[:, 1], label, seen["subject"]))
 
     def configure_optimizers(self) -> Any:
         """Adam; with a validation part, its rate halves on a plateau as in Keras."""

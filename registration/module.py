@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from ..runs.training import SteppedModule
 from ..runs.weight_file import write_weights
 from .choices import TrainingSimilarity
 from .jacobian import non_positive_jacobian_fraction, sdlogj
@@ -28,7 +28,7 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
 REGULARIZERS: dict[str, Callable[..., Tensor]] = {"diffusion": diffusion_energy, "bending": bending_energy}
 
 
-class RegistrationModule(L.LightningModule):
+class RegistrationModule(SteppedModule):
     """A registration network with its loss, its validation metrics and its optimizer.
 
     Batches hold the items of `registration.data`. The loss is similarity + smoothness * regularizer(displacement)
@@ -99,7 +99,9 @@ class RegistrationModule(L.LightningModule):
         """Return the loss of one batch."""
         parts = self.losses(batch, *self(batch["moving"], batch["fixed"]))
         values = {f"train_{name}": value.detach() for name, value in parts.items()}
-        self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["fixed"]))
+        self.log_dict(
+            values, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["fixed"]), sync_dist=True
+        )
         return parts["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -109,6 +111,11 @@ class RegistrationModule(L.LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same figures as `validation_step` with names "test_*"."""
         self._log_evaluation("test", batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return "warped" (B, 1, D, H, W) and "displacement" (B, 3, D, H, W) in voxels."""
+        warped, displacement = self(batch["moving"], batch["fixed"])
+        return {"warped": warped, "displacement": displacement}
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, float]:
         """Return losses, "non_positive_jacobian_percent", "sdlogj", and with label maps "dice" and "affine_dice".
@@ -143,7 +150,7 @@ class RegistrationModule(L.LightningModule):
 
     def _log_evaluation(self, prefix: str, batch: dict[str, Any]) -> None:
         values = {f"{prefix}_{name}": value for name, value in self.evaluate_batch(batch).items()}
-        self.log_dict(values, prog_bar=True, batch_size=len(batch["fixed"]))
+        self.log_dict(values, prog_bar=True, batch_size=len(batch["fixed"]), sync_dist=True)
 
 
 def soft_dice_loss(moving_labels: Tensor, fixed_labels: Tensor, displacement: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from ..runs.training import update_average
+from ..runs.training import SteppedModule, update_average
 from ..runs.weight_file import read_checkpoint
 from .data import Patches
 from .settings import ModuleSettings
@@ -70,7 +69,7 @@ def held_then_cosine(step: int, *, warmup: int, hold: int, steps: int, floor: fl
     return floor + (1 - floor) * (1 + math.cos(math.pi * part)) / 2
 
 
-class RestorationModule(LightningModule):
+class RestorationModule(SteppedModule):
     """A network, its loss and optimiser; validation and export use an exponential moving average (EMA) of its weights.
 
     Batches are {"degraded": (B, C_in, H, W), "clean": (B, C, H * scale, W * scale)}, 0 and 1 at the ends of the range.
@@ -95,7 +94,6 @@ class RestorationModule(LightningModule):
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         # a buffer, so that a resumed training continues to average where it stopped
         self.register_buffer("averaged_steps", torch.tensor(0))
-        self._mixing = torch.Generator()
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H * scale, W * scale) by the averaged weights."""
@@ -113,22 +111,33 @@ class RestorationModule(LightningModule):
         if self.settings.mixup is not None:
             degraded, clean = self._mix(degraded, clean, self.settings.mixup, self.global_step)
         loss = LOSSES[self.settings.loss](self.network(degraded), clean)
-        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True)
+        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, steps: int) -> None:
         """Move the averaged weights towards the present ones."""
         self.averaged_steps += 1
         update_average(self.ema, self.network, decay=self.settings.ema_decay, step=int(self.averaged_steps))
 
     def validation_step(self, batch: Patches, batch_idx: int) -> None:
         """Log the PSNR (dB, data_range 1, values clipped to [0, 1], no border left out) of result and input."""
+        self._log_psnr("", batch)
+
+    def test_step(self, batch: Patches, batch_idx: int) -> None:
+        """Log the figures of `validation_step` with names "test_*"."""
+        self._log_psnr("test_", batch)
+
+    def predict_step(self, batch: Patches, batch_idx: int) -> Tensor:
+        """The restored images, as `forward`."""
+        return self.forward(batch["degraded"])
+
+    def _log_psnr(self, prefix: str, batch: Patches) -> None:
         clean = batch["clean"]
         restored = self.averaged(batch["degraded"])
-        self.log("psnr", _psnr(restored, clean), prog_bar=True, on_epoch=True, batch_size=1)
+        self.log(f"{prefix}psnr", _psnr(restored, clean), prog_bar=True, on_epoch=True, batch_size=1, sync_dist=True)
         middle = batch["degraded"][:, self.network.middle]
         if middle.shape == clean.shape:
-            self.log("psnr_input", _psnr(middle, clean), on_epoch=True, batch_size=1)
+            self.log(f"{prefix}psnr_input", _psnr(middle, clean), on_epoch=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW with a learning rate that changes every step."""
@@ -168,10 +177,11 @@ class RestorationModule(LightningModule):
 
     def _mix(self, degraded: Tensor, clean: Tensor, alpha: float, step: int) -> tuple[Tensor, Tensor]:
         """Blend half the batches with a shuffled copy of themselves; the draws depend on the step alone."""
-        generator = self._mixing.manual_seed(step)
-        if torch.rand(1, generator=generator) < 0.5:
+        generator = torch.Generator().manual_seed(step)
+        if torch.rand(1, generator=generator, dtype=torch.float32) < 0.5:
             return degraded, clean
-        share = torch._sample_dirichlet(torch.tensor([alpha, alpha]), generator=generator)[0].to(degraded)
+        concentration = torch.tensor([alpha, alpha], dtype=torch.float32)  # there is no Dirichlet in bfloat16
+        share = torch._sample_dirichlet(concentration, generator=generator)[0].to(degraded)
         other = torch.randperm(len(degraded), generator=generator).to(degraded.device)
         return torch.lerp(degraded[other], degraded, share), torch.lerp(clean[other], clean, share)
 

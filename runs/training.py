@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -37,7 +38,38 @@ class Batches(Sampler[list[int]]):
         return (part.tolist() for part in np.array_split(order, range(self.batch, self.items, self.batch)))
 
 
-class SeededModule(LightningModule):
+class SteppedModule(LightningModule):
+    """A module that may change its weights after each optimizer step, before a callback can write a checkpoint.
+
+    A training that continues from a checkpoint within an epoch warns, since an epoch's order starts anew.
+    """
+
+    def after_step(self, steps: int) -> None:
+        """Called after each optimizer step.
+
+        Args:
+            steps: optimizer steps so far, this one included.
+        """
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step as Lightning does, then call `after_step`."""
+        before = self.global_step
+        super().optimizer_step(*args, **kwargs)
+        self.after_step(before + 1)
+
+    def on_train_start(self) -> None:
+        """Warn if the training continues within an epoch."""
+        done, batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self.trainer.num_training_batches
+        if 0 < done < batches:
+            warnings.warn(
+                f"the checkpoint was written after {done} of the {batches} batches of an epoch: the rest of this epoch"
+                " takes batches from its beginning, and its mean loss covers the rest only. Resume from a checkpoint"
+                " written at the end of an epoch to get the weights of an uninterrupted training",
+                stacklevel=2,
+            )
+
+
+class SeededModule(SteppedModule):
     """A module whose random draws depend on its seed and step alone, so that a resumed training repeats them.
 
     Its hyper-parameters hold "seed"; `network` is the network that is trained.
@@ -55,9 +87,24 @@ class SeededModule(LightningModule):
         return np.random.default_rng([self.hparams["seed"], self.global_step])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed torch at the first batch of an epoch."""
+        """Seed torch at the first batch of an epoch, differently in each process."""
         if batch_idx == 0:
-            torch.manual_seed(int(self.order().integers(2**63)))
+            seed = [self.hparams["seed"], self.global_step]
+            own = np.random.default_rng([*seed, self.global_rank]) if self.global_rank else self.order()
+            torch.manual_seed(int(own.integers(2**63)))
+
+
+def from_all_processes(part: Tensor) -> Tensor:
+    """The rows of all processes of a training in the order of their ranks, on the device of `part`.
+
+    Args:
+        part: (n, ...) rows of this process; n may differ between processes.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return part
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part.cpu())
+    return torch.cat(parts).to(part.device)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ IGNORED = -100  # what follows the end of a shorter path
 _POOL = 16  # batches among which paths of like lengths are sought
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Lightning converts the fields to another precision
 class PathBatch:
     """Paths and the scenes that they are on.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runs.training import SeededModule, update_average
+from ..runs.training import SeededModule, from_all_processes, update_average
 from ..runs.weight_file import read_checkpoint
 from .data import IGNORED, PathBatch, PathData
 from .oat import OAT, log_probabilities
@@ -108,13 +108,13 @@ class ScanpathModule(SeededModule):
     def training_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
         """The published loss of one batch."""
         loss = path_loss(self.network(batch.scenes, batch.scene, batch.previous), batch.chosen) * batch.weight
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.scene))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.scene), sync_dist=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_step(self, steps: int) -> None:
         """Move the averaged weights a little towards the present ones; early on the average is shorter."""
         if self.ema is not None:
-            update_average(self.ema, self.network, decay=self.hparams["ema_decay"], step=self.global_step)
+            update_average(self.ema, self.network, decay=self.hparams["ema_decay"], step=steps)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's sums."""
@@ -127,8 +127,29 @@ class ScanpathModule(SeededModule):
         self._tokens += tokens
 
     def on_validation_epoch_end(self) -> None:
-        """Nats per token, ends among them."""
-        self.log("validation_nats", self._nats / self._tokens, prog_bar=True)
+        """Nats per token, ends among them; of several processes, a last batch may count twice."""
+        self._log_nats("validation")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget earlier sums."""
+        self._nats, self._tokens = 0.0, 0
+
+    def test_step(self, batch: PathBatch, batch_idx: int) -> None:
+        """Sum up, as `validation_step` does."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log "test_nats", the figure of `on_validation_epoch_end`."""
+        self._log_nats("test")
+
+    def predict_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
+        """Log-probabilities of each next fixation, given those before it: (B, T, N + 1), the end last."""
+        scores = self.averaged(batch.scenes, batch.scene, batch.previous)
+        return log_probabilities(scores, first=batch.first)
+
+    def _log_nats(self, part: str) -> None:
+        sums = from_all_processes(torch.tensor([[self._nats, self._tokens]], dtype=torch.float64)).sum(0)
+        self.log(f"{part}_nats", float(sums[0] / sums[1]), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW without decay of biases and norms; the learning rate is constant, or warms up and falls."""

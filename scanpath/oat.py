@@ -21,7 +21,7 @@ BEGIN = -1  # the token before the first fixation
 KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, d_model / heads)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Lightning converts the fields to another precision
 class SceneBatch:
     """Scenes as tensors; scenes with fewer objects are padded at the end.
 
@@ -122,7 +122,7 @@ class MultiheadAttention(nn.Module):
         if return_weights or dropping:
             out, weights = attention(q, keys, values, **options, return_weights=True)
             if dropping:
-                out = F.dropout(weights, self.dropout) @ values
+                out = (F.dropout(weights, self.dropout) @ values.to(weights.dtype)).to(x.dtype)
         else:
             out = attention(q, keys, values, **options)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights

@@ -54,7 +54,7 @@ def test_the_average_starts_at_the_weights_and_follows_them() -> None:
         for parameter in module.network.parameters():
             parameter.add_(1.0)
     before = [p.clone() for p in module.ema.parameters()]
-    module.on_train_batch_end(None, None, 0)
+    module.after_step(1)
     share = 1 - (1 + 1) / (10 + 1)  # the first step has a small decay
     for old, new in zip(before, module.ema.parameters(), strict=True):
         torch.testing.assert_close(new, old + share)
