@@ -247,6 +247,18 @@ def test_a_confound_that_is_noise_is_called_significant_as_rarely_as_it_should()
     assert np.mean(np.array(p) < 0.05) < 0.15  # 0.025 expected of 40 ranks, 60 draws
 
 
+@pytest.mark.parametrize("effect", [0.0, 1.19])  # AUC 0.5 and 0.8 in the population
+def test_the_interval_of_a_confound_covers_the_true_auc_in_19_of_20_studies(effect):
+    held = 0
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        labels = generator.permutation(np.arange(24) % 2)
+        values = generator.standard_normal(24) + effect * labels
+        low, high = confound_auc(values.tolist(), labels, permutations=9, bootstraps=300, repeats=3, seed=seed).interval
+        held += low <= (0.8 if effect else 0.5) <= high
+    assert held >= 90  # 95 expected, binomial standard deviation 2.2; the former bootstrap held 60
+
+
 # --- finding the same EEG
 
 
