@@ -2,47 +2,27 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from scipy.signal import butter, resample, sosfiltfilt
-
-from .confounds import confound_auc
+from .audit_signals import SubjectSignal
+from .check import Check, Outcome
+from .confound_checks import check_confounds
 from .duplicates import near_duplicate_windows, shared_stretches
 from .persons import join_persons
-from .recording import Recording
 from .split_file import WHOLE, Fold, Part, SplitFile
-from .study import Study, Subject
+from .study import Study
 from .windows import WindowOptions, Windows, load_windows
-
-Outcome = Literal["ok", "warning", "fail", "not checked"]
 
 SELECTION = "selection inside the fold"  # names of checks that others choose by
 APART = "no subject on both sides"
 SHARED = "no near-duplicate windows on both sides"
 
-_LOW_RATE = 32.0  # Hz: enough to know a recording again
-_LOW_BAND = (1.0, 12.0)
 _DUPLICATE = 0.95  # correlation; windows of different children in the ADHD data reach 0.78 through blinks
-_SIGNIFICANT = 0.05
-_DECISIVE = 0.9  # AUC from which a confound alone makes any figure worthless
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of an audit."""
-
-    check: str
-    outcome: Outcome
-    detail: str
-
-    def as_dict(self) -> dict[str, str]:
-        """The check as plain values, for JSON."""
-        return asdict(self)
 
 
 def audit(
@@ -70,9 +50,11 @@ def audit(
     """
     options = options or (splits.windows if splits is not None else None) or WindowOptions()
     windows = load_windows(study, replace(options, scaling="window"), cache)
-    signals = [_Signal.of(study, name, options, windows.channels) for name in windows.subjects]
+    by_name = {subject.subject: subject for subject in study.subjects}
+    subjects = [by_name[name] for name in windows.subjects]
+    signals = [SubjectSignal.of(subject, options, windows.channels, traits=confounds) for subject in subjects]
     pairs = near_duplicate_windows(windows.x, threshold=_DUPLICATE, seed=seed)
-    stretches = shared_stretches([s.low for s in signals], _LOW_RATE, threshold=_DUPLICATE, seed=seed)
+    stretches = shared_stretches([s.low for s in signals], signals[0].low_sfreq, threshold=_DUPLICATE)
     persons = _known_persons(study, splits)
     checks = [*_check_reading(study, windows), _check_duplicates(windows, pairs, stretches, persons)]
     if splits is not None:
@@ -84,7 +66,7 @@ def audit(
         checks += check_run(splits, windows) if finished else []
     if not confounds:
         return checks
-    return checks + _check_confounds(study, windows, signals, permutations=permutations, seed=seed)
+    return checks + check_confounds(subjects, windows, signals, permutations=permutations, seed=seed)
 
 
 def _known_persons(study: Study, splits: SplitFile | None) -> dict[str, str]:
@@ -93,39 +75,6 @@ def _known_persons(study: Study, splits: SplitFile | None) -> dict[str, str]:
     by_split = {} if splits is None else splits.persons
     persons = join_persons([study.persons[name] for name in names], [by_split.get(name, name) for name in names])
     return dict(zip(names, persons, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class _Signal:
-    """Summary of one subject's recordings."""
-
-    low: np.ndarray  # (channels, samples) at _LOW_RATE
-    amplitude: float  # natural logarithm of the median absolute value
-    unit: str
-    traits: dict[str, str]
-
-    @classmethod
-    def of(cls, study: Study, name: str, options: WindowOptions, channels: tuple[str, ...]) -> "_Signal":
-        subject = next(s for s in study.subjects if s.subject == name)
-        recordings = [replace(options, channels=channels).read(file) for file in subject.files]
-        first = recordings[0]
-        centred = [np.abs(r.signal - np.median(r.signal, axis=1, keepdims=True)) for r in recordings]
-        amplitude = float(np.log(max(float(np.median(np.concatenate(centred, axis=1))), 1e-12)))
-        traits = {
-            "sampling rate of the file": f"{first.file_sfreq:g} Hz",
-            "number type of the file": first.sample_type,
-            "file format": first.source.suffix.lower(),
-            "unit of the file": first.unit,
-        }
-        return cls(np.concatenate([_low_rate(r) for r in recordings], axis=1), amplitude, first.unit, traits)
-
-
-def _low_rate(recording: Recording) -> np.ndarray:
-    high = min(_LOW_BAND[1], 0.4 * recording.sfreq)
-    sos = butter(2, (min(_LOW_BAND[0], high / 4), high), "bandpass", fs=recording.sfreq, output="sos")
-    filtered = sosfiltfilt(sos, recording.signal, axis=1, padlen=min(60, recording.signal.shape[1] - 1))
-    count = max(1, round(recording.seconds * _LOW_RATE))
-    return np.asarray(resample(filtered, count, axis=1), np.float32)
 
 
 def _check_reading(study: Study, windows: Windows) -> list[Check]:
@@ -206,6 +155,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _check_known(splits: SplitFile, labels: dict[str, str], analysed: Sequence[str]) -> Check:
+    if not splits.folds:
+        return Check("subjects of the split", "fail", "the split has no folds: nothing is trained or tested")
     listed = {name for fold in splits.folds for part in fold.parts.values() for name in _names(part)}
     unknown, missing = listed - set(labels), set(analysed) - listed
     if unknown:
@@ -324,34 +275,47 @@ def _overlaps(fold: Fold, times: int) -> int:
     return count
 
 
+_SCALING = {  # declared -> how windows are scaled without looking at the test part
+    "each window by itself": ("window", "windows", "epoch", "trial", "segment"),
+    "each recording by itself": ("recording", "subject", "file", "run"),
+    "fitted on the training part of each fold": ("fold", "train", "training", "training part", "training fold"),
+    "none": ("none", "no", "raw"),
+}
+_SCALED_ON_ALL = ("all", "global", "study", "dataset", "data set", "everything", "whole", "whole data", "test")
+_SELECTED_INSIDE = ("train", "training", "validation", "valid", "val", "dev", "development", "inner", "none", "nothing")
+
+
 def check_declared(splits: SplitFile) -> list[Check]:
-    """Check the declarations of the split file about scaling and selection."""
+    """Check the declarations of the split file about scaling and selection, in any case and several spellings."""
     scaling, selected = splits.declared.get("scaling"), splits.declared.get("selected_on")
-    fitted = {
-        "window": "each window by itself",
-        "recording": "each recording by itself",
-        "fold": "fitted on the training part of each fold",
-        "none": "none",
-    }
+    return [_check_scaling(scaling), _check_selection(selected, splits)]
+
+
+def _check_scaling(scaling: str | None) -> Check:
+    check = "scaling inside the fold"
     if scaling is None:
-        first = Check("scaling inside the fold", "not checked", "the split file does not say how windows were scaled")
-    elif scaling in fitted:
-        first = Check("scaling inside the fold", "ok", fitted[scaling])
-    else:
-        first = Check(
-            "scaling inside the fold", "fail", f"declared as {scaling!r}: fitted on more than the training part"
-        )
-    name = SELECTION
+        return Check(check, "not checked", "the split file does not say how windows were scaled")
+    how = next((how for how, words in _SCALING.items() if scaling in words), None)
+    if how is not None:
+        return Check(check, "ok", how)
+    if scaling in _SCALED_ON_ALL:
+        return Check(check, "fail", f"declared as {scaling!r}: fitted on more than the training part")
+    return Check(check, "fail", f"declared as {scaling!r}, which is none of window, recording, fold, none and all")
+
+
+def _check_selection(selected: str | None, splits: SplitFile) -> Check:
     if selected is None:
-        second = Check(name, "not checked", "the split file does not say on what epochs and settings were chosen")
-    elif selected == "test":
-        second = Check(name, "fail", "epochs and settings are chosen on the test part: figures are too good")
-    elif "published" in splits.protocols:
+        return Check(SELECTION, "not checked", "the split file does not say on what epochs and settings were chosen")
+    words = re.findall(r"[a-z]+", selected)
+    if any(word.startswith("test") or word in ("all", "everything", "holdout", "heldout", "held") for word in words):
+        return Check(SELECTION, "fail", "epochs and settings are chosen on the test part: figures are too good")
+    if "published" in splits.protocols:
         text = "the published protocol runs too, which chooses on the test part; its figures show optimism only"
-        second = Check(name, "warning", text)
-    else:
-        second = Check(name, "ok", f"epochs and settings are chosen on: {selected}")
-    return [first, second]
+        return Check(SELECTION, "warning", text)
+    if not any(word in _SELECTED_INSIDE for word in words):
+        text = f"declared as {selected!r}, which is none of train, validation, test and none"
+        return Check(SELECTION, "not checked", text)
+    return Check(SELECTION, "ok", f"epochs and settings are chosen on: {selected}")
 
 
 def check_run(splits: SplitFile, windows: Windows) -> list[Check]:
@@ -407,81 +371,3 @@ def _check_predictions(table: Path, folds: dict[tuple[int, str], Fold], windows:
 
 def _label(windows: Windows, index: int) -> str:
     return windows.classes[int(windows.labels[index])]
-
-
-def _check_confounds(
-    study: Study, windows: Windows, signals: Sequence[_Signal], *, permutations: int, seed: int
-) -> list[Check]:
-    by_name = {s.subject: s for s in study.subjects}
-    subjects = [by_name[name] for name in windows.subjects]
-    quantities: dict[str, list[Any]] = {"recording length": windows.seconds.tolist()}
-    checks = []
-    if len({signal.unit for signal in signals}) == 1:
-        quantities["amplitude"] = [signal.amplitude for signal in signals]
-    else:
-        checks.append(Check("confound: amplitude", "not checked", "some recordings have a unit and some have none"))
-    for trait in signals[0].traits:
-        quantities[trait] = [signal.traits[trait] for signal in signals]
-    columns = dict.fromkeys(key for subject in subjects for key in subject.extra)
-    for column in columns:
-        quantities.setdefault(column, [subject.extra.get(column, "") for subject in subjects])
-    seen: list[np.ndarray] = []
-    for name, values in quantities.items():
-        kept, kind = _as_quantity(values)
-        order = np.unique([_sort_key(v) for v in kept], return_inverse=True)[1]
-        if kind == "" or len(set(order.tolist())) < 2 or any(_same_ranking(order, other) for other in seen):
-            continue  # constant, or the same as an earlier quantity
-        seen.append(order)
-        checks.append(_check_confound(name, kept, kind, windows, subjects, permutations=permutations, seed=seed))
-    return checks
-
-
-def _as_quantity(values: Sequence[Any]) -> tuple[list[Any], str]:
-    """Values as numbers if all are numbers, and their kind: "number", "category", or "" for names of subjects."""
-    given = [v for v in values if v != ""]
-    try:
-        return [float("nan") if v == "" else float(v) for v in values], "number"
-    except ValueError:
-        levels = len(set(given))
-        return [str(v) for v in values], "category" if levels <= max(10, len(given) // 5) else ""
-
-
-def _sort_key(value: float | str) -> float | str:
-    return value if isinstance(value, str) or value == value else -np.inf
-
-
-def _same_ranking(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two quantities rank the subjects alike, up to direction and rounding."""
-    return abs(float(np.corrcoef(a, b)[0, 1])) > 0.999
-
-
-def _check_confound(
-    name: str,
-    values: Sequence[Any],
-    kind: str,
-    windows: Windows,
-    subjects: Sequence[Subject],
-    *,
-    permutations: int,
-    seed: int,
-) -> Check:
-    check = f"confound: {name}"
-    here = [i for i, v in enumerate(values) if v != "" and v == v]
-    labels = windows.labels[here]
-    if len(here) < len(values) / 2 or min(np.bincount(labels, minlength=2)) < 2:
-        return Check(check, "not checked", f"known for {len(here)} of {len(values)} subjects only")
-    if kind == "category" and all(subjects[i].label.lower() in str(values[i]).lower() for i in here):
-        return Check(check, "not checked", "the column spells the label out")
-    found = confound_auc([values[i] for i in here], labels, permutations=permutations, seed=seed)
-    low, high = found.interval
-    detail = f"AUC {found.auc:.2f} (95 % {low:.2f} to {high:.2f}), permutation p {found.p:.3f}, {found.n} subjects"
-    if found.p >= _SIGNIFICANT:
-        return Check(check, "ok", detail)
-    if found.auc >= _DECISIVE:
-        return Check(check, "fail", f"{detail}: it predicts the label alone")
-    return Check(check, "warning", f"{detail}: report it beside every model")
-
-
-def failed(checks: Sequence[Check]) -> bool:
-    """Whether any check failed."""
-    return any(check.outcome == "fail" for check in checks)

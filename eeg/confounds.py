@@ -77,9 +77,9 @@ def _interval(found: float, null: np.ndarray, labels: np.ndarray) -> tuple[float
     """The 95 % interval of a cross-validated AUC, by inversion of a test.
 
     It holds each value t with abs(found - t) <= c sqrt(V(t) / V(0.5)). V is the variance of an AUC (Hanley and McNeil
-    1982, Radiology 143, equation 2), and c is the half-width that holds 95 % of the permutations: without an effect, the
-    interval holds 0.5 in 95 % of all studies. A bootstrap of the test scores would miss the folds' own spread and hold
-    0.5 in 58 to 69 %.
+    1982, Radiology 143, equation 2), and c is the half-width that holds 95 % of the permutations: without an effect,
+    the interval holds 0.5 in 95 % of all studies. A bootstrap of the test scores would miss the folds' own spread and
+    hold 0.5 in 58 to 69 %.
 
     Args:
         found: the AUC.

@@ -1,14 +1,22 @@
 """Finding the same EEG twice: windows that nearly agree, and recordings that share a stretch at any offset."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.optimize import linear_sum_assignment
+from scipy.signal import butter, sosfiltfilt
 
 _PROJECTION = 128  # dimensions; the error of a correlation is then about 0.09
 _SLACK = 0.3  # below the threshold, so that the projection's error loses no pair
 _BLOCK = 1024
 _CHUNK = 256
+# Hz; a copy that was filtered agrees in the bands that the filter left
+_BANDS = ((1.0, 12.0), (2.0, 8.0), (8.0, 14.0), (14.0, 28.0))
+_COARSE = 16.0  # Hz, rate of the envelopes in which copies are sought
+_CANDIDATE = 0.7  # correlation of envelopes from which all channels are compared
+_LEAST_POWER = 1e-3  # of the recording's; a band with less holds what a filter left over
 
 
 def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int = 0) -> list[tuple[int, int, float]]:
@@ -44,74 +52,169 @@ def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int 
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """All recordings in one band.
+
+    Args:
+        signals: each (channels, samples), without the mean of the channels, so in no reference.
+        envelopes: each (samples at the coarse rate,), logarithm of the power over the channels.
+    """
+
+    signals: list[np.ndarray]
+    envelopes: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of a recording's envelope, or the same backwards."""
+
+    recording: int
+    span: slice
+    backwards: bool
+
+
 def shared_stretches(
-    signals: Sequence[np.ndarray], sfreq: float, *, seconds: float = 8.0, threshold: float = 0.95, seed: int = 0
+    signals: Sequence[np.ndarray], sfreq: float, *, seconds: float = 8.0, threshold: float = 0.95
 ) -> list[tuple[int, int, float]]:
     """Pairs of recordings that share a stretch of signal, at any position in either.
 
-    Three stretches of every recording are sought in all others by normalised cross-correlation (FFT) of one mixture of
-    the channels; a hit is then checked on all channels.
+    Three stretches of every recording are sought in all others, forwards and backwards, by normalised cross-correlation
+    (FFT) of the power over all channels. A hit is aligned to a fraction of a sample and compared channel by channel,
+    each with the channel that fits it best. So another reference, order or gain of the channels, a filter, a crop
+    between samples, another rate and reversed time do not hide a copy.
 
     Args:
-        signals: each (channels, samples), one set of channels, at a low rate and without slow drifts.
-        sfreq: Hz.
+        signals: each (channels, samples), one set of channels, from 0.5 Hz up.
+        sfreq: Hz, at least 32.
         seconds: length of a stretch; shorter recordings are compared whole.
-        threshold: least absolute correlation.
-        seed: of the mixture.
+        threshold: least absolute correlation, mean over channels.
 
     Returns:
         (i, j, correlation) with i < j, the best of each pair.
     """
-    mixture = np.random.default_rng(seed).standard_normal(len(signals[0]))
-    scaled = [(s - s.mean(axis=1, keepdims=True)) / (s.std(axis=1, keepdims=True) + 1e-12) for s in signals]
-    traces = [(mixture @ s).astype(np.float64) for s in scaled]
-    stretches = [
-        (i, slice(begin, begin + length))
-        for i, trace in enumerate(traces)
-        for length in [min(len(trace), round(seconds * sfreq))]
-        for begin in {round(share * (len(trace) - length)) for share in (0.25, 0.5, 0.75)}
-    ]
     best: dict[tuple[int, int], float] = {}
-    for first in range(0, len(stretches), _CHUNK):
-        chunk = stretches[first : first + _CHUNK]
-        for i, span, j, begin in _hits(traces, chunk, threshold):
-            there = scaled[j][:, begin : begin + span.stop - span.start]
-            correlation = abs(_correlation(scaled[i][:, span], there))
-            if correlation >= threshold:
-                pair = (min(i, j), max(i, j))
-                best[pair] = max(best.get(pair, 0.0), correlation)
+    for low, high in _BANDS:
+        if high > 0.45 * sfreq:
+            continue
+        band = _in_band(signals, sfreq, low, high)
+        for stretch, j, begin in _hits(band.envelopes, _stretches(band.envelopes, seconds)):
+            pair = (min(stretch.recording, j), max(stretch.recording, j))
+            if best.get(pair, 0.0) < 0.999:
+                found = _agreement(band, stretch, j, begin, sfreq)
+                if found >= threshold:
+                    best[pair] = max(best.get(pair, 0.0), found)
     return [(i, j, r) for (i, j), r in sorted(best.items())]
 
 
-def _hits(
-    traces: Sequence[np.ndarray], stretches: Sequence[tuple[int, slice]], threshold: float
-) -> Iterator[tuple[int, slice, int, int]]:
-    """(recording of the stretch, the stretch, other recording, where in it) of the best place, if it is good."""
-    longest = max(span.stop - span.start for _, span in stretches)
-    size = next_fast_len(max(len(t) for t in traces) + longest, real=True)
-    templates = []
-    for i, span in stretches:
-        template = traces[i][span] - traces[i][span].mean()
-        templates.append(template / (np.linalg.norm(template) + 1e-12))
-    spectra = np.conj(rfft(np.array([np.pad(t, (0, size - len(t))) for t in templates], dtype=np.float32)))
-    for j, trace in enumerate(traces):
-        products = irfft(rfft(trace.astype(np.float32), size) * spectra, size)
-        sums = np.r_[0.0, np.cumsum(trace)]
-        squares = np.r_[0.0, np.cumsum(trace**2)]
-        for (i, span), product in zip(stretches, products, strict=True):
-            length = span.stop - span.start
-            places = len(trace) - length + 1
-            if i == j or places < 1:
+def _in_band(signals: Sequence[np.ndarray], sfreq: float, low: float, high: float) -> _Band:
+    sos = butter(2, (low, high), "bandpass", fs=sfreq, output="sos")
+    window = np.hanning(max(3, round(0.25 * sfreq)))
+    step = max(1, round(sfreq / _COARSE))
+    kept, envelopes = [], []
+    for signal in signals:
+        x = signal - signal.mean(axis=0) if len(signal) > 2 else signal
+        padding = min(60, x.shape[1] - 1)
+        filtered = sosfiltfilt(sos, x, axis=1, padlen=padding).astype(np.float32)
+        power = np.convolve(np.square(filtered).mean(axis=0), window / window.sum(), mode="same")
+        enough = power.mean() > _LEAST_POWER * np.square(x - x.mean(axis=1, keepdims=True)).mean()
+        envelopes.append(np.log(power + 1e-6 * power.mean() + 1e-30)[::step] if enough else np.zeros(0))
+        kept.append(filtered)
+    return _Band(kept, envelopes)
+
+
+def _stretches(envelopes: Sequence[np.ndarray], seconds: float) -> list[_Stretch]:
+    return [
+        _Stretch(i, slice(begin, begin + length), backwards)
+        for i, envelope in enumerate(envelopes)
+        for length in [min(len(envelope), round(seconds * _COARSE))]
+        if length >= _COARSE
+        for begin in sorted({round(share * (len(envelope) - length)) for share in (0.25, 0.5, 0.75)})
+        for backwards in (False, True)
+    ]
+
+
+def _hits(envelopes: Sequence[np.ndarray], stretches: Sequence[_Stretch]) -> Iterator[tuple[_Stretch, int, int]]:
+    """(stretch, other recording, first coarse sample in it) of the best place of each, if it is good."""
+    for first in range(0, len(stretches), _CHUNK):
+        chunk = stretches[first : first + _CHUNK]
+        longest = max(each.span.stop - each.span.start for each in chunk)
+        size = next_fast_len(max(len(e) for e in envelopes) + longest, real=True)
+        templates = np.zeros((len(chunk), size), np.float32)
+        for row, each in zip(templates, chunk, strict=True):
+            part = envelopes[each.recording][each.span]
+            part = (part - part.mean()) / (np.linalg.norm(part - part.mean()) + 1e-12)
+            row[: len(part)] = part[::-1] if each.backwards else part
+        spectra = np.conj(rfft(templates))
+        lengths = np.array([each.span.stop - each.span.start for each in chunk])
+        for j, envelope in enumerate(envelopes):
+            if len(envelope) < lengths.min():
                 continue
-            total = sums[length:] - sums[:-length]
-            energy = np.sqrt(np.maximum(squares[length:] - squares[:-length] - total**2 / length, 1e-12))
-            agreement = np.abs(product[:places]) / energy
-            begin = int(agreement.argmax())
-            if agreement[begin] >= threshold - _SLACK / 3:
-                yield i, span, j, begin
+            products = irfft(rfft((envelope - envelope.mean()).astype(np.float32), size) * spectra, size)
+            for length in np.unique(lengths[lengths <= len(envelope)]):
+                rows = np.flatnonzero(lengths == length)
+                agreement = products[rows, : len(envelope) - length + 1] / _norms(envelope, int(length))
+                begins = agreement.argmax(axis=1)
+                good = agreement[np.arange(len(rows)), begins] >= _CANDIDATE
+                for row, begin in zip(rows[good], begins[good], strict=True):
+                    if chunk[row].recording != j:
+                        yield chunk[row], j, int(begin)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def _norms(x: np.ndarray, length: int) -> np.ndarray:
+    """Norms of all stretches of a length, without their means."""
+    x = x - x.mean()
+    sums, squares = np.r_[0.0, np.cumsum(x)], np.r_[0.0, np.cumsum(x**2)]
+    total = sums[length:] - sums[:-length]
+    norms: np.ndarray = np.sqrt(np.maximum(squares[length:] - squares[:-length] - total**2 / length, 1e-12))
+    return norms
+
+
+def _agreement(band: _Band, stretch: _Stretch, j: int, begin: int, sfreq: float) -> float:
+    """Mean correlation of channels at the best place near `begin`, each with the channel that fits it best."""
+    step, margin = max(1, round(sfreq / _COARSE)), max(2, round(0.1 * sfreq))
+    part = band.signals[stretch.recording][:, stretch.span.start * step : stretch.span.stop * step]
+    part = part[:, ::-1] if stretch.backwards else part
+    there = band.signals[j]
+    length = part.shape[1]
+    first = max(0, begin * step - margin)
+    region = there[:, first : begin * step + length + margin]
+    if region.shape[1] < length:
+        length = region.shape[1]
+        part = part[:, :length]
+    places = range(region.shape[1] - length + 1)
+    fits = [_correlations(part, region[:, k : k + length]) for k in places]
+    coarse = [_one_to_one(fit) if fit.max(axis=1).mean() > 0.5 else 0.0 for fit in fits]
+    k = int(np.argmax(coarse))
+    if coarse[k] < 0.6:
+        return coarse[k]
+    found = [coarse[k]]
+    for shift in np.arange(-1, 1.01, 0.125):
+        moved = _shifted(part, float(shift))
+        inside = slice(4, length - 4)
+        found.append(_one_to_one(_correlations(moved[:, inside], region[:, k + 4 : k + length - 4])))
+    return max(found)
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(channels, channels) absolute correlations; 0 for a flat channel."""
     a = a - a.mean(axis=1, keepdims=True)
     b = b - b.mean(axis=1, keepdims=True)
-    return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12))
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    found: np.ndarray = np.abs(a @ b.T) / np.where(norms > 1e-12 * norms.max(initial=0), norms, np.inf)
+    return found
+
+
+def _one_to_one(correlations: np.ndarray) -> float:
+    """Mean correlation of the best assignment of channels to channels, without its lowest tenth: bad electrodes."""
+    pairs = linear_sum_assignment(-correlations)
+    values = np.sort(correlations[pairs])
+    return float(values[len(values) // 10 :].mean())
+
+
+def _shifted(x: np.ndarray, samples: float) -> np.ndarray:
+    """The signals moved by a fraction of a sample."""
+    count = x.shape[1]
+    phase = np.exp(-2j * np.pi * rfftfreq(count) * samples)
+    moved: np.ndarray = irfft(rfft(x, axis=1) * phase, count, axis=1)
+    return moved

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+from ..runs.words import tidy_name
 from .study import read_rows
 from .windows import WindowOptions
 
@@ -14,6 +15,7 @@ Part = frozenset[Unit]
 
 WHOLE = -1
 PLAN = "plan.json"
+_COLUMNS = ("subject", "fold", "set", "repeat", "start")
 _SETS = {
     "train": "train",
     "training": "train",
@@ -57,7 +59,7 @@ class SplitFile:
         folds: all of them.
         by_window: whether windows are listed rather than subjects.
         declared: "scaling" (window, recording, fold, none, all) and "selected_on" (train, validation, test, none),
-            if the file gives them.
+            if the file gives them, in lower case.
         persons: subject -> the person behind it, where several subjects are one person.
         windows: how a run of ours cuts windows.
         protocols: that a run of ours follows.
@@ -98,12 +100,12 @@ def read_splits(path: str | Path) -> SplitFile:
     try:
         content = json.loads(path.read_text())
         return _from_plan(path, content) if "splits" in content else _from_json(path, content)
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be a plan or hold folds with train and test: {error!r}") from error
 
 
 def _read_table(path: Path) -> SplitFile:
-    rows = read_rows(path)
+    rows = [{k.lower() if k.lower() in _COLUMNS else k: v for k, v in row.items()} for row in read_rows(path)]
     columns = set(rows[0]) if rows else set()
     if "subject" not in columns or not columns & {"fold", "set"}:
         raise ValueError(f"{path} must have the columns subject and fold or set, got {', '.join(sorted(columns))}")
@@ -111,7 +113,7 @@ def _read_table(path: Path) -> SplitFile:
     table: dict[tuple[int, str], dict[str, set[Unit]]] = {}
     for number, row in enumerate(rows, start=2):
         try:
-            unit = (row["subject"], int(row["start"]) if by_window else WHOLE)
+            unit = (tidy_name(row["subject"]), int(row["start"]) if by_window else WHOLE)
             key = (int(row.get("repeat") or 0), row.get("fold") or "0")
         except ValueError as error:
             raise ValueError(f"{path} line {number} must have whole numbers for start and repeat: {error}") from error
@@ -128,31 +130,84 @@ def _read_table(path: Path) -> SplitFile:
 
 
 def _from_json(path: Path, content: dict[str, Any]) -> SplitFile:
-    units = [u for fold in content["folds"] for name in ("train", "test") for u in fold[name]]
-    by_window = any(not isinstance(u, str) for u in units)
+    written = [_known_parts(fold) for fold in content["folds"]]
+    units = [u for fold in written for name in ("train", "test") for u in fold[name]]
+    by_window = any(isinstance(u, list) for u in units)
     folds = tuple(
         Fold(
             int(fold.get("repeat", 0)),
             str(fold.get("fold", number)),
-            {name: _part(fold[name]) for name in ("train", "validation", "test") if name in fold},
-            tuple({name: _part(p[name]) for name in ("train", "validation")} for p in fold.get("inner", [])),
+            {name: _part(parts[name]) for name in ("train", "validation", "test") if name in parts},
+            tuple(
+                {name: _part(inner[name]) for name in ("train", "validation")}
+                for inner in map(_known_parts, fold.get("inner", []))
+            ),
         )
-        for number, fold in enumerate(content["folds"])
+        for number, (fold, parts) in enumerate(zip(content["folds"], written, strict=True))
     )
-    declared: dict[str, str] = {name: str(content[name]) for name in ("scaling", "selected_on") if name in content}
+    declared = {name: _words(content[name]) for name in ("scaling", "selected_on") if content.get(name) is not None}
     return SplitFile(path, folds, by_window, declared)
 
 
+def _known_parts(fold: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a fold under the names that we use, in whatever case and word a file has them."""
+    return {_SETS[key.strip().lower()]: part for key, part in fold.items() if key.strip().lower() in _SETS}
+
+
+def _words(declared: object) -> str:
+    """A declaration as lower-case words; a list of them is joined."""
+    given = declared if isinstance(declared, list) else [declared]
+    return ", ".join(str(word).strip().casefold() for word in given)
+
+
 def _part(units: Iterable[Any]) -> Part:
-    return frozenset((u, WHOLE) if isinstance(u, str) else (str(u[0]), int(u[1])) for u in units)
+    return frozenset((str(u[0]), int(u[1])) if isinstance(u, list) else (tidy_name(str(u)), WHOLE) for u in units)
 
 
-def _from_plan(path: Path, plan: dict[str, Any]) -> SplitFile:
+class _PlannedInner(TypedDict):
+    train: list[int]
+    validation: list[int]
+
+
+class _PlannedSplit(TypedDict):
+    repeat: int
+    fold: int
+    train: list[int]
+    test: list[int]
+    inner: list[_PlannedInner]
+
+
+class _PlannedCohort(TypedDict):
+    subjects: list[str]
+    groups: list[str]
+
+
+class _PlannedDesign(TypedDict):
+    protocol: Literal["nested", "published", "both"]
+
+
+class _PlannedArguments(TypedDict):
+    windows: dict[str, Any]  # fields of `WindowOptions`
+
+
+class _PlannedModel(TypedDict):
+    arguments: _PlannedArguments
+
+
+class _Plan(TypedDict):
+    """What is read of plan.json, which `voxelwave eeg nested-cv` writes."""
+
+    design: _PlannedDesign
+    cohort: _PlannedCohort
+    models: dict[str, _PlannedModel]
+    splits: list[_PlannedSplit]
+
+
+def _from_plan(path: Path, plan: _Plan) -> SplitFile:
     """A plan of `voxelwave eeg nested-cv`: indices into the names of its cohort."""
-    cohort = plan["cohort"]
-    names: Sequence[str] = cohort["subjects"]
+    names = plan["cohort"]["subjects"]
 
-    def part(indices: Iterable[int]) -> Part:
+    def part(indices: Sequence[int]) -> Part:
         return frozenset((names[i], WHOLE) for i in indices)
 
     folds = tuple(
@@ -160,22 +215,13 @@ def _from_plan(path: Path, plan: dict[str, Any]) -> SplitFile:
             split["repeat"],
             str(split["fold"]),
             {"train": part(split["train"]), "test": part(split["test"])},
-            tuple({name: part(inner[name]) for name in ("train", "validation")} for inner in split["inner"]),
+            tuple({"train": part(i["train"]), "validation": part(i["validation"])} for i in split["inner"]),
         )
         for split in plan["splits"]
     )
-    protocol = plan.get("design", {}).get("protocol", "nested")
-    windows = _window_options(plan)
-    declared: dict[str, str] = {"selected_on": "test" if protocol == "published" else "validation"}
-    if windows is not None:
-        declared["scaling"] = windows.scaling
-    persons = dict(zip(names, cohort.get("groups") or names, strict=True))
+    protocol = plan["design"]["protocol"]
+    windows = WindowOptions(**next(iter(plan["models"].values()))["arguments"]["windows"])  # all models have the same
+    declared = {"selected_on": "test" if protocol == "published" else "validation", "scaling": windows.scaling}
+    persons = dict(zip(names, plan["cohort"]["groups"] or names, strict=True))
     protocols = ("nested", "published") if protocol == "both" else (protocol,)
     return SplitFile(path, folds, False, declared, persons, windows, protocols)
-
-
-def _window_options(plan: dict[str, Any]) -> WindowOptions | None:
-    """The window options that all models of a plan are built with."""
-    given = [spec.get("arguments", {}).get("windows") for spec in plan.get("models", {}).values()]
-    found = [g for g in given if isinstance(g, dict)]
-    return WindowOptions(**found[0]) if found else None

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...eeg.audit import Check, failed
 from ...eeg.audit import audit as audit_study
+from ...eeg.check import Check, failed
 from ...eeg.split_file import read_splits
 from ...eeg.study import LabelError
 from ...eeg.windows import WindowOptions

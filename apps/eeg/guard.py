@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...eeg.audit import Check, failed
+from ...eeg.check import Check, failed
 from ...eeg.persons import join_persons
 from ...eeg.study import LabelError, Study, read_study
 from ...eeg.windows import Windows

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ...eeg.audit import SELECTION, Check, audit, check_run
+from ...eeg.audit import SELECTION, audit, check_run
+from ...eeg.check import Check
 from ...eeg.estimators import NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
 from ...eeg.study import Study

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ...eeg.audit import APART, SHARED, Check, audit, failed
+from ...eeg.audit import APART, SHARED, audit
+from ...eeg.check import Check, failed
 from ...eeg.fast_layers import keep_freed_memory
 from ...eeg.networks import CARD, WEIGHTS, ModelCard, save_network
 from ...eeg.split_file import WHOLE, Fold, SplitFile

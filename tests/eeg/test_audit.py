@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 
+import mne
 import numpy as np
 import pytest
+from scipy.signal import butter, resample_poly, sosfiltfilt
 
-from voxelwave.eeg.audit import audit, check_declared, check_splits, failed
+from voxelwave.eeg.audit import audit, check_declared, check_splits
+from voxelwave.eeg.check import failed
+from voxelwave.eeg.confound_checks import _check_row_order
 from voxelwave.eeg.confounds import confound_auc
 from voxelwave.eeg.duplicates import near_duplicate_windows, shared_stretches
 from voxelwave.eeg.split_file import WHOLE, read_splits
 from voxelwave.eeg.study import read_study
+from voxelwave.eeg.synthetic import synthetic_signal
 from voxelwave.eeg.windows import WindowOptions, standardize
 
 NAMES = ("Fz", "Cz", "Pz")
@@ -148,10 +154,30 @@ def test_equal_recordings_of_a_known_person_are_a_warning(study, noise):
         ({"scaling": "fold"}, "scaling inside the fold", "ok"),
         ({"selected_on": "test"}, "selection inside the fold", "fail"),
         ({"selected_on": "validation"}, "selection inside the fold", "ok"),
+        ({"scaling": "Fold"}, "scaling inside the fold", "ok"),
+        ({"scaling": " WHOLE "}, "scaling inside the fold", "fail"),
+        ({"scaling": None}, "scaling inside the fold", "not checked"),
+        ({"selected_on": "Test"}, "selection inside the fold", "fail"),
+        ({"selected_on": "test set"}, "selection inside the fold", "fail"),
+        ({"selected_on": ["validation", "test"]}, "selection inside the fold", "fail"),
+        ({"selected_on": "Inner folds"}, "selection inside the fold", "ok"),
+        ({"selected_on": "by hand"}, "selection inside the fold", "not checked"),
     ],
 )
 def test_scaling_and_selection_outside_the_fold_fail(declared, check, outcome, splits):
     assert outcomes(check_declared(splits(split_content(**declared))))[check] == outcome
+
+
+def test_a_split_without_folds_fails(splits):
+    found = check_splits(splits(split_content(folds=[])), LABELS)
+    assert outcomes(found)["subjects of the split"] == "fail"
+
+
+def test_parts_columns_and_numbers_are_read_in_other_spellings(splits, tmp_path):
+    given = splits({"folds": [{"Training": [1, 2], "Test ": ["3.0"]}]})
+    assert given.folds[0].parts == {"train": {("1", WHOLE), ("2", WHOLE)}, "test": {("3", WHOLE)}}
+    (tmp_path / "folds.csv").write_text("Subject,Fold\na,1\nb,2\n")
+    assert read_splits(tmp_path / "folds.csv").folds[0].parts["test"] == {("a", WHOLE)}
 
 
 def test_undeclared_scaling_and_selection_are_not_checked(splits):
@@ -226,6 +252,70 @@ def test_names_and_labels_written_out_are_no_confounds(study):
     assert found["confound: folder"] == "not checked"
 
 
+def test_an_age_that_predicts_the_label_fails_in_spite_of_a_stray_word(study):
+    ages = [f"{7 + 3 * (LABELS[n] == 'case') + 0.1 * i:.1f}" for i, n in enumerate(PEOPLE)]
+    ages[:3] = "?", "10,1", "7.2 y"
+    found = audit(study(columns={"age": ages}), options=OPTIONS, permutations=199)
+    assert outcomes(found)["confound: age"] == "fail"
+    assert "counts as missing: '?'" in detail(found, "confound: age")
+
+
+def test_a_column_with_too_many_words_is_named_as_not_checked(study):
+    column = [f"doctor {min(i, 10)}" for i in range(12)]
+    assert outcomes(audit(study(columns={"doctor": column}), options=OPTIONS, permutations=9))["confound: doctor"] == (
+        "not checked"
+    )
+
+
+def _with_mains(x, frequency):
+    return x + 30 * np.sin(2 * np.pi * frequency * np.arange(x.shape[1]) / 128)
+
+
+def _rereferenced(x, case):
+    return x - x.mean(axis=0) if case else x - x[0]
+
+
+def _low_passed(x, high):
+    return sosfiltfilt(butter(6, high, fs=128, output="sos"), x, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("confound", "of_class"),
+    [
+        ("mains frequency", lambda x, case: _with_mains(x, 60 if case else 50)),
+        ("reference of the file", _rereferenced),
+        ("highest frequency", lambda x, case: _low_passed(x, 25 if case else 40)),
+        ("offset", lambda x, case: x + (100 if case else 20)),
+        ("resolution", lambda x, case: np.round(x) if case else np.round(2 * x) / 2),
+    ],
+)
+def test_a_file_that_gives_the_label_away_fails(confound, of_class, study, noise):
+    signals = {n: of_class(noise(seed=i), LABELS[n] == "case") for i, n in enumerate(PEOPLE)}
+    found = outcomes(audit(study(signals), options=OPTIONS, permutations=199))
+    assert found[f"confound: {confound}"] == "fail"
+    assert "confound: date of the header" not in found  # the same in all files
+
+
+@pytest.mark.parametrize(("column", "write"), [("date of the header", "date"), ("channel names of the file", "names")])
+def test_a_header_that_gives_the_label_away_fails(column, write, study, noise, tmp_path, write_fif):
+    given = study()
+    for number, name in enumerate(PEOPLE):
+        raw = mne.io.read_raw_fif(tmp_path / f"{name}_raw.fif", preload=True, verbose="ERROR")
+        if write == "date":
+            raw.set_meas_date(datetime(2019 + (LABELS[name] == "case"), 1 + number % 12, 3, tzinfo=UTC))
+        elif LABELS[name] == "case":
+            raw.rename_channels({n: n.upper() for n in NAMES}, verbose="ERROR")
+        raw.save(tmp_path / f"{name}_raw.fif", overwrite=True, verbose="ERROR")
+    assert outcomes(audit(given, options=OPTIONS, permutations=199))[f"confound: {column}"] == "fail"
+
+
+def test_rows_in_blocks_of_classes_are_usual_and_rows_that_lean_are_a_warning():
+    assert _check_row_order(np.repeat([0, 1], 20), 199, 0).outcome == "ok"
+    leaning = np.r_[np.zeros(18), 1, 0, 1, 0, np.ones(18)].astype(int)
+    assert _check_row_order(leaning, 199, 0).outcome == "warning"
+    assert _check_row_order(np.tile([0, 1], 20), 199, 0).outcome == "ok"
+
+
 def test_cross_validated_auc_of_a_number_and_a_category():
     labels = np.arange(60) % 2
     told = confound_auc((labels + 0.01 * np.arange(60)).tolist(), labels, permutations=99, bootstraps=200)
@@ -270,6 +360,46 @@ def test_pairs_of_windows_are_those_of_all_correlations(noise):
     expected = {(i, j) for i in range(40) for j in range(i + 1, 40) if abs(correlation[i, j]) > 0.95}
     assert expected == {(3, 7), (12, 31)}
     assert {(i, j) for i, j, _ in near_duplicate_windows(x)} == expected
+
+
+def _cut_between_samples(x):
+    return resample_poly(resample_poly(x, 8, 1, axis=1)[:, 1003:], 1, 8, axis=1)
+
+
+def _resampled_cropped_and_renamed(x):
+    slower = resample_poly(x, 25, 32, axis=1)[:, 201:]
+    return resample_poly(slower, 32, 25, axis=1)[::-1]
+
+
+def _filtered(low, high):
+    return lambda x: sosfiltfilt(butter(4, (low, high), "bandpass", fs=128, output="sos"), x, axis=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, 777:],
+        _cut_between_samples,
+        lambda x: x - x[3],
+        lambda x: x - x.mean(axis=0),
+        lambda x: x[:, ::-1],
+        _filtered(8, 30),
+        lambda x: x[np.random.default_rng(0).permutation(len(x))],
+        lambda x: -0.5 * x,
+        _resampled_cropped_and_renamed,
+        lambda x: _filtered(8, 30)(x - x[2])[::-1, 901:][:, ::-1],
+    ],
+    ids=["odd crop", "between samples", "Cz", "average", "backwards", "filtered", "order", "gain", "resampled", "all"],
+)
+def test_a_changed_copy_of_a_recording_is_found_among_others(change):
+    signals = [
+        synthetic_signal(np.random.default_rng(k), planted_uv=0.0, seconds=40, sfreq=128.0, planted=())
+        for k in range(6)
+    ]
+    halved = [resample_poly(x, 1, 2, axis=1) for x in (*signals, change(signals[2]))]
+    found = shared_stretches(halved, 64.0)
+    assert [(i, j) for i, j, _ in found] == [(2, 6)]
+    assert found[0][2] > 0.95
 
 
 def test_a_shared_stretch_is_found_at_any_offset(noise):
