@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .measured import MeasuredPath, Reading, label, listed, numbers, read_json, take, whole
+from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, read_json, take, whole
 from .scene import Box, Scene, SceneObject
 
 Padding = Literal["centre", "corner"]
+_MOSTLY = 0.5  # share of fixations beside the screen from which it is another screen
 _SAME_BOX = 0.5  # intersection over union of a box told twice
 
 
@@ -57,10 +58,15 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
         duration = numbers(record["T"], where, 1) / 1000 if "T" in record else None
         if duration is not None and len(duration) != len(x):
             raise ValueError(f"{where} must have as many T as X, got {len(duration)} and {len(x)}")
-        trial = MeasuredPath(identifier, label(record, "subject", file), np.stack([x, y], 1), duration=duration)
+        trial = MeasuredPath(identifier, person_name(record, "subject", file), np.stack([x, y], 1), duration=duration)
         seen = (x >= 0) & (y >= 0) & (x < display[0]) & (y < display[1])
         outside += int((~seen).sum())
         paths.append(trial.rows(seen))
+    if outside > _MOSTLY * sum(len(np.atleast_1d(record["X"])) for _, record in records):
+        raise ValueError(
+            f"{folder}: {outside} fixations, most of them, lie beside the screen of {display[0]} x {display[1]} px: "
+            "check display, and that X and Y are pixels of the screen"
+        )
     if outside:
         notes.append(f"{outside} fixations left out, beside the screen of {display[0]} x {display[1]} px")
     if without:

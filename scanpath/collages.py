@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.words import tidy_name
 from .grid import fit_axis
 from .measured import MeasuredPath, Reading, label, listed, numbers, take, whole
 from .scene import Box, Scene, SceneObject
@@ -61,5 +62,5 @@ def read_collages(content: dict[str, Any], path: Path, rows: int | None, columns
             xy = numbers(fixations, where, 2) if fixations else np.empty((0, 2))
             if xy.shape[1] != 2:
                 raise ValueError(f"{where} must be pairs x, y, got {xy.shape[1]} numbers each")
-            paths.append(MeasuredPath(name, str(person), xy))
+            paths.append(MeasuredPath(name, tidy_name(str(person)), xy))
     return scenes, paths, notes

@@ -1,7 +1,8 @@
 """Models of scanpaths beside people: a row of figures for each trial, and their means with intervals over layouts.
 
 Every model draws some paths for a scene. Each is compared with the path of each person on it, and figures are averaged
-over the paths. People are compared in the same way, each with all others on the scene: what no model needs to exceed.
+over the paths. People are compared in the same way, each with all others on the scene, never with another trial of the
+same person: what no model needs to exceed.
 
 The figures, of which all but the first three compare drawn paths:
     nll_per_token, nll_per_fixation  `metrics.negative_log_likelihood` of people's objects and ends, or objects only
@@ -117,7 +118,7 @@ def evaluate_fold(
         on_scene.setdefault(trial.scene, []).append(trial)
     for index in trials:
         trial, scene = dataset.trials[index], dataset.scene_of(int(index))
-        others = [_Drawn(t.objects, t.xy, t.duration) for t in on_scene[trial.scene] if t is not trial]
+        others = [_Drawn(t.objects, t.xy, t.duration) for t in on_scene[trial.scene] if t.person != trial.person]
         if others:
             rows.append(_row(PEOPLE, int(index), trial, scene, others, {}))
     return rows

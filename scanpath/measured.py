@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.words import tidy_name
 from .scene import Scene
 
 
@@ -76,7 +77,15 @@ def label(record: Any, key: str, where: object) -> str:
     value = take(record, key, where)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{where}: {key} must be text or a number, got {str(value)[:60]}")
-    return str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def person_name(record: Any, key: str, where: object) -> str:
+    """Who looked: 1, 1.0, "1" and "1 " are one person."""
+    name = tidy_name(label(record, key, where))
+    if not name:
+        raise ValueError(f"{where}: {key} must name a person, got an empty text")
+    return name
 
 
 def numbers(values: Any, where: object, axes: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..runs.files import atomic_path
-from .measured import MeasuredPath, Reading, label, listed, numbers, take, whole
+from ..runs.words import tidy_name
+from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, take, whole
 from .scene import Dataset, Scene, SceneObject, Trial
 
 FORMAT, VERSION = "voxelwave scanpaths", 1
@@ -23,7 +24,7 @@ def read_own(content: dict[str, Any], path: Path) -> Reading:
     scenes = [_own_scene(record, path) for record in listed(content, "scenes", path)]
     paths = []
     for record in listed(content, "trials", path) if "trials" in content else []:
-        scene, person = label(record, "scene", path), label(record, "person", path)
+        scene, person = label(record, "scene", path), person_name(record, "person", path)
         where = f"{path}: trial of {person} on {scene}"
         columns = {
             key: numbers(record[key], where, 1) for key in ("x", "y", "objects", "onset", "duration") if key in record
@@ -78,22 +79,21 @@ def read_tables(folder: Path) -> Reading:
         values = [_number(row, key, where) for key in row if key.startswith("feature_")]
         features = np.array(values, dtype=np.float32) if values else None
         entry = _object(row.get("name") or "", box, features, where)
-        objects.setdefault(row["scene"], []).append((_whole(row, "object", where), entry))
+        objects.setdefault(tidy_name(row["scene"]), []).append((_whole(row, "object", where), entry))
     scenes = []
     for where, row in _rows(folder / "scenes.csv", ("scene", "width", "height")):
-        listed = sorted(objects.get(row["scene"], []), key=lambda pair: pair[0])
+        name = tidy_name(row["scene"])
+        listed = sorted(objects.get(name, []), key=lambda pair: pair[0])
         if [k for k, _ in listed] != list(range(len(listed))) or not listed:
-            raise ValueError(
-                f"{where}: objects of {row['scene']} must be counted 0, 1, 2 ..., got {len(listed)} of them"
-            )
+            raise ValueError(f"{where}: objects of {name} must be counted 0, 1, 2 ..., got {len(listed)} of them")
         keys: dict[str, Any] = {
             k: _whole(row, k, where) for k in ("target", "rows", "columns") if row.get(k) not in (None, "")
         }
         keys |= {k: row[k] for k in ("layout", "sought") if row.get(k)}
         image = folder / row["image"] if row.get("image") else None
         size = _whole(row, "width", where), _whole(row, "height", where)
-        scenes.append(Scene(row["scene"], size, tuple(o for _, o in listed), image=image, **keys))
-    trials: dict[tuple[str, str], list[tuple[float, dict[str, float]]]] = {}
+        scenes.append(Scene(name, size, tuple(o for _, o in listed), image=image, **keys))
+    trials: dict[tuple[str, str, str], list[tuple[float, dict[str, float]]]] = {}
     for where, row in _rows(folder / "fixations.csv", ("scene", "person", "index")):
         filled = {
             name: _number(row, key, where)
@@ -106,13 +106,14 @@ def read_tables(folder: Path) -> Reading:
             )
             if row.get(key) not in (None, "")
         }
-        trials.setdefault((row["scene"], row["person"]), []).append((_number(row, "index", where), filled))
+        key = tidy_name(row["scene"]), person_name(row, "person", where), tidy_name(row.get("trial") or "")
+        trials.setdefault(key, []).append((_number(row, "index", where), filled))
     paths = []
-    for (scene, person), rows in trials.items():
+    for (scene, person, _), rows in trials.items():
         where = f"{folder / 'fixations.csv'}: trial of {person} on {scene}"
         order = [index for index, _ in rows]
         if len(set(order)) < len(order):
-            raise ValueError(f"{where} must have each index once: name a second trial of a person differently")
+            raise ValueError(f"{where} must have each index once: number the trials of a person in a column trial")
         rows.sort(key=lambda pair: pair[0])
         keys_there = [tuple(values) for _, values in rows]
         if len(set(keys_there)) > 1:

@@ -17,6 +17,7 @@ from .collages import is_collage, read_collages
 from .measured import MeasuredPath, read_json
 from .own_files import FORMAT, TABLES, read_own, read_tables
 from .scene import Box, Dataset, Scene, Trial
+from .units import check_units
 
 Mapping = Literal["nearest", "inside"]
 Duplicates = Literal["error", "drop"]
@@ -146,11 +147,13 @@ def _dataset(
         names = [s.identifier for s in scenes]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"each scene must be there once, {twice} is there {names.count(twice)} times")
-    trials: list[Trial] = []
-    left_out = empty = 0
     for path in paths:
         if path.scene not in by_name:
             raise ValueError(f"a trial of {path.person} is on scene {path.scene}, which is not there")
+    notes = [*notes, *check_units(by_name, paths)]
+    trials: list[Trial] = []
+    left_out = empty = 0
+    for path in paths:
         scene = by_name[path.scene]
         objects = path.objects
         if objects is None:

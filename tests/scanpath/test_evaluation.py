@@ -96,6 +96,14 @@ def test_people_are_compared_with_all_others_on_the_scene_in_every_fold(dataset)
     assert summarise(together, resamples=20)[PEOPLE]["delta"].value == pytest.approx(0)
 
 
+def test_another_trial_of_the_same_person_is_not_other_people():
+    scene = grid("g", target=5)
+    trials = looked(scene, "Ann", 0, 1, 5), looked(scene, "Ann", 0, 1, 5), looked(scene, "Bob", 8, 9, 10)
+    rows = evaluate_fold({}, Dataset({"g": scene}, trials), [0, 2], samples=1)
+    assert [(row["person"], row["sequence_score"]) for row in rows] == [("Ann", 0.0), ("Bob", 0.0)]
+    assert evaluate_fold({}, Dataset({"g": scene}, trials[:2]), [0], samples=1) == []  # nobody else looked
+
+
 def test_durations_count_where_they_are_known():
     scene = grid("g")
     trials = [

@@ -246,6 +246,76 @@ def test_fixations_between_objects_can_be_left_out_and_are_counted(files):
     assert "1 trials left out, without a fixation on an object" in dataset.notes
 
 
+def free(*trials: dict[str, Any]) -> dict[str, Any]:
+    """A picture of 1000 x 600 pixels with objects in a grid, and trials on it."""
+    objects = [{"box": [100 + 200 * (k % 4), 100 + 200 * (k // 4), 100, 100]} for k in range(8)]
+    scene = {"scene": "a", "width": 1000, "height": 600, "target": 3, "objects": objects}
+    return {"format": "voxelwave scanpaths", "version": 1, "scenes": [scene], "trials": list(trials)}
+
+
+def looked(person: object, x: list[float], y: list[float], **more: Any) -> dict[str, Any]:
+    return {"scene": "a", "person": person, "x": x, "y": y, **more}
+
+
+def test_one_person_in_several_spellings_is_one_person(files):
+    paths = [[150 + k, 350 + k, 750] for k in range(6)]
+    people = [1, 1.0, "1 ", "p1", "p1 ", "01"]
+    given = free(*(looked(person, x, [150, 150, 150]) for person, x in zip(people, paths, strict=True)))
+    assert [t.person for t in read_scanpaths(files({"s.json": given})).trials] == ["1", "1", "1", "p1", "p1", "01"]
+    search = coco()
+    search["fixations.json"] += [
+        {**search["fixations.json"][0], "subject": 3.0, "X": [60.0, 70.0], "Y": [70.0] * 2, "T": [200] * 2}
+    ]
+    assert [t.person for t in read_scanpaths(files(search)).trials] == ["3", "4", "3"]
+
+
+def test_a_coco_search_on_another_screen_or_in_seconds_is_refused(files):
+    search = coco()
+    search["fixations.json"][0] |= {"X": [2000.0, 2100.0, 2500.0]}
+    with pytest.raises(ValueError, match="most of them, lie beside the screen of 1680 x 1050 px"):
+        read_scanpaths(files(search))
+    search = coco()
+    for trial in search["fixations.json"]:
+        trial["T"] = [t / 1000 for t in trial["T"]]
+    with pytest.raises(ValueError, match="T of COCO-Search18 in milliseconds"):
+        read_scanpaths(files(search))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "more", "complaint"),
+    [
+        ([0.15, 0.35, 0.75], [0.25, 0.25, 0.25], {}, "must be pixels; all fixations of p on a lie between 0 and 1"),
+        ([-500, 5000, 750], [150, 9000, 150], {}, "2 of 3 fixations lie outside of their picture"),
+        ([-350, -150, 250], [-150, -150, -150], {}, "is the picture's size right, and the origin"),
+        ([150, 350, 750], [150] * 3, {"duration": [250, 300, 280]}, "duration must be in seconds.*are they milli"),
+        ([150, 350, 750], [150] * 3, {"duration": [2.5e-4, 3e-4, 2e-4]}, "duration must be in seconds.*multiply"),
+        ([150, 350, 750], [150] * 3, {"onset": [0, 310, 620]}, "onset must be in seconds.*are they milliseconds"),
+    ],
+)
+def test_positions_and_times_in_another_unit_are_refused(files, x, y, more, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        read_scanpaths(files({"s.json": free(looked("p", x, y, **more))}))
+
+
+def test_a_fixation_far_outside_and_a_smaller_picture_are_noted(files):
+    given = read_scanpaths(files({"s.json": free(looked("p", [150, 350, 1400], [150, 150, 150]))}))
+    assert given.notes == ("1 of 3 fixations lie far outside of their picture, up to 400 px",)
+    trials = [looked(f"p{k}", [50 + 9 * k, 400 - 7 * k, 300], [90, 30 + k, 300]) for k in range(20)]
+    given = read_scanpaths(files({"s.json": free(*trials)}))
+    assert "all 60 fixations lie in the left 40 % and upper 50 %" in given.notes[0]
+    near = read_scanpaths(files({"s.json": free(looked("p", [-20, 350, 1010], [150, 150, 150]))}))
+    assert near.notes == ()  # within a tracker's error
+
+
+def test_a_person_may_have_two_trials_on_a_scene_in_a_table(tmp_path):
+    (tmp_path / "scenes.csv").write_text("scene,width,height\n1,50,10\n")
+    (tmp_path / "objects.csv").write_text("scene,object,x,y,width,height\n1.0,0,0,0,10,10\n1.0,1,20,0,10,10\n")
+    rows = "1,7,0,1,1,\n1,7.0,1,22,1,\n1,7,0,24,3,2\n1,7 ,1,4,3,2\n"
+    (tmp_path / "fixations.csv").write_text(f"scene,person,index,x,y,trial\n{rows}")
+    given = read_scanpaths(tmp_path)
+    assert [(t.person, t.objects.tolist()) for t in given.trials] == [("7", [0, 1]), ("7", [1, 0])]
+
+
 def test_copies_of_a_trial_are_refused_or_dropped(files):
     content = own()
     content["trials"].append({**content["trials"][0], "person": "Eve"})
