@@ -61,17 +61,17 @@ class ChannelNames:
         return None if found is None else (found, found)
 
 
-def name_channels(raw: Any) -> ChannelNames:
-    """The names of the channels of MNE's raw object, judged together; by positions where names do not tell places.
+def name_channels(file: RawFile) -> ChannelNames:
+    """The names of the channels of a file, judged together; by positions where names do not tell places.
 
     Raises:
         ValueError: a channel without a name, or two channels that are the same electrode.
     """
-    written = list(raw.ch_names)
+    raw, written = file.raw, list(file.raw.ch_names)
     eeg = [name for name, kind in zip(written, raw.get_channel_types(), strict=True) if kind == "eeg"]
     named = any(is_scalp_name(standard_name(name)) for name in eeg)
     if not (named and is_ten_twenty(eeg)):
-        places = {name: place for name, place in _places(raw).items() if name in eeg}
+        places = {name: place for name, place in file.places.items() if name in eeg}
         if found := names_by_position(places):
             return _by_position(written, places, found)
     return _by_standard_name(written, numbered_names(eeg)) if is_ten_twenty(eeg) else _by_own_name(written, eeg)
@@ -104,12 +104,6 @@ def _own_name(written: str) -> str:
     """The name in the file, marked if the 10-20 system uses it too."""
     bare = standard_name(written)
     return f"{_OF_FILE}{written.strip()}" if is_scalp_name(bare) or bare in positions() else written.strip()
-
-
-def _places(raw: Any) -> dict[str, np.ndarray]:
-    """Positions in the file: name in the file -> (3,)."""
-    found = raw.get_montage()
-    return {} if found is None else dict(found.get_positions()["ch_pos"] or {})
 
 
 def _name_notes(written: Sequence[str], names: Sequence[str]) -> list[Note]:
@@ -178,9 +172,9 @@ def _wanted_channels(names: ChannelNames, wanted: Sequence[str]) -> tuple[dict[s
     return kept, [] if in_file == order else [Note(text)]
 
 
-def montage_notes(raw: Any, names: ChannelNames) -> list[Note]:
+def montage_notes(file: RawFile, names: ChannelNames) -> list[Note]:
     """Whether positions in the file, if any, lie where the names say."""
-    in_file, standard = _places(raw), positions()
+    in_file, standard = file.places, positions()
     pairs = [
         (in_file[w], standard[n])
         for n, w in names.in_file.items()

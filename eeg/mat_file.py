@@ -1,7 +1,5 @@
-"""MATLAB files: the .mat of the ADHD data set, and the check that a compressed file fits the memory."""
+"""MATLAB files: the .mat of the ADHD data set, and channels of EEGLAB files without a label."""
 
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,28 +7,11 @@ import mne
 import numpy as np
 import scipy.io
 
-from ..runs.memory import inflate_within_memory
 from ..runs.words import one_line
 from .channels import CED_ORDER, TEXT_ORDER
+from .matlab_elements import check_matlab
 from .note import Note, warnings_as_notes
 from .raw_file import RawFile
-
-_COMPRESSED = 15  # an element of a MATLAB file
-
-
-def check_matlab(path: Path) -> None:
-    """Refuse a MATLAB file whose compressed arrays would fill the memory; each is inflated whole."""
-    with path.open("rb") as stream:
-        order = {b"IM": "<", b"MI": ">"}.get(stream.read(128)[126:])
-        while order and len(tag := stream.read(8)) == 8:
-            kind, length = struct.unpack(f"{order}II", tag)
-            after = stream.tell() + length
-            if kind == _COMPRESSED:
-                try:
-                    inflate_within_memory(path, stream, length)
-                except zlib.error as error:
-                    raise ValueError(f"{path} is damaged or cut off: {error}; get the file again") from error
-            stream.seek(after)
 
 
 def channels_without_label(path: Path) -> list[int]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .note import Note
 
 
@@ -16,6 +18,7 @@ class RawFile:
         rates: sampling rates in the file, Hz.
         sample_type: how the file stores a sample, e.g. "int16".
         notes: what was decided.
+        places: positions of electrodes in the file: channel -> (3,) in metres, in the frame of the head.
         unscaled: the channels whose factor to volts MNE did not apply.
     """
 
@@ -24,4 +27,5 @@ class RawFile:
     rates: dict[str, float]
     sample_type: str
     notes: tuple[Note, ...] = ()
+    places: dict[str, np.ndarray] = field(default_factory=dict)
     unscaled: frozenset[str] = field(default_factory=frozenset)

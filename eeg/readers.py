@@ -16,7 +16,9 @@ from ..runs.memory import check_inflated, check_memory
 from ..runs.words import one_line
 from .companion_files import BESIDE, check_brainvision, check_opened
 from .edf_header import annotation_encoding, annotations_on_data_clock, check_edf_header, read_edf_header
-from .mat_file import channels_without_label, check_matlab
+from .fif_tags import check_fif
+from .mat_file import channels_without_label
+from .matlab_elements import check_matlab
 from .note import Note, first_names, warnings_as_notes
 from .raw_file import RawFile
 
@@ -92,6 +94,8 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
     with warnings_as_notes() as notes:
         try:
             raw = _mne_raw(path, include, notes)
+            raw.get_channel_types()  # a damaged FIF gives types that do not exist
+            places = _places(raw)
         except Exception as error:  # each reader raises its own errors for a file that does not match its name
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # it names the file
@@ -114,7 +118,7 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
         raw.set_channel_types({n: "eeg" for n in unscaled if raw.get_channel_types([n]) == ["misc"]}, verbose="ERROR")
         notes.append(Note(f"the unit of {first_names(unscaled)} is a microvolt in other letters: taken as µV"))
     volts |= dict.fromkeys(unscaled, 1e-6)
-    return RawFile(raw, volts, _rates(raw), _sample_type(raw, suffix), tuple(notes), frozenset(unscaled))
+    return RawFile(raw, volts, _rates(raw), _sample_type(raw, suffix), tuple(notes), places, frozenset(unscaled))
 
 
 def _mne_raw(path: Path, include: Sequence[str] | None, notes: list[Note]) -> Any:
@@ -130,6 +134,8 @@ def _mne_raw(path: Path, include: Sequence[str] | None, notes: list[Note]) -> An
         options = {"infer_types": True} | ({"include": list(include)} if include else {})
     elif suffix == ".set":
         check_matlab(path)
+    elif suffix == ".fif":
+        check_fif(path)
     elif suffix == ".vhdr":
         notes += check_brainvision(path)
     raw = None if include else _read_bids(path, encoding, notes)
@@ -141,6 +147,12 @@ def _mne_raw(path: Path, include: Sequence[str] | None, notes: list[Note]) -> An
             raw.set_annotations(annotations)
         notes += gap_notes
     return raw
+
+
+def _places(raw: Any) -> dict[str, np.ndarray]:
+    """Positions of electrodes in the file: name in the file -> (3,)."""
+    found = raw.get_montage()
+    return {} if found is None else dict(found.get_positions()["ch_pos"] or {})
 
 
 def _read_bids(path: Path, options: dict[str, Any], notes: list[Note]) -> Any | None:

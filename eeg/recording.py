@@ -130,11 +130,11 @@ def _open(
     file: Path, channels: Sequence[str] | None, mat_order: Literal["ced", "text"] | Sequence[str], mat_sfreq: float
 ) -> _Opened:
     found = open_mat(file, mat_order, mat_sfreq) if file.suffix.lower() == ".mat" else open_with_mne(file)
-    names = name_channels(found.raw)
+    names = name_channels(found)
     kept, left_out = choose_channels(found, names, channels)
     notes = [*found.notes, *names.notes, *left_out]
     found, rate_notes = at_own_rate(file, found, list(kept.values()))
-    notes += [*rate_notes, *montage_notes(found.raw, names)]
+    notes += [*rate_notes, *montage_notes(found, names)]
     load_samples(file, found)
     return _Opened(found, names, kept, notes)
 
