@@ -121,10 +121,8 @@ eeg(".mat, sound", "no rate and no names", "read, with a note", "a.mat")(
     lambda d: (matlab(a=d.T), {"array": d - d.mean(axis=1, keepdims=True)})
 )
 eeg(".mat, half of it", "is damaged or cut off", name="a.mat")(lambda d: matlab(a=d.T)[:9000])
-eeg(".mat, empty (0 bytes)", "is damaged or cut off", name="a.mat")(lambda d: b"")
-eeg(".mat, compressed, half of it", "is damaged or cut off", name="a.mat")(
-    lambda d: matlab(True, a=d.T)[:9000]
-)
+eeg(".mat, empty (0 bytes)", "could not be read as a MATLAB file", name="a.mat")(lambda d: b"")
+eeg(".mat, compressed, half of it", "is damaged or cut off", name="a.mat")(lambda d: matlab(True, a=d.T)[:9000])
 eeg(".mat of 3 columns", "must hold (samples, 19)", name="a.mat")(lambda d: matlab(a=d.T[:, :3]))
 eeg(".mat of words", "must hold one array", name="a.mat")(lambda d: matlab(a="words"))
 
