@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .gated_scan import decaying_memory
-from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import to_blocks
 
 Feature = Literal["identity", "elu", "taylor", "exp"]
@@ -104,6 +104,7 @@ class AssociativeMemory:
             return exp_features(x * x.shape[-1] ** -0.25, self.count, self.seed)
         return x
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

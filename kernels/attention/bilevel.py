@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import NC, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import NC, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import top_k
 from .softmax import attention
 
@@ -62,6 +62,7 @@ class BilevelAttention:
                 f"got {self.grid}, {self.region}, {self.key_grid} and top={self.top}"
             )
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .recurrent import PrefixState, pooled_softmax, prefix_softmax
 from .softmax import attention
 
@@ -36,6 +36,7 @@ class UniformAttention:
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
     v_linear: ClassVar[bool] = True
 
+    @mixing
     def __call__(
         self,
         q: Tensor,
@@ -70,6 +71,7 @@ class KeyScoredAttention:
 
     scale: float | None = None
 
+    @mixing
     def __call__(
         self,
         q: Tensor,
@@ -127,6 +129,7 @@ class FixedMapAttention(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return cls(*torch.randn(2, heads, length, channels, generator=generator).unbind())
 
+    @mixing
     def forward(
         self,
         q: Tensor,

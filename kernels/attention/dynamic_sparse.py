@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import ALL_PATTERNS, CC, CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import ALL_PATTERNS, CC, CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .parts import HIDDEN, Part, attend_parts
 from .selection import to_blocks
 
@@ -82,6 +82,7 @@ class DynamicSparseAttention:
                 f"are settled, got {self.local}"
             )
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .gated_scan import decaying_memory, gated_scan
-from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 
 
 class DynamicalSystem(NamedTuple):
@@ -135,6 +135,7 @@ class DualityAttention(nn.Module):
         self.log_power = nn.Parameter(torch.zeros(heads))
         self.scale = channels**-0.5
 
+    @mixing
     def forward(
         self,
         q: Tensor,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .dense import dense_attention, visible_keys
-from .mixer import CS, NC, NS, Mixed, Pattern, check_call
+from .mixer import CS, NC, NS, Mixed, Pattern, check_call, mixing
 from .softmax import attention
 
 
@@ -47,6 +47,7 @@ class GraphWindowAttention:
         if self.hops is not None and self.hops < 0:
             raise ValueError(f"hops must not be negative, got {self.hops}")
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

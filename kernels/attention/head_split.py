@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .dense import dense_attention, visible_keys
 from .memory_layer import sliding_window_attention
-from .mixer import CS, NS, Mixed, Mixer, Pattern, check_call, spread_heads
+from .mixer import CS, NS, Mixed, Mixer, Pattern, check_call, mixing, spread_heads
 from .softmax import attention
 
 
@@ -27,6 +27,7 @@ class SlidingWindowAttention:
 
     window: int = 64
 
+    @mixing
     def __call__(
         self,
         q: Tensor,
@@ -77,6 +78,7 @@ class HeadSplit(nn.Module):
         """Whether all of the mixers are."""
         return all(mixer.v_linear for mixer in self.mixers)
 
+    @mixing
     def forward(
         self,
         q: Tensor,

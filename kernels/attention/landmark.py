@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import attend_chosen_blocks, to_blocks, top_k
 
 # Queries whose blocks are chosen at once: their scores stay in the cache.
@@ -64,6 +64,7 @@ class LandmarkAttention:
         """All four; only the non-causal two where queries agree on blocks across tokens."""
         return NON_CAUSAL if self.agree == "tokens" else ALL_PATTERNS
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

@@ -8,15 +8,16 @@ Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (
 H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar
+from functools import wraps
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .softmax import merge_attention
+from .softmax import in_autocast, merge_attention, without_hidden
 
 
 class Pattern(Enum):
@@ -90,6 +91,34 @@ class Mixer(Protocol):
                 per key: sizes 1 along heads and queries.
         """
         ...
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def mixing(call: Call) -> Call:
+    """Decorate the call of a mixer: keys that the mask hides count as zeros, and under autocast there is one type.
+
+    A NaN in a hidden key or value would otherwise reach the output, as 0 * NaN. Under autocast a mixer with parameters
+    computes in their type, another one in the type of autocast.
+    """
+
+    @wraps(call)
+    def mixed(self: Any, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        mask = options.get("mask")
+        fits = k.ndim == v.ndim == 4 and mask is not None and mask.ndim <= 4 and mask.shape[-1:] == k.shape[2:3]
+        if fits:  # the mixer reports anything else
+            k, v = without_hidden(mask, k, v)
+        if not in_autocast(q):
+            return call(self, q, k, v, **options)
+        dtype = torch.get_autocast_dtype(q.device.type)
+        if isinstance(self, nn.Module):
+            floating = (x for x in (*self.parameters(), *self.buffers()) if x.is_floating_point())
+            dtype = next((x.dtype for x in floating), dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            return call(self, q.to(dtype), k.to(dtype), v.to(dtype), **options)
+
+    return cast(Call, mixed)
 
 
 class UnsupportedPattern(ValueError):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .gated_scan import gated_scan
-from .mixer import CS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import CS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 
 
 class MemoryGates(NamedTuple):
@@ -80,6 +80,7 @@ class NeuralMemory(nn.Module):
         """Only the linear memory is."""
         return self.first is None
 
+    @mixing
     def forward(
         self,
         q: Tensor,

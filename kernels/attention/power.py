@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .parts import HIDDEN, Part, attend_parts
 
 
@@ -47,6 +47,7 @@ class PowerAttention:
                 f"got {self.block}, {self.window} and {self.sink}"
             )
 
+    @mixing
     def __call__(
         self,
         q: Tensor,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .gated_scan import gated_scan
-from .mixer import CS, NC, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import CS, NC, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import to_blocks
 
 
@@ -118,6 +118,7 @@ class RecurrentAttention(nn.Module):
         self.query = nn.Parameter(torch.randn(heads, channels))
         self.scale = channels**-0.5 if scale is None else scale
 
+    @mixing
     def forward(
         self,
         q: Tensor,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import ALL_PATTERNS, CC, CS, NS, Mixed, Pattern, check_call, key_mask
+from .mixer import ALL_PATTERNS, CC, CS, NS, Mixed, Pattern, check_call, key_mask, mixing
 from .softmax import attention
 
 
@@ -84,6 +84,7 @@ class RelativeConvolutionAttention(nn.Module):
         self._identity(causal=False)
         return self
 
+    @mixing
     def forward(
         self,
         q: Tensor,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import top_k
 
 
@@ -73,6 +73,7 @@ class RoutingAttention(nn.Module):
         """All four, or the non-causal two for balanced clusters."""
         return ALL_PATTERNS if self.mode == "assign" else NON_CAUSAL
 
+    @mixing
     def forward(
         self,
         q: Tensor,

@@ -95,9 +95,11 @@ def attention(
         >>> attention(x, x, x, causal=True, scale=0.0).squeeze().tolist()
         [[1.0, 0.0], [0.5, 0.5]]
     """
+    q, k, v = autocast_together(q, k, v)
     _check_qkv(q, k, v)
     score_shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     _check_mask(mask, score_shape, q)
+    k, v = without_hidden(mask, k, v)
     if bias is not None:
         _check_tensor("bias", bias, "broadcastable to (B, H, Lq, Lk)")
         if not bias.is_floating_point():
@@ -112,6 +114,36 @@ def attention(
         extras = [extra for extra, wanted in ((lse, return_lse), (weights, return_weights)) if wanted]
         return (out, *extras) if extras else out
     return _fused(q, k, v, mask, bias, causal, q_start, scale)
+
+
+def autocast_together(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, the three in autocast's type where they differ in theirs; otherwise as they are."""
+    tensors = (q, k, v)
+    if not all(isinstance(x, Tensor) for x in tensors) or q.dtype == k.dtype == v.dtype or not in_autocast(q):
+        return tensors  # the checks report anything that is not a tensor
+    dtype = torch.get_autocast_dtype(q.device.type)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def in_autocast(tensor: Tensor) -> bool:
+    """Whether operations on the device of a tensor choose their types by autocast."""
+    device = tensor.device.type  # the meta device has no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_hidden(mask: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """k and v with zeros at the keys that the mask hides from every query, so that NaN there reaches no output.
+
+    Args:
+        mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend.
+        k: (B, Hk, Lk, D).
+        v: (B, Hk, Lk, Dv).
+    """
+    if mask is None or mask.dtype != torch.bool or 0 in mask.shape:
+        return k, v
+    hidden = ~_four_axes(mask).flatten(1, 2).any(1)  # (B or 1, Lk or 1)
+    hidden = hidden[:, None, :, None]
+    return k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
 
 
 def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -233,9 +265,11 @@ def linear_attention(
         >>> linear_attention(q, k, probe).sum(-1).round(decimals=5).unique().tolist()
         [1.0]
     """
+    q, k, v = autocast_together(q, k, v)
     _check_qkv(q, k, v)
     score_shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     _check_mask(mask, score_shape, q)
+    k, v = without_hidden(mask, k, v)
     if (state is not None or return_state) and not causal:
         raise ValueError("state and return_state need causal=True, got causal=False")
     if causal and q.shape[2] != k.shape[2]:

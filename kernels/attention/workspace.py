@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mixer import NC, NS, Mixed, Pattern, check_call, key_mask, spread_heads
+from .mixer import NC, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import top_k
 
 
@@ -60,6 +60,7 @@ class WorkspaceAttention(nn.Module):
         self.top, self.straight_through = top, straight_through
         self.scale = channels**-0.5 if scale is None else scale
 
+    @mixing
     def forward(
         self,
         q: Tensor,

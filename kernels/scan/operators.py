@@ -4,7 +4,7 @@ Three modules compute them: `triton` on CUDA, `cpu` with the compiled library, a
 Each satisfies `ScanPath`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -202,8 +202,21 @@ def _differentiate_scan(
         return (None,) * 11
     if grad_out is None:
         grad_out = torch.zeros_like(u)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = selective_scan_backward_operator(
-        grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, initial_state, checkpoints
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = _once_differentiable(
+        selective_scan_backward_operator,
+        grad_out,
+        grad_last_state,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        ctx.delta_softplus,
+        initial_state,
+        checkpoints,
     )
     return (
         du,
@@ -314,13 +327,91 @@ def _differentiate_directional(
     assert ctx.checkpointed
     if grad_out is None:
         return (None,) * 10
-    dx, ddelta, dA, dB, dC, dD, dbias = directional_scan_backward_operator(
-        grad_out, x, delta, A, B, C, permutation, D, delta_bias, ctx.delta_softplus, checkpoints
+    dx, ddelta, dA, dB, dC, dD, dbias = _once_differentiable(
+        directional_scan_backward_operator,
+        grad_out,
+        x,
+        delta,
+        A,
+        B,
+        C,
+        permutation,
+        D,
+        delta_bias,
+        ctx.delta_softplus,
+        checkpoints,
     )
     return dx, ddelta, dA, dB, dC, None, None if D is None else dD, None if delta_bias is None else dbias, None, None
 
 
 directional_scan_operator.register_autograd(_differentiate_directional, setup_context=_save_directional)
+
+
+class _Gradients(torch.autograd.Function):
+    """An operator that gives gradients, for the transforms of torch.func; it has no gradient itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(operator(*inputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        raise RuntimeError("the scans have no second derivatives: differentiate a function of a scan once")
+
+
+def _once_differentiable(operator: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    inside = torch._C._are_functorch_transforms_active()
+    gradients: tuple[Tensor, ...] = _Gradients.apply(operator, *inputs) if inside else operator(*inputs)
+    return gradients
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The operator as a function that `torch.func.grad` can differentiate, which an operator's formula does not allow.
+
+    Forward mode (`torch.func.jvp`) is refused by PyTorch, second derivatives by `_Gradients`.
+    """
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_save_scan)
+    backward = staticmethod(_differentiate_scan)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        out, last_state, checkpoints = selective_scan_operator(*inputs)
+        return out, last_state, checkpoints
+
+
+class _DirectionalScan(torch.autograd.Function):
+    """As `_SelectiveScan`, of images."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_save_directional)
+    backward = staticmethod(_differentiate_directional)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        out, checkpoints = directional_scan_operator(*inputs)
+        return out, checkpoints
+
+
+def run_selective_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`selective_scan_operator`, within the transforms of torch.func too."""
+    inside = torch._C._are_functorch_transforms_active()
+    result: tuple[Tensor, Tensor, Tensor] = (_SelectiveScan.apply if inside else selective_scan_operator)(*inputs)
+    return result
+
+
+def run_directional_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """`directional_scan_operator`, within the transforms of torch.func too."""
+    inside = torch._C._are_functorch_transforms_active()
+    result: tuple[Tensor, Tensor] = (_DirectionalScan.apply if inside else directional_scan_operator)(*inputs)
+    return result
 
 
 def _path(u: Tensor) -> ScanPath:

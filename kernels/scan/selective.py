@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operators import directional_scan_operator, selective_scan_operator
+from .operators import run_directional_scan, run_selective_scan
 from .reference import group_count, state_dtype
 
 _INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -86,9 +86,7 @@ def selective_scan(
     arguments = (u, delta, A.to(real), B, C, _to(D, real), z, _to(delta_bias, real))
     state = _to(initial_state, real)
     checkpointed = _needs_gradient(*arguments, state)
-    out: Tensor
-    last_state: Tensor
-    out, last_state, _ = selective_scan_operator(*arguments, delta_softplus, state, checkpointed)
+    out, last_state, _ = run_selective_scan(*arguments, delta_softplus, state, checkpointed)
     return (out, last_state) if return_last_state else out
 
 
@@ -223,8 +221,7 @@ def directional_scan(
     real = state_dtype(x)
     arguments = (x, delta, A.to(real), B, C, permutation.to(torch.int32), _to(D, real), _to(delta_bias, real))
     checkpointed = _needs_gradient(*arguments)
-    out: Tensor
-    out, _ = directional_scan_operator(*arguments, delta_softplus, checkpointed)
+    out, _ = run_directional_scan(*arguments, delta_softplus, checkpointed)
     return out
 
 

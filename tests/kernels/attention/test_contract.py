@@ -266,6 +266,38 @@ def test_nothing_visible_gives_zero_and_finite_gradients(name, pattern, generato
 
 
 @every_pair
+def test_what_stands_in_hidden_keys_and_values_reaches_neither_output_nor_gradient(name, pattern, generator):
+    n_queries, n_keys = sizes_of(pattern, 9)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
+    mask = torch.arange(n_keys).view(1, 1, 1, -1) % 4 != 2
+    clean = mixer(q, k, v, pattern=pattern, mask=mask).out
+    k[:, :, 2::4], v[:, :, 2::4] = float("nan"), float("inf")
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    out = mixer(q, k, v, pattern=pattern, mask=mask).out
+    assert_exact(out, clean)
+    gradients = gradients_of(out, [q, k, v, *differentiable(mixer)], torch.ones_like(out))
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@every_pair
+@pytest.mark.parametrize(
+    "types", [(torch.bfloat16, torch.float32, torch.bfloat16), (torch.float32,) * 3], ids=["mixed", "float32"]
+)
+def test_autocast_takes_any_types_and_computes_in_one(name, pattern, types, generator):
+    n_queries, n_keys = sizes_of(pattern, 9)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, torch.float32)
+    given = [x.to(t) for x, t in zip(random_qkv(n_queries, n_keys, generator, name=name), types, strict=True)]
+    q, k, v = (x.requires_grad_() for x in given)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mixer(q, k, v, pattern=pattern).out
+    has_numbers = isinstance(mixer, nn.Module) and [*mixer.parameters(), *mixer.buffers()]
+    one = torch.float32 if has_numbers else torch.bfloat16
+    assert_close(out, mixer(*(x.detach().to(one) for x in given), pattern=pattern).out, rtol=0, atol=0)
+    assert all(g.isfinite().all() for g in gradients_of(out, [q, k, v], torch.ones_like(out)))
+
+
+@every_pair
 def test_identity_values_give_the_weights(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 19)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)

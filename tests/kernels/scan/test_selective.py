@@ -275,6 +275,34 @@ def test_nan_spreads_only_to_later_steps_of_its_channel():
     assert out[0, torch.arange(20) != 3].isfinite().all()
 
 
+def test_functional_gradients_equal_those_of_autograd_and_second_ones_are_refused():
+    generator = torch.Generator().manual_seed(0)
+    u, delta = torch.rand(2, 1, 2, 5, generator=generator).unbind()
+    A, B = -torch.rand(2, 3, generator=generator), torch.randn(1, 3, 5, generator=generator)
+
+    def total(u):
+        return selective_scan(u, delta, A, B, B).square().sum()
+
+    leaf = u.clone().requires_grad_()
+    expected = torch.autograd.grad(total(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(total)(u), expected)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.func.grad(lambda u: torch.func.grad(total)(u).sum())(u)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(total, (u,), (u,))
+
+
+def test_functional_gradients_of_the_directional_scan_equal_those_of_autograd():
+    ones, permutation = torch.ones(1, 3, 2, 1), torch.tensor([[0, 1, 2], [2, 1, 0]])
+
+    def total(x):
+        return directional_scan(x, ones, torch.full((2, 1), 0.5).log(), ones, ones, permutation).square().sum()
+
+    x = torch.arange(3.0).view(1, 3, 1)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.func.grad(total)(x), torch.autograd.grad(total(leaf), leaf)[0])
+
+
 @pytest.mark.parametrize("wanted", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
 def test_a_subset_of_gradients_equals_the_full_set(wanted):
     arguments = draw(1, 8, 2, 3, 20, z=True, initial=True)
