@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runs.files import atomic_path
+from ..runs.json_files import parse_json
 from ..runs.weight_file import check_finite_weights, read_plain, read_weights, write_weights
 from .nestedmorph import NestedMorph
 
@@ -74,7 +75,7 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
         except (safetensors.SafetensorError, OSError, MemoryError) as error:
             raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from None
         if "training" in metadata:
-            options = json.loads(metadata["training"])
+            options = parse_json(metadata["training"], f"the training options in {path.name}")
     elif path.suffix == ".ckpt":
         content = read_plain(path, "checkpoint")
         parameters = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
@@ -199,7 +200,9 @@ class _Contents(NamedTuple):
 def _read(path: Path) -> _Contents:
     if path.suffix == ".safetensors":
         state, metadata = read_weights(path)
-        record = json.loads(metadata[RECORD]) if RECORD in metadata else None
+        record = parse_json(metadata[RECORD], f"the record in {path.name}") if RECORD in metadata else None
+        if record is not None and not isinstance(record, Mapping):
+            raise ValueError(f"{path.name} has a damaged record of its layout")
         return _Contents(_without_prefix(path, state), record, False)
     with torch.serialization.safe_globals(_SAFE):
         contents = read_plain(path, "file of weights")

@@ -1,7 +1,5 @@
 """Lists and folders of pairs of scans, and their split by subject."""
 
-import csv
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.json_files import read_json
+from ..runs.tables import read_table
 from .choices import CONTRASTS, SPLITS, Contrast, Split, Task
 
 PAIR_FILES = ("moving", "fixed", "moving_labels", "fixed_labels")
@@ -174,32 +174,13 @@ def split_by_subject(
 
 
 def _table_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    try:
-        return _read_table(path)
-    except csv.Error as error:
-        raise ValueError(f"{path} is not a readable table: {error}") from error
-
-
-def _read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        _check_columns(f"{path}:1", reader.fieldnames or [])
-        rows = []
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(f"{where} must have {len(reader.fieldnames or [])} columns, as the first line has")
-            rows.append((where, row))
-    return rows
+    columns, rows = read_table(path)
+    _check_columns(f"{path}:1", columns)
+    return [(f"{path}:{line}", row) for line, row in rows]
 
 
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno} is not JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} must be JSON: it is nested too deeply") from error
+    entries = read_json(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f'{path} must hold a list of objects, such as [{{"moving": ..., "fixed": ...}}]')
     for number, entry in enumerate(entries):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runs.compute import choose_device
+from ..runs.finite import check_finite
 from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
 from .affine import align_affine
 from .ants import syn
@@ -99,6 +100,13 @@ def register(
         forward, inverse = _deformable(moving, fixed, affine, settings, network, place, steps)
     with steps.timed("resampling"):
         warped = resample(moving, fixed, forward)
+    for values, what in (
+        (affine.matrix, "the affine"),
+        (forward.vectors_mm, "displacements"),
+        (inverse.vectors_mm, "displacements of the inverse"),
+        (warped.array, "values of the warped scan"),
+    ):
+        check_finite(values, what)
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
     return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..runs.catalogue import find_weights
-from ..runs.weight_file import check_finite_weights, read_plain, read_weights, write_weights
+from ..runs.json_files import parse_json
+from ..runs.weight_file import check_claims, check_finite_weights, read_plain, read_weights, write_weights
 from . import mair, mair_unet
 from .mair import MaIR
 from .mair_unet import MaIRUNet
@@ -163,19 +164,20 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
     if metadata.get("format") != FORMAT:
         return None
     try:
-        low, high = json.loads(metadata["intensity_range"])
+        low, high = parse_json(metadata["intensity_range"], "intensity_range")
         info = WeightsInfo(
             architecture=metadata["architecture"],
-            arguments=json.loads(metadata["arguments"]),
+            arguments=parse_json(metadata["arguments"], "arguments"),
             task=metadata["task"],
             intensity_range=(float(low), float(high)),
             intensity_unit=metadata["intensity_unit"],
-            notes=json.loads(metadata["notes"]),
+            notes=parse_json(metadata["notes"], "notes"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged metadata: {error}") from None
     if info.architecture not in NETWORKS or not isinstance(info.arguments, dict):
         raise ValueError(f"{path.name} has damaged metadata: architecture {info.architecture!r}")
+    check_claims(path, info.arguments)
     return info
 
 

@@ -7,12 +7,13 @@ package whose folder holds the files.
 
 import hashlib
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
+
+from .json_files import read_json
 
 VARIABLE = "VOXELWAVE_WEIGHTS"
 _GROUP = "voxelwave.weights"
@@ -127,7 +128,7 @@ def _folders() -> Iterator[Path]:
 
 def _read(path: Path) -> Entry:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in ("name", "file")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from .files import atomic_path
@@ -45,6 +46,45 @@ def json_text(content: Any, *, indent: int | None = None, default: Callable[[Any
         if not place:
             raise
         raise ValueError(f"{'.'.join(map(str, place))} is {value}: a number that is not finite is no result") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, or nested too deeply.
+        OSError: it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be JSON in UTF-8: {error}") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The content of JSON text.
+
+    Args:
+        text: the JSON.
+        name: of the file or the part of it that the text is of, for the error.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+
+    Example:
+        >>> parse_json("[" * 100_000, "a.json")
+        Traceback (most recent call last):
+        ValueError: a.json must be JSON: it is nested too deeply
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be JSON: line {error.lineno}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(f"{name} must be JSON: it is nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ValueError(f"{name} must be JSON: {error}") from None
 
 
 def finite_or_none(value: float) -> float | None:

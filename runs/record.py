@@ -2,17 +2,17 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_path
+from .json_files import finite_or_none, write_json
 
 _PACKAGES = (
     *("voxelwave", "torch", "numpy", "scipy", "scikit-learn", "antspyx", "monai", "nibabel", "pydicom", "highdicom"),
@@ -46,8 +46,16 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
         **content,
         "versions": package_versions(),
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    write_json(path, _defined(record), default=str)
+
+
+def _defined(content: Any) -> Any:
+    """The same values with None for figures that are undefined, such as the distance to a label that is not there."""
+    if isinstance(content, float):
+        return finite_or_none(content)
+    if isinstance(content, Mapping):
+        return {key: _defined(value) for key, value in content.items()}
+    return [_defined(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def package_versions() -> dict[str, str]:

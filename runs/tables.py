@@ -11,7 +11,7 @@ from rich.table import Table
 from .files import atomic_path
 from .json_files import write_json
 
-__all__ = ["print_rows", "write_json", "write_table"]
+__all__ = ["print_rows", "read_table", "write_json", "write_table"]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -21,6 +21,29 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read a .csv or .tsv file whose first line names the columns.
+
+    Returns:
+        The names of the columns; and for each further row the number of its line and column -> cell.
+
+    Raises:
+        ValueError: it is no table in UTF-8, or a row has another number of cells.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            rows = [(reader.line_num, row) for row in reader]
+            columns = list(reader.fieldnames or [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a table in UTF-8: {error}") from None
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}:{line} must have {len(columns)} columns, as the first line has")
+    return columns, rows
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Weights and checkpoints on disk: safetensors and `weights_only=True`, so that nothing in a file is executed."""
 
+import math
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .files import atomic_path
+from .words import one_line
+
+_LARGEST_CLAIM = 16_384  # of a number in the description of a network, and of all its numbers together
 
 
 def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -89,11 +92,35 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except pickle.UnpicklingError:
+    except Exception as error:  # unpicklers fail in many ways on damaged data, mostly without words
         reason = "it is damaged, or holds more than tensors and plain values"
-    except Exception as error:  # unpicklers fail in many ways on damaged data
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if isinstance(error, OSError | RuntimeError):
+            reason = one_line(error)[:120]
     raise ValueError(f"{path} is not a readable {what}: {reason}")
+
+
+def check_claims(path: Path, arguments: Any) -> None:
+    """Refuse the description of a network that claims numbers of layers or channels that no file of ours has.
+
+    Args:
+        path: the file of weights.
+        arguments: plain values: the arguments of the network.
+
+    Raises:
+        ValueError: names the file.
+    """
+    total, left = 0.0, [arguments]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+            total += len(value)
+        elif isinstance(value, int | float):
+            total += abs(value) if math.isfinite(value) else math.inf
+    if total > _LARGEST_CLAIM:
+        raise ValueError(f"{path.name} is damaged: its description claims a network of impossible size")
 
 
 def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, read_json, take, whole
+from ..runs.json_files import read_json
+from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, take, whole
 from .scene import Box, Scene, SceneObject
 
 Padding = Literal["centre", "corner"]

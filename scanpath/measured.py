@@ -1,8 +1,6 @@
 """The common result of all readers: paths as they were measured; and checks of file contents."""
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,14 +36,6 @@ class MeasuredPath:
 
 
 Reading = tuple[list[Scene], list[MeasuredPath], list[str]]  # scenes, paths, notes
-
-
-def read_json(path: Path) -> Any:
-    """What a .json file holds."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON: {error}") from None
 
 
 def take(record: Any, key: str, where: object) -> Any:

@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ..runs.json_files import read_json
 from .coco_search import Padding, read_coco
 from .collages import is_collage, read_collages
-from .measured import MeasuredPath, read_json
+from .measured import MeasuredPath
 from .own_files import FORMAT, TABLES, read_own, read_tables
 from .scene import Box, Dataset, Scene, Trial
 from .units import check_units

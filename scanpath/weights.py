@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..runs.catalogue import find_weights
-from ..runs.weight_file import read_weights, write_weights
+from ..runs.json_files import parse_json
+from ..runs.weight_file import check_claims, read_weights, write_weights
 from .data import scene_batch
 from .decoding import beam, greedy, sample
 from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities
@@ -81,9 +82,10 @@ def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
         )
     table = state.pop(_TABLE, None)
     try:
-        content = json.loads(metadata["info"])
+        content = parse_json(metadata["info"], "its description")
         lists = {name: tuple(content[name]) for name in ("trained_on", "features")}
         info = WeightsInfo(**{**content, **lists})
+        check_claims(path, info.arguments)
         network = OAT(**info.arguments, table=table)
         network.load_published(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

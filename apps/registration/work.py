@@ -11,6 +11,7 @@ from ...registration.picture import draw_registration
 from ...registration.register import Progress, Registration, register
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
+from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from .overlap import overlap
@@ -121,6 +122,7 @@ def _write_results(
     warped = result.warped
     if moving_volume.array.ndim == 4:
         warped = resample(moving_volume, fixed_image, result.forward)
+        check_finite(warped.array, "values of the warped scan")
         write_rotated_bvecs(moving, moving_volume, output, result)
     write_volume(output / "warped.nii.gz", warped, space="aligned")
     write_transform(output / FORWARD, result.forward)
