@@ -103,12 +103,13 @@ class Image:
         return self.stack.dtype
 
 
-def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2) -> Image:
+def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: bool = False) -> Image:
     """Read a bitmap file, a NIfTI or MGH file, a folder with one DICOM series, or one DICOM file.
 
     Args:
         path: the file or folder.
         slice_axis: the array axis of a volume along which its slices lie; DICOM series are read with slices on axis 2.
+        fix_tilt: straighten the slices of a CT with a tilted gantry, see `read_volume`.
 
     Raises:
         ValueError, OSError: the file cannot be read, or not without losing values; one line.
@@ -121,7 +122,7 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2) -> Image:
         return Image(stack, path, "bitmap", top=top_value(path))
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
-    volume = read_volume(path)
+    volume = read_volume(path, fix_tilt=fix_tilt)
     nifti = path.is_file() and is_nifti_name(path)
     groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
     return Image(
@@ -267,12 +268,15 @@ def check_target(path: Path, like: Image) -> None:
     """
     suffix = path.suffix.lower()
     if _as_series(path, like):
+        from ..volumes.dicom import holds_tilted  # as above
         from ..volumes.dicom_derived import check_free, check_source  # as above
         from ..volumes.dicom_gradients import holds_mosaic  # as above
 
         check_free(path)
         if holds_mosaic(like.path):
             raise ValueError(f"{like.path} holds mosaics, whose result cannot be a DICOM series: give a .nii.gz output")
+        if holds_tilted(like.path):
+            raise ValueError(f"{like.path} was tilted, so its result cannot be a DICOM series: give a .nii.gz output")
         check_source(like.path)
     elif like.kind != "bitmap":
         if not is_nifti_name(path):

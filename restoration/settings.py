@@ -46,6 +46,8 @@ class RestoreSettings(TileSettings):
         variant: the name of the published configuration, for published weights.
         stripe_width: the width of the scan's stripes, for published weights.
         max_bias: refuse to write a result whose mean differs from its input's by more than this, in the image's unit.
+        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and write a NIfTI file;
+            else it is refused.
     """
 
     range: str = "auto"
@@ -53,10 +55,14 @@ class RestoreSettings(TileSettings):
     variant: str | None = None
     stripe_width: int | None = None
     max_bias: float | None = None
+    fix_tilt: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """The values as the manifest of a folder lists them."""
-        return {"range": self.range, **asdict(self)}
+        values = {"range": self.range, **asdict(self)}
+        if not self.fix_tilt:  # so that results of earlier versions stay valid
+            del values["fix_tilt"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@
 | a file named .dcm or .ima without a DICOM header, or cut off | error |
 | files that are no DICOM images (DICOMDIR, reports, text) | left out, warned |
 | fewer than three slices | read, warned: their spacing cannot be checked |
-| gantry tilt, or slices that shift sideways | error |
+| gantry tilt | error; with `fix_tilt` straightened by one interpolation, warned |
+| parallel stacks side by side, or with a gap between | error that lists them |
+| slices that shift sideways unevenly | error |
 | image size, pixel spacing or frame of reference differ | error |
 | intensity inverted for display (MONOCHROME1) | the stored values count, not inverted |
 | more pixels than the free memory holds | error, before memory is taken |
@@ -39,15 +41,17 @@ from pydicom.dataset import Dataset
 from .dicom_frames import Frame, frames_of
 from .dicom_headers import one_series, read_headers, without_copies
 from .dicom_pixels import values_of
-from .dicom_stack import affine_of, check_alike, stack
+from .dicom_stack import affine_of, check_alike, is_tilted, stack
+from .tilt import straighten
 from .volume import Volume
 
 
-def read_series(path: Path) -> tuple[dict[Path, Dataset], list[list[Frame]]]:
+def read_series(path: Path, *, fix_tilt: bool = False) -> tuple[dict[Path, Dataset], list[list[Frame]]]:
     """The headers of one series, and its slices.
 
     Args:
         path: a folder with one DICOM series, or one DICOM file.
+        fix_tilt: slices of a tilted gantry are a volume too.
 
     Returns:
         File -> header without pixels; and for each volume its slices, in order along the normal.
@@ -56,11 +60,15 @@ def read_series(path: Path) -> tuple[dict[Path, Dataset], list[list[Frame]]]:
         ValueError: the files are not one series, or its slices form no volume.
     """
     headers = without_copies(path, one_series(path, read_headers(path)))
-    return headers, stack(path, frames_of(headers))[0]
+    return headers, stack(path, frames_of(headers), fix_tilt=fix_tilt)[0]
 
 
-def read_dicom(path: Path) -> Volume:
+def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
     """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists odd input.
+
+    Args:
+        path: the folder or file.
+        fix_tilt: slices of a tilted gantry are straightened, with one interpolation; else they are refused.
 
     Returns:
         (columns, rows, slices) or (columns, rows, slices, volumes): int16 where the values fit, other integers, or
@@ -76,12 +84,16 @@ def read_dicom(path: Path) -> Volume:
         headers = without_copies(path, headers)
         frames = frames_of(headers)
         check_alike(path, headers, frames)
-        volumes, step = stack(path, frames)
+        volumes, step = stack(path, frames, fix_tilt=fix_tilt)
         values = values_of(path, headers, volumes)
-    affine = affine_of(volumes[0], step, rows=values.shape[2])
+    background = _background(headers[volumes[0][0].path])
+    slices = volumes[0]
+    if fix_tilt and is_tilted(slices):
+        outside = float(values.min()) if background is None else background
+        values, slices = straighten(values, slices, step, outside)
+    affine = affine_of(slices, step, rows=values.shape[2])
     # (volume, slice, row, column) in memory; rows are already flipped
     array = values.transpose(3, 2, 1, 0)
-    background = _background(headers[volumes[0][0].path])
     return Volume(array if array.shape[3] > 1 else array[..., 0], affine, path, background)
 
 
@@ -92,3 +104,10 @@ def _background(dataset: Dataset) -> float | None:
     if isinstance(padding, int) and np.isfinite(rescale).all():
         return padding * rescale[0] + rescale[1]
     return -1000.0 if dataset.get("Modality") == "CT" else None
+
+
+def holds_tilted(path: Path) -> bool:
+    """Whether the slices of a DICOM series are those of a tilted gantry."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return is_tilted(frames_of(one_series(path, read_headers(path))))

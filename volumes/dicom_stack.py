@@ -49,8 +49,11 @@ def _one_near(path: Path, what: str, values: list[Any], *, tolerance: float, men
         raise ValueError(f"{path} must hold one stack of slices, got {len(kinds)} {what}: {shown}{mend}")
 
 
-def stack(path: Path, frames: list[Frame]) -> tuple[list[list[Frame]], np.ndarray]:
-    """The frames as volumes of slices along the normal, and the (3,) step from slice to slice in LPS mm."""
+def stack(path: Path, frames: list[Frame], *, fix_tilt: bool = False) -> tuple[list[list[Frame]], np.ndarray]:
+    """The frames as volumes of slices along the normal, and the (3,) step from slice to slice in LPS mm.
+
+    With `fix_tilt`, slices that shift sideways evenly (gantry tilt) are a stack too; `sideways` gives their shifts.
+    """
     normal = _normal(frames)
     ordered = sorted(frames, key=lambda f: float(f.position @ normal))
     places: list[list[Frame]] = []
@@ -60,9 +63,25 @@ def stack(path: Path, frames: list[Frame]) -> tuple[list[list[Frame]], np.ndarra
         else:
             places.append([frame])
     positions = np.array([np.mean([f.position for f in place], axis=0) for place in places])
-    _check_straight(path, frames, positions, normal)
+    if _check_straight(path, frames, positions, normal, fix_tilt=fix_tilt):
+        positions = positions - sideways(positions, normal)
     spacing = _slice_spacing(path, frames[0], positions, normal)
     return volumes_of(path, places, normal), spacing * normal
+
+
+def sideways(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """The shifts (n, 3) in mm of slices (n, 3) from the first one, at right angles to the normal."""
+    moved = positions - positions[0]
+    result: np.ndarray = moved - np.outer(moved @ normal, normal)
+    return result
+
+
+def is_tilted(frames: list[Frame]) -> bool:
+    """Whether the slices shift sideways from one to the next, as those of a CT with a tilted gantry."""
+    normal = _normal(frames)
+    positions = np.array([f.position for f in sorted(frames, key=lambda f: float(f.position @ normal))])
+    along = (positions - positions[0]) @ normal
+    return not _is_straight(positions, normal) and _is_even(sideways(positions, normal), along)
 
 
 def _normal(frames: list[Frame]) -> np.ndarray:
@@ -72,23 +91,66 @@ def _normal(frames: list[Frame]) -> np.ndarray:
     return -result if frames[0].descending else result
 
 
-def _check_straight(path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray) -> None:
-    """Refuse slices that shift sideways from one to the next (gantry tilt), beyond what rounding explains."""
-    along = positions @ normal
-    sideways = positions - positions[0] - np.outer(along - along[0], normal)
-    allowed = _SIDEWAYS_MM + _SAME_DIRECTION * (along - along[0])
-    if (np.linalg.norm(sideways, axis=1) > allowed).any():
-        worst = int(np.argmax(np.linalg.norm(sideways, axis=1)))
-        shift = float(np.linalg.norm(sideways[worst]))
-        angle = np.degrees(np.arctan2(shift, along[worst] - along[0]))
+def _is_straight(positions: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether slices do not shift sideways, beyond what rounding explains."""
+    along = (positions - positions[0]) @ normal
+    shifts = np.linalg.norm(sideways(positions, normal), axis=1)
+    return bool((shifts <= _SIDEWAYS_MM + _SAME_DIRECTION * np.abs(along)).all())
+
+
+def _is_even(shifts: np.ndarray, along: np.ndarray) -> bool:
+    """Whether shifts (n, 3) grow evenly with the place along the normal (n,)."""
+    slope = along @ shifts / max(float(along @ along), 1e-9)
+    return bool(np.linalg.norm(shifts - np.outer(along, slope), axis=1).max() <= 2 * _SIDEWAYS_MM)
+
+
+def _check_straight(
+    path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray, *, fix_tilt: bool
+) -> bool:
+    """Refuse stacks side by side, and slices that shift sideways (gantry tilt); True for a tilt that is to be fixed."""
+    _check_one_stack(path, frames, normal)
+    if _is_straight(positions, normal):
+        return False
+    shifts, along = sideways(positions, normal), (positions - positions[0]) @ normal
+    worst = int(np.argmax(np.linalg.norm(shifts, axis=1)))
+    angle = np.degrees(np.arctan2(float(np.linalg.norm(shifts[worst])), along[worst]))
+    if not _is_even(shifts, along):
+        raise ValueError(f"{path}: the slices shift sideways by up to {np.linalg.norm(shifts[worst]):.1f} mm, unevenly")
+    if not fix_tilt:
         raise ValueError(
             f"{path}: the slices are not stacked at a right angle but tilted by {angle:.1f} degrees (gantry tilt);"
-            " convert the series with dcm2niix, which straightens it, and give its NIfTI"
+            " --fix-tilt straightens them, with one interpolation"
         )
-    for frame in frames:
-        place = int(np.argmin(np.abs(along - frame.position @ normal)))
-        if np.linalg.norm(frame.position - positions[place]) > 2 * _SIDEWAYS_MM:
-            raise ValueError(f"{path}: two images at one level lie side by side ({frame.path.name}); not one volume")
+    warn(f"{path}: the slices were tilted by {angle:.1f} degrees (gantry tilt) and are straightened by interpolation")
+    return True
+
+
+def _check_one_stack(path: Path, frames: list[Frame], normal: np.ndarray) -> None:
+    """Refuse parallel stacks that lie side by side."""
+    positions = np.array([frame.position for frame in frames])
+    across, places = sideways(positions, normal), positions @ normal
+    if _is_straight(positions, normal) or _is_even(across, places - places[0]):
+        return
+    stacks: list[list[int]] = []
+    for number, shift in enumerate(across):
+        near = (members for members in stacks if np.linalg.norm(across[members[0]] - shift) <= 2 * _SIDEWAYS_MM)
+        found = next(near, None)
+        if found is None:
+            stacks.append([number])
+        else:
+            found.append(number)
+    if 1 < len(stacks) <= len(frames) // 2 and min(map(len, stacks)) > 1:
+        counts = " and ".join(str(len(members)) for members in stacks[:4])
+        raise ValueError(
+            f"{path} must hold one stack of slices, got {len(stacks)} parallel ones side by side, of {counts} images;"
+            " put each into its own folder"
+        )
+    for members in stacks[1:]:
+        for number in members:
+            level = np.abs(places - places[number]) < _SAME_PLACE_MM
+            if (np.linalg.norm(across[level] - across[number], axis=1) > 2 * _SIDEWAYS_MM).any():
+                name = frames[number].path.name
+                raise ValueError(f"{path}: two images at one level lie side by side ({name}); not one volume")
 
 
 def _slice_spacing(path: Path, frame: Frame, positions: np.ndarray, normal: np.ndarray) -> float:
@@ -125,6 +187,13 @@ def _why_uneven(along: np.ndarray) -> str:
         where = first_few([f"{along[i]:.2f} and {along[i + 1]:.2f} mm" for i in wide])
         return f"{missing} of {len(along) + missing} slices are missing, between {where}; get the whole series"
     usual = float(np.median(steps))
+    odd = np.flatnonzero(np.abs(steps - usual) > 0.05 * usual)
+    if len(odd) == 1 and 1 < odd[0] + 1 < len(along) - 1:
+        first = int(odd[0]) + 1
+        return (
+            f"two parallel stacks of {first} and {len(along) - first} slices, {steps[first - 1]:.4g} mm apart, whose"
+            f" slices are {usual:.4g} mm apart; put each stack into its own folder"
+        )
     worst = int(np.argmax(np.abs(steps - usual)))
     return (
         f"the slices are not evenly spaced: mostly {usual:.4g} mm apart, but {steps[worst]:.4g} mm after"

@@ -9,12 +9,14 @@ from .nifti import is_nifti_name, read_nifti, write_nifti
 from .volume import Volume
 
 
-def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None) -> Volume:
+def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None, fix_tilt: bool = False) -> Volume:
     """An image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
 
     Args:
         path: .nii, .nii.gz, .mgz, a folder, or an (enhanced multi-frame) DICOM file of any name.
         ndim: 3 where a single volume is needed; a series of volumes is then an error.
+        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and warn of it; else such
+            a series is refused.
 
     Returns:
         The image with its RAS+ affine. Oddities that could be handled were warned about (`VolumeWarning`).
@@ -26,7 +28,7 @@ def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    volume = read_nifti(path) if is_nifti_name(path) and path.is_file() else read_dicom(path)
+    volume = read_nifti(path) if is_nifti_name(path) and path.is_file() else read_dicom(path, fix_tilt=fix_tilt)
     if ndim == 3 and volume.array.ndim == 4:
         raise ValueError(
             f"{path} must hold one volume, got {volume.array.shape[3]} ({volume.array.shape}); choose one of them, for"

@@ -7,8 +7,8 @@ from .work import FORWARD, INVERSE
 
 def apply(options: Apply) -> None:
     """Run the command."""
-    grid = read_volume(options.like)
-    source = read_volume(options.image)
+    grid = read_volume(options.like, fix_tilt=options.fix_tilt)
+    source = read_volume(options.image, fix_tilt=options.fix_tilt)
     if options.transform.is_dir():
         chosen = read_transform(options.transform / (INVERSE if options.inverse else FORWARD))
     else:

@@ -68,6 +68,8 @@ class Register(MethodOptions, FolderOptions):
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
         dicom: write DICOM results even if only MOVING is DICOM.
+        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; else it is refused. A
+            result in DICOM is then not written.
         pairs: a table (.tsv, .csv, .json) with columns moving and fixed, paths in the folder, and where known
             moving_labels, fixed_labels, contrast.
         bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
@@ -80,6 +82,7 @@ class Register(MethodOptions, FolderOptions):
     moving_labels: Path | None = None
     fixed_labels: Path | None = None
     dicom: bool = False
+    fix_tilt: bool = False
     pairs: Path | None = None
     bids: str | None = None
 
@@ -124,6 +127,7 @@ class Apply(Options):
         output: the .nii.gz, .nii or .mgz file to write.
         inverse: move from the fixed to the moving image's space; a single file is inverted numerically.
         labels: IMAGE is a label map: nearest neighbour, integers stay integers.
+        fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
 
     transform: Path = field(kw_only=False)
@@ -132,6 +136,7 @@ class Apply(Options):
     output: Path
     inverse: bool = False
     labels: bool = False
+    fix_tilt: bool = False
 
     def check(self) -> None:
         super().check()

@@ -28,6 +28,8 @@ def _register_folder(options: Register) -> int:
     root = options.input or Path(str(options.pairs)).parent
     weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights, options.cache))
     results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
+    if options.fix_tilt:  # left out otherwise, so that results of earlier versions stay valid
+        results_depend_on["fix_tilt"] = True
     arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
     run = FolderRun(
         work={"factory": "align", "arguments": arguments},
@@ -56,7 +58,7 @@ def _register_pair(options: Register) -> int:
     network = None if options.weights is None else read_trained_network(options.weights)
     with outputs_together(options.output, replaces=OPTIONAL_FILES) as folder, collected_notes() as notes:
         check_no_series(options.output)
-        work = Alignment(options.settings, network, options.device, options.cache, options.dicom)
+        work = Alignment(options.settings, network, options.device, options.cache, options.dicom, options.fix_tilt)
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}
         write_record(

@@ -14,6 +14,7 @@ from ...registration.register import Registration
 from ...registration.series import gradients_of, sidecar
 from ...runs.files import atomic_path
 from ...volumes import Volume, VolumeWarning, read_volume
+from ...volumes.dicom import holds_tilted
 from ...volumes.dicom_derived import check_source
 from ...volumes.dicom_gradients import holds_mosaic
 from ...volumes.dicom_registered import (
@@ -53,7 +54,7 @@ def check_no_series(output: Path) -> None:
         raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
 
 
-def writes_dicom(moving: Path, fixed: Path, *, always: bool) -> bool:
+def writes_dicom(moving: Path, fixed: Path, *, always: bool, fix_tilt: bool = False) -> bool:
     """Whether a registration writes DICOM results: between two DICOM images, or `always` if MOVING is one.
 
     Raises:
@@ -66,6 +67,10 @@ def writes_dicom(moving: Path, fixed: Path, *, always: bool) -> bool:
     if mosaics and always:
         raise ValueError(f"--dicom cannot write for a mosaic ({mosaics[0]}): run without it for the NIfTI results")
     wanted = wanted and not mosaics
+    if wanted and fix_tilt and any(holds_tilted(path) for path in (moving, fixed) if is_dicom(path)):
+        if always:
+            raise ValueError("--dicom cannot write what --fix-tilt straightens: run without it for the NIfTI results")
+        return False
     if wanted:
         check_source(moving)
     return wanted

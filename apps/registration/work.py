@@ -46,6 +46,7 @@ class Alignment:
         device: where network and refinement run.
         cache: folder in which affine alignments are kept.
         dicom: write DICOM results even if only the moving scan is DICOM.
+        fix_tilt: straighten the slices of a tilted gantry.
     """
 
     settings: RegistrationSettings
@@ -53,6 +54,7 @@ class Alignment:
     device: str
     cache: Path | None
     dicom: bool
+    fix_tilt: bool = False
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -78,10 +80,13 @@ class Alignment:
         Raises:
             ValueError: a scan cannot be used, or DICOM results are wanted and cannot be written.
         """
-        to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom)
-        moving_volume = read_volume(pair.moving)
+        to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom, fix_tilt=self.fix_tilt)
+        moving_volume = read_volume(pair.moving, fix_tilt=self.fix_tilt)
         moving = reference_image(moving_volume, pair.moving)
-        fixed = reference_image(read_volume(pair.fixed), pair.fixed) if pair.contrast == "image" else load_fixed(pair)
+        if pair.contrast == "image":
+            fixed = reference_image(read_volume(pair.fixed, fix_tilt=self.fix_tilt), pair.fixed)
+        else:
+            fixed = load_fixed(pair)
         labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
         result = register(
             moving,
@@ -109,10 +114,13 @@ class Alignment:
         return Aligned(metrics, result.seconds, to_dicom)
 
 
-def batch_work(*, weights: str | None, dicom: bool, cache: str | None, device: str, **settings: Any) -> Alignment:
+def batch_work(
+    *, weights: str | None, dicom: bool, cache: str | None, device: str, fix_tilt: bool = False, **settings: Any
+) -> Alignment:
     """Build the work of a batch from plain values; `settings` are those of `RegistrationSettings`."""
     network = None if weights is None else read_trained_network(weights)
-    return Alignment(RegistrationSettings(**settings), network, device, None if cache is None else Path(cache), dicom)
+    place = None if cache is None else Path(cache)
+    return Alignment(RegistrationSettings(**settings), network, device, place, dicom, fix_tilt)
 
 
 def _write_results(

@@ -13,6 +13,7 @@ from ...restoration.settings import RestoreSettings
 from ...restoration.weights import Network, WeightsInfo, load_weights
 from ...runs.catalogue import find_weights
 from ...runs.compute import choose_device
+from ...volumes.dicom import holds_tilted
 from ..batch.case import Case
 from ..batch.task import CaseRefused
 
@@ -67,6 +68,8 @@ class Restoration:
         """
         source = case.inputs[0]
         name = "series" if case.kind == "dicom" else f"{case.identifier}{_ending(source)}"
+        if case.kind == "dicom" and self.settings.fix_tilt and holds_tilted(source):
+            name = f"{case.identifier}.nii.gz"  # its slices are no longer those of the series
         try:
             done = self.restore(source, folder / name)
         except Refused as error:
@@ -104,7 +107,7 @@ class Restoration:
             Refused: the weights do not apply to the image, or the result's mean differs too much.
             ValueError, OSError: the image cannot be read or the result not be written.
         """
-        image = read_image(source, slice_axis=self.settings.slice_axis)
+        image = read_image(source, slice_axis=self.settings.slice_axis, fix_tilt=self.settings.fix_tilt)
         check_target(target, image)
         slices_of(self.model, image.channels)
         intensity_range = fitting_range(image, self.info, self.settings.range)

@@ -88,7 +88,7 @@ def test_mistakes_in_a_table_are_named_with_their_line(folder: Path, text: str, 
 
 
 def test_mistakes_in_a_json_list_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pairs\.json:2 is not JSON"):
+    with pytest.raises(ValueError, match=r"pairs\.json must be JSON: line 2:"):
         read_pairs(write_table(tmp_path, "[\n{]", "pairs.json"))
     with pytest.raises(ValueError, match="must hold a list of objects"):
         read_pairs(write_table(tmp_path, "{}", "pairs.json"))

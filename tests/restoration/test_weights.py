@@ -195,9 +195,21 @@ def test_huge_arguments_in_a_small_file_cost_no_memory(tmp_path):
     save_weights(tmp_path / "good.safetensors", MaIR(**SMALL), **CT)
     with safe_open(tmp_path / "good.safetensors", framework="pt") as file:
         metadata = dict(file.metadata())
-    metadata["arguments"] = json.dumps({**json.loads(metadata["arguments"]), "width": 1_000_000})
-    save_file(read_parameters(tmp_path / "good.safetensors"), tmp_path / "bad.safetensors", metadata)
-    with pytest.raises(ValueError, match=r"bad.safetensors does not fit MaIR"):
+    parameters = read_parameters(tmp_path / "good.safetensors")
+    arguments = json.loads(metadata["arguments"])
+    for claim, words in (
+        ({"width": 4096}, "does not fit MaIR"),
+        ({"width": 10**9}, "claims a network of impossible size"),
+        ({"depths": [10**9]}, "claims a network of impossible size"),
+        ({"depths": [1] * 10**6}, "claims a network of impossible size"),
+    ):
+        metadata["arguments"] = json.dumps(arguments | claim)
+        save_file(parameters, tmp_path / "bad.safetensors", metadata)
+        with pytest.raises(ValueError, match=rf"bad.safetensors .*{words}"):
+            load_weights(tmp_path / "bad.safetensors")
+    metadata["arguments"] = "[" * 100_000
+    save_file(parameters, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(ValueError, match="nested too deeply"):
         load_weights(tmp_path / "bad.safetensors")
 
 

@@ -13,8 +13,8 @@ from voxelwave.eeg.study import read_rows, read_study
 from voxelwave.registration.pairs import read_pairs
 from voxelwave.restoration.degradations import degradation_margin
 from voxelwave.runs.finite import check_finite
+from voxelwave.runs.json_files import read_json
 from voxelwave.runs.weight_file import read_checkpoint
-from voxelwave.scanpath.measured import read_json
 
 
 class _Last(nn.Module):
