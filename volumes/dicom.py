@@ -7,6 +7,7 @@
 | a compressed image whose size differs from the header | error, before memory is allocated |
 | a deflated file that fills the memory | error, before memory is taken |
 | a file named .dcm or .ima without a DICOM header, or cut off | error |
+| GE: slices or rows against the acquisition tags; PatientOrientation against the orientation | read, warned |
 | files that are no DICOM images (DICOMDIR, reports, text) | left out, warned |
 | fewer than three slices | read, warned: their spacing cannot be checked |
 | gantry tilt | error; with `fix_tilt` straightened by one interpolation, warned |
@@ -38,6 +39,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
+from .dicom_contradictions import note_contradictions
 from .dicom_frames import Frame, frames_of
 from .dicom_headers import one_series, read_headers, without_copies
 from .dicom_pixels import values_of
@@ -88,6 +90,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
         values = values_of(path, headers, volumes)
     background = _background(headers[volumes[0][0].path])
     slices = volumes[0]
+    note_contradictions(path, headers, slices)
     if fix_tilt and is_tilted(slices):
         outside = float(values.min()) if background is None else background
         values, slices = straighten(values, slices, step, outside)

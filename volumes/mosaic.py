@@ -62,7 +62,7 @@ def read_mosaic(file: Path, header: Dataset) -> Mosaic:
         positions = _siemens_positions(file, header, row, column)
         times = _siemens_times(header, len(positions))
     # dcm2niix keeps the order of a Siemens mosaic, unless the scanner counts its slices in reverse, and sorts a grid's
-    in_reverse = (_floats(read_csa(header).get("ProtocolSliceNumber")) or [0.0])[0] > 1
+    in_reverse = (numbers_of(read_csa(header).get("ProtocolSliceNumber")) or [0.0])[0] > 1
     descending = not (_is_grid(header) or in_reverse) and bool((positions[-1] - positions[0]) @ normal < 0)
     return Mosaic(positions, descending, times)
 
@@ -84,19 +84,19 @@ def mosaic_gradient(header: Dataset) -> tuple[float, np.ndarray] | None:
         where there is none. None for an image without diffusion weighting in its header.
     """
     if _is_grid(header):
-        weighting = _floats(_private(header, 0x65, _UIH, 0x09)) or _floats(header.get("DiffusionBValue"))
-        direction = _floats(_private(header, 0x65, _UIH, 0x37))
+        weighting = numbers_of(_private(header, 0x65, _UIH, 0x09)) or numbers_of(header.get("DiffusionBValue"))
+        direction = numbers_of(_private(header, 0x65, _UIH, 0x37))
     else:
         csa = read_csa(header)
         weighting = (
-            _floats(csa.get("B_value"))
-            or _floats(_private(header, 0x19, _SIEMENS, 0x0C))
-            or _floats(header.get("DiffusionBValue"))
+            numbers_of(csa.get("B_value"))
+            or numbers_of(_private(header, 0x19, _SIEMENS, 0x0C))
+            or numbers_of(header.get("DiffusionBValue"))
         )
         direction = (
-            _floats(csa.get("DiffusionGradientDirection"))
-            or _floats(_private(header, 0x19, _SIEMENS, 0x0E))
-            or _floats(header.get("DiffusionGradientOrientation"))
+            numbers_of(csa.get("DiffusionGradientDirection"))
+            or numbers_of(_private(header, 0x19, _SIEMENS, 0x0E))
+            or numbers_of(header.get("DiffusionGradientOrientation"))
             or _from_b_matrix(csa)
         )
     if not weighting:
@@ -171,7 +171,7 @@ def _private(header: Dataset, group: int, creator: str, element: int) -> Any:
         return None if found is None else found.value
 
 
-def _floats(value: Any) -> list[float]:
+def numbers_of(value: Any) -> list[float]:
     """Finite numbers of a header value, none where it is missing or holds something else."""
     if isinstance(value, bytes):
         return []
@@ -186,7 +186,7 @@ def _floats(value: Any) -> list[float]:
 
 
 def _vector(file: Path, header: Dataset, keyword: str, count: int) -> np.ndarray:
-    numbers = _floats(header.get(keyword))
+    numbers = numbers_of(header.get(keyword))
     if len(numbers) != count:
         raise ValueError(f"{file}: {keyword} of a mosaic must hold {count} finite numbers, got {header.get(keyword)}")
     return np.array(numbers)
@@ -195,7 +195,9 @@ def _vector(file: Path, header: Dataset, keyword: str, count: int) -> np.ndarray
 def _count(file: Path, header: Dataset) -> int:
     if _is_grid(header):
         return len(_grid_items(file, header))
-    found = _floats(read_csa(header).get("NumberOfImagesInMosaic")) or _floats(_private(header, 0x19, _SIEMENS, 0x0A))
+    found = numbers_of(read_csa(header).get("NumberOfImagesInMosaic")) or numbers_of(
+        _private(header, 0x19, _SIEMENS, 0x0A)
+    )
     count = int(found[0]) if found else 0
     if not 0 < count <= _MOST_SLICES:
         raise ValueError(
@@ -207,7 +209,7 @@ def _count(file: Path, header: Dataset) -> int:
 
 def _grid_items(file: Path, header: Dataset) -> list[Dataset]:
     items = _private(header, 0x65, _UIH, 0x51)
-    announced = _floats(_private(header, 0x65, _UIH, 0x50))
+    announced = numbers_of(_private(header, 0x65, _UIH, 0x50))
     if items is None or isinstance(items, bytes | str) or len(items) == 0:
         raise ValueError(
             f"{file} is a UIH grid whose slice positions are missing (0065,1051); get the file again with its private"
@@ -236,16 +238,16 @@ def _siemens_positions(file: Path, header: Dataset, row: np.ndarray, column: np.
     corner = _vector(file, header, "ImagePositionPatient", 3)
     corner = corner + row * between_columns * (header.Columns - header.Columns // across) / 2
     corner = corner + column * between_rows * (header.Rows - header.Rows // down) / 2
-    normal = np.array(_floats(read_csa(header).get("SliceNormalVector")))
+    normal = np.array(numbers_of(read_csa(header).get("SliceNormalVector")))
     plane = np.cross(row, column)
     if normal.shape != (3,) or abs(abs(normal @ plane) - 1) > 0.01:
         raise ValueError(
             f"{file} is a Siemens mosaic whose slice direction is missing or not at a right angle to the image (CSA"
             f" header: SliceNormalVector, got {normal.tolist()}); get the file again with its private tags"
         )
-    gap = _floats(header.get("SpacingBetweenSlices"))
+    gap = numbers_of(header.get("SpacingBetweenSlices"))
     if not gap and header.get("MRAcquisitionType") == "3D":  # without gaps
-        gap = _floats(header.get("SliceThickness"))
+        gap = numbers_of(header.get("SliceThickness"))
     if not gap or gap[0] <= 0:
         raise ValueError(f"{file} is a Siemens mosaic without SpacingBetweenSlices: convert it with dcm2niix first")
     step = gap[0] * np.sign(normal @ plane) * plane / np.linalg.norm(plane)
@@ -254,7 +256,7 @@ def _siemens_positions(file: Path, header: Dataset, row: np.ndarray, column: np.
 
 
 def _siemens_times(header: Dataset, count: int) -> np.ndarray | None:
-    times = _floats(read_csa(header).get("MosaicRefAcqTimes")) or _floats(_private(header, 0x19, _SIEMENS, 0x29))
+    times = numbers_of(read_csa(header).get("MosaicRefAcqTimes")) or numbers_of(_private(header, 0x19, _SIEMENS, 0x29))
     return np.array(times) - min(times) if len(times) == count else None
 
 
@@ -273,7 +275,7 @@ def _clock(texts: list[Any]) -> np.ndarray | None:
 
 def _from_b_matrix(csa: dict[str, list[str]]) -> list[float]:
     """The direction of a linear weighting: the first eigenvector of the b-matrix (xx, xy, xz, yy, yz, zz)."""
-    numbers = _floats(csa.get("B_matrix"))
+    numbers = numbers_of(csa.get("B_matrix"))
     if len(numbers) != 6 or "DIRECTIONAL" not in (csa.get("DiffusionDirectionality") or []):
         return []
     xx, xy, xz, yy, yz, zz = numbers
