@@ -3,12 +3,14 @@
 The published layers, with the semantics that Keras gives them. Every convolution before a batch norm is linear, so the
 forward pass reorders them without changing a result beyond rounding:
 
-- the spatial filters come before the temporal ones (256 mixed channels instead of 64 x 19), and the statistics of the
-  first batch norm, which would need the signals that are no longer made, follow from the input's lagged products;
-- the average pools at the end of towers a, b and d come first, a pooled filter being a longer filter with stride 2;
+- the spatial filters are applied before the temporal ones (256 mixed channels instead of 64 x 19); the statistics of
+  the first batch norm are computed from lagged products of the input, because the signals that it normalises are never
+  formed;
+- the average pools at the end of towers a, b and d are applied first: a filter with a pool is a longer filter with
+  stride 2;
 - long filters of single channels are products with Toeplitz matrices.
 
-`adhdeepnet_reference.LiteralADHDeepNet` has the same parameters and goes layer by layer; the tests compare both.
+`adhdeepnet_reference.LiteralADHDeepNet` has the same parameters and computes layer by layer; the tests compare the two.
 Inside, tensors are (channels, batch, times): a 1 x 1 convolution is then one matrix product.
 """
 
@@ -41,8 +43,8 @@ class ADHDeepNet(nn.Module):
     """Temporal and spatial filters, four towers, squeeze-and-excitation, one dense layer.
 
     The defaults are the published ones, with 174,626 numbers as Keras counts them. Input (batch, n_chans, n_times),
-    any unit, since batch norm follows; output (batch, n_outputs) logits, whose softmax is what Keras gives. With an
-    odd number of samples before a pool the last one is dropped, in every tower alike.
+    any unit, since batch norm follows; output (batch, n_outputs) logits, whose softmax is the output of the Keras
+    model. If the number of samples before a pool is odd, the last sample is dropped, in every tower.
 
     Args:
         n_chans: electrodes.
@@ -86,7 +88,7 @@ class ADHDeepNet(nn.Module):
         if n_times < 4:
             raise ValueError(f"n_times must be at least 4 samples, since two pools halve it, got {n_times}")
         if not 0 <= drop_prob < 1:
-            raise ValueError(f"drop_prob must be in [0, 1), got {drop_prob}")
+            raise ValueError(f"drop_prob must be at least 0 and below 1, got {drop_prob}")
         if not max_norm > 0:
             raise ValueError(f"max_norm must be above 0, got {max_norm}")
         self.n_chans, self.n_times, self.n_outputs, self.sfreq = n_chans, n_times, n_outputs, sfreq
@@ -140,9 +142,9 @@ class ADHDeepNet(nn.Module):
         else:
             mean, variance = running(self.norm1)
         gain = self.norm1.weight * torch.rsqrt(variance + self.norm1.eps)
-        if self.training:  # the second norm takes norm1.bias off again: its gradient is 0, but not missing
+        if self.training:  # the second norm cancels norm1.bias: its gradient is 0, but must exist
             gain = gain + 0 * self.norm1.bias
-        # The first norm adds a constant to every mixed channel; the second one's mean holds it and takes it off again.
+        # The first norm adds a constant to every mixed channel; the mean of the second norm contains and removes it.
         constant = ((self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)).flatten()
         h = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
         if h.ndim == 4:
@@ -156,7 +158,7 @@ class ADHDeepNet(nn.Module):
         return taps, self.spatial.weight.flatten(1).view(len(taps), -1, self.n_chans)
 
     def after_first_block(self, h: Tensor) -> Tensor:
-        """The last features (batch, 256) from what `first_block` gives."""
+        """The last features (batch, 256) from the output of `first_block`."""
         h = dropout(h, self.drop_prob, self.training)
         h = batch_norm_elu(self._towers(h), self.norm3)
         h = h * self.excite1(h.mean(-1).T).T.unsqueeze(-1)
@@ -183,18 +185,18 @@ class ADHDeepNet(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Bring the filters whose norm exceeds `max_norm` back to it, as Keras does after every optimiser step."""
+        """Scale filters whose norm exceeds `max_norm` back to it, as Keras does after every optimiser step."""
         _max_norm(self.spatial.weight, dim=2, limit=self.max_norm)
         _max_norm(self.classify.weight, dim=1, limit=self.max_norm)
 
     @property
     def keras_parameters(self) -> int:
-        """How many numbers the model holds, running statistics included."""
+        """The number of values in the model, including running statistics."""
         return sum(tensor.numel() for tensor in self._keras_order())
 
     @torch.no_grad()
     def load_keras(self, arrays: Sequence[np.ndarray]) -> None:
-        """Take over weights of the published Keras model.
+        """Load weights of the published Keras model.
 
         Args:
             arrays: the 38 arrays of `model.get_weights()`, in that order (squeeze-and-excitation as dense layers).
@@ -261,7 +263,7 @@ def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
     """Mix the electrodes by (F1, D, n_chans), then filter by (F1, k) with zeros around.
 
     The input is cut into overlapping blocks before the mixing, while it has few channels. Where the blocks fit into
-    the window, the samples of a block come as the first ones of all pairs and then the second ones.
+    the window, a block holds the first samples of all pairs, then the second samples.
 
     Returns:
         (F1 * D, batch * blocks, 2, block / 2), or (F1 * D, batch, n_times).
@@ -272,7 +274,7 @@ def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
     if 2 * block > times:
         block, span, left, pieces = times, times, (length - 1) // 2, x.transpose(0, 1)
     else:
-        left, span = 0, 16 * math.ceil((block + length - 1) / 16)  # matrix products like multiples of 16
+        left, span = 0, 16 * math.ceil((block + length - 1) / 16)  # matrix products are fastest at multiples of 16
         before = (length - 1) // 2
         padded = F.pad(x.transpose(0, 1), (before, math.ceil(times / block) * block + span - block - before - times))
         pieces = padded.unfold(-1, span, block)

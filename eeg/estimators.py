@@ -39,7 +39,7 @@ AUGMENTATIONS = (
     *(f"{_M[a]},{_M[b]}x{_S[c]},{_S[d]}" for a, b in _PAIRS for c, d in _PAIRS),
 )
 
-# The published space without F2 and optimizer, which the published code reads nowhere, and with the augmentation.
+# The published space without F2 and optimizer, which the published code never reads, and with the augmentation.
 PUBLISHED_SPACE: dict[str, tuple[Any, ...]] = {
     "F1": (8, 16, 32, 64),
     "D": (2, 4, 8),
@@ -51,7 +51,7 @@ PUBLISHED_SPACE: dict[str, tuple[Any, ...]] = {
     "batch": (32, 64, 128),
     "augmentation": AUGMENTATIONS,
 }
-# For a search that has to end on two cores.
+# For a search that must end in reasonable time on two cores.
 REDUCED_SPACE: dict[str, tuple[Any, ...]] = {
     "F1": (8, 16),
     "D": (2, 4),
@@ -92,7 +92,7 @@ class _Searched:
             raise ValueError(f"settings of {name} must be among {known}; got {', '.join(sorted(unknown))}")
 
     def suggest(self, trial: Any) -> Settings:
-        """One value of each dimension of the space."""
+        """Settings drawn by a trial: one value for each dimension of the space."""
         return {key: trial.suggest_categorical(key, list(choices)) for key, choices in self.space.items()}
 
     def _predictions(self, rows: np.ndarray, probability: np.ndarray) -> Predictions:
@@ -138,7 +138,7 @@ class NetworkEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "NetworkFit":
-        """Train on subjects; with `validation`, the best epoch's weights stay; else exactly `epochs` epochs."""
+        """Train on subjects: with `validation`, keep the weights of the best epoch; without, train for `epochs` epochs."""
         if validation is None and epochs is None:
             raise ValueError("either validation subjects or a number of epochs must be given")
         windows, options = self.windows, self.options
@@ -216,7 +216,7 @@ class NetworkFit:
 
 
 class LinearEstimator(_Searched):
-    """Logistic regression on standardised features, classes weighed the same; no epochs.
+    """Logistic regression on standardised features, with balanced classes; it has no epochs.
 
     Args:
         name: "bandpower" and "amplitude" see features of windows, "length" the seconds of the recording.
@@ -292,7 +292,7 @@ class MajorityEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "MajorityFit":
-        """Count."""
+        """The share among the subjects."""
         return MajorityFit(self, float(self.windows.labels[np.asarray(train)].mean()))
 
 

@@ -1,6 +1,6 @@
 """Layers of a convolutional network for signals in (channels, batch, times), fast on a CPU and exact.
 
-Each gives what the plain layers of PyTorch give, up to rounding, and the tests compare them. Times in comments were
+Each equals the plain layers of PyTorch up to rounding; the tests compare them. Times in comments were
 measured on two cores of an AMD EPYC with 64 windows of 256 channels and 512 samples.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CHUNK = 2**18  # numbers worked on at once in batch_norm_elu, so that they stay in the cache
+_CHUNK = 2**18  # values processed at once in batch_norm_elu, so that they stay in the cache
 _LONGEST_BLOCK = 256  # samples of output up to which a filter is one Toeplitz product
 
 
@@ -22,9 +22,9 @@ def toeplitz(taps: Tensor, n_in: int, n_out: int, *, left: int = 0, stride: int 
 
     Args:
         taps: (C, k).
-        n_in: samples that go in, the last axis of the result.
-        n_out: samples that come out.
-        left: zeros thought before the first sample.
+        n_in: samples of the input, the last axis of the result.
+        n_out: samples of the output.
+        left: number of zeros assumed before the first sample.
         stride: samples from one output to the next.
 
     Returns:
@@ -41,7 +41,7 @@ def toeplitz(taps: Tensor, n_in: int, n_out: int, *, left: int = 0, stride: int 
 
 
 class _Shifted(torch.autograd.Function):
-    """(C, n) -> (C, rows, n_in), each row `stride` samples later than the one below it; the last one begins at 0."""
+    """(C, n) -> (C, rows, n_in), each row starts `stride` samples after the row below it; the last row starts at 0."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, n_in: int, stride: int) -> Tensor:
@@ -71,7 +71,7 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
         (C, batch, times), or half the times.
     """
     left, stride, n_out = (taps.shape[-1] - 1) // 2, 1, h.shape[-1]
-    if pool:  # the mean of two neighbours is the mean of the filter and itself one later
+    if pool:  # the mean of two neighbours is one filter: the mean of the filter and its copy a sample later
         taps, stride, n_out = (F.pad(taps, (0, 1)) + F.pad(taps, (1, 0))) / 2, 2, n_out // 2
     if n_out <= _LONGEST_BLOCK:
         return torch.bmm(h, toeplitz(taps, h.shape[-1], n_out, left=left, stride=stride).mT)
@@ -87,9 +87,9 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
 def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of all samples of x filtered by each filter, with zeros around, without filtering.
 
-    The mean is linear in the taps and the mean square a quadratic form w' R w, where R[i, j] is the sum of
-    x[t + i] x[t + j] over the windows. Along a diagonal of R only the window's ends change, so the lagged products of
-    whole windows (by FFT) and of their ends are enough. In float64, since the variance is a difference.
+    The mean is linear in the taps, and the mean square is a quadratic form w' R w, where R[i, j] is the sum of
+    x[t + i] x[t + j] over the windows. Along a diagonal of R only the ends of the window change, so the lagged products
+    of whole windows (by FFT) and of their ends suffice. Computed in float64, because the variance is a difference.
 
     Args:
         x: (batch, n_chans, times).
@@ -169,12 +169,12 @@ class _EvenAndMean(torch.autograd.Function):
 
 
 def dropout(h: Tensor, drop_prob: float, training: bool) -> Tensor:
-    """Dropout of single values; 16 random bits each instead of PyTorch's Bernoulli draws (6 ms against 50 ms).
+    """Dropout of single values, with 16 random bits each; PyTorch's Bernoulli draws take 50 ms, these 6 ms.
 
     Args:
         h: any shape.
-        drop_prob: chance of a zero, rounded to a 65,536th; what stays is scaled by the rounded chance.
-        training: False gives `h` back.
+        drop_prob: probability of a zero, rounded to a multiple of 1/65,536; other values are scaled accordingly.
+        training: if False, `h` is returned.
     """
     zeros = round(drop_prob * 65536)
     if not training or zeros == 0:
@@ -185,12 +185,12 @@ def dropout(h: Tensor, drop_prob: float, training: bool) -> Tensor:
 
 
 def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = None) -> Tensor:
-    """Batch norm and ELU with alpha 1, in pieces that stay in the cache; of pairs of samples, their mean.
+    """Batch norm and ELU with alpha 1, in pieces that stay in the cache; pairs of samples are averaged.
 
     Args:
         h: (C, n, times), or (C, n, 2, times) where the axis of length 2 is a pair that is averaged at the end.
-        norm: in training mode its running statistics move, as in PyTorch.
-        offset: (C,) a constant added to `h`; it changes the running mean only.
+        norm: in training mode its running statistics are updated, as in PyTorch.
+        offset: (C,) a constant added to `h`; it changes only the running mean.
 
     Returns:
         (C, n, times) in the type of the norm's weights, under autocast too.
@@ -221,12 +221,12 @@ def running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, count: int) -> None:
-    """Move the running statistics as PyTorch does, with the unbiased variance.
+    """Update the running statistics as PyTorch does, with the unbiased variance.
 
     Args:
-        norm: whose statistics move.
+        norm: the layer whose statistics are updated.
         mean, variance: (C,) of the batch; the variance is biased.
-        count: numbers that went into each.
+        count: number of values behind each.
     """
     assert norm.momentum is not None
     running_mean, running_variance = running(norm)
@@ -299,7 +299,7 @@ class _BatchNormElu(torch.autograd.Function):
 
 
 def _chunks(h: Tensor) -> list[slice]:
-    """Slices of channels with about `_CHUNK` numbers each."""
+    """Slices of channels with about `_CHUNK` values each."""
     step = max(1, _CHUNK // max(1, h[0].numel()))
     return [slice(start, start + step) for start in range(0, len(h), step)]
 
@@ -307,8 +307,8 @@ def _chunks(h: Tensor) -> list[slice]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory, for this process.
 
-    By default every tensor above 32 MiB is taken from the system page by page and given back at once, which costs more
-    than the arithmetic on it (22 ms against 2 ms for a copy). Elsewhere than on Linux with glibc nothing happens.
+    By default every tensor above 32 MiB is allocated from the system page by page and returned at once, which takes
+    longer than the arithmetic on it (22 ms, 2 ms for a copy). Nothing happens except on Linux with glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt if sys.platform == "linux" else None

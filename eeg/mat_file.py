@@ -26,6 +26,16 @@ def channels_without_label(path: Path) -> list[int]:
 
 
 def open_mat(path: Path, order: str | Sequence[str], sfreq: float) -> RawFile:
+    """A .mat file of the ADHD data set, with its samples.
+
+    Args:
+        path: the file, with one array (samples, channels) or one named like the file.
+        order: "ced", "text" or the names of the columns.
+        sfreq: Hz.
+
+    Raises:
+        ValueError: the file is damaged or holds another array.
+    """
     if isinstance(order, str):
         if order not in ("ced", "text"):
             raise ValueError(f'mat_order must be "ced", "text" or a list of names, got {order!r}')

@@ -29,7 +29,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegn
 
 
 def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """A network of `NETWORKS` with random weights from torch's generator.
+    """A network of `NETWORKS` with random weights drawn from torch's generator.
 
     Args:
         name: of the network.

@@ -1,4 +1,4 @@
-"""Notes: what is found and decided while a recording is read."""
+"""Notes: findings and decisions while a recording is read."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Note:
 
 @contextmanager
 def warnings_as_notes() -> Iterator[list[Note]]:
-    """The warnings of the block as notes."""
+    """The warnings that are raised in the block, as notes."""
     notes: list[Note] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Opening of recordings with MNE's readers: each format's traps are met before MNE decides in silence."""
+"""Recordings are opened with MNE's readers, after checks of what each format hides and MNE would decide in silence."""
 
 import re
 import tempfile
@@ -38,7 +38,7 @@ _VOLTS = {"V": 1.0, "mV": 1e-3, "µV": 1e-6, "uV": 1e-6, "nV": 1e-9}
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[Path]:
-    """The file itself, or a copy of a member of a .zip."""
+    """The file itself, or a copy of the member of a .zip with its companions, for the duration of the block."""
     archive = next((p for p in path.parents if p.suffix.lower() == ".zip" and p.is_file()), None)
     if archive is None:
         if not path.is_file():
@@ -74,7 +74,7 @@ def _opened(archive: Path) -> zipfile.ZipFile:
 
 
 def load_samples(path: Path, file: RawFile) -> None:
-    """Read the samples, which MNE's readers put off."""
+    """Load the samples, which MNE's readers do not read on opening."""
     raw = file.raw
     check_memory(path, 3 * 8 * raw.n_times * len(raw.ch_names))
     try:
@@ -88,6 +88,16 @@ def load_samples(path: Path, file: RawFile) -> None:
 
 
 def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
+    """A recording without its samples, opened by the reader for its suffix.
+
+    Args:
+        path: the file.
+        include: for EDF and BDF, the only channels to open.
+
+    Raises:
+        FileNotFoundError: a file that it names is not there.
+        ValueError: what is wrong with the file.
+    """
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise ValueError(f"{path.name} must be one of {' '.join(SUFFIXES)}, got {suffix or 'no suffix'}")
@@ -172,7 +182,7 @@ def _read_bids(path: Path, options: dict[str, Any], notes: list[Note]) -> Any | 
 
 
 def missing_end(path: Path, raw: Any) -> list[Note]:
-    """A note about samples that a data file of BrainVision does not hold whole."""
+    """A note if the data file of a BrainVision recording ends within a sample."""
     width = {"short": 2, "int": 4, "single": 4}.get(raw.orig_format)
     if path.suffix.lower() != ".vhdr" or width is None:
         return []
@@ -181,13 +191,13 @@ def missing_end(path: Path, raw: Any) -> list[Note]:
 
 
 def _extras(raw: Any) -> dict[str, Any]:
-    """Fields of the file's header that MNE's reader keeps; its public interface does not give them."""
+    """Fields of the header of the file that MNE's reader keeps; its public interface does not offer them."""
     found = getattr(raw, "_raw_extras", [None])[0]
     return found if isinstance(found, dict) else {}
 
 
 def _volts(raw: Any, suffix: str) -> dict[str, float | None]:
-    """MNE scales unit names that it does not know by one, as if they were volts; those are None here."""
+    """Factor to volts of each channel; None where MNE does not know the unit and takes the numbers as volts."""
     written = _units(raw)
     if suffix in (".edf", ".bdf", ".gdf"):
         applied = np.asarray(_extras(raw).get("units", []), float)
@@ -235,7 +245,7 @@ def _sample_type(raw: Any, suffix: str) -> str:
 
 
 def at_own_rate(path: Path, found: RawFile, wanted: Sequence[str]) -> tuple[RawFile, list[Note]]:
-    """The file read at the rate of its EEG channels; MNE raises all channels to the fastest of the file."""
+    """The file opened at the rate of its EEG channels, and notes; MNE resamples all channels to the fastest one."""
     rates = {found.rates[name] for name in wanted}
     notes = []
     if len(rates) > 1:

@@ -26,7 +26,8 @@ class Recording:
         signal: (channels, samples) float32, in `unit`.
         unit: "uV", or "unknown" where the file gives no unit or one that cannot be right.
         sfreq: sampling rate of `signal`, Hz.
-        channels: names in the 10-20 system (T7 T8 P7 P8), in the order of `signal`.
+        channels: names in the 10-20 system (T7 T8 P7 P8), in the order of `signal`; electrodes without such a name keep
+            that of the file, with "file:" before it where the 10-20 system uses it for another place.
         bad_spans: (start, stop) in seconds without EEG: marked bad, cut (start = stop), missing, or constant.
         notes: findings and decisions made while reading.
         source: the file.
@@ -63,14 +64,15 @@ def read_recording(
 ) -> Recording:
     """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat of the ADHD data set.
 
-    Re-referencing, filtering and resampling are MNE's, in this order. A file of a BIDS folder goes through mne-bids
-    where that is installed, so that channels.tsv and events.tsv count.
+    Re-referencing, filtering and resampling are MNE's, in this order, each stretch between two cuts by itself. A file of
+    a BIDS folder is read by mne-bids where that is installed, so that channels.tsv and events.tsv are used.
 
     Args:
         path: the file; it may lie in a .zip, as folder.zip/v10p.mat.
         sfreq: resample to this rate, Hz.
-        channels: the channels wanted, in this order, in any spelling of the 10-20 system. By default all scalp
-            electrodes in the order of the file, or all EEG channels if none has a 10-20 name.
+        channels: the channels wanted, in this order, in any spelling of the 10-20 system, or as "Cz=A1" for the
+            channel A1 of a cap with names of its own. By default all scalp electrodes in the order of the file, or all
+            EEG channels if none has a 10-20 name.
         band: (low, high) edges in Hz of a zero-phase FIR filter; None leaves a side open.
         reference: "average", or the channel(s) to refer to; None keeps the reference of the file.
         unit: the unit of the numbers in the file, overriding the header.

@@ -17,7 +17,11 @@ _SATURATED_SHARE = 1e-3
 
 
 def microvolt_factors(raw: Any, found: RawFile, kept: Sequence[str], unit: Unit | None) -> tuple[Any, Any, list[Note]]:
-    """Factors from MNE's numbers to microvolts (channels, 1), the unit that results, and notes."""
+    """Factors from MNE's numbers to microvolts (channels, 1), the unit of the result, and notes.
+
+    Raises:
+        ValueError: the unit is unknown, or the file gives a unit for some channels only.
+    """
     if unit is not None and unit not in _MICROVOLTS:
         raise ValueError(f'unit must be "uV", "mV" or "V", got {unit!r}')
     volts = [found.volts[name] for name in raw.ch_names]
@@ -37,6 +41,7 @@ def microvolt_factors(raw: Any, found: RawFile, kept: Sequence[str], unit: Unit 
 
 
 def amplitude_notes(signal: np.ndarray) -> list[Note]:
+    """A note if the amplitude of a signal (channels, samples) in microvolts is not that of scalp EEG."""
     centred = signal - np.median(signal, axis=1, keepdims=True)
     sd = float(np.median(1.4826 * np.median(np.abs(centred), axis=1)))
     low, high = _PLAUSIBLE_UV
@@ -48,6 +53,7 @@ def amplitude_notes(signal: np.ndarray) -> list[Note]:
 
 
 def quality_notes(data: np.ndarray, names: Sequence[str]) -> list[Note]:
+    """Notes on flat channels, saturated channels and outliers of data (channels, samples)."""
     centred = np.abs(data - np.median(data, axis=1, keepdims=True))
     sd = 1.4826 * np.median(centred, axis=1)
     spread = data.std(axis=1)

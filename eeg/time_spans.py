@@ -1,4 +1,4 @@
-"""Stretches of time without EEG: marked bad, cut, missing, or standing still; in seconds from the first sample."""
+"""Spans of time without EEG, in seconds from the first sample: marked as bad, cut, missing, or without movement."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # marks o
 
 
 def fill_missing(raw: Any, names: Sequence[str]) -> list[tuple[float, float]]:
-    """Interpolate over samples of these channels that are no possible measurement; their spans in seconds."""
+    """Interpolate over samples of these channels that cannot be measurements, and return their spans in seconds."""
     gaps = ~(np.abs(raw.get_data(picks=list(names))) <= _LARGEST)
     if not gaps.any():
         return []
@@ -21,7 +21,7 @@ def fill_missing(raw: Any, names: Sequence[str]) -> list[tuple[float, float]]:
 
 
 def _interpolated(signal: np.ndarray) -> np.ndarray:
-    """The signal (samples,) with linear interpolation where it is no measurement; zeros if it never is."""
+    """The signal (samples,) with linear interpolation over impossible samples; zeros if all are impossible."""
     gap, times = ~(np.abs(signal) <= _LARGEST), np.arange(len(signal))
     if gap.all():
         return np.zeros_like(signal)
@@ -29,6 +29,7 @@ def _interpolated(signal: np.ndarray) -> np.ndarray:
 
 
 def marked_spans(marked: np.ndarray, sfreq: float, least_s: float = 0.0) -> list[tuple[float, float]]:
+    """Spans of marked samples (samples,), in seconds; those shorter than `least_s` are left out."""
     edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8)))
     found = [(float(a / sfreq), float(b / sfreq)) for a, b in edges.reshape(-1, 2)]
     return [(a, b) for a, b in found if b - a >= least_s]
@@ -63,6 +64,6 @@ def bad_annotations(raw: Any) -> list[tuple[float, float]]:
 
 
 def cut_samples(raw: Any) -> list[int]:
-    """First samples after the cuts that annotations mark, rising."""
+    """The first sample after each cut that annotations mark, ascending."""
     cuts = {round(start * raw.info["sfreq"]) for start, stop in bad_annotations(raw) if start == stop}
     return sorted(cut for cut in cuts if 0 < cut < raw.n_times)

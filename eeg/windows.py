@@ -28,14 +28,14 @@ class WindowOptions:
 
     Args:
         seconds: length of a window.
-        overlap: share of a window that the next one repeats, 0 to below 1.
+        overlap: share of a window that the next window repeats, at least 0 and below 1.
         sfreq: sampling rate of the windows, Hz; None keeps that of the files.
         band: (low, high) of a filter, Hz.
         reference: "average", channel names, or None for the reference of the file.
         channels: names in the order wanted, or "Cz=A1" for the channel A1 of a cap with names of its own; None takes
             those of the first recording, which all must then have.
         scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
-            "fold" (left as they are; the estimator fits a `Scaler` on its training windows) or "none".
+            "fold" (unscaled here; the estimator fits a `Scaler` on its training windows) or "none".
         unit: the unit of the numbers in the files, overriding their headers.
         mat_order: columns of a .mat file.
         mat_sfreq: rate of a .mat file, Hz.
@@ -73,10 +73,10 @@ class WindowOptions:
 
     @classmethod
     def of(cls, given: dict[str, Any] | None) -> "WindowOptions":
-        """From what a person wrote.
+        """Options from a configuration that a user wrote.
 
         Raises:
-            ValueError: a name that is no option, or a word where a number must be.
+            ValueError: an unknown option, or a word in place of a number.
         """
         given = given or {}
         known = [field.name for field in fields(cls)]
@@ -90,7 +90,7 @@ class WindowOptions:
         return cls(**given)
 
     def read(self, path: Path) -> Recording:
-        """One recording, read as these options say."""
+        """One recording, read with these options."""
         return read_recording(
             path,
             sfreq=self.sfreq,
@@ -108,22 +108,22 @@ class Windows:
     """The windows of a study.
 
     Args:
-        x: (n, channels, times) float32, scaled as the options say.
-        subject: (n,) index into `subjects`, rising.
-        start: (n,) first sample in the recording; runs of one subject are counted on.
+        x: (n, channels, times) float32, scaled according to the options.
+        subject: (n,) index into `subjects`, ascending.
+        start: (n,) first sample in the recording; the samples of a subject's runs are numbered consecutively.
         log_variance: (n, channels) float32, natural logarithm of the variance before any scaling.
-        subjects: names of those who have at least one window.
+        subjects: names of the subjects with at least one window.
         labels: (subjects,) 1 for the positive class.
         classes: (negative, positive).
         sfreq: Hz.
         channels: in the order of `x`.
         seconds: (subjects,) length of the recordings.
         unit: of `x` before scaling: "uV" or "unknown".
-        options: that made them.
-        excluded: (subject, reason) of those without a window.
-        notes: what was found while reading, with the names of the subjects.
+        options: with which the windows were made.
+        excluded: (subject, reason) of the subjects without a window.
+        notes: findings while reading, with the names of the subjects.
         digests: (subjects,) SHA-256 of the signal as read; equal for duplicates.
-        defects: those of the notes that report a defect of a signal, or a subject without a window.
+        defects: the notes that report a defect of a signal, or a subject without a window.
     """
 
     x: np.ndarray
@@ -155,7 +155,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Mean and standard deviation of each channel over the windows that it was fitted on.
+    """Mean and standard deviation of each channel over the windows on which the scaler was fitted.
 
     Args:
         mean: (channels,).
@@ -172,7 +172,7 @@ class Scaler:
 
     @classmethod
     def fit(cls, x: np.ndarray) -> "Scaler":
-        """From training windows (n, channels, times)."""
+        """The scaler of training windows (n, channels, times)."""
         if len(x) == 0:
             raise ValueError("a scaler needs at least one training window, got none")
         mean = x.mean(axis=(0, 2), dtype=np.float64)
@@ -181,12 +181,12 @@ class Scaler:
         return cls(mean, sd)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Windows (n, channels, times) float32 on the scale of the training windows."""
+        """The windows (n, channels, times) in units of the training windows, as float32."""
         return np.asarray((x - self.mean[:, None]) / self.sd[:, None], np.float32)
 
 
 def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of one recording without those that touch a bad span; a remainder at the end is dropped.
+    """The windows of a recording that touch no bad span; a remainder at the end is dropped.
 
     Returns:
         (n, channels, times) float32 in the recording's unit, unscaled, and the first samples (n,).
@@ -214,7 +214,7 @@ def why_no_window(recordings: Sequence[Recording], options: WindowOptions) -> st
 
 
 def standardize(x: np.ndarray) -> np.ndarray:
-    """Each channel (last axis: time) to mean 0 and standard deviation 1; a flat one to zeros.
+    """The windows with each channel (last axis: time) at mean 0 and standard deviation 1; a flat channel becomes zeros.
 
     Example:
         >>> standardize(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
@@ -230,9 +230,10 @@ def load_windows(study: Study, options: WindowOptions | None = None, cache: str 
     """Read, check and cut all recordings of a study.
 
     Args:
-        study: who and where.
-        options: how.
-        cache: a folder where windows are kept under a hash of the files and the options, and found again.
+        study: the subjects and their files.
+        options: how recordings are read and cut.
+        cache: a folder in which windows are stored under a hash of the files and the options, and from which they are
+            loaded when the hash agrees.
 
     Raises:
         ValueError: if recordings differ in channels or rate, or no subject of a class has a window.
