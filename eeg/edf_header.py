@@ -132,8 +132,8 @@ def annotations_on_data_clock(path: Path, sfreq: float) -> tuple[mne.Annotations
         start, stop = np.interp([onset, onset + duration], clock, samples)
         found.append((float(start), float(stop - start), text))
     note = Note(
-        f"{len(gaps)} gap{'s' if len(gaps) > 1 else ''} between records ({steps[gaps].sum():.6g} s in all): no window spans one, and "
-        "annotations lie at the samples that they mark"
+        f"{len(gaps)} gap{'s' if len(gaps) > 1 else ''} between records ({steps[gaps].sum():.6g} s in all): "
+        "no window spans one, and annotations lie at the samples that they mark"
     )
     return mne.Annotations(*(list(column) for column in zip(*found, strict=True))), [note]
 

@@ -64,8 +64,8 @@ def read_recording(
 ) -> Recording:
     """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat of the ADHD data set.
 
-    Re-referencing, filtering and resampling are MNE's, in this order, each stretch between two cuts by itself. A file of
-    a BIDS folder is read by mne-bids where that is installed, so that channels.tsv and events.tsv are used.
+    MNE re-references, filters and resamples, in this order, each stretch between two cuts by itself. A file of a BIDS
+    folder is read by mne-bids where that is installed, so that channels.tsv and events.tsv are used.
 
     Args:
         path: the file; it may lie in a .zip, as folder.zip/v10p.mat.
