@@ -138,7 +138,7 @@ class NetworkEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "NetworkFit":
-        """Train on subjects: keep the best epoch by `validation` subjects, or without these train for `epochs` epochs."""
+        """Train; keep the best epoch by the `validation` subjects, or without these train for `epochs` epochs."""
         if validation is None and epochs is None:
             raise ValueError("either validation subjects or a number of epochs must be given")
         windows, options = self.windows, self.options
