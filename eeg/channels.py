@@ -86,7 +86,10 @@ def is_ten_twenty(names: Sequence[str]) -> bool:
 
 
 def numbered_names(names: Sequence[str]) -> set[str]:
-    """Those of a file's names that belong to a numbered series with at least four members outside the 10-20 system.
+    """Those of a file's names that belong to a numbered series which is not of the 10-20 system.
+
+    At least four members of such a series are outside the 10-20 system; if no name outside these series is of the 10-20
+    system, one is enough.
 
     Example:
         >>> sorted(numbered_names(["C1", "C2", "C7", "C8", "C9", "C10", "F11", "Fz", "DC1", "DC2", "DC3", "DC4"]))
@@ -97,8 +100,10 @@ def numbered_names(names: Sequence[str]) -> set[str]:
         found = _NUMBERED.match(_bare(name))
         if found and not _NO_ELECTRODES.fullmatch(found["before"]):
             series.setdefault((found["before"].upper(), found["after"].upper()), []).append(name)
-    foreign = {key for key, own in series.items() if sum(_bare(n).lower() not in _known_names() for n in own) >= _FEW}
-    return {name for key in foreign for name in series[key]}
+    unknown = {key: sum(_bare(name).lower() not in _known_names() for name in own) for key, own in series.items()}
+    mixed = {name for key, own in series.items() if unknown[key] for name in own}
+    few = _FEW if any(is_scalp_name(standard_name(name)) for name in names if name not in mixed) else 1
+    return {name for key, own in series.items() if unknown[key] >= few for name in own}
 
 
 @cache

@@ -39,6 +39,11 @@ def test_all_electrodes_of_a_cap_with_its_own_names_are_kept_and_none_is_taken_f
     assert any("write" in n.text or "channels can name them" in n.text for n in found.notes)
 
 
+@pytest.mark.parametrize("names", [[f"C{i}" for i in range(1, 9)], [f"F{i}" for i in range(5, 13)]])
+def test_a_single_short_series_is_judged_as_a_whole_too(names):
+    assert not is_ten_twenty(names)
+
+
 def test_a_place_in_a_cap_without_positions_must_be_named(write_cap):
     file, x = write_cap(BIOSEMI)
     with pytest.raises(ValueError, match=r"must have the channels C3, C4.*for instance Cz=A1"):
