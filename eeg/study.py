@@ -16,7 +16,7 @@ from .readers import SUFFIXES
 
 TABLE = "subjects.tsv"
 PERSON = "person"
-_BIDS_LABELS = ("group", "diagnosis", "label")
+BIDS_LABELS = ("group", "diagnosis", "label")
 _PART = re.compile(r"[_-]?part[_-]?\d+$", re.IGNORECASE)
 # names of a healthy control group: these words and nothing else, so neither HCM nor "Normal pressure hydrocephalus"
 _CONTROL = r"controls?|healthy|normals?|hcs?|ctrls?"
@@ -184,11 +184,11 @@ def _table_rows(path: Path, folder: Path, label_column: str | None) -> list[Subj
 def _bids_rows(root: Path, label_column: str | None) -> list[Subject]:
     rows = read_rows(root / "participants.tsv")
     columns = list(rows[0]) if rows else []
-    label = label_column or next((c for c in _BIDS_LABELS if c in columns), "")
+    label = label_column or next((c for c in BIDS_LABELS if c in columns), "")
     if label not in columns or "participant_id" not in columns:
         raise ValueError(
             f"{root}/participants.tsv must have participant_id and a label column "
-            f"({label_column or ', '.join(_BIDS_LABELS)}), got {', '.join(columns) or 'no rows'}"
+            f"({label_column or ', '.join(BIDS_LABELS)}), got {', '.join(columns) or 'no rows'}"
         )
     files = {row["participant_id"]: _bids_files(root / row["participant_id"]) for row in rows}
     without = [name for name, own in files.items() if not own]

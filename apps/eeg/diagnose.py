@@ -1,10 +1,14 @@
 """`voxelwave eeg diagnose`: the probability of the diagnosed class for recordings, by a trained network."""
 
+from dataclasses import replace
+
+from ...eeg.file_people import without_later_parts
 from ...eeg.readers import SUFFIXES
 from ...runs.compute import use_threads
 from ..batch.find import choose, find_cases
 from ..batch.run import FolderRun, run_batch
 from .options import Diagnose
+from .people_table import read_people
 from .work import batch_work, diagnose_single
 
 
@@ -12,6 +16,7 @@ def diagnose(options: Diagnose) -> int:
     """Run the command; gives its exit code."""
     use_threads(options.threads)
     work = batch_work(weights=str(options.weights_file), threshold=options.threshold, abstain=options.abstain)
+    work = replace(work, people=read_people(options))
     if options.input.is_file():
         diagnose_single(options.input, options.output, work)
         return 0
@@ -22,6 +27,9 @@ def diagnose(options: Diagnose) -> int:
         suffixes={"eeg": SUFFIXES},
         keep_identifiers=options.keep_identifiers,
     )
+    whole = set(without_later_parts(case.inputs[0] for case in found.cases))
+    found.left_out["later parts of split FIF recordings"] += len(found.cases) - len(whole)
+    found = replace(found, cases=[case for case in found.cases if case.inputs[0] in whole], left_out=+found.left_out)
     if not found.cases:
         raise FileNotFoundError(f"{options.input} holds no recording ({', '.join(SUFFIXES)})")
     how = {"threshold": work.threshold, "abstain": options.abstain}

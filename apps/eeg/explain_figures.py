@@ -14,13 +14,16 @@ from ...eeg.channels import positions
 from ...eeg.features import BANDS
 from ...eeg.windows import Windows
 from ...runs.files import atomic_path
-from .explanation import Found, Summary
+from ..nested_cv.records import ExplanationFigures
+from .explanation import Found
 
 _CLASS_COLOURS = "#3b6ea5", "#c8553d"
 _FEW = 5  # networks whose features are drawn
 
 
-def draw(output: Path, found: list[Found], windows: Windows, summary: Summary) -> tuple[dict[str, str], dict[str, str]]:
+def draw(
+    output: Path, found: list[Found], windows: Windows, summary: ExplanationFigures
+) -> tuple[dict[str, str], dict[str, str]]:
     """Write the pictures and return their file names and captions."""
     n, subjects = len(found), summary["subjects"]
     whom = f"{subjects} held-out subjects" + (f", mean of {n} networks" if n > 1 else "")
@@ -84,7 +87,7 @@ def _scalp(found: list[Found], windows: Windows) -> Figure | None:
     return figure
 
 
-def _bands(summary: Summary) -> Figure:
+def _bands(summary: ExplanationFigures) -> Figure:
     rows = summary["bands"]
     names = [row["band"] if row["low"] is None else f"{row['band']}\n{row['low']:g}–{row['high']:g}" for row in rows]
     figure = Figure(figsize=(8, 3), layout="constrained")

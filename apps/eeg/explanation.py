@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from sklearn.manifold import TSNE
@@ -29,7 +28,7 @@ from ...eeg.networks import NETWORKS, WEIGHTS, load_network
 from ...eeg.study import read_study
 from ...eeg.windows import Scaler, Windows, load_windows
 from ..nested_cv.plan import CELLS, PLAN, PUBLISHED, read_plan
-from ..nested_cv.records import BandImportance, ChannelImportance, FitCell, Importance
+from ..nested_cv.records import ExplanationFigures, FitCell, Importance
 
 FOLDER, EXPLANATION = "explain", "explanation.json"
 FACTORY = "eeg-models"  # the function that builds the models of an EEG run
@@ -37,20 +36,6 @@ _IMPORTANCE = (
     "Importance is the mean absolute integrated gradient, as a share; the cost of hiding is the increase of the "
     "cross-entropy in nats per window. Both describe the networks, not the condition."
 )
-
-
-class Summary(TypedDict):
-    """The figures of an `Explanation`."""
-
-    networks: list[str]
-    subjects: int
-    windows: int
-    classes: list[str]
-    bands: list[BandImportance]
-    channels: list[ChannelImportance]
-    completeness_error: float
-    silhouette: dict[str, float | None]
-    notes: list[str]
 
 
 def first_network(folder: Path) -> str | None:
@@ -200,7 +185,7 @@ def _silhouette(features: np.ndarray, group: np.ndarray) -> float:
     return float(silhouette_score(features, group)) if 2 <= groups < len(group) else math.nan
 
 
-def summarise(found: list[Found], cases: list[Case], notes: list[str]) -> Summary:
+def summarise(found: list[Found], cases: list[Case], notes: list[str]) -> ExplanationFigures:
     """Means and standard deviations over the networks, as plain values."""
     windows = cases[0].windows
     edges = [*BANDS.items(), ("other", (math.nan, math.nan))]

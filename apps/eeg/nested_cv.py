@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ...eeg.audit import SELECTION, audit, check_run
@@ -16,15 +15,14 @@ from ...eeg.estimators import NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
 from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
-from ...runs.cells import Cell, Result
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
-from ...runs.workers import open_pool
 from ..nested_cv.plan import Design, WindowUnits, make_plan, open_plan
+from ..nested_cv.progress import run_with_progress
 from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
 from ..nested_cv.report import write_report
 from ..nested_cv.results import write_predictions, write_results
-from ..nested_cv.search import Outcome, count_cells, has_search, run_plan
+from ..nested_cv.search import count_cells, has_search
 from .cohort import cohort_of, facts_of
 from .explain import explain_run
 from .guard import may_train, read_study_of
@@ -54,7 +52,15 @@ def nested_cv(options: NestedCV) -> int:
     checks = [] if options.no_audit else _audit(study, windows, options.output, cache, options.seed)
     if not may_train([c for c in checks if options.protocol != "published" or c.check != SELECTION], options):
         return REFUSED
-    outcomes = _run(options, plan, total, clock)
+    outcomes = run_with_progress(
+        options.output,
+        plan,
+        total=total,
+        jobs=options.jobs,
+        cluster=options.cluster,
+        slurm=options.slurm,
+        fitted=clock.tick,
+    )
     tables = write_predictions(options.output, plan, outcomes)
     checks = _with_run(checks, study, windows, options.output, cache)
     rows: list[AuditRow] = [{"check": c.check, "outcome": c.outcome, "detail": c.detail} for c in checks]
@@ -107,26 +113,6 @@ def _plan(
         windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
         published={m: spec(m, more_options={"monitor": BY_ACCURACY}) for m in published if m in NETWORK_NAMES},
     )
-
-
-def _run(options: NestedCV, plan: Plan, total: int, clock: "Clock") -> list[Outcome]:
-    """Run all fits, with a progress bar."""
-    pool = open_pool(options.output, jobs=options.jobs, cluster=options.cluster, slurm=options.slurm)
-    finished = False
-    try:
-        with Progress() as progress:
-            bar = progress.add_task("fits", total=total)
-
-            def tell(cell: Cell, result: Result, finished_before: bool) -> None:
-                progress.update(bar, advance=1, description=cell["id"])
-                clock.tick()
-
-            outcomes = run_plan(options.output, plan, pool, tell)
-            progress.update(bar, total=1, completed=1, description="fits")
-        finished = True
-    finally:
-        pool.close(now=not finished)
-    return outcomes
 
 
 class Clock:

@@ -98,6 +98,9 @@ class Diagnose(FolderOptions):
             such as rhythm-demo.
         threshold: the probability from which a recording counts as positive. Default: the threshold of the weights.
         abstain: half the width of the band around the threshold in which no decision is made.
+        table: subjects.tsv, participants.tsv or another table with a row per recording or per person, for people.csv.
+        label_column: the column of that table with the label. Default: label, group or diagnosis.
+        person_column: the column with the person, if one person has several recordings. Default: person, else subject.
     """
 
     input: Path = field()  # required, unlike in the base class
@@ -105,6 +108,9 @@ class Diagnose(FolderOptions):
     weights: Path
     threshold: float | None = None
     abstain: float = 0.1
+    table: Path | None = None
+    label_column: str | None = None
+    person_column: str | None = None
 
     @property
     def weights_file(self) -> Path:
@@ -117,6 +123,9 @@ class Diagnose(FolderOptions):
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"--{name} must be between 0 and 1, got {value:g}")
         must_exist(self.input, "recording or folder")
+        must_exist(self.table, "table")
+        if self.table is None and (self.label_column or self.person_column):
+            raise UsageError("--label-column and --person-column need --table")
         must_exist(self.weights_file, "file of weights")
 
 

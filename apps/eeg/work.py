@@ -13,6 +13,7 @@ from ...runs.json_files import write_json
 from ...runs.tables import write_table
 from ..batch.case import Case
 from ..batch.manifest import read_manifest
+from .people_table import PeopleTable, RecordingOf, means_of_people
 
 DIAGNOSIS = "diagnosis.json"
 NO_DEVICE = (
@@ -78,6 +79,7 @@ class Diagnosis:
         weights: the file of the weights.
         threshold: the probability from which a recording counts as positive.
         abstain: half the width of the band without a decision.
+        people: who was recorded, if known.
     """
 
     network: nn.Module
@@ -85,6 +87,7 @@ class Diagnosis:
     weights: Path
     threshold: float
     abstain: float
+    people: PeopleTable | None = None
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Diagnose one recording of a batch, and write its files."""
@@ -170,6 +173,7 @@ class Diagnosis:
             window_rows: fields of `WindowRow`.
             failed: "subject" and "reason" of each recording without a result.
         """
+        rows = self._with_people(output, rows)
         write_table(output / "subjects.csv", rows)
         write_table(output / "windows.csv", window_rows)
         content = {
@@ -188,6 +192,22 @@ class Diagnosis:
             words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
             print(f"{row['subject']}: {words}")
         print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
+
+    def _with_people(self, output: Path, rows: Rows) -> Rows:
+        """The rows with person and label, if a table gives them; people.csv is written, and who is missing is named."""
+        if self.people is None:
+            return rows
+        found = []
+        for row in rows:
+            known = self.people.row_of(Path(row["file"]))
+            person, label = (row["subject"], "") if known is None else (known.person, known.label)
+            found.append({**row, "person": person, "label": label})
+        recordings = [RecordingOf(r["person"], r["label"], r["windows"], r["probability"]) for r in found]
+        people = [asdict(mean) | {"decision": self.decide(mean.probability)} for mean in means_of_people(recordings)]
+        write_table(output / "people.csv", people)
+        for note in self.people.notes(Path(row["file"]) for row in rows):
+            print(f"note: {note}")
+        return found
 
 
 def batch_work(*, weights: str, threshold: float | None, abstain: float) -> Diagnosis:

@@ -408,10 +408,9 @@ class ChannelImportance(Importance):
     channel: str
 
 
-class Explanation(TypedDict):
-    """explanation.json."""
+class ExplanationFigures(TypedDict):
+    """What networks rely on, over all outer folds."""
 
-    model: str
     networks: list[str]
     subjects: int
     windows: int
@@ -421,6 +420,12 @@ class Explanation(TypedDict):
     completeness_error: float
     silhouette: dict[str, float | None]
     notes: list[str]
+
+
+class Explanation(ExplanationFigures):
+    """explanation.json."""
+
+    model: str
     images: dict[str, str]
     captions: dict[str, str]
 

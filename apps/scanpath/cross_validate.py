@@ -5,24 +5,25 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from rich.progress import Progress
 
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group
 from ...runs.record import command_line, hardware, sha256, write_record
-from ...runs.workers import open_pool
 from ...scanpath.estimators import ROWS, Options, baseline_rows, read_dataset, read_rows, write_rows
 from ...scanpath.evaluation import Row, compare, summarise
 from ...scanpath.scene import Dataset, TargetPosition
 from ...scanpath.splits import By, groups_of, shared
 from ...scanpath.splits import split as split_trials
 from ..nested_cv.plan import CELLS, Design, make_plan, open_plan
+from ..nested_cv.progress import run_with_progress
 from ..nested_cv.records import EstimatorSpec, InnerSplit, Plan, Split
-from ..nested_cv.search import Outcome, count_cells, has_search, run_plan
+from ..nested_cv.search import Outcome, count_cells, has_search
 from ..nested_cv.seeds import derive_seed
 from ..nested_cv.splits import Cohort
 from .options import CrossValidate
 from .table import draw_figures, plain, show_figures, write_figures
+
+TITLES = {"hidden": "OAT, target hidden", "given": "OAT, target given"}
 
 
 class Reading(TypedDict):
@@ -92,7 +93,15 @@ def cross_validate(options: CrossValidate) -> None:
     fits = f"{len(models)} networks, up to {total} fits"
     print(f"{len(dataset)} scanpaths, {options.folds} folds by {options.split}; {fits}")
     baselines = [_baselines(plan, k, reading, modes[-1], options.samples) for k in range(options.folds)]
-    outcomes = _run(options, plan, baselines, total)
+    outcomes = run_with_progress(
+        options.output,
+        plan,
+        total=total,
+        jobs=options.jobs,
+        cluster=options.cluster,
+        slurm=options.slurm,
+        more=baselines,
+    )
     _report(options.output, dataset, plan, outcomes, resamples=options.resamples, seed=options.seed)
 
 
@@ -107,28 +116,6 @@ def _modes(options: CrossValidate, dataset: Dataset) -> tuple[TargetPosition, ..
         print("note: no scene has a target, so its position cannot be given")
         return ("hidden",)
     return modes
-
-
-def _run(options: CrossValidate, plan: Plan, baselines: list[Group[list[Outcome]]], total: int) -> list[Outcome]:
-    """Run all fits, with a progress bar."""
-    pool = open_pool(options.output, jobs=options.jobs, cluster=options.cluster, slurm=options.slurm)
-    finished = False
-    try:
-        with Progress() as progress:
-            bar = progress.add_task("fits", total=total)
-
-            def tell(cell: Cell, result: Result, finished_before: bool) -> None:
-                progress.update(bar, advance=1, description=cell["id"])
-
-            outcomes = run_plan(options.output, plan, pool, tell, baselines)
-            progress.update(bar, total=1, completed=1, description="fits")
-        finished = True
-    finally:
-        pool.close(now=not finished)
-    return outcomes
-
-
-TITLES = {"hidden": "OAT, target hidden", "given": "OAT, target given"}
 
 
 def _cohort(dataset: Dataset, by: By) -> Cohort:

@@ -120,6 +120,44 @@ def test_a_probability_near_the_threshold_gets_no_decision(weights, study, tmp_p
     assert decisions == ["control", "uncertain", "case"]
 
 
+def test_diagnosis_by_a_table_joins_recordings_of_a_person_and_names_who_is_missing(weights, study, tmp_path, capsys):
+    recordings = tmp_path / "in"
+    recordings.mkdir()
+    for name in ("s001_raw.fif", "s002_raw.fif", "s003_raw.fif"):
+        (recordings / name).write_bytes((study / name).read_bytes())
+    (recordings / "._s001_raw.fif").write_bytes(b"of another system")
+    rows = ["subject,group,who", "s001,case,Ann", "s002,case,Ann ", "s009,control,Bob"]
+    (tmp_path / "people.csv").write_text("\n".join(rows) + "\n")
+    words = ["-i", str(recordings), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    words += ["--table", str(tmp_path / "people.csv"), "--label_column", "group", "--person_column", "who"]
+    assert cli.main(["eeg", "diagnose", *words, "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "s003_raw.fif: no row in people.csv" in out
+    assert "s009 of people.csv: no recording" in out
+    subjects, people = (_rows(tmp_path / "out" / name) for name in ("subjects.csv", "people.csv"))
+    assert [row["person"] for row in subjects] == ["Ann", "Ann", "s003_raw"]
+    assert [(row["person"], row["label"], row["recordings"]) for row in people] == [
+        ("Ann", "case", "2"),
+        ("s003_raw", "", "1"),
+    ]
+    of_ann = [(float(row["probability"]), int(row["windows"])) for row in subjects[:2]]
+    mean = sum(p * n for p, n in of_ann) / sum(n for _, n in of_ann)
+    assert float(people[0]["probability"]) == pytest.approx(mean)
+
+
+def test_diagnosis_of_a_split_recording_is_one_case(weights, study, tmp_path):
+    import mne
+
+    raw = mne.io.read_raw_fif(study / "s001_raw.fif", preload=True, verbose="ERROR")
+    raw = mne.concatenate_raws([raw.copy() for _ in range(30)], verbose="ERROR")
+    (tmp_path / "in").mkdir()
+    raw.save(tmp_path / "in" / "s1_raw.fif", split_size="2MB", verbose="ERROR")
+    assert len(list((tmp_path / "in").iterdir())) > 1
+    words = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    assert cli.main(["eeg", "diagnose", *words, "--jobs", "1"]) == 0
+    assert len(_rows(tmp_path / "out" / "subjects.csv")) == 1
+
+
 def test_a_slower_recording_is_refused_in_one_line(weights, study, tmp_path, capsys):
     import mne
 

@@ -1,0 +1,52 @@
+"""A nested run with a progress bar."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from ...runs.cells import Cell, Result
+from ...runs.drive import Group
+from ...runs.workers import open_pool
+from .records import Plan
+from .search import Outcome, run_plan
+
+
+def run_with_progress(
+    folder: Path,
+    plan: Plan,
+    *,
+    total: int,
+    jobs: int | None,
+    cluster: str | None,
+    slurm: dict[str, Any] | None,
+    more: Sequence[Group[list[Outcome]]] = (),
+    fitted: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    """Run all fits of a plan, and show how many are done.
+
+    Args:
+        folder: of the run.
+        plan: of the run.
+        total: the largest number of fits.
+        jobs, cluster, slurm: where to run them, see `open_pool`.
+        more: further cells, see `run_plan`.
+        fitted: called after each fit.
+    """
+    pool = open_pool(folder, jobs=jobs, cluster=cluster, slurm=slurm)
+    finished = False
+    try:
+        with Progress() as progress:
+            bar = progress.add_task("fits", total=total)
+
+            def show(cell: Cell, result: Result, finished_before: bool) -> None:
+                progress.update(bar, advance=1, description=cell["id"])
+                fitted()
+
+            outcomes = run_plan(folder, plan, pool, show, more)
+            progress.update(bar, total=1, completed=1, description="fits")
+        finished = True
+    finally:
+        pool.close(now=not finished)
+    return outcomes
