@@ -23,6 +23,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tifffile
@@ -208,6 +209,7 @@ def _png_bits(path: Path) -> int | None:
 
 
 def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
+    _check_directories(path)
     try:
         with tifffile.TiffFile(path) as file:
             series = _full_series(path, file)
@@ -230,6 +232,31 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
     if not re.fullmatch(r"[A-RT-Z]*YXS?", axes):
         raise ValueError(f"{path} must have axes ...YX or ...YXS, got {axes} with shape {array.shape}")
     return _turned(array, axes, 1 if tag is None else int(tag.value)), axes
+
+
+def _check_directories(path: Path) -> None:
+    """Refuse a TIFF whose directories do not fit into the file: tifffile would look at each of their entries."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(16)
+        order: Literal["little", "big"] = "big" if start[:2] == b"MM" else "little"
+        big = int.from_bytes(start[2:4], order) == 43
+        head, entry, link = (8, 20, 8) if big else (2, 12, 4)
+        place = int.from_bytes(start[8:16] if big else start[4:8], order)
+        seen: set[int] = set()
+        while place and place not in seen:
+            seen.add(place)
+            stream.seek(place)
+            count = int.from_bytes(stream.read(head), order)
+            end = place + head + count * entry
+            if count == 0 or end + link > size:
+                raise ValueError(
+                    f"{path} is not a readable TIFF file: its directory of {count} entries does not fit in"
+                )
+            stream.seek(end)
+            place = int.from_bytes(stream.read(link), order)
+        if place:
+            raise ValueError(f"{path} is not a readable TIFF file: its pages form a circle")
 
 
 def _full_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:

@@ -8,7 +8,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from ..runs.memory import inflate_within_memory
 from ..runs.words import first_few, one_line
@@ -50,7 +50,7 @@ def is_other_object(header: Dataset) -> bool:
     """Whether a header without an image's size is that of a report, a plan or the like, and not of a cut image."""
     # the file's own first lines outlive a cut best, but may be cut themselves
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-    if kind is None or "Image Storage" in kind.name:
+    if not isinstance(kind, UID) or "Image Storage" in kind.name:
         return False
     return "SOPClassUID" in header or kind == MediaStorageDirectoryStorage
 

@@ -82,7 +82,7 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
-        dataset = pydicom.dcmread(file)
+        dataset = _whole(file)
         if syntax is not None and syntax.is_compressed:
             _check_streams(dataset, frames)
         pixels = np.asarray(dataset.pixel_array)
@@ -98,7 +98,10 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
         ) from error
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # decoders fail in many ways on damaged data
+    except BaseException as error:  # decoders fail in many ways on damaged data
+        # the decoder of RLE panics, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"{file}: its pixels are damaged or cut off: {one_line(error)}; get the file again") from error
     if pixels.size != frames * rows * columns:
         raise ValueError(
@@ -108,6 +111,14 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     if dataset.get("ModalityLUTSequence"):
         lookup = partial(_look_up, dataset=dataset)
     return pixels.reshape(frames, rows, columns), lookup
+
+
+def _whole(file: Path) -> Dataset:
+    """The header and the pixels of a file."""
+    try:
+        return pydicom.dcmread(file)
+    except MemoryError as error:  # the file itself fits, see `check_memory`
+        raise ValueError("an element claims more bytes than the file has") from error
 
 
 def _check_streams(dataset: Dataset, frames: int) -> None:
