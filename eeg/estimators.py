@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from ..runs.files import atomic_path
+from ..runs.json_files import write_json
 from ..runs.predictions import Predictions
 from ..runs.training import fit_quietly
 from .fast_layers import keep_freed_memory
@@ -253,8 +253,7 @@ class LinearEstimator(_Searched):
         fit = LinearFit(self, pipeline)
         if folder is not None:
             content = {"model": self.name, "features": self.features.names, **fit.numbers()}
-            with atomic_path(folder / "model.json") as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n")
+            write_json(folder / "model.json", content)
         return fit
 
 

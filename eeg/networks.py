@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..runs.catalogue import find_weights
-from ..runs.files import atomic_path
 from ..runs.finite import check_finite
+from ..runs.json_files import write_json
 from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
 from .eegnet import EEGNet
@@ -113,8 +113,7 @@ class ModelCard:
 def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:
     """Write model.safetensors and, last, model.json beside it."""
     write_weights(folder / WEIGHTS, network.state_dict(), {"format": FORMAT})
-    with atomic_path(folder / CARD) as temporary:
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(card)}, indent=1) + "\n")
+    write_json(folder / CARD, {"format": FORMAT, **asdict(card)})
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,22 @@ def finite_or_none(value: float) -> float | None:
         True
     """
     return float(value) if math.isfinite(value) else None
+
+
+def null_where_undefined(content: Any) -> Any:
+    """Plain values with None in the place of each NaN and infinity, for reports whose figures may be undefined.
+
+    Example:
+        >>> null_where_undefined({"psnr": float("inf"), "counts": [1, 2]})
+        {'psnr': None, 'counts': [1, 2]}
+    """
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: null_where_undefined(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [null_where_undefined(value) for value in content]
+    return content
 
 
 def _not_finite(content: Any, place: tuple[object, ...]) -> Iterator[tuple[tuple[object, ...], float]]:

@@ -7,12 +7,11 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .json_files import finite_or_none, write_json
+from .json_files import null_where_undefined, write_json
 
 _PACKAGES = (
     *("voxelwave", "torch", "numpy", "scipy", "scikit-learn", "antspyx", "monai", "nibabel", "pydicom", "highdicom"),
@@ -39,23 +38,15 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
     Args:
         path: the .json to write.
         inputs: name -> file or folder; None values are left out.
-        content: plain values, paths and arrays as nested lists; e.g. options, metrics, seconds, notes.
+        content: plain values, paths and arrays as nested lists; e.g. options, metrics, seconds, notes. A figure that is
+            NaN or infinite becomes null.
     """
     record = {
         "inputs": {k: {"path": str(p), "sha256": sha256(p)} for k, p in inputs.items() if p is not None},
-        **content,
+        **null_where_undefined(content),
         "versions": package_versions(),
     }
-    write_json(path, _defined(record), default=str)
-
-
-def _defined(content: Any) -> Any:
-    """The same values with None for figures that are undefined, such as the distance to a label that is not there."""
-    if isinstance(content, float):
-        return finite_or_none(content)
-    if isinstance(content, Mapping):
-        return {key: _defined(value) for key, value in content.items()}
-    return [_defined(value) for value in content] if isinstance(content, list | tuple) else content
+    write_json(path, record, default=str)
 
 
 def package_versions() -> dict[str, str]:

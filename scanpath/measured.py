@@ -81,9 +81,9 @@ def person_name(record: Any, key: str, where: object) -> str:
 def numbers(values: Any, where: object, axes: int) -> np.ndarray:
     """Finite numbers with so many axes, float64."""
     try:
-        numbers = np.array(values, dtype=np.float64)
+        array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{where}: must be numbers, got {str(values)[:60]}") from None
-    if numbers.ndim != axes or not np.isfinite(numbers).all():
+    if array.ndim != axes or not np.isfinite(array).all():
         raise ValueError(f"{where}: must be a list of finite numbers, got {str(values)[:60]}")
-    return numbers
+    return array

@@ -1,7 +1,6 @@
 """Our own files: one .json, or three .csv tables. docs/scanpath_format.md describes them."""
 
 import csv
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runs.files import atomic_path
+from ..runs.json_files import write_json
 from ..runs.words import tidy_name
 from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, take, whole
 from .scene import Dataset, Scene, SceneObject, Trial
@@ -162,8 +161,7 @@ def write_scanpaths(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         "scenes": [_scene_record(s, path.parent) for s in dataset.scenes.values()],
         "trials": [_trial_record(t) for t in dataset.trials],
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def _scene_record(scene: Scene, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ The definitions are those of Bylinskii et al. (IEEE TPAMI 41, 2019) with objects
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata
+
+from ..runs import auc as roc
 
 _FINE = 4  # raster cells to a standard deviation of the blur
 
@@ -43,12 +44,7 @@ def auc(predicted: np.ndarray, fixations: np.ndarray) -> float:
         0.75
     """
     predicted, fixations = _maps(predicted, fixations)
-    seen = fixations > 0
-    positives, negatives = int(seen.sum()), int((~seen).sum())
-    if not negatives:
-        return np.nan
-    ranks = rankdata(predicted)[seen].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(roc.auc(predicted, fixations > 0))
 
 
 def similarity(predicted: np.ndarray, fixations: np.ndarray) -> float:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from ...runs.cells import Cell, Result, limited_threads
 from ...runs.files import publish
 from ...runs.functions import load_function
+from ...runs.json_files import null_where_undefined, write_json
 from ...runs.record import sha256
 from .case import Case
 from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorded, manifest_entry, read_manifest
@@ -269,10 +270,10 @@ class Task:
         result: Entry = {
             "outputs": [f"{self.case.identifier}/{p.relative_to(results).as_posix()}" for p in files],
             "bytes": [p.stat().st_size for p in files],
-            "metrics": json.loads(json.dumps(outcome.get("metrics", {}), default=_plain)),
+            "metrics": null_where_undefined(json.loads(json.dumps(outcome.get("metrics", {}), default=_plain))),
             "warnings": self._warnings(),
         }
-        (results / CASE).write_text(json.dumps({**entry, **result}, indent=1) + "\n")
+        write_json(results / CASE, {**entry, **result})
         publish(results, self.batch.output / self.case.identifier)
         return result
 

@@ -1,5 +1,6 @@
 """NaN and infinity neither enter a network nor leave it as a result; damaged files are refused in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from voxelwave.registration.pairs import read_pairs
 from voxelwave.restoration.degradations import degradation_margin
 from voxelwave.runs.finite import check_finite
 from voxelwave.runs.json_files import read_json
+from voxelwave.runs.record import write_record
 from voxelwave.runs.weight_file import read_checkpoint
 
 
@@ -75,3 +77,8 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, content: object) -> Non
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of a training"):
         read_checkpoint(tmp_path / "a.ckpt", "a training")
+
+
+def test_an_undefined_figure_of_a_record_is_null(tmp_path: Path) -> None:
+    write_record(tmp_path / "record.json", inputs={}, metrics={"psnr": float("inf"), "dice": [0.5, float("nan")]})
+    assert json.loads((tmp_path / "record.json").read_text())["metrics"] == {"psnr": None, "dice": [0.5, None]}
