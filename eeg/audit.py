@@ -99,7 +99,7 @@ def _check_duplicates(
     stretches: Sequence[tuple[int, int, float]],
     persons: Mapping[str, str],
 ) -> Check:
-    """Subjects that share EEG; those that are known to be one person, with one label, are a warning only."""
+    """Check for subjects that share EEG. Subjects of one known person with one label are a warning only."""
     found = {(int(windows.subject[i]), int(windows.subject[j])): r for i, j, r in pairs}
     found |= {(i, j): r for i, j, r in stretches}
     between = {pair: r for pair, r in found.items() if pair[0] != pair[1]}

@@ -1,4 +1,4 @@
-"""Checks of an audit: how well what is not EEG predicts the label."""
+"""Checks of an audit: how well quantities other than the EEG predict the label."""
 
 import re
 from collections.abc import Sequence

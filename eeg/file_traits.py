@@ -1,4 +1,4 @@
-"""What a file of a recording shows besides the EEG: mains, date, reference, filters, resolution, offset, names."""
+"""Traits of a recording's file other than the EEG: mains, date, reference, filters, resolution, offset, names."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -102,7 +102,7 @@ def _spectrum(x: np.ndarray, sfreq: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mains(x: np.ndarray, sfreq: float) -> str:
-    """The mains, "50 Hz" or "60 Hz", whichever stands out of its neighbours, or "none"."""
+    """The mains frequency, "50 Hz" or "60 Hz", that exceeds its neighbours in the spectrum; else "none"."""
     frequency, power = _spectrum(x, sfreq)
     found = {}
     for mains in (50.0, 60.0):

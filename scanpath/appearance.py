@@ -1,4 +1,4 @@
-"""What an object looks like, as a vector: the small network of OAT, given feature vectors, or nothing."""
+"""The appearance of an object as a vector: from the small network of OAT, from given features, or none."""
 
 from collections.abc import Sequence
 

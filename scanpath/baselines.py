@@ -20,7 +20,7 @@ _RASTER = 6, 8  # rows and columns that a picture is cut into where its objects 
 
 
 class ScanpathModel(Protocol):
-    """What a model of scanpaths can be asked, a baseline or a network."""
+    """Interface of all models of scanpaths, baselines and networks."""
 
     @property
     def name(self) -> str:
@@ -171,7 +171,7 @@ class CellFrequency(Baseline):
 
 
 class _Nearest(Baseline):
-    """Near objects are likelier by exp(-distance / scale), seen ones less likely, the one that is looked at its own.
+    """Near objects are likelier by exp(-distance / scale), seen ones less likely; the current one has its own weight.
 
     The three numbers (two for the first fixation) are fitted by likelihood; distance is in spacings of the scene.
     """
@@ -283,7 +283,7 @@ class StepMarkov(Baseline):
 
 
 class MarkovWithTarget(StepMarkov):
-    """`StepMarkov` that knows where the target is: the nearer, the likelier to jump there; paths end on it.
+    """`StepMarkov` that knows the target's position: the nearer it is, the likelier is a jump there; paths end on it.
 
     The probability of a jump is counted by distance (the larger of rows and columns), that of the end by whether the
     last fixation is on the target. In a scene without a target it is unchanged.
@@ -338,7 +338,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def fit_baselines(dataset: Dataset, trials: Iterable[int] | None = None) -> dict[str, Baseline]:
-    """All baselines that may be fitted: `MarkovWithTarget` only where the target's position is given."""
+    """All baselines that can be fitted; `MarkovWithTarget` only if the target's position is given."""
     index = range(len(dataset)) if trials is None else list(trials)
     given = dataset.target_position == "given"
     return {name: kind().fit(dataset, index) for name, kind in BASELINES.items() if given or not kind.needs_target}
@@ -347,7 +347,7 @@ def fit_baselines(dataset: Dataset, trials: Iterable[int] | None = None) -> dict
 def choice_weights(
     offered: Sequence[np.ndarray], chosen: Sequence[np.ndarray], kinds: int, *, prior: float = _PRIOR
 ) -> np.ndarray:
-    """Weights of kinds of things, where the probability of a choice is its weight among those on offer.
+    """Weights of kinds of objects; the probability of a choice is its weight as a share of those available.
 
     Luce's choice rule, fitted by the iteration of Hunter (Annals of Statistics 32, 2004) with the gamma prior of Caron
     and Doucet (Journal of Computational and Graphical Statistics 21, 2012), here with mode 1.

@@ -12,11 +12,11 @@ from .scene import Box, Scene, SceneObject
 
 Padding = Literal["centre", "corner"]
 _MOSTLY = 0.5  # share of fixations beside the screen from which it is another screen
-_SAME_BOX = 0.5  # intersection over union of a box told twice
+_SAME_BOX = 0.5  # intersection over union of a box that is listed twice
 
 
 def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding: Padding) -> Reading:
-    """A scene for each picture and what was searched for in it; boxes in pixels of the screen, as fixations are."""
+    """A scene for each picture and sought object; boxes are in pixels of the screen, as fixations are."""
     boxes, records = [], []
     for file in files:
         content = read_json(file)

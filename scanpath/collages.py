@@ -16,10 +16,10 @@ def is_collage(record: Any) -> bool:
 
 
 def read_collages(content: dict[str, Any], path: Path, rows: int | None, columns: int | None) -> Reading:
-    """The covers are not told, but the target boxes of all collages show their grid.
+    """Scenes and paths of all collages. The file lists no covers; the target boxes of all collages show their grid.
 
-    Every object of every collage gets the same mean box at its fitted place, the target too: its own box, told to the
-    pixel, would say where it is.
+    Every object of every collage gets the same mean box at its fitted place, and so does the target: its own box,
+    exact to the pixel, would reveal its position.
     """
     if (rows is None) != (columns is None):
         raise ValueError(f"rows and columns must be given both or not at all, got {rows} and {columns}")

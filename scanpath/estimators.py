@@ -157,7 +157,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What `write_rows` wrote."""
+    """The rows that `write_rows` wrote."""
     return [{k: np.nan if v is None else v for k, v in row.items()} for row in json.loads(path.read_text())]
 
 

@@ -15,7 +15,7 @@ BEHAVIOUR = ("correct", "length", "search", "refix", "revisit")
 
 
 def sequence_score(a: Path, b: Path) -> float:
-    """The longest common subsequence as a share of the longer path: 1 for equal paths, 0 where no object is in both.
+    """The longest common subsequence as a share of the longer path: 1 for equal paths, 0 if they share no object.
 
     It is the Needleman-Wunsch score with match 1, mismatch 0 and gap 0 (Yang et al., CVPR 2020, use it on clusters of
     fixations), here over objects. Two empty paths score 1.

@@ -41,7 +41,7 @@ def path_nats(scores: Tensor, batch: PathBatch) -> tuple[Tensor, int]:
 
 
 class ScanpathModule(SeededModule):
-    """OAT, its loss and optimiser; validation and export use an average of the weights (EMA) where it is asked for.
+    """OAT, its loss and optimiser; validation and export use an average of the weights (EMA) if `ema_decay` is set.
 
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
 

@@ -54,7 +54,7 @@ class SceneBatch:
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of each scene."""
+    """The input of the decoder for each scene."""
 
     tokens: Tensor  # (S, N, d_appearance + 2 numbers of place): what a fixation's token is made of
     target: Tensor  # (S,) index of the target where its fixations are marked, else -1
@@ -84,7 +84,7 @@ class State(NamedTuple):
 
 
 class MultiheadAttention(nn.Module):
-    """Attention with PyTorch's parameter names, through the shared kernel. Weights are given when asked for."""
+    """Attention with PyTorch's parameter names, through the shared kernel. It returns its weights if asked to."""
 
     def __init__(self, d_model: int, heads: int, dropout: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""An observer that is known exactly: near objects first, some colours before others, seen ones less.
+"""An observer with known probabilities: near objects first, some colours before others, seen objects less often.
 
 Scenes and paths are made from a seed, so they may be shipped; what a network reaches on them can be compared with the
 best that is possible, the observer's own entropy.

@@ -42,7 +42,7 @@ def read_scanpaths(
         path: a .json file of our own or of Search Target Inference, a folder with our own three .csv tables, or one
             with COCO boxes and COCO-Search18 fixations (.json files, distinguished by their content).
         mapping: a fixation belongs to the smallest box that contains it; one outside all boxes belongs to the nearest
-            box, or with "inside" is left out. Files that say the object themselves are believed.
+            box, or with "inside" is left out. Objects that the file gives are taken as they are.
         margin: pixels around a box that count as inside, for "inside".
         duplicates: what to do with equal paths of three or more fixations on one scene: an error, or keep the first.
         rows: of the grid of Search Target Inference, where the target boxes are too few to show it.
@@ -88,10 +88,10 @@ def read_scanpaths(
 
 
 def map_fixations(scene: Scene, xy: np.ndarray, *, mapping: Mapping = "nearest", margin: float = 0.0) -> np.ndarray:
-    """The object of each fixation, (n,) int64; -1 where it has none.
+    """The object of each fixation, (n,) int64; -1 if it has none.
 
     Args:
-        scene: whose boxes are looked at.
+        scene: with the boxes.
         xy: (n, 2) in pixels.
         mapping: see `read_scanpaths`.
         margin: see `read_scanpaths`.

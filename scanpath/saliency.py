@@ -1,4 +1,4 @@
-"""Where people look, whatever the order: how much each object, or pixel, is predicted to be looked at, beside that.
+"""Saliency: how often each object or pixel is predicted to be looked at, beside where people look, in any order.
 
 The definitions are those of Bylinskii et al. (IEEE TPAMI 41, 2019) with objects in the place of pixels.
 """
@@ -37,7 +37,7 @@ def nss(predicted: np.ndarray, fixations: np.ndarray) -> float:
 
 
 def auc(predicted: np.ndarray, fixations: np.ndarray) -> float:
-    """How often a fixated object is predicted higher than one that is not, ties half. NaN where either is missing.
+    """AUC: how often a fixated object has a higher prediction than another one; ties count half. NaN without both.
 
     Example:
         >>> auc(np.array([0.5, 0.3, 0.2, 0.0]), np.array([1, 0, 2, 0]))
@@ -48,7 +48,7 @@ def auc(predicted: np.ndarray, fixations: np.ndarray) -> float:
 
 
 def similarity(predicted: np.ndarray, fixations: np.ndarray) -> float:
-    """SIM: what two distributions over the objects have in common, sum of min(p, q); 1 for equal ones.
+    """SIM: the overlap of two distributions over the objects, the sum of min(p, q); 1 for equal ones.
 
     Example:
         >>> similarity(np.array([2, 2, 0]), np.array([0, 1, 1]))
@@ -61,7 +61,7 @@ def similarity(predicted: np.ndarray, fixations: np.ndarray) -> float:
 
 
 def correlation(predicted: np.ndarray, fixations: np.ndarray) -> float:
-    """CC: Pearson's correlation over the objects. NaN where one of them is the same for all objects.
+    """CC: Pearson's correlation over the objects. NaN if one of them is the same for all objects.
 
     Example:
         >>> round(correlation(np.array([1, 2, 3]), np.array([2, 4, 6])), 12)

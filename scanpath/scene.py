@@ -1,4 +1,4 @@
-"""What a scanpath is made of: scenes with their objects, trials with their fixations, and both together.
+"""Scenes with their objects, trials with their fixations, and data sets of both.
 
 Positions are pixels, x to the right and y down; times are seconds.
 """
@@ -172,13 +172,13 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Scenes, the trials on them, and what was noticed while they were read.
+    """Scenes, the trials on them, and notes of the reader.
 
     Args:
         scenes: by identifier.
         trials: each on one of the scenes.
         notes: one line for each thing that was left out or derived.
-        target_position: whether a model may be told where the target is. A search is only one if it is hidden.
+        target_position: whether a model may know the target's position. It is a search only if the position is hidden.
     """
 
     scenes: dict[str, Scene]

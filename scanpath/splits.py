@@ -1,4 +1,4 @@
-"""Training and test trials that do not share what a model is to be tested on."""
+"""Training and test trials that do not share a layout, a person or a target."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -69,7 +69,7 @@ def groups_of(dataset: Dataset, by: By) -> np.ndarray:
 
 
 def shared(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """The share of test trials whose layout, person and target training has seen, to be told beside a result.
+    """The shares of test trials whose layout, person and target occur in training, for the report beside a result.
 
     Example:
         >>> from voxelwave.scanpath.scene import Scene, SceneObject, Trial

@@ -28,7 +28,7 @@ class WeightsInfo:
 
     Attributes:
         arguments: of `oat.OAT`, without the table.
-        target_position: whether the network must be told where the target is.
+        target_position: whether the network needs the target's position.
         task: what people did, such as "search".
         grid: whether scenes are on the grid of the arguments, or in free layouts.
         trained_on: identifiers of the layouts that training and validation saw.
@@ -94,7 +94,7 @@ def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
 
 
 class NetworkModel:
-    """A network that answers what baselines answer (`baselines.ScanpathModel`).
+    """A network with the interface of the baselines (`baselines.ScanpathModel`).
 
     Args:
         network: in evaluation mode.

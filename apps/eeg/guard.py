@@ -1,4 +1,4 @@
-"""What stands before every training: the study as the options name it, and its audit."""
+"""Before every training: the study that the options name, and its audit."""
 
 from collections.abc import Sequence
 

@@ -38,7 +38,7 @@ class StudyOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions(Options):
-    """Options of the audit that stands before a training.
+    """Options of the audit that precedes a training.
 
     Args:
         no_audit: leave out the audit of the study and its split.
