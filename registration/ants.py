@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ..volumes import AffineTransform, DisplacementField, Volume, read_transform, write_transform
+from ..volumes.volume import LPS
 from .mutual_information import HISTOGRAM_BINS
 
 Metric = Literal["mattes", "gc", "meansquares"]
 
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 ANTS_METRIC = {"mattes": "MI", "gc": "GC", "meansquares": "MeanSquares"}
 
 
@@ -29,7 +29,7 @@ def to_ants(volume: Volume) -> Any:
     import ants
 
     _require_3d("volume", volume)
-    lps = _RAS_LPS @ volume.affine
+    lps = LPS @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return ants.from_numpy(
         np.ascontiguousarray(volume.array, dtype=np.float32),
@@ -47,7 +47,7 @@ def from_ants(image: Any) -> Volume:
     lps = np.eye(4)
     lps[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
     lps[:3, 3] = image.origin
-    return Volume(image.numpy(), _RAS_LPS @ lps)
+    return Volume(image.numpy(), LPS @ lps)
 
 
 def syn(

@@ -89,7 +89,7 @@ INNER = {
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
     "runs.memory": {"resource"},  # not on Windows
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
-    "volumes.transforms": {"ants"},  # only for ITK's composite files
+    "volumes.itk": {"ants"},  # only for ITK's composite files
 }
 
 

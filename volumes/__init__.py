@@ -1,5 +1,6 @@
 """One geometry for every image: arrays with a voxel -> world affine (RAS+ mm), and the files they live in."""
 
+from .itk import read_transform, write_transform
 from .read import read_volume, write_volume
 from .resample import resample
 from .transforms import (
@@ -9,8 +10,6 @@ from .transforms import (
     Transform,
     compose_to_field,
     invert,
-    read_transform,
-    write_transform,
 )
 from .volume import Volume
 from .warning import VolumeWarning

@@ -41,7 +41,11 @@ def read_headers(path: Path) -> dict[Path, Dataset]:
 def _is_image(file: Path, header: Dataset) -> bool:
     if "Rows" in header and "Columns" in header:
         return True
-    if not is_other_object(header):
+    try:
+        other = is_other_object(header)
+    except Exception as error:  # pydicom looks at a value when it is asked for
+        raise damaged_header(file, error) from error
+    if not other:
         raise ValueError(f"{file} is cut off or damaged: it may be an image, but has no Rows and Columns")
     return False
 

@@ -36,6 +36,7 @@ from .dicom_derived import (
     read_source,
     reference_item,
     uid_of,
+    use_characters_of,
 )
 from .dicom_encode import encode, is_pet, same_maps, set_pixels
 from .dicom_frames import Frame
@@ -201,9 +202,27 @@ def write_deformable_registration(
     images = [*read_series(moving)[0].values()]
     of_fixed = [] if fixed is None else [*read_series(fixed)[0].values()]
     of_fixed = [image for image in of_fixed if str(image.get("FrameOfReferenceUID")) == frame_of_reference]
-    header, now = images[0], current_time()
-    grid, tool = _grid(field), equipment()
-    digest = hashlib.sha256(grid.VectorGridData).hexdigest()
+    dataset = _registration_object(images[0], field, frame_of_reference, description)
+    header = images[0]
+    own_frame = header.get("FrameOfReferenceUID") or uid_of("frame of reference", _series_uid(header))
+    moved = _registration_item(images, own_frame, _CONTENT_BASED)
+    moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
+    moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
+    moved.DeformableRegistrationGridSequence = [_grid(field)]
+    stays = [_registration_item(of_fixed, frame_of_reference, _SAME_FRAME)] if of_fixed else []
+    dataset.DeformableRegistrationSequence = [moved, *stays]
+    _set_common_references(dataset, [*images, *of_fixed])
+    with atomic_path(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+    return path
+
+
+def _registration_object(
+    header: Dataset, field: DisplacementField, frame_of_reference: str, description: str
+) -> Dataset:
+    """A Deformable Spatial Registration object of the patient and study of a header, still without its content."""
+    now, tool = current_time(), equipment()
+    digest = hashlib.sha256(_grid(field).VectorGridData).hexdigest()
     place = [f"{value:.10g}" for value in field.affine.ravel()]
     instance_uid = uid_of(_series_uid(header), frame_of_reference, description, digest, *place)
     dataset = SOPClass(
@@ -229,6 +248,7 @@ def write_deformable_registration(
     dataset.copy_patient_and_study_information(header)
     if header.get("SpecificCharacterSet"):  # of the patient's name
         dataset.SpecificCharacterSet = header.SpecificCharacterSet
+    use_characters_of(dataset, description)
     for keyword in ("BodyPartExamined", "Laterality"):
         if header.get(keyword):
             setattr(dataset, keyword, header[keyword].value)
@@ -238,18 +258,7 @@ def write_deformable_registration(
     dataset.PositionReferenceIndicator = ""
     dataset.ContentLabel, dataset.ContentDescription = "REGISTRATION", description[:64]
     dataset.ContentCreatorName = ""
-    moved = _registration_item(
-        images, header.get("FrameOfReferenceUID") or uid_of("frame of reference", _series_uid(header)), _CONTENT_BASED
-    )
-    moved.PreDeformationMatrixRegistrationSequence = [_unit_matrix()]
-    moved.PostDeformationMatrixRegistrationSequence = [_unit_matrix()]
-    moved.DeformableRegistrationGridSequence = [grid]
-    stays = [_registration_item(of_fixed, frame_of_reference, _SAME_FRAME)] if of_fixed else []
-    dataset.DeformableRegistrationSequence = [moved, *stays]
-    _set_common_references(dataset, [*images, *of_fixed])
-    with atomic_path(path) as temporary:
-        dataset.save_as(temporary, enforce_file_format=True)
-    return path
+    return dataset
 
 
 # what is there
@@ -327,16 +336,9 @@ def _dimension(organization: str, keyword: str) -> Dataset:
 
 def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
     """Size, spacing, direction and place of the new grid; what was true of the old one goes."""
+    _remove_old_geometry(dataset)
     columns, rows = volume.shape[:2]
     dataset.Columns, dataset.Rows = columns, rows
-    pet = is_pet(dataset)
-    old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED if not (pet and keyword in _EMPTY_IN_PET)]
-    old += [tag for tag in tags_of(dataset) if 0x6000 <= tag.group <= 0x60FF]  # overlays
-    for keyword in _EMPTY_IN_PET if pet else ():
-        setattr(dataset, keyword, [])
-    for tag in old:
-        if tag in dataset:
-            del dataset[tag]
     axes = LPS[:3, :3] @ volume.affine[:3, :3] / volume.spacing
     measures, orientation = Dataset(), Dataset()
     measures.PixelSpacing = _decimals([volume.spacing[1], volume.spacing[0]])
@@ -347,12 +349,29 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
         position = Dataset()
         position.ImagePositionPatient = _decimals((LPS @ volume.affine @ [0, rows - 1, k, 1])[:3])
         positions.append(position)
-    if "PerFrameFunctionalGroupsSequence" not in dataset:
-        for part in (measures, orientation, positions[0]):
-            dataset.update(part)
-        if "SpacingBetweenSlices" in dataset:
-            dataset.SpacingBetweenSlices = measures.SliceThickness
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        _place_frames(dataset, measures, orientation, positions)
         return
+    for part in (measures, orientation, positions[0]):
+        dataset.update(part)
+    if "SpacingBetweenSlices" in dataset:
+        dataset.SpacingBetweenSlices = measures.SliceThickness
+
+
+def _remove_old_geometry(dataset: Dataset) -> None:
+    """Remove what was true of the moving image's own grid only."""
+    pet = is_pet(dataset)
+    old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED if not (pet and keyword in _EMPTY_IN_PET)]
+    old += [tag for tag in tags_of(dataset) if 0x6000 <= tag.group <= 0x60FF]  # overlays
+    for tag in old:
+        if tag in dataset:
+            del dataset[tag]
+    for keyword in _EMPTY_IN_PET if pet else ():
+        setattr(dataset, keyword, [])
+
+
+def _place_frames(dataset: Dataset, measures: Dataset, orientation: Dataset, positions: list[Dataset]) -> None:
+    """Put the place of the new grid into the functional groups of an enhanced image."""
     measures.SpacingBetweenSlices = measures.SliceThickness
     for group in functional_groups(dataset):
         for keyword in _GEOMETRY_GROUPS:

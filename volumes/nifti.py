@@ -38,6 +38,7 @@ import numpy as np
 
 from ..runs.files import atomic_path
 from ..runs.memory import check_inflated, check_memory
+from ..runs.words import one_line
 from .volume import HeaderFacts, Volume, perpendicular_axes
 from .warning import VolumeWarning
 
@@ -99,26 +100,43 @@ def load_image(path: Path) -> Any:
         ValueError: the file is no NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
         OSError: for a file that is not there or cannot be read.
     """
+    image = _opened(path)
+    _check_complete(path, image)
+    return image
+
+
+def _opened(path: Path) -> Any:
+    """The nibabel image of a file with a readable header."""
     if path.is_dir():
         raise ValueError(f"{path} must be a NIfTI or MGH file, got a folder")
-    stored = path.stat().st_size
-    if stored == 0:
+    if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
     try:
         _check_extensions(path)
         image: Any = _open(path)
-        shape, dtype, offset = tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
+        shape, _, _ = _layout(image)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a readable NIfTI or MGH file: {_one_line(error)}") from error
+        raise ValueError(f"{path} is not a readable NIfTI or MGH file: {one_line(error)}") from error
     except OSError:  # no right to read, a bad disk: the system's own text is the clearest
         raise
     except Exception as error:  # a damaged header can break nibabel anywhere
-        raise ValueError(f"{path} has a damaged or cut-off header: {_one_line(error)}; get the file again") from error
+        raise ValueError(f"{path} has a damaged or cut-off header: {one_line(error)}; get the file again") from error
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header gives {shape}")
+    return image
+
+
+def _layout(image: Any) -> tuple[tuple[int, ...], np.dtype, int]:
+    """The shape and the type of the voxels, and the bytes before them."""
+    return tuple(int(n) for n in image.shape), image.get_data_dtype(), int(image.dataobj.offset)
+
+
+def _check_complete(path: Path, image: Any) -> None:
+    """Refuse a file that holds less or much more than its header claims, or more than the memory."""
+    shape, dtype, offset = _layout(image)
     slice_bytes = int(np.prod([*shape[:2], dtype.itemsize], dtype=object))
     data_bytes = slice_bytes * int(np.prod(shape[2:], dtype=object))
-    expected = offset + data_bytes
+    expected, stored = offset + data_bytes, path.stat().st_size
     packed = path.name.lower().endswith(_GZIP_SUFFIXES)
     if packed:
         check_inflated(path, expected, stored)
@@ -135,7 +153,6 @@ def load_image(path: Path) -> Any:
             f"{path} holds more than its header claims ({shape} voxels of {dtype}, {expected} bytes): an axis of the"
             " header may be damaged; get the file again"
         )
-    return image
 
 
 def read_nifti(path: Path) -> Volume:
@@ -228,7 +245,7 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
             if code:
                 forms[name] = Volume(np.empty((1, 1, 1)), matrix).affine
         except (ValueError, nib.spatialimages.HeaderDataError) as error:
-            broken[name] = _one_line(error)
+            broken[name] = one_line(error)
     if broken and not forms:
         raise ValueError(f"{path} has no usable place in the world: {broken}; repair the header's sform or qform")
     if broken:
@@ -283,7 +300,7 @@ def _values(path: Path, image: Any) -> np.ndarray:
     try:
         array = np.asanyarray(image.dataobj)
     except (EOFError, zlib.error, OSError, ValueError) as error:
-        raise ValueError(f"{path} has damaged data: {_one_line(error)}; get the file again") from error
+        raise ValueError(f"{path} has damaged data: {one_line(error)}; get the file again") from error
     except MemoryError as error:
         raise ValueError(f"{path} does not fit in memory: {image.shape} voxels of {dtype}") from error
     if array.dtype.kind == "f" and dtype.kind != "f":  # nibabel scaled stored integers
@@ -384,7 +401,7 @@ def _uncompressed_size(path: Path, most: int) -> int:
             while size < most and (piece := stream.read(_CHUNK)):
                 size += len(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is cut off or damaged: {_one_line(error)}; get the file again") from error
+        raise ValueError(f"{path} is cut off or damaged: {one_line(error)}; get the file again") from error
     return size
 
 
@@ -394,10 +411,6 @@ def _corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ..
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in sizes], indexing="ij"), -1).reshape(-1, 3)
     moved = corners @ (first - second)[:3, :3].T + (first - second)[:3, 3]
     return float(np.linalg.norm(moved, axis=1).max())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _warn(text: str) -> None:

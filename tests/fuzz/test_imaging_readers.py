@@ -27,7 +27,7 @@ from voxelwave.scanpath.readers import read_scanpaths
 from voxelwave.volumes import AffineTransform, DisplacementField, read_transform, read_volume, write_transform
 
 MUTANTS = 400  # of each format
-SECONDS = 10  # for each mutant
+SECONDS = 20  # for each mutant
 MEMORY_GIB = 3  # above what the process has
 NUMBERS = (
     b"\0\0\0\0",

@@ -149,7 +149,7 @@ def test_an_affine_undoes_itself():
 @pytest.mark.parametrize("grid", GRIDS)
 def test_voxel_displacements_and_millimetres_are_two_words_for_one_field(grid):
     displacement = smooth((1, 3, 8, 9, 10), 4, (0, 0, 2, 2, 2)).astype(np.float32) * 8
-    field = DisplacementField.from_voxels(displacement, GRIDS[grid])
+    field = DisplacementField.from_voxels(displacement[0], GRIDS[grid])
     np.testing.assert_allclose(field.to_voxels(), displacement[0], atol=1e-5)
     moved = field.map((GRIDS[grid] @ [1, 2, 3, 1])[None, :3])[0]
     target = np.array([1, 2, 3]) + displacement[0, :, 1, 2, 3]
