@@ -321,6 +321,11 @@ def _check_pages(path: Path, series: tifffile.TiffPageSeries) -> None:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             if offset <= 0 or count <= 0 or offset + count > stored:
                 raise ValueError(f"{path} is cut off: {count} bytes at {offset} are missing")
+    page, pages = series.keyframe, len(series.pages)
+    # files whose page is one piece of several pictures, as ImageJ's, list that one only
+    parts = math.prod(page.chunked)
+    if pages == len(series) and len(page.dataoffsets) not in (1 if page.is_contiguous else parts, parts):
+        raise ValueError(f"{path} is cut off or damaged: it claims {parts} parts and lists {len(page.dataoffsets)}")
     check_memory(path, _COPIES * math.prod(series.shape))
 
 
