@@ -1,11 +1,15 @@
 """`voxelwave scanpath train`: train OAT on scanpaths."""
 
+import hashlib
 from dataclasses import fields
 
+from ...runs.checks import check_same_training
 from ...runs.compute import choose_device, use_threads
+from ...runs.json_files import write_json
 from ...runs.record import command_line, write_record
 from ...runs.tables import write_table
 from ...scanpath.estimators import WEIGHTS, read_dataset
+from ...scanpath.scene import Dataset
 from ...scanpath.training import Training, training_split
 from ...scanpath.training import train as train_network
 from ...scanpath.training_settings import TrainingSettings
@@ -13,6 +17,8 @@ from ...scanpath.weights import save_model
 from .options import Train
 
 CURVE = "curve.csv"
+BEGUN = "training.json"  # the facts that --resume must find unchanged
+_MAY_CHANGE = ("epochs", "patience")
 
 
 def train(options: Train) -> None:
@@ -31,6 +37,11 @@ def train(options: Train) -> None:
         f"{len(parts[0])} training and {len(parts[1])} validation scanpaths, which share no {options.split};"
         f" position of the target {options.target_position}"
     )
+    begun = {f.name: getattr(options, f.name) for f in fields(TrainingSettings) if f.name not in _MAY_CHANGE}
+    begun |= {"scanpaths": _digest(dataset)}
+    if options.resume:
+        check_same_training(options.output / BEGUN, begun)
+    write_json(options.output / BEGUN, begun)
     notes = {"data": options.data.name, "command": command_line()}
     done = train_network(dataset, settings, options.output, accelerator=accelerator, resume=options.resume, notes=notes)
     _write(options, done)
@@ -42,6 +53,14 @@ def train(options: Train) -> None:
         f" {best.curve[best.epoch - 1]['validation_nats']:.3f} nats per token on the validation part (optimistic, since"
         " it chose the epoch)"
     )
+
+
+def _digest(dataset: Dataset) -> str:
+    """SHA-256 over scenes, people and objects of all trials, in their order."""
+    digest = hashlib.sha256()
+    for trial in dataset.trials:
+        digest.update(f"{trial.scene}\t{trial.person}\t{trial.objects.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 def _write(options: Train, done: Training) -> None:

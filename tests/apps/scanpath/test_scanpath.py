@@ -80,6 +80,8 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(trained, data, tmp_pa
     assert cli.main([*command, "--epochs", "3"]) == 2
     assert "continue with --resume" in capsys.readouterr().err
     assert cli.main([*command, "--epochs", "3", "--resume"]) == 0
+    assert cli.main([*command, "--epochs", "4", "--resume", "--lr", "0.5"]) == 1
+    assert "begun otherwise (lr was" in capsys.readouterr().err
     assert _rows(tmp_path / "curve.csv") == _rows(trained / "curve.csv")
     ours, theirs = (load_model(folder / "model.safetensors") for folder in (tmp_path, trained))
     for name, tensor in ours.network.state_dict().items():
