@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..runs.words import tidy_name
 from .audit_signals import SubjectSignal
 from .check import Check
 from .confounds import confound_auc
@@ -49,7 +50,10 @@ def check_confounds(
     for trait in signals[0].traits:
         quantities[trait] = [signal.traits[trait] for signal in signals]
     of_many = set(list(quantities)[usual:])
-    for column in dict.fromkeys(key for subject in subjects for key in subject.extra):
+    columns = dict.fromkeys(key for subject in subjects for key in subject.extra)
+    for column in columns:
+        if all(tidy_name(subject.extra.get(column, "")) == subject.person for subject in subjects):
+            continue  # the person, who has one label
         quantities.setdefault(column, [subject.extra.get(column, "") for subject in subjects])
     seen: list[np.ndarray] = []
     for name, values in quantities.items():

@@ -141,6 +141,13 @@ def test_a_person_column_is_enough_to_find_one_person_on_both_sides(study, split
     assert "anna in" in detail(found, "no subject on both sides")
 
 
+def test_the_person_is_no_confound(study):
+    people = [f"p{i % 2}{i // 4}" for i in range(12)]  # six people with one label each
+    assert "confound: person" not in outcomes(
+        audit(study(columns={"person": people}), options=OPTIONS, permutations=99)
+    )
+
+
 def test_equal_recordings_of_a_known_person_are_a_warning(study, noise):
     people = ["anna" if name in ("s02", "s04") else name for name in PEOPLE]
     found = audit(study({"s04": noise(seed=2)}, {"person": people}), options=OPTIONS, confounds=False)
