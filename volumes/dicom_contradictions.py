@@ -16,6 +16,7 @@ from .warning import warn
 
 _ACQUISITION, _IMAGE = "GEMS_ACQU_01", "GEMS_IMAG_01"
 _FIRST_LETTER, _FIRST, _LAST_LETTER, _LAST = 0x18, 0x19, 0x1A, 0x1B  # of group 0019: letter and place of end slices
+_NEAR_MM = 2.0  # of a slice to the recorded end of the scan
 _CENTRE, _TOP_RIGHT, _BOTTOM_RIGHT = 0x42, 0x48, 0x4B  # of group 0027: R, A and S of points of the image
 _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}  # axis, sign in RAS
 _LPS_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1), "F": (2, -1)}
@@ -47,8 +48,10 @@ def _slice_order(headers: dict[Path, Dataset], slices: list[Frame]) -> str | Non
     if first is None or last is None or first[0] != last[0] or abs(last[1] - first[1]) < 1:
         return None
     axis = first[0]
-    moved = (ends[1].position - ends[0].position)[axis] * (-1 if axis < 2 else 1)  # LPS -> RAS
-    if abs(moved) < 1 or moved * (last[1] - first[1]) > 0:
+    at_first, at_last = (float(end.position[axis]) * (-1 if axis < 2 else 1) for end in ends)  # LPS -> RAS
+    near = max(_NEAR_MM, 2 * abs(at_last - at_first) / (len(numbered) - 1))
+    # a part of a series, or one that another program numbered, does not end where the scan did
+    if abs(at_first - last[1]) > near or abs(at_last - first[1]) > near or abs(at_last - at_first) <= 2 * near:
         return None
     return (
         "its slices run against the order in which the scanner acquired them (first and last scan, 0019,1019 and 101B)"

@@ -7,7 +7,7 @@ import pytest
 
 from voxelwave.volumes import read_volume
 
-STORED = np.zeros((4, 6, 5), np.uint16)  # axial, from z = 5 to 14 mm, rows 2 mm, columns 1.5 mm apart
+STORED = np.zeros((12, 6, 5), np.uint16)  # axial, from z = 5 to 38 mm, rows 2 mm, columns 1.5 mm apart
 
 
 def _notes(folder):
@@ -26,7 +26,7 @@ def _scan(image, first, last):
         block.add_new(element, "DS", str(value))
 
 
-@pytest.mark.parametrize(("first", "last", "noted"), [(5, 14, False), (14, 5, True), (-3, 6, False), (6, -3, True)])
+@pytest.mark.parametrize(("first", "last", "noted"), [(5, 38, False), (38, 5, True), (37, 6, True), (90, -60, False)])
 def test_slices_against_the_order_of_acquisition(tmp_path, write_classic, first, last, noted):
     write_classic(tmp_path / "in", STORED, edit=lambda image, k: _scan(image, first, last))
     assert [("run against the order" in note and "upside down" in note) for note in _notes(tmp_path / "in")] == [
