@@ -83,6 +83,12 @@ class AssociativeMemory:
     def __post_init__(self) -> None:
         if self.normalise and (self.feature == "identity" or self.rule == "delta"):
             raise ValueError("normalise needs positive features and the rule hebb or decay")
+        decays = self.decay if isinstance(self.decay, tuple | list) else (self.decay,)
+        if self.count < 1 or not self.rate >= 0 or not all(0 < decay <= 1 for decay in decays):
+            raise ValueError(
+                "count must be at least 1, rate not negative and decay above 0 and at most 1, "
+                f"got {self.count}, {self.rate} and {self.decay}"
+            )
 
     @property
     def patterns(self) -> frozenset[Pattern]:

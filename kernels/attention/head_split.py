@@ -27,6 +27,10 @@ class SlidingWindowAttention:
 
     window: int = 64
 
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+
     @mixing
     def __call__(
         self,

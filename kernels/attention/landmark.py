@@ -59,6 +59,13 @@ class LandmarkAttention:
     group_dropout: float = 0.0
     scale: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.block < 1 or (self.top is not None and self.top < 1) or not 0 <= self.group_dropout <= 1:
+            raise ValueError(
+                "block and top must be at least 1 and group_dropout between 0 and 1, "
+                f"got {self.block}, {self.top} and {self.group_dropout}"
+            )
+
     @property
     def patterns(self) -> frozenset[Pattern]:
         """All four; only the non-causal two where queries agree on blocks across tokens."""

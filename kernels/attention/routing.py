@@ -64,6 +64,11 @@ class RoutingAttention(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
+        if clusters < 1 or (window is not None and window < 1) or not 0 <= decay <= 1:
+            raise ValueError(
+                "clusters and window must be at least 1 and decay between 0 and 1, "
+                f"got {clusters}, {window} and {decay}"
+            )
         self.mode, self.window, self.decay, self.scale = mode, window, decay, scale
         self.register_buffer("centroids", F.normalize(torch.randn(heads, clusters, channels), dim=-1))
         self.register_buffer("placed", torch.tensor(False))
