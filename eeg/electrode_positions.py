@@ -1,7 +1,7 @@
 """Names of electrodes from where they lie, for caps whose own names are none of the 10-20 system."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import mne
@@ -49,6 +49,35 @@ def names_by_position(places: Mapping[str, np.ndarray]) -> dict[str, str]:
                 free_places.remove(place)
                 free_names.remove(names[name])
     return found
+
+
+def neighbours(channels: Sequence[str]) -> np.ndarray:
+    """Which electrodes are neighbours on an average head, bool (n, n): no third one lies between them.
+
+    Electrodes are between two others within the sphere of which these two are poles (the Gabriel graph). The graph is
+    connected, and thins out with the density of the cap by itself.
+
+    Args:
+        channels: names in the 10-05 system.
+
+    Raises:
+        ValueError: an electrode has no standard place, or a place is taken twice.
+
+    Example:
+        >>> neighbours(["Fz", "Cz", "Pz"]).astype(int).tolist()
+        [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    """
+    places = {name.lower(): place for name, place in _standard_directions()[0].items()}
+    unknown = [name for name in channels if name.lower() not in places]
+    if unknown:
+        raise ValueError(f"electrodes must have a place in the 10-05 system, got {', '.join(unknown)}")
+    found = np.array([places[name.lower()] for name in channels])
+    squared = ((found[:, None] - found[None]) ** 2).sum(axis=2)
+    apart = ~np.eye(len(found), dtype=bool)
+    if (squared[apart] == 0).any():
+        raise ValueError(f"each electrode must have a place of its own, got {', '.join(channels)}")
+    between = squared[:, :, None] + squared[:, None, :] < squared.T[None, :, :]  # [k, i, j]: k between i and j
+    return np.asarray(apart & ~between.any(axis=0))
 
 
 def _angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -18,16 +18,19 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from ..kernels.attention.choice import Place, mixer_of
 from ..runs.json_files import write_json
 from ..runs.predictions import Predictions
 from ..runs.training import fit_quietly
 from .fast_layers import keep_freed_memory
 from .features import Features, band_power, log_variance, recording_length
-from .module import PREDICTED_AT_ONCE, WindowData, best_epoch, set_norm_momentum
-from .networks import ModelCard, predict_windows, save_network
+from .module import PREDICTED_AT_ONCE, best_epoch, set_norm_momentum
+from .networks import LONG_RECORDING, ModelCard, predict_windows, save_network
+from .recording_data import RecordingData
 from .settings import Settings, balanced_weights, network_arguments, tensors_of
 from .study import read_study
-from .training import seeded_module
+from .training import data_of, seeded_module
+from .whole_recordings import predict_recordings
 from .windows import Scaler, WindowOptions, Windows, load_windows
 
 _M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
@@ -65,13 +68,28 @@ _DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "adhdeepnet": PUBLISHED_SPACE,
     "eegnet": {"F1": (4, 8, 16), "D": (2, 4), "lr": (5e-4, 1e-3, 5e-3), "drop_prob": (0.25, 0.5), "batch": (32, 64)},
     "shallow": {"filters": (20, 40), "lr": (1e-4, 5e-4, 1e-3), "drop_prob": (0.5, 0.7), "batch": (32, 64)},
+    LONG_RECORDING: {
+        "mixer": ("recurrent", "associative", "duality", "softmax"),
+        "dim": (16, 32),
+        "heads": (4,),
+        "depth": (1, 2),
+        "filters": (8,),
+        "components": (8, 16),
+        "electrode_hops": (None, 1, 2),
+        "drop_prob": (0.3, 0.5),
+        "drop_seconds": (0.2, 0.5),
+        "lr": (1e-3, 3e-3),
+        "batch": (8,),
+        "augmentation": ("none",),
+    },
     "bandpower": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
     "amplitude": {"C": (1e-3, 1e-2, 1e-1, 1.0, 10.0)},
     "length": {},
     "majority": {},
 }
 NAMES = tuple(_DEFAULT_SPACES)
-NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow")
+DEFAULT_NAMES = tuple(name for name in NAMES if name != LONG_RECORDING)  # of a run that names no models
+NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow", LONG_RECORDING)
 
 
 class _Searched:
@@ -103,7 +121,7 @@ class NetworkEstimator(_Searched):
     """A network trained by `EEGModule`.
 
     Args:
-        name: "adhdeepnet", "eegnet" or "shallow".
+        name: of `NETWORK_NAMES`.
         windows: of the study.
         options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed ones;
             "epochs": the most (100); "patience": of early stopping (15); "reduce_patience": of the learning rate (10);
@@ -127,6 +145,9 @@ class NetworkEstimator(_Searched):
         unknown = set(options) - set(defaults) - {"space", "settings"}
         if unknown:
             raise ValueError(f"options of {name} must be among {', '.join(defaults)}, space, settings; got {unknown}")
+        for mixer in (self.fixed.get("mixer"), *self.space.get("mixer", ())):
+            if mixer is not None:  # a wrong word ends the run before the first fit, not at some trial
+                mixer_of(mixer, Place(heads=self.fixed.get("heads", 4), channels=8))
         self.options = {**defaults, **{k: v for k, v in options.items() if k in defaults}}
 
     def fit(
@@ -145,8 +166,8 @@ class NetworkEstimator(_Searched):
         settings = {**settings, **self.fixed}
         rows = windows.rows(train)
         scaler = Scaler.fit(windows.x[rows]) if windows.options.scaling == "fold" else None
-        labels = windows.labels[windows.subject[rows]]
-        arguments = network_arguments(windows, settings)
+        labels = windows.labels[np.asarray(train) if self.name == LONG_RECORDING else windows.subject[rows]]
+        arguments = network_arguments(windows, settings, self.name)
         module = seeded_module(
             self.name,
             arguments,
@@ -158,8 +179,8 @@ class NetworkEstimator(_Searched):
         if options["norm_momentum"] is not None:
             set_norm_momentum(module.network, options["norm_momentum"])
         best = best_epoch(options["monitor"], patience=options["patience"])
-        training = WindowData(*tensors_of(windows, rows, scaler), levels=module.levels)
-        held_out = None if validation is None else WindowData(*tensors_of(windows, windows.rows(validation), scaler))
+        training = data_of(self.name, windows, train, scaler, module.levels)
+        held_out = None if validation is None else data_of(self.name, windows, validation, scaler)
         with torch.random.fork_rng(devices=[]):  # the fit seeds torch's generator
             fit_quietly(
                 module,
@@ -191,9 +212,13 @@ class NetworkFit:
         self._estimator = estimator
 
     def predict(self, subjects: Sequence[int]) -> Predictions:
-        """Probabilities of all windows of the subjects."""
+        """Probabilities of all windows of the subjects; those of a recording that is read at once are one number."""
         windows = self._estimator.windows
         rows = windows.rows(subjects)
+        if self._estimator.name == LONG_RECORDING:
+            data = RecordingData(windows, np.unique(windows.subject[rows]).tolist(), self.scaler)
+            by_subject = dict(zip(data.subjects, predict_recordings(self.network, data.x), strict=True))
+            return self._estimator._predictions(rows, np.array([by_subject[s] for s in windows.subject[rows].tolist()]))
         x, _, _ = tensors_of(windows, rows, self.scaler)
         return self._estimator._predictions(rows, predict_windows(self.network, x))
 

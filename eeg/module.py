@@ -138,9 +138,9 @@ class EEGModule(SeededModule):
         self.network = build_network(network, dict(arguments or {}))
         self.class_weights = None if class_weights is None else torch.tensor([float(w) for w in class_weights])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, 2) of windows (batch, channels, times)."""
-        logits: Tensor = self.network(x)
+    def forward(self, x: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Logits (batch, 2) of windows (batch, channels, times), or of recordings with so many samples each."""
+        logits: Tensor = self.network(x) if samples is None else self.network(x, samples)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -148,7 +148,7 @@ class EEGModule(SeededModule):
         x, noise = batch["x"], batch["noise"]
         if noise.any():
             x = x + noise.view(-1, 1, 1) * torch.randn_like(x)
-        loss = self._loss(self(x), batch["label"])
+        loss = self._loss(self(x, batch.get("samples")), batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
         return loss
 
@@ -164,7 +164,7 @@ class EEGModule(SeededModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the logits; the figures are those of the whole validation part."""
         kept = {name: batch[name] for name in ("label", "subject", "row")}
-        self._seen.append({"logits": self(batch["x"]), **kept})
+        self._seen.append({"logits": self(batch["x"], batch.get("samples")), **kept})
 
     def on_validation_epoch_end(self) -> None:
         """Loss and accuracy over windows, AUC over subjects (mean probability)."""
@@ -184,7 +184,7 @@ class EEGModule(SeededModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probability of the positive class for each window, (batch,)."""
-        probability: Tensor = self(batch["x"]).float().softmax(1)[:, 1]
+        probability: Tensor = self(batch["x"], batch.get("samples")).float().softmax(1)[:, 1]
         return probability
 
     def _log_figures(self, part: str) -> None:

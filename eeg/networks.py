@@ -1,4 +1,4 @@
-"""Networks for windows of EEG under one signature, their predictions, and their weights on disk."""
+"""Networks for EEG under one signature, their predictions, and their weights on disk."""
 
 import json
 import os
@@ -17,6 +17,8 @@ from ..runs.json_files import write_json
 from ..runs.weight_file import read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
 from .eegnet import EEGNet
+from .long_recording import LongRecordingNet
+from .recording import Recording
 from .shallowconvnet import ShallowConvNet
 from .windows import Scaler, WindowOptions
 
@@ -25,7 +27,14 @@ FORMAT = "voxelwave-eeg-1"
 _AT_ONCE = 128  # windows per pass
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"adhdeepnet": ADHDeepNet, "eegnet": EEGNet, "shallow": ShallowConvNet}
+LONG_RECORDING = "long_recording"  # reads whole recordings; all others read windows
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "adhdeepnet": ADHDeepNet,
+    "eegnet": EEGNet,
+    "shallow": ShallowConvNet,
+    LONG_RECORDING: LongRecordingNet,
+}
+WINDOW_NETWORKS = tuple(name for name in NETWORKS if name != LONG_RECORDING)
 
 
 def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -33,7 +42,7 @@ def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
 
     Args:
         name: of the network.
-        arguments: n_chans, n_times, n_outputs, sfreq, and the network's own.
+        arguments: n_chans, n_outputs, sfreq, n_times for a network of windows, and the network's own.
 
     Raises:
         ValueError: an unknown name or argument, or windows that are too short for the network.
@@ -108,6 +117,19 @@ class ModelCard:
         if self.scaler is None:
             return None
         return Scaler(np.asarray(self.scaler["mean"]), np.asarray(self.scaler["sd"]))
+
+    def check_recording(self, recording: Recording) -> None:
+        """Check that a recording has the rate and the unit of the training.
+
+        Raises:
+            ValueError: what differs.
+        """
+        if recording.file_sfreq < self.sfreq:
+            raise ValueError(
+                f"the weights need at least {self.sfreq:g} Hz, got {recording.file_sfreq:g} Hz, which lacks fast EEG"
+            )
+        if self.window_options.scaling in ("none", "fold") and recording.unit != self.unit:
+            raise ValueError(f"the weights need recordings in {self.unit} as in the training, got {recording.unit}")
 
 
 def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:

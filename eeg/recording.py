@@ -61,6 +61,7 @@ def read_recording(
     unit: Unit | None = None,
     mat_order: Literal["ced", "text"] | Sequence[str] = "ced",
     mat_sfreq: float = 128.0,
+    span: tuple[float, float] | None = None,
 ) -> Recording:
     """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat of the ADHD data set.
 
@@ -78,6 +79,8 @@ def read_recording(
         unit: the unit of the numbers in the file, overriding the header.
         mat_order: the columns of a .mat: "ced" (the .ced file of the ADHD data set), "text" (its prose), or names.
         mat_sfreq: the sampling rate of a .mat, which carries none, Hz.
+        span: (start, stop) in seconds of the part to read; times in the result count from its start. What is judged by
+            the whole recording (pauses, quality, amplitude) is judged by the part.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -86,7 +89,7 @@ def read_recording(
     path = Path(path)
     _check_options(band, sfreq, mat_sfreq)
     with on_disk(path) as file:
-        opened = _open(file, channels, mat_order, mat_sfreq)
+        opened = _open(file, channels, mat_order, mat_sfreq, span)
     notes, raw = opened.notes, opened.file.raw
     kept = list(opened.kept.values())
     missing = fill_missing(raw, kept if reference is None else raw.ch_names)
@@ -128,17 +131,45 @@ class _Opened:
     notes: list[Note]
 
 
+def seconds_of(
+    path: str | Path, mat_order: Literal["ced", "text"] | Sequence[str] = "ced", mat_sfreq: float = 128.0
+) -> float:
+    """Length of a recording in seconds, without reading its samples (except those of a .mat)."""
+    with on_disk(Path(path)) as file:
+        raw = _opened_file(file, mat_order, mat_sfreq).raw
+        return float(raw.n_times / raw.info["sfreq"])
+
+
+def _opened_file(file: Path, mat_order: Literal["ced", "text"] | Sequence[str], mat_sfreq: float) -> RawFile:
+    return open_mat(file, mat_order, mat_sfreq) if file.suffix.lower() == ".mat" else open_with_mne(file)
+
+
 def _open(
-    file: Path, channels: Sequence[str] | None, mat_order: Literal["ced", "text"] | Sequence[str], mat_sfreq: float
+    file: Path,
+    channels: Sequence[str] | None,
+    mat_order: Literal["ced", "text"] | Sequence[str],
+    mat_sfreq: float,
+    span: tuple[float, float] | None,
 ) -> _Opened:
-    found = open_mat(file, mat_order, mat_sfreq) if file.suffix.lower() == ".mat" else open_with_mne(file)
+    found = _opened_file(file, mat_order, mat_sfreq)
     names = name_channels(found)
     kept, left_out = choose_channels(found, names, channels)
     notes = [*found.notes, *names.notes, *left_out]
     found, rate_notes = at_own_rate(file, found, list(kept.values()))
     notes += [*rate_notes, *montage_notes(found, names)]
+    if span is not None:
+        _crop(found.raw, *span)
     load_samples(file, found)
     return _Opened(found, names, kept, notes)
+
+
+def _crop(raw: Any, start: float, stop: float) -> None:
+    """Keep the samples from `start` up to but without `stop`, in seconds."""
+    sfreq = float(raw.info["sfreq"])
+    first, last = round(start * sfreq), min(round(stop * sfreq), raw.n_times) - 1
+    if not 0 <= first <= last:
+        raise ValueError(f"span must lie in the recording of {raw.n_times / sfreq:g} s, got {start:g} to {stop:g} s")
+    raw.crop(first / sfreq, last / sfreq, verbose="ERROR")
 
 
 def _checked(raw: Any, opened: _Opened, path: Path, largest: float) -> list[tuple[float, float]]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .networks import LONG_RECORDING
 from .windows import Scaler, Windows
 
 Settings = dict[str, Any]
@@ -28,13 +29,16 @@ def parse_augmentation(text: str) -> tuple[list[float], list[float]]:
     return sigmas, magnifications
 
 
-def network_arguments(windows: Windows, settings: Settings) -> Settings:
-    """Arguments of a network for these windows; settings of the training are left out."""
+def network_arguments(windows: Windows, settings: Settings, network: str) -> Settings:
+    """Arguments of a network of that name for these windows; settings of the training are left out."""
+    length = {} if network == LONG_RECORDING else {"n_times": windows.x.shape[2]}
+    names = {} if settings.get("electrode_hops") is None else {"channels": list(windows.channels)}
     return {
         "n_chans": windows.x.shape[1],
-        "n_times": windows.x.shape[2],
+        **length,
         "n_outputs": 2,
         "sfreq": windows.sfreq,
+        **names,
         **{name: value for name, value in settings.items() if name not in _TRAINING},
     }
 

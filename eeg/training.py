@@ -14,9 +14,11 @@ from sklearn.model_selection import train_test_split
 
 from ..runs.training import BestEpoch
 from .module import PREDICTED_AT_ONCE, EEGModule, WindowData, best_epoch
-from .networks import predict_windows
+from .networks import LONG_RECORDING, predict_windows
+from .recording_data import RecordingData
 from .settings import Settings, balanced_weights, network_arguments, parse_augmentation, tensors_of
 from .training_options import TrainingOptions
+from .whole_recordings import predict_recordings
 from .windows import Scaler, Windows
 
 
@@ -26,15 +28,15 @@ class Parts:
 
     Args:
         module: the network with its loss and optimizer.
-        training, validation: windows of the two parts.
+        training, validation: windows, or whole recordings, of the two parts.
         subjects: indices of the (training, validation) subjects.
         scaler: fitted on the training windows, if the windows are scaled by fold.
         arguments: arguments of the network.
     """
 
     module: EEGModule
-    training: WindowData
-    validation: WindowData
+    training: WindowData | RecordingData
+    validation: WindowData | RecordingData
     subjects: tuple[list[int], list[int]]
     scaler: Scaler | None
     arguments: Settings
@@ -54,20 +56,30 @@ def prepare(data: Windows, options: TrainingOptions, persons: Sequence[str] = ()
     subjects = validation_split(data.labels, options.validation_share, options.seed, persons)
     rows = [data.rows(part) for part in subjects]
     scaler = Scaler.fit(data.x[rows[0]]) if data.options.scaling == "fold" else None
-    arguments = network_arguments(data, options.settings or {})
+    arguments = network_arguments(data, options.settings or {}, options.network)
+    labels = data.labels[subjects[0] if options.network == LONG_RECORDING else data.subject[rows[0]]]
     module = seeded_module(
         options.network,
         arguments,
         options.settings or {},
-        class_weights=balanced_weights(data.labels[data.subject[rows[0]]]) if options.class_weights else None,
+        class_weights=balanced_weights(labels) if options.class_weights else None,
         reduce_patience=options.reduce_patience,
         seed=options.seed,
     )
     training, validation = (
-        WindowData(*tensors_of(data, part, scaler), levels=levels)
-        for part, levels in zip(rows, (module.levels, [0.0]), strict=True)
+        data_of(options.network, data, part, scaler, levels)
+        for part, levels in zip(subjects, (module.levels, [0.0]), strict=True)
     )
     return Parts(module, training, validation, subjects, scaler, arguments)
+
+
+def data_of(
+    network: str, windows: Windows, subjects: Sequence[int], scaler: Scaler | None, levels: Sequence[float] = (0.0,)
+) -> WindowData | RecordingData:
+    """What a network of that name reads of the subjects: their windows, or their recordings."""
+    if network == LONG_RECORDING:
+        return RecordingData(windows, subjects, scaler, levels=levels)
+    return WindowData(*tensors_of(windows, windows.rows(subjects), scaler), levels=levels)
 
 
 def seeded_module(
@@ -151,7 +163,9 @@ def fit(
 
 
 def validation_scores(parts: Parts) -> np.ndarray:
-    """Mean probability over the windows of each validation subject, in the order of `parts.subjects[1]`."""
+    """Probability of each validation subject, the mean over its windows, in the order of `parts.subjects[1]`."""
+    if isinstance(parts.validation, RecordingData):
+        return predict_recordings(parts.module.network, parts.validation.x)
     probability = predict_windows(parts.module.network, parts.validation.x)
     subject = parts.validation.subject.numpy()
     return np.array([probability[subject == one].mean() for one in parts.subjects[1]])

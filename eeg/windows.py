@@ -89,8 +89,8 @@ class WindowOptions:
                 raise ValueError(f"windows: {name} must be a number, got {value!r}")
         return cls(**given)
 
-    def read(self, path: Path) -> Recording:
-        """One recording, read with these options."""
+    def read(self, path: Path, span: tuple[float, float] | None = None) -> Recording:
+        """One recording, or the `span` of it in seconds, read with these options."""
         return read_recording(
             path,
             sfreq=self.sfreq,
@@ -100,6 +100,7 @@ class WindowOptions:
             unit=self.unit,
             mat_order=self.mat_order,
             mat_sfreq=self.mat_sfreq,
+            span=span,
         )
 
 

@@ -16,6 +16,7 @@ TITLES = {
     "adhdeepnet": ("ADHDeepNet", "the network under study"),
     "eegnet": ("EEGNet", "network of Lawhern et al. 2018"),
     "shallow": ("ShallowConvNet", "network of Schirrmeister et al. 2017"),
+    "long_recording": ("LongRecordingNet", "reads each recording at once"),
     "bandpower": ("band power", "logarithm of power by channel and band, logistic regression"),
     "amplitude": ("amplitude", "logarithm of variance by channel before any scaling, logistic regression"),
     "length": ("recording length", "only the length of the recording, logistic regression"),

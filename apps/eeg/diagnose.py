@@ -15,7 +15,10 @@ from .work import batch_work, diagnose_single
 def diagnose(options: Diagnose) -> int:
     """Run the command; gives its exit code."""
     use_threads(options.threads)
-    work = batch_work(weights=str(options.weights_file), threshold=options.threshold, abstain=options.abstain)
+    streamed = {"stream": True} if options.stream else {}
+    work = batch_work(
+        weights=str(options.weights_file), threshold=options.threshold, abstain=options.abstain, **streamed
+    )
     work = replace(work, people=read_people(options))
     if options.input.is_file():
         diagnose_single(options.input, options.output, work)
@@ -32,7 +35,7 @@ def diagnose(options: Diagnose) -> int:
     found = replace(found, cases=[case for case in found.cases if case.inputs[0] in whole], left_out=+found.left_out)
     if not found.cases:
         raise FileNotFoundError(f"{options.input} holds no recording ({', '.join(SUFFIXES)})")
-    how = {"threshold": work.threshold, "abstain": options.abstain}
+    how = {"threshold": work.threshold, "abstain": options.abstain, **streamed}
     run = FolderRun(
         work={"factory": "diagnose", "arguments": {"weights": str(options.weights_file.resolve()), **how}},
         output=options.output,

@@ -24,7 +24,7 @@ from ...eeg.explain import (
     shares,
 )
 from ...eeg.features import BANDS
-from ...eeg.networks import NETWORKS, WEIGHTS, load_network
+from ...eeg.networks import WEIGHTS, WINDOW_NETWORKS, load_network
 from ...eeg.study import read_study
 from ...eeg.windows import Scaler, Windows, load_windows
 from ..nested_cv.plan import CELLS, PLAN, PUBLISHED, read_plan
@@ -46,7 +46,7 @@ def first_network(folder: Path) -> str | None:
     if plan["design"]["protocol"] == PUBLISHED:
         return None
     models = plan["models"].items()
-    return next((name for name, spec in models if spec["factory"] == FACTORY and name in NETWORKS), None)
+    return next((name for name, spec in models if spec["factory"] == FACTORY and name in WINDOW_NETWORKS), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,8 @@ def cases_of_run(folder: Path, model: str) -> list[Case]:
     plan = read_plan(folder / PLAN)
     if model not in plan["models"]:
         raise ValueError(f"model must be one of the run's ({', '.join(plan['models'])}), got {model!r}")
-    if model not in NETWORKS:
-        raise ValueError(f"model must be a network ({', '.join(NETWORKS)}), got {model!r}")
+    if model not in WINDOW_NETWORKS:
+        raise ValueError(f"model must be a network of windows ({', '.join(WINDOW_NETWORKS)}), got {model!r}")
     windows = from_plan(**plan["models"][model]["arguments"]).windows
     if plan["data"] != windows.digest:
         raise ValueError(f"the recordings differ from those of the run in {folder}")
@@ -113,6 +113,8 @@ def cases_of_run(folder: Path, model: str) -> list[Case]:
 def single_case(weights: Path, study: Path, positive: str | None, trained: bool) -> tuple[Case, list[str]]:
     """One network and the subjects of a study outside its training data, or all subjects if `trained`; and notes."""
     network, card = load_network(weights)
+    if card.network not in WINDOW_NETWORKS:
+        raise ValueError(f"weights must be of a network of windows ({', '.join(WINDOW_NETWORKS)}), got {card.network}")
     windows = load_windows(read_study(study, positive or card.classes[1]), card.window_options)
     if windows.channels != card.channels or windows.sfreq != card.sfreq:
         raise ValueError(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ...eeg.audit import SELECTION, audit, check_run
 from ...eeg.check import Check
-from ...eeg.estimators import NAMES, NETWORK_NAMES
+from ...eeg.estimators import DEFAULT_NAMES, NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
 from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
@@ -34,7 +34,7 @@ BY_ACCURACY = "validation_accuracy"  # the figure by which the published code se
 
 def nested_cv(options: NestedCV) -> int:
     """Run the command; gives its exit code."""
-    chosen = list(NAMES) if options.models is None else options.models
+    chosen = list(DEFAULT_NAMES) if options.models is None else options.models
     _check_models(chosen, options.model_options or {}, NAMES)
     study = read_study_of(options)
     windows = WindowOptions.of(options.windows)

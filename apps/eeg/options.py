@@ -98,6 +98,8 @@ class Diagnose(FolderOptions):
             such as rhythm-demo.
         threshold: the probability from which a recording counts as positive. Default: the threshold of the weights.
         abstain: half the width of the band around the threshold in which no decision is made.
+        stream: read recordings piece by piece, so that memory does not grow with their length; for weights of
+            long_recording whose mixer keeps a state of constant size (such as recurrent), at their sampling rate.
         table: subjects.tsv, participants.tsv or another table with a row per recording or per person, for people.csv.
         label_column: the column of that table with the label. Default: label, group or diagnosis.
         person_column: the column with the person, if one person has several recordings. Default: person, else subject.
@@ -108,6 +110,7 @@ class Diagnose(FolderOptions):
     weights: Path
     threshold: float | None = None
     abstain: float = 0.1
+    stream: bool = False
     table: Path | None = None
     label_column: str | None = None
     person_column: str | None = None

@@ -8,7 +8,7 @@ import numpy as np
 from ...eeg.audit import APART, SHARED, audit
 from ...eeg.check import Check, failed
 from ...eeg.fast_layers import keep_freed_memory
-from ...eeg.networks import CARD, WEIGHTS, ModelCard, save_network
+from ...eeg.networks import CARD, LONG_RECORDING, WEIGHTS, ModelCard, save_network
 from ...eeg.split_file import WHOLE, Fold, SplitFile
 from ...eeg.study import Study
 from ...eeg.training import Parts, fit, prepare, validation_scores
@@ -46,9 +46,10 @@ def train(options: Train) -> int:
         return REFUSED
     write_json(options.output / BEGUN, begun)
     (trained, validated), network = parts.subjects, parts.module.network
+    items = "recordings" if options.network == LONG_RECORDING else "windows"
     print(
-        f"{len(trained)} training subjects with {len(parts.training.x)} windows, {len(validated)} validation subjects "
-        f"with {len(parts.validation.x)} windows; {options.network} with "
+        f"{len(trained)} training subjects with {len(parts.training.x)} {items}, {len(validated)} validation subjects "
+        f"with {len(parts.validation.x)} {items}; {options.network} with "
         f"{sum(p.numel() for p in network.parameters())} parameters"
     )
     best, interrupted = fit(parts, options, options.output / CHECKPOINT, accelerator=accelerator, resume=options.resume)

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from ...eeg.networks import ModelCard, load_network, predict_windows
+from ...eeg.long_recording import LongRecordingNet
+from ...eeg.networks import LONG_RECORDING, ModelCard, load_network, predict_windows
+from ...eeg.stream import check_streams, stream_recording
+from ...eeg.whole_recordings import joined, predict_recordings
 from ...eeg.windows import cut, scaled, why_no_window
 from ...runs.json_files import write_json
 from ...runs.tables import write_table
@@ -80,6 +84,7 @@ class Diagnosis:
         threshold: the probability from which a recording counts as positive.
         abstain: half the width of the band without a decision.
         people: who was recorded, if known.
+        stream: read recordings piece by piece.
     """
 
     network: nn.Module
@@ -88,6 +93,7 @@ class Diagnosis:
     threshold: float
     abstain: float
     people: PeopleTable | None = None
+    stream: bool = False
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Diagnose one recording of a batch, and write its files."""
@@ -107,37 +113,53 @@ class Diagnosis:
         Raises:
             ValueError: the recording does not fit the weights.
         """
+        if self.stream:
+            return self._diagnose_stream(file)
         card, options = self.card, self.card.window_options
         recording = options.read(file)
-        if recording.file_sfreq < card.sfreq:
-            raise ValueError(
-                f"the weights need at least {card.sfreq:g} Hz, got {recording.file_sfreq:g} Hz, which lacks fast EEG"
-            )
-        if options.scaling in ("none", "fold") and recording.unit != card.unit:
-            raise ValueError(f"the weights need recordings in {card.unit} as in the training, got {recording.unit}")
+        card.check_recording(recording)
         x, start = cut(recording, options)
         if len(x) == 0:
             raise ValueError(why_no_window([recording], options))
         x, scaler = scaled(x, recording, options.scaling), card.fitted_scaler
-        probability = predict_windows(self.network, x if scaler is None else scaler.apply(x))
+        x = x if scaler is None else scaler.apply(x)
+        if card.network == LONG_RECORDING:
+            start, probability = start[:1], predict_recordings(self.network, [joined(x, start)])
+        else:
+            probability = predict_windows(self.network, x)
+        seconds, texts = recording.seconds, [note.text for note in recording.notes]
+        return self._rows(file, start / recording.sfreq, probability, seconds, texts)
+
+    def _diagnose_stream(self, file: Path) -> tuple[RecordingRow, list[WindowRow], list[str]]:
+        """The result for a recording that is read piece by piece."""
+        assert isinstance(self.network, LongRecordingNet)  # `batch_work`
+        found = stream_recording(self.network, self.card, file)
+        if found is None:
+            raise ValueError(f"no window of {self.card.window_options.seconds:g} s free of bad spans")
+        texts = [note.text for note in found.notes]
+        return self._rows(file, np.zeros(1), np.array([found.probability]), found.seconds, texts)
+
+    def _rows(
+        self, file: Path, start_s: np.ndarray, probability: np.ndarray, seconds: float, notes: list[str]
+    ) -> tuple[RecordingRow, list[WindowRow], list[str]]:
+        """The rows of a recording of which each window, or the whole, has a probability."""
         mean = float(probability.mean())
-        notes = [note.text for note in recording.notes]
-        if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(card.subjects):
+        if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(self.card.subjects):
             notes.append("the weights were trained on a subject of this name, so this probability is optimistic")
         row = RecordingRow(
             subject=file.stem,
             file=str(file),
             probability=mean,
             decision=self.decide(mean),
-            windows=len(x),
+            windows=len(probability),
             windows_above=int((probability >= self.threshold).sum()),
             sd_over_windows=float(probability.std()),
-            seconds=round(recording.seconds, 3),
+            seconds=round(seconds, 3),
             notes="; ".join(notes),
         )
         windows = [
-            WindowRow(file.stem, str(file), round(float(first) / recording.sfreq, 3), float(value))
-            for first, value in zip(start, probability, strict=True)
+            WindowRow(file.stem, str(file), round(float(first), 3), float(value))
+            for first, value in zip(start_s, probability, strict=True)
         ]
         return row, windows, notes
 
@@ -210,7 +232,7 @@ class Diagnosis:
         return found
 
 
-def batch_work(*, weights: str, threshold: float | None, abstain: float) -> Diagnosis:
+def batch_work(*, weights: str, threshold: float | None, abstain: float, stream: bool = False) -> Diagnosis:
     """Load a trained network; the arguments are plain values, so that a worker can be given them.
 
     Raises:
@@ -220,7 +242,9 @@ def batch_work(*, weights: str, threshold: float | None, abstain: float) -> Diag
     threshold = card.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1 or not 0 <= abstain <= 1:
         raise ValueError(f"threshold and abstain must be between 0 and 1, got {threshold} and {abstain}")
-    return Diagnosis(network, card, Path(weights), threshold, abstain)
+    if stream:
+        check_streams(network, card)
+    return Diagnosis(network, card, Path(weights), threshold, abstain, stream=stream)
 
 
 def diagnose_single(file: Path, output: Path, work: Diagnosis) -> None:

@@ -1,0 +1,340 @@
+"""A network that reads a whole recording and decides about it at once, whatever its length.
+
+A second of EEG becomes one token: the logarithms of the power behind learned filters, as in ShallowConvNet. A few
+layers mix the tokens, by any mechanism of `kernels.attention.choice`; attention pooling (Ilse et al. 2018, arXiv
+1802.04712) makes one vector of them. A token depends on its own second alone, so a mechanism with a state of constant
+size reads a stream: seconds may come in one at a time, for days, and the answer is that of one call.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..kernels.attention.choice import Place, mixer_of
+from ..kernels.attention.graph_window import GraphWindowAttention
+from ..kernels.attention.layer import MixingLayer
+from ..kernels.attention.mixer import CS, NS, Mixed, Mixer, Pattern
+from ..kernels.attention.recurrent import PrefixState, pooled_softmax, prefix_softmax
+from .electrode_positions import neighbours
+
+_LEAST_POWER = 1e-4  # of scaled windows; keeps the logarithm of a flat channel finite
+_LOWEST_HZ, _HIGHEST_HZ = 2.0, 40.0  # of the filters at the start
+_KERNEL_S = 0.5
+_POWER_HZ = 32.0  # how often the power within a second is sampled: filters half a second long change no faster
+
+
+class RecordingState(NamedTuple):
+    """What a stream keeps of a recording; its size does not grow."""
+
+    rest: Tensor  # (B, n_chans, samples of the second under way)
+    mixers: tuple[object, ...]  # the state of each layer, None before the first second
+    pooled: PrefixState | None
+    logits: Tensor | None  # (B, n_outputs) after the last whole second
+
+
+class LongRecordingNet(nn.Module):
+    """Logits of whole recordings.
+
+    Args:
+        n_chans: channels.
+        n_outputs: classes.
+        sfreq: Hz.
+        mixer: mechanism of the layers, as `mixer_of` reads it; causal where it can be. Those that need a grid, a graph
+            or the length beforehand are refused.
+        dim: channels of a token.
+        heads: of each layer; divides dim.
+        depth: layers.
+        filters: temporal filters; at the start waves from 2 to 40 Hz.
+        components: spatial filters, each seen through every temporal filter. Not used with `electrode_hops`.
+        electrode_hops: the electrodes of a second attend to each other within so many steps of the graph of
+            neighbouring electrodes while training, and without limit in evaluation (arXiv 2505.02130); None: spatial
+            filters instead.
+        channels: names of the electrodes in the 10-05 system, for `electrode_hops`.
+        drop_prob: of the dropout in the layers and before the output.
+        drop_seconds: share of the seconds that are hidden while training.
+
+    Raises:
+        ValueError: an argument is out of range, or an electrode has no standard place.
+
+    Example:
+        >>> network = LongRecordingNet(n_chans=2, n_outputs=2, sfreq=64.0)
+        >>> network(torch.zeros(3, 2, 640), samples=torch.tensor([640, 100, 64])).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        n_chans: int,
+        n_outputs: int,
+        sfreq: float,
+        *,
+        mixer: str = "recurrent",
+        dim: int = 32,
+        heads: int = 4,
+        depth: int = 2,
+        filters: int = 8,
+        components: int = 8,
+        electrode_hops: int | None = None,
+        channels: Sequence[str] | None = None,
+        drop_prob: float = 0.3,
+        drop_seconds: float = 0.2,
+    ) -> None:
+        super().__init__()
+        _check_sizes(n_chans=n_chans, n_outputs=n_outputs, dim=dim, heads=heads, depth=depth, filters=filters)
+        if dim % heads:
+            raise ValueError(f"heads must divide dim = {dim}, got {heads}")
+        for name, share in (("drop_prob", drop_prob), ("drop_seconds", drop_seconds)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
+        if not 8 <= sfreq < torch.inf:
+            raise ValueError(f"sfreq must be at least 8 Hz, got {sfreq:g}")
+        self.n_chans, self.heads, self.second, self.drop_seconds = n_chans, heads, round(sfreq), drop_seconds
+        if electrode_hops is None:
+            _check_sizes(components=components)
+            self.stem: nn.Module = _SpatialStem(n_chans, self.second, dim, filters, components)
+        else:
+            self.stem = _ElectrodeStem(n_chans, self.second, dim, heads, filters, electrode_hops, channels)
+        place = Place(heads, dim // heads)
+        self.blocks = nn.ModuleList(_Block(dim, heads, mixer_of(mixer, place), drop_prob) for _ in range(depth))
+        patterns = self._mixer(0).patterns
+        if not patterns & {CS, NS}:
+            raise ValueError(f"mixer must have self attention, got {mixer}")
+        self.pattern = CS if CS in patterns else NS
+        self.norm = nn.LayerNorm(dim)
+        self.score = nn.Linear(dim, 1)
+        self.drop = nn.Dropout(drop_prob)
+        self.final_layer = nn.Linear(dim, n_outputs)
+
+    def forward(self, x: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Logits (B, n_outputs).
+
+        Args:
+            x: (B, n_chans, n), recordings scaled as in training, the shorter ones filled up at the end with anything.
+            samples: (B,) int, samples of each recording; n if None. A second that is not whole is left out.
+
+        Raises:
+            ValueError: a shape does not fit, or a recording has no whole second.
+        """
+        seconds = self._count_seconds(x, samples)
+        tokens, live = self._tokens(x, seconds)
+        seen = live
+        if self.training and self.drop_seconds:
+            kept = live & (torch.rand(live.shape, device=x.device) >= self.drop_seconds)
+            seen = torch.where(kept.any(1, keepdim=True), kept, live)
+        if self.pattern is CS:
+            tokens = self._mix(tokens, CS, seen)
+        else:  # what a mechanism without causality does may depend on the number of tokens
+            rows = [self._mix(row[None, :n], NS, s[None, :n]) for row, s, n in zip(tokens, seen, seconds, strict=True)]
+            tokens = nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
+        score, values = self._scored(tokens)
+        pooled, _ = pooled_softmax(score.masked_fill(~seen, -torch.inf), values)
+        return self._decide(pooled[:, 0])
+
+    @torch.no_grad()
+    def stream(self, x: Tensor, state: RecordingState | None = None) -> RecordingState:
+        """Read on in recordings; `logits` of the state are those of `forward` over all that was read so far.
+
+        Args:
+            x: (B, n_chans, n), the next samples, any number of them.
+            state: what the call over the samples before returned.
+
+        Raises:
+            ValueError: the mechanism has no state of constant size, or a shape does not fit.
+        """
+        if self.training:
+            raise ValueError("a stream needs the network in evaluation mode: call eval() first")
+        if state is None:
+            if not self.streams:
+                name = type(self._mixer(0)).__name__
+                raise ValueError(f"{name} has no state of constant size, so it cannot read a stream")
+            state = RecordingState(x[..., :0], (None,) * len(self.blocks), None, None)
+        self._check_shape(x)
+        x = torch.cat([state.rest, x], -1)
+        whole = x.shape[-1] // self.second
+        rest = x[..., whole * self.second :].clone()  # a view would keep all that was read
+        if not whole:
+            return state._replace(rest=rest)
+        tokens, _ = self._tokens(x, torch.full((len(x),), whole))
+        after = []
+        for block, before in zip(self.blocks, state.mixers, strict=True):
+            options = {} if before is None else {"state": before}
+            tokens, new = block(tokens, CS, **options)
+            after.append(new)
+        score, values = self._scored(tokens)
+        out, _, pooled = prefix_softmax(score, values, state=state.pooled)
+        return RecordingState(rest, tuple(after), pooled, self._decide(out[:, -1]))
+
+    @property
+    def streams(self) -> bool:
+        """Whether the mechanism keeps a state whose size does not depend on what was read."""
+        if self.pattern is not CS:
+            return False
+        sizes = set()
+        for length in (3, 70):  # the second is longer than a chunk
+            q = self.score.weight.new_zeros(1, self.heads, length, self.norm.normalized_shape[0] // self.heads)
+            with torch.no_grad():
+                sizes.add(_numbers(self._mixer(0)(q, q, q, pattern=CS).state))
+        return len(sizes) == 1 and 0 not in sizes
+
+    def _mixer(self, block: int) -> Mixer:
+        mixer: Mixer = cast(_Block, self.blocks[block]).mixing.mixer
+        return mixer
+
+    def _mix(self, tokens: Tensor, pattern: Pattern, seen: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens, _ = block(tokens, pattern, mask=seen[:, None, None])
+        return tokens
+
+    def _tokens(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, dim), zeros after the end of a recording, and where they are (B, L)."""
+        longest = int(seconds.max())
+        pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
+        live = torch.arange(longest, device=x.device) < seconds.to(x.device).unsqueeze(1)
+        found: Tensor = self.stem(pieces[live])
+        tokens = found.new_zeros(*live.shape, found.shape[-1])
+        tokens[live] = found
+        return tokens, live
+
+    def _scored(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.norm(tokens)
+        return self.score(values).squeeze(-1), values
+
+    def _decide(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.final_layer(self.drop(pooled))
+        return logits
+
+    def _check_shape(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[1] != self.n_chans:
+            raise ValueError(f"x must have shape (recordings, {self.n_chans}, samples), got {tuple(x.shape)}")
+
+    def _count_seconds(self, x: Tensor, samples: Tensor | None) -> Tensor:
+        self._check_shape(x)
+        if samples is None:
+            samples = torch.full((len(x),), x.shape[-1])
+        if samples.shape != x.shape[:1] or (len(samples) and int(samples.max()) > x.shape[-1]):
+            raise ValueError(f"samples must be {len(x)} numbers up to {x.shape[-1]}, got {samples.tolist()}")
+        seconds = samples // self.second
+        if len(seconds) and int(seconds.min()) < 1:
+            raise ValueError(
+                f"a recording must hold a second ({self.second} samples), got {int(samples.min())} samples"
+            )
+        return seconds
+
+
+class _SpatialStem(nn.Module):
+    """Log power of spatial components behind temporal filters, as a token of one second."""
+
+    def __init__(self, n_chans: int, second: int, dim: int, filters: int, components: int) -> None:
+        super().__init__()
+        self.spatial = nn.Linear(n_chans, components, bias=False)
+        self.power = _LogPower(second, filters)
+        self.project = nn.Linear(components * filters, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim) of seconds (N, n_chans, second)."""
+        components = self.spatial(x.transpose(1, 2)).transpose(1, 2)
+        token: Tensor = self.project(self.power(components).flatten(1))
+        return token
+
+
+class _ElectrodeStem(nn.Module):
+    """Log power of each electrode behind temporal filters; the electrodes attend to each other; their mean."""
+
+    def __init__(
+        self,
+        n_chans: int,
+        second: int,
+        dim: int,
+        heads: int,
+        filters: int,
+        hops: int,
+        channels: Sequence[str] | None,
+    ) -> None:
+        super().__init__()
+        if channels is None or len(channels) != n_chans:
+            raise ValueError(f"electrode_hops needs channels, the names of the {n_chans} electrodes, got {channels}")
+        if not isinstance(hops, int) or hops < 0:
+            raise ValueError(f"electrode_hops must be a whole number that is not negative, got {hops!r}")
+        self.power = _LogPower(second, filters)
+        self.project = nn.Linear(filters, dim)
+        self.electrode = nn.Parameter(0.1 * torch.randn(n_chans, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.mixing = MixingLayer(dim, heads, _ElectrodeWindow(torch.from_numpy(neighbours(channels)), hops))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim) of seconds (N, n_chans, second)."""
+        tokens = self.project(self.power(x)) + self.electrode  # (N, n_chans, dim)
+        mixed: Tensor = (tokens + self.mixing(self.norm(tokens)).out).mean(1)
+        return mixed
+
+
+class _ElectrodeWindow(nn.Module):
+    """Graph-window attention within some hops while training, and over all electrodes in evaluation."""
+
+    patterns = frozenset({NS})
+    v_linear = True
+    graph: Tensor
+
+    def __init__(self, graph: Tensor, hops: int) -> None:
+        super().__init__()
+        self.register_buffer("graph", graph, persistent=False)
+        self.hops = hops
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Mixed[None, None]:
+        return GraphWindowAttention(self.graph, self.hops if self.training else None)(q, k, v, **options)
+
+
+class _LogPower(nn.Module):
+    """Logarithm of the power of each channel behind temporal filters that start as waves from low to high."""
+
+    def __init__(self, second: int, filters: int) -> None:
+        super().__init__()
+        kernel = max(2, round(_KERNEL_S * second))
+        highest = min(_HIGHEST_HZ, 0.4 * second)
+        frequency = torch.logspace(math.log10(_LOWEST_HZ), math.log10(highest), filters)
+        time = (torch.arange(kernel) - (kernel - 1) / 2) / second
+        phase = torch.rand(filters, 1) * 2 * torch.pi
+        waves = torch.hann_window(kernel, periodic=False) * torch.cos(2 * torch.pi * frequency[:, None] * time + phase)
+        waves = waves - waves.mean(1, keepdim=True)
+        self.filters = nn.Parameter((waves / waves.norm(dim=1, keepdim=True)).unsqueeze(1))
+        self.stride = max(1, round(second / _POWER_HZ))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, filters) of seconds (N, channels, second)."""
+        filtered = F.conv1d(x.flatten(0, 1).unsqueeze(1), self.filters, stride=self.stride)
+        power = (filtered.square().mean(-1) + _LEAST_POWER).log()
+        by_channel: Tensor = power.unflatten(0, x.shape[:2])
+        return by_channel
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, heads: int, mixer: Mixer, drop_prob: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mixing = MixingLayer(dim, heads, mixer)
+        self.feed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.drop = nn.Dropout(drop_prob)
+
+    def forward(self, x: Tensor, pattern: Pattern, **options: Any) -> tuple[Tensor, object]:
+        """Tokens (B, L, dim) and the state of the mixer; `options` are the mixer's."""
+        mixed = self.mixing(self.norm(x), pattern=pattern, **options)
+        x = x + self.drop(mixed.out)
+        out: Tensor = x + self.drop(self.feed(x))
+        return out, mixed.state
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+
+
+def _numbers(state: object) -> int:
+    """Numbers in a state."""
+    if isinstance(state, Tensor):
+        return state.numel()
+    return sum(map(_numbers, state)) if isinstance(state, tuple) else 0
