@@ -15,7 +15,7 @@ from .json_files import null_where_undefined, write_json
 
 _PACKAGES = (
     *("voxelwave", "torch", "numpy", "scipy", "scikit-learn", "antspyx", "monai", "nibabel", "pydicom", "highdicom"),
-    *("mne", "braindecode", "optuna"),
+    *("mne", "optuna"),
 )
 
 
