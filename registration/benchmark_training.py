@@ -97,19 +97,8 @@ def overfit(
     (batch,) = loader
     before = _evaluate(module, batch)
     losses = _Losses()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=settings.epochs,
-        callbacks=[losses],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
-        trainer.fit(module, loader)
+    trainer = _fit(module, loader, settings.epochs, losses)
     seconds = time.perf_counter() - started
     after = _evaluate(module, batch)
     export_network(output / "network.safetensors", module)
@@ -130,6 +119,22 @@ def overfit(
     content = asdict(result) | {"seed": settings.seed, "loss": losses.values}
     write_json(output / "overfit.json", content, indent=2)
     return result
+
+
+def _fit(module: RegistrationModule, loader: DataLoader, epochs: int, losses: "_Losses") -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
+        trainer.fit(module, loader)
+    return trainer
 
 
 class _Losses(Callback):

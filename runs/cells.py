@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 from threadpoolctl import threadpool_limits
 
 from .functions import load_function, with_present_names
+from .json_files import write_json
 
 Result = dict[str, Any]  # plain values; each function has its own keys
 
@@ -46,7 +47,8 @@ def run_cell(folder: str, cell: Cell) -> Result:
         cell: the cell.
 
     Raises:
-        ValueError: the cell's folder holds another cell. Errors of the function pass through.
+        ValueError: the cell's folder holds another cell, or a number of its result is not finite: an undefined figure
+            is None, or is left to a .csv file. Errors of the function pass through.
     """
     done = find_result(Path(folder), cell)
     if done is not None:
@@ -54,12 +56,12 @@ def run_cell(folder: str, cell: Cell) -> Result:
     temporary = Path(folder) / f".{cell['id']}.{secrets.token_hex(4)}"
     temporary.mkdir(parents=True)
     try:
-        _write_json(temporary / "cell.json", cell)
+        write_json(temporary / "cell.json", cell)
         started = time.perf_counter()
         with limited_threads(cell["threads"]):
             result = load_function(cell["function"])(cell, temporary)
         result["seconds"] = round(time.perf_counter() - started, 3)
-        _write_json(temporary / "result.json", result)
+        write_json(temporary / "result.json", result)
         _publish(temporary, Path(folder) / cell["id"])
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -101,10 +103,6 @@ def limited_threads(count: int) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = environment
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _publish(temporary: Path, target: Path) -> None:

@@ -17,19 +17,7 @@ _SAME_BOX = 0.5  # intersection over union of a box that is listed twice
 
 def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding: Padding) -> Reading:
     """A scene for each picture and sought object; boxes are in pixels of the screen, as fixations are."""
-    boxes, records = [], []
-    for file in files:
-        content = read_json(file)
-        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-            boxes.append((file, content))
-        elif isinstance(content, list) and content and isinstance(content[0], dict) and "task" in content[0]:
-            records += [(file, record) for record in content]
-    if not boxes or not records:
-        raise ValueError(
-            f"{folder} must hold one .json file of our own, our three tables, or .json files with COCO boxes (images,"
-            " annotations, categories) and with fixations (name, subject, task, X, Y);"
-            f" got {len(files)} .json files, {len(boxes)} of them with boxes, and {len(records)} trials"
-        )
+    boxes, records = _boxes_and_trials(folder, files)
     objects, sizes, places = _coco_objects(boxes, display, padding)
     scenes: dict[str, Scene] = {}
     paths: list[MeasuredPath] = []
@@ -46,21 +34,13 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
         identifier = f"{picture}/{task}"
         if identifier not in scenes:
             target = _coco_target(record, objects[picture], task, file)
-            image = (
-                places[picture] if sizes[picture] == display else None
-            )  # else its pixels are not those of the screen
+            image = places[picture] if sizes[picture] == display else None  # else its pixels are not the screen's
             scenes[identifier] = Scene(
                 identifier, display, tuple(objects[picture]), target, image=image, layout=picture, sought=task
             )
-        where = f"{file}: {picture}, {task}, subject {record.get('subject')}"
-        x, y = (numbers(take(record, key, file), where, 1) for key in "XY")
-        if len(x) != len(y):
-            raise ValueError(f"{where} must have as many X as Y, got {len(x)} and {len(y)}")
-        duration = numbers(record["T"], where, 1) / 1000 if "T" in record else None
-        if duration is not None and len(duration) != len(x):
-            raise ValueError(f"{where} must have as many T as X, got {len(duration)} and {len(x)}")
-        trial = MeasuredPath(identifier, person_name(record, "subject", file), np.stack([x, y], 1), duration=duration)
-        seen = (x >= 0) & (y >= 0) & (x < display[0]) & (y < display[1])
+        xy, duration = _coco_fixations(record, f"{picture}, {task}", file)
+        trial = MeasuredPath(identifier, person_name(record, "subject", file), xy, duration=duration)
+        seen = np.asarray(((xy >= 0) & (xy < display)).all(axis=1))
         outside += int((~seen).sum())
         paths.append(trial.rows(seen))
     if outside > _MOSTLY * sum(len(np.atleast_1d(record["X"])) for _, record in records):
@@ -73,6 +53,39 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
     if without:
         notes.append(f"{len(without)} pictures left out, without a box: {', '.join(sorted(without)[:3])}")
     return list(scenes.values()), paths, notes
+
+
+def _boxes_and_trials(
+    folder: Path, files: list[Path]
+) -> tuple[list[tuple[Path, dict[str, Any]]], list[tuple[Path, dict[str, Any]]]]:
+    """The files of boxes, and the records of all files of fixations, each with its file."""
+    boxes: list[tuple[Path, dict[str, Any]]] = []
+    records: list[tuple[Path, dict[str, Any]]] = []
+    for file in files:
+        content = read_json(file)
+        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+            boxes.append((file, content))
+        elif isinstance(content, list) and content and isinstance(content[0], dict) and "task" in content[0]:
+            records += [(file, record) for record in content]
+    if not boxes or not records:
+        raise ValueError(
+            f"{folder} must hold one .json file of our own, our three tables, or .json files with COCO boxes (images,"
+            " annotations, categories) and with fixations (name, subject, task, X, Y);"
+            f" got {len(files)} .json files, {len(boxes)} of them with boxes, and {len(records)} trials"
+        )
+    return boxes, records
+
+
+def _coco_fixations(record: dict[str, Any], name: str, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions (n, 2) in pixels, and durations (n,) in seconds if the record has them."""
+    where = f"{file}: {name}, subject {record.get('subject')}"
+    x, y = (numbers(take(record, key, file), where, 1) for key in "XY")
+    if len(x) != len(y):
+        raise ValueError(f"{where} must have as many X as Y, got {len(x)} and {len(y)}")
+    duration = numbers(record["T"], where, 1) / 1000 if "T" in record else None
+    if duration is not None and len(duration) != len(x):
+        raise ValueError(f"{where} must have as many T as X, got {len(duration)} and {len(x)}")
+    return np.stack([x, y], 1), duration
 
 
 def _coco_objects(

@@ -29,6 +29,7 @@ from typing import Any
 
 import pydicom
 
+from ...runs.words import one_line
 from ...volumes.dicom_headers import check_deflated, is_other_object
 from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
@@ -258,7 +259,7 @@ def _look_at(
     except OSError as error:
         damaged.append((path, _cannot_be_read(error)))
     except Exception as error:  # a damaged header can break pydicom anywhere
-        damaged.append((path, f"has a damaged DICOM header ({_one_line(error)}); get the file again"))
+        damaged.append((path, f"has a damaged DICOM header ({one_line(error)[:200]}); get the file again"))
 
 
 def _is_image(header: Any, kind: Any) -> bool:
@@ -416,8 +417,4 @@ def _glob(name: str, patterns: str) -> bool:
 
 
 def _cannot_be_read(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or _one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"cannot be read: {error.strerror or one_line(error)}"

@@ -53,15 +53,6 @@ def facts_of(
     """The facts of the report beside its figures: flow of subjects, audit, descriptions, limits."""
     extra = {s.subject: s.extra for s in study.subjects}
     windows = np.bincount(data.subject, minlength=len(data.subjects))
-    per_class: dict[str, ClassFlow] = {}
-    for label, name in enumerate(data.classes):
-        own = data.labels == label
-        per_class[name] = {
-            "subjects": int(own.sum()),
-            "windows": int(windows[own].sum()),
-            "seconds_median": float(np.median(data.seconds[own])),
-            "seconds_range": [float(data.seconds[own].min()), float(data.seconds[own].max())],
-        }
     positive = data.classes[1]
     design = plan["design"]
     limits = [
@@ -87,7 +78,7 @@ def facts_of(
             "excluded": [{"subject": name, "reason": reason} for name, reason in data.excluded],
             "analysed": len(data.subjects),
             "windows": len(data.x),
-            "per_class": per_class,
+            "per_class": _flow_of_classes(data, windows),
         },
         windows=windows.tolist(),
         seconds=data.seconds.tolist(),
@@ -104,3 +95,17 @@ def facts_of(
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         seconds_run=round(seconds, 1),
     )
+
+
+def _flow_of_classes(data: Windows, windows: np.ndarray) -> dict[str, ClassFlow]:
+    """Counts and seconds of each class; `windows` holds the number of windows of each subject."""
+    flow: dict[str, ClassFlow] = {}
+    for label, name in enumerate(data.classes):
+        own = data.labels == label
+        flow[name] = {
+            "subjects": int(own.sum()),
+            "windows": int(windows[own].sum()),
+            "seconds_median": float(np.median(data.seconds[own])),
+            "seconds_range": [float(data.seconds[own].min()), float(data.seconds[own].max())],
+        }
+    return flow

@@ -17,7 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .softmax import in_autocast, merge_attention, without_hidden
+from ..autocast import in_autocast
+from .softmax import merge_attention, without_hidden
 
 
 class Pattern(Enum):

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..autocast import in_autocast
+
 # Tokens per chunk of causal linear attention. Best of 7 in milliseconds, forward / forward + backward, at
 # (1, 4, 4096, 32) on two threads of a busy Zen 5 machine: chunk 16: 86 / 529, 32: 75 / 352, 64: 106 / 323.
 _CHUNK = 32
@@ -123,12 +125,6 @@ def autocast_together(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
         return tensors  # the checks report anything that is not a tensor
     dtype = torch.get_autocast_dtype(q.device.type)
     return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
-def in_autocast(tensor: Tensor) -> bool:
-    """Whether operations on the device of a tensor choose their types by autocast."""
-    device = tensor.device.type  # the meta device has no autocast
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def without_hidden(mask: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

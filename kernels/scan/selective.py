@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autocast import in_autocast
 from .operators import run_directional_scan, run_selective_scan
 from .reference import group_count, state_dtype
 
@@ -64,7 +65,7 @@ def selective_scan(
         [1.0, 1.5, 1.75, 1.875]
     """
     _check_tensor("u", u, ndim=3, layout="(B, D, L)")
-    if _in_autocast(u):
+    if in_autocast(u):
         u, delta, B, C = (_to_float32(v) for v in (u, delta, B, C))
         z = None if z is None else _to_float32(z)
     batch, channels, _ = u.shape
@@ -125,7 +126,7 @@ def selective_scan_step(
         [1.0, 1.5, 1.75]
     """
     _check_tensor("u", u, ndim=2, layout="(B, D)")
-    if _in_autocast(u):
+    if in_autocast(u):
         u, delta, B, C = (_to_float32(v) for v in (u, delta, B, C))
         z = None if z is None else _to_float32(z)
     batch, channels = u.shape
@@ -198,7 +199,7 @@ def directional_scan(
         [[1.0, 1.75], [1.5, 1.5], [1.75, 1.0]]
     """
     _check_tensor("x", x, ndim=3, layout="(B, L, C)")
-    if _in_autocast(x):
+    if in_autocast(x):
         x, delta, B, C = (_to_float32(v) for v in (x, delta, B, C))
     batch, length, width = x.shape
     if not isinstance(permutation, Tensor) or permutation.dtype not in (torch.int32, torch.int64):
@@ -231,11 +232,6 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
-
-
-def _in_autocast(tensor: Tensor) -> bool:
-    device = tensor.device.type  # the meta device has no autocast
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _to_float32(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def trained(cohort):
     return fit.network, torch.from_numpy(cohort.x[rows]), torch.from_numpy(cohort.labels[cohort.subject[rows]])
 
 
+@pytest.mark.slow
 def test_integrated_gradients_find_the_planted_band_and_channels(trained, cohort):
     network, x, _ = trained
     attribution = integrated_gradients(network, x)

@@ -331,6 +331,7 @@ def test_chunks_of_the_last_expansion_change_neither_result_nor_gradient(batch, 
         assert_close(other, results[0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_official", [True, False])
 def test_gradients_at_batch_1_are_right(is_official, generator, narrow):
     # PyTorch's CPU BatchNorm3d is wrong at batch 1 for some orders of memory, so batch 1 is held against the same pair
@@ -388,6 +389,7 @@ def test_diffeomorphic_output_is_the_integrated_velocity_without_folds(generator
     assert jacobian_determinant(displacement).isfinite().all()
 
 
+@pytest.mark.slow
 def test_batch_items_do_not_influence_each_other_in_evaluation(official, generator):
     moving, fixed = images((32, 32, 32), generator, batch=2)
     with torch.inference_mode():
@@ -416,6 +418,7 @@ def published_file(path, state, **changes):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unused", ["drop", "keep"])
 def test_a_published_checkpoint_loads_as_official(unused, official, generator, tmp_path):
     path = published_file(tmp_path / "final_model_x.pth.tar", official.state_dict())
@@ -430,6 +433,7 @@ def test_a_published_checkpoint_loads_as_official(unused, official, generator, t
         assert_close(model(moving, fixed), official(moving, fixed), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_numpy_loads(official, tmp_path):
     path = published_file(tmp_path / "new.pth.tar", official.state_dict())
     with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / "old.pth.tar", "w") as old:

@@ -57,6 +57,7 @@ def test_known_displacement_is_found(similarity, diffeomorphic):
     assert jacobian_determinant(found).min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["mi", "mind", "auto"])
 def test_known_displacement_is_found_between_contrasts(similarity):
     fixed, moving, truth = pair()
@@ -64,12 +65,14 @@ def test_known_displacement_is_found_between_contrasts(similarity):
     assert error(found, truth, fixed) < 0.6 * error(torch.zeros(1, 3, *SHAPE), truth, fixed)
 
 
+@pytest.mark.slow
 def test_aligned_images_stay_aligned():
     fixed = phantom()
     # not 0: at the faint rim of the phantom correlation gains a little by growing the head
     assert error(refine(fixed, fixed), torch.zeros(1, 3, *SHAPE), fixed) < 0.4
 
 
+@pytest.mark.slow
 def test_a_good_start_is_kept():
     fixed, moving, truth = pair()
     for similarity in ("ncc", "mi"):
@@ -77,6 +80,7 @@ def test_a_good_start_is_kept():
         assert error(found, truth, fixed) < 0.5
 
 
+@pytest.mark.slow
 def test_diffeomorphic_map_has_an_inverse_that_returns_each_point():
     fixed, moving, _ = pair(peak=4.0)
     found = refine(moving, fixed, similarity="ncc", diffeomorphic=True)
@@ -86,6 +90,7 @@ def test_diffeomorphic_map_has_an_inverse_that_returns_each_point():
     assert compose(inverse, found)[inside].norm(dim=1).max() < 0.5
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_fields():
     fixed, moving, _ = pair()
     torch.testing.assert_close(refine(moving, fixed), refine(moving, fixed), atol=0, rtol=0)
@@ -98,7 +103,7 @@ def test_unit_of_the_images_does_not_matter():
     torch.testing.assert_close(scaled, refine(moving, fixed, similarity="ncc"), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("similarity", ["ncc", "mi"])
+@pytest.mark.parametrize("similarity", [pytest.param("ncc", marks=pytest.mark.slow), "mi"])
 def test_anisotropic_voxels_give_the_same_displacement_in_mm(similarity):
     """Every second slice taken away, and the spacing doubled."""
     fixed, moving, truth = pair()

@@ -104,6 +104,13 @@ def test_a_failed_cell_leaves_nothing_and_is_named(cell, folder):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_result_that_is_no_number_is_named_and_leaves_no_cell(cell, folder, value):
+    with pytest.raises(ValueError, match=f"value is {value}: a number that is not finite is no result"):
+        run_cell(str(folder), cell(1, "undefined", value=value))
+    assert list(folder.iterdir()) == []
+
+
 def test_the_remains_of_a_killed_cell_are_no_result(cell, folder):
     (folder / ".c1.abcd").mkdir()
     (folder / ".c1.abcd" / "cell.json").write_text(json.dumps(cell(1)))

@@ -12,6 +12,10 @@ def double(cell: dict, folder: Path) -> dict:
     return {"value": 2 * cell["number"]}
 
 
+def undefined(cell: dict, folder: Path) -> dict:
+    return {"value": float(cell["value"])}
+
+
 def fail(cell: dict, folder: Path) -> dict:
     (folder / "half.txt").write_text("half")
     raise ValueError("the number must be even")

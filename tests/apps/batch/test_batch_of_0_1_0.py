@@ -31,6 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_finished_cases_are_left_as_they_are(folder, capsys):
     before, lines = files(folder), (folder / "results" / MANIFEST).read_text().splitlines()
     assert run() == 0
@@ -39,6 +40,7 @@ def test_finished_cases_are_left_as_they_are(folder, capsys):
     assert (folder / "results" / MANIFEST).read_text().splitlines()[:2] == lines
 
 
+@pytest.mark.slow
 def test_the_case_that_was_missing_is_recorded_as_the_others_are(folder):
     run()
     old, new = (json.loads((folder / "results" / case / "case.json").read_text()) for case in ("a", "c"))
@@ -47,6 +49,7 @@ def test_the_case_that_was_missing_is_recorded_as_the_others_are(folder):
     assert {"a", "b", "c"} == read_manifest(folder / "results").keys()
 
 
+@pytest.mark.slow
 def test_other_options_do_every_case_again(folder, capsys):
     assert run("--overlap", "0.2") == 0
     assert "3 of 3 done" in capsys.readouterr().out

@@ -83,6 +83,7 @@ def wrong(damage: Any, result: dict[str, Any], limits: Any) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["DICOM", "NIfTI", "picture", "EEG", "folder"])
 def test_each_input_is_refused_in_a_line_or_read_right_within_its_bounds(everything: dict[str, Any], kind: str) -> None:
     pairs = [pair for pair in zip(everything["damages"], everything["results"], strict=True) if pair[0].kind == kind]
@@ -95,11 +96,13 @@ def test_each_input_is_refused_in_a_line_or_read_right_within_its_bounds(everyth
     assert len(pairs) >= 8
 
 
+@pytest.mark.slow
 def test_the_page_of_inputs_says_what_happened(everything: dict[str, Any]) -> None:
     assert len(everything["results"]) >= 60
     assert PAGE.read_text() == everything["limits"].table(everything["results"])
 
 
+@pytest.mark.slow
 def test_a_batch_over_all_of_them_records_each_in_a_line(everything: dict[str, Any]) -> None:
     done, told = everything["batch"], everything["told"]
     assert "Traceback" not in told

@@ -120,6 +120,7 @@ def test_a_probability_near_the_threshold_gets_no_decision(weights, study, tmp_p
     assert decisions == ["control", "uncertain", "case"]
 
 
+@pytest.mark.slow
 def test_diagnosis_by_a_table_joins_recordings_of_a_person_and_names_who_is_missing(weights, study, tmp_path, capsys):
     recordings = tmp_path / "in"
     recordings.mkdir()
@@ -145,6 +146,7 @@ def test_diagnosis_by_a_table_joins_recordings_of_a_person_and_names_who_is_miss
     assert float(people[0]["probability"]) == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_diagnosis_of_a_split_recording_is_one_case(weights, study, tmp_path):
     import mne
 
@@ -170,6 +172,7 @@ def test_a_slower_recording_is_refused_in_one_line(weights, study, tmp_path, cap
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_explanation_of_one_file_needs_people_it_was_not_trained_on(weights, study, tmp_path, capsys):
     words = ["--study", str(study), "-o", str(tmp_path / "out"), "--threads", "1", "--steps", "4"]
     assert cli.main(["eeg", "explain", str(weights), *words]) == 1

@@ -77,6 +77,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 # --- the run
 
 
+@pytest.mark.slow
 def test_no_subject_of_a_test_part_reached_a_nested_fit(run):
     plan = json.loads((run / "plan.json").read_text())
     tested = {split["fold"]: set(split["test"]) for split in plan["splits"]}

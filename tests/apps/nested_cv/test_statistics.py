@@ -80,6 +80,7 @@ def test_permutation_p_agrees_with_all_relabellings():
     assert found["null_mean"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "auc"])
 def test_paired_comparison_agrees_with_all_swaps(metric):
     from scipy.stats import rankdata

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from voxelwave.apps import cli
 from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume
 
 
+@pytest.mark.slow
 def test_apply_repeats_and_inverts_a_registration(result, scans, tmp_path):
     def apply(image: Path, like: Path, out: str, *options: str) -> Volume:
         words = ["registration", "apply", str(result), str(image), "--like", str(like), "-o", str(tmp_path / out)]

@@ -209,6 +209,7 @@ def test_identity_values_give_the_weights(mechanism, causal, generator):
         assert not weights.triu(1).any()
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(generator):
     q, k, v = (x.requires_grad_() for x in random_qkv((1, 2, 1, 5, 6, 3, 2), generator))
     bias = torch.randn(1, 2, 5, 6, generator=generator, dtype=F64).requires_grad_()
@@ -223,6 +224,7 @@ def test_gradients_agree_with_finite_differences(generator):
     torch.autograd.gradcheck(visible_parts, (q, k, v, bias))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_linear_gradients_agree_with_finite_differences(causal, generator, monkeypatch):
     monkeypatch.setattr("voxelwave.kernels.attention.softmax._CHUNK", 3)
