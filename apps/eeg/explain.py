@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ...runs.cells import limited_threads
 from ...runs.compute import use_threads
+from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ..nested_cv.records import Explanation
 from .explain_figures import draw
@@ -29,7 +30,14 @@ def explain(options: Explain) -> None:
         cases = cases_of_run(options.weights, options.model)
     else:
         assert options.study is not None  # `Explain.check`
-        case, notes = single_case(options.weights, options.study, options.positive, options.trained)
+        case, notes = single_case(
+            options.weights,
+            options.study,
+            options.positive,
+            options.trained,
+            label_column=options.label_column,
+            person_column=options.person_column,
+        )
         cases = [case]
     content = _write_explanation(
         output, cases, notes, most_windows=options.most_windows, steps=options.steps, seed=options.seed
@@ -68,7 +76,8 @@ def _write_explanation(
 ) -> Explanation:
     found = [explain_one(case, most_windows, steps, seed) for case in cases]
     summary = summarise(found, cases, notes)
-    images, captions = draw(output, found, cases[0].windows, summary)
-    content: Explanation = {"model": cases[0].model, **summary, "images": images, "captions": captions}
-    write_json(output / EXPLANATION, content)
+    with outputs_together(output) as together:
+        images, captions = draw(together, found, cases[0].windows, summary)
+        content: Explanation = {"model": cases[0].model, **summary, "images": images, "captions": captions}
+        write_json(together / EXPLANATION, content)
     return content

@@ -29,6 +29,7 @@ from ...eeg.study import read_study
 from ...eeg.windows import Scaler, Windows, load_windows
 from ..nested_cv.plan import CELLS, PLAN, PUBLISHED, read_plan
 from ..nested_cv.records import ExplanationFigures, FitCell, Importance
+from .guard import persons_of
 
 FOLDER, EXPLANATION = "explain", "explanation.json"
 FACTORY = "eeg-models"  # the function that builds the models of an EEG run
@@ -110,18 +111,31 @@ def cases_of_run(folder: Path, model: str) -> list[Case]:
     return cases
 
 
-def single_case(weights: Path, study: Path, positive: str | None, trained: bool) -> tuple[Case, list[str]]:
-    """One network and the subjects of a study outside its training data, or all subjects if `trained`; and notes."""
+def single_case(
+    weights: Path,
+    study: Path,
+    positive: str | None,
+    trained: bool,
+    *,
+    label_column: str | None = None,
+    person_column: str | None = None,
+) -> tuple[Case, list[str]]:
+    """One network and the subjects of a study outside its training data, or all subjects if `trained`; and notes.
+
+    A subject counts as trained on if any subject of the same person was.
+    """
     network, card = load_network(weights)
     if card.network not in WINDOW_NETWORKS:
         raise ValueError(f"weights must be of a network of windows ({', '.join(WINDOW_NETWORKS)}), got {card.network}")
-    windows = load_windows(read_study(study, positive or card.classes[1]), card.window_options)
+    listed = read_study(study, positive or card.classes[1], label_column=label_column, person_column=person_column)
+    windows = load_windows(listed, card.window_options)
     if windows.channels != card.channels or windows.sfreq != card.sfreq:
         raise ValueError(
             f"the study must have the channels ({', '.join(card.channels)}) and the sampling rate ({card.sfreq:g} Hz) "
             f"of the weights, got {', '.join(windows.channels)}; {windows.sfreq:g} Hz"
         )
-    known = np.isin(windows.subjects, card.subjects)
+    persons = np.array(persons_of(listed, windows))
+    known = np.isin(persons, persons[np.isin(windows.subjects, card.subjects)])
     if known.all() and not trained:
         raise ValueError(
             f"all {len(known)} subjects of {study} were used in training these weights, so no subject is held out; "

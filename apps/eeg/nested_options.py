@@ -126,6 +126,10 @@ class Explain(ThreadOptions):
         output: the folder to write to; by default explain/ in a nested run.
         model: network of a nested run.
         positive: the diagnosed class, if the study does not define it.
+        label_column: the column of the study that holds the label. Default: label, or in a BIDS folder group, diagnosis
+            or label.
+        person_column: the column that names the person; whoever was trained on is left out with all recordings.
+            Default: person, if there is such a column.
         trained: also use the subjects that a single file of weights was trained on; the result says so.
         most_windows: largest number of windows per network; more are thinned out evenly, subject by subject.
         steps: steps of the integrated gradients.
@@ -137,6 +141,8 @@ class Explain(ThreadOptions):
     output: Path | None = None
     model: str = "adhdeepnet"
     positive: str | None = None
+    label_column: str | None = None
+    person_column: str | None = None
     trained: bool = False
     most_windows: int = 600
     steps: int = 24

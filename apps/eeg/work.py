@@ -13,6 +13,7 @@ from ...eeg.networks import LONG_RECORDING, ModelCard, load_network, predict_win
 from ...eeg.stream import check_streams, stream_recording
 from ...eeg.whole_recordings import joined, predict_recordings
 from ...eeg.windows import cut, scaled, why_no_window
+from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.tables import write_table
 from ..batch.case import Case
@@ -195,9 +196,7 @@ class Diagnosis:
             window_rows: fields of `WindowRow`.
             failed: "subject" and "reason" of each recording without a result.
         """
-        rows = self._with_people(output, rows)
-        write_table(output / "subjects.csv", rows)
-        write_table(output / "windows.csv", window_rows)
+        rows, people = self._with_people(rows)
         content = {
             "note": NO_DEVICE,
             "positive": self.card.classes[1],
@@ -209,16 +208,21 @@ class Diagnosis:
             "subjects": [row | {"window": [w for w in window_rows if w["subject"] == row["subject"]]} for row in rows],
             "failed": failed,
         }
-        write_json(output / DIAGNOSIS, content)
+        with outputs_together(output) as together:
+            write_table(together / "subjects.csv", rows)
+            write_table(together / "windows.csv", window_rows)
+            if people is not None:
+                write_table(together / "people.csv", people)
+            write_json(together / DIAGNOSIS, content)
         for row in rows:
             words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
             print(f"{row['subject']}: {words}")
         print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
 
-    def _with_people(self, output: Path, rows: Rows) -> Rows:
-        """The rows with person and label, if a table gives them; people.csv is written, and who is missing is named."""
+    def _with_people(self, rows: Rows) -> tuple[Rows, Rows | None]:
+        """The rows with person and label and a row per person, if a table gives them; who is missing is named."""
         if self.people is None:
-            return rows
+            return rows, None
         found = []
         for row in rows:
             known = self.people.row_of(Path(row["file"]))
@@ -226,10 +230,9 @@ class Diagnosis:
             found.append({**row, "person": person, "label": label})
         recordings = [RecordingOf(r["person"], r["label"], r["windows"], r["probability"]) for r in found]
         people = [asdict(mean) | {"decision": self.decide(mean.probability)} for mean in means_of_people(recordings)]
-        write_table(output / "people.csv", people)
         for note in self.people.notes(Path(row["file"]) for row in rows):
             print(f"note: {note}")
-        return found
+        return found, people
 
 
 def batch_work(*, weights: str, threshold: float | None, abstain: float, stream: bool = False) -> Diagnosis:

@@ -192,10 +192,15 @@ def test_weights_are_not_explained_on_their_training_subjects_unless_asked(windo
     card.window_options, card.fitted_scaler, card.subjects = windows.options, None, windows.subjects[:4]
     module = "voxelwave.apps.eeg.explanation"
     monkeypatch.setattr(f"{module}.load_network", lambda path: (Alpha(), card))
-    monkeypatch.setattr(f"{module}.read_study", lambda *_: None)
+    listed = type("Listed", (), {"persons": {name: name for name in windows.subjects}})()
+    monkeypatch.setattr(f"{module}.read_study", lambda *_, **__: listed)
     monkeypatch.setattr(f"{module}.load_windows", lambda *_: windows)
     case, notes = single_case(tmp_path, tmp_path, None, trained=False)
     assert (set(windows.subject[case.rows]), notes) == ({4, 5}, [])
+    listed.persons[windows.subjects[4]] = windows.subjects[0]  # a second recording of someone it was trained on
+    case, _ = single_case(tmp_path, tmp_path, None, trained=False)
+    assert set(windows.subject[case.rows]) == {5}
+    listed.persons[windows.subjects[4]] = windows.subjects[4]
     case, notes = single_case(tmp_path, tmp_path, None, trained=True)
     assert set(windows.subject[case.rows]) == set(range(PEOPLE))
     assert notes == ["4 of these subjects were used in training: only the fit is explained."]
