@@ -1,1 +1,1 @@
-"""What a person runs: one module per field, and the `voxelwave` command."""
+"""The `voxelwave` command: a folder per field and a file per verb, and the engines of batches and nested runs."""

@@ -38,7 +38,7 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     parser = build_parser(options, prog=prog)
     try:
         arguments = parser.parse_args(_with_values([_with_hyphens(word) for word in argv], _flags(options)))
-    except Exception as error:  # jsonargparse raises several kinds, all about the words that it was given
+    except Exception as error:  # jsonargparse raises several types, all about the arguments
         raise UsageError(f"{_explained(error, options)}; see {prog} --help") from error
     names = inspect.signature(options).parameters
     found = {name: value for name, value in arguments.as_dict().items() if name in names}
@@ -76,7 +76,7 @@ def build_parser(options: Callable[..., Any], *, prog: str) -> ArgumentParser:
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """The text of the docstring and the default, without types in Python's notation."""
+    """Shows the text of the docstring and the default, without Python types."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
@@ -119,13 +119,13 @@ def _choices(annotation: Any) -> str | None:
 
 
 def _own_first(options: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters, those that the class itself declares before those that it inherits."""
+    """The parameters: first those of the class itself, then the inherited ones."""
     own = inspect.get_annotations(options) if inspect.isclass(options) else {}
     return sorted(inspect.signature(options).parameters.values(), key=lambda p: p.name not in own)
 
 
 def _help_texts(options: Callable[..., Any]) -> dict[str, str]:
-    """Parameter -> its text under "Args:" in the docstring of the class or the nearest base that describes it."""
+    """Parameter -> its text under "Args:" in the docstring of the class, or of the nearest base that has one."""
     texts: dict[str, str] = {}
     for described in options.__mro__ if inspect.isclass(options) else (options,):
         for found in parse_docstring(inspect.getdoc(described) or "").params:
@@ -158,7 +158,7 @@ def _with_values(words: list[str], flags: set[str]) -> list[str]:
 
 
 def _explained(error: Exception, options: Callable[..., Any]) -> str:
-    """A parser's complaint in words that name the option as it is typed."""
+    """The parser's error message, with the name of the option as it is typed."""
     text, parameters = one_line(error), inspect.signature(options).parameters
     if found := re.match(r'Parser key "(\w+)"?:', text):
         parameter = parameters.get(found[1])
@@ -182,7 +182,7 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 
 def _wanted(annotation: Any) -> str | None:
-    """What a value of this type looks like; None for types that need more words."""
+    """A description of valid values of this type; None if the type has no short description."""
     if choices := _choices(annotation):
         return "one of " + choices.strip("{}").replace(",", ", ")
     parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)

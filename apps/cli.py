@@ -36,13 +36,13 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "apply": Verb(
             "registration.options:Apply",
             "registration.apply:apply",
-            "move an image or a label map by a transform that was written before",
+            "apply a saved transform to an image or a label map",
         ),
         "train": Verb("registration.options:Train", "registration.train:train", "train NestedMorph on pairs of scans"),
         "evaluate": Verb(
             "registration.options:Evaluate",
             "registration.evaluate:evaluate",
-            "register a list of pairs and measure each",
+            "register a list of pairs and measure the accuracy",
         ),
         "benchmark": Verb(
             "registration.options:Benchmark",
@@ -62,7 +62,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "train a network on a folder of images or on real pairs",
         ),
         "evaluate": Verb(
-            "restoration.options:Evaluate", "restoration.evaluate:evaluate", "PSNR and SSIM beside classical methods"
+            "restoration.options:Evaluate", "restoration.evaluate:evaluate", "PSNR and SSIM against classical methods"
         ),
         "export": Verb(
             "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"
@@ -70,7 +70,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "benchmark": Verb(
             "restoration.options:Benchmark",
             "restoration.benchmark:benchmark",
-            "time, memory and PSNR beside simpler methods",
+            "time, memory and PSNR against simpler methods",
         ),
         "images": Verb(
             "restoration.options:Images", "restoration.images:images", "gather openly licensed images to train on"
@@ -87,7 +87,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "nested-cv": Verb(
             "eeg.nested_options:NestedCV",
             "eeg.nested_cv:nested_cv",
-            "nested cross-validation of networks beside simple models, with a report",
+            "nested cross-validation of networks and simple models, with a report",
         ),
         "audit": Verb(
             "eeg.options:Audit", "eeg.audit:audit", "look for leakage and confounds in a study and in a split of it"
@@ -95,12 +95,12 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "benchmark": Verb(
             "eeg.options:Benchmark",
             "eeg.benchmark:benchmark",
-            "training windows per second of ADHDeepNet beside other networks",
+            "training speed of ADHDeepNet and other networks",
         ),
         "planted": Verb(
             "eeg.nested_options:Planted",
             "eeg.planted:planted",
-            "a nested run on synthetic subjects, where it is known what to find",
+            "a nested run on synthetic subjects with a known difference",
         ),
     },
     "scanpath": {
@@ -133,7 +133,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "benchmark": Verb(
             "bench.options:BatchBenchmark",
             "bench.batch:benchmark",
-            "many series in one run beside one process each, and killed and started again",
+            "compare one run over many series with one process each, also after a kill",
         ),
     },
     "bench": {
@@ -141,7 +141,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "kernels": Verb(
             "bench.options:Kernels",
             "bench.kernels:kernels",
-            "speed and accuracy of the selective scan beside other implementations",
+            "speed and accuracy of the selective scan against other implementations",
         ),
     },
 }

@@ -7,7 +7,7 @@ from .report_options import Report
 
 def report(options: Report) -> None:
     """Run the command."""
-    read_results(options.run_folder)  # before anything that takes time
+    read_results(options.run_folder)  # so that an error appears before the slow part
     try:
         explain_run(options.run_folder)
     except (OSError, ValueError) as error:

@@ -55,7 +55,7 @@ def at_least(least: int, **values: int | None) -> None:
     """Refuse an option below `least`; None is left alone.
 
     Raises:
-        UsageError: names the option.
+        UsageError: a value is below `least`; the message names the option.
 
     Example:
         >>> at_least(1, jobs=2, threads=None)
@@ -70,7 +70,7 @@ def must_exist(path: Path | None, what: str) -> None:
 
     Args:
         path: a file or folder.
-        what: what it should be, for the error, such as "scan" or "study".
+        what: a noun for the input in the error, such as "scan" or "study".
 
     Raises:
         FileNotFoundError: there is nothing at `path`.

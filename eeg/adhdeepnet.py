@@ -55,7 +55,7 @@ class ADHDeepNet(nn.Module):
         D: spatial filters for each temporal filter.
         kernel_length: samples of a temporal filter.
         se_nodes: width of the squeeze-and-excitation ("Dense_nodes").
-        drop_prob: of both dropouts.
+        drop_prob: probability of both dropouts.
         max_norm: largest norm of a spatial filter and of the weights into an output; `constrain` applies it.
 
     Example:
@@ -203,7 +203,7 @@ class ADHDeepNet(nn.Module):
                 In the published data, output 0 is ADHD and output 1 control.
 
         Raises:
-            ValueError: their number or a shape does not fit this model's arguments.
+            ValueError: the number of arrays or a shape does not fit this model's arguments.
         """
         targets = self._keras_order()
         depthwise = {id(_weight(layer)) for layer in (self.spatial, self.tower_a[1], self.tower_b[1], self.last[0])}
@@ -220,7 +220,7 @@ class ADHDeepNet(nn.Module):
             if tensor.shape != target.shape:
                 raise ValueError(
                     f"array {i} of the Keras weights must fit {tuple(target.shape)}, got {tuple(tensor.shape)} after "
-                    "its axes were put in our order"
+                    "its axes were reordered as in PyTorch"
                 )
             target.copy_(tensor)
 
@@ -260,7 +260,8 @@ class SqueezeExcite(nn.Module):
 
 
 def _filter_mixed(x: Tensor, spatial: Tensor, taps: Tensor) -> Tensor:
-    """Mix the electrodes by (F1, D, n_chans), then filter by (F1, k) with zeros around.
+    """Mix the electrodes with spatial filters (F1, D, n_chans), then filter in time with taps (F1, k), zero-padded.
+
 
     The input is cut into overlapping blocks before the mixing, while it has few channels. Where the blocks fit into
     the window, a block holds the first samples of all pairs, then the second samples.

@@ -1,4 +1,4 @@
-"""ADHDeepNet layer by layer, as published: what the fast order of `adhdeepnet` is compared with."""
+"""ADHDeepNet layer by layer, as published: the reference for the fast order of `adhdeepnet`."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Audit of a study and of a split for everything that would make a result too optimistic."""
+"""Audit of a study and a split: checks for everything that would make a result too optimistic."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from .split_file import WHOLE, Fold, Part, SplitFile
 from .study import Study
 from .windows import WindowOptions, Windows, load_windows
 
-SELECTION = "selection inside the fold"  # names of checks that others choose by
+SELECTION = "selection inside the fold"  # names of checks by which other modules find them
 APART = "no subject on both sides"
 SHARED = "no near-duplicate windows on both sides"
 
@@ -36,17 +36,17 @@ def audit(
     confounds: bool = True,
     finished: bool = True,
 ) -> list[Check]:
-    """All checks of a study and, where given, of a split of it.
+    """Check a study and, if given, a split of it.
 
     Args:
-        study: who and where.
-        options: how recordings are read and cut; those of the run where `splits` is a plan of ours.
-        splits: to check.
+        study: the subjects and their recordings.
+        options: how recordings are read and cut; if `splits` is the plan of a nested run, the options of that run.
+        splits: the split to check.
         cache: a folder for windows, as in `load_windows`.
-        permutations: of each confound's test.
-        seed: of permutations, bootstraps and projections.
-        confounds: whether to test what else predicts the label.
-        finished: whether to check the fits and predictions in the folder of a run of ours.
+        permutations: number of permutations in the test of each confound.
+        seed: seed of permutations, bootstraps and projections.
+        confounds: whether to test how well other quantities than the EEG predict the label.
+        finished: whether to check the fits and predictions in the folder of the nested run.
     """
     options = options or (splits.windows if splits is not None else None) or WindowOptions()
     windows = load_windows(study, replace(options, scaling="window"), cache)
@@ -70,7 +70,7 @@ def audit(
 
 
 def _known_persons(study: Study, splits: SplitFile | None) -> dict[str, str]:
-    """Subject -> person, by the study's column and by what the split says."""
+    """Subject -> person, from the study's person column and from the split file."""
     names = [subject.subject for subject in study.subjects]
     by_split = {} if splits is None else splits.persons
     persons = join_persons([study.persons[name] for name in names], [by_split.get(name, name) for name in names])
@@ -122,12 +122,12 @@ def _check_duplicates(
 
 
 def check_splits(splits: SplitFile, labels: dict[str, str], analysed: Sequence[str] | None = None) -> list[Check]:
-    """Checks that need only names and labels.
+    """Checks of a split that need only names and labels.
 
     Args:
-        splits: to check.
+        splits: the split to check.
         labels: subject -> class, of the whole study.
-        analysed: those who have windows; by default all.
+        analysed: the subjects that have windows; by default all.
     """
     return [
         _check_known(splits, labels, analysed or list(labels)),
@@ -189,7 +189,7 @@ def _persons(splits: SplitFile, part: Part) -> set[str]:
 def _check_inner(splits: SplitFile) -> Check:
     check = "inner folds inside the outer training part"
     if not any(fold.inner for fold in splits.folds):
-        return Check(check, "not checked", "the split has no inner folds; say how settings were chosen")
+        return Check(check, "not checked", "the split has no inner folds; report how settings were chosen")
     problems = []
     for fold in splits.folds:
         for place, parts in _inner_places(fold):
@@ -235,7 +235,7 @@ def _check_both_sides(
     pairs: Sequence[tuple[int, int, float]],
     stretches: Sequence[tuple[int, int, float]],
 ) -> Check:
-    """Windows that nearly agree or overlap in time, one in a part and one in another part of the same fold."""
+    """Check for windows that are nearly alike or overlap in time but lie in different parts of one fold."""
     units = [(windows.subjects[s], int(b)) for s, b in zip(windows.subject, windows.start, strict=True)]
     names = windows.subjects
     problems = []
@@ -255,12 +255,12 @@ def _check_both_sides(
         ]
         overlapping = _overlaps(fold, windows.x.shape[2])
         if overlapping:
-            problems.append(f"{fold.place}: {overlapping} windows overlap one on the other side")
-    return _outcome(SHARED, problems, f"{len(windows.x)} windows compared, correlation {_DUPLICATE:g} or more sought")
+            problems.append(f"{fold.place}: {overlapping} windows overlap a window of another part")
+    return _outcome(SHARED, problems, f"{len(windows.x)} windows compared; none correlate at {_DUPLICATE:g} or more")
 
 
 def _overlaps(fold: Fold, times: int) -> int:
-    """Windows whose samples are also in a window of the same subject in another part."""
+    """Number of windows that share samples with a window of the same subject in another part."""
     starts: dict[str, list[tuple[int, str]]] = {}
     for name, part in fold.parts.items():
         for subject, start in part:
@@ -294,7 +294,7 @@ def check_declared(splits: SplitFile) -> list[Check]:
 def _check_scaling(scaling: str | None) -> Check:
     check = "scaling inside the fold"
     if scaling is None:
-        return Check(check, "not checked", "the split file does not say how windows were scaled")
+        return Check(check, "not checked", "the split file does not declare how windows were scaled")
     how = next((how for how, words in _SCALING.items() if scaling in words), None)
     if how is not None:
         return Check(check, "ok", how)
@@ -305,12 +305,14 @@ def _check_scaling(scaling: str | None) -> Check:
 
 def _check_selection(selected: str | None, splits: SplitFile) -> Check:
     if selected is None:
-        return Check(SELECTION, "not checked", "the split file does not say on what epochs and settings were chosen")
+        text = "the split file does not declare on which part epochs and settings were chosen"
+        return Check(SELECTION, "not checked", text)
     words = re.findall(r"[a-z]+", selected)
     if any(word.startswith("test") or word in ("all", "everything", "holdout", "heldout", "held") for word in words):
-        return Check(SELECTION, "fail", "epochs and settings are chosen on the test part: figures are too good")
+        text = "epochs and settings are chosen on the test part: results are optimistic"
+        return Check(SELECTION, "fail", text)
     if "published" in splits.protocols:
-        text = "the published protocol runs too, which chooses on the test part; its figures show optimism only"
+        text = "the published protocol in this run selects on the test part, to show the optimism only"
         return Check(SELECTION, "warning", text)
     if not any(word in _SELECTED_INSIDE for word in words):
         text = f"declared as {selected!r}, which is none of train, validation, test and none"

@@ -1,4 +1,4 @@
-"""What the audit needs of a subject's recordings: the signal at a low rate, its amplitude, and traits of the file."""
+"""Summary of a subject's recordings for the audit: the signal at a low rate, its amplitude, and traits of the file."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from .recording import Recording
 from .study import Subject
 from .windows import WindowOptions
 
-_RATE = 64.0  # Hz: enough to know a recording again
+_RATE = 64.0  # Hz: enough to recognise a recording
 _LOWEST = 0.5  # Hz
 
 
@@ -22,8 +22,8 @@ class SubjectSignal:
         low: (channels, samples) at a low rate.
         low_sfreq: that rate, Hz.
         amplitude: natural logarithm of the median absolute value.
-        unit: of the amplitude, "uV" or "unknown".
-        traits: of the first file.
+        unit: unit of the amplitude, "uV" or "unknown".
+        traits: traits of the first file.
     """
 
     low: np.ndarray
@@ -36,7 +36,7 @@ class SubjectSignal:
     def of(
         cls, subject: Subject, options: WindowOptions, channels: tuple[str, ...], *, traits: bool = True
     ) -> "SubjectSignal":
-        """Read the recordings of a subject; `traits`: also look at the first file for other facts."""
+        """Read the recordings of a subject and, if `traits` is set, the traits of the first file."""
         recordings = [replace(options, channels=channels).read(file) for file in subject.files]
         first = recordings[0]
         centred = [np.abs(r.signal - np.median(r.signal, axis=1, keepdims=True)) for r in recordings]

@@ -1,4 +1,4 @@
-"""Training speed of ADHDeepNet, beside the published order of its layers and other networks."""
+"""Training speed of ADHDeepNet compared with the published order of its layers and with other networks."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Which channels of a file are kept, under which names, in which order, and to which reference."""
+"""Selects, names, orders and re-references the channels of a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from .electrode_positions import names_by_position
 from .note import Note, first_names
 from .raw_file import RawFile
 
-_OF_FILE = "file:"  # before a name that the 10-20 system uses for another place
+_OF_FILE = "file:"  # prefix of a name that the 10-20 system uses for another place
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class ChannelNames:
     """Names of the channels of a file.
 
     Args:
-        in_file: name for us -> name in the file, of all channels in the order of the file. A name for us is that of the
-            10-20 system and its extensions where the channel has one, else its own.
-        cap: names for us of the electrodes of a cap that has names of its own; empty for the 10-20 system.
-        notes: what was decided.
-        unplaced: names in the file of a cap whose electrodes have neither 10-20 names nor positions.
+        in_file: our name -> name in the file, for all channels in the order of the file. Our name is the one in the
+            10-20 system and its extensions if the channel has one, otherwise the file's.
+        cap: our names of the electrodes of a cap that does not use 10-20 names; empty for a 10-20 cap.
+        notes: decisions made while naming.
+        unplaced: names in the file of electrodes that have neither 10-20 names nor positions.
     """
 
     in_file: dict[str, str]
@@ -47,11 +47,11 @@ class ChannelNames:
             self._lower.setdefault(f"{_OF_FILE}{written.strip()}".lower(), name)
 
     def find(self, wanted: str) -> tuple[str, str] | None:
-        """(the name that was wanted, the name for us) of a channel, or None if the file has no such channel.
+        """(requested name, our name) of a channel, or None if the file has no such channel.
 
         Args:
-            wanted: a name in any spelling of the 10-20 system, or in the file; "Cz=A1" is Cz where the file has it by
-                that name, else its channel A1, called Cz.
+            wanted: a name in any spelling of the 10-20 system, or a name in the file; "Cz=A1" means Cz if the file
+                has a channel of that name, otherwise its channel A1 under the name Cz.
         """
         name, _, written = (part.strip() for part in wanted.partition("="))
         found = self._lower.get(standard_name(name).lower()) or self._lower.get(name.lower())
@@ -62,7 +62,7 @@ class ChannelNames:
 
 
 def name_channels(file: RawFile) -> ChannelNames:
-    """The names of the channels of a file, judged together; by positions where names do not tell places.
+    """Name the channels of a file, judging all names together; use the positions if the names are not 10-20 names.
 
     Raises:
         ValueError: a channel without a name, or two channels that are the same electrode.
@@ -78,7 +78,7 @@ def name_channels(file: RawFile) -> ChannelNames:
 
 
 def _by_standard_name(written: Sequence[str], numbered: set[str]) -> ChannelNames:
-    # of a series such as C1 to C32 beside a whole 10-20 cap, C3 and C4 can be meant, C1 and C5 cannot
+    # in a series such as C1 to C32 beside a whole 10-20 cap, C3 and C4 may be 10-20 electrodes, C1 and C5 cannot
     foreign = {name for name in numbered if standard_name(name) not in CED_ORDER}
     names = standard_names([_own_name(name) if name in foreign else name for name in written])
     return ChannelNames(dict(zip(names, written, strict=True)), notes=tuple(_name_notes(written, names)))
@@ -124,7 +124,7 @@ def choose_channels(
     """The channels to keep, as name in the result -> name in the file, and notes about those left out.
 
     Raises:
-        ValueError: channels that are wanted are not there, or there is no EEG.
+        ValueError: a requested channel is missing, or the file has no EEG.
     """
     if wanted is not None:
         return _wanted_channels(names, wanted)
@@ -136,19 +136,19 @@ def choose_channels(
     notes = []
     if names.unplaced:
         text = (
-            f"the cap has names of its own ({first_names(names.unplaced)}) and the file no positions, so no channel "
-            "has a place on the head; the option channels can name them, for instance Cz=A1"
+            f"the cap has names of its own ({first_names(names.unplaced)}) and the file has no positions, so the "
+            "place of each channel on the head is unknown; name them with the option channels, for instance Cz=A1"
         )
         notes.append(Note(text))
     elif not scalp:
-        notes.append(Note(f"no channel has a 10-20 name, so none has a place on the head: {first_names(eeg)}"))
+        notes.append(Note(f"no channel has a 10-20 name, so their places on the head are unknown: {first_names(eeg)}"))
     kept = scalp or eeg
     with_unit = [n for n in kept if file.volts[names.in_file[n]] is not None]
     if with_unit and (not scalp or names.cap):
         kept = with_unit
     left_out = [n for n in names.in_file if n not in set(kept)]
     if left_out:
-        notes.append(Note(f"left out, no scalp EEG: {first_names(left_out)}"))
+        notes.append(Note(f"left out because they are not scalp EEG: {first_names(left_out)}"))
     return {name: names.in_file[name] for name in kept}, notes
 
 
@@ -160,7 +160,7 @@ def _wanted_channels(names: ChannelNames, wanted: Sequence[str]) -> tuple[dict[s
         if names.unplaced:
             hint = "; its cap has names of its own: write each as 10-20 name = name in the file, for instance Cz=A1"
         has = ", ".join(names.in_file)
-        raise ValueError(f"the recording must have the channels {', '.join(missing)}, it has {has}{hint}")
+        raise ValueError(f"the recording must have the channels {', '.join(missing)}, but it has {has}{hint}")
     pairs = [pair for pair in found if pair is not None]
     kept = {name: names.in_file[own] for name, own in pairs}
     if len(set(kept.values())) < len(pairs) or len(kept) < len(pairs):
@@ -173,7 +173,7 @@ def _wanted_channels(names: ChannelNames, wanted: Sequence[str]) -> tuple[dict[s
 
 
 def montage_notes(file: RawFile, names: ChannelNames) -> list[Note]:
-    """Whether positions in the file, if any, lie where the names say."""
+    """A note if positions in the file do not fit the names of their channels."""
     in_file, standard = file.places, positions()
     pairs = [
         (in_file[w], standard[n])
@@ -191,10 +191,12 @@ def montage_notes(file: RawFile, names: ChannelNames) -> list[Note]:
 
 
 def referenced(raw: Any, reference: str | Sequence[str] | None, names: ChannelNames) -> tuple[Any, list[Note]]:
-    """The raw object with another reference: "average" over the scalp without bad channels, or channels; and notes.
+    """The raw object with another reference, and notes.
+
+    The reference "average" is the mean of all scalp channels that are not marked as bad; otherwise it names channels.
 
     Raises:
-        ValueError: a channel that is not there, or an average of which every channel is bad.
+        ValueError: a channel of the reference is missing, or the average has only bad channels.
     """
     if reference is None:
         return raw, []
@@ -207,13 +209,13 @@ def referenced(raw: Any, reference: str | Sequence[str] | None, names: ChannelNa
         cap = [w for n, w in names.in_file.items() if (n in names.cap or is_scalp_name(n)) and w in raw.ch_names]
         good = [written for written in cap if written not in bads]
         if cap and not good:
-            raise ValueError("an average reference needs a good channel, the file marks all as bad")
+            raise ValueError("an average reference needs at least one good channel, but the file marks all as bad")
         return raw.set_eeg_reference(good or "average", verbose="ERROR"), notes
     asked = [reference] if isinstance(reference, str) else list(reference)
     written = [names.in_file[pair[1]] if (pair := names.find(name)) else "" for name in asked]
     missing = [name for name, each in zip(asked, written, strict=True) if each not in raw.ch_names or not each]
     if missing:
-        raise ValueError(f"reference must be channels of the recording, {', '.join(missing)} is not in it")
+        raise ValueError(f"reference must name channels of the recording; {', '.join(missing)} is not in it")
     bad = [name for name, each in zip(asked, written, strict=True) if each in bads]
     if bad:
         notes.append(Note(f"the reference {', '.join(bad)} is marked as bad in the file", "defect"))

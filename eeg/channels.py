@@ -1,4 +1,4 @@
-"""Names of EEG channels: one spelling in the 10-20 system and its extensions, whatever the amplifier wrote."""
+"""Names of EEG channels in one spelling of the 10-20 system and its extensions, however the amplifier spells them."""
 
 import re
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ _NUMBERED = re.compile(r"^(?P<before>[A-Za-z]*?)[ _.-]*(?P<number>\d{1,3})(?P<af
 _NO_ELECTRODES = re.compile(  # letters before the numbers of inputs that carry no EEG
     "(DC|X|EXG?|AUX|E[MCKO]G|MISC|STI|TRIG|RESP|BIP|ACC|GSR|TEMP|S[PA]O|PULSE)", re.IGNORECASE
 )
-_FEW = 4  # F11, F12 or CB1, CB2 are additions to a 10-20 cap; four of a kind are a system of their own
-_MANY = 8  # so many names of the 10-20 system are no coincidence, however many further inputs an amplifier numbers
+_FEW = 4  # F11, F12 or CB1, CB2 are additions to a 10-20 cap; four names with the same letters are another system
+_MANY = 8  # this many 10-20 names are no coincidence, however many further inputs an amplifier numbers
 
 
 def standard_name(name: str) -> str:
-    """The channel's name in the 10-20 system and its extensions; a name that is not in it comes back stripped.
+    """The channel's name in the 10-20 system and its extensions; a name that is not in it is returned stripped.
 
-    Prefixes ("EEG "), named references ("-REF", "-LE", "-A2"), padding dots and capitals are taken off, and the old
-    T3 T4 T5 T6 become T7 T8 P7 P8. A bipolar derivation ("Fp1-F7") is no electrode and stays as it is.
+    Prefixes ("EEG "), named references ("-REF", "-LE", "-A2") and padding dots are removed, case is ignored, and the
+    old T3 T4 T5 T6 become T7 T8 P7 P8. A bipolar derivation ("Fp1-F7") is not an electrode and stays unchanged.
 
     Example:
         >>> [standard_name(n) for n in ("EEG FP1-REF", "t3", "Fc5.", "CZ", "Fp1-F7", "ECG")]
@@ -51,7 +51,7 @@ def named_reference(name: str) -> str | None:
 
 
 def is_scalp_name(name: str) -> bool:
-    """Whether a standard name is an electrode on the scalp; the ears and mastoids A1 A2 M1 M2 are not."""
+    """Whether a standard name denotes an electrode on the scalp; A1 A2 M1 M2 (ears and mastoids) do not."""
     return name.lower() in _known_names() and name not in _EARS
 
 
@@ -70,11 +70,11 @@ def standard_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_ten_twenty(names: Sequence[str]) -> bool:
-    """Whether the names of a file's EEG channels, taken together, are of the 10-20 system and its extensions.
+    """Whether the names of a file's EEG channels, taken together, are those of the 10-20 system and its extensions.
 
     Many caps number their electrodes: A1 to D32 (BioSemi), E1 to E128 (EGI), 1 to 61, 1L to 20L. Some of those names
-    (C1, F3, P7) read like the 10-20 system, and a Cz may stand beside them. So the numbered series count against the
-    names that belong to none.
+    (C1, F3, P7) are also 10-20 names, and a Cz may be among them. So the names in numbered series are counted against
+    the names outside such series.
 
     Example:
         >>> is_ten_twenty(["Fp1", "Fp2", "C3", "C4", "DC01"]), is_ten_twenty([f"C{i}" for i in range(1, 33)])
@@ -86,10 +86,10 @@ def is_ten_twenty(names: Sequence[str]) -> bool:
 
 
 def numbered_names(names: Sequence[str]) -> set[str]:
-    """Those of a file's names that belong to a numbered series which is not of the 10-20 system.
+    """The names in a file that belong to a numbered series outside the 10-20 system.
 
-    At least four members of such a series are outside the 10-20 system; if no name outside these series is of the 10-20
-    system, one is enough.
+    A series counts if at least four of its names are not 10-20 names; if no name outside these series is a 10-20 name,
+    one is enough.
 
     Example:
         >>> sorted(numbered_names(["C1", "C2", "C7", "C8", "C9", "C10", "F11", "Fz", "DC1", "DC2", "DC3", "DC4"]))
@@ -108,7 +108,7 @@ def numbered_names(names: Sequence[str]) -> set[str]:
 
 @cache
 def positions() -> dict[str, np.ndarray]:
-    """Where the electrodes of the 10-05 system lie on an average head: name -> (3,) in metres."""
+    """Positions of the electrodes of the 10-05 system on an average head: name -> (3,) in metres."""
     found: dict[str, np.ndarray] = mne.channels.make_standard_montage("colin27_1005").get_positions()["ch_pos"]
     return found
 

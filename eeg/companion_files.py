@@ -16,7 +16,7 @@ BESIDE = {".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}  # usual compan
 
 
 def companion_files(file: Path) -> list[Path]:
-    """All files that decide what reading a recording gives, the recording first; those that are there.
+    """The existing files from which a recording is read, the recording itself first.
 
     Args:
         file: a recording on disk, not in an archive.
@@ -44,32 +44,32 @@ def named_in_brainvision(header: Path) -> Iterator[tuple[str, Path]]:
 
 
 def check_brainvision(header: Path) -> list[Note]:
-    """Notes if a BrainVision header names files under another name than its own.
+    """Notes if a BrainVision header refers to files whose name differs from its own.
 
     Raises:
-        FileNotFoundError: a file that it names is not there.
-        ValueError: a file with the header's own name lies beside the one that it names, so either may be meant.
+        FileNotFoundError: a file that the header names is missing.
+        ValueError: the folder also holds a file with the header's own name, so either may be meant.
     """
     notes = []
     for key, named in named_in_brainvision(header):
         own = next((f for s in _USUAL[key.lower()] if (f := header.with_suffix(s)).is_file()), None)
         if not named.is_file() and (own or key.lower() == "datafile"):  # MNE notes that there are no markers
             beside = f", but {own.name} lies beside it: correct {key} in the header" if own else ""
-            raise FileNotFoundError(f"{header} names {named.name}, which is no file here{beside}")
+            raise FileNotFoundError(f"{header} names {named.name}, which is not in its folder{beside}")
         if named.is_file():
             notes += _differing(header, named, own, f"correct {key} in the header")
     return notes
 
 
 def check_opened(path: Path, opened: list[Path]) -> list[Note]:
-    """Notes if MNE opened samples of a .set or parts of a .fif under another name than the file's own.
+    """Notes if MNE opened samples of a .set or parts of a .fif whose name differs from the file's own.
 
     Args:
         path: the .set or .fif file.
         opened: the files that MNE reads samples from, in their order.
 
     Raises:
-        ValueError: a file with the usual name lies beside the one that was opened, so either may be meant.
+        ValueError: the folder also holds a file with the usual name, so either may be meant.
     """
     notes = []
     for number, part in enumerate(opened):
@@ -103,6 +103,6 @@ def _opened_by_mne(file: Path) -> list[Path]:
             warnings.simplefilter("ignore")
             reader = mne.io.read_raw_eeglab if file.suffix.lower() == ".set" else mne.io.read_raw_fif
             raw = reader(file, preload=False, verbose="ERROR")
-    except Exception:  # each reader has its own; reading the recording reports it
+    except Exception:  # each reader raises its own type; the error is reported when the recording is read
         return []
     return [Path(name) for name in raw.filenames if name is not None]

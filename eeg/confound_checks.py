@@ -17,9 +17,9 @@ Kind = Literal["number", "category", "names"]
 Value = float | str
 
 _SIGNIFICANT = 0.05
-_SIGNIFICANT_OF_MANY = 0.005  # for the many traits of files, of which one in twenty would pass the other by chance
-_DECISIVE = 0.9  # AUC from which a confound alone makes any figure worthless
-_MOSTLY = 0.75  # share of numbers from which a column is one of numbers
+_SIGNIFICANT_OF_MANY = 0.005  # for the many traits of files: at 0.05, one in twenty would be significant by chance
+_DECISIVE = 0.9  # AUC from which a confound alone makes any result worthless
+_MOSTLY = 0.75  # share of numbers from which a column counts as numeric
 _NUMBER = re.compile(r"[<>~=]*\s*([+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?)\s*(?:[a-zA-Zµ%]{1,6}\.?)?")
 
 
@@ -31,14 +31,14 @@ def check_confounds(
     permutations: int,
     seed: int,
 ) -> list[Check]:
-    """How well length, amplitude, traits of files, columns of the table and the order of rows predict the label.
+    """Check how well length, amplitude, file traits, table columns and the order of rows predict the label.
 
     Args:
-        subjects: those with windows, in the order of `windows`.
-        windows: with the labels.
-        signals: of the subjects.
-        permutations: of each test.
-        seed: of folds and permutations.
+        subjects: the subjects that have windows, in the order of `windows`.
+        windows: the windows with their labels.
+        signals: summaries of the subjects' recordings.
+        permutations: number of permutations in each test.
+        seed: seed of folds and permutations.
     """
     quantities: dict[str, Sequence[Value]] = {"recording length": windows.seconds.tolist()}
     checks = []
@@ -46,7 +46,7 @@ def check_confounds(
         quantities["amplitude"] = [signal.amplitude for signal in signals]
     else:
         checks.append(Check("confound: amplitude", "not checked", "some recordings have a unit and some have none"))
-    usual = len(quantities) + 4  # length, amplitude, and what is known of every file
+    usual = len(quantities) + 4  # length, amplitude, and the four traits that every file has
     for trait in signals[0].traits:
         quantities[trait] = [signal.traits[trait] for signal in signals]
     of_many = set(list(quantities)[usual:])
@@ -73,13 +73,13 @@ def check_confounds(
 
 
 def as_quantity(values: Sequence[Value]) -> tuple[list[Value], Kind, str]:
-    """Values as a quantity that may predict the label.
+    """Convert values to a quantity that may predict the label.
 
     A column of numbers may hold a few words, decimal commas and units: "?", "7,5", "8 y". The words count as missing.
 
     Returns:
-        The values; numbers, NaN where missing, or words, empty where missing. Their kind: numbers, categories, or names
-        that tell subjects apart. And a remark on what was left out, or why nothing is checked.
+        The values: numbers (NaN if missing) or words (empty if missing); their kind: numbers, categories, or names that
+        differ for each subject; and a remark on values that were left out, or on why nothing is checked.
 
     Example:
         >>> as_quantity(["7,5", "8", "9.25", "?"])
@@ -100,7 +100,8 @@ def as_quantity(values: Sequence[Value]) -> tuple[list[Value], Kind, str]:
         return [str(v) for v in values], "category", ""
     if levels == len(given):
         return [str(v) for v in values], "names", ""
-    return [str(v) for v in values], "names", f"{levels} different words in {len(given)} subjects are too many"
+    text = f"{levels} different words in {len(given)} subjects are too many to test"
+    return [str(v) for v in values], "names", text
 
 
 def _number(value: Value) -> float | None:
@@ -137,7 +138,7 @@ def _check(
     if len(here) < len(values) / 2 or min(np.bincount(labels, minlength=2)) < 2:
         return Check(check, "not checked", f"known for {len(here)} of {len(values)} subjects only")
     if kind == "category" and all(subjects[i].label.lower() in str(values[i]).lower() for i in here):
-        return Check(check, "not checked", "the column spells the label out")
+        return Check(check, "not checked", "the column repeats the label")
     found = confound_auc([values[i] for i in here], labels, permutations=permutations, seed=seed)
     low, high = found.interval
     detail = f"AUC {found.auc:.2f} (95 % {low:.2f} to {high:.2f}), permutation p {found.p:.3f}, {found.n} subjects"
@@ -150,10 +151,10 @@ def _check(
 
 
 def _check_row_order(labels: np.ndarray, permutations: int, seed: int) -> Check:
-    """Whether the order of the rows follows the label; a table that lists one class after the other is usual."""
+    """Check whether the order of the rows follows the label; listing one class after the other is usual."""
     check = "confound: row order"
     if np.count_nonzero(np.diff(labels)) == 1:
-        text = "the table lists one class after the other: no harm, unless a split takes rows in their order"
+        text = "the table lists one class after the other: harmless unless a split takes rows in order"
         return Check(check, "ok", text)
     if min(np.bincount(labels, minlength=2)) < 2:
         return Check(check, "not checked", "a class has fewer than 2 subjects")

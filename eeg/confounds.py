@@ -15,9 +15,9 @@ class Confound:
 
     Args:
         auc: mean over the test folds.
-        interval: 95 %: the values that the found AUC does not contradict, see `_interval`.
+        interval: 95 % confidence interval, see `_interval`.
         p: one-sided, by permuting the quantity over subjects and repeating the whole cross-validation.
-        n: subjects with a value.
+        n: number of subjects with a value.
     """
 
     auc: float
@@ -38,17 +38,17 @@ def confound_auc(
 ) -> Confound:
     """Predict the label from one quantity alone, in repeated stratified cross-validation.
 
-    A number predicts by its size, in the direction that holds in the training part; a category by the share of
-    positives that it has there (with one subject of each class added).
+    The score of a number is its size, in the direction found in the training part; the score of a category is the share
+    of positives that it has there (with one subject of each class added).
 
     Args:
         values: one per subject; numbers, or words for categories.
         labels: 0 or 1 per subject.
-        folds: fewer if a class has fewer subjects.
-        repeats: with other folds.
-        permutations: of the test.
-        bootstraps: further permutations, for the interval alone.
-        seed: of folds and permutations.
+        folds: number of folds; fewer if a class has fewer subjects.
+        repeats: number of repetitions, each with other folds.
+        permutations: number of permutations in the test.
+        bootstraps: number of further permutations, for the interval only.
+        seed: seed of folds and permutations.
 
     Raises:
         ValueError: if a class has fewer than two subjects.
@@ -76,10 +76,10 @@ def confound_auc(
 def _interval(found: float, null: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a cross-validated AUC, by inversion of a test.
 
-    It holds each value t with abs(found - t) <= c sqrt(V(t) / V(0.5)). V is the variance of an AUC (Hanley and McNeil
-    1982, Radiology 143, equation 2), and c is the half-width that holds 95 % of the permutations: without an effect,
-    the interval holds 0.5 in 95 % of all studies. A bootstrap of the test scores would miss the folds' own spread and
-    hold 0.5 in 58 to 69 %.
+    It contains each value t with abs(found - t) <= c sqrt(V(t) / V(0.5)). V is the variance of an AUC (Hanley and
+    McNeil 1982, Radiology 143, equation 2), and c is the half-width that contains 95 % of the permutations: without an
+    effect, the interval contains 0.5 in 95 % of all studies. A bootstrap of the test scores would miss the spread
+    between folds and contain 0.5 in only 58 to 69 %.
 
     Args:
         found: the AUC.

@@ -1,4 +1,4 @@
-"""Finding the same EEG twice: windows that nearly agree, and recordings that share a stretch at any offset."""
+"""Search for duplicated EEG: windows that are nearly alike, and recordings that share a stretch at any offset."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.signal import butter, sosfiltfilt
 
 _PROJECTION = 128  # dimensions; the error of a correlation is then about 0.09
-_SLACK = 0.3  # below the threshold, so that the projection's error loses no pair
+_SLACK = 0.3  # candidates may be this far below the threshold, so that the projection's error loses no pair
 _BLOCK = 1024
 _CHUNK = 256
-# Hz; a copy that was filtered agrees in the bands that the filter left
+# Hz; a filtered copy still agrees in the bands that the filter passed
 _BANDS = ((1.0, 12.0), (2.0, 8.0), (8.0, 14.0), (14.0, 28.0))
 _COARSE = 16.0  # Hz, rate of the envelopes in which copies are sought
 _CANDIDATE = 0.7  # correlation of envelopes from which all channels are compared
-_LEAST_POWER = 1e-3  # of the recording's; a band with less holds what a filter left over
+_LEAST_POWER = 1e-3  # share of the recording's power; a band with less holds only residues of a filter
 
 
 def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int = 0) -> list[tuple[int, int, float]]:
@@ -57,7 +57,7 @@ class _Band:
     """All recordings in one band.
 
     Args:
-        signals: each (channels, samples), without the mean of the channels, so in no reference.
+        signals: each (channels, samples), minus the mean over channels, so independent of the reference.
         envelopes: each (samples at the coarse rate,), logarithm of the power over the channels.
     """
 
@@ -67,7 +67,7 @@ class _Band:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A part of a recording's envelope, or the same backwards."""
+    """A part of a recording's envelope, forwards or backwards."""
 
     recording: int
     span: slice
@@ -81,8 +81,8 @@ def shared_stretches(
 
     Three stretches of every recording are sought in all others, forwards and backwards, by normalised cross-correlation
     (FFT) of the power over all channels. A hit is aligned to a fraction of a sample and compared channel by channel,
-    each with the channel that fits it best. So another reference, order or gain of the channels, a filter, a crop
-    between samples, another rate and reversed time do not hide a copy.
+    each with the channel that fits it best. So a copy is found despite another reference, order or gain of the
+    channels, a filter, a shift by a fraction of a sample, another sampling rate or reversed time.
 
     Args:
         signals: each (channels, samples), one set of channels, from 0.5 Hz up.
@@ -135,7 +135,7 @@ def _stretches(envelopes: Sequence[np.ndarray], seconds: float) -> list[_Stretch
 
 
 def _hits(envelopes: Sequence[np.ndarray], stretches: Sequence[_Stretch]) -> Iterator[tuple[_Stretch, int, int]]:
-    """(stretch, other recording, first coarse sample in it) of the best place of each, if it is good."""
+    """(stretch, other recording, first coarse sample in it) for the best match of each pair, if it is good enough."""
     for first in range(0, len(stretches), _CHUNK):
         chunk = stretches[first : first + _CHUNK]
         longest = max(each.span.stop - each.span.start for each in chunk)

@@ -1,4 +1,5 @@
-"""EDF, EDF+, BDF and BDF+ beyond what MNE reads: impossible headers, and the time of each record.
+"""Checks of EDF, EDF+, BDF and BDF+ files that MNE lacks: impossible headers, and the time of each record.
+
 
 In EDF+ (Kemp and Olivan 2003), the first annotation channel of each record begins with the onset of the record:
 `+onset 0x14 0x14 0x00`. In a file of the kind "EDF+D" or "BDF+D", time may pass between two records; MNE reads such a
@@ -45,12 +46,12 @@ class EdfHeader:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the file says that time may pass between two records."""
+        """Whether the header declares the file discontinuous: time may pass between two records."""
         return self.kind.startswith(("EDF+D", "BDF+D"))
 
 
 def read_edf_header(path: Path) -> EdfHeader | None:
-    """The header of an EDF or BDF file; None if its numbers are none, which MNE then reports or repairs."""
+    """The header of an EDF or BDF file; None if its numbers cannot be parsed, which MNE then reports or repairs."""
     with path.open("rb") as stream:
         head = stream.read(_ORIGIN)
         try:
@@ -101,7 +102,7 @@ def annotations_on_data_clock(path: Path, sfreq: float) -> tuple[mne.Annotations
         The annotations with an "EDGE boundary" at each gap, or None if there is no gap; and notes.
 
     Raises:
-        ValueError: the file says that it is interrupted, but not when.
+        ValueError: the file declares that it is interrupted, but does not give the onsets.
     """
     header = read_edf_header(path)
     if header is None or header.kind[:5] not in ("EDF+C", "EDF+D", "BDF+C", "BDF+D"):
@@ -118,7 +119,7 @@ def annotations_on_data_clock(path: Path, sfreq: float) -> tuple[mne.Annotations
     if (steps < -1 / sfreq).any():
         if header.is_interrupted:
             raise ValueError(f"{path}: the onsets of its records must rise by {header.record_s:g} s or more each")
-        return None, [Note("the onsets of records overlap; they are taken to follow each other", "defect")]
+        return None, [Note("the onsets of records overlap; they are read as consecutive", "defect")]
     gaps = np.flatnonzero(steps > 1 / sfreq)
     if len(gaps) == 0:
         return None, []

@@ -14,7 +14,7 @@ class EEGNet(nn.Sequential):
     """Temporal filters, spatial filters for each of them, a separable convolution, and one linear layer.
 
     Input (n, channels, times), output logits (n, outputs). The norms of the spatial filters and of the weights into an
-    output are limited. Parameters and random weights are those of braindecode's EEGNet, whose files of weights load.
+    output are limited. Parameters and initial weights are those of braindecode's EEGNet, so its weight files load.
 
     Args:
         n_chans: channels.
@@ -23,7 +23,7 @@ class EEGNet(nn.Sequential):
         sfreq: Hz; the temporal filters last half a second, as in the paper.
         F1: temporal filters.
         D: spatial filters per temporal filter.
-        drop_prob: of both dropouts.
+        drop_prob: probability of both dropouts.
 
     Raises:
         ValueError: the windows are too short for the two poolings.
@@ -69,7 +69,7 @@ class EEGNet(nn.Sequential):
     def _count_features(self, n_chans: int, n_times: int) -> int:
         """Features of a window, by a pass of zeros in training mode.
 
-        As in braindecode, the pass draws from the generator and counts as a first batch of the normalisations; without
+        As in braindecode, the pass draws random numbers and updates the running averages of the batch norms; without
         it, a training with the same seed would give other weights than before.
         """
         added = 1 - self.conv_temporal.kernel_size[1] % 2  # samples that the padding of an even filter adds
@@ -82,7 +82,7 @@ class EEGNet(nn.Sequential):
 
 
 class MaxNorm(nn.Module):
-    """Parametrization of a weight: each of its first dimension's slices has at most this Euclidean norm."""
+    """Parametrization that limits the Euclidean norm of each slice of a weight along its first dimension."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()

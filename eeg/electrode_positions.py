@@ -1,4 +1,4 @@
-"""Names of electrodes from where they lie, for caps whose own names are none of the 10-20 system."""
+"""Names of electrodes from their positions, for caps that do not use 10-20 names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ _TEN_TEN = re.compile(r"^(Fp|AF|F|FT|FC|T|C|TP|CP|P|PO|O|I)(z|\d+)$")
 def names_by_position(places: Mapping[str, np.ndarray]) -> dict[str, str]:
     """The 10-05 name of each electrode that lies within 12 degrees of that name's place on an average head.
 
-    Directions from the centre of the head are compared, so the size of the head and the unit do not matter, with the
-    average head or with the sphere of the 10-10 system, whichever fits better. The 19
-    places of the 10-20 system take their nearest electrode first, then those of the 10-10 system, then all others; no
-    electrode and no name is used twice.
+    Directions from the centre of the head are compared, so the size of the head and the unit do not matter; the
+    standard is the average head or the sphere of the 10-10 system, whichever fits better. The 19 places of the 10-20
+    system are matched to their nearest electrodes first, then those of the 10-10 system, then all others; no electrode
+    and no name is used twice.
 
     Args:
         places: name in the file -> (3,) with x to the right ear and y to the nose.

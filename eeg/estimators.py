@@ -35,7 +35,7 @@ from .windows import Scaler, WindowOptions, Windows, load_windows
 
 _M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
 _PAIRS = ((0, 1), (0, 2), (1, 2))
-# The 19 published ways to add noise, as MAGNIFICATIONSxSIGMAS: none, each pair, each two with each two.
+# The 19 published augmentations, as MAGNIFICATIONSxSIGMAS: none, each single pair, and two of each together.
 AUGMENTATIONS = (
     "none",
     *(f"{m}x{s}" for m in _M for s in _S),
@@ -123,12 +123,13 @@ class NetworkEstimator(_Searched):
     Args:
         name: of `NETWORK_NAMES`.
         windows: of the study.
-        options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed ones;
-            "epochs": the most (100); "patience": of early stopping (15); "reduce_patience": of the learning rate (10);
-            "batch": where it is not searched (64); "class_weights": weigh classes by their number of windows (True);
-            "monitor": what the best epoch has best, "validation_loss" or, as published, "validation_accuracy";
-            "norm_momentum": weight of a new batch in the running averages of batch normalisation (None: the network's
-            own, 0.01 as in Keras, which need some 400 steps; a training of few epochs wants more).
+        options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed settings;
+            "epochs": the maximum (100); "patience" of early stopping (15); "reduce_patience" of the learning rate (10);
+            "batch": batch size if it is not searched (64); "class_weights": weigh classes by their number of windows
+            (True); "monitor": the figure that decides which epoch is best, "validation_loss" or, as published,
+            "validation_accuracy"; "norm_momentum": weight of a new batch in the running averages of batch
+            normalisation (None: the network's own, 0.01 as in Keras, for which about 400 steps are needed; use a larger
+            value for a training of few epochs).
     """
 
     def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
@@ -159,7 +160,7 @@ class NetworkEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "NetworkFit":
-        """Train; keep the best epoch by the `validation` subjects, or without these train for `epochs` epochs."""
+        """Train and keep the epoch that is best on the `validation` subjects, or train for exactly `epochs` epochs."""
         if validation is None and epochs is None:
             raise ValueError("either validation subjects or a number of epochs must be given")
         windows, options = self.windows, self.options
@@ -244,7 +245,7 @@ class LinearEstimator(_Searched):
     """Logistic regression on standardised features, with balanced classes; it has no epochs.
 
     Args:
-        name: "bandpower" and "amplitude" see features of windows, "length" the seconds of the recording.
+        name: "bandpower" and "amplitude" use features of windows, "length" the duration of the recording.
         windows: of the study.
         options: "space" and "settings", as for networks.
     """
@@ -266,7 +267,7 @@ class LinearEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "LinearFit":
-        """Fit on the windows of the subjects; with "length" each subject counts once, else by its windows."""
+        """Fit on the windows of the subjects; for "length", each subject is one row."""
         rows = self.windows.rows(train)
         if self.name == "length":
             rows = rows[np.unique(self.windows.subject[rows], return_index=True)[1]]
@@ -305,7 +306,7 @@ class LinearFit:
 
 
 class MajorityEstimator(_Searched):
-    """The share of the positive class among the training subjects, for everyone."""
+    """Predicts the share of the positive class among the training subjects for every subject."""
 
     def fit(
         self,
@@ -316,12 +317,12 @@ class MajorityEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "MajorityFit":
-        """The share among the subjects."""
+        """Compute the share among the subjects."""
         return MajorityFit(self, float(self.windows.labels[np.asarray(train)].mean()))
 
 
 class MajorityFit:
-    """One probability for everyone."""
+    """Predicts the same probability for every subject."""
 
     epochs = 0
 
@@ -364,7 +365,7 @@ def from_plan(
     by_window: bool = False,
     label_column: str | None = None,
 ) -> EEGEstimator:
-    """An estimator from plain values, in a process that may have seen the study before.
+    """Build an estimator from plain values; a process that has already loaded the study does not load it again.
 
     Args:
         study: path of the study.

@@ -1,6 +1,6 @@
 """Explanation of a trained network: integrated gradients by channel and band, occlusion, filters, last features.
 
-All of it is meant for windows of people that the network was not trained on.
+Use it on windows of people on whom the network was not trained.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Attribution:
 
     Args:
         x: (n, channels, times) the windows.
-        gradient: the same shape: the margin's mean gradient on the way from an all-zero window.
+        gradient: the same shape: the mean gradient of the margin along the path from an all-zero window.
         margin: (n,) logit of the positive class minus that of the negative one.
         at_zero: the margin of an all-zero window.
     """
@@ -35,7 +35,7 @@ class Attribution:
 
     @property
     def values(self) -> np.ndarray:
-        """(n, channels, times) the share of each sample; their sum is the margin's change from an all-zero window."""
+        """(n, channels, times) attributions, which sum to the change of the margin from an all-zero window."""
         return np.asarray(self.x * self.gradient)
 
     @property
@@ -88,8 +88,9 @@ def _margin(network: nn.Module, x: Tensor) -> Tensor:
 def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS) -> np.ndarray:
     """Divide integrated gradients among frequency bands.
 
-    They are the window times a mean gradient, sample by sample. By Parseval's theorem the sum over time is a sum over
-    frequencies of the product of both spectra, and each band takes its own; the parts add up to the whole.
+    Integrated gradients are the window times a mean gradient, sample by sample. By Parseval's theorem, their sum over
+    time is a sum over frequencies of the product of both spectra; each band gets the terms of its frequencies, so the
+    parts add up to the whole.
 
     Args:
         attribution: of some windows.
@@ -173,7 +174,7 @@ class FilterTable:
         band: (F1,) index into the bands, -1 for none.
         weight: (F1, D) share of each spatial filter in the margin's gradient times activation; they sum to 1.
         spatial: (F1, D, channels) filters: the weights with which channels are summed to extract a source.
-        pattern: (F1, D, channels) how that source shows on the channels (Haufe et al. 2014).
+        pattern: (F1, D, channels) how that source projects to the channels (Haufe et al. 2014).
     """
 
     frequencies: np.ndarray
@@ -188,10 +189,10 @@ class FilterTable:
 def first_filters(
     network: ADHDeepNet, x: Tensor, bands: Mapping[str, tuple[float, float]] = BANDS, *, bins: int = 257
 ) -> FilterTable:
-    """Frequency responses of the temporal filters, spatial filters and their patterns, and how much each counts.
+    """Frequency responses of the temporal filters, spatial filters and their patterns, and the weight of each.
 
-    A spatial filter is no map of activity; its pattern, covariance times filter over the output's variance, is. The
-    covariance is that of the windows after the temporal filter.
+    A spatial filter is not a map of activity; its pattern is: the covariance of the windows after the temporal filter,
+    times the spatial filter, divided by the variance of its output.
 
     Args:
         network: trained, in evaluation mode.

@@ -64,7 +64,7 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
 
     Args:
         h: (C, batch, times).
-        taps: (C, k), k - 1 of them reaching (k - 1) // 2 samples back, as cross-correlation.
+        taps: (C, k), applied as cross-correlation; the first tap is (k - 1) // 2 samples before the output sample.
         pool: the mean of samples 2 t and 2 t + 1 for each t; a last odd sample is dropped.
 
     Returns:
@@ -85,7 +85,7 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
 
 
 def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of all samples of x filtered by each filter, with zeros around, without filtering.
+    """Mean and variance of x filtered by each filter (zero-padded), computed without filtering.
 
     The mean is linear in the taps, and the mean square is a quadratic form w' R w, where R[i, j] is the sum of
     x[t + i] x[t + j] over the windows. Along a diagonal of R only the ends of the window change, so the lagged products
@@ -124,7 +124,7 @@ def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_diagonal(matrix: Tensor) -> Tensor:
-    """(n, n) -> (n, n + 1) whose [m, lag] is matrix[m, m + lag], 0 beyond the edge."""
+    """(n, n) -> (n, n + 1), in which [m, lag] is matrix[m, m + lag], 0 beyond the edge."""
     n = len(matrix)
     padded = F.pad(matrix, (0, n + 1)).flatten()  # every row has n + 1 zeros behind
     rows = torch.arange(n, device=matrix.device).unsqueeze(1)
@@ -144,7 +144,7 @@ def _fft_length(least: int) -> int:
 
 
 def even_and_mean(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples 0, 2, 4 ... and the means of the pairs that they begin: (..., times) -> two of (..., times // 2)."""
+    """Samples 0, 2, 4 ..., and the means of samples (0, 1), (2, 3) ...: (..., times) -> two of (..., times // 2)."""
     even, mean = _EvenAndMean.apply(h)
     return even, mean
 
@@ -189,7 +189,7 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
 
     Args:
         h: (C, n, times), or (C, n, 2, times) where the axis of length 2 is a pair that is averaged at the end.
-        norm: in training mode its running statistics are updated, as in PyTorch.
+        norm: the batch norm; in training mode its running statistics are updated, as in PyTorch.
         offset: (C,) a constant added to `h`; it changes only the running mean.
 
     Returns:
@@ -226,7 +226,7 @@ def update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, coun
     Args:
         norm: the layer whose statistics are updated.
         mean, variance: (C,) of the batch; the variance is biased.
-        count: number of values behind each.
+        count: number of values from which each was computed.
     """
     assert norm.momentum is not None
     running_mean, running_variance = running(norm)

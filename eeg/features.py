@@ -1,4 +1,4 @@
-"""Features that a simple model can diagnose from: band powers, log variance, and the length of the recording."""
+"""Features for simple models: band powers, log variance, and the length of the recording."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,13 +72,13 @@ def welch_band_power(x: np.ndarray, sfreq: float, bands: Mapping[str, tuple[floa
             continue
         inside = (frequencies >= low) & (frequencies < high)
         if not inside.any():
-            raise ValueError(f"{name} ({low:g} to {high:g} Hz) must hold a frequency, windows are too short for it")
+            raise ValueError(f"{name} ({low:g} to {high:g} Hz) must hold a frequency: the windows are too short for it")
         found.append(density[..., inside].sum(axis=-1, dtype=np.float64) * step)
     return np.stack(found, axis=1)
 
 
 def log_variance(windows: Windows) -> Features:
-    """Natural logarithm of each channel's variance before scaling, per window: amplitude and nothing else."""
+    """Natural logarithm of each channel's variance before scaling, per window: a measure of amplitude only."""
     return Features(windows.log_variance.astype(np.float64), tuple(f"log variance {c}" for c in windows.channels))
 
 

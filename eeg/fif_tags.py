@@ -1,4 +1,4 @@
-"""FIF files tag by tag: MNE follows a tag that points back for ever."""
+"""Checks the tags of a FIF file, because MNE never returns if a tag points backwards."""
 
 import struct
 from pathlib import Path
@@ -8,10 +8,10 @@ _NEXT_FOLLOWS, _LAST = 0, -1
 
 
 def check_fif(path: Path) -> None:
-    """Refuse a FIF file whose tags lead back; MNE reports those that lead behind its end.
+    """Refuse a FIF file in which a tag points backwards; MNE itself reports tags that point beyond the end.
 
     Raises:
-        ValueError: the byte at which the tags go wrong.
+        ValueError: a tag points backwards; the message gives its byte.
     """
     seen, position = set(), 0
     with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Which person a file in a class folder belongs to, by its name and its folders: a file is not a person."""
+"""Groups the files of a class folder by person, from the names of files and folders."""
 
 import re
 from collections import defaultdict
@@ -51,8 +51,8 @@ class ClassFile:
     """A recording of a class.
 
     Args:
-        file: where it is.
-        place: its path seen from the study's folder; the first part is the folder or archive of the class.
+        file: its path.
+        place: its path relative to the study's folder; the first part is the folder or archive of the class.
     """
 
     file: Path
@@ -61,14 +61,14 @@ class ClassFile:
 
 @dataclass(frozen=True)
 class _Owner:
-    """The person of a file: a name, and the folder that tells people of one name apart."""
+    """The person of a file: a name, and the folder that distinguishes people of the same name."""
 
     name: str
     folder: str
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a file is hidden, as the ._* files are that macOS adds to archives and foreign disks.
+    """Whether a file is hidden, such as the ._* files that macOS adds to archives and foreign disks.
 
     Example:
         >>> is_hidden(PurePath("ADHD/._v1.edf")), is_hidden(PurePath("ADHD/v1.edf"))
@@ -109,8 +109,8 @@ def _parts_of(first: Path) -> set[Path] | None:
 def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Path]]:
     """The people of a class and their recordings, in the order of the files.
 
-    Runs, sessions, tasks and parts of a person are recognised by their words in the names of files and folders
-    (sub-01_run-2, ses-1/03, p01/EC). Files of one name in folders of groups (site1, ADHD_part2) are different people.
+    Runs, sessions, tasks and parts of a person are recognised by words in the names of files and folders (sub-01_run-2,
+    ses-1/03, p01/EC). Files of the same name in folders of groups (site1, ADHD_part2) belong to different people.
 
     Args:
         files: the recordings of the class.
@@ -120,7 +120,7 @@ def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Pa
         Name -> recordings. A person with one recording has the name of the file.
 
     Raises:
-        ValueError: names that may be several recordings of one person as well as different people.
+        ValueError: it is unclear whether files are recordings of one person or of different people.
     """
     owners = [_owner(each.place) for each in files]
     folders: dict[str, set[str]] = defaultdict(set)
@@ -170,7 +170,7 @@ def _without_recording(stem: str) -> str:
 
 
 def _refuse_unknown_folders(files: Sequence[ClassFile], owners: Sequence[_Owner]) -> None:
-    """Folders that are neither groups nor people, yet hold several names."""
+    """Refuse folders that hold several names but are neither recognised as groups nor as people."""
     inside: dict[str, set[str]] = defaultdict(set)
     for owner in owners:
         inside[owner.folder].add(owner.name)
@@ -182,7 +182,7 @@ def _refuse_unknown_folders(files: Sequence[ClassFile], owners: Sequence[_Owner]
 
 
 def _refuse_general_names(people: dict[str, list[ClassFile]], label: str) -> None:
-    """A word for the class, such as the ADHD of ADHD_rec1 and ADHD_rec2, is nobody's name."""
+    """Refuse a person whose name is only a word for the class, such as ADHD in ADHD_rec1 and ADHD_rec2."""
     for name, own in people.items():
         word = name.rpartition("/")[2].casefold()
         if len(own) > 1 and (word in _NO_NAME or word == label.casefold()):
@@ -190,7 +190,7 @@ def _refuse_general_names(people: dict[str, list[ClassFile]], label: str) -> Non
 
 
 def _with_runs_of_people(people: dict[str, list[ClassFile]]) -> dict[str, list[ClassFile]]:
-    """People with names that differ in a last number: one if the rest is a person's name, such as subject03_1."""
+    """Merge people whose names differ only in a last number if the rest names a person, as in subject03_1."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in people:
         if (found := _AMBIGUOUS.fullmatch(name)) and not _BIDS.match(name):

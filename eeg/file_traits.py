@@ -15,16 +15,16 @@ from .windows import WindowOptions
 
 Trait = float | str  # a number, or a word of a category
 
-_SECONDS = 60.0  # of the file that are looked at
+_SECONDS = 60.0  # the part of the file that is examined
 _QUANTISED = 5e-3  # largest distance from a whole number of steps
 
 
 def file_traits(path: Path, options: WindowOptions) -> dict[str, Trait]:
-    """Traits of one file by name; a trait that cannot be known is an empty word.
+    """Traits of one file by name; a trait that cannot be determined is an empty string.
 
     Args:
         path: the recording.
-        options: of the study, for the order of .mat files.
+        options: options of the study, which give the channel order of .mat files.
 
     Raises:
         ValueError: the file cannot be read.
@@ -59,7 +59,7 @@ def file_traits(path: Path, options: WindowOptions) -> dict[str, Trait]:
 
 
 def _known(measure: Callable[..., Trait], x: np.ndarray, *rest: float) -> Trait:
-    """A measure of samples, or an empty word if there are too few."""
+    """A measure of the samples, or an empty string if there are too few."""
     return measure(x, *rest) if x.size and x.shape[1] > 64 else ""
 
 
@@ -76,7 +76,7 @@ def _filter(edge: float | None, none: float) -> Trait:
 
 
 def _reference(names: list[str], x: np.ndarray, info: Any) -> str:
-    """The reference that names or samples show: average, a channel of zeros, or a word at the end of the names."""
+    """The reference according to names or samples: average, a channel of zeros, or a suffix of the channel names."""
     spread = x.std(axis=1) if x.size else np.zeros(0)
     if len(spread) > 2 and spread.max() > 0:
         if x.mean(axis=0).std() < 1e-3 * spread.max():
@@ -115,7 +115,7 @@ def _mains(x: np.ndarray, sfreq: float) -> str:
 
 
 def _highest_frequency(x: np.ndarray, sfreq: float) -> float:
-    """Hz up to which there is power: where the spectrum falls below a thousandth of that at 8 to 20 Hz for good."""
+    """The frequency in Hz above which the spectrum stays below a thousandth of its value at 8 to 20 Hz."""
     frequency, power = _spectrum(x, sfreq)
     usual = float(np.median(power[(frequency >= 8) & (frequency <= min(20.0, 0.4 * sfreq))]))
     there = np.flatnonzero(power > 1e-3 * usual)

@@ -20,7 +20,7 @@ def channels_without_label(path: Path) -> list[int]:
         found = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
         places = np.atleast_1d(found["EEG"].chanlocs if "EEG" in found else found["chanlocs"])
         labels = [str(place.labels).strip() if np.size(place.labels) else "" for place in places]
-    except Exception:  # scipy has many; the reader reports it
+    except Exception:  # scipy raises many types; the reader reports the error
         return []
     return [number for number, label in enumerate(labels, start=1) if not label]
 
@@ -43,7 +43,7 @@ def open_mat(path: Path, order: str | Sequence[str], sfreq: float) -> RawFile:
     check_matlab(path)
     try:
         found = scipy.io.loadmat(path)
-    except Exception as error:  # scipy has many; version 7.3 files are HDF5
+    except Exception as error:  # scipy raises many types; version 7.3 files are HDF5
         raise ValueError(
             f"{path} could not be read as a MATLAB file of version 4 to 7: {one_line(error)[:300]}"
         ) from error

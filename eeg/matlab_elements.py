@@ -1,8 +1,8 @@
-"""MATLAB files of version 5 to 7, element by element: SciPy does not survive every damaged one.
+"""Checks MATLAB files of version 5 to 7 element by element, because some damaged files crash SciPy.
 
 The format (MathWorks, "MAT-File Format"): a header of 128 bytes, then elements, each a tag with type and size in bytes
 and then its data; an array is an element of elements. A wrong size inside an array can end the process in SciPy's
-compiled reader, and a compressed element is inflated whole. So the elements are walked first.
+compiled reader, and a compressed element is inflated in one piece. So all elements are checked first.
 """
 
 import mmap
@@ -30,7 +30,7 @@ def check_matlab(path: Path) -> None:
     Files of version 4, which have another structure, and of version 7.3, which are HDF5, pass.
 
     Raises:
-        ValueError: what is damaged, or what does not fit.
+        ValueError: the file is damaged, or its arrays do not fit into the memory.
     """
     with path.open("rb") as stream:
         head = stream.read(_HEADER)
@@ -68,7 +68,7 @@ class _Bytes:
 def _elements(data: _Bytes, start: int, stop: int, *, exact: bool = False) -> Iterator[tuple[int, int, int]]:
     """(type, first byte, byte after the last) of the elements in a stretch.
 
-    With `exact`, nothing may be left at its end; within an array, up to 7 bytes are padding.
+    With `exact`, no bytes may remain at the end; within an array, up to 7 bytes of padding may.
     """
     while stop - start >= 8:
         kind, size = data.words(start, 2)

@@ -38,13 +38,13 @@ def noise_levels(sigmas: Sequence[float], magnifications: Sequence[float]) -> li
 
 
 class WindowData(Dataset[Batch]):
-    """Batches of windows by lists of indices; with noise levels, index i is copy i // n of window i % n.
+    """Batches of windows from lists of indices; with noise levels, index i is copy i // n of window i % n.
 
     Args:
         x: (n, channels, times).
         label: (n,) 0 or 1.
         subject: (n,) index of the subject.
-        levels: see `noise_levels`; only the level is given here, `EEGModule.training_step` draws the noise.
+        levels: see `noise_levels`; items carry only the level, and `EEGModule.training_step` draws the noise.
     """
 
     def __init__(self, x: Tensor, label: Tensor, subject: Tensor, *, levels: Sequence[float] = (0.0,)):
@@ -66,7 +66,7 @@ class WindowData(Dataset[Batch]):
         }
 
     def loader(self, batch: int, *, shuffle: Callable[[], np.random.Generator] | None = None) -> DataLoader[Batch]:
-        """Batches in order; with `shuffle`, in an order drawn by the generator that it gives for each epoch."""
+        """Batches in order; with `shuffle`, in an order drawn with the generator that it returns for each epoch."""
         if batch < 2:
             raise ValueError(f"batch must be at least 2, got {batch}")
         return DataLoader(self, sampler=Batches(len(self), batch, shuffle), batch_size=None)
@@ -97,9 +97,9 @@ class EEGModule(SeededModule):
         lr: learning rate of Adam, as Keras computes it.
         class_weights: factor on the loss of each class; None for equal ones.
         sigmas, magnifications: of the noise on copies of training windows, in the units of the scaled windows;
-            drawn anew in every epoch (the published code draws once). Empty for none.
+            drawn again in every epoch (the published code draws once). Empty for none.
         reduce_patience: epochs without a better validation loss until the learning rate halves.
-        least_lr: where it stops halving.
+        least_lr: the smallest learning rate.
         seed: of order, noise and dropout in each epoch; the initial weights are drawn from torch's global generator.
     """
 
@@ -153,16 +153,16 @@ class EEGModule(SeededModule):
         return loss
 
     def after_step(self, steps: int) -> None:
-        """Keep the norms that Keras keeps."""
+        """Apply the norm constraints of Keras."""
         if isinstance(self.network, ADHDeepNet):
             self.network.constrain()
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's predictions."""
+        """Discard the predictions of the last epoch."""
         self._seen: list[Batch] = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits; the figures are those of the whole validation part."""
+        """Keep the logits; metrics are computed over the whole validation part."""
         kept = {name: batch[name] for name in ("label", "subject", "row")}
         self._seen.append({"logits": self(batch["x"], batch.get("samples")), **kept})
 
@@ -171,7 +171,7 @@ class EEGModule(SeededModule):
         self._log_figures("validation")
 
     def on_test_epoch_start(self) -> None:
-        """Forget earlier predictions."""
+        """Discard earlier predictions."""
         self._seen = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -179,7 +179,7 @@ class EEGModule(SeededModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the figures of `on_validation_epoch_end` with names "test_*"."""
+        """Log the metrics of `on_validation_epoch_end` with names "test_*"."""
         self._log_figures("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -189,7 +189,7 @@ class EEGModule(SeededModule):
 
     def _log_figures(self, part: str) -> None:
         seen = {name: from_all_processes(torch.cat([one[name] for one in self._seen])) for name in self._seen[0]}
-        if self.trainer.world_size > 1:  # Lightning gives a window to two processes where their numbers would differ
+        if self.trainer.world_size > 1:  # Lightning repeats windows so that all processes get the same number
             order = seen["row"].argsort(stable=True)
             first = torch.cat([seen["row"].new_tensor([-1]), seen["row"][order][:-1]]) != seen["row"][order]
             seen = {name: values[order[first]] for name, values in seen.items()}
@@ -219,7 +219,7 @@ class EEGModule(SeededModule):
 
 
 def best_epoch(monitor: Monitor = "validation_loss", *, patience: int = 15) -> BestEpoch:
-    """Keeps the best epoch of an EEG training, and stops it after `patience` epochs without a lower validation loss.
+    """A callback that keeps the best epoch and stops after `patience` epochs without a lower validation loss.
 
     Args:
         monitor: the figure that decides which epoch is best; the published code takes "validation_accuracy".
@@ -237,7 +237,7 @@ def best_epoch(monitor: Monitor = "validation_loss", *, patience: int = 15) -> B
 
 
 def set_norm_momentum(network: nn.Module, momentum: float) -> None:
-    """Weight of a new batch in all running averages of batch normalisation."""
+    """Set the weight of a new batch in all running averages of batch normalisation."""
     if not 0 < momentum <= 1:
         raise ValueError(f"norm_momentum must be above 0 and at most 1, got {momentum}")
     for layer in network.modules():
@@ -246,7 +246,7 @@ def set_norm_momentum(network: nn.Module, momentum: float) -> None:
 
 
 def subject_auc(probability: Tensor, label: Tensor, subject: Tensor) -> float:
-    """Area under the ROC curve over subjects, each scored by its windows' mean; not a number with one class only.
+    """Area under the ROC curve over subjects, each scored by the mean of its windows; NaN if there is only one class.
 
     Example:
         >>> subject_auc(torch.tensor([0.1, 0.9, 0.4]), torch.tensor([0, 1, 0]), torch.tensor([0, 1, 2]))

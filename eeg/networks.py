@@ -73,7 +73,7 @@ def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Describes a file of weights: the network, its input, and how its output is read.
+    """Describes a weight file: the network, its input, and the meaning of its output.
 
     Args:
         network: a name of `NETWORKS`.
@@ -85,7 +85,7 @@ class ModelCard:
         unit: of the windows before scaling, "uV" or "unknown".
         scaler: "mean" and "sd" of each channel where windows are scaled by the training windows; else None.
         threshold: probability from which a subject counts as positive.
-        subjects: names of the subjects of the training and of the validation part that chose the epoch.
+        subjects: names of the training subjects and of the validation subjects, on whom the epoch was chosen.
         notes: settings, seed, epochs and the like.
     """
 
@@ -103,9 +103,9 @@ class ModelCard:
 
     @property
     def window_options(self) -> WindowOptions:
-        """How to cut a recording for these weights; its channels are those of the training.
+        """Options to cut a recording for these weights, with the channels of the training.
 
-        Channels that were given as "Cz=A1" are kept so: a file of the same cap is read as in the training.
+        Channels given as "Cz=A1" stay so, and a file of the same cap is read as in the training.
         """
         given = tuple(self.windows.get("channels") or ())
         channels = given if any("=" in name for name in given) else self.channels
@@ -153,7 +153,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     card_file = weights.with_suffix(".json")
     for file in (weights, card_file):
         if not file.is_file():
-            raise FileNotFoundError(f"weights are {WEIGHTS} with {CARD} beside it; there is no {file}")
+            raise FileNotFoundError(f"weights must be {WEIGHTS} and {CARD} in one folder; there is no {file}")
     card = _read_card(card_file)
     state, _ = read_weights(weights)
     network = build_network(card.network, card.arguments)

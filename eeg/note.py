@@ -36,7 +36,7 @@ def warnings_as_notes() -> Iterator[list[Note]]:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """The first six names in a sentence, and the number of the others.
+    """The first six names, separated by commas, and the number of the others.
 
     Example:
         >>> first_names(["Fz", ""]), first_names(list("abcdefgh"))

@@ -1,4 +1,4 @@
-"""Subjects that are one person, by several signs at once."""
+"""Finds subjects that are the same person, from several signs together."""
 
 from collections.abc import Sequence
 

@@ -10,14 +10,14 @@ from .note import Note
 
 @dataclass(frozen=True, eq=False)
 class RawFile:
-    """A file as opened by a reader: MNE's raw object, and for each channel how the file's numbers become volts.
+    """A file as opened by a reader: MNE's raw object, and for each channel the factor to volts.
 
     Args:
         raw: MNE's raw object.
         volts: factor from the numbers of the file to volts; None: the file names no voltage and MNE applied none.
         rates: sampling rates in the file, Hz.
         sample_type: how the file stores a sample, e.g. "int16".
-        notes: what was decided.
+        notes: decisions made while reading.
         places: positions of electrodes in the file: channel -> (3,) in metres, in the frame of the head.
         unscaled: the channels whose factor to volts MNE did not apply.
     """

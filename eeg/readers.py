@@ -1,4 +1,4 @@
-"""Recordings are opened with MNE's readers, after checks of what each format hides and MNE would decide in silence."""
+"""Opens recordings with MNE's readers, after checks for faults of each format that MNE would pass over in silence."""
 
 import re
 import tempfile
@@ -95,8 +95,8 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
         include: for EDF and BDF, the only channels to open.
 
     Raises:
-        FileNotFoundError: a file that it names is not there.
-        ValueError: what is wrong with the file.
+        FileNotFoundError: a file that the recording refers to is missing.
+        ValueError: the file cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -113,7 +113,7 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
                 raise  # ours
             if suffix == ".set" and (empty := channels_without_label(path)):
                 raise ValueError(
-                    f"{path} must name all channels, those without a label are number {', '.join(map(str, empty))}"
+                    f"{path} must name all channels; channels without a label: number {', '.join(map(str, empty))}"
                 ) from error
             raise ValueError(f"{path} could not be read as {suffix[1:].upper()}: {one_line(error)[:300]}") from error
     if raw.n_times == 0:
@@ -126,7 +126,7 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
     volts, unscaled = _volts(raw, suffix), _microvolts_unknown_to_mne(path, raw)
     if unscaled:
         raw.set_channel_types({n: "eeg" for n in unscaled if raw.get_channel_types([n]) == ["misc"]}, verbose="ERROR")
-        notes.append(Note(f"the unit of {first_names(unscaled)} is a microvolt in other letters: taken as µV"))
+        notes.append(Note(f"the unit of {first_names(unscaled)} is an unusual spelling of microvolt: taken as µV"))
     volts |= dict.fromkeys(unscaled, 1e-6)
     return RawFile(raw, volts, _rates(raw), _sample_type(raw, suffix), tuple(notes), places, frozenset(unscaled))
 
@@ -191,7 +191,7 @@ def missing_end(path: Path, raw: Any) -> list[Note]:
 
 
 def _extras(raw: Any) -> dict[str, Any]:
-    """Fields of the header of the file that MNE's reader keeps; its public interface does not offer them."""
+    """Header fields that MNE's reader keeps but does not expose in its public interface."""
     found = getattr(raw, "_raw_extras", [None])[0]
     return found if isinstance(found, dict) else {}
 
@@ -216,9 +216,9 @@ def _units(raw: Any) -> dict[str, str]:
 
 
 def _microvolts_unknown_to_mne(path: Path, raw: Any) -> list[str]:
-    """Channels in microvolts that MNE did not scale, as the unit is spelt with a Greek mu or in UTF-8 in an EDF."""
+    """Channels in µV that MNE did not scale, because an EDF spells the unit with a Greek mu or in UTF-8."""
     suffix = path.suffix.lower()
-    if suffix == ".vhdr":  # MNE gives the unit as if it were spelt in the usual way, but not the type
+    if suffix == ".vhdr":  # MNE reports the unit in its usual spelling, but does not scale the channel
         kinds = zip(raw.ch_names, raw.get_channel_types(), strict=True)
         return [name for name, kind in kinds if kind == "misc" and _units(raw).get(name) == "µV"]
     header = read_edf_header(path) if suffix in (".edf", ".bdf") else None
@@ -245,7 +245,7 @@ def _sample_type(raw: Any, suffix: str) -> str:
 
 
 def at_own_rate(path: Path, found: RawFile, wanted: Sequence[str]) -> tuple[RawFile, list[Note]]:
-    """The file opened at the rate of its EEG channels, and notes; MNE resamples all channels to the fastest one."""
+    """The file opened at the rate of its EEG channels, and notes; MNE would resample all to the fastest channel."""
     rates = {found.rates[name] for name in wanted}
     notes = []
     if len(rates) > 1:
@@ -261,5 +261,5 @@ def at_own_rate(path: Path, found: RawFile, wanted: Sequence[str]) -> tuple[RawF
     if not own:
         return found, notes
     again = open_with_mne(path, include=wanted)
-    notes.append(Note(f"read at {max(rates):g} Hz, the rate of the EEG; other channels are faster"))
+    notes.append(Note(f"read at {max(rates):g} Hz, the rate of the EEG; other channels have a higher rate"))
     return replace(again, notes=found.notes), notes

@@ -24,10 +24,10 @@ class Recording:
 
     Args:
         signal: (channels, samples) float32, in `unit`.
-        unit: "uV", or "unknown" where the file gives no unit or one that cannot be right.
+        unit: "uV", or "unknown" if the file gives no unit or an implausible one.
         sfreq: sampling rate of `signal`, Hz.
         channels: names in the 10-20 system (T7 T8 P7 P8), in the order of `signal`; electrodes without such a name keep
-            that of the file, with "file:" before it where the 10-20 system uses it for another place.
+            the name in the file, prefixed with "file:" if the 10-20 system uses it for another place.
         bad_spans: (start, stop) in seconds without EEG: marked bad, cut (start = stop), missing, or constant.
         notes: findings and decisions made while reading.
         source: the file.
@@ -65,8 +65,8 @@ def read_recording(
 ) -> Recording:
     """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat of the ADHD data set.
 
-    MNE re-references, filters and resamples, in this order, each stretch between two cuts by itself. A file of a BIDS
-    folder is read by mne-bids where that is installed, so that channels.tsv and events.tsv are used.
+    MNE re-references, filters and resamples, in this order, each stretch between two cuts separately. A file in a BIDS
+    folder is read by mne-bids if that is installed, so that channels.tsv and events.tsv are used.
 
     Args:
         path: the file; it may lie in a .zip, as folder.zip/v10p.mat.
@@ -84,7 +84,7 @@ def read_recording(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that cannot be read, channels that are not there, or options that do not fit it.
+        ValueError: for a file that cannot be read, missing channels, or options that do not fit the file.
     """
     path = Path(path)
     _check_options(band, sfreq, mat_sfreq)
@@ -173,18 +173,18 @@ def _crop(raw: Any, start: float, stop: float) -> None:
 
 
 def _checked(raw: Any, opened: _Opened, path: Path, largest: float) -> list[tuple[float, float]]:
-    """Spans that are marked as bad, cut or constant, in seconds; what is found is added to the notes."""
+    """Spans that are marked as bad, cut or constant, in seconds; findings are added to the notes."""
     notes = opened.notes
     if path.suffix.lower() == ".mat":
         raw.apply_function(lambda x: x - x.mean(), channel_wise=True, verbose="ERROR")
-        notes.append(Note("the mean of each channel was taken off: the converter adds a constant"))
+        notes.append(Note("the mean of each channel was subtracted, because the converter adds a constant"))
     notes += quality_notes(raw.get_data(), list(opened.kept))
     still = pauses(raw.get_data(), raw.info["sfreq"], largest)
     seconds = sum(stop - start for start, stop in still)
     if seconds >= raw.n_times / raw.info["sfreq"]:
-        notes.append(Note("no channel moves in the whole recording", "defect"))
+        notes.append(Note("all channels are constant in the whole recording", "defect"))
     elif still:
-        notes.append(Note(f"{seconds:.1f} s in which no channel moves are marked bad"))
+        notes.append(Note(f"{seconds:.1f} s in which all channels are constant are marked bad"))
     if raw.info["bads"]:
         bads = ", ".join(name for name, written in opened.kept.items() if written in raw.info["bads"])
         notes.append(Note(f"marked as bad channels in the file and kept: {bads}"))
@@ -210,7 +210,7 @@ def _check_options(band: tuple[float | None, float | None] | None, sfreq: float 
 def _filtered(
     path: Path, raw: Any, band: tuple[float | None, float | None] | None, sfreq: float | None
 ) -> tuple[Any, list[Note]]:
-    """The raw object filtered and resampled, each stretch between two cuts by itself; and notes."""
+    """The raw object filtered and resampled, each stretch between two cuts separately; and notes."""
     own, cuts = float(raw.info["sfreq"]), cut_samples(raw)
     with warnings_as_notes() as notes:
         if band is not None and any(edge is not None for edge in band):
@@ -218,7 +218,7 @@ def _filtered(
             top = min(own, sfreq or own) / 2
             if (high is not None and not 0 < high < top) or (low is not None and not 0 <= low < (high or top)):
                 raise ValueError(
-                    f"band must lie between 0 and {top:g} Hz, half of the rate, and rise, got {low} to {high}"
+                    f"band must lie between 0 and {top:g} Hz (half of the rate), lower edge first, got {low} to {high}"
                 )
             marks = raw.annotations
             raw.set_annotations(mne.Annotations([cut / own for cut in cuts], 0.0, "EDGE boundary") if cuts else None)
@@ -228,21 +228,21 @@ def _filtered(
             check_memory(path, round(3 * 8 * raw.n_times * sfreq / own) * len(raw.ch_names))
             raw = _resampled(raw, cuts, sfreq) if cuts else raw.resample(sfreq, verbose="WARNING")
             if sfreq > own:
-                notes.append(Note(f"raised from {own:g} to {sfreq:g} Hz: nothing above {own / 2:g} Hz was measured"))
+                notes.append(Note(f"resampled from {own:g} to {sfreq:g} Hz: nothing above {own / 2:g} Hz was recorded"))
             else:
                 notes.append(Note(f"resampled from {own:g} to {sfreq:g} Hz"))
     return raw, notes
 
 
 def _resampled(raw: Any, cuts: list[int], sfreq: float) -> Any:
-    """Each stretch between two cuts resampled by itself, so that no step between stretches rings into them."""
+    """Each stretch between two cuts resampled separately, so that a step at a cut causes no ringing."""
     own = float(raw.info["sfreq"])
     edges = [0, *cuts, raw.n_times]
     places = [round(edge * sfreq / own) for edge in edges]
     pieces = []
     for first, last, start, stop in zip(edges, edges[1:], places, places[1:], strict=False):
         piece = mne.filter.resample(raw.get_data(start=first, stop=last), up=sfreq, down=own, verbose="ERROR")
-        missing = stop - start - piece.shape[1]  # by rounding, a sample at most
+        missing = stop - start - piece.shape[1]  # at most one sample, by rounding
         pieces.append(np.pad(piece, ((0, 0), (0, max(0, missing))), "edge")[:, : stop - start])
     info = mne.create_info(raw.ch_names, sfreq, raw.get_channel_types(), verbose="ERROR")
     return mne.io.RawArray(np.concatenate(pieces, axis=1), info, verbose="ERROR")

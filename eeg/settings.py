@@ -1,4 +1,4 @@
-"""Settings of a training, as searches and users write them, and the data of a training as tensors."""
+"""Parsing of the settings of a training, and the data of a training as tensors."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def balanced_weights(labels: np.ndarray) -> list[float]:
     """
     counts = np.bincount(labels, minlength=2)
     if not counts.all():
-        raise ValueError(f"training windows must be of both classes, got {counts.tolist()} of them")
+        raise ValueError(f"training windows must be of both classes, got {counts.tolist()} windows of each")
     return [float(weight) for weight in len(labels) / (2 * counts)]
 
 

@@ -13,7 +13,7 @@ class ShallowConvNet(nn.Module):
     """Temporal and spatial filters, their power in overlapping stretches as logarithm, and one convolution over time.
 
     Input (n, channels, times), output logits (n, outputs). The lengths of filters and stretches, published for 250 Hz,
-    follow `sfreq`. Parameters and random weights are those of braindecode's ShallowFBCSPNet, whose files of weights
+    scale with `sfreq`. Parameters and initial weights are those of braindecode's ShallowFBCSPNet, so its weight files
     load.
 
     Args:
@@ -21,8 +21,8 @@ class ShallowConvNet(nn.Module):
         n_times: samples of a window.
         n_outputs: classes.
         sfreq: Hz.
-        filters: temporal filters, and spatial filters over all of them.
-        drop_prob: of the dropout before the last layer.
+        filters: number of temporal filters, and of spatial filters over all of them.
+        drop_prob: probability of the dropout before the last layer.
 
     Raises:
         ValueError: the windows are shorter than a filter and a stretch.

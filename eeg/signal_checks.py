@@ -27,14 +27,14 @@ def microvolt_factors(raw: Any, found: RawFile, kept: Sequence[str], unit: Unit 
     volts = [found.volts[name] for name in raw.ch_names]
     if unit is not None:
         factors = [_MICROVOLTS[unit] / (1.0 if v is None else v) for v in volts]
-        return np.array(factors)[:, None], "uV", [Note(f"the numbers of the file are taken as {unit}, as asked")]
+        return np.array(factors)[:, None], "uV", [Note(f"the numbers of the file are taken as {unit}, as requested")]
     unknown = [name for name, v in zip(kept, volts, strict=True) if v is None]
     if not unknown:
         return 1e6, "uV", []
     if len(unknown) < len(kept):
         raise ValueError(
             f"the file gives no voltage unit for {first_names(unknown)} but does for the others: "
-            "leave them out with channels, or say what the numbers are with unit"
+            "leave them out with the option channels, or set the option unit"
         )
     text = "the file gives no voltage unit: its numbers are kept unchanged; set the option unit to name their unit"
     return 1.0, "unknown", [Note(text)]

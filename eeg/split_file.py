@@ -1,4 +1,4 @@
-"""Split files as a user or a nested run writes them: who is trained on, validated on and tested on, fold by fold."""
+"""Reads split files, written by users or nested runs: the training, validation and test subjects of each fold."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ class Fold:
 
     @property
     def place(self) -> str:
-        """Where a reader finds it."""
+        """Repeat and fold, for messages."""
         return f"repeat {self.repeat}, fold {self.fold}"
 
 
@@ -61,8 +61,8 @@ class SplitFile:
         declared: "scaling" (window, recording, fold, none, all) and "selected_on" (train, validation, test, none),
             if the file gives them, in lower case.
         persons: subject -> the person behind it, where several subjects are one person.
-        windows: how a run of ours cuts windows.
-        protocols: that a run of ours follows.
+        windows: the window options of the nested run, if the file is its plan.
+        protocols: the protocols of the nested run, if the file is its plan.
     """
 
     source: Path
@@ -85,8 +85,8 @@ def read_splits(path: str | Path) -> SplitFile:
             [name, start].
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has none of these formats.
     """
     path = Path(path)
     if path.is_dir():
@@ -150,7 +150,7 @@ def _from_json(path: Path, content: dict[str, Any]) -> SplitFile:
 
 
 def _known_parts(fold: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a fold under the names that we use, in whatever case and word a file has them."""
+    """The parts of a fold under our names, whatever case and synonym the file uses."""
     return {_SETS[key.strip().lower()]: part for key, part in fold.items() if key.strip().lower() in _SETS}
 
 
@@ -195,7 +195,7 @@ class _PlannedModel(TypedDict):
 
 
 class _Plan(TypedDict):
-    """What is read of plan.json, which `voxelwave eeg nested-cv` writes."""
+    """The fields that are read from plan.json, which `voxelwave eeg nested-cv` writes."""
 
     design: _PlannedDesign
     cohort: _PlannedCohort

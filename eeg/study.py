@@ -18,7 +18,7 @@ TABLE = "subjects.tsv"
 PERSON = "person"
 BIDS_LABELS = ("group", "diagnosis", "label")
 _PART = re.compile(r"[_-]?part[_-]?\d+$", re.IGNORECASE)
-# names of a healthy control group: these words and nothing else, so neither HCM nor "Normal pressure hydrocephalus"
+# names of a healthy control group; they must match as a whole: not HCM, not "Normal pressure hydrocephalus"
 _CONTROL = r"controls?|healthy|normals?|hcs?|ctrls?"
 _BESIDE_CONTROL = (
     r"group|class|set|data|eegs?|subjects?|participants?|persons?|people|individuals?|volunteers?|child(?:ren)?|adults?"
@@ -39,7 +39,7 @@ class Subject:
         files: the recordings, one or several runs.
         label: the class.
         extra: further columns of the table, such as site, age, sex.
-        person: who it is; another name only where a column says that several subjects are one person.
+        person: the subject's own name, or the name in the person column if several subjects are one person.
     """
 
     subject: str
@@ -65,8 +65,8 @@ class Study:
     Args:
         subjects: each once.
         classes: (negative, positive).
-        folder: what file names are relative to.
-        notes: what a reader of the results should know about the list of subjects.
+        folder: the folder to which file names are relative.
+        notes: remarks on the list of subjects for readers of the results.
     """
 
     subjects: tuple[Subject, ...]
@@ -98,16 +98,16 @@ def read_study(
         path: a table (.tsv, .csv) with columns subject, file, label and any others; a folder that holds subjects.tsv;
             a BIDS folder, whose participants.tsv gives the labels; or a folder with one sub-folder or .zip of
             recordings per class, whose name is the label ("ADHD_part1" and "ADHD_part2" are both "ADHD"). Several rows
-            with one subject are several runs of it; so are files of a class folder whose names say so.
+            with one subject are several runs of it; so are files of a class folder whose names mark them as runs.
         positive: the class that is diagnosed. By default the one that is not called control, healthy or normal.
-        label_column: the column of the label, where it is not "label" (BIDS: "group", "diagnosis" or "label").
-        person_column: the column of the person, where several subjects are one person; by default "person", if there.
+        label_column: the column of the label, if it is not "label" (BIDS: "group", "diagnosis" or "label").
+        person_column: the column of the person, if several subjects may be one person; by default "person", if present.
 
     Raises:
         FileNotFoundError: if there is no study.
         LabelError: if rows of one subject disagree about the label.
-        ValueError: for a table with missing columns, or people of whom it says too little; names of files that do not
-            say whose they are; or not exactly two classes.
+        ValueError: for a table with missing columns or cells; file names from which the person cannot be told; or a
+            number of classes other than two.
     """
     path = Path(path)
     notes: list[str] = []
@@ -193,9 +193,7 @@ def _bids_rows(root: Path, label_column: str | None) -> list[Subject]:
     files = {row["participant_id"]: _bids_files(root / row["participant_id"]) for row in rows}
     without = [name for name, own in files.items() if not own]
     if without:
-        raise FileNotFoundError(
-            f"{root}: {_all_names(without)} holds no EEG recording, though participants.tsv lists it"
-        )
+        raise FileNotFoundError(f"{root}: participants.tsv lists {_all_names(without)}, but there is no EEG recording")
     unlabelled = [row["participant_id"] for row in rows if not row[label]]
     if unlabelled:
         raise ValueError(f"{root}/participants.tsv must give {label} for {_all_names(unlabelled)}")
@@ -216,7 +214,7 @@ def _bids_files(folder: Path) -> list[Path]:
 
 
 def _bids_notes(root: Path, rows: Sequence[Subject]) -> list[str]:
-    """Names the people who have recordings and are not in the table."""
+    """A note that names the people who have recordings but are not in the table."""
     listed = {row.subject for row in rows}
     missing = [p.name for p in sorted(root.glob("sub-*")) if p.is_dir() and p.name not in listed and _bids_files(p)]
     if not missing:
@@ -275,7 +273,7 @@ def _subjects(rows: list[Subject]) -> tuple[Subject, ...]:
 
 
 def _with_persons(subjects: tuple[Subject, ...], column: str | None) -> tuple[tuple[Subject, ...], list[str]]:
-    """The subjects with their persons, and a note that names those of whom the column PERSON says nothing."""
+    """The subjects with their persons, and a note that names the subjects without a value in the person column."""
     if column is None and not any(s.extra.get(PERSON) for s in subjects):
         return subjects, []
     named = column or PERSON
@@ -304,7 +302,7 @@ def _classes(labels: list[str], positive: str | None, path: Path) -> tuple[str, 
 
 
 def is_control(label: str) -> bool:
-    """Whether a class is called a healthy control group, and nothing else.
+    """Whether the name of a class denotes a healthy control group and nothing else.
 
     Example:
         >>> [is_control(label) for label in ("Healthy controls", "HC", "HCM", "Normal pressure hydrocephalus")]

@@ -22,18 +22,18 @@ def synthetic_signal(
     planted: Sequence[str] = ("O1", "O2", "Pz"),
     frequency: float = 10.0,
 ) -> np.ndarray:
-    """Background of one person, and an oscillation on some channels.
+    """Synthetic EEG of one person: a background, and an oscillation on some channels.
 
-    The background has a 1/f spectrum. The person is its amplitude (10 to 30 uV), its slope (0.8 to 1.4) and how its
-    sources mix into the electrodes; all three are drawn, so windows of one person are alike and people differ. The
-    oscillation waxes and wanes (its phase drifts and its amplitude with it).
+    The background has a 1/f spectrum. Its amplitude (10 to 30 uV), its slope (0.8 to 1.4) and the mixing of its sources
+    into the electrodes are drawn for each person, so windows of one person are alike and people differ. The phase and
+    the amplitude of the oscillation drift.
 
     Args:
-        generator: of all draws.
+        generator: generator of all random numbers.
         planted_uv: standard deviation of the oscillation; 0 for none.
-        seconds, sfreq, channels: of the recording.
+        seconds, sfreq, channels: length, sampling rate and channels of the recording.
         planted: channels that carry the oscillation.
-        frequency: of it, Hz.
+        frequency: frequency of the oscillation, Hz.
 
     Returns:
         (channels, samples) in uV.
@@ -73,15 +73,15 @@ def write_synthetic_study(
     """Write recordings (.fif) and subjects.tsv; every other subject is a "case", which carries the oscillation.
 
     Args:
-        folder: to write into.
-        subjects: how many.
-        seconds: the mean length of a recording; each differs by up to a tenth, whatever the class.
+        folder: the folder to write into.
+        subjects: number of subjects.
+        seconds: the mean length of a recording; each differs by up to a tenth, independent of the class.
         difference_uv: standard deviation of the oscillation in cases; 0 makes the classes alike.
         planted, frequency: see `synthetic_signal`.
-        seed: of everything.
+        seed: seed of all random numbers.
 
     Returns:
-        The table.
+        The path of the table.
     """
     if subjects < 4:
         raise ValueError(f"subjects must be at least 4, got {subjects}")

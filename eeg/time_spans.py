@@ -1,4 +1,4 @@
-"""Spans of time without EEG, in seconds from the first sample: marked as bad, cut, missing, or without movement."""
+"""Spans of time without EEG, in seconds from the first sample: marked as bad, cut, missing, or constant."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 _PAUSE_S = 1.0
-_ROUNDING = 1e-12  # relative error of a sum in float64 with room for its terms
-_LARGEST = 1e10  # volts, or numbers of a file without a unit; above it, damage, whose squares float32 cannot hold
+_ROUNDING = 1e-12  # a generous bound of the relative error of a sum in float64
+_LARGEST = 1e10  # volts, or numbers of a file without a unit; larger values are damage and overflow float32 if squared
 _STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # marks of a cut between two samples
 
 
@@ -36,7 +36,7 @@ def marked_spans(marked: np.ndarray, sfreq: float, least_s: float = 0.0) -> list
 
 
 def pauses(data: np.ndarray, sfreq: float, largest: float) -> list[tuple[float, float]]:
-    """Spans of a second or more in which no channel moves; the whole recording if none ever does.
+    """Spans of a second or more in which all channels are constant; the whole recording if they always are.
 
     Args:
         data: (channels, samples).

@@ -48,7 +48,7 @@ def prepare(data: Windows, options: TrainingOptions, persons: Sequence[str] = ()
     Args:
         data: the windows of the study.
         options: of the training.
-        persons: the person behind each subject of `data`, who is on one side; by default each subject is another.
+        persons: the person of each subject of `data`; a person is never split. By default each subject is a person.
 
     Raises:
         ValueError: the study cannot be split, or a setting is unknown or out of range.
@@ -91,7 +91,7 @@ def seeded_module(
     reduce_patience: int,
     seed: int,
 ) -> EEGModule:
-    """A module whose initial weights depend on the seed alone; torch's generator is left as it was.
+    """A module whose initial weights depend on the seed alone; the state of torch's generator is unchanged.
 
     Args:
         network: a name of `networks.NETWORKS`.
@@ -132,7 +132,7 @@ def fit(
     best = best_epoch(options.monitor, patience=options.patience)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)  # advertisements and lists of the hardware
+    logger.setLevel(logging.WARNING)  # hides advertisements and lists of the hardware
     keep = ModelCheckpoint(
         checkpoint.parent, filename=checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -178,9 +178,9 @@ def validation_split(
 
     Args:
         labels: 0 or 1 per subject.
-        share: of the people that are validated on.
-        seed: of the draw.
-        persons: who each subject is; all subjects of a person are on one side. By default each is another person.
+        share: share of the people in the validation part.
+        seed: seed of the random split.
+        persons: the person of each subject; a person is never split. By default each subject is a person.
 
     Example:
         >>> [len(part) for part in validation_split([0, 1] * 10, 0.2, seed=0)]

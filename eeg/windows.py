@@ -32,8 +32,8 @@ class WindowOptions:
         sfreq: sampling rate of the windows, Hz; None keeps that of the files.
         band: (low, high) of a filter, Hz.
         reference: "average", channel names, or None for the reference of the file.
-        channels: names in the order wanted, or "Cz=A1" for the channel A1 of a cap with names of its own; None takes
-            those of the first recording, which all must then have.
+        channels: names in the desired order, or "Cz=A1" for the channel A1 of a cap without 10-20 names; None takes the
+            channels of the first recording, which all others must then have.
         scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
             "fold" (unscaled here; the estimator fits a `Scaler` on its training windows) or "none".
         unit: the unit of the numbers in the files, overriding their headers.
@@ -120,11 +120,11 @@ class Windows:
         channels: in the order of `x`.
         seconds: (subjects,) length of the recordings.
         unit: of `x` before scaling: "uV" or "unknown".
-        options: with which the windows were made.
+        options: the options with which the windows were cut.
         excluded: (subject, reason) of the subjects without a window.
         notes: findings while reading, with the names of the subjects.
         digests: (subjects,) SHA-256 of the signal as read; equal for duplicates.
-        defects: the notes that report a defect of a signal, or a subject without a window.
+        defects: the notes about a defect of a signal or a subject without a window.
     """
 
     x: np.ndarray
@@ -207,7 +207,7 @@ def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.nd
 
 
 def why_no_window(recordings: Sequence[Recording], options: WindowOptions) -> str:
-    """The reason why recordings of a subject give no window."""
+    """The reason why the recordings of a subject give no window."""
     seconds = sum(recording.seconds for recording in recordings)
     defects = [note.text for recording in recordings for note in recording.notes if note.kind == "defect"]
     more = f": {'; '.join(dict.fromkeys(defects))}" if defects else ""
@@ -335,7 +335,7 @@ def _windows_of(name: str, label: str, recordings: Sequence[Recording], options:
         digest.update(np.ascontiguousarray(recording.signal).tobytes())
     x = np.concatenate([x for x, _ in parts])
     variance = x.var(axis=2, dtype=np.float64)
-    floor = np.finfo(np.float32).tiny  # a flat channel has no logarithm of its variance
+    floor = np.finfo(np.float32).tiny  # the variance of a flat channel is 0, whose logarithm is not finite
     return _SubjectWindows(
         name=name,
         label=label,
@@ -361,7 +361,7 @@ def _in_order_of(first: Recording, recording: Recording, subject: str) -> Record
     """The recording with its channels in the order of the first one."""
     if abs(recording.sfreq - first.sfreq) > 1e-6:
         raise ValueError(
-            f"recordings must have one sampling rate, {subject} has {recording.sfreq:g} Hz and {first.source.name} "
+            f"recordings must have one sampling rate; {subject} has {recording.sfreq:g} Hz and {first.source.name} "
             f"{first.sfreq:g} Hz; set sfreq"
         )
     if recording.channels == first.channels:
@@ -370,7 +370,7 @@ def _in_order_of(first: Recording, recording: Recording, subject: str) -> Record
         differ = sorted(set(recording.channels) ^ set(first.channels))
         raise ValueError(
             f"recordings must have the same channels, {subject} and {first.source.name} differ in {', '.join(differ)}; "
-            "name those wanted with channels"
+            "select common ones with the option channels"
         )
     order = [recording.channels.index(name) for name in first.channels]
     return replace(recording, signal=recording.signal[order], channels=first.channels)

@@ -1,1 +1,1 @@
-"""What every run needs: files, memory, records, tables, checks, exit codes, cells and workers."""
+"""Parts shared by all runs: files, memory, records, tables, checks, exit codes, cells and workers."""

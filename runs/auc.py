@@ -11,7 +11,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: (n,), 1 or True for the positive class; shared by all rows of `scores`.
 
     Returns:
-        (...,) float64; NaN where a class is missing or a score is NaN.
+        (...,) float64; NaN if a class is missing or a score is NaN.
 
     Example:
         >>> float(auc(np.array([0.1, 0.6, 0.4, 0.9]), np.array([0, 0, 1, 1])))

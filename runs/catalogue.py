@@ -1,8 +1,8 @@
 """Trained weights that are found by name: in the package, in the folders of $VOXELWAVE_WEIGHTS, and in other packages.
 
 A set of weights is NAME.safetensors, NAME.catalogue.json (its entry in the catalogue) and NAME.md (its model card).
-Another distribution offers weights by an entry point of the group `voxelwave.weights`; its value is the name of a
-package whose folder holds the files.
+Another distribution provides weights through an entry point in the group `voxelwave.weights`, whose value is the name
+of a package that holds the files.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of weights, as the catalogue describes it.
+    """The entry of one weight file in the catalogue.
 
     Args:
-        name: what `--weights` takes.
+        name: the name for `--weights`.
         field: "registration", "restoration", "eeg" or "scanpath".
-        task: what the weights do, in one line.
+        task: the task of the weights, in one line.
         sha256: hash of the .safetensors file.
-        data: what they were trained on.
-        licence: of the weights.
-        figures: what was measured, in one line.
-        not_for: what they must not be used for, in one line.
+        data: the training data.
+        licence: the licence of the weights.
+        figures: the measured performance, in one line.
+        not_for: uses that are ruled out, in one line.
         file: the .safetensors file.
     """
 
@@ -59,10 +59,10 @@ class Entry:
 
 
 def list_weights(field: str | None = None) -> list[Entry]:
-    """All weights that can be found by name, in the order of their names; the first of two equal names counts.
+    """All weights that can be found by name, sorted by name; the first of two with the same name is used.
 
     Args:
-        field: only those of one field.
+        field: list only the weights of this field.
 
     Raises:
         ValueError: an entry is damaged.
@@ -85,11 +85,11 @@ def find_weights(weights: str | os.PathLike[str], field: str) -> Path:
 
     Args:
         weights: a name of `list_weights(field)`, or a path.
-        field: whose names count.
+        field: the field of the weights.
 
     Raises:
-        FileNotFoundError: no file or name fits.
-        ValueError: the file differs from the one that the catalogue describes.
+        FileNotFoundError: there is no such file or name.
+        ValueError: the hash of the file differs from that in the catalogue.
     """
     path = Path(weights)
     if path.suffix or path.is_dir():
@@ -104,10 +104,10 @@ def find_weights(weights: str | os.PathLike[str], field: str) -> Path:
 
 
 def check_hash(entry: Entry) -> None:
-    """Refuse a file that differs from the one that the catalogue describes.
+    """Refuse a file whose hash differs from that in the catalogue.
 
     Raises:
-        ValueError: names both hashes.
+        ValueError: the hashes differ; the message gives both.
     """
     digest = hashlib.sha256(entry.file.read_bytes()).hexdigest()
     if digest != entry.sha256:
@@ -118,7 +118,7 @@ def check_hash(entry: Entry) -> None:
 
 
 def _folders() -> Iterator[Path]:
-    """The folders to look in: the package's, the user's, and those of other distributions."""
+    """The folders to search: the package's, the user's, and those of other distributions."""
     yield from sorted(_PACKAGE.glob("*/shipped"))
     yield from (Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder)
     for point in entry_points(group=_GROUP):

@@ -1,9 +1,9 @@
-"""Cells: units of work with JSON in and a folder out, which run here, on a Dask cluster or by Slurm.
+"""Cells: units of work that take JSON and produce a folder; they run locally, on a Dask cluster or with Slurm.
 
 A cell is a dictionary of plain values: the keys of `Cell` and the arguments of its function. The function is called
-with the cell and an empty folder, and returns a dictionary of plain values. The folder of a cell appears whole
-(cell.json, result.json and the files of the function) or not at all, so a run that was killed at any moment continues
-from the finished cells.
+with the cell and an empty folder, and returns a dictionary of plain values. The folder of a cell (cell.json,
+result.json and the files of the function) is published complete or not at all, so a run that was killed at any moment
+continues from the finished cells.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Cell(TypedDict):
 
     Args:
         id: name of the cell's folder.
-        function: name of the function that does the work, see `functions`.
+        function: name of the function that processes the cell, see `functions`.
         threads: CPU threads of the work.
     """
 
@@ -87,7 +87,7 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
 
 @contextlib.contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Let BLAS, OpenMP and torch use `count` threads, since the order of a sum decides its last digits."""
+    """Let BLAS, OpenMP and torch use `count` threads, since the order of summation affects the last digits."""
     torch = sys.modules.get("torch")
     before, environment = torch.get_num_threads() if torch else None, os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(count)  # for libraries that load later

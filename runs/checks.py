@@ -1,4 +1,4 @@
-"""Checks of the files that a training is asked to continue."""
+"""Checks before a training is resumed."""
 
 import json
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
 
 
 def check_same_training(record: Path, now: Mapping[str, object]) -> None:
-    """Refuse to resume a training with other data or options than it was begun with.
+    """Refuse to resume a training with other data or options than those it started with.
 
     Args:
         record: the JSON file that was written when the training began; runs of 0.1.0 have none.
         now: the same facts now, as values that JSON can hold.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: something differs; the message lists the differences.
     """
     if not record.is_file():
         return
@@ -43,6 +43,6 @@ def check_same_training(record: Path, now: Mapping[str, object]) -> None:
             for name in differ
         ]
         raise ValueError(
-            f"{record.parent} holds a training that was begun otherwise ({'; '.join(shown[:4])}): resume with the same "
-            "data and options, or choose another --output"
+            f"{record.parent} holds a training with other data or options ({'; '.join(shown[:4])}): resume with the "
+            "same data and options, or choose another --output"
         )

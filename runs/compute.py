@@ -1,10 +1,10 @@
-"""Where a command computes: the number of CPU threads, and the device."""
+"""Choice of the number of CPU threads and of the device."""
 
 import torch
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads that torch uses; None leaves it as it is."""
+    """Set the number of CPU threads that torch uses; None leaves it unchanged."""
     if threads is not None:
         torch.set_num_threads(threads)
 

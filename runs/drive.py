@@ -1,4 +1,4 @@
-"""Run cells side by side: as many as a pool takes, and groups whose next cells depend on the results of the last."""
+"""Run cells in parallel, including groups whose next cells depend on the results of the previous ones."""
 
 import shutil
 import time
@@ -16,7 +16,7 @@ Group = Generator[Sequence[Cell], list[Result], T]
 
 
 class RunningCells(Generic[Key]):
-    """The cells that run in a pool, each with a key by which the caller knows it.
+    """The cells that run in a pool, each with a key by which the caller identifies it.
 
     Args:
         pool: runs the cells.
@@ -38,7 +38,7 @@ class RunningCells(Generic[Key]):
         self._running += [(key, cell, future) for (key, cell), future in zip(fresh, futures, strict=True)]
 
     def take_ended(self) -> list[tuple[Key, Cell, Any]]:
-        """Remove the cells that ended: key, cell and finished future of each. If none has, wait for a moment."""
+        """Remove the finished cells and return key, cell and future of each; if there are none, wait for a moment."""
         ended = [one for one in self._running if one[2].done()]
         if not ended:
             time.sleep(self.pool.pause)
@@ -46,7 +46,7 @@ class RunningCells(Generic[Key]):
         return ended
 
     def abandon(self) -> list[Key]:
-        """Forget all running cells, and give their keys."""
+        """Forget all running cells, and return their keys."""
         keys = [key for key, _, _ in self._running]
         self._running = []
         return keys
@@ -55,7 +55,7 @@ class RunningCells(Generic[Key]):
 def drive(
     groups: Sequence[Group[T]], pool: Pool, folder: Path, tell: Callable[[Cell, Result, bool], None] | None = None
 ) -> list[T]:
-    """Run groups of cells side by side until all are finished.
+    """Run groups of cells in parallel until all are finished.
 
     A group is a generator: it yields the cells it needs next, receives their results in the same order, and returns its
     outcome. Its next cells depend only on results, never on the order in which cells finish.

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all."""
+"""Writing of outputs that appear complete or not at all."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one, once its files are on the disk."""
+    """Replace an older folder with a finished one, after flushing its files to the disk."""
     _flush(temporary)
     old = temporary.with_name("old")
     if target.exists():
@@ -22,9 +22,9 @@ def publish(temporary: Path, target: Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed onto it when the block ends well and removed when it does not.
+    """A temporary path beside `path`, renamed to it if the block succeeds and removed if it fails.
 
-    The temporary name keeps the suffixes, since writers choose the format by them. Missing parent folders are made.
+    The temporary name keeps the suffixes, since writers choose the format by them. Missing parent folders are created.
 
     Example:
         >>> import tempfile
@@ -67,13 +67,13 @@ def output_lock(output: Path) -> Iterator[None]:
 
 @contextmanager
 def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder whose files all appear in `folder` when the block ends well, else none of them.
+    """A temporary folder whose files are all moved to `folder` if the block succeeds; if it fails, none is.
 
-    Other files of `folder` stay. One run at a time can write to it.
+    Other files in `folder` are kept. Only one run at a time can write to it.
 
     Args:
-        folder: the folder of results, with those of earlier runs or of other commands.
-        replaces: files of an earlier run that go even if this run does not write them.
+        folder: the folder of results, which may hold results of earlier runs or of other commands.
+        replaces: files of an earlier run that are removed even if this run does not write them.
 
     Raises:
         ValueError: another run is writing to it.
@@ -103,7 +103,7 @@ def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[
 
 
 def _move_all(temporary: Path, folder: Path, replaces: Sequence[str]) -> None:
-    """Move all files of a folder to their places in another one, or, if one cannot be moved, none."""
+    """Move all files of a folder to another one; if one cannot be moved, move none."""
     _flush(temporary)
     if not folder.exists():
         os.replace(temporary, folder)
@@ -127,7 +127,7 @@ def _move_all(temporary: Path, folder: Path, replaces: Sequence[str]) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Put the files of a folder onto the disk."""
+    """Flush the files of a folder to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Numbers that enter a model and results that leave it are finite."""
+"""Check that the inputs and results of a model are finite."""
 
 import numpy as np
 from torch import Tensor
@@ -8,11 +8,11 @@ def check_finite(values: np.ndarray | Tensor, what: str) -> None:
     """Refuse NaN and infinity: they are never a result, and no result can be computed from them.
 
     Args:
-        values: of any shape.
-        what: what they are, for the error, such as "probabilities".
+        values: an array of any shape.
+        what: a noun for the values in the error, such as "probabilities".
 
     Raises:
-        ValueError: names the number of such values.
+        ValueError: some values are NaN or infinite; the message gives their number.
 
     Example:
         >>> check_finite(np.array([0.0, np.inf]), "probabilities")

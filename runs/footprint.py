@@ -12,7 +12,7 @@ def resident_mib(field: str) -> float:
     Raises:
         RuntimeError: this system has no /proc.
     """
-    # not getrusage, whose maximum starts with that of the parent process
+    # not getrusage, because its maximum includes that of the parent process at the fork
     status = Path("/proc/self/status")
     if not status.exists():
         raise RuntimeError("the resident set is read from /proc, which this system does not have")

@@ -1,4 +1,4 @@
-"""Names of the functions that cells run. Folders on a user's disk hold them, so the names survive moves of modules."""
+"""Names of the functions that cells run. Run folders store these names, so they stay valid when modules move."""
 
 import importlib
 from typing import Any

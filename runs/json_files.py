@@ -1,4 +1,4 @@
-"""JSON files, written whole or not at all and without NaN or infinity, which are no JSON and never a result."""
+"""JSON files, written completely or not at all, and without NaN and infinity, which JSON does not allow."""
 
 import json
 import math
@@ -16,8 +16,8 @@ def write_json(
     """Write plain values as JSON.
 
     Args:
-        path: the file; missing parent folders are made.
-        content: dictionaries, lists, strings, numbers, None. A figure that is undefined is None.
+        path: the file; missing parent folders are created.
+        content: dictionaries, lists, strings, numbers, None. An undefined number must be None.
         indent: spaces per level.
         default: turns other objects into plain values, as in `json.dumps`.
 
@@ -52,8 +52,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or nested too deeply.
-        OSError: it cannot be read.
+        ValueError: the file is not JSON in UTF-8, or is nested too deeply.
+        OSError: the file cannot be read.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -67,10 +67,10 @@ def parse_json(text: str, name: str) -> Any:
 
     Args:
         text: the JSON.
-        name: of the file or the part of it that the text is of, for the error.
+        name: name of the file, or of the part of it, for the error.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
 
     Example:
         >>> parse_json("[" * 100_000, "a.json")
@@ -83,12 +83,12 @@ def parse_json(text: str, name: str) -> Any:
         raise ValueError(f"{name} must be JSON: line {error.lineno}: {error.msg}") from None
     except RecursionError:
         raise ValueError(f"{name} must be JSON: it is nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise ValueError(f"{name} must be JSON: {error}") from None
 
 
 def finite_or_none(value: float) -> float | None:
-    """A figure, or None if it is undefined, as the AUC of one class.
+    """A number, or None if it is undefined, such as the AUC of a single class.
 
     Example:
         >>> finite_or_none(float("nan")) is None
@@ -98,7 +98,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 def null_where_undefined(content: Any) -> Any:
-    """Plain values with None in the place of each NaN and infinity, for reports whose figures may be undefined.
+    """Plain values with None in place of NaN and infinity, for reports in which numbers may be undefined.
 
     Example:
         >>> null_where_undefined({"psnr": float("inf"), "counts": [1, 2]})

@@ -1,11 +1,11 @@
-"""The free memory, checked before an image is read: a damaged header can claim any size."""
+"""Check of the free memory before an image is read, since a damaged header can claim any size."""
 
 import os
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-_MOST_DEFLATED = 1032  # no deflated byte expands to more (RFC 1951: 258 bytes from 2 bits)
+_MOST_DEFLATED = 1032  # the most bytes to which a deflated byte can expand (RFC 1951: 258 bytes from 2 bits)
 _SHARE = 3  # largest part of the free memory for data that is inflated as a whole
 _PIECE = 1 << 18  # bytes
 
@@ -21,10 +21,10 @@ def check_memory(path: Path, needed: int) -> None:
 
     Args:
         path: the file to read.
-        needed: bytes while it is read.
+        needed: bytes needed to read it.
 
     Raises:
-        ValueError: there is less memory.
+        ValueError: less memory is free.
     """
     free = free_memory()
     if free is not None and needed > free:
@@ -35,15 +35,15 @@ def check_memory(path: Path, needed: int) -> None:
 
 
 def check_inflated(path: Path, claimed: int, stored: int) -> None:
-    """Refuse a deflated file that is too short for what its header claims.
+    """Refuse a deflated file that is too short for the size in its header.
 
     Args:
         path: the file.
-        claimed: bytes after inflating.
-        stored: bytes before.
+        claimed: bytes after inflating, according to the header.
+        stored: bytes before inflating.
 
     Raises:
-        ValueError: no stream of that length gives so much.
+        ValueError: no stream of that length can inflate to that size.
     """
     if claimed > _MOST_DEFLATED * stored:
         raise ValueError(
@@ -55,16 +55,17 @@ def check_inflated(path: Path, claimed: int, stored: int) -> None:
 def inflate_within_memory(
     path: Path, stream: BinaryIO, length: int | None = None, *, wbits: int = zlib.MAX_WBITS
 ) -> None:
-    """Read a deflated stream a piece at a time, and refuse one that would fill the memory.
+    """Inflate a stream piece by piece, and refuse one that would fill the memory.
 
     Args:
-        path: the file that it is in.
-        stream: at the start of the deflated data.
-        length: of the stream in bytes; by default all that is left of the file.
-        wbits: as `zlib.decompressobj` takes it: negative for a stream without a header.
+        path: the file, for the error.
+        stream: an open file, at the start of the deflated data.
+        length: length of the data in bytes; by default the rest of the file.
+        wbits: see `zlib.decompressobj`; negative for a stream without a header.
 
     Raises:
-        ValueError, zlib.error: it would, or it is damaged.
+        ValueError: the data would fill the memory.
+        zlib.error: the data are damaged.
     """
     free, total, inflate = free_memory(), 0, zlib.decompressobj(wbits)
     left = path.stat().st_size if length is None else length
@@ -94,7 +95,7 @@ def _free_of_group() -> list[int]:
     group = Path("/sys/fs/cgroup")
     try:
         return [int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())]
-    except (OSError, ValueError):  # there is none, or it has no limit ("max")
+    except (OSError, ValueError):  # not in a container, or no limit ("max")
         return []
 
 

@@ -1,4 +1,4 @@
-"""The record of a run as JSON: inputs with hashes, options, versions, figures and time."""
+"""The record of a run as JSON: inputs with hashes, options, versions, results and time."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ _PACKAGES = (
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder: of the names and hashes of the files in it, in order of name."""
+    """The SHA-256 of a file; for a folder, of the names and hashes of its files in order of name."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 
 def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) -> None:
-    """Write `content` as JSON beside the hashes of the inputs and the versions of the packages that made it.
+    """Write `content` as JSON, with the hashes of the inputs and the versions of the packages.
 
     Args:
         path: the .json to write.
@@ -50,7 +50,7 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
 
 
 def package_versions() -> dict[str, str]:
-    """Version of Python and of the packages that figures may depend on, where they are installed."""
+    """Versions of Python and of the installed packages on which results may depend."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -61,7 +61,7 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that runs now, so that it can be typed again."""
+    """The command line of this process, in a form that can be typed again."""
     return shlex.join(["voxelwave", *sys.argv[1:]])
 
 

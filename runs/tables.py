@@ -1,4 +1,4 @@
-"""Tables: on the screen, and as CSV files that are written whole or not at all."""
+"""Tables: on the screen, and as CSV files that are written completely or not at all."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         The names of the columns; and for each further row the number of its line and column -> cell.
 
     Raises:
-        ValueError: it is no table in UTF-8, or a row has another number of cells.
-        OSError: it cannot be read.
+        ValueError: the file is not a table in UTF-8, or a row has another number of cells.
+        OSError: the file cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:

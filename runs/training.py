@@ -1,4 +1,4 @@
-"""Parts that the trainings share: the order of an epoch, averaged weights, the best epoch, a trainer without output."""
+"""Parts shared by all trainings: the order of an epoch, averaged weights, the best epoch, a quiet trainer."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ class Batches(Sampler[list[int]]):
 class SteppedModule(LightningModule):
     """A module that may change its weights after each optimizer step, before a callback can write a checkpoint.
 
-    A training that continues from a checkpoint within an epoch warns, since an epoch's order starts anew.
+    A training that continues from a checkpoint within an epoch warns, since the order of the epoch starts again.
     """
 
     def after_step(self, steps: int) -> None:
@@ -122,7 +122,7 @@ def update_average(average: nn.Module, present: nn.Module, *, decay: float, step
 
 
 class BestEpoch(Callback):
-    """Records a row of figures for each epoch, keeps the weights of the best, and stops if it is far back.
+    """Records the figures of each epoch, keeps the weights of the best, and stops `patience` epochs after the best.
 
     Args:
         monitor: the figure that decides which epoch is best.
@@ -182,11 +182,11 @@ class BestEpoch(Callback):
             module.averaged.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """The state for a checkpoint."""
         return {"curve": self.curve, "epoch": self.epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from .files import atomic_path
 from .words import one_line
 
-_LARGEST_CLAIM = 16_384  # of a number in the description of a network, and of all its numbers together
+_LARGEST_CLAIM = 16_384  # limit of each number in the description of a network, and of their sum
 
 
 def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and string metadata as safetensors, whole or not at all.
+    """Write tensors and string metadata as safetensors, completely or not at all.
 
     Args:
-        path: ends in .safetensors.
+        path: the file to write; must end in .safetensors.
         state: name -> tensor, on any device.
         metadata: stored in the file's header.
     """
@@ -30,7 +30,7 @@ def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], met
         raise ValueError(f"path must end in .safetensors, got {path}")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        # safetensors' own save_file makes files that only their owner may read
+        # safetensors' own save_file creates files that only their owner may read
         temporary.write_bytes(save(contiguous, metadata))
 
 
@@ -58,12 +58,12 @@ def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """Read the dictionary of a training checkpoint onto the CPU.
 
     Args:
-        path: written by a Lightning trainer.
+        path: a file written by a Lightning trainer.
         what: the kind of training, for the error, such as "an EEG training".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is no checkpoint, or holds NaN or infinite weights.
+        ValueError: the file is damaged, is not a checkpoint, or holds NaN or infinite weights.
     """
     path = Path(path)
     content = read_plain(path, f"checkpoint of {what}")
@@ -78,7 +78,7 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
     """Read the tensors and plain values that PyTorch pickled into a file onto the CPU.
 
     Args:
-        path: written by `torch.save`.
+        path: a file written by `torch.save`.
         what: the kind of file, for the error, such as "checkpoint".
 
     Raises:
@@ -92,7 +92,7 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # unpicklers fail in many ways on damaged data, mostly without words
+    except Exception as error:  # unpicklers fail in many ways on damaged data, often without a message
         reason = "it is damaged, or holds more than tensors and plain values"
         if isinstance(error, OSError | RuntimeError):
             reason = one_line(error)[:120]
@@ -100,14 +100,14 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def check_claims(path: Path, arguments: Any) -> None:
-    """Refuse the description of a network that claims numbers of layers or channels that no file of ours has.
+    """Refuse the description of a network with implausible numbers of layers or channels.
 
     Args:
-        path: the file of weights.
-        arguments: plain values: the arguments of the network.
+        path: the weight file.
+        arguments: the arguments of the network, as plain values.
 
     Raises:
-        ValueError: names the file.
+        ValueError: a number is too large; the message names the file.
     """
     total, left = 0.0, [arguments]
     while left:
@@ -124,10 +124,10 @@ def check_claims(path: Path, arguments: Any) -> None:
 
 
 def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse weights that are NaN or infinite: every result computed with them would be, too.
+    """Refuse weights with NaN or infinity, since every result computed with them would be NaN or infinite too.
 
     Raises:
-        ValueError: names the file and the first such tensor.
+        ValueError: a weight is not finite; the message names the file and the first such tensor.
     """
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def one_line(message: object) -> str:
-    """Fold an error or a text onto one line; an error without words gives the name of its type.
+    """Fold an error or a text onto one line; an error without a message becomes the name of its type.
 
     Example:
         >>> one_line(ValueError("no such\\n   file"))
@@ -29,7 +29,7 @@ def first_few(names: Sequence[str]) -> str:
 
 
 def tidy_name(name: str) -> str:
-    """Text as the name of a person: without outer spaces, and without the ".0" that tables add to whole numbers.
+    """The name of a person without outer spaces and without the ".0" that tables add to whole numbers.
 
     Example:
         >>> [tidy_name(name) for name in ("p1 ", "1.0", "01", "1.5")]

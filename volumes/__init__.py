@@ -1,4 +1,4 @@
-"""One geometry for every image: arrays with a voxel -> world affine (RAS+ mm), and the files they live in."""
+"""Images with one geometry: arrays with a voxel -> world affine (RAS+ mm), and the readers and writers of files."""
 
 from .itk import read_transform, write_transform
 from .read import read_volume, write_volume

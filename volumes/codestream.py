@@ -30,7 +30,7 @@ def image_size(stream: bytes) -> tuple[int, int] | None:
 
 
 def is_whole(stream: bytes) -> bool:
-    """Whether such a stream has its end mark; bytes after it, such as one that makes its length even, do not count.
+    """Whether such a stream has its end marker; bytes after it, such as a padding byte, are ignored.
 
     Example:
         >>> is_whole(bytes.fromhex("ff4fff51 ff93 0102 ffd9 ff"))
@@ -38,6 +38,6 @@ def is_whole(stream: bytes) -> bool:
         >>> is_whole(bytes.fromhex("ff4fff51 ff93 0102"))
         False
     """
-    # neither mark is in compressed data; the pictures in a JPEG's header, which have both, come before its own data
+    # neither marker occurs in compressed data; thumbnails in a JPEG's header have both, but come before its own data
     start = stream.find(b"\xff\x93") if stream[:4] == _JPEG_2000 else stream.rfind(b"\xff\xda")
     return stream.find(b"\xff\xd9", max(start, 0)) >= 0

@@ -1,4 +1,4 @@
-"""A DICOM series as one `Volume`: what each oddity leads to.
+"""Reads a DICOM series as one `Volume`. Outcome for unusual input:
 
 | found | outcome |
 | --- | --- |
@@ -8,13 +8,13 @@
 | a deflated file that fills the memory | error, before memory is taken |
 | a file named .dcm or .ima without a DICOM header, or cut off | error |
 | GE: slices or rows against the acquisition tags; PatientOrientation against the orientation | read, warned |
-| files that are no DICOM images (DICOMDIR, reports, text) | left out, warned |
+| files that are not DICOM images (DICOMDIR, reports, text) | left out, warned |
 | fewer than three slices | read, warned: their spacing cannot be checked |
 | gantry tilt | error; with `fix_tilt` straightened by one interpolation, warned |
 | parallel stacks side by side, or with a gap between | error that lists them |
 | slices that shift sideways unevenly | error |
 | image size, pixel spacing or frame of reference differ | error |
-| intensity inverted for display (MONOCHROME1) | the stored values count, not inverted |
+| intensity inverted for display (MONOCHROME1) | the stored values are read, not inverted |
 | more pixels than the free memory holds | error, before memory is taken |
 | more than one orientation (localizer, mixed series) | error |
 | more than one series | error that lists them |
@@ -24,9 +24,9 @@
 | rescale slope and intercept | applied, per image; whole numbers stay whole, else float32 |
 | same image twice (same UID, same values) | one is left out, warned |
 | same UID, other values | error |
-| Siemens mosaic, UIH grid | one volume of its tiles; error where the private tags that place them are missing |
+| Siemens mosaic, UIH grid | one volume of its tiles; error if the private tags with their positions are missing |
 | slice missing, or spacing uneven by more than 1 % and 0.03 mm | error with the places |
-| slices at one place, equally many at each (4-D) | volumes in the order of their image numbers |
+| several slices at each position, equally many (4-D) | volumes, ordered as in `dicom_order` |
 | several slices at one position, in unequal numbers or indistinguishable | error |
 
 The array and its affine equal those of dcm2niix for 2-D series: axes column, row, slice, with the rows flipped to
@@ -53,13 +53,13 @@ def read_series(path: Path, *, fix_tilt: bool = False) -> tuple[dict[Path, Datas
 
     Args:
         path: a folder with one DICOM series, or one DICOM file.
-        fix_tilt: slices of a tilted gantry are a volume too.
+        fix_tilt: also accept slices of a tilted gantry.
 
     Returns:
         File -> header without pixels; and for each volume its slices, in order along the normal.
 
     Raises:
-        ValueError: the files are not one series, or its slices form no volume.
+        ValueError: the files are not one series, or its slices do not form a volume.
     """
     headers = without_copies(path, one_series(path, read_headers(path)))
     return headers, stack(path, frames_of(headers), fix_tilt=fix_tilt)[0]
@@ -70,7 +70,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
 
     Args:
         path: the folder or file.
-        fix_tilt: slices of a tilted gantry are straightened, with one interpolation; else they are refused.
+        fix_tilt: straighten slices of a tilted gantry, with one interpolation; without it they are refused.
 
     Returns:
         (columns, rows, slices) or (columns, rows, slices, volumes): int16 where the values fit, other integers, or
@@ -80,7 +80,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
         ValueError, OSError: one line for a series whose values or place in the world cannot be trusted.
     """
     with warnings.catch_warnings():
-        # pydicom's remarks on odd value representations say nothing about the image
+        # pydicom's warnings about odd value representations do not concern the image
         warnings.filterwarnings("ignore", module="pydicom")
         headers = one_series(path, read_headers(path))
         headers = without_copies(path, headers)

@@ -1,8 +1,8 @@
-"""Notes where the header of a DICOM image contradicts how it was acquired.
+"""Warnings if the position and orientation of a DICOM image contradict its acquisition tags.
 
-Some GE scanners and reconstructions wrote images upside down, or slices in reverse, against ImageOrientationPatient and
-ImagePositionPatient; their private acquisition tags then still give the true places. The header is believed, as every
-reader does, and the contradiction is reported.
+Some GE scanners and reconstructions stored images upside down, or slices in reverse, so that they contradict
+ImageOrientationPatient and ImagePositionPatient; their private acquisition tags still give the true positions. We use
+the standard tags, as every reader does, and report the contradiction.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _LPS_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1
 
 
 def note_contradictions(path: Path, headers: dict[Path, Dataset], slices: list[Frame]) -> None:
-    """Warn if the place that the headers of a volume give contradicts their acquisition tags.
+    """Warn if the positions or orientations of the slices of a volume contradict their acquisition tags.
 
     Args:
         path: the series, for the note.
@@ -38,7 +38,7 @@ def note_contradictions(path: Path, headers: dict[Path, Dataset], slices: list[F
 
 
 def _slice_order(headers: dict[Path, Dataset], slices: list[Frame]) -> str | None:
-    """Compare the order of the slices with GE's places of the first and the last scan."""
+    """Compare the order of the slices with GE's positions of the first and the last scan."""
     numbered = [frame for frame in slices if frame.number is not None]
     if len(numbered) < 2 or len({frame.number for frame in numbered}) < len(numbered):
         return None
@@ -50,7 +50,7 @@ def _slice_order(headers: dict[Path, Dataset], slices: list[Frame]) -> str | Non
     axis = first[0]
     at_first, at_last = (float(end.position[axis]) * (-1 if axis < 2 else 1) for end in ends)  # LPS -> RAS
     near = max(_NEAR_MM, 2 * abs(at_last - at_first) / (len(numbered) - 1))
-    # a part of a series, or one that another program numbered, does not end where the scan did
+    # the ends of a partial or renumbered series differ from those of the scan
     if abs(at_first - last[1]) > near or abs(at_last - first[1]) > near or abs(at_last - at_first) <= 2 * near:
         return None
     return (
@@ -59,7 +59,7 @@ def _slice_order(headers: dict[Path, Dataset], slices: list[Frame]) -> str | Non
 
 
 def _signed(header: Dataset, letter: int, place: int) -> tuple[int, float] | None:
-    """The axis and the place in RAS mm that a letter and a number give."""
+    """The axis and the position in RAS mm, from a letter and a number."""
     name = str(_private(header, 0x19, _ACQUISITION, letter) or "").strip().upper()[:1]
     numbers = numbers_of(_private(header, 0x19, _ACQUISITION, place))
     if name not in _DIRECTIONS or len(numbers) != 1:

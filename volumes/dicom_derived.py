@@ -38,10 +38,10 @@ from .dicom_groups import functional_groups, shared_groups
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
 _LARGEST_IS = 2**31 - 1
-_LOOKED_AT = 16  # files of a series whose headers are tried before the work
+_LOOKED_AT = 16  # number of files of a series whose headers are tested before the computation
 _WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of a number in binary values
 SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
-# true of the source's pixels or bytes only
+# attributes that apply only to the source's pixels or bytes
 _UNTRUE = (
     "ModalityLUTSequence",
     "SmallestImagePixelValue",
@@ -88,19 +88,19 @@ _MR_PULSE_SEQUENCE = (
 
 
 def uid_of(*words: str) -> UID:
-    """A UID that follows from words alone, by hashing (ITU-T X.667, version 5)."""
+    """A UID derived from words by hashing (ITU-T X.667, version 5)."""
     digest = hashlib.sha256("\0".join(words).encode()).digest()
     return UID(f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}")
 
 
 def current_time() -> datetime:
-    """The time; that of SOURCE_DATE_EPOCH, seconds since 1970, where files are to be the same each time."""
+    """The current time, or SOURCE_DATE_EPOCH (seconds since 1970) if it is set, for reproducible files."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
 
 
 def in_zone_of(now: datetime, header: Dataset) -> datetime:
-    """A time in the zone that a header gives for all its times; unchanged where it gives none."""
+    """A time in the time zone of a header; unchanged if the header has none."""
     found = re.fullmatch(r"([+-])(\d\d)(\d\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip())
     if found is None:
         return now
@@ -109,14 +109,14 @@ def in_zone_of(now: datetime, header: Dataset) -> datetime:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something already, or a file of that name."""
+    """Refuse a folder that is not empty, or a file of that name."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder must not exist or be empty, got {folder}")
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, renamed onto it when the block ends well and removed when it does not."""
+    """A temporary folder beside `folder`, renamed to it if the block succeeds and removed if it fails."""
     temporary = folder.parent / f".{secrets.token_hex(4)}.{folder.name}"
     temporary.mkdir(parents=True)
     try:
@@ -138,18 +138,18 @@ def derive(
     resampled: bool,
     moved: bool = False,
 ) -> None:
-    """Make the header one of a derived image in a new series.
+    """Turn the header of a source image into that of a derived image in a new series.
 
     Args:
-        dataset: the header of the image that it was made from, or of one of them.
-        description: what was done.
-        series_uid: of the new series.
-        now: when.
-        sources: references to all images that it was made from, of the series of `dataset`.
-        resampled: the pixels lie elsewhere than those of the sources.
-        moved: and the anatomy does too.
+        dataset: the header of the source image, or of one of them; it is changed in place.
+        description: a description of the processing.
+        series_uid: UID of the new series.
+        now: time of the derivation.
+        sources: references to all source images in the series of `dataset`.
+        resampled: the pixels have other positions than those of the sources.
+        moved: the anatomy has another position, too.
     """
-    description = one_line(description).replace("\\", "/")  # which would end a value
+    description = one_line(description).replace("\\", "/")  # a backslash separates values in DICOM
     use_characters_of(dataset, description)
     # JPEG 2000 may be lossless; its header then states it
     flag = dataset.get("LossyImageCompression") or ("01" if dataset.file_meta.TransferSyntaxUID in _LOSSY else "00")
@@ -167,7 +167,7 @@ def derive(
     for keyword in _UNTRUE + (_MR_PULSE_SEQUENCE if enhanced_mr else ()):
         if keyword in dataset:
             del dataset[keyword]
-    # what was done is SECONDARY, but enhanced images and PET know PRIMARY alone (PS3.3 C.8.16.1.2, C.8.9.4.1.1)
+    # a derived image is SECONDARY, but enhanced images and PET allow only PRIMARY (PS3.3 C.8.16.1.2, C.8.9.4.1.1)
     enhanced = "PerFrameFunctionalGroupsSequence" in dataset
     rank = "PRIMARY" if enhanced or is_pet(dataset) else "SECONDARY"
     dataset.ImageType = _derived(dataset.get("ImageType"), rank)
@@ -185,7 +185,7 @@ def derive(
     now = in_zone_of(now, dataset)
     dataset.InstanceCreationDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = now.strftime("%H%M%S")
-    if dataset.get("Modality") != "PT":  # whose values are corrected for the decay since the series' time
+    if dataset.get("Modality") != "PT":  # PET values are corrected for the decay since the time of the series
         dataset.SeriesDate, dataset.SeriesTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
     dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", []), equipment()]
     if flag == "01":
@@ -196,7 +196,7 @@ def derive(
 
 
 def derived_series_number(header: Dataset, offset: int) -> int:
-    """The number of a derived series: `offset` behind the source's (0 where that is none), as far as an IS holds it."""
+    """The number of a derived series: the source's (0 if it has none) plus `offset`, within the range of an IS."""
     try:
         number = int(header.get("SeriesNumber") or 0)
     except (TypeError, ValueError, OverflowError):  # text that is no number
@@ -205,7 +205,7 @@ def derived_series_number(header: Dataset, offset: int) -> int:
 
 
 def use_characters_of(dataset: Dataset, text: str) -> None:
-    """Give a header a character set that has all letters of a text: its own, else Unicode."""
+    """Set a character set that covers a text: the header's own if possible, else Unicode."""
     if text.isascii():
         return
     names = dataset.get("SpecificCharacterSet") or []
@@ -221,7 +221,7 @@ def use_characters_of(dataset: Dataset, text: str) -> None:
 
 
 def read_source(file: Path, *, pixels: bool = True) -> Dataset:
-    """Read an image to derive another from, its elements in the byte order of what is written."""
+    """Read a source image, with its elements converted to little-endian byte order, in which we write."""
     dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or not (syntax.is_transfer_syntax and not syntax.is_little_endian):
@@ -237,7 +237,7 @@ def _little_endian(dataset: Dataset) -> Dataset:
         value = element.value
         if element.VR == "SQ":
             value = [_little_endian(item) for item in value]
-        elif element.VR == "UN" or element.tag.group == 0x7FE0:  # an unknown order, and pixels, which are replaced
+        elif element.VR == "UN" or element.tag.group == 0x7FE0:  # unknown byte order; and pixels, which are replaced
             continue
         elif element.VR in _WORDS and isinstance(value, bytes):
             value = np.frombuffer(value, f">u{_WORDS[element.VR]}").byteswap().tobytes()
@@ -252,7 +252,7 @@ def check_source(source: Path) -> None:
         source: the series, or the multi-frame file.
 
     Raises:
-        ValueError: names the file and the trouble.
+        ValueError: a header cannot be used; the message gives the file and the reason.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reading the series gives the warnings
@@ -266,14 +266,14 @@ def check_source(source: Path) -> None:
                 frames = [frame for stack in stacks for frame in stack if frame.path == file]
                 set_pixels(dataset, np.zeros((1, 1, 1), np.uint16), Encoding(1.0, 0.0, 0), frames)
                 dataset.save_as(BytesIO(), enforce_file_format=True)
-            except Exception as error:  # pydicom looks at a value when it is asked for
+            except Exception as error:  # pydicom decodes a value on access
                 raise ValueError(
                     f"{file}: no derived DICOM image can be made of it ({one_line(error)}); write a NIfTI file instead"
                 ) from error
 
 
 def _set_derivation_group(dataset: Dataset, sources: list[Dataset], code: Dataset, description: str) -> None:
-    """What an enhanced image came from: once for all its frames, or for each where the source has it so."""
+    """Record the sources of an enhanced image: once for all frames, or per frame if the source does so."""
     derivation = Dataset()
     derivation.DerivationDescription = description[:1024]
     derivation.DerivationCodeSequence = [code]
@@ -292,7 +292,7 @@ def _set_derivation_group(dataset: Dataset, sources: list[Dataset], code: Datase
 
 
 def reference_item(image: Dataset) -> Dataset:
-    """One image, by class and UID, from a header or from another reference."""
+    """A reference to an image by class and UID, from its header or from another reference."""
     reference = Dataset()
     reference.ReferencedSOPClassUID = image.get("SOPClassUID") or image.ReferencedSOPClassUID
     reference.ReferencedSOPInstanceUID = image.get("SOPInstanceUID") or image.ReferencedSOPInstanceUID

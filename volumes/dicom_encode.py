@@ -1,4 +1,4 @@
-"""The pixels of derived DICOM images: whole numbers of 16 bits, and all that says how they are to be read."""
+"""The pixels of derived DICOM images: 16-bit integers, and the attributes that define their meaning."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from .dicom_frames import Frame
 from .dicom_groups import functional_groups, shared_groups, tags_of
 
 _MAPS = "RealWorldValueMappingSequence"
-_PHILIPS_SCALE = (0x09, 0x0A, 0x0D, 0x0E)  # of "Philips MR Imaging DD 001": rescale and scale of the stored numbers
+_PHILIPS_SCALE = (0x09, 0x0A, 0x0D, 0x0E)  # in "Philips MR Imaging DD 001": rescale and scale of the stored numbers
 
 
 class Encoding(NamedTuple):
-    """How stored numbers are read: value = slope * stored + intercept; `signed` is 1 for numbers with a sign."""
+    """The meaning of stored numbers: value = slope * stored + intercept; `signed` is 1 for signed integers."""
 
     slope: float
     intercept: float
@@ -25,7 +25,7 @@ class Encoding(NamedTuple):
 
 
 def encode(planes: np.ndarray, frames: Sequence[Frame], header: Dataset) -> tuple[np.ndarray, Encoding]:
-    """Stored whole numbers for real values, and how they are to be read."""
+    """Encode real values as stored integers; returns these and their encoding."""
     low, high = float(planes.min()), float(planes.max())
     if not np.isfinite([low, high]).all():
         raise ValueError("volume must hold finite values, got NaN or infinite ones")
@@ -52,8 +52,8 @@ def encode(planes: np.ndarray, frames: Sequence[Frame], header: Dataset) -> tupl
 
 
 def _own_scale(low: float, high: float, header: Dataset) -> tuple[float, float, int]:
-    """Slope, intercept and sign of pixels that cover a span; rounded, as a decimal string has 16 characters at most."""
-    if is_pet(header):  # whose intercept is 0 (PS3.3 C.8.9.4)
+    """Slope, intercept and sign of pixels that cover a range; rounded to fit a decimal string of 16 characters."""
+    if is_pet(header):  # the intercept of PET is always 0 (PS3.3 C.8.9.4)
         signed = int(low < 0)
         largest = max(abs(low), abs(high)) or 1.0
         return float(f"{largest / (32767 if signed else 65534):.10g}"), 0.0, signed
@@ -61,34 +61,34 @@ def _own_scale(low: float, high: float, header: Dataset) -> tuple[float, float, 
 
 
 def _holds_fractions(header: Dataset) -> bool:
-    """Whether the source's values are no multiples of a slope: float pixels, or a look-up table."""
+    """Whether the source's values are not multiples of a slope: float pixels, or a look-up table."""
     floats = int(header.get("BitsAllocated", 16)) >= 32 and "PixelRepresentation" not in header
     return floats or "ModalityLUTSequence" in header
 
 
 def is_pet(header: Dataset) -> bool:
-    """Whether an image is a classic PET image, some of whose values are fixed."""
+    """Whether an image is a classic PET image, in which the standard fixes some values."""
     return bool(header.get("SOPClassUID") == PositronEmissionTomographyImageStorage)
 
 
 def set_pixels(
     dataset: Dataset, stored: np.ndarray, encoding: Encoding, sources: Sequence[Frame], *, keep_maps: bool = True
 ) -> None:
-    """Give an image its pixels and what says how to read them.
+    """Set the pixels of an image and the attributes of their encoding.
 
     Args:
         dataset: the image.
-        stored: (frames, rows, columns), whole numbers.
-        encoding: how they are to be read.
-        sources: the frame whose header each frame has.
-        keep_maps: real-world value maps are fitted to the new pixels; else they are left out.
+        stored: (frames, rows, columns), integers.
+        encoding: the encoding of `stored`.
+        sources: for each frame, the source frame whose header it has.
+        keep_maps: fit real-world value maps to the new pixels; otherwise remove them.
     """
     signed = encoding.signed
     _fit_maps(dataset, encoding, sources if keep_maps else [])
     if any((frame.slope, frame.intercept) != (encoding.slope, encoding.intercept) for frame in sources):
         _remove_philips_scale(dataset)
     if signed != int(dataset.get("PixelRepresentation", 0)):
-        # their type follows the pixels': written for the other one, they would be misread
+        # their type depends on the sign of the pixels: with the other sign they would be misread
         for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
             if keyword in dataset:
                 del dataset[keyword]
@@ -105,7 +105,7 @@ def set_pixels(
 
 
 def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
-    """Where the source has its rescale, else at the top if one is needed."""
+    """Write the rescale where the source has one, or at the top level if one is needed."""
     found = False
     for holder in functional_groups(dataset):
         for inner in holder.get("PixelValueTransformationSequence") or []:
@@ -118,7 +118,7 @@ def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
 
 
 def same_maps(headers: Sequence[Dataset], frames: Sequence[Frame]) -> bool:
-    """Whether one map to real-world values holds for all frames of a series, so that it holds for mixtures of them."""
+    """Whether all frames of a series have the same map to real-world values, which then holds for mixtures too."""
     scales = {(frame.slope, frame.intercept) for frame in frames}
     holders = [holder for header in headers for holder in [header, *functional_groups(header)] if _MAPS in holder]
     maps = {tuple(str(item) for item in holder[_MAPS].value or []) for holder in holders}
@@ -163,7 +163,7 @@ def _fit_map(item: Dataset, slope: float, intercept: float, encoding: Encoding) 
 
 
 def _remove_philips_scale(dataset: Dataset) -> None:
-    """Leave out the private scale of the old numbers, in the image and in its private groups."""
+    """Remove the private scale of the old numbers, in the image and in its private groups."""
     private = [tag for tag in tags_of(dataset) if tag.group == 0x2005 and tag.is_private]
     for tag in private:
         if tag.element >= 0x1000 and tag.element & 0xFF in _PHILIPS_SCALE:

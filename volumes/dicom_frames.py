@@ -1,4 +1,4 @@
-"""The slices that DICOM headers describe: one `Frame` for each, of classic and of enhanced images."""
+"""The slices in DICOM headers, one `Frame` for each, of classic and of enhanced images."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from pydicom.tag import Tag
 from .dicom_headers import damaged_header
 from .mosaic import is_mosaic, read_mosaic
 
-# where enhanced images have what distinguishes their volumes, in the order in which they are sorted by it
+# the attributes of enhanced images that distinguish volumes, in the order of sorting
 _PHASES = (
     ("FrameContentSequence", "TemporalPositionIndex"),
     ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
@@ -30,7 +30,7 @@ _SPATIAL = {
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice: where it is in its file, in space and in the series."""
+    """One slice: its position in the file, in space and in the series."""
 
     path: Path
     index: int  # frame number in the file
@@ -40,8 +40,8 @@ class Frame:
     thickness: float | None  # centre to centre if the header gives it, else slice thickness, mm
     gap_known: bool  # whether `thickness` is a spacing between slices
     number: int | None
-    kind: tuple[Hashable, ...]  # echo, b-value, direction, temporal position, segment, image type: one in a volume
-    phase: tuple[float, ...]  # temporal position, trigger delay, inversion time, echo and so on; -inf where not given
+    kind: tuple[Hashable, ...]  # echo, b-value, direction, temporal position, segment, image type: equal in a volume
+    phase: tuple[float, ...]  # temporal position, trigger delay, inversion time, echo and so on; -inf if missing
     slope: float
     intercept: float
     enhanced: bool = False
@@ -53,13 +53,13 @@ def frames_of(headers: dict[Path, Dataset]) -> list[Frame]:
     """All slices of a series.
 
     Raises:
-        ValueError: one line for a header that does not say where they are.
+        ValueError: a header does not give the position of its slices.
     """
     frames = []
     for file, header in headers.items():
         try:
             frames += _tiles(file, header) if is_mosaic(header) else _frames(file, header)
-        except Exception as error:  # pydicom looks at a value when it is asked for
+        except Exception as error:  # pydicom decodes a value on access
             raise damaged_header(file, error) from error
     return frames
 
@@ -89,7 +89,7 @@ def _tiles(file: Path, header: Dataset) -> list[Frame]:
     found = []
     for index, position in enumerate(mosaic.positions):
         place = Dataset()
-        place.ImagePositionPatient = position.round(3).tolist()  # for a grid, whose header has no place
+        place.ImagePositionPatient = position.round(3).tolist()  # the header of a grid has no position
         frame = _frame(file, index, [place, header], header)
         found.append(replace(frame, position=position, gap_known=False, descending=mosaic.descending))
     return found
@@ -150,7 +150,7 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Fr
 
 
 def _direction(find: Callable[[str, str], Any], groups: list[Dataset]) -> Any:
-    """The diffusion direction, which is one sequence deeper in enhanced files."""
+    """The diffusion direction, which is nested one sequence deeper in enhanced files."""
     direction = find("MRDiffusionSequence", "DiffusionGradientOrientation")
     for group in groups:
         for diffusion in group.get("MRDiffusionSequence") or []:
@@ -160,7 +160,7 @@ def _direction(find: Callable[[str, str], Any], groups: list[Dataset]) -> Any:
 
 
 def _phase(find: Callable[[str, str], Any], header: Dataset) -> tuple[float, ...]:
-    """The times and settings that order the volumes of a series, the first the most important."""
+    """The times and settings by which the volumes of a series are ordered, the most important first."""
     if "PerFrameFunctionalGroupsSequence" in header:
         numbers = [_number(find(sequence, keyword)) for sequence, keyword in _PHASES]
     else:
@@ -184,7 +184,7 @@ def _dimensions(frame: Dataset, header: Dataset) -> tuple[int, ...]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, of a list the first; None where there is none."""
+    """A finite number, or the first of a list; None if there is none."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = value[0] if len(value) else None
     try:
@@ -207,7 +207,7 @@ def _numbers(file: Path, keyword: str, value: Any, count: int) -> np.ndarray:
 
 
 def _plain(value: Any) -> Hashable:
-    """A header value as something that can be compared: numbers are rounded, lists become tuples."""
+    """A header value in a comparable form: numbers are rounded, lists become tuples."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Iterable):

@@ -21,7 +21,7 @@ def read_dicom_gradients(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.n
 
     Returns:
         b-values (T,) in s/mm^2 and b-vectors (T, 3) in FSL's form for the grid of `read_volume`, equal to dcm2niix;
-        zeros where a volume has no direction. None where no volume is weighted, or for another manufacturer's series.
+        zeros for a volume without direction. None if no volume is weighted, or for another manufacturer's series.
 
     Raises:
         ValueError, OSError: the series cannot be read, or only some of its volumes have a b-value.
@@ -47,7 +47,7 @@ def read_dicom_gradients(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.n
 
 
 def write_dicom_gradients(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> bool:
-    """Write BASE.bval and BASE.bvec of a diffusion series as dcm2niix does; False where it has no gradients.
+    """Write BASE.bval and BASE.bvec of a diffusion series as dcm2niix does; False if it has no gradients.
 
     Args:
         path: the series, as for `read_dicom_gradients`.
@@ -84,6 +84,6 @@ def _fsl(header: Dataset, direction: np.ndarray, *, descending: bool) -> np.ndar
     else:
         row, column = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
         along = np.stack([row, column, np.cross(row, column)]) @ direction
-    # the array's rows run upwards; for descending slices both ends of the line are turned: (x, y, z) is -(-x, -y, -z)
+    # the array's rows run upwards; for descending slices all signs change, which is the same direction
     result: np.ndarray = along * (1.0, 1.0 if descending else -1.0, 1.0) + 0.0
     return result

@@ -5,7 +5,7 @@ from pydicom.tag import BaseTag, Tag
 
 
 def functional_groups(dataset: Dataset) -> list[Dataset]:
-    """All functional groups of an enhanced image, those of each frame and those of all."""
+    """All functional groups of an enhanced image, per-frame and shared."""
     return [*(dataset.get("PerFrameFunctionalGroupsSequence") or []), *shared_groups(dataset)]
 
 
@@ -14,5 +14,5 @@ def shared_groups(dataset: Dataset) -> list[Dataset]:
 
 
 def tags_of(dataset: Dataset) -> list[BaseTag]:
-    """The tags of a header, whose values are not looked at."""
+    """The tags of a header, without decoding the values."""
     return [Tag(tag) for tag in dataset.keys()]  # noqa: SIM118 (iterating gives the elements)

@@ -1,4 +1,4 @@
-"""The headers of the DICOM images in a folder, checked: one series, nothing damaged, no image twice."""
+"""Reads and checks the headers of the DICOM images in a folder: one series, no damaged file, no duplicate."""
 
 import zlib
 from collections import defaultdict
@@ -43,7 +43,7 @@ def _is_image(file: Path, header: Dataset) -> bool:
         return True
     try:
         other = is_other_object(header)
-    except Exception as error:  # pydicom looks at a value when it is asked for
+    except Exception as error:  # pydicom decodes a value on access
         raise damaged_header(file, error) from error
     if not other:
         raise ValueError(f"{file} is cut off or damaged: it may be an image, but has no Rows and Columns")
@@ -51,8 +51,8 @@ def _is_image(file: Path, header: Dataset) -> bool:
 
 
 def is_other_object(header: Dataset) -> bool:
-    """Whether a header without an image's size is that of a report, a plan or the like, and not of a cut image."""
-    # the file's own first lines outlive a cut best, but may be cut themselves
+    """Whether a header without an image size belongs to a report, a plan or the like, and not to a cut-off image."""
+    # the file meta information at the start is the most likely part to survive, but may be cut off too
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     if not isinstance(kind, UID) or "Image Storage" in kind.name:
         return False
@@ -78,14 +78,14 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
         raise ValueError(
             f"{file} is not a DICOM, NIfTI (.nii, .nii.gz) or .mgz file, or its start is damaged"
         ) from error
-    except OSError:  # no right to read, a bad disk: the system's own text is the clearest
+    except OSError:  # no permission, a bad disk: the system's message is the clearest
         raise
-    except Exception as error:  # a damaged header can break pydicom anywhere
+    except Exception as error:  # pydicom raises errors of any type for a damaged header
         raise damaged_header(file, error) from error
 
 
 def damaged_header(file: Path, error: Exception) -> ValueError:
-    """What breaks on a damaged header, as a line about its file."""
+    """A one-line error about a file with a damaged header."""
     if isinstance(error, ValueError) and str(file) in str(error):
         return error
     return ValueError(f"{file} has a damaged DICOM header: {one_line(error)}; get the file again")
@@ -95,7 +95,7 @@ def check_deflated(file: Path) -> None:
     """Refuse a deflated file that would fill the memory; pydicom inflates it whole.
 
     Raises:
-        ValueError: it would.
+        ValueError: the file would fill the memory.
     """
     meta = read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:

@@ -1,9 +1,9 @@
-"""Which slices of a DICOM series belong to one volume, and the order of the volumes.
+"""Groups the slices of a DICOM series into volumes, and orders the volumes.
 
 A volume is one phase: one time point, echo, b-value and so on. The frames of an enhanced image are sorted by the
 indices of its dimensions that are not spatial, then by temporal position, trigger delay, inversion time and echo time;
-classic images by their numbers, and by the same times where their numbers mix phases. What would remain a mixture is
-refused.
+classic images are sorted by their numbers, or by the same times if their numbers mix phases. A series whose phases
+cannot be separated is refused.
 """
 
 from collections.abc import Callable, Hashable
@@ -23,7 +23,7 @@ def volumes_of(path: Path, places: list[list[Frame]], normal: np.ndarray) -> lis
     """Volumes of slices, from the frames found at each slice position.
 
     Raises:
-        ValueError: positions have different numbers of images, or nothing keeps the phases apart.
+        ValueError: positions have different numbers of images, or the phases cannot be distinguished.
     """
     _check_counts(path, places, normal)
     if len(places[0]) == 1:
@@ -64,7 +64,7 @@ def _one_phase(path: Path, slices: list[Frame]) -> list[Frame]:
     names = {0: "echo times", 1: "b-values", 3: "temporal positions", 4: "segments"}
     found: dict[str, set[Hashable]] = {name: {frame.kind[number] for frame in slices} for number, name in names.items()}
     for column in zip(*[frame.dimensions for frame in slices], strict=False):
-        # an index of each slice's own, as of its time, distinguishes nothing
+        # an index that differs for every slice, such as its time, does not distinguish phases
         if 1 < len(set(column)) < len(slices):
             found["dimension indices"] = set(column)
     for name, values in found.items():
@@ -77,7 +77,7 @@ def _one_phase(path: Path, slices: list[Frame]) -> list[Frame]:
 
 
 def _orders(indices: dict[int, tuple[float, ...]], *, enhanced: bool) -> list[_Key]:
-    """The ways to sort the frames of a position, the first choice first."""
+    """The sort keys for the frames of a position, in order of preference."""
 
     def by_phase(frame: Frame) -> tuple[Any, ...]:
         return indices[id(frame)], frame.phase, _by_number(frame)
@@ -103,10 +103,10 @@ def _dimension_indices(places: list[list[Frame]]) -> dict[int, tuple[float, ...]
     columns: list[dict[int, float]] = []
     for number in range(len(frames[0].dimensions)):
         at_place = [{frame.dimensions[number] for frame in place} for place in places]
-        if all(len(found) == 1 for found in at_place):  # it follows from the position
+        if all(len(found) == 1 for found in at_place):  # the index is determined by the position
             continue
         column = {id(frame): float(frame.dimensions[number]) for frame in frames}
-        if len(set().union(*at_place)) == sum(map(len, at_place)):  # each position has indices of its own: only ranks
+        if len(set().union(*at_place)) == sum(map(len, at_place)):  # no index is shared between positions: use ranks
             for place, found in zip(places, at_place, strict=True):
                 column |= {id(frame): float(sorted(found).index(frame.dimensions[number])) for frame in place}
         columns.append(column)
@@ -114,13 +114,13 @@ def _dimension_indices(places: list[list[Frame]]) -> dict[int, tuple[float, ...]
 
 
 def _are_phases(stacks: list[list[Frame]], indices: dict[int, tuple[float, ...]], *, enhanced: bool) -> bool:
-    """Whether the i-th frames of all positions are of one phase, and all phases can be told apart."""
+    """Whether the i-th frames of all positions belong to one phase, and all phases can be distinguished."""
     exact = [[(indices[id(frame)], frame.kind) for frame in place] for place in stacks]
     if any(place != exact[0] for place in exact):
         return False
     if all(len(set(place)) == len(place) for place in exact):
         return True
-    # times may differ a little from slice to slice, but their order may not
+    # times may differ slightly between slices, but not their order
     ranks = [_ranks([frame.phase for frame in place]) for place in stacks]
     if any(place != ranks[0] for place in ranks):
         return False
@@ -138,7 +138,7 @@ def _ranks(phases: list[tuple[float, ...]]) -> list[Hashable]:
 
 
 def _is_regular(stacks: list[list[Frame]]) -> bool:
-    """Whether frames that nothing else distinguishes are stored volume by volume, or position by position."""
+    """Whether otherwise indistinguishable frames are stored volume by volume, or position by position."""
     placed = [(str(f.path), f.index, place) for place, frames in enumerate(stacks) for f in frames]
     order = [place for _, _, place in sorted(placed)]
     count, slices = len(stacks[0]), len(stacks)

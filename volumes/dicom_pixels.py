@@ -16,8 +16,8 @@ from .codestream import image_size, is_whole
 from .dicom_frames import Frame
 from .mosaic import is_mosaic, tiles
 
-_HUGE_RATIO = 10_000  # no lossless image is compressed more
-_COPIES = 16  # bytes that a pixel takes while it is decoded, scaled and put in its place
+_HUGE_RATIO = 10_000  # no lossless compression reaches this ratio
+_COPIES = 16  # bytes that a pixel takes while it is decoded, scaled and copied
 
 
 def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame]]) -> np.ndarray:
@@ -36,7 +36,7 @@ def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame
             if lookup is not None:
                 scaled = np.asarray(lookup(image), dtype=np.float32)
             elif image.dtype.kind == "f" or not exact:
-                with np.errstate(over="ignore"):  # what becomes infinite is refused below
+                with np.errstate(over="ignore"):  # infinite values are refused below
                     scaled = (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
             else:
                 scaled = image.astype(np.int64 if image.dtype.itemsize > 2 else np.int32) + int(frame.intercept)
@@ -52,7 +52,7 @@ def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Integers as int16 where they fit, else as the next type that holds them all."""
+    """Integers as int16 if they fit, else as the next larger type."""
     if values.dtype.kind == "f":
         return values
     low, high = int(values.min()), int(values.max())
@@ -61,7 +61,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def _check_size(file: Path, header: Dataset) -> int:
-    """The bytes that reading the pixels takes, of a file that is long enough to hold them."""
+    """Check that the file holds all its pixels; return the bytes that reading them takes."""
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     pixels = frames * rows * columns
     expected = -(-pixels * int(header.get("BitsAllocated", 16)) // 8)  # segmentations have one bit for each
@@ -122,7 +122,7 @@ def _whole(file: Path) -> Dataset:
 
 
 def _check_streams(dataset: Dataset, frames: int) -> None:
-    """Refuse compressed images that are cut, or of another size than the header's: decoders believe what they get."""
+    """Refuse compressed images that are cut off or differ in size from the header, since decoders do not check this."""
     if "PixelData" not in dataset:
         raise ValueError("it holds no pixels")
     count = 0

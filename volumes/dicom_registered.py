@@ -1,9 +1,9 @@
-"""Write what a registration of DICOM images made: the moved series, and the transform as a DICOM object.
+"""Writes the results of a registration of DICOM images: the moved series, and the transform as a DICOM object.
 
-Both are of the moving image's patient and study, and lie in the fixed image's frame of reference. The transform is a
-Deformable Spatial Registration (DICOM PS3.3: A.39.2, C.20.3): for each point of the registered (fixed) world a vector
-on a grid, in LPS mm, leads to the point of the source (moving) world whose value belongs there. That is the same
-pull-back as in `transforms`, so nothing is inverted.
+Both belong to the moving image's patient and study, and use the fixed image's frame of reference. The transform is a
+Deformable Spatial Registration (DICOM PS3.3: A.39.2, C.20.3): a grid of vectors in LPS mm maps each point of the
+registered (fixed) world to the corresponding point of the source (moving) world. That is the same pull-back as in
+`transforms`, so nothing is inverted.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ from .volume import LPS, Volume, perpendicular_axes
 
 _CONTENT_BASED = ("125024", "Image Content-based Alignment")
 _SAME_FRAME = ("125021", "Frame of Reference Identity")
-# true of the moving image's own grid only
+# attributes that apply only to the moving image's own grid
 _UNTRUE_WHEN_MOVED = (
     "SliceLocation",
     "GantryDetectorTilt",
@@ -58,7 +58,7 @@ _UNTRUE_WHEN_MOVED = (
     "InPlanePhaseEncodingDirection",
     "ReferencedImageSequence",
 )
-# PET has these always, empty where they are unknown (PS3.3 C.8.4.6)
+# PET always has these attributes, empty if they are unknown (PS3.3 C.8.4.6)
 _EMPTY_IN_PET = ("PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence")
 _GEOMETRY_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 
@@ -77,10 +77,10 @@ def _has_preamble(file: Path) -> bool:
 
 
 def common_frame_of_reference(moving: Path, fixed: Path) -> str:
-    """The UID of the fixed image's frame of reference, or one of their own where it cannot be shared.
+    """The UID of the frame of reference for the results: the fixed image's, or a new one if it cannot be shared.
 
-    That is so where the fixed image has none, is no DICOM image, or shows another person: a frame of reference belongs
-    to one patient. The same two images always get the same one.
+    A new one is needed if the fixed image has none, is not a DICOM image, or shows another person, since a frame of
+    reference belongs to one patient. The same two images always get the same UID.
     """
     of_moving = _first(moving)
     if not is_dicom(fixed):
@@ -103,19 +103,19 @@ def write_registered_series(
 ) -> Path:
     """Write a DICOM series that was resampled onto another image's grid as a derived series of its own study.
 
-    Each new slice has the header of the moving slice that has its rank, with the place and size of the new grid;
-    classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, as some describe the
-    old grid. UIDs follow from the source and the values, as in `write_derived_series`. The folder appears whole or not
+    Each new slice has the header of the moving slice of the same rank, with the position and size of the new grid;
+    classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, since some describe the
+    old grid. UIDs depend on the source and the values, as in `write_derived_series`. The folder appears complete or not
     at all.
 
     Args:
-        folder: to write into; must not exist, or be empty.
+        folder: the folder to write; must not exist, or be empty.
         volume: (D, H, W) or (D, H, W, T), the moving image on the new grid, in its own intensity unit.
-        moving: the series, or the multi-frame file, that was moved.
-        description: what was done.
+        moving: the moving series or multi-frame file.
+        description: a description of the processing.
         frame_of_reference: UID of the frame of reference of the new grid.
-        fixed: the DICOM image that the grid is of, if there is one; gives the patient's position on the table.
-        linear: (4, 4), fixed world -> moving world, RAS mm: turns diffusion gradients along.
+        fixed: the DICOM image that defines the grid, if there is one; it gives the patient's position on the table.
+        linear: (4, 4), fixed world -> moving world, RAS mm: rotates the diffusion gradients.
 
     Returns:
         The folder.
@@ -180,15 +180,16 @@ def write_deformable_registration(
 ) -> Path:
     """Write a displacement field as a DICOM Deformable Spatial Registration object.
 
-    The whole map is in the grid's vectors; the matrices before and after them, which some readers ask for, are 1.
+    The grid's vectors hold the whole map; the matrices before and after them, which some readers require, are unit
+    matrices.
 
     Args:
         path: the .dcm to write.
         field: fixed world -> moving world.
-        moving: the DICOM series or file that it moves; gives patient and study.
-        fixed: the DICOM image that stays; None where it is no DICOM image or shows another person.
+        moving: the moving DICOM series or file, which gives patient and study.
+        fixed: the fixed DICOM image; None if it is not a DICOM image or shows another person.
         frame_of_reference: UID of the fixed world, see `common_frame_of_reference`.
-        description: what was done.
+        description: a description of the processing.
 
     Returns:
         The path.
@@ -220,7 +221,7 @@ def write_deformable_registration(
 def _registration_object(
     header: Dataset, field: DisplacementField, frame_of_reference: str, description: str
 ) -> Dataset:
-    """A Deformable Spatial Registration object of the patient and study of a header, still without its content."""
+    """A Deformable Spatial Registration object for the patient and study of a header, without content yet."""
     now, tool = current_time(), equipment()
     digest = hashlib.sha256(_grid(field).VectorGridData).hexdigest()
     place = [f"{value:.10g}" for value in field.affine.ravel()]
@@ -261,7 +262,7 @@ def _registration_object(
     return dataset
 
 
-# what is there
+# the source images
 
 
 def _first(path: Path) -> Dataset:
@@ -283,7 +284,7 @@ def _same_person(one: Dataset, other: Dataset) -> bool:
 def _new_files(
     headers: dict[Path, Dataset], stacks: list[list[Frame]], slices: int
 ) -> list[tuple[Path, list[tuple[int, int, int]]]]:
-    """Each file to write: whose header it gets, and its images (volume, slice, frame of that source file)."""
+    """For each file to write: the source of its header, and its images (volume, slice, frame of the source file)."""
     images = []
     for t, stack in enumerate(stacks):
         for k in range(slices):
@@ -298,12 +299,12 @@ def _new_files(
 
 
 def _like(stack: list[Frame], k: int, slices: int) -> Frame:
-    """The source's slice whose header the k-th of the new slices gets."""
+    """The source slice whose header is used for the k-th new slice."""
     return stack[round(k * (len(stack) - 1) / max(1, slices - 1))]
 
 
 def _choose_frames(dataset: Dataset, chosen: list[tuple[int, int, int]], organization: str, *, several: bool) -> None:
-    """Give an enhanced image frames for new slices, each described like the source's frame that it is like."""
+    """Set the frames of an enhanced image for the new slices; each copies the description of its source frame."""
     source = dataset.PerFrameFunctionalGroupsSequence
     pointers = ["StackID", "InStackPositionNumber", *(["TemporalPositionIndex"] if several else [])]
     frames = []
@@ -335,7 +336,7 @@ def _dimension(organization: str, keyword: str) -> Dataset:
 
 
 def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
-    """Size, spacing, direction and place of the new grid; what was true of the old one goes."""
+    """Set size, spacing, orientation and position of the new grid, and remove attributes of the old one."""
     _remove_old_geometry(dataset)
     columns, rows = volume.shape[:2]
     dataset.Columns, dataset.Rows = columns, rows
@@ -359,7 +360,7 @@ def _place(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
 
 
 def _remove_old_geometry(dataset: Dataset) -> None:
-    """Remove what was true of the moving image's own grid only."""
+    """Remove attributes that apply only to the moving image's own grid."""
     pet = is_pet(dataset)
     old = [Tag(keyword) for keyword in _UNTRUE_WHEN_MOVED if not (pet and keyword in _EMPTY_IN_PET)]
     old += [tag for tag in tags_of(dataset) if 0x6000 <= tag.group <= 0x60FF]  # overlays
@@ -371,7 +372,7 @@ def _remove_old_geometry(dataset: Dataset) -> None:
 
 
 def _place_frames(dataset: Dataset, measures: Dataset, orientation: Dataset, positions: list[Dataset]) -> None:
-    """Put the place of the new grid into the functional groups of an enhanced image."""
+    """Write the position of the new grid into the functional groups of an enhanced image."""
     measures.SpacingBetweenSlices = measures.SliceThickness
     for group in functional_groups(dataset):
         for keyword in _GEOMETRY_GROUPS:
@@ -383,7 +384,7 @@ def _place_frames(dataset: Dataset, measures: Dataset, orientation: Dataset, pos
     for frame, position in zip(frames, positions, strict=True):
         frame.PlanePositionSequence = [position]
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
-        if keyword in dataset:  # where some makers have them
+        if keyword in dataset:  # some manufacturers also write it here
             del dataset[keyword]
 
 

@@ -1,4 +1,4 @@
-"""The slices of a DICOM series as a stack: alike, straight, evenly spaced; and its place in the world."""
+"""Checks that the slices of a DICOM series form a regular stack, and computes its affine."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _SIDEWAYS_MM = 0.05
 
 
 def check_alike(path: Path, headers: dict[Path, Dataset], frames: list[Frame]) -> None:
-    """Refuse what cannot be one stack: other sizes, spacings, orientations or frames of reference."""
+    """Refuse slices that differ in size, spacing, orientation or frame of reference."""
     _one_near(
         path,
         "slice orientations",
@@ -52,7 +52,7 @@ def _one_near(path: Path, what: str, values: list[Any], *, tolerance: float, men
 def stack(path: Path, frames: list[Frame], *, fix_tilt: bool = False) -> tuple[list[list[Frame]], np.ndarray]:
     """The frames as volumes of slices along the normal, and the (3,) step from slice to slice in LPS mm.
 
-    With `fix_tilt`, slices that shift sideways evenly (gantry tilt) are a stack too; `sideways` gives their shifts.
+    With `fix_tilt`, slices with an even sideways shift (gantry tilt) are accepted; `sideways` gives their shifts.
     """
     normal = _normal(frames)
     ordered = sorted(frames, key=lambda f: float(f.position @ normal))
@@ -77,7 +77,7 @@ def sideways(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:
 
 
 def is_tilted(frames: list[Frame]) -> bool:
-    """Whether the slices shift sideways from one to the next, as those of a CT with a tilted gantry."""
+    """Whether the slices shift sideways from one to the next, as in a CT with a tilted gantry."""
     normal = _normal(frames)
     positions = np.array([f.position for f in sorted(frames, key=lambda f: float(f.position @ normal))])
     along = (positions - positions[0]) @ normal
@@ -92,14 +92,14 @@ def _normal(frames: list[Frame]) -> np.ndarray:
 
 
 def _is_straight(positions: np.ndarray, normal: np.ndarray) -> bool:
-    """Whether slices do not shift sideways, beyond what rounding explains."""
+    """Whether slices do not shift sideways by more than rounding errors."""
     along = (positions - positions[0]) @ normal
     shifts = np.linalg.norm(sideways(positions, normal), axis=1)
     return bool((shifts <= _SIDEWAYS_MM + _SAME_DIRECTION * np.abs(along)).all())
 
 
 def _is_even(shifts: np.ndarray, along: np.ndarray) -> bool:
-    """Whether shifts (n, 3) grow evenly with the place along the normal (n,)."""
+    """Whether shifts (n, 3) grow linearly with the position along the normal (n,)."""
     slope = along @ shifts / max(float(along @ along), 1e-9)
     return bool(np.linalg.norm(shifts - np.outer(along, slope), axis=1).max() <= 2 * _SIDEWAYS_MM)
 
@@ -107,7 +107,7 @@ def _is_even(shifts: np.ndarray, along: np.ndarray) -> bool:
 def _check_straight(
     path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray, *, fix_tilt: bool
 ) -> bool:
-    """Refuse stacks side by side, and slices that shift sideways (gantry tilt); True for a tilt that is to be fixed."""
+    """Refuse stacks side by side and tilted slices (gantry tilt); True if a tilt is to be straightened."""
     _check_one_stack(path, frames, normal)
     if _is_straight(positions, normal):
         return False
@@ -178,7 +178,7 @@ def _slice_spacing(path: Path, frame: Frame, positions: np.ndarray, normal: np.n
 
 
 def _why_uneven(along: np.ndarray) -> str:
-    """What is wrong with slice places (n,) in mm along the normal that are not evenly spaced."""
+    """The reason why slice positions (n,) in mm along the normal are not evenly spaced, for the error."""
     steps = np.diff(along)
     least = float(steps.min())
     wide = np.flatnonzero(steps > 1.5 * least)
@@ -209,7 +209,7 @@ def affine_of(slices: list[Frame], step: np.ndarray, *, rows: int) -> np.ndarray
     affine[:3, 0] = row / np.linalg.norm(row) * between_columns
     affine[:3, 1] = -column / np.linalg.norm(column) * between_rows
     affine[:3, 2] = step
-    # where the first slice is, by all of them: single positions are rounded
+    # the position of the first slice is averaged over all slices, since single positions are rounded
     corner = np.mean([f.position - k * step for k, f in enumerate(slices)], axis=0)
     affine[:3, 3] = corner - (rows - 1) * affine[:3, 1]
     return LPS @ affine

@@ -1,8 +1,8 @@
 """Write values computed from a DICOM series as a derived series.
 
-Headers are those of the source images, so patient, study, acquisition and display stay. What the new pixels make untrue
-is changed: identifiers of series and images, image type, size, spacing, stored type, rescale; and what they came from
-is said (DICOM PS3.3: C.7.6.1 General Image, C.7.6.16.2.6 Derivation Image).
+The headers are copied from the source images, so patient, study, acquisition and display are kept. Attributes that no
+longer hold are changed: UIDs of series and images, image type, size, spacing, stored type, rescale; and the sources are
+recorded (DICOM PS3.3: C.7.6.1 General Image, C.7.6.16.2.6 Derivation Image).
 """
 
 import hashlib
@@ -34,18 +34,18 @@ def write_derived_series(
 ) -> Path:
     """Write a volume that was computed from a DICOM series as a new, derived series of the same study.
 
-    Image for image as the source: classic files stay one per slice, an enhanced multi-frame file stays one file.
-    Stored uncompressed; whole numbers exactly where 16 bits hold them, else rounded to 1 / 65,534 of the values' span
-    or, where the source's own rescale slope holds them all, to that slope. The same values from the same series get the
-    same UIDs, so that sending them again doubles nothing; with SOURCE_DATE_EPOCH in the environment (seconds since
-    1970, taken as the time) the files are the same too. The folder appears whole or not at all.
+    The images correspond to those of the source: classic files stay one per slice, an enhanced multi-frame file stays
+    one file. Values are stored uncompressed: integers exactly if they fit into 16 bits, else rounded to the source's
+    own rescale slope if it covers their range, else to 1 / 65,534 of the range. The same values from the same series
+    get the same UIDs, so that sending them again creates no duplicates; if SOURCE_DATE_EPOCH (seconds since 1970) is
+    set, it is used as the time, and the files are identical too. The folder appears complete or not at all.
 
     Args:
-        folder: to write into; must not exist, or be empty.
-        volume: (columns, rows, slices) or (columns, rows, slices, volumes) as `read_volume` gives it for the source;
-            values in the source's output unit (HU). In-plane size may differ; number and places of slices may not.
-        source_folder: the series, or the multi-frame file, that the values come from.
-        description: what was done; SeriesDescription gets its start, DerivationDescription all of it.
+        folder: the folder to write; must not exist, or be empty.
+        volume: (columns, rows, slices) or (columns, rows, slices, volumes) as `read_volume` returns it for the source;
+            values in the source's output unit (HU). The in-plane size may differ; number and positions of slices not.
+        source_folder: the source series or multi-frame file.
+        description: a description of the processing; SeriesDescription gets its start, DerivationDescription all of it.
 
     Returns:
         The folder.

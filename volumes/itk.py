@@ -25,7 +25,7 @@ from .volume import LPS, perpendicular_axes
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
 
-# ITK's classes that are linear, or whose parts are read
+# ITK's classes of linear and composite transforms
 _KINDS = {
     "AffineTransform",
     "CenteredAffineTransform",
@@ -51,14 +51,14 @@ _KINDS = {
     "VersorTransform",
 }
 
-_SIGNS = np.diag(LPS)[:3]  # LPS of a point or a vector
+_SIGNS = np.diag(LPS)[:3]  # factors from RAS to LPS for a point or a vector
 
 
 def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
-    """Write a transform as ITK and ANTs read it; the ending chooses the form (see the module's table).
+    """Write a transform for ITK and ANTs; the file suffix selects the format (see the table of the module).
 
     Raises:
-        ValueError: for another ending, or one that cannot hold this kind of transform.
+        ValueError: for another suffix, or a format that cannot hold this kind of transform.
     """
     path = Path(path)
     name = path.name.lower()
@@ -76,10 +76,10 @@ def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
 
 
 def read_transform(path: str | os.PathLike[str]) -> Transform:
-    """Read a transform in one of ITK's forms (see the module's table).
+    """Read a transform in one of ITK's formats (see the table of the module).
 
     Raises:
-        ValueError, OSError: one line for a file that is not there, cut off, or holds something else.
+        ValueError, OSError: one line for a file that is missing, cut off, or holds something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,7 +152,7 @@ def _compose_itk(transform: Transform) -> Any:
     import ants
 
     parts = transform.parts if isinstance(transform, CompositeTransform) else (transform,)
-    # antspyx cannot write a bare field, but a composite of one; all its parts must be float
+    # antspyx cannot write a single field, only a composite that holds it; all parts must be float
     made = [
         _itk_affine(part, precision="float") if isinstance(part, AffineTransform) else _itk_field(part)
         for part in parts
@@ -186,7 +186,7 @@ def _read_itk(path: Path) -> Transform:
 
 
 def _check_itk_file(path: Path) -> None:
-    """Refuse truncated files: ITK reads zeros beyond the end of .mat and .txt files, and prints pages about .h5."""
+    """Refuse truncated files: ITK reads zeros beyond the end of .mat and .txt files, and prints long errors for .h5."""
     content = path.read_bytes()
     if not content:
         raise ValueError(f"{path} is empty (0 bytes)")
@@ -194,7 +194,7 @@ def _check_itk_file(path: Path) -> None:
     if suffix == ".h5" and (len(content) < 48 or content[:8] != b"\x89HDF\r\n\x1a\n"):
         raise ValueError(f"{path} is not an HDF5 file, though its name ends in .h5")
     if suffix in (".txt", ".tfm") and b"FixedParameters:" not in content:
-        # the last line of the file, without which ITK takes a centre of 0
+        # without this last line of the file, ITK assumes a centre of 0
         raise ValueError(f"{path} is no ITK transform text or is cut off: it has no FixedParameters")
     _check_kinds(path, content)
     end = _hdf5_end(content) if suffix == ".h5" else _mat_end(content) if suffix == ".mat" else 0
@@ -203,7 +203,7 @@ def _check_itk_file(path: Path) -> None:
 
 
 def _check_kinds(path: Path, content: bytes) -> None:
-    """Refuse B-splines and other kinds that we do not apply, and a list of transforms, such as one per volume."""
+    """Refuse B-splines and other kinds that we cannot apply, and a list of transforms, such as one per volume."""
     kinds = [name.decode() for name in re.findall(rb"([A-Za-z0-9]+)_(?:double|float)_\d+_\d+", content)]
     unknown = sorted(set(kinds) - _KINDS)
     if unknown:
@@ -225,7 +225,7 @@ def _hdf5_end(content: bytes) -> int:
 
 
 def _mat_end(content: bytes) -> int:
-    """The length that the headers of a MATLAB 4 file ask for; ITK writes two matrices, parameters and centre."""
+    """The length of a MATLAB 4 file according to its headers; ITK writes two matrices, parameters and centre."""
     end = 0
     for _ in range(2):
         if len(content) < end + 20:
@@ -234,7 +234,7 @@ def _mat_end(content: bytes) -> int:
         # the tens digit is the number type: 0 is double, 1 is single
         end += 20 + name + rows * columns * (4 if kind // 10 % 10 == 1 else 8)
         if not 0 <= end < 1 << 20:
-            return 0  # no little-endian MATLAB 4 file: ITK's reader reports it
+            return 0  # not a little-endian MATLAB 4 file: ITK's reader reports it
     return end
 
 
@@ -247,7 +247,7 @@ def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
 
 
 def _linear(read: Any) -> AffineTransform:
-    """Any linear ITK transform, whatever its parameters mean: found from where it takes four points."""
+    """Any linear ITK transform, whatever its parameters, computed from the images of four points."""
     points = 100.0 * np.vstack([np.zeros(3), np.eye(3), np.ones(3)])
     moved = _itk_map(read, points)
     matrix = np.eye(4)
@@ -273,7 +273,7 @@ def _composite(read: Any) -> Transform:
 
 
 def _test_points(parts: list[AffineTransform | DisplacementField]) -> np.ndarray:
-    """Four world points that stay inside the fields, so that a wrong reading of the parts shows."""
+    """Four world points that stay inside the fields, so that a wrong split of the parameters is detected."""
     for number, part in enumerate(parts):
         if isinstance(part, DisplacementField):
             size = np.array(part.shape) - 1
@@ -318,6 +318,6 @@ def _field_of(fixed: np.ndarray, values: np.ndarray) -> DisplacementField:
     affine = np.eye(4)
     affine[:3, :3] = _SIGNS[:, None] * fixed[9:].reshape(3, 3) * fixed[6:9]
     affine[:3, 3] = _SIGNS * fixed[3:6]
-    # ITK stores the first axis fastest, the vector's parts together
+    # ITK stores the first axis fastest and the components of a vector together
     vectors = values.reshape(w, h, d, 3).transpose(2, 1, 0, 3) * _SIGNS
     return DisplacementField(vectors, affine)

@@ -1,11 +1,11 @@
 """Siemens mosaics and UIH grids: one DICOM image that holds all slices of a volume as tiles.
 
-The tiles run along the rows, ceil(sqrt(slices)) to a row. A Siemens mosaic gives the corner of the large image, as if
-it lay around the centre of the first slice, and hides the number of slices and their direction in its CSA header; a
-UIH grid (image type VFRAME) gives each slice's position in a private sequence.
+The tiles are ordered row by row, ceil(sqrt(slices)) per row. In a Siemens mosaic, the image position is the corner of
+the large image, centred on the first slice; the number of slices and their direction are in the CSA header. A UIH grid
+(image type VFRAME) gives each slice's position in a private sequence.
 
-Sources: the layouts as nibabel (doc "Siemens mosaic", "CSA header") and the manual pages of dcm2niix (UIH) describe
-them; shape, affine, values, b-values and b-vectors equal those of dcm2niix.
+Sources of the layouts: nibabel (doc "Siemens mosaic", "CSA header") and the manual pages of dcm2niix (UIH). Shape,
+affine, values, b-values and b-vectors equal those of dcm2niix.
 """
 
 import math
@@ -25,11 +25,11 @@ _MOST_SLICES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Mosaic:
-    """The slices that one image holds as tiles.
+    """The slices in a tiled image.
 
     Args:
         positions: (slices, 3), the centre of each tile's first pixel, in LPS mm, in the order of the tiles.
-        descending: the volume keeps slices that run against the normal of the image plane (row x column direction).
+        descending: the slices run against the normal of the image plane (row x column direction), also in the volume.
         times: (slices,), when each slice was acquired, in ms after the volume's first; None if the header has none.
     """
 
@@ -45,10 +45,10 @@ def is_mosaic(header: Dataset) -> bool:
 
 
 def read_mosaic(file: Path, header: Dataset) -> Mosaic:
-    """Where the slices of a mosaic or grid are.
+    """Read the positions of the slices of a mosaic or grid.
 
     Raises:
-        ValueError: one line for a header that does not give the number of slices, their distance or their direction.
+        ValueError: the header lacks the number of slices, their distance or their direction.
     """
     if int(header.get("NumberOfFrames") or 1) != 1:
         raise ValueError(f"{file} is a mosaic of several frames: convert it with dcm2niix first")
@@ -80,8 +80,8 @@ def mosaic_gradient(header: Dataset) -> tuple[float, np.ndarray] | None:
     """The diffusion weighting of a volume.
 
     Returns:
-        The b-value in s/mm^2 and the direction (3,): for Siemens in LPS, for UIH along row, column and slice; zeros
-        where there is none. None for an image without diffusion weighting in its header.
+        The b-value in s/mm^2 and the direction (3,): for Siemens in LPS, for UIH along row, column and slice; zeros if
+        there is none. None for an image without diffusion weighting in its header.
     """
     if _is_grid(header):
         weighting = numbers_of(_private(header, 0x65, _UIH, 0x09)) or numbers_of(header.get("DiffusionBValue"))
@@ -112,7 +112,7 @@ def is_along_image_axes(header: Dataset) -> bool:
 
 
 def read_csa(header: Dataset) -> dict[str, list[str]]:
-    """The Siemens CSA image header, name -> texts; empty where it is missing or damaged.
+    """The Siemens CSA image header, name -> texts; empty if it is missing or damaged.
 
     Format: nibabel's documentation, "Siemens format DICOM with CSA header", versions 1 and 2 (SV10).
     """
@@ -172,7 +172,7 @@ def _private(header: Dataset, group: int, creator: str, element: int) -> Any:
 
 
 def numbers_of(value: Any) -> list[float]:
-    """Finite numbers of a header value, none where it is missing or holds something else."""
+    """Finite numbers of a header value; an empty list if it is missing or holds something else."""
     if isinstance(value, bytes):
         return []
     if value is None or value == "":

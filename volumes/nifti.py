@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz) and FreeSurfer (.mgz) files: what each oddity leads to.
+"""Reads and writes NIfTI (.nii, .nii.gz) and FreeSurfer (.mgz) files. Outcome for unusual input:
 
 | found | outcome |
 | --- | --- |
@@ -10,7 +10,7 @@
 | compressed data damaged or cut off | error |
 | file shorter than its header claims | error, before memory is allocated |
 | file longer than its header claims, by a slice or more | error: an axis of the header may be damaged |
-| header extensions that claim more than their place | error, before memory is taken |
+| header extensions longer than the space before the voxels | error, before memory is allocated |
 | more than the free memory | error, before memory is taken |
 | MGH file without a valid orientation (goodRASFlag 0) | read with FreeSurfer's default, warned |
 | not a NIfTI or MGH file | error |
@@ -50,17 +50,17 @@ _LENGTHS = {0: ("unknown", 1.0), 1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micr
 _TIMES = {0: "unknown", 8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 48: "rads"}
 _SPACES = (1, 2, 3, 4, 5)
 _MGH_FIELDS = ("tr", "flip_angle", "te", "ti")
-_ROUNDING = 1e-5  # by which float32 can make the squared length of a quaternion exceed 1
+_ROUNDING = 1e-5  # the squared length of a quaternion may exceed 1 by this much through float32 rounding
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
 _MOST_EXTRA = 64 << 20  # bytes of header extensions, and of the data after the voxels of an MGH file
-# MGH stores these four types only; the others go to the next one that holds every value
+# MGH stores only these four types; others are converted to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
 
 
 class _RoundedQuaternion:
-    """A header whose quaternion may exceed a length of 1 by rounding; nibabel refuses it from 3.6e-7 on."""
+    """A header whose quaternion may exceed a length of 1 by rounding; nibabel allows only 3.6e-7."""
 
     def get_qform_quaternion(self) -> np.ndarray:
         header: Any = self
@@ -94,11 +94,11 @@ def is_nifti_name(path: str | os.PathLike[str]) -> bool:
 
 
 def load_image(path: Path) -> Any:
-    """The nibabel image of a file, whose data are known to be complete; the data are not in memory yet.
+    """The nibabel image of a file, after a check that its data are complete; the data are not loaded yet.
 
     Raises:
-        ValueError: the file is no NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
-        OSError: for a file that is not there or cannot be read.
+        ValueError: the file is not a NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
+        OSError: for a file that is missing or cannot be read.
     """
     image = _opened(path)
     _check_complete(path, image)
@@ -117,9 +117,9 @@ def _opened(path: Path) -> Any:
         shape, _, _ = _layout(image)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a readable NIfTI or MGH file: {one_line(error)}") from error
-    except OSError:  # no right to read, a bad disk: the system's own text is the clearest
+    except OSError:  # no permission, a bad disk: the system's message is the clearest
         raise
-    except Exception as error:  # a damaged header can break nibabel anywhere
+    except Exception as error:  # nibabel raises errors of any type for a damaged header
         raise ValueError(f"{path} has a damaged or cut-off header: {one_line(error)}; get the file again") from error
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"{path} must have at least two axes of at least one voxel each, its header gives {shape}")
@@ -132,7 +132,7 @@ def _layout(image: Any) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def _check_complete(path: Path, image: Any) -> None:
-    """Refuse a file that holds less or much more than its header claims, or more than the memory."""
+    """Refuse a file that holds less or much more data than its header claims, or more than the free memory."""
     shape, dtype, offset = _layout(image)
     slice_bytes = int(np.prod([*shape[:2], dtype.itemsize], dtype=object))
     data_bytes = slice_bytes * int(np.prod(shape[2:], dtype=object))
@@ -159,7 +159,7 @@ def read_nifti(path: Path) -> Volume:
     """A NIfTI or MGH file as a `Volume`; the table of the module lists the outcome for unusual input.
 
     Raises:
-        ValueError, OSError: one line for a file whose values or place in the world cannot be trusted.
+        ValueError, OSError: one line for a file whose values or position in space cannot be trusted.
     """
     image = load_image(path)
     affine = _mgh_affine(path, image) if isinstance(image, nib.MGHImage) else nifti_affine(path, image)
@@ -210,10 +210,10 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
     """Write .nii or .nii.gz (sform and qform both set), .mgz or .mgh by the suffix of `path`.
 
     Args:
-        path: the file; it appears whole or not at all.
-        volume: what to write. The dtype is kept where the format knows it; else the next one that holds every value.
-        space: "scanner" for an image where it was taken (the code of its header, else 1), "aligned" for one moved onto
-            another (code 2).
+        path: the file; it appears complete or not at all.
+        volume: the image. Its dtype is kept if the format supports it, else widened to the next one that does.
+        space: "scanner" for an image in its original space (the code of its header, else 1), "aligned" for one moved
+            onto another (code 2).
     """
     facts = volume.header or HeaderFacts()
     if path.name.lower().endswith(MGH_SUFFIXES):
@@ -394,7 +394,7 @@ def _check_extensions(path: Path) -> None:
 
 
 def _uncompressed_size(path: Path, most: int) -> int:
-    """The bytes in a gzip file, all read (a piece at a time) so that the checksum is checked too; it ends at `most`."""
+    """The uncompressed size of a gzip file, read piece by piece up to `most` bytes, which also checks its checksum."""
     size = 0
     try:
         with gzip.open(path) as stream:
@@ -406,7 +406,7 @@ def _uncompressed_size(path: Path, most: int) -> int:
 
 
 def _corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    """The largest distance (mm) between the places that two affines give to a corner voxel."""
+    """The largest distance (mm) between the positions of a corner voxel under two affines."""
     sizes = [*shape, 1, 1, 1][:3]
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in sizes], indexing="ij"), -1).reshape(-1, 3)
     moved = corners @ (first - second)[:3, :3].T + (first - second)[:3, 3]

@@ -1,4 +1,4 @@
-"""The one door through which images come in and go out."""
+"""Reading and writing of images of any supported format."""
 
 import os
 from pathlib import Path
@@ -13,17 +13,17 @@ def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None,
     """An image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
 
     Args:
-        path: .nii, .nii.gz, .mgz, a folder, or an (enhanced multi-frame) DICOM file of any name.
-        ndim: 3 where a single volume is needed; a series of volumes is then an error.
-        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and warn of it; else such
-            a series is refused.
+        path: .nii, .nii.gz, .mgz, a folder, or a DICOM file of any name, which may be enhanced multi-frame.
+        ndim: 3 if a single volume is needed; a series of volumes is then an error.
+        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation and a warning; without it,
+            such a series is refused.
 
     Returns:
-        The image with its RAS+ affine. Oddities that could be handled were warned about (`VolumeWarning`).
+        The image with its RAS+ affine. Unusual input that could be read raises a `VolumeWarning`.
 
     Raises:
-        ValueError, OSError: one line for a file whose values or place in the world cannot be trusted; see the
-            tables in `nifti` and `dicom`.
+        ValueError, OSError: one line for a file whose values or position in space cannot be trusted; see the tables in
+            `nifti` and `dicom`.
     """
     path = Path(path)
     if not path.exists():
@@ -40,15 +40,15 @@ def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None,
 def write_volume(
     path: str | os.PathLike[str], volume: Volume, *, space: Literal["scanner", "aligned"] = "scanner"
 ) -> None:
-    """Write an image as .nii, .nii.gz or .mgz, by the name's ending; it appears whole or not at all.
+    """Write an image as .nii, .nii.gz or .mgz, by the suffix of `path`; the file appears complete or not at all.
 
     Args:
-        path: the file to write; missing folders are made.
-        volume: the image; its dtype is kept where the format knows it (bool becomes uint8).
-        space: "scanner" for an image where it was taken (NIfTI code 1), "aligned" for one moved onto another (code 2).
+        path: the file to write; missing folders are created.
+        volume: the image; its dtype is kept if the format supports it (bool becomes uint8).
+        space: "scanner" for an image in its own space (NIfTI code 1), "aligned" for one moved onto another (code 2).
 
     Raises:
-        ValueError: for another ending or a dtype that holds no real numbers.
+        ValueError: for another suffix, or a dtype that is not real.
 
     Example:
         >>> import tempfile, numpy as np

@@ -11,7 +11,7 @@ from .transforms import Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
-_AIR = -900.0  # HU; a lowest value below it is that of a CT
+_AIR = -900.0  # HU; an image with a lower minimum is taken for a CT
 
 
 def resample(
@@ -23,20 +23,20 @@ def resample(
 ) -> Volume:
     """The image on the grid of `like`, read once from the original: out[x] = volume[transform(x)].
 
-    Points outside `volume` read its background: the one that its file gives, air for a CT, else 0. If none is known, a
-    lowest value of -900 or less counts as the air of a CT, which is warned about (not with "nearest"). So do points
-    outside the grid of a displacement field, which are warned about.
-    A 4-D image is moved volume by volume. Memory beyond the result stays at some hundred MB.
+    Points outside `volume` get its background: the one given in its file, air for a CT, else 0. If none is known, a
+    minimum of -900 or less is taken for the air of a CT, with a warning (not with "nearest"). Points outside the grid
+    of a displacement field also get the background, with a warning. A 4-D image is moved volume by volume. Memory
+    beyond the result is limited to some hundred MB.
 
     Args:
         volume: the moving image, (D, H, W) or (D, H, W, T).
-        like: gives the fixed grid (shape and affine); its values are not used.
-        transform: from the fixed world into the moving world; None where both are one world.
+        like: an image on the fixed grid (shape and affine); its values are not used.
+        transform: from the fixed world into the moving world; None if both are the same.
         order: "linear" for intensities, "nearest" for labels.
 
     Returns:
-        The image on the fixed grid. "nearest" keeps the dtype; "linear" gives float32, or float64 where the image
-        has float64 or integers of 32 bits and more.
+        The image on the fixed grid. "nearest" keeps the dtype; "linear" returns float32, or float64 if the image has
+        float64 or integers of 32 bits and more.
 
     Example:
         >>> from nibabel.affines import from_matvec
@@ -87,7 +87,7 @@ def resample(
 
 
 def _background(volume: Volume, *, guess: bool) -> float:
-    """The value outside an image, which its dtype can hold."""
+    """The background value of an image, in the range of its dtype."""
     if volume.background is not None:
         found = volume.background
     elif guess and volume.array.dtype.kind in "if" and volume.array.size and (low := float(volume.array.min())) <= _AIR:

@@ -1,4 +1,4 @@
-"""Reading an array between its voxels."""
+"""Sampling of an array between its voxels."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ _BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
 
 
 def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (N, 3) through a (4, 4) matrix.
+    """Map points (N, 3) by a (4, 4) matrix.
 
-    Written out: a product of (N, 3) with (3, 3) in BLAS took ten times as long on a busy machine.
+    The product is written out: BLAS took ten times as long for (N, 3) by (3, 3) on a busy machine.
     """
     x, y, z = points[:, 0], points[:, 1], points[:, 2]
     return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in affine[:3]], axis=1)
@@ -47,7 +47,7 @@ def sample_nearest(array: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
     """(N,) whether voxel coordinates `points` (N, 3) lie in a voxel of the grid, its outer half included as in ITK."""
-    # a hair of slack, so that a grid's own rounded border is inside
+    # a small tolerance, so that a grid's own rounded border is inside
     edge = 0.5 + 1e-6
     near = (points >= -edge) & (points <= np.array(shape) - 1 + edge)
     return np.asarray(near.all(axis=1))

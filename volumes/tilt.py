@@ -1,4 +1,4 @@
-"""Straightening of slices that shift sideways from one to the next, as those of a CT with a tilted gantry."""
+"""Straightening of slices that shift sideways from one to the next, as in a CT with a tilted gantry."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from .dicom_stack import sideways
 def straighten(
     values: np.ndarray, slices: list[Frame], step: np.ndarray, background: float
 ) -> tuple[np.ndarray, list[Frame]]:
-    """Shear a stack so that its slices lie behind each other; each slice is interpolated once, linearly.
+    """Shear a stack so that its slices are aligned along the normal; each slice is interpolated once, linearly.
 
     The grid keeps its spacing and grows in the plane of the slices, so that nothing is cut off.
 
@@ -20,7 +20,7 @@ def straighten(
         values: (volumes, slices, rows upwards, columns).
         slices: one volume's slices in their order.
         step: (3,) from slice to slice, in LPS mm.
-        background: the value of what lies outside a slice.
+        background: the value outside a slice.
 
     Returns:
         float32 values on the new grid, and the slices with its first pixels' positions.

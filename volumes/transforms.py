@@ -1,7 +1,7 @@
 """Maps from one image's space into another's, in RAS+ mm; `itk` reads and writes them.
 
-Every transform is a pull-back: it takes a world point of the fixed image to the point of the moving image that
-belongs there. `resample` in this folder reads the moving image at those points.
+Every transform is a pull-back: it maps a world point of the fixed image to the corresponding point of the moving image.
+`resample` in this folder samples the moving image at those points.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume
 from .warning import VolumeWarning
 
-_FIXED_POINT_ROUNDS = 10  # of an inversion, before Newton's steps
+_FIXED_POINT_ROUNDS = 10  # fixed-point iterations of an inversion before Newton's steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class AffineTransform:
         object.__setattr__(self, "matrix", matrix)
 
     def map(self, points: np.ndarray) -> np.ndarray:
-        """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm."""
+        """The moving world points (N, 3) of fixed world points (N, 3), RAS+ mm."""
         return apply_affine(self.matrix, points)
 
     def inverse(self) -> "AffineTransform":
@@ -64,7 +64,7 @@ class DisplacementField:
     Args:
         vectors_mm: (D, H, W, 3), RAS mm; kept as float32.
         affine: (4, 4), voxel -> fixed world mm, of the grid that the vectors lie on.
-        residual_mm: for a field made by `inverse`, the largest distance that was left.
+        residual_mm: for a field computed by `inverse`, its largest error.
 
     Raises:
         ValueError: for another shape, values that are not finite, or an affine that is not invertible.
@@ -103,9 +103,9 @@ class DisplacementField:
         Args:
             displacement: (3, D, H, W) in voxels, ordered (d, h, w).
             affine: (4, 4) of the fixed grid.
-            moving_affine: (4, 4) of the moving grid that x + displacement[x] indexes, where it is not the fixed grid.
-            pre: fixed world -> moving world, where the moving image was first resampled through it; the field then
-                maps straight into the original moving image.
+            moving_affine: (4, 4) of the moving grid indexed by x + displacement[x], if it is not the fixed grid.
+            pre: fixed world -> moving world, if the moving image was first resampled through it; the field then maps
+                directly into the original moving image.
 
         Example:
             >>> half = DisplacementField.from_voxels(np.full((3, 2, 2, 2), 0.5), np.diag([-2.0, 2.0, 4.0, 1.0]))
@@ -130,7 +130,7 @@ class DisplacementField:
         """The (3, D, H, W) float32 voxel displacement: moving[x + displacement[x]] belongs at fixed voxel x.
 
         Args:
-            moving_affine: (4, 4) of the moving grid, where it is not the field's own grid.
+            moving_affine: (4, 4) of the moving grid, if it is not the field's own grid.
         """
         inverse = np.linalg.inv(self.affine if moving_affine is None else moving_affine)
         displacement = np.empty((3, *self.shape), np.float32)
@@ -148,19 +148,19 @@ class DisplacementField:
         return moved
 
     def inverse(self, like: Volume, *, iterations: int = 60, tolerance_mm: float = 0.01) -> "DisplacementField":
-        """The map back, moving world -> fixed world, on the grid of `like` (an image in the moving world).
+        """The inverse map, moving world -> fixed world, on the grid of `like` (an image in the moving world).
 
-        The overall linear part is inverted exactly and the rest by iteration, so large shifts and rotations are fine;
-        outside the grid of the field, the linear part continues with the remainder of the border.
+        The overall linear part is inverted exactly and the rest by iteration, so large shifts and rotations are no
+        problem; outside its grid, the field is extrapolated by the linear part plus the remainder at the border.
 
         Args:
-            like: its grid (shape and affine) is where the inverse is given.
-            iterations: at most so many.
+            like: an image whose grid (shape and affine) is that of the inverse.
+            iterations: the largest number of iterations.
             tolerance_mm: stop when every point is closer than this.
 
         Returns:
-            The inverse; `residual_mm` is the largest |T(x) - y| left over the points that come to lie in the field's
-            grid. Above ten times the tolerance it is warned about. Where the field folds, one of several places.
+            The inverse; `residual_mm` is the largest |T(x) - y| over the points x inside the field's grid. A warning is
+            raised if it exceeds ten times the tolerance. Where the field folds, one of several solutions is returned.
         """
 
         linear = self.linear_part()
@@ -182,7 +182,7 @@ class DisplacementField:
                 closer = size < error
                 at, rest = np.where(closer[:, None], trial, at), np.where(closer[:, None], left, rest)
                 error = np.where(closer, size, error)
-                step = np.where(closer, np.minimum(1.5 * step, 1.0), 0.5 * step)  # else from the same place, less far
+                step = np.where(closer, np.minimum(1.5 * step, 1.0), 0.5 * step)  # else retry with a smaller step
                 best[busy], best_error[busy] = at, error
                 far = error >= tolerance_mm
                 if not far.any():
@@ -190,7 +190,7 @@ class DisplacementField:
                 busy, at, rest, error, step = busy[far], at[far], rest[far], error[far], step[far]
                 if number < _FIXED_POINT_ROUNDS:
                     move = apply_affine(back.matrix, rest) - back.matrix[:3, 3]
-                else:  # where the map is steep only Newton's steps lead on
+                else:  # where the map is steep, only Newton's steps converge
                     move = np.linalg.solve(self._slopes(remainder, linear, to_voxel, at), rest[..., None])[..., 0]
                     move *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9))
                 trial = at + step[:, None] * move
@@ -210,7 +210,7 @@ class DisplacementField:
     def _slopes(
         self, remainder: "torch.Tensor", linear: AffineTransform, to_voxel: np.ndarray, x: np.ndarray
     ) -> np.ndarray:
-        """(N, 3, 3): how the mapped point moves with x, from differences over one voxel."""
+        """(N, 3, 3): the Jacobian of the map, from differences over one voxel."""
         slopes = np.empty((len(x), 3, 3))
         for axis in range(3):
             half = 0.5 * self.affine[:3, axis]
@@ -229,7 +229,7 @@ class DisplacementField:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
 
     def linear_part(self) -> AffineTransform:
-        """The affine nearest to the whole field (least squares over at most some ten thousand voxels)."""
+        """The affine that best fits the field (least squares over at most some ten thousand voxels)."""
         step = tuple(slice(None, None, max(1, n // 24)) for n in self.shape)
         index = np.stack(
             np.meshgrid(*[np.arange(n)[s] for n, s in zip(self.shape, step, strict=True)], indexing="ij"), -1
@@ -260,7 +260,7 @@ class CompositeTransform:
     """Transforms one after the other.
 
     Args:
-        parts: the first takes the fixed point, the next its result, and so on into moving space.
+        parts: the transforms in order of application, from fixed to moving space.
     """
 
     parts: tuple["AffineTransform | DisplacementField", ...]
@@ -270,7 +270,7 @@ class CompositeTransform:
             raise ValueError("parts must hold at least one transform, got none")
 
     def map(self, points: np.ndarray) -> np.ndarray:
-        """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm; NaN where a part has none."""
+        """The moving world points (N, 3) of fixed world points (N, 3), RAS+ mm; NaN outside the domain of a part."""
         for part in self.parts:
             points = part.map(points)
         return points
@@ -280,7 +280,8 @@ Transform = AffineTransform | DisplacementField | CompositeTransform
 
 
 def invert(transform: Transform, like: Volume) -> Transform:
-    """The map back, moving world -> fixed world.
+    """The inverse map, moving world -> fixed world.
+
 
     Args:
         transform: fixed world -> moving world.
@@ -294,21 +295,21 @@ def invert(transform: Transform, like: Volume) -> Transform:
     grid = like.affine
     for part in reversed(transform.parts):
         parts.append(part.inverse(Volume(like.array, grid)) if isinstance(part, DisplacementField) else part.inverse())
-        # the positions of the grid in the world that this part maps from
+        # the positions of the grid in the domain of this part
         linear = part.linear_part() if isinstance(part, DisplacementField) else part
         grid = linear.inverse().matrix @ grid
     return CompositeTransform(tuple(parts))
 
 
 def compose_to_field(transforms: Sequence[Transform], like: Volume) -> DisplacementField:
-    """One displacement field on the grid of `like` that does what all `transforms` do, the first one first.
+    """Compose `transforms`, applied in their order, into one displacement field on the grid of `like`.
 
     Args:
         transforms: pull-backs; the first maps points of the fixed world, in which `like` is defined.
-        like: gives the grid.
+        like: an image on the grid of the result.
 
     Raises:
-        ValueError: where a point of the grid leaves the domain of one of the fields.
+        ValueError: a point of the grid leaves the domain of one of the fields.
     """
     vectors = np.empty((*like.shape, 3), np.float32)
     for slab, voxels in voxel_blocks(like.shape):

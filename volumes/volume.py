@@ -8,16 +8,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-_LEAST_MM = 1e-9  # of a voxel's edge; smaller ones are the sign of a damaged header
+_LEAST_MM = 1e-9  # smallest voxel edge; a smaller one is a sign of a damaged header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ (ours) <-> LPS (DICOM, ITK), its own inverse
 
 
 @dataclass(frozen=True)
 class HeaderFacts:
-    """What a NIfTI or MGH header gives beside values and affine, to be written again with the image.
+    """Fields of a NIfTI or MGH header other than values and affine, kept so that they are written with the image.
 
     Args:
-        step: the distance of the volumes of a series (the TR), in `unit`; None if unknown.
+        step: the interval between the volumes of a series (the TR), in `unit`; None if unknown.
         unit: NIfTI's name of the unit: "sec", "msec", "usec", "hz", "ppm", "rads" or "unknown".
         space: NIfTI's code of the world (1 scanner, 2 aligned, 3 Talairach, 4 MNI); None if unknown.
         mgh: name -> number of MGH's TR, flip angle, TE and TI (ms, radians).
@@ -31,14 +31,14 @@ class HeaderFacts:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image with its place in the world.
+    """An image with its position in space.
 
     Args:
         array: (D, H, W), or (D, H, W, T) for a series; any real dtype. D, H, W are the voxel axes that `affine` maps.
         affine: (4, 4) float64, voxel index -> world mm, RAS+ (x to the right, y to the front, z to the top).
-        source: the file or folder that it was read from.
+        source: the file or folder from which it was read.
         background: the value outside the image, such as air in a CT; None if unknown.
-        header: what the file gave beside values and affine; None if there is no such file.
+        header: further fields of the file's header; None if there is no such file.
 
     Raises:
         ValueError: for an array that is not 3-D or 4-D, or an affine that is not a finite, invertible (4, 4) matrix.
@@ -86,7 +86,7 @@ class Volume:
         return "".join(code or "?" for code in nib.aff2axcodes(self.affine))
 
     def with_array(self, array: np.ndarray) -> "Volume":
-        """The same place in the world with other values, e.g. a mask or a filtered image; the background is unknown."""
+        """Other values on the same grid, e.g. a mask or a filtered image; the background is unknown."""
         return replace(self, array=array, background=None)
 
 

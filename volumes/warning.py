@@ -1,10 +1,10 @@
-"""How the readers say that they handled something odd."""
+"""The warning of the readers about unusual input."""
 
 import warnings
 
 
 class VolumeWarning(UserWarning):
-    """A file was read, but with a decision about something unusual: the text gives the finding and the decision."""
+    """A file was read although something is unusual; the text gives the finding and the decision."""
 
 
 def warn(text: str) -> None:

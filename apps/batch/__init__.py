@@ -1,1 +1,1 @@
-"""The engine of batches: find cases, run each whole or not at all, and show the results on a page."""
+"""The engine of batches: find cases, process each completely or not at all, and show the results on a page."""

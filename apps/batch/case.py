@@ -1,4 +1,4 @@
-"""A case: the input files that one piece of work takes, and the name of its results."""
+"""A case: the input files of one unit of work, and the name of its results."""
 
 import re
 from collections import defaultdict
@@ -20,17 +20,17 @@ class Case:
     """One unit of work.
 
     Args:
-        identifier: a name for a folder, unique, without anything about the patient.
+        identifier: a unique folder name that reveals nothing about the patient.
         inputs: the files.
-        kind: what they are together.
+        kind: the kind of input, such as a DICOM series.
         description: a short description for people, without free text of the header.
-        reason: why it cannot be run, if that is known already.
-        roles: of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
-        modality: DICOM's code, such as "MR"; None where it is unknown.
+        reason: why the case cannot be run, if that is known already.
+        roles: the roles of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
+        modality: DICOM's code, such as "MR"; None if it is unknown.
         label: series description and place of the files; may identify a person.
         size: bytes of the inputs.
-        warnings: what was noticed while looking for it.
-        contrast: of a pair: the image that represents a fixed diffusion series.
+        warnings: remarks made while the inputs were searched.
+        contrast: for a pair, the image that represents a fixed diffusion series.
     """
 
     identifier: str
@@ -46,22 +46,22 @@ class Case:
     contrast: str = "image"
 
     def with_size(self) -> "Case":
-        """The same with the bytes of its inputs."""
+        """The same case with the size of its inputs in bytes."""
         return replace(self, size=file_size(self.inputs))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_dict` makes it again."""
+        """Plain values, from which `from_dict` restores the case."""
         return {**asdict(self), "inputs": [str(path) for path in self.inputs]}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Case":
-        """The case of plain values."""
+        """The case from the plain values of `as_dict`."""
         lists = {name: tuple(content[name]) for name in ("roles", "warnings")}
         return cls(**{**content, **lists, "inputs": tuple(Path(path) for path in content["inputs"])})
 
 
 def with_unique_names(cases: Iterable[Case]) -> list[Case]:
-    """Cases sorted by name; those with one name get a hash of their place too. Upper and lower case are alike."""
+    """Cases sorted by name; cases of the same name, ignoring case, also get a hash of their place."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         same[case.identifier.lower()].append(case)
@@ -77,7 +77,7 @@ def with_unique_names(cases: Iterable[Case]) -> list[Case]:
 
 
 def file_name(text: str) -> str:
-    """Text as a name that every file system takes."""
+    """Text as a name that is valid on every file system."""
     slug = re.sub(r"[^\w.+=-]+", "_", printable(text)).strip("._-")[:80]
     return slug or "case"
 

@@ -4,13 +4,13 @@
 | --- | --- |
 | DICOM images of one patient, study and series with one size, orientation and spacing, wherever they lie | one case |
 | a series of several sizes, orientations or spacings (a localizer) | one case per stack |
-| DICOMDIR, reports, dose, segmentations, screenshots without a place in space | left out, counted |
-| images that DICOMDIR lists and that are nowhere there | their series is a broken case; noted if none is there |
+| DICOMDIR, reports, dose, segmentations, screenshots without a position in space | left out, counted |
+| images listed in DICOMDIR but missing | their series is a broken case; a note if the whole series is missing |
 | a DICOM file that cannot be read, in a folder of one series | its series is a broken case |
 | the same in a folder of several series | a broken case; the other series get a warning |
 | an old DICOM file without a file header | a broken case |
 | other files | left out, counted |
-| a folder or file that must not be read | a broken case |
+| a folder or file without permission to read | a broken case |
 | links to folders | followed, each folder once |
 
 Names of patients, dates and free text stay out of the names of cases: see `is_harmless`.
@@ -56,7 +56,7 @@ _TAGS = (
 
 @dataclass
 class Found:
-    """What a folder holds: cases in the order of their names, and how many other things by kind."""
+    """The content of a folder: cases in the order of their names, and the number of skipped files by kind."""
 
     cases: list[Case]
     left_out: Counter[str] = field(default_factory=Counter)
@@ -69,7 +69,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Slice:
-    """What is needed of the header of one DICOM image."""
+    """The header fields of one DICOM image that are needed to group images."""
 
     path: Path
     group: tuple[str, ...]  # patient, study, series; the folder where a header has no series
@@ -104,8 +104,8 @@ def find_cases(
     """All the work below a folder.
 
     Args:
-        folder: where to look.
-        kinds: what counts as work: "dicom", "nifti", "image", "eeg".
+        folder: the folder to search.
+        kinds: the kinds of input to find: "dicom", "nifti", "image", "eeg".
         output: a folder to leave out, since it holds results.
         suffixes: kind -> endings of file names, for "image" and "eeg".
         keep_identifiers: name cases by patient, series and file.
@@ -137,7 +137,7 @@ def find_cases(
     cases = _series_cases(folder, slices, damaged, missing, keep_identifiers)
     there = {one.group[2] for one in slices}
     if gone := sum(count for series, count in missing.items() if series not in there):
-        found.left_out["images of whole series that DICOMDIR lists and that are not there"] = gone
+        found.left_out["images of whole series that are listed in DICOMDIR but missing"] = gone
     for kind, paths in by_kind.items():
         cases += [_file_case(folder, path, kind, keep_identifiers) for path in paths]
     found.cases = with_unique_names(cases)
@@ -201,7 +201,7 @@ def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | 
         try:
             mode = entry.stat().st_mode
         except OSError as error:
-            if not entry.is_symlink():  # a link to nothing is no work
+            if not entry.is_symlink():  # a dangling link is skipped
                 yield path, _cannot_be_read(error)
             continue
         if stat.S_ISDIR(mode):
@@ -253,12 +253,12 @@ def _look_at(
                 listed += _not_in_place(path)
                 return
             if not _is_image(header, kind):
-                left_out[f"DICOM objects that are no scans ({kind.name if kind else 'of unknown kind'})"] += 1
+                left_out[f"DICOM objects that are not scans ({kind.name if kind else 'of unknown kind'})"] += 1
                 return
             slices.append(_slice(path, header))
     except OSError as error:
         damaged.append((path, _cannot_be_read(error)))
-    except Exception as error:  # a damaged header can break pydicom anywhere
+    except Exception as error:  # pydicom raises errors of any type for a damaged header
         damaged.append((path, f"has a damaged DICOM header ({one_line(error)[:200]}); get the file again"))
 
 
@@ -295,7 +295,7 @@ def _slice(path: Path, header: Any) -> _Slice:
 
 
 def _not_in_place(dicomdir: Path) -> list[_Listed]:
-    """The images that a DICOMDIR lists and that do not lie where it says."""
+    """The images that are not at the path that a DICOMDIR lists for them."""
     found, series = [], ""
     for record in pydicom.dcmread(dicomdir).get("DirectoryRecordSequence") or []:
         if record.get("DirectoryRecordType") == "SERIES":
@@ -338,7 +338,7 @@ def _series_cases(
         cases.append(Case(identifier, (path,), "dicom", "damaged", problem, label=f"\t{relative(path, root)}"))
     for group, members in groups.items():
         if missing[group[2]]:
-            reasons.setdefault(group, f"DICOMDIR lists {missing[group[2]]} more images, which are not there")
+            reasons.setdefault(group, f"DICOMDIR lists {missing[group[2]]} more images, which are missing")
         stacks = _stacks(members)
         for number, stack in enumerate(stacks, start=1):
             case = _series_case(root, group, stack, keep_identifiers)
@@ -349,7 +349,7 @@ def _series_cases(
 
 
 def _stacks(members: list[_Slice]) -> list[list[_Slice]]:
-    """Images of one series by size, orientation, spacing and frame of reference."""
+    """Divide the images of a series by size, orientation, spacing and frame of reference."""
     stacks: list[list[_Slice]] = []
     for one in sorted(members, key=lambda s: (s.size, s.orientation, s.spacing, str(s.path))):
         for stack in stacks:
@@ -392,7 +392,7 @@ def _series_case(root: Path, group: tuple[str, ...], stack: list[_Slice], keep_i
 
 
 def _group_part(root: Path, part: str) -> str:
-    """A part of a series' name; where it is a folder, without the place of the whole."""
+    """A part of a series' name; a folder is given relative to `root`."""
     return f"in {relative(Path(part.removeprefix('in ')), root)}" if part.startswith("in ") else part
 
 

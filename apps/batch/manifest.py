@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 
 
 def read_manifest(output: Path) -> dict[str, Entry]:
-    """The last line of each case, by its name; a line that was cut off by a kill does not count."""
+    """The last line of each case, by its name; a line that was cut off by a kill is ignored."""
     path = output / MANIFEST
     entries: dict[str, Entry] = {}
     if path.is_file():
@@ -32,7 +32,7 @@ def read_manifest(output: Path) -> dict[str, Entry]:
 
 
 def is_recorded(manifest: dict[str, Entry], case: Case, hashes: tuple[str, str | None]) -> bool:
-    """Whether the manifest has the case as done with these options and weights."""
+    """Whether the manifest lists the case as done with these options and weights."""
     entry = manifest.get(case.identifier, {})
     return entry.get("status") == "done" and (entry["options_sha256"], entry["weights_sha256"]) == hashes
 
@@ -51,7 +51,7 @@ def finished_case(output: Path, identifier: str) -> Entry | None:
 
 
 def append_line(output: Path, entry: Entry) -> None:
-    """Add a line to the manifest; it is on the disk afterwards, or not there at all."""
+    """Append a line to the manifest and flush it to the disk."""
     line = json.dumps(entry).encode() + b"\n"
     with _manifest_lock(output), (output / MANIFEST).open("ab+") as stream:
         end = stream.seek(0, os.SEEK_END)

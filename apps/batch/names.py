@@ -26,7 +26,7 @@ _ENDINGS = frozenset(["", *_IMAGE_FILES.split()])
 
 
 def bids_entities(name: str) -> dict[str, str]:
-    """The entities of a BIDS name, with its last part as "suffix".
+    """The entities of a BIDS name; its last part is the entity "suffix".
 
     Example:
         >>> bids_entities("sub-01_acq-highres_T1w")
@@ -52,7 +52,7 @@ def is_harmless(name: str) -> bool:
 
 
 def shown_name(name: str, *, keep_identifiers: bool = False) -> str:
-    """A part of a path as it may be shown: itself, or a short hash of it.
+    """A part of a path as it may be shown: unchanged if it is harmless, else as a short hash.
 
     Example:
         >>> shown_name("Doe_John.nii.gz")
@@ -76,12 +76,12 @@ def shown_path(path: Path, root: Path, *, keep_identifiers: bool = False) -> str
 
 
 def relative(path: Path, root: Path) -> str:
-    """The path from `root`, with "/" between its parts."""
+    """The path relative to `root`, with "/" between its parts."""
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows in one line and every file can hold.
+    """Text with control characters escaped, so that a terminal shows it on one line and every file can hold it.
 
     Example:
         >>> printable("two" + chr(10) + "lines")

@@ -1,7 +1,7 @@
 """`voxelwave batch page`: the page of a folder of results, which works from a disk without a network.
 
-It shows the content of manifest.jsonl and the previews in the folders of the cases. Whatever identifies a person is
-kept out of both by those who write them; of a line in the manifest only the known fields are shown.
+It shows the content of manifest.jsonl and the previews in the folders of the cases. Both are written without anything
+that identifies a person; only the known fields of a line in the manifest are shown.
 """
 
 import shutil
@@ -33,7 +33,7 @@ def page(options: Page) -> None:
 
 
 def write_index(output: Path) -> Path:
-    """Write index.html of a folder of results and give its path.
+    """Write index.html of a folder of results and return its path.
 
     Args:
         output: holds manifest.jsonl and the folders of the cases.
@@ -69,7 +69,7 @@ def write_index(output: Path) -> Path:
 
 
 def _case(output: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of one line of the manifest."""
+    """The values that the page shows of one line of the manifest."""
     name = str(entry["case"])
     error, warnings = entry.get("error"), [str(text) for text in entry.get("warnings") or []]
     status = str(entry.get("status", ""))
@@ -97,7 +97,7 @@ def _case(output: Path, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _columns(cases: list[dict[str, Any]]) -> list[str]:
-    """The figures that most cases have, in the order in which they come."""
+    """The names of the metrics that most cases have, in order of first occurrence."""
     counts = Counter(key for case in cases for key in case["numbers"])
     chosen = {key for key, _ in counts.most_common(_MOST_COLUMNS)}
     return [key for key in counts if key in chosen]

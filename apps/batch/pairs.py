@@ -15,8 +15,8 @@ def pairs_of_table(table: Path, folder: Path | None = None, *, keep_identifiers:
     """A case per row of a list of pairs (see `voxelwave.registration.data.read_pairs`); a missing file is a reason.
 
     Args:
-        table: .csv, .tsv or .json with columns moving, fixed and, where known, moving_labels, fixed_labels, contrast.
-        folder: where relative paths start; by default the list's own folder.
+        table: .csv, .tsv or .json with columns moving, fixed and optionally moving_labels, fixed_labels, contrast.
+        folder: the folder to which paths are relative; by default that of the list.
         keep_identifiers: name cases by the files.
     """
 
@@ -38,12 +38,12 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
 
     Args:
         folder: holds the folders sub-*.
-        moving: the BIDS name to move: a suffix such as "T1w", or with entities such as "acq-highres_T1w"; with "ses-1"
-            in it, that session's image is taken for every session of the subject.
-        fixed: the same for the image that stays.
+        moving: the BIDS name of the moving image: a suffix such as "T1w", or with entities such as "acq-highres_T1w";
+            if it contains "ses-1", the image of that session is used for every session of the subject.
+        fixed: the same for the fixed image.
 
     Raises:
-        ValueError: for a folder in which neither is to be found.
+        ValueError: the folder has neither image.
     """
     images = [
         path
@@ -67,7 +67,7 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
         raise ValueError(f"{folder} must hold BIDS images named {moving} and {fixed}, got neither in {len(images)}")
     for subject in whole:
         if not any(key[0] == subject for key in sessions):
-            sessions[subject, ""]  # both names say their session
+            sessions[subject, ""]  # both names contain a session
     cases = []
     for (subject, session), place in sorted(sessions.items()):
         own = {role: place[role] + whole[subject][role] for role in fits}
@@ -75,7 +75,7 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
         identifier = f"{prefix}_{moving}-to-{fixed}"
         problem = next(
             (
-                f"{len(own[role])} images are named {name}: say more of the name, such as run-1_{name}"
+                f"{len(own[role])} images are named {name}: add an entity to the name, such as run-1_{name}"
                 if own[role]
                 else f"there is no image named {name}"
                 for role, name in (("moving", moving), ("fixed", fixed))

@@ -1,9 +1,9 @@
-"""What the page of a batch shows of a case: a small picture, and a script with the images made small.
+"""Preview of a case for the page of a batch: a small picture, and a script that holds the images at reduced size.
 
-They lie in a hidden folder, so that *.png and the like name results only.
-A page that is opened from a disk may load scripts next to it but not read files, so the images are scripts. They
-are bounded: a volume has at most 2^20 voxels of 256 grey levels (1.4 MB of text before compression), a picture at most
-1,024 pixels a side. Nothing but intensities, places and roles goes in: no header, no name of a file.
+Both are in a hidden folder, so that patterns such as *.png match results only. A page that is opened from a disk may
+load scripts beside it but not read files, so the images are scripts. Their size is limited: a volume has at most 2^20
+voxels of 256 grey levels (1.4 MB of text before compression), a picture at most 1,024 pixels a side. They hold only
+intensities, positions and roles: no header and no file name.
 """
 
 import base64
@@ -26,7 +26,7 @@ from .case import Case
 PREVIEWS = ".preview"
 SCRIPT, PICTURE, DRAWING = f"{PREVIEWS}/images.js", f"{PREVIEWS}/small.png", f"{PREVIEWS}/small.svg"
 MOST_VOXELS, LONGEST_SIDE = 1 << 20, 1024
-_LEVELS = 254  # grey levels 1 to 255; 0 is what the viewer draws as nothing
+_LEVELS = 254  # grey levels 1 to 255; the viewer draws 0 as transparent
 _HEIGHT = 112  # of the small picture, in pixels
 _BITMAPS = (".png", ".tif", ".tiff", ".bmp", ".pgm", ".ppm")
 
@@ -35,11 +35,11 @@ def write_preview(case: "Case", folder: Path) -> list[str]:
     """Write images.js and small.png (small.svg of a recording) from a finished case into .preview in its folder.
 
     Args:
-        case: its inputs, a DICOM series as one folder.
-        folder: holds the results.
+        case: the case, in which a DICOM series is one folder.
+        folder: the folder of its results.
 
     Returns:
-        Warnings: why there is no preview, if there is none.
+        A warning with the reason if there is no preview.
     """
     try:
         if case.kind == "eeg":
@@ -95,9 +95,9 @@ def _volumes(paths: list[tuple[str, str, Path]]) -> tuple[dict[str, Any], bytes]
 
 
 def block_mean(volume: Volume, most_voxels: int = MOST_VOXELS) -> tuple[Volume, tuple[int, int, int]]:
-    """The volume with at most so many voxels, by means of whole blocks, and the size of a block.
+    """Reduce a volume to at most `most_voxels` voxels by averaging blocks; also returns the size of a block.
 
-    The finest axis is made coarser first. A last block that is not whole is left out.
+    The finest axis is made coarser first. An incomplete last block is left out.
 
     Example:
         >>> image = Volume(np.arange(8.0).reshape(8, 1, 1), np.diag([1.0, 4.0, 4.0, 1.0]))
@@ -132,7 +132,7 @@ def _grey_levels(array: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _nifti(levels: Volume, low: float, high: float) -> bytes:
-    """A .nii.gz whose scaled values are those of the image, cut off at the window."""
+    """A .nii.gz whose scaled values are those of the image, clipped to the window."""
 
     image = nib.Nifti1Image(levels.array, levels.affine)
     slope = (high - low) / _LEVELS
@@ -143,9 +143,9 @@ def _nifti(levels: Volume, low: float, high: float) -> bytes:
 
 
 def _middle_slice(levels: Volume) -> np.ndarray:
-    """(rows, columns) of the middle slice across the axis with the fewest voxels, its pixels made square.
+    """The middle slice (rows, columns) across the axis with the fewest voxels, resampled to square pixels.
 
-    The patient's right is on the left, as radiologists have it; sagittal slices look to the right.
+    In radiological convention: the patient's right is on the left; in sagittal slices the face points to the right.
     """
 
     canonical = nib.as_closest_canonical(nib.Nifti1Image(levels.array, levels.affine))
@@ -206,6 +206,6 @@ def _recording(folder: Path) -> tuple[dict[str, Any], bytes]:
         bars.append(f'<rect x="{number}" y="{50 - height:.2f}" width="0.9" height="{height:.2f}" fill="#0b63a5"/>')
     box = f'viewBox="0 0 {max(1, len(windows))} 50" preserveAspectRatio="none" width="160" height="50"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><title>probability of each window</title>'
-    # a line at one half, on which the eye can rest
+    # a line at probability one half, for orientation
     line = f'<path d="M0 25H{len(windows)}" stroke="#888" stroke-dasharray="3" vector-effect="non-scaling-stroke"/>'
     return {"windows": windows, "notes": []}, f"{head}{''.join(bars)}{line}</svg>\n".encode()

@@ -1,4 +1,4 @@
-"""Many cases through one piece of work: weights loaded once per worker, each case whole or not at all, none lost.
+"""Runs one work on many cases: each worker loads the weights once, and each case is done completely or not at all.
 
 A folder of results holds a folder for each case (the files that the work wrote, and case.json, the hashes of everything
 they depend on), manifest.jsonl (a line per case), index.html, and .voxelwave (locks and unfinished work). A case whose
@@ -50,12 +50,12 @@ from .task import (
 
 
 class Terminated(KeyboardInterrupt):
-    """The run was asked to end by SIGTERM."""
+    """The run was terminated by SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderRun:
-    """What a run does with each case of a folder.
+    """The work of a run over a folder, and its inputs and outputs.
 
     Args:
         work: builds the work, once per worker.
@@ -63,7 +63,7 @@ class FolderRun:
         root: the folder of inputs; paths are recorded relative to it.
         options: everything else that the results depend on, as plain values.
         weights: the file of weights; its hash is recorded.
-        notes: lines about files that are no cases.
+        notes: lines about files that are not cases.
         finish: called with the folder at the end, to write files about all cases.
     """
 
@@ -82,10 +82,10 @@ def run_batch(
     """Process all cases that are not done yet, and record each.
 
     Args:
-        cases: with unique names.
-        run: the work, and where inputs and results are.
+        cases: the cases; their names must be unique.
+        run: the work, its inputs and its outputs.
         how: the user's options: jobs, cluster, part and so on.
-        open_workers: gives the pool, in place of jobs and cluster.
+        open_workers: returns the pool, in place of jobs and cluster.
 
     Returns:
         The exit code: 0 all done, 1 the disk is full, 3 some failed, 4 all were refused, 130 or 143 interrupted.
@@ -137,10 +137,10 @@ def _open_workers(how: FolderOptions, folder: Path) -> Pool:
 
 
 def _report_unfinished(error: BaseException, counts: str) -> int:
-    """Say how far an interrupted run came, and give its exit code."""
+    """Report how far an interrupted run came, and return its exit code."""
     if isinstance(error, DiskFullError):
         print(
-            f"voxelwave: error: {error}; {counts}; make room and run the same command again",
+            f"voxelwave: error: {error}; {counts}; free some space and run the same command again",
             file=sys.stderr,
         )
         return ERROR
@@ -166,7 +166,7 @@ def choose_part(cases: Sequence[Case], part: str | None) -> list[Case]:
 
 
 class Attempt(NamedTuple):
-    """A case that runs: among others, or alone."""
+    """A running case, and whether it runs alone."""
 
     case: Case
     alone: bool = False
@@ -215,10 +215,10 @@ class _Run:
                 running.pool.close(now=not whole)
 
     def _step(self, running: RunningCells[Attempt]) -> RunningCells[Attempt]:
-        """Start cases where there is room and take the results of those that ended.
+        """Start cases on free workers, and collect the results of finished ones.
 
         Returns:
-            The cells that run now: in new processes if one of a local pool died, since the others died with it.
+            The running cells; they have new processes if one of a local pool died, since the others died with it.
         """
         if self.queue or running:
             running.start(self.queue)
@@ -243,7 +243,7 @@ class _Run:
         return RunningCells(self.workers(), self.folder)
 
     def _enqueue(self, case: Case, *, wait: bool = False) -> None:
-        """Put a case at the end of the queue; `wait`: until another run that processes it is done with it."""
+        """Put a case at the end of the queue; with `wait`, its worker waits until another run has finished it."""
         self.queue.append((Attempt(case), self._cell(case, wait=wait)))
 
     def _result(self, pool: Pool, future: Any) -> Result:
@@ -296,7 +296,7 @@ def _run_folder(batch: Batch, *, shared: bool) -> Iterator[Path]:
     """A folder for unfinished work; the folders of killed runs are removed."""
     with full_disk_is_an_error(batch.output):
         (batch.state / "locks").mkdir(exist_ok=True)
-        if not shared:  # workers of a cluster may outlive the run that asked for them
+        if not shared:  # workers of a cluster may outlive the run that started them
             for old in batch.state.glob("run-*.lock"):
                 with contextlib.suppress(Timeout), FileLock(old, timeout=0):
                     shutil.rmtree(old.with_suffix(""), ignore_errors=True)
@@ -315,7 +315,7 @@ def _run_folder(batch: Batch, *, shared: bool) -> Iterator[Path]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
+    """Within the block, SIGTERM interrupts like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""One case: run the work in a temporary folder, record what happened, and publish the result whole or not at all."""
+"""One case: run the work in a temporary folder, record the outcome, and publish the complete result or nothing."""
 
 import errno
 import hashlib
@@ -60,11 +60,11 @@ class Work(Protocol):
     """A function that processes one case."""
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
-        """Do a case and write its results into a folder.
+        """Process a case and write its results into a folder.
 
         Args:
-            case: its inputs, where a DICOM series is one folder that holds nothing else.
-            folder: empty.
+            case: the case, in which a DICOM series is one folder that holds nothing else.
+            folder: an empty folder.
 
         Returns:
             "metrics": plain values; "warnings": lines, if any.
@@ -97,8 +97,8 @@ class Batch:
         output: the folder of results.
         root: the folder to which shown paths are relative.
         options: everything else that the results depend on.
-        threads: of a case.
-        keep_identifiers: names of files and patients may be shown and written.
+        threads: CPU threads of a case.
+        keep_identifiers: whether names of files and patients may be shown and written.
     """
 
     work: WorkSpec
@@ -132,7 +132,7 @@ def run_case(cell: CaseCell, folder: Path) -> Result:
     """Do one case in a worker: the function of a cell.
 
     Returns:
-        "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run is at it),
+        "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run processes it),
         "full" (the disk is full), "unusable" (the work cannot be built); "error": the reason.
     """
 
@@ -181,7 +181,7 @@ class Task:
             entry["inputs"] = self._inputs()
             before = finished_case(self.batch.output, self.case.identifier)
             if before is not None and all(before.get(k) == entry[k] for k in entry):
-                # a kill may have come between the results and their line
+                # an earlier run may have been killed between writing the results and their line
                 if not recorded and not is_recorded(read_manifest(self.batch.output), self.case, self.hashes):
                     append_line(self.batch.output, manifest_entry(before, "done", None, started, None))
                 return {"status": "found"}
@@ -203,14 +203,14 @@ class Task:
         return {"status": status, "error": error, "took": seconds}
 
     def record_failure(self, reason: str) -> str:
-        """Record a case that no worker could process; gives the reason as it may be shown."""
+        """Record a case that no worker could process; returns the reason as it may be shown."""
         shown = self.redacted(reason)
         entry = self._first_entry() | self._nothing()
         append_line(self.batch.output, manifest_entry(entry, "failed", shown, datetime.now(UTC), 0.0))
         return shown
 
     def _nothing(self) -> Entry:
-        """The results of a case without any."""
+        """The result fields of a case without results."""
         return {"outputs": [], "bytes": [], "metrics": {}, "warnings": self._warnings()}
 
     def _first_entry(self) -> Entry:
@@ -241,7 +241,7 @@ class Task:
         return lines
 
     def _work(self, entry: Entry) -> Entry:
-        """Run the work, with less memory where it ran out of it, and put the results in place."""
+        """Run the work, again with less memory if memory ran out, and move the results into place."""
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -327,7 +327,7 @@ class Task:
             ]
         text = " ".join(text.split())
         for old, new in sorted(swaps, key=lambda pair: -len(pair[0])):
-            # a relative path of one part, such as "a", may be an ordinary word unless something follows it
+            # a relative path of one part, such as "a", may be an ordinary word unless a separator follows it
             end = r"(?![\w-])" if os.sep in old or "." in old else f"(?={re.escape(os.sep)})"
             text = re.sub(rf"(?<![\w./\\-]){re.escape(old)}{end}", _constant(new), text)
         if not keep:
@@ -358,7 +358,7 @@ def full_disk_is_an_error(output: Path) -> Iterator[None]:
 
 
 def _constant(text: str) -> Callable[[re.Match[str]], str]:
-    """A replacement for `re.sub` in which backslashes have no meaning."""
+    """A replacement for `re.sub` in which backslashes are literal."""
     return lambda _: text
 
 
@@ -401,7 +401,7 @@ def _header_words(path: Path) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as those of Python."""
+    """Convert NumPy numbers to Python numbers."""
     return value.item() if hasattr(value, "item") else str(value)
 
 

@@ -1,1 +1,1 @@
-"""`voxelwave bench`: speed and accuracy of the kernels beside their peers."""
+"""`voxelwave bench`: speed and accuracy of the kernels compared with other implementations."""

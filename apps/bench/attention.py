@@ -68,7 +68,7 @@ def attention(options: Attention) -> None:
 
 
 def _shown_columns() -> list[str]:
-    """The columns with names that differ."""
+    """The column names, made unique."""
     return [*_COLUMNS[:7], "goal of exponent", *_COLUMNS[8:]]
 
 
@@ -93,7 +93,7 @@ def _number(value: float | None) -> str:
 
 
 def _curves(costs: dict[tuple[str, str], list[Cost]]) -> str:
-    """The times of all methods over the length, as SVG."""
+    """A plot of time against length for all methods, as SVG."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axis = figure.subplots()
     for number, ((name, pattern), found) in enumerate(costs.items()):

@@ -1,4 +1,4 @@
-"""`voxelwave batch benchmark`: one run over many series beside one process per series, and a run that is killed."""
+"""`voxelwave batch benchmark`: one run over many series against one process per series, and a run that is killed."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ from ..batch.find import find_cases
 from ..batch.manifest import MANIFEST, STATE, read_manifest
 from .options import BatchBenchmark
 
-_TIMES = ("started", "seconds", "versions")  # of a line of the manifest
-_EPOCH = "1700000000"  # the time that results are dated with, so that their bytes can be compared
+_TIMES = ("started", "seconds", "versions")  # keys of a manifest line that differ between runs
+_EPOCH = "1700000000"  # a fixed date for all results, so that their bytes can be compared
 _POLL_S = 0.05
 
 
@@ -34,7 +34,7 @@ def benchmark(options: BatchBenchmark) -> None:
     """Run the command."""
     folder = options.output / "series"
     if folder.exists():
-        raise ValueError(f"{folder} is there already: choose another --output")
+        raise ValueError(f"{folder} exists already: choose another --output")
     make_series(options.data, folder, count=options.series, broken=options.broken, slices=options.slices)
     words = ["--weights", str(options.weights), "--threads", str(options.threads), "--device", "cpu"]
     run = _command(folder, options.output / "undisturbed", *words, "--jobs", str(options.jobs))
@@ -73,12 +73,12 @@ def benchmark(options: BatchBenchmark) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took.
+    """Time and memory of a command.
 
     Args:
-        seconds: from its start to its end.
-        cpu_seconds: of the processor, of it and its children; what else the machine does changes these little.
-        peak_mib: the most memory of it and all its children together.
+        seconds: wall time.
+        cpu_seconds: CPU time of the command and its children; other load on the machine changes it little.
+        peak_mib: peak memory of the command and all its children together.
         code: its exit code.
     """
 
@@ -88,7 +88,7 @@ class Cost:
     code: int
 
     def figures(self) -> dict[str, float]:
-        """For a record."""
+        """The figures for a record."""
         return {
             "seconds": round(self.seconds, 1),
             "cpu_seconds": round(self.cpu_seconds, 1),
@@ -96,14 +96,14 @@ class Cost:
         }
 
     def __str__(self) -> str:
-        return f"{self.seconds:.1f} s, {self.cpu_seconds:.1f} s of the processor, {self.peak_mib:.0f} MiB"
+        return f"{self.seconds:.1f} s, {self.cpu_seconds:.1f} CPU s, {self.peak_mib:.0f} MiB"
 
 
 def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
-    """Time and peak memory of a command with its children.
+    """Run a command, and measure time and peak memory of it and its children.
 
     Raises:
-        OSError: it ended with an exit code that is not allowed.
+        OSError: the command ended with an exit code that is not in `allowed`.
     """
     started, before = time.perf_counter(), _cpu_of_children()
     process = _start(command)
@@ -125,13 +125,13 @@ def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
 
 
 def _cpu_of_children() -> float:
-    """Seconds of the processor of all children that have ended."""
+    """CPU seconds of all finished child processes."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def tree_memory_mib(pid: int) -> float:
-    """Proportional set size of a process and of all below it, MiB; 0 if /proc does not report it."""
+    """Proportional set size of a process and all its descendants, MiB; 0 if /proc does not report it."""
     total = 0.0
     for one in _tree(pid):
         try:
@@ -143,7 +143,7 @@ def tree_memory_mib(pid: int) -> float:
 
 
 def contents(output: Path) -> dict[str, str]:
-    """Hash of each file of a folder of results by its name: of the manifest without times, and without the page."""
+    """File name -> hash for a folder of results, without the page and without the times in the manifest."""
     found = {}
     for path in sorted(p for p in output.rglob("*") if p.is_file() and STATE not in p.parts):
         data = path.read_bytes()
@@ -185,7 +185,7 @@ def make_series(data: Path, folder: Path, *, count: int, broken: int, slices: in
 
 
 def _pieces(data: Path, slices: int) -> Iterator[list[Path]]:
-    """Runs of neighbouring images of the real series that can be read."""
+    """Runs of neighbouring images from the readable real series."""
 
     cases = [case for case in find_cases(data, ("dicom",)).cases if case.reason is None]
     for case in sorted(cases, key=lambda case: str(case.inputs[0])):
@@ -225,7 +225,7 @@ def _cut(paths: list[Path]) -> None:
 
 
 def _without_slice(paths: list[Path]) -> None:
-    """The last slice goes to where it leaves a gap."""
+    """Move the last slice away, so that a slice is missing."""
     _change(paths[-1], lambda image: _shift(image, by=2.7))
 
 
@@ -257,7 +257,7 @@ def _change(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any]:
-    """The sum of the times and the largest memory of a process per series."""
+    """Run one process per series; returns the sum of the times and the largest memory."""
     sum_of, failed = Cost(0.0, 0.0, 0.0, 0), 0
     for number, place in enumerate(sorted(p for p in folder.rglob("SE*") if p.is_dir())):
         cost = measure(_command(place, output / f"{number:03d}", *options), allowed=(0, 1, 3, 4))
@@ -271,7 +271,7 @@ def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any
 def _killed(
     folder: Path, output: Path, options: list[str], kills: int, seed: int, undisturbed_s: float
 ) -> dict[str, Any]:
-    """Kill a run again and again, at the latest after half the time that a whole one takes; then compare its end."""
+    """Kill a run repeatedly, each time within half the time of a whole run; then finish it and compare the results."""
     chance, target = random.Random(seed), output / "killed"
     command = _command(folder, target, *options)
     done: list[int] = []
@@ -280,7 +280,7 @@ def _killed(
         try:
             process.wait(chance.uniform(0.0, undisturbed_s / 2))
             process.communicate()
-            print(f"it came to its end before kill {len(done) + 1}; results of some cases are taken away", flush=True)
+            print(f"the run finished before kill {len(done) + 1}; the results of some cases are removed", flush=True)
             for name in chance.sample(sorted(read_manifest(target)), 5):
                 (target / name / "case.json").unlink(missing_ok=True)
         except subprocess.TimeoutExpired:
@@ -307,7 +307,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _tree(pid: int) -> list[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     found = [pid]
     for one in found:
         for task in Path(f"/proc/{one}/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""`voxelwave bench kernels`: speed and accuracy of the selective scan beside other implementations."""
+"""`voxelwave bench kernels`: speed and accuracy of the selective scan against other implementations."""
 
 from ...kernels.scan.benchmark import bench_kernels
 from ...kernels.scan.triton_aot import SHAPES, TARGETS, aot_report, expected_time
@@ -8,14 +8,14 @@ from .options import Kernels
 
 
 def kernels(options: Kernels) -> None:
-    """Time the kernels, or compile them for a GPU that is not there, and print tables."""
+    """Time the kernels, or compile them for a GPU that need not be present, and print tables."""
     if options.machine_code:
         _print_machine_code(options.quick)
         return
     bench_kernels(device=options.device, quick=options.quick, seed=options.seed)
     if options.device == "cuda":
         rows = [row._asdict() for row in gpu_benchmark(quick=options.quick, seed=options.seed)]
-        print_rows("Beside the memory bound of an H100 and other implementations", rows)
+        print_rows("Compared with the memory bound of an H100 and with other implementations", rows)
 
 
 def _print_machine_code(quick: bool) -> None:

@@ -10,12 +10,12 @@ from ..options import Options, ThreadOptions, at_least, must_exist
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels(Options):
-    """Time the selective scan beside other implementations and print ratios, errors, scaling and the machine's limits.
+    """Time the selective scan and other implementations, and print ratios, errors, scaling and the machine's limits.
 
     Args:
         device: cpu (two threads), or cuda for the Triton kernels.
         machine_code: instead of timing, compile the Triton kernels for A100 and H100, which needs no GPU, and print
-            registers, instructions and the time to expect on an H100.
+            registers, instructions and the expected time on an H100.
         quick: fewer sizes and repeats, a minute instead of ten.
         seed: seed of the random inputs.
     """

@@ -11,7 +11,7 @@ from .scanpath import demo_scanpath
 
 
 def demo(options: Demo) -> None:
-    """Run the three parts and list the pictures that they wrote."""
+    """Run the three parts and list the pictures written."""
     output = options.output
     with as_file(files(__package__) / "data") as data:
         print("Moving: T1-weighted, second visit. Fixed: FLAIR, first visit. One person, two grids, two contrasts.")

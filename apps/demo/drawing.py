@@ -1,4 +1,4 @@
-"""The scene of the demo: a shelf with fourteen coloured things, drawn by us, so it can be distributed freely.
+"""The scene of the demo: a shelf with fourteen coloured things, drawn by this program, so free to distribute.
 
     python -m voxelwave.apps.demo.drawing FOLDER
 
@@ -15,7 +15,7 @@ from ...scanpath.own_files import write_scanpaths
 from ...scanpath.planted import COLOURS, SIZE
 from ...scanpath.scene import Dataset, Scene, SceneObject
 
-_FINE = 4  # the factor by which it is drawn larger and then reduced, for smooth edges
+_FINE = 4  # the picture is drawn larger by this factor and then reduced, for smooth edges
 _WALL, _WOOD, _EDGE = (238, 230, 216), (186, 140, 96), (139, 99, 63)
 _BOARDS = (200, 390, 580)  # y of their upper edges in pixels
 # kind, colour, x of the centre in pixels, board

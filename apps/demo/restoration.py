@@ -22,8 +22,8 @@ WEIGHTS = "denoise-grey"
 def demo_restoration(output: Path) -> None:
     """Add Rician noise to a slice of the FLAIR scan, restore it, and show the images and what was removed.
 
-    The network returns the mean of the noisy magnitudes; the bias that the noise added to that mean is removed by
-    formula. Writes restoration.png (clean, noisy, restored, removed) and prints the PSNR before and after.
+    The network estimates the mean of the noisy magnitudes; the Rician bias of that mean is then removed by a formula.
+    Writes restoration.png (clean, noisy, restored, removed) and prints the PSNR before and after.
 
     Args:
         output: the folder to write to.

@@ -16,9 +16,9 @@ WEIGHTS, SEED, SAMPLES = "planted-observer", 6, 20
 def demo_scanpath(output: Path) -> None:
     """Predict scanpaths on the drawing of a shelf with the weights that come with the package.
 
-    They were trained on a simulated observer with known rules: near things first, red and yellow things before others,
-    things already seen less often. Writes scanpath.png and prediction.json beside the scene, and prints the first
-    scanpath and the things that are looked at most.
+    The weights were trained on a simulated observer with known rules: near things first, red and yellow things before
+    others, things already seen less often. Writes scanpath.png and prediction.json beside the scene, and prints the
+    first scanpath and the things that are looked at most.
 
     Args:
         output: the folder to write to.
@@ -36,7 +36,7 @@ def demo_scanpath(output: Path) -> None:
     most = ", ".join(f"{scene.objects[k].name} {100 * share[k]:.0f} %" for k in np.argsort(-share)[:4])
     first = " > ".join(prediction["paths"][0]["names"])
     print(
-        f"Scanpath: {len(scene)} things on a drawn shelf, {SAMPLES} scanpaths drawn by {WEIGHTS} (a made-up observer)\n"
+        f"Scanpath: {len(scene)} things on a drawn shelf, {SAMPLES} scanpaths drawn by {WEIGHTS} (simulated observer)\n"
         f"  the first: {first}\n"
         f"  looked at most: {most}; see {output / PICTURE}"
     )

@@ -25,7 +25,7 @@ TITLES = {
 
 
 def cohort_of(study: Study, data: Windows) -> Cohort:
-    """The subjects with windows; those with equal recordings, or of one person, are a group.
+    """The subjects with windows; subjects with equal recordings, or of one person, form a group.
 
     Raises:
         LabelError: one recording under two labels.
@@ -57,7 +57,7 @@ def facts_of(
     design = plan["design"]
     limits = [
         *(
-            ["The audit failed, and the run was continued with --allow-leakage: its figures are too good to be true."]
+            ["The audit failed, and the run was continued with --allow-leakage: its results are too optimistic."]
             if any(c["outcome"] == "fail" for c in checks)
             else []
         ),

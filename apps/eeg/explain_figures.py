@@ -34,8 +34,8 @@ def draw(
         ),
         "bands": (
             _bands(summary),
-            "Integrated gradients by frequency band (bars: standard deviation over the networks), and the cost of "
-            f"hiding the band ({whom}).",
+            "Integrated gradients by frequency band (bars: standard deviation over the networks), and the increase of "
+            f"the loss when the band is hidden ({whom}).",
         ),
         "filters": (
             _filters(found),

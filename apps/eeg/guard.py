@@ -1,4 +1,4 @@
-"""Before every training: the study that the options name, and its audit."""
+"""Reads the study and acts on its audit, before every training."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def read_study_of(options: StudyOptions) -> Study:
 
 
 def persons_of(study: Study, data: Windows) -> tuple[str, ...]:
-    """The person behind each subject with windows; equal recordings are of one person.
+    """The person of each subject with windows; subjects with equal recordings are one person.
 
     Raises:
         LabelError: one recording under two labels.
@@ -38,14 +38,14 @@ def persons_of(study: Study, data: Windows) -> tuple[str, ...]:
 
 
 def may_train(checks: Sequence[Check], options: GuardOptions) -> bool:
-    """Whether training may begin after an audit; what failed is printed."""
+    """Whether training may begin after an audit; failed checks are printed."""
     for check in checks:
         if check.outcome == "fail":
             print(f"audit: {check.check}: {check.detail}")
     if not failed(checks):
         return True
     if options.allow_leakage:
-        print("the audit failed; training continues, as --allow-leakage asks: the figures are too good to be true")
+        print("the audit failed; training continues because of --allow-leakage: the results are too optimistic")
         return True
     print("nothing was trained, because the audit failed: correct the study, or continue with --allow-leakage")
     return False

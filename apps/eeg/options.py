@@ -42,7 +42,7 @@ class GuardOptions(Options):
 
     Args:
         no_audit: leave out the audit of the study and its split.
-        allow_leakage: train even if the audit fails; the results say so.
+        allow_leakage: train even if the audit fails; the results mention it.
     """
 
     no_audit: bool = False

@@ -1,4 +1,4 @@
-"""Who was recorded: a table beside recordings that are diagnosed, with a person and perhaps a label for each."""
+"""The table of people: for recordings that are diagnosed, the person and, if known, the label of each."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,10 @@ class TableRow:
     """A row of the table.
 
     Args:
-        subject: its name for the recording, or the BIDS name of the person.
-        file: the recording, if the table has files.
-        person: who it is.
-        label: the class; empty without a column of it.
+        subject: the table's name of the recording, or the BIDS name of the person.
+        file: the recording, if the table lists files.
+        person: the person's name.
+        label: the class; empty if the table has no such column.
     """
 
     subject: str
@@ -37,7 +37,7 @@ class PeopleTable:
     rows: tuple[TableRow, ...]
 
     def row_of(self, file: Path) -> TableRow | None:
-        """The row of a recording: by its path, else by its name or the sub-... at its beginning."""
+        """The row of a recording, found by its path, else by its name or the sub-... at the start of its name."""
         path = file.resolve()
         names = {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]}
         by_file = (row for row in self.rows if row.file == path)
@@ -45,7 +45,7 @@ class PeopleTable:
         return next(by_file, next(by_name, None))
 
     def notes(self, files: Iterable[Path]) -> list[str]:
-        """Names the recordings without a row, and the rows without a recording."""
+        """Notes that name the recordings without a row, and the rows without a recording."""
         found = {file: self.row_of(file) for file in files}
         without = [file.name for file, row in found.items() if row is None]
         seen = {row for row in found.values() if row is not None}
@@ -55,10 +55,10 @@ class PeopleTable:
 
 
 def read_people(options: Diagnose) -> PeopleTable | None:
-    """The table that the options name.
+    """Read the table that the options name, if any.
 
     Raises:
-        ValueError: it lacks a column.
+        ValueError: the table lacks a column.
     """
     if options.table is None:
         return None
@@ -86,7 +86,7 @@ def read_people(options: Diagnose) -> PeopleTable | None:
 
 @dataclass(frozen=True)
 class RecordingOf:
-    """What people.csv needs of the result for one recording.
+    """The part of a recording's result that people.csv uses.
 
     Args:
         person, label: from the table; the label may be empty.
@@ -105,9 +105,9 @@ class PersonMean:
     """The result for one person; a row of people.csv.
 
     Args:
-        person: who it is.
+        person: the person's name.
         label: the labels of the person's recordings.
-        recordings, windows: how many there are.
+        recordings, windows: number of recordings and of windows.
         probability: mean over all windows.
     """
 

@@ -24,7 +24,7 @@ from .guard import may_train, persons_of, read_study_of
 from .options import CHECKPOINT, Train
 
 CURVE = "curve.csv"
-BEGUN = "training.json"  # what the training was begun with; --resume must find the same
+BEGUN = "training.json"  # data and options of the training; --resume must be given the same
 
 
 def train(options: Train) -> int:
@@ -70,7 +70,7 @@ def train(options: Train) -> int:
 
 
 def _audit(options: Train, study: Study, data: Windows, parts: Parts, persons: Sequence[str]) -> list[Check]:
-    """Whether training and validation subjects share EEG or people."""
+    """Check whether training and validation subjects share EEG or people."""
     sides = [frozenset((data.subjects[i], WHOLE) for i in part) for part in parts.subjects]
     fold = Fold(0, "validation", dict(zip(("train", "validation"), sides, strict=True)))
     splits = SplitFile(options.study, (fold,), persons=dict(zip(data.subjects, persons, strict=True)))
@@ -79,7 +79,7 @@ def _audit(options: Train, study: Study, data: Windows, parts: Parts, persons: S
 
 
 def _begun_with(options: Train, data: Windows, parts: Parts) -> dict[str, object]:
-    """What must not change between the parts of one training."""
+    """The data and options that must be the same when a training is resumed."""
     names = ("network", "validation_share", "batch", "class_weights", "monitor", "reduce_patience", "seed")
     return {
         **{name: getattr(options, name) for name in names},

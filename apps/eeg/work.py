@@ -22,8 +22,8 @@ from .people_table import PeopleTable, RecordingOf, means_of_people
 
 DIAGNOSIS = "diagnosis.json"
 NO_DEVICE = (
-    "Research software, not a medical device: a probability says how similar a recording is to those of a training "
-    "group, and nothing about a person's health."
+    "Research software, not a medical device: a probability measures how similar a recording is to those of a training "
+    "group; it is no statement about a person's health."
 )
 
 
@@ -76,15 +76,15 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A trained network in memory, and how its probabilities become decisions.
+    """A trained network in memory, and the threshold that turns its probabilities into decisions.
 
     Args:
         network: in evaluation mode.
-        card: what it was trained on.
-        weights: the file of the weights.
+        card: its model card.
+        weights: the weight file.
         threshold: the probability from which a recording counts as positive.
         abstain: half the width of the band without a decision.
-        people: who was recorded, if known.
+        people: the table of people, if given.
         stream: read recordings piece by piece.
     """
 
@@ -109,7 +109,7 @@ class Diagnosis:
         return {"metrics": metrics, "warnings": notes}
 
     def diagnose(self, file: Path) -> tuple[RecordingRow, list[WindowRow], list[str]]:
-        """The result for a recording, for each of its windows, and notes.
+        """The result for a recording, the results for its windows, and notes.
 
         Raises:
             ValueError: the recording does not fit the weights.
@@ -220,7 +220,7 @@ class Diagnosis:
         print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
 
     def _with_people(self, rows: Rows) -> tuple[Rows, Rows | None]:
-        """The rows with person and label and a row per person, if a table gives them; who is missing is named."""
+        """Add person and label to the rows if a table gives them, make a row per person, and print who is missing."""
         if self.people is None:
             return rows, None
         found = []
@@ -236,7 +236,7 @@ class Diagnosis:
 
 
 def batch_work(*, weights: str, threshold: float | None, abstain: float, stream: bool = False) -> Diagnosis:
-    """Load a trained network; the arguments are plain values, so that a worker can be given them.
+    """Load a trained network; the arguments are plain values, so that they can be sent to a worker.
 
     Raises:
         FileNotFoundError, ValueError: see `load_network`; or threshold or abstain is out of range.
@@ -254,7 +254,7 @@ def diagnose_single(file: Path, output: Path, work: Diagnosis) -> None:
     """Diagnose one recording and write its files.
 
     Raises:
-        ValueError: names the file that cannot be diagnosed.
+        ValueError: the file cannot be diagnosed; the message names it.
     """
     try:
         row, windows, _ = work.diagnose(file)

@@ -69,7 +69,7 @@ class Estimator(Protocol):
 
 
 def build_estimator(spec: EstimatorSpec) -> Estimator:
-    """Build an estimator; the latest ones are kept, since they hold the data."""
+    """Build an estimator; the most recent ones are cached, since they hold the data."""
     return _built(json.dumps(spec, sort_keys=True))
 
 

@@ -24,7 +24,7 @@ PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "re
 
 
 class PlanWarning(UserWarning):
-    """Something about a run that its reader should know."""
+    """A remark about a run for readers of its results."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Design:
         inner: number of folds within each outer training part.
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
-        batch: settings asked for at once; a larger batch keeps more workers busy, but the sampler learns less.
+        batch: number of settings drawn at once; a larger batch keeps more workers busy, but the sampler learns less.
         objective: figure that the search maximises, mean over inner folds per subject: "auc", "balanced_accuracy" or
             "brier"; or "likelihood", the mean log-likelihood per token, for estimators with a `LikelihoodFit`.
         protocol: "nested", "published" (selection on the test fold, to demonstrate optimism) or "both".
@@ -131,7 +131,7 @@ def read_plan(path: Path) -> Plan:
     """Read plan.json, also of version 0.1.0.
 
     Raises:
-        ValueError: the file is no plan.
+        ValueError: the file is not a plan.
     """
     try:
         plan = with_present_names(json.loads(path.read_text()))
@@ -168,7 +168,7 @@ def open_plan(folder: Path, plan: Plan) -> None:
     differences += [part for part in parts if now[part] != {**before}[part]]
     if differences:
         raise ValueError(
-            f"{folder} holds a run planned otherwise ({'; '.join(differences[:4])});"
+            f"{folder} holds a run with another plan ({'; '.join(differences[:4])});"
             " choose another --output, or continue with the same options and data"
         )
     if before["versions"] != plan["versions"]:

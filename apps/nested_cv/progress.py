@@ -27,10 +27,10 @@ def run_with_progress(
     """Run all fits of a plan, and show how many are done.
 
     Args:
-        folder: of the run.
-        plan: of the run.
+        folder: the folder of the run.
+        plan: the plan of the run.
         total: the largest number of fits.
-        jobs, cluster, slurm: where to run them, see `open_pool`.
+        jobs, cluster, slurm: where to run the fits, see `open_pool`.
         more: further cells, see `run_plan`.
         fitted: called after each fit.
     """

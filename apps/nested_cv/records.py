@@ -275,7 +275,7 @@ class Permutation(TypedDict):
 
 
 class ModelTexts(TypedDict):
-    """What a reader sees in place of a model's name."""
+    """Title and description of a model in the report."""
 
     title: str
     description: str
@@ -409,7 +409,7 @@ class ChannelImportance(Importance):
 
 
 class ExplanationFigures(TypedDict):
-    """What networks rely on, over all outer folds."""
+    """The channels, bands and filters on which the networks rely, over all outer folds."""
 
     networks: list[str]
     subjects: int

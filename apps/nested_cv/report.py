@@ -67,7 +67,7 @@ MAIN_METRICS: tuple[MetricName, ...] = ("balanced_accuracy", "sensitivity", "spe
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject as the page lists it.
+    """A subject in the list of the page.
 
     Args:
         row: its row in results.json.
@@ -82,12 +82,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Shown:
-    """The explanation as the page shows it.
+    """The explanation as shown on the page.
 
     Args:
         content: explanation.json.
-        images: name -> the picture as a data: address.
-        missing: names of pictures whose file is gone.
+        images: name -> the picture as a data: URL.
+        missing: names of pictures whose file is missing.
     """
 
     content: Explanation
@@ -122,7 +122,7 @@ def read_results(folder: Path) -> Results:
     """Read results.json of a run, see `write_report`."""
     path = folder / RESULTS
     if not path.is_file():
-        raise FileNotFoundError(f"expected the folder of a finished run, with {RESULTS} in it; {path} is not there")
+        raise FileNotFoundError(f"expected the folder of a finished run, with {RESULTS} in it; {path} does not exist")
     return cast(Results, _read_json(path, Results))
 
 
@@ -321,12 +321,12 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     elif others:
         sentences.append((f"Next best on the same folds: {name_of(others[0])} ({_fixed(_mean(others[0]))}).", False))
     if mean >= SUSPICIOUS:
-        sentences.append(("A figure this close to 1 is more often leakage than skill; read the audit first.", True))
+        sentences.append(("A result this close to 1 is more often leakage than skill; read the audit first.", True))
     return sentences
 
 
 def _simpler_explanations(results: Results, main: ModelResults, models: Sequence[ModelResults]) -> list[str]:
-    """Models that are as good as that of the headline, and how well recording length alone separates the classes."""
+    """Models as good as the one in the headline, and how well the recording length alone separates the classes."""
     low = results["headline"]["interval"][0]
     sentences = list(results["caveats"])
     rivals = [model for model in models if model is not main and _mean(model) >= low]

@@ -47,7 +47,7 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts that only the calling command knows; results.json holds them unchanged.
+    """Facts supplied by the calling command; results.json holds them unchanged.
 
     Args:
         title: title of the report.
@@ -57,7 +57,7 @@ class Facts:
         seconds: length of each subject's recording.
         extra: further columns of each subject.
         audit: checks with their outcomes.
-        limits: sentences.
+        limits: sentences on the limits of the study.
         description: sentences on how the data were read and cut.
         models: model -> title and description.
         caveats: other possible explanations of the figures.

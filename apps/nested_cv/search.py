@@ -82,7 +82,7 @@ def run_plan(
         plan: a plan that `open_plan` accepted.
         pool: runs the cells.
         tell: called with each cell, its result, and True if the cell was finished before.
-        more: further groups of cells to run beside those of the plan.
+        more: further groups of cells to run along with those of the plan.
 
     Raises:
         ValueError, OSError: a cell failed, or another run works in the folder.

@@ -36,7 +36,7 @@ class Cohort:
     def __post_init__(self) -> None:
         if len(set(self.subjects)) != len(self.subjects):
             twice = next(s for s in self.subjects if self.subjects.count(s) > 1)
-            raise ValueError(f"each subject must be listed once, {twice!r} is there {self.subjects.count(twice)} times")
+            raise ValueError(f"each subject must be listed once, {twice!r} occurs {self.subjects.count(twice)} times")
         for name in ("labels", "groups", "sites"):
             given = getattr(self, name)
             if len(given) != len(self.subjects) and (given or (name == "labels" and self.classes)):

@@ -123,8 +123,8 @@ def nadeau_bengio(values: Sequence[float], test_share: float, *, level: float = 
 def bootstrap_weights(scores: Scores, count: int, seed: int) -> np.ndarray:
     """Count of each unit in each of `count` resamples of subjects, drawn within each class: (count, n).
 
-    Predictions are held, so figures of the resamples vary with the tested subjects and not with the training: their
-    middle 95 % held the true AUC in 81 to 91 % of simulated studies of 40 and 97 subjects.
+    Predictions are fixed, so the metrics of the resamples vary with the tested subjects but not with the training:
+    their middle 95 % covered the true AUC in only 81 to 91 % of simulated studies of 40 and 97 subjects.
     """
     generator = np.random.default_rng(seed)
     clusters, first = np.unique(scores.cluster, return_index=True)
@@ -141,7 +141,7 @@ def percentile_interval(values: np.ndarray, *, level: float = 0.95) -> list[floa
 
 
 def summary(scores: Scores, weights: np.ndarray, test_share: float) -> dict[str, Metric]:
-    """Mean and standard deviation over folds, its interval, the pooled value and its spread, for each metric.
+    """For each metric: mean and standard deviation over folds, its interval, the pooled value and its spread.
 
     "interval_nb" is a confidence interval; "interval_bootstrap" is the spread over `bootstrap_weights`, narrower.
     """
@@ -284,7 +284,7 @@ def choose_threshold(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def _balanced_accuracy(label: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """Balanced accuracy of shares of positive decisions `said`; either argument may have rows."""
+    """Balanced accuracy of `said`, the share of positive decisions per subject; either argument may have rows."""
     positive = label == 1
     sensitivity = (positive * said).sum(-1) / positive.sum(-1)
     false_alarms = (~positive * said).sum(-1) / (~positive).sum(-1)

@@ -1,4 +1,4 @@
-"""`voxelwave registration apply`: move an image or a label map by a transform written before."""
+"""`voxelwave registration apply`: apply a saved transform to an image or a label map."""
 
 from ...volumes import invert, read_transform, read_volume, resample, write_volume
 from .options import Apply

@@ -1,4 +1,4 @@
-"""`voxelwave registration evaluate`: register a list of pairs and measure each."""
+"""`voxelwave registration evaluate`: register a list of pairs and measure the accuracy."""
 
 from dataclasses import asdict
 

@@ -17,7 +17,7 @@ PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(RegistrationSettings, DeviceOptions):
-    """How two scans are aligned.
+    """Options of the registration method.
 
     Args:
         weights: a trained NestedMorph (.safetensors, .ckpt, .pth); its displacement starts the refinement.
@@ -34,7 +34,7 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
 
     @property
     def settings(self) -> RegistrationSettings:
-        """The settings that results depend on, with the default method filled in."""
+        """The settings on which results depend, with the default method filled in."""
         values = {option.name: getattr(self, option.name) for option in fields(RegistrationSettings)}
         return RegistrationSettings(**values | {"method": self.chosen_method})
 
@@ -68,9 +68,9 @@ class Register(MethodOptions, FolderOptions):
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
         dicom: write DICOM results even if only MOVING is DICOM.
-        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; else it is refused. A
-            result in DICOM is then not written.
-        pairs: a table (.tsv, .csv, .json) with columns moving and fixed, paths in the folder, and where known
+        fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
+            CT is refused. DICOM results are not written then.
+        pairs: a table (.tsv, .csv, .json) with the columns moving and fixed (paths in the folder) and optionally
             moving_labels, fixed_labels, contrast.
         bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
             a name, that session's image is used for all sessions of the subject.
@@ -118,14 +118,14 @@ class Register(MethodOptions, FolderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Apply(Options):
-    """Move IMAGE by a TRANSFORM onto the grid of another image, with one interpolation.
+    """Resample IMAGE through a TRANSFORM onto the grid of another image, with one interpolation.
 
     Args:
         transform: a folder written by `register`, or an ITK transform file (.nii.gz field, .h5, .mat, .txt).
         image: the image to move; 3-D, or 4-D volume by volume.
-        like: the image whose grid the result gets: the fixed image, or with --inverse the moving one.
+        like: the image that defines the grid of the result: the fixed image, or with --inverse the moving one.
         output: the .nii.gz, .nii or .mgz file to write.
-        inverse: move from the fixed to the moving image's space; a single file is inverted numerically.
+        inverse: map from the fixed to the moving image's space; a single file is inverted numerically.
         labels: IMAGE is a label map: nearest neighbour, integers stay integers.
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
@@ -153,7 +153,7 @@ class Train(TrainingSettings, DeviceOptions):
     without label maps the lowest loss.
 
     Args:
-        pairs: a list (.csv, .tsv, .json with columns moving, fixed and, where known, moving_labels, fixed_labels,
+        pairs: a list (.csv, .tsv, .json with columns moving, fixed and optionally moving_labels, fixed_labels,
             subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
         output: the folder to write to: network.safetensors (for register --weights), checkpoints, logs, cache.
         resume: continue from the last checkpoint in OUTPUT.
@@ -165,7 +165,7 @@ class Train(TrainingSettings, DeviceOptions):
 
     @property
     def settings(self) -> TrainingSettings:
-        """The settings of the training alone."""
+        """Only the settings of the training."""
         return TrainingSettings(**{option.name: getattr(self, option.name) for option in fields(TrainingSettings)})
 
     def check(self) -> None:
@@ -180,13 +180,13 @@ class Train(TrainingSettings, DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(MethodOptions):
-    """Register every pair of a list and print a table of label overlap, folds and time.
+    """Register every pair of a list and print a table of label overlap, folding and time.
 
     OUTPUT receives evaluation.csv (a row per pair and method) and evaluation.json (mean and spread over the pairs,
     options, versions). A pair that fails is listed with its reason and the others continue (exit code 3).
 
     Args:
-        pairs: a list (.csv, .tsv, .json) with columns moving, fixed and, where known, moving_labels, fixed_labels,
+        pairs: a list (.csv, .tsv, .json) with columns moving, fixed and optionally moving_labels, fixed_labels,
             subject, split, contrast.
         output: the folder to write to.
         baseline: also run ANTs SyN on every pair.
@@ -229,5 +229,5 @@ class Benchmark(Options):
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds, threads=self.threads)
-        if self.part != "cost":  # which needs no scans
+        if self.part != "cost":  # "cost" needs no scans
             must_exist(self.data, "folder of scans")

@@ -12,7 +12,7 @@ def overlap(warped: Volume, fixed: Volume, when: str) -> dict[str, float]:
     Args:
         warped: the moving labels on the fixed grid.
         fixed: the fixed labels.
-        when: end of the names, "before" or "after".
+        when: suffix of the names, "before" or "after".
 
     Returns:
         "dice_WHEN" and "hd95_mm_WHEN".

@@ -43,7 +43,7 @@ class PairResult:
         pair: the files.
         method: the method.
         figures: name -> value; those of `FIGURES` and others. Empty for a pair that failed.
-        error: the reason why it failed, on one line; empty if it did not.
+        error: the reason why the pair failed, on one line; empty for success.
     """
 
     pair: Pair

@@ -28,7 +28,7 @@ def _register_folder(options: Register) -> int:
     root = options.input or Path(str(options.pairs)).parent
     weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights, options.cache))
     results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
-    if options.fix_tilt:  # left out otherwise, so that results of earlier versions stay valid
+    if options.fix_tilt:  # not recorded otherwise, so that results of earlier versions stay valid
         results_depend_on["fix_tilt"] = True
     arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
     run = FolderRun(

@@ -1,4 +1,4 @@
-"""Files that the registration commands read and write: label maps, b-vectors, DICOM results; and notes about them."""
+"""Reads and writes files of the registration commands (label maps, b-vectors, DICOM results), and collects notes."""
 
 import shutil
 import warnings
@@ -47,7 +47,7 @@ def check_no_series(output: Path) -> None:
     """Refuse a folder of results that holds the DICOM series of an earlier run.
 
     Raises:
-        ValueError: it does.
+        ValueError: there is such a series.
     """
     folder = output / WARPED_DICOM
     if folder.exists() and any(folder.iterdir()):
@@ -55,13 +55,13 @@ def check_no_series(output: Path) -> None:
 
 
 def writes_dicom(moving: Path, fixed: Path, *, always: bool, fix_tilt: bool = False) -> bool:
-    """Whether a registration writes DICOM results: between two DICOM images, or `always` if MOVING is one.
+    """Whether a registration writes DICOM results: if both images are DICOM, or with `always` if MOVING is.
 
     Raises:
-        ValueError: `always` without a DICOM image as MOVING, or no DICOM image can be derived from MOVING.
+        ValueError: with `always`, MOVING is no DICOM image, or no DICOM image can be derived from it.
     """
     if always and not is_dicom(moving):
-        raise ValueError(f"--dicom needs a DICOM series as MOVING, whose headers the result gets, got {moving}")
+        raise ValueError(f"--dicom needs a DICOM series as MOVING, since the result takes its headers, got {moving}")
     wanted = is_dicom(moving) and (always or is_dicom(fixed))
     mosaics = [path for path in (moving, fixed) if is_dicom(path) and holds_mosaic(path)] if wanted else []
     if mosaics and always:
@@ -69,7 +69,8 @@ def writes_dicom(moving: Path, fixed: Path, *, always: bool, fix_tilt: bool = Fa
     wanted = wanted and not mosaics
     if wanted and fix_tilt and any(holds_tilted(path) for path in (moving, fixed) if is_dicom(path)):
         if always:
-            raise ValueError("--dicom cannot write what --fix-tilt straightens: run without it for the NIfTI results")
+            text = "--dicom cannot write what --fix-tilt straightens: run without --dicom for the NIfTI results"
+            raise ValueError(text)
         return False
     if wanted:
         check_source(moving)
@@ -134,7 +135,7 @@ def collected_notes() -> Iterator[list[str]]:
             notes.append(str(message))
         show(message, category, filename, lineno, file, line)
 
-    with warnings.catch_warnings():  # which restores showwarning
+    with warnings.catch_warnings():  # it restores showwarning at the end
         warnings.simplefilter("always", VolumeWarning)
         warnings.showwarning = keep
         yield notes

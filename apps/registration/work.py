@@ -78,7 +78,7 @@ class Alignment:
             progress: called with a line about each step.
 
         Raises:
-            ValueError: a scan cannot be used, or DICOM results are wanted and cannot be written.
+            ValueError: a scan cannot be used, or requested DICOM results cannot be written.
         """
         to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom, fix_tilt=self.fix_tilt)
         moving_volume = read_volume(pair.moving, fix_tilt=self.fix_tilt)
@@ -117,7 +117,7 @@ class Alignment:
 def batch_work(
     *, weights: str | None, dicom: bool, cache: str | None, device: str, fix_tilt: bool = False, **settings: Any
 ) -> Alignment:
-    """Build the work of a batch from plain values; `settings` are those of `RegistrationSettings`."""
+    """Build the work of a batch from plain values; `settings` are the fields of `RegistrationSettings`."""
     network = None if weights is None else read_trained_network(weights)
     place = None if cache is None else Path(cache)
     return Alignment(RegistrationSettings(**settings), network, device, place, dicom, fix_tilt)

@@ -1,4 +1,4 @@
-"""`voxelwave restoration benchmark`: speed, memory and PSNR of restoration beside simpler methods."""
+"""`voxelwave restoration benchmark`: speed, memory and PSNR of restoration against simpler methods."""
 
 import os
 import platform

@@ -46,7 +46,7 @@ def evaluate(options: Evaluate) -> int:
 
 
 def _write(output: Path, options: Evaluate, evaluation: Evaluation, weights: Path | None) -> None:
-    """The table, and beside it the record."""
+    """Write the table, and the record beside it."""
     write_table(output, evaluation)
     write_record(
         output.with_suffix(".json"),

@@ -1,4 +1,4 @@
-"""`voxelwave restoration export`: write weights from the checkpoint of a training that is running or was stopped."""
+"""`voxelwave restoration export`: write weights from the checkpoint of a running or stopped training."""
 
 from ...restoration.module import load_checkpoint
 from .options import Export

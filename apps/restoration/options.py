@@ -26,7 +26,7 @@ def _check_tiles(settings: TileSettings) -> None:
 class Restore(RestoreSettings, DeviceOptions, FolderOptions):
     """Restore an image, a volume or a DICOM series, or all of a folder.
 
-    The result has the type, the intensity scale and the position of its input; that of a DICOM series is a derived
+    The result has the type, intensity scale and position of its input; the result of a DICOM series is a derived
     series. Weights for another intensity range or number of channels are refused (exit code 4). For one input, a report
     of the difference to the input is printed, and written beside the result. For a folder, OUTPUT receives a folder per
     image or series, manifest.jsonl and index.html. A case that fails is recorded with its reason and the others
@@ -35,8 +35,8 @@ class Restore(RestoreSettings, DeviceOptions, FolderOptions):
     Args:
         input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these,
             nested in any way.
-        output: the file to write; for a DICOM series a folder, or a .nii.gz file; for a folder a folder.
-        weights: the name of weights that come with the package (denoise-grey), a .safetensors file of ours, or
+        output: the file to write; for a DICOM series a folder or a .nii.gz file; for many inputs a folder.
+        weights: the name of weights that come with the package (denoise-grey), a .safetensors file of voxelwave, or
             published weights (.pth) with --variant and --stripe-width.
         task: refuse weights for another task.
         modality: only DICOM series of these modalities, such as MR or MR,CT (folders only).
@@ -170,12 +170,12 @@ class Export(Options):
 class Benchmark(Options):
     """Measure time, memory and quality of restoration on the CPU.
 
-    Parts: "speed", MaIR-S x2 on a 64 x 64 input with one thread, beside the same network with its scan step by step in
-    plain PyTorch, and the share of each part of the network; "slice", a 512 x 512 slice denoised; "memory", the peak
-    for a small and a large image in tiles of the same size. With --data also: "set12", Gaussian noise of sigma 25;
-    "ct", a sharp, noisy CT reconstruction against a smooth one of the same scan; "mr", Rician noise on T1, T2 and FLAIR
-    slices; each beside non-local means, wavelets, total variation, and BM3D if it is installed. OUTPUT receives
-    benchmark-PART.json.
+    Parts: "speed", MaIR-S x2 on a 64 x 64 input with one thread, compared with the same network with a step-by-step
+    scan in plain PyTorch, and the share of each part of the network; "slice", denoising a 512 x 512 slice; "memory",
+    the peak for a small and a large image in tiles of the same size. With --data also: "set12", Gaussian noise of sigma
+    25; "ct", a sharp, noisy CT reconstruction against a smooth one of the same scan; "mr", Rician noise on T1, T2 and
+    FLAIR slices; each compared with non-local means, wavelets, total variation, and BM3D if it is installed. OUTPUT
+    receives benchmark-PART.json.
 
     Args:
         output: the folder to write to.

@@ -83,7 +83,7 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
     for line in done.change.lines():
         print(f"  {line}")
     write_record(
-        # beside a series, whose folder holds DICOM files only
+        # the folder of a series holds DICOM files only, so its record is beside the folder
         done.written.with_name(f"{file_stem(done.written)}.{REPORT}"),
         inputs={"input": options.input, "weights": work.weights},
         options={

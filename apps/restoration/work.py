@@ -27,7 +27,7 @@ def is_one_series(folder: Path, cases: Sequence[Case]) -> bool:
 
 @dataclass(frozen=True)
 class Restored:
-    """A result that was written.
+    """A written result.
 
     Args:
         written: the file or folder.
@@ -44,14 +44,14 @@ class Restored:
 
 @dataclass(frozen=True)
 class Restoration:
-    """Weights in memory and how they are applied.
+    """Restores images with the weights in memory.
 
     Args:
         model: the network.
         info: the description of its weights.
-        weights: their file.
-        settings: how an image is restored.
-        device: where the network runs.
+        weights: the weight file.
+        settings: the settings of the restoration.
+        device: the device on which the network runs.
     """
 
     model: Network
@@ -64,7 +64,7 @@ class Restoration:
         """Restore one case of a batch.
 
         Raises:
-            CaseRefused: the weights do not apply to it.
+            CaseRefused: the weights do not apply to the case.
         """
         source = case.inputs[0]
         name = "series" if case.kind == "dicom" else f"{case.identifier}{_ending(source)}"
@@ -78,7 +78,7 @@ class Restoration:
         return {"metrics": {**done.change.as_dict(), **figures}}
 
     def smaller(self) -> "Restoration | None":
-        """The same with tiles of half the size; None below the smallest tile."""
+        """The same work with tiles of half the size; None below the smallest tile."""
         tile = self.settings.tile // 2
         return replace(self, settings=replace(self.settings, tile=tile)) if tile >= SMALLEST_TILE else None
 
@@ -98,14 +98,14 @@ class Restoration:
         """Restore one image from file to file.
 
         Args:
-            source: an image that `read_image` reads.
+            source: an image, see `read_image`.
             target: the file or folder to write, see `write_image`.
             show: called with the image and its range before the network starts.
             progress: called after each slice.
 
         Raises:
             Refused: the weights do not apply to the image, or the result's mean differs too much.
-            ValueError, OSError: the image cannot be read or the result not be written.
+            ValueError, OSError: the image cannot be read, or the result cannot be written.
         """
         image = read_image(source, slice_axis=self.settings.slice_axis, fix_tilt=self.settings.fix_tilt)
         check_target(target, image)
@@ -158,7 +158,7 @@ def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) 
 
 
 def file_stem(path: Path) -> str:
-    """The name without its suffix, also without .nii.gz; of a folder its whole name."""
+    """The name of a file without its suffix (.nii.gz is one suffix); the whole name of a folder."""
     return path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 

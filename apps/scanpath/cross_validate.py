@@ -1,4 +1,4 @@
-"""`voxelwave scanpath cross-validate`: what OAT is worth on layouts, people or targets it has not seen."""
+"""`voxelwave scanpath cross-validate`: the performance of OAT on unseen layouts, people or targets."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ TITLES = {"hidden": "OAT, target hidden", "given": "OAT, target given"}
 
 
 class Reading(TypedDict):
-    """How the dataset is read, see `read_dataset`."""
+    """Arguments of `read_dataset`."""
 
     data: str
     long_trials: Literal["keep", "drop"]
@@ -119,7 +119,7 @@ def _modes(options: CrossValidate, dataset: Dataset) -> tuple[TargetPosition, ..
 
 
 def _cohort(dataset: Dataset, by: By) -> Cohort:
-    """The cohort of a plan: its subjects are trials, grouped by what the split keeps apart, without classes."""
+    """The cohort of a plan, without classes: subjects are trials, grouped by layout, person or target."""
     names = tuple(f"{k} {trial.scene} {trial.person}" for k, trial in enumerate(dataset.trials))
     return Cohort(names, (), (), groups=tuple(str(g) for g in groups_of(dataset, by)))
 

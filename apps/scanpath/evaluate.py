@@ -1,4 +1,4 @@
-"""`voxelwave scanpath evaluate`: models of scanpaths beside simpler ones and beside people."""
+"""`voxelwave scanpath evaluate`: compare models of scanpaths with simpler ones and with people."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def evaluate(options: Evaluate) -> None:
     overlap = None if network is None else _seen(dataset, network)
     if network is not None and options.only_unseen:
         parts = _unseen(dataset, parts, network)
-    options.output.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be made
+    options.output.mkdir(parents=True, exist_ok=True)  # first, so that an error appears before the slow part
     rows = _measure(dataset, parts, network, samples=options.samples, seed=options.seed)
     table = summarise(rows, resamples=options.resamples, seed=options.seed)
     ours = network.name if network is not None else [m for m in table if "nll_per_token" in table[m]][-1]
@@ -86,7 +86,7 @@ def _network(weights: str, dataset: Dataset) -> NetworkModel:
     model = load_model(weights)
     if model.info.target_position == "given" and dataset.target_position == "hidden":
         raise ValueError(
-            f"{weights} need the position of the target, which --target-position hidden withholds: use"
+            f"{weights} needs the position of the target, but --target-position is hidden: use"
             " --target-position given, or weights that were trained with the position hidden"
         )
     for trial in dataset.trials:
@@ -96,7 +96,7 @@ def _network(weights: str, dataset: Dataset) -> NetworkModel:
 
 
 def _seen(dataset: Dataset, network: NetworkModel) -> dict[str, Any]:
-    """How many of the tested layouts the weights were trained on, as numbers and as text."""
+    """The number of tested layouts that the weights were trained on, as numbers and as text."""
     trained_on = set(network.info.trained_on)
     layouts = {dataset.scene_of(k).layout for k in range(len(dataset))}
     seen = layouts & trained_on

@@ -74,7 +74,7 @@ class Predict(ThreadOptions):
         samples: number of scanpaths to draw for each scene.
         decode: greedy takes the most likely object at each step, beam the most likely scanpath that it finds, sample
             draws scanpaths.
-        temperature: of the draws; values below 1 favour likely objects.
+        temperature: temperature of the draws; values below 1 favour likely objects.
         beam_width: scanpaths that a beam keeps at each step.
         max_length: largest number of fixations; by default the longest scanpath of the training.
         no_pictures: write no pictures.
@@ -206,7 +206,7 @@ class Benchmark(ThreadOptions):
         steps: largest number of fixations.
         repeats: number of timings.
         training_scenes: scenes of the simulated observer, with one scanpath each.
-        epochs: epochs of learning it.
+        epochs: training epochs for the simulated observer.
         threads: CPU threads.
         seed: seed of weights, scenes and scanpaths.
     """

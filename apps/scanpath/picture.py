@@ -15,16 +15,16 @@ from ...scanpath.scene import Scene
 
 _PATH, _OTHERS, _TARGET = "#d1246b", "#3b5bdb", "#0b7a3b"
 _SIDE = 5.2  # inches of a panel's longer side
-_NUMBERED = 30  # objects, at most, whose values are written into them
+_NUMBERED = 30  # values are written into the objects of a scene with at most this many
 
 
 def draw_prediction(path: Path, scene: "Scene", prediction: dict[str, Any]) -> None:
-    """Write a picture of three panels: a scanpath, where scanpaths go, where the network looks.
+    """Write a picture of three panels: scanpaths, fixation probabilities, and the attention of the network.
 
     Args:
         path: the .png to write.
-        scene: its image is shown where there is one.
-        prediction: of `scanpath.predict_scene`.
+        scene: the scene; its image is shown if there is one.
+        prediction: the result of `predict_scene`.
     """
     width, height = scene.size
     side = _SIDE / max(width, height)

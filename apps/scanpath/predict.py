@@ -1,4 +1,4 @@
-"""`voxelwave scanpath predict`: the order in which people will probably look at the objects of a scene."""
+"""`voxelwave scanpath predict`: predict the order in which people look at the objects of a scene."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +52,7 @@ def predict(options: Predict) -> int:
 
 
 def _predict_one(options: Predict, model: NetworkModel, name: str, scene: Scene | str, folder: Path) -> dict[str, Any]:
-    """Predict one scene, or raise the reason why it cannot be read; gives its row of the table."""
+    """Predict one scene and return its row of the table, or raise the reason why it cannot be read."""
     if isinstance(scene, str):
         raise ValueError(scene)
     how = {

@@ -11,8 +11,8 @@ from ..options import Options
 class Weights(Options):
     """List the trained weights that `--weights NAME` finds: task, size, data, licence, figures, and limits.
 
-    Weights are looked for in the package, in the folders that the environment variable VOXELWAVE_WEIGHTS names, and in
-    installed packages that offer some. The files' hashes are checked.
+    The search covers the package, the folders in the environment variable VOXELWAVE_WEIGHTS, and installed packages
+    that provide weights. The hashes of the files are checked.
 
     Args:
         name: show one file with its whole model card.

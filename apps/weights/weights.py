@@ -18,4 +18,4 @@ def weights(options: Weights) -> None:
     if options.name is not None and entries[0].card.is_file():
         print("\n" + entries[0].card.read_text())
     if not entries:
-        print(f"no weights are installed; {VARIABLE} may name folders that hold some")
+        print(f"no weights are installed; set {VARIABLE} to folders that hold weights")

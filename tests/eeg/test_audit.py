@@ -202,7 +202,7 @@ def test_a_table_of_windows_dealt_out_at_random_fails(study, tmp_path):
     assert splits.by_window
     found = audit(study(), options=options, splits=splits, permutations=9)
     assert outcomes(found)["no subject on both sides"] == "fail"
-    assert "windows overlap one on the other side" in detail(found, "no near-duplicate windows on both sides")
+    assert "windows overlap a window of another part" in detail(found, "no near-duplicate windows on both sides")
 
 
 def test_near_duplicate_windows_of_two_subjects_on_both_sides_fail(study, splits, noise):

@@ -91,7 +91,7 @@ def test_a_file_of_another_name_is_used_and_said_if_there_is_no_other(kind, tmp_
 
 def test_a_data_file_that_is_not_there_is_named_with_the_one_beside_it(tmp_path, noise):
     file = write_brainvision(tmp_path, "b", noise(), data="a.eeg")
-    with pytest.raises(FileNotFoundError, match=r"names a\.eeg, which is no file here, but b\.eeg lies beside it"):
+    with pytest.raises(FileNotFoundError, match=r"names a\.eeg, which is not in its folder, but b\.eeg lies beside it"):
         read_recording(file)
 
 
@@ -155,5 +155,5 @@ def test_channels_without_a_label_are_named_by_number(tmp_path, noise):
     eeg = {name: content[name].item() for name in content.dtype.names}
     eeg["chanlocs"]["labels"][1] = ""
     scipy.io.savemat(file, {"EEG": eeg}, appendmat=False)
-    with pytest.raises(ValueError, match=r"must name all channels, those without a label are number 2"):
+    with pytest.raises(ValueError, match=r"must name all channels; channels without a label: number 2"):
         read_recording(file)

@@ -162,7 +162,7 @@ def test_eeg_is_read_at_its_own_rate_beside_a_faster_channel(tmp_path, write_edf
     assert (found.channels, found.sfreq) == (("Fz", "Cz"), 128)
     np.testing.assert_allclose(found.signal, x, atol=0.01)  # not interpolated
     assert _has_note(found, "read at 128 Hz, the rate of the EEG")
-    assert _has_note(found, "left out, no scalp EEG: ECG")
+    assert _has_note(found, "left out because they are not scalp EEG: ECG")
 
 
 def test_two_rates_among_the_eeg_are_said(tmp_path, write_edf, noise):
@@ -181,7 +181,7 @@ def test_resampling_keeps_a_slow_rhythm_and_says_what_was_not_measured(tmp_path,
     middle = slice(64, -64)  # away from the ends, where resampling rings
     expected = 20 * np.sin(2 * np.pi * 10 * np.arange(640) / 64)
     np.testing.assert_allclose(down.signal[0, middle], expected[middle], atol=0.5)
-    assert _has_note(up, "nothing above 64 Hz was measured")
+    assert _has_note(up, "nothing above 64 Hz was recorded")
 
 
 # --- names, order, montage
@@ -201,7 +201,7 @@ def test_channels_come_in_the_order_wanted_by_any_spelling(tmp_path, write_edf, 
     assert found.channels == ("Pz", "T7")
     np.testing.assert_allclose(found.signal, x[[2, 0]], atol=0.01)
     assert _has_note(found, "channels reordered from the file's order T7 Pz")
-    with pytest.raises(ValueError, match="must have the channels O1, it has T7, Cz, Pz"):
+    with pytest.raises(ValueError, match="must have the channels O1, but it has T7, Cz, Pz"):
         read_recording(file, channels=["Cz", "O1"])
     with pytest.raises(ValueError, match="channels must differ"):
         read_recording(file, channels=["T3", "T7"])
@@ -270,14 +270,14 @@ def test_a_recording_that_stands_still_is_marked(tmp_path, write_fif, noise):
     found = read_recording(write_fif(tmp_path / "r_raw.fif", x, NAMES))
     (start, stop) = found.bad_spans[0]
     assert (round(start, 1), round(stop, 1)) == (5.0, 7.0)
-    assert _has_note(found, "no channel moves")
+    assert _has_note(found, "all channels are constant")
 
 
 @pytest.mark.parametrize("level", [0.0, 37.5])
 def test_a_recording_that_never_moves_is_bad_from_end_to_end(level, tmp_path, write_fif, noise):
     found = read_recording(write_fif(tmp_path / "r_raw.fif", np.full((3, 1280), level), NAMES))
     assert found.bad_spans == [(0.0, 10.0)]
-    assert any(note.kind == "defect" and "no channel moves" in note.text for note in found.notes)
+    assert any(note.kind == "defect" and "all channels are constant" in note.text for note in found.notes)
     alike = np.tile(noise(1), (3, 1))  # an average reference leaves rounding errors of it
     assert read_recording(write_fif(tmp_path / "a_raw.fif", alike, NAMES), reference="average").bad_spans == [
         (0.0, 10.0)
@@ -336,7 +336,7 @@ def test_average_reference_leaves_no_mean_and_a_channel_as_reference_is_zero(tmp
     file = write_fif(tmp_path / "r_raw.fif", x, NAMES)
     np.testing.assert_allclose(read_recording(file, reference="average").signal, x - x.mean(0), atol=1e-3)
     np.testing.assert_allclose(read_recording(file, reference="cz").signal, x - x[1], atol=1e-3)
-    with pytest.raises(ValueError, match="reference must be channels of the recording, O1 is not"):
+    with pytest.raises(ValueError, match="reference must name channels of the recording; O1 is not"):
         read_recording(file, reference="O1")
 
 

@@ -95,7 +95,7 @@ def test_bids_without_recordings_or_labels_says_so(tmp_path):
     (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-1\tF\n")
     with pytest.raises(ValueError, match=r"must have participant_id and a label column \(group, diagnosis, label\)"):
         read_study(tmp_path)
-    with pytest.raises(FileNotFoundError, match="sub-1 holds no EEG recording"):
+    with pytest.raises(FileNotFoundError, match="lists sub-1, but there is no EEG recording"):
         read_study(tmp_path, label_column="sex")
 
 
@@ -146,5 +146,5 @@ def test_bids_names_everyone_it_lacks(tmp_path):
     assert [len(s.files) for s in study.subjects] == [1, 1]
     assert study.notes == ("sub-3 has recordings, but no row in participants.tsv, and is left out",)
     (tmp_path / "participants.tsv").write_text(rows + "sub-8\tADHD\nsub-9\tADHD\n")
-    with pytest.raises(FileNotFoundError, match="sub-8, sub-9 holds no EEG recording"):
+    with pytest.raises(FileNotFoundError, match="lists sub-8, sub-9, but there is no EEG recording"):
         read_study(tmp_path)

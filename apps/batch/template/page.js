@@ -25,7 +25,7 @@ function loadScript(address) {
     const script = document.createElement("script");
     script.src = address;
     script.onload = () => { script.remove(); resolve(); };
-    script.onerror = () => { script.remove(); reject(new Error(`${address} is not there`)); };
+    script.onerror = () => { script.remove(); reject(new Error(`${address} is missing`)); };
     document.head.append(script);
   });
 }
@@ -89,7 +89,7 @@ async function showVolumes(volumes) {
       isRadiologicalConvention: true, multiplanarShowRender: niivue.SHOW_RENDER.NEVER, dragAndDropEnabled: false,
       crosshairWidth: 0.5, logLevel: "error", loadingText: "",
     });
-    // NiiVue leaves out what is as dark as a colour map's start; here black is a value like others
+    // NiiVue makes voxels at the start of a colour map transparent; here black is an ordinary value
     viewer.addColormap("grey", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
     viewer.addColormap("orange", { R: [0, 255, 255], G: [0, 110, 235], B: [0, 0, 190], A: [255, 255, 255], I: [0, 150, 255] });
     await viewer.attachToCanvas(canvas);

@@ -130,7 +130,7 @@ def test_a_dicomdir_is_no_case_and_its_missing_images_break_their_series(series,
     assert found.left_out["DICOMDIR"] == 1
     found.cases[0].inputs[-1].unlink()
     first, second = find(root).cases
-    assert first.reason == "DICOMDIR lists 1 more images, which are not there"
+    assert first.reason == "DICOMDIR lists 1 more images, which are missing"
     assert second.reason is None
     for path in first.inputs:
         path.unlink()
@@ -156,7 +156,7 @@ def test_images_that_a_dicomdir_lists_are_known_by_their_uid(series, tmp_path, h
     cases = find(root).cases
     assert [(len(case.inputs), case.reason) for case in cases] == [(4, None)]
     cases[0].inputs[0].unlink()
-    assert find(root).cases[0].reason == "DICOMDIR lists 1 more images, which are not there"
+    assert find(root).cases[0].reason == "DICOMDIR lists 1 more images, which are missing"
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_every_model_can_be_built_from_a_study(study, tmp_path):
         (["train", "{study}", "-o", "{out}", "--batch", "1"], "batch must be at least 2"),
         (["train", "{study}", "-o", "{out}", "--validation-share", "2"], "validation-share must be between 0 and 1"),
         (["diagnose", "-i", "nowhere", "-o", "{out}", "--weights", "{weights}"], "no recording or folder at nowhere"),
-        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{study}"], "with model.json beside it; there is no"),
+        (["diagnose", "-i", "{fif}", "-o", "{out}", "--weights", "{study}"], "model.json in one folder; there is no"),
         (["diagnose", "-i", "{table}", "-o", "{out}", "--weights", "{weights}"], "must be one of .edf"),
         (["diagnose", "-i", "{out}", "-o", "{out}/x", "--weights", "{weights}"], "holds no recording"),
         (

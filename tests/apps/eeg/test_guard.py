@@ -76,7 +76,7 @@ def test_train_keeps_copies_on_one_side_and_refuses_what_it_cannot_keep(study, t
     assert {name.removesuffix("-again") for name in validated} == {n for n in validated if not n.endswith("-again")}
     assert 0 < len(validated) < 24
     assert cli.main([*command, "-o", str(tmp_path / "run"), "--resume", "--batch", "32"]) == ERROR
-    assert "begun otherwise (batch was 64, now 32)" in capsys.readouterr().err
+    assert "with other data or options (batch was 64, now 32)" in capsys.readouterr().err
     study({"subject": "new", "file": people[1].file.name, "label": people[1].label})
     assert cli.main([*command, "-o", str(tmp_path / "run"), "--resume"]) == ERROR
     assert "other recordings" in capsys.readouterr().err

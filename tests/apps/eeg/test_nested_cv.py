@@ -153,7 +153,7 @@ def test_the_same_command_again_runs_only_missing_cells_and_gives_the_same_resul
 
 def test_another_command_in_the_same_folder_is_refused(words, copy, capsys):
     assert cli.main([*words, "-o", str(copy), "--trials", "7"]) == 1
-    assert "planned otherwise (trials was 1, now 7)" in capsys.readouterr().err
+    assert "with another plan (trials was 1, now 7)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_a_model_without_settings_is_fitted_once_per_fold(toy_run, tmp_path):
 
 
 def test_a_folder_with_another_plan_is_refused_and_the_difference_is_named(finished, toy_run):
-    with pytest.raises(ValueError, match=r"planned otherwise \(trials was 3, now 4"):
+    with pytest.raises(ValueError, match=r"with another plan \(trials was 3, now 4"):
         open_plan(finished[0], toy_run.toy_plan(trials=4))
     with pytest.raises(ValueError, match="models"):
         open_plan(finished[0], toy_run.toy_plan(pause=1.0))

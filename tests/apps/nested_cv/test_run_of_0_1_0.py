@@ -83,7 +83,7 @@ def test_an_old_run_is_continued_and_ends_like_a_fresh_one(command, folder, tmp_
 
 def test_an_old_run_with_other_options_is_refused(command, folder, capsys):
     assert cli.main([*command, "-o", str(folder), "--seed", "4"]) == 1
-    assert "planned otherwise (seed was 3, now 4" in capsys.readouterr().err
+    assert "with another plan (seed was 3, now 4" in capsys.readouterr().err
 
 
 def _assert_same_predictions(path: Path, expected: Path) -> None:

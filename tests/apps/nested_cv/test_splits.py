@@ -180,5 +180,5 @@ def test_enough_people_are_never_refused():
 def test_too_few_people_of_a_class_are_named():
     with pytest.raises(ValueError, match=r"5 outer folds need at least 5 people of each class, got 3 of class 'case'"):
         make_splits(cohort([0] * 20 + [1] * 3), outer=5, inner=2)
-    with pytest.raises(ValueError, match="'s00' is there 2 times"):
+    with pytest.raises(ValueError, match="'s00' occurs 2 times"):
         Cohort(("s00", "s00"), (0, 1), ("control", "case"))

@@ -81,7 +81,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(trained, data, tmp_pa
     assert "continue with --resume" in capsys.readouterr().err
     assert cli.main([*command, "--epochs", "3", "--resume"]) == 0
     assert cli.main([*command, "--epochs", "4", "--resume", "--lr", "0.5"]) == 1
-    assert "begun otherwise (lr was" in capsys.readouterr().err
+    assert "with other data or options (lr was" in capsys.readouterr().err
     assert _rows(tmp_path / "curve.csv") == _rows(trained / "curve.csv")
     ours, theirs = (load_model(folder / "model.safetensors") for folder in (tmp_path, trained))
     for name, tensor in ours.network.state_dict().items():
@@ -217,7 +217,7 @@ def test_cross_validation_tests_each_scanpath_once_by_weights_that_never_saw_its
     assert {p: p.stat().st_mtime_ns for p in (output / "cells").rglob("result.json")} == times
     assert json.loads((output / "results.json").read_text())["results"] == results["results"]
     assert cli.main([*command, "--trials", "1"]) == 1
-    assert "planned otherwise (trials was 2, now 1" in capsys.readouterr().err
+    assert "with another plan (trials was 2, now 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["person", "target"])

@@ -176,8 +176,8 @@ def brainvision(what: str, said: str, outcome: str = "refused", keep: int | None
 
 
 brainvision("sound", "", "read")
-brainvision("data file missing", "which is no file here", data="b.eeg")
-brainvision("data file is a device without end", "which is no file here", data="/dev/zero")
+brainvision("data file missing", "which is not in its folder", data="b.eeg")
+brainvision("data file is a device without end", "which is not in its folder", data="/dev/zero")
 brainvision("data file empty", "holds no samples", keep=0)
 brainvision("data file ends within a sample", "ends within a sample", "read, with a note", keep=-7)
 brainvision("10^6 channels claimed", "could not be read", channels=10**6)
