@@ -128,7 +128,7 @@ class Explain(ThreadOptions):
         positive: the diagnosed class, if the study does not define it.
         label_column: the column of the study that holds the label. Default: label, or in a BIDS folder group, diagnosis
             or label.
-        person_column: the column that names the person; people of the training data are left out with all their recordings.
+        person_column: the column that names the person; whoever was in the training data is left out entirely.
             Default: person, if there is such a column.
         trained: also use the subjects that a single file of weights was trained on; the result mentions it.
         most_windows: largest number of windows per network; more are thinned out evenly, subject by subject.
