@@ -260,7 +260,7 @@ def _check_directories(path: Path) -> None:
 
 
 def _full_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The only series of pages in a TIFF file that are no thumbnails."""
+    """The only series of pages in a TIFF file, apart from thumbnails."""
     full = [series for series in file.series if not series.keyframe.is_reduced]
     if len(full) != 1:
         sizes = ", ".join(str(series.shape) for series in file.series[:4])

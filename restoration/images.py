@@ -221,7 +221,7 @@ def to_pixels(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 def write_image(
     path: str | os.PathLike[str], stack: np.ndarray, like: Image, *, scale: int = 1, description: str = ""
 ) -> Path:
-    """Write restored values into the same kind of file as that of `like`, whole or not at all.
+    """Write restored values into a file of the same kind as that of `like`, completely or not at all.
 
     Args:
         path: the file; for a DICOM series the folder, or a .nii.gz file to write a NIfTI.

@@ -46,12 +46,12 @@ class Baseline(ABC):
         """Learn from trials only.
 
         Args:
-            dataset: of which the trials are.
+            dataset: the dataset that holds the trials.
             trials: indices of the training trials, by default all.
         """
         part = dataset if trials is None else dataset.subset(trials)
         if not len(part):
-            raise ValueError(f"{self.name} needs a trial at least to learn from, got none")
+            raise ValueError(f"{self.name} needs at least one training trial, got none")
         if self.needs_target and dataset.target_position != "given":
             raise ValueError(
                 f'{self.name} uses the position of the target, which this dataset hides: with_target_position("given")'

@@ -1,4 +1,4 @@
-"""OAT as cross-validation sees it: settings to search, a fit on some trials, and the likelihood of others."""
+"""OAT as an estimator for cross-validation: settings to search, a fit on some trials, the likelihood of others."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Options:
 
 
 def read_dataset(data: str | Path, *, long_trials: str = "keep", duplicates: Any = "error") -> Dataset:
-    """Scanpaths as training and cross-validation take them.
+    """Scanpaths prepared for training and cross-validation.
 
     Args:
         data: see `read_scanpaths`.
@@ -95,7 +95,7 @@ class OATEstimator:
         epochs: int | None,
         folder: Path | None,
     ) -> "OATFit":
-        """Fit on trials: with `validation` stopped early on it, with `epochs` for exactly so many."""
+        """Fit on trials: stopped early on `validation`, or for exactly `epochs` epochs."""
         given = {"lr": 1e-3, **self.options.network, **settings}
         appearance = self.options.appearance
         torch.manual_seed(seed)
@@ -174,7 +174,7 @@ def build_module(dataset: Dataset, settings: Settings, *, appearance: str, seed:
 
 
 def data_arguments(dataset: Dataset, appearance: str) -> dict[str, Any]:
-    """The network's arguments that the data decide: grid, length of features, longest path.
+    """The arguments of the network that depend on the data: grid, length of features, longest path.
 
     Raises:
         ValueError: scenes on different grids, or both on grids and in free layouts; or objects without features.
@@ -223,5 +223,5 @@ def model_info(
 
 
 def _scenes(dataset: Dataset) -> list[Scene]:
-    """Those that have trials."""
+    """The scenes that have trials."""
     return list(dict.fromkeys(dataset.scene_of(k) for k in range(len(dataset))))

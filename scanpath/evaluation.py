@@ -1,4 +1,4 @@
-"""Models of scanpaths beside people: a row of figures for each trial, and their means with intervals over layouts.
+"""Compares models of scanpaths with people: a row of figures for each trial, and means with intervals over layouts.
 
 Every model draws some paths for a scene. Each is compared with the path of each person on it, and figures are averaged
 over the paths. People are compared in the same way, each with all others on the scene, never with another trial of the
@@ -68,7 +68,7 @@ Table = dict[str, dict[str, Interval]]  # model -> figure
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A path to compare a person's with."""
+    """A path with which a person's path is compared."""
 
     objects: np.ndarray
     xy: np.ndarray
@@ -154,7 +154,7 @@ def summarise(rows: Sequence[Row], *, resamples: int = 1000, seed: int = 0, leve
 def compare(
     rows: Sequence[Row], model: str, reference: str, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """How much larger each figure of a model is than that of another one, on the trials that both have.
+    """The difference of each figure between two models, on the trials that both have.
 
     Both are taken from the same resamples of layouts, so an interval without 0 shows a difference even if the
     two intervals of `summarise` overlap.
@@ -241,7 +241,7 @@ def _compare_paths(path: _Drawn, trial: Trial, scene: Scene) -> dict[str, float]
 
 
 def _means(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """Of each figure over the records in which it is defined."""
+    """The mean of each figure over the records in which it is defined."""
     means = {}
     for name in names:
         values = np.array([record[name] for record in records])
@@ -251,7 +251,7 @@ def _means(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict
 
 
 def _layout_weights(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Layout -> (1 + resamples,) how often it counts: once, then as often as it is drawn."""
+    """Layout -> (1 + resamples,) its weights: 1, then the number of times it is drawn in each resample."""
     layouts = sorted({row["layout"] for row in rows})
     if not layouts:
         raise ValueError("there must be a row at least to summarise, got none")
@@ -262,14 +262,14 @@ def _layout_weights(rows: Sequence[Row], resamples: int, seed: int) -> dict[str,
 
 
 def _resampled(rows: Sequence[Row], weights: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, int]]:
-    """Each figure of one model, (1 + resamples,) values and the trials that they are from."""
+    """Each figure of one model: (1 + resamples,) values, and the number of trials behind them."""
     weight = np.array([weights[row["layout"]] for row in rows])  # (rows, 1 + resamples)
 
     def column(name: str) -> np.ndarray:
         return np.array([row.get(name, np.nan) for row in rows], dtype=np.float64)
 
     def ratio(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, int]:
-        """Sum over sum, of the rows where `above` is known."""
+        """The ratio of the sums over the rows in which `above` is known."""
         known = ~np.isnan(above)
         with np.errstate(invalid="ignore"):  # a resample in which no row is known
             return above[known] @ weight[known] / (below[known] @ weight[known]), int(known.sum())

@@ -1,4 +1,4 @@
-"""The grid behind a collage, found from some boxes that lie on it."""
+"""Finds the grid of a collage from some of its boxes."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class Axis:
 
 
 def regularity(centres: np.ndarray, extents: np.ndarray, count: int) -> float:
-    """How well centres agree with `count` even places: the length of the mean phase vector, 0 to 1.
+    """How well centres fit `count` evenly spaced places: the length of the mean phase vector, 0 to 1.
 
     Args:
         centres: (n,) in pixels.

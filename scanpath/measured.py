@@ -1,4 +1,4 @@
-"""The common result of all readers: paths as they were measured; and checks of file contents."""
+"""The common result of all readers, paths as measured, and checks of file contents."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +30,7 @@ class MeasuredPath:
     duration: np.ndarray | None = None
 
     def rows(self, kept: np.ndarray) -> "MeasuredPath":
-        """Some of the fixations."""
+        """The path with only the fixations in `kept`."""
         parts = {k: getattr(self, k) for k in ("xy", "objects", "onset", "duration")}
         return replace(self, **{k: v[kept] for k, v in parts.items() if v is not None})
 
@@ -39,7 +39,7 @@ Reading = tuple[list[Scene], list[MeasuredPath], list[str]]  # scenes, paths, no
 
 
 def take(record: Any, key: str, where: object) -> Any:
-    """A part of a record that must be there."""
+    """The value of a required key of a record."""
     if not isinstance(record, dict) or key not in record:
         came = ", ".join(map(str, record)) if isinstance(record, dict) else str(record)[:60]
         raise ValueError(f"{where}: {key} must be given, got {came or 'nothing'}")
@@ -47,7 +47,7 @@ def take(record: Any, key: str, where: object) -> Any:
 
 
 def listed(record: Any, key: str, where: object) -> list[Any]:
-    """A part of a record that must be a list."""
+    """The value of a required key that must be a list."""
     value = take(record, key, where)
     if not isinstance(value, list):
         raise ValueError(f"{where}: {key} must be a list, got {str(value)[:60]}")
@@ -55,7 +55,7 @@ def listed(record: Any, key: str, where: object) -> list[Any]:
 
 
 def whole(record: Any, key: str, where: object) -> int:
-    """A part of a record that must be a whole number."""
+    """The value of a required key that must be an integer."""
     value = take(record, key, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise ValueError(f"{where}: {key} must be a whole number, got {str(value)[:60]}")
@@ -63,7 +63,7 @@ def whole(record: Any, key: str, where: object) -> int:
 
 
 def label(record: Any, key: str, where: object) -> str:
-    """A part of a record that must be text, or a number that serves as a name."""
+    """The value of a required key that must be text, or a number that serves as a name."""
     value = take(record, key, where)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{where}: {key} must be text or a number, got {str(value)[:60]}")
@@ -71,7 +71,7 @@ def label(record: Any, key: str, where: object) -> str:
 
 
 def person_name(record: Any, key: str, where: object) -> str:
-    """Who looked: 1, 1.0, "1" and "1 " are one person."""
+    """The name of the person who looked: 1, 1.0, "1" and "1 " are the same person."""
     name = tidy_name(label(record, key, where))
     if not name:
         raise ValueError(f"{where}: {key} must name a person, got an empty text")

@@ -1,4 +1,4 @@
-"""How like a person's path of objects a predicted one is, how people search, and how likely a model finds their paths.
+"""Metrics of object paths: similarity to a person's path, measures of search, and likelihood under a model.
 
 Paths are sequences of object indices without a begin or an end. Whatever compares positions is in `multimatch`,
 `scanmatch` and `saliency`.
@@ -31,7 +31,7 @@ def sequence_score(a: Path, b: Path) -> float:
 
 
 def edit_distance(a: Path, b: Path) -> int:
-    """The fewest objects to insert, leave out or exchange that turn one path into the other (Levenshtein, 1966).
+    """The smallest number of insertions, deletions and substitutions between two paths (Levenshtein, 1966).
 
     It grows with the lengths and so favours short paths: no measure to rank models by alone.
 
@@ -46,7 +46,7 @@ def edit_distance(a: Path, b: Path) -> int:
 
 
 def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
-    """How a path searches, after Fang et al. (ECCV 2024).
+    """Measures of the search behaviour of a path, after Fang et al. (ECCV 2024).
 
     The path is cut into runs of the same object. Each fixation is one of three: it begins the first run on an object
     (search), continues a run (refix), or begins another run on an object that was left before (revisit).
@@ -91,7 +91,7 @@ def behaviour_delta(model: Mapping[str, float], people: Mapping[str, float]) -> 
 
 
 def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.ndarray:
-    """Of each fixation of a path and of its end, in nats: (steps + 1,), none below 0, the lower the better.
+    """Negative log-likelihood of each fixation of a path and of its end, in nats: (steps + 1,); lower is better.
 
     Its mean over all tokens of all paths is the loss that OAT is trained on; the mean without the ends is that per
     fixation.

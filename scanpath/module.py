@@ -117,11 +117,11 @@ class ScanpathModule(SeededModule):
             update_average(self.ema, self.network, decay=self.hparams["ema_decay"], step=steps)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's sums."""
+        """Discard the sums of the last epoch."""
         self._nats, self._tokens = 0.0, 0
 
     def validation_step(self, batch: PathBatch, batch_idx: int) -> None:
-        """Sum up; the figure is that of the whole validation part."""
+        """Add to the sums; the figure is computed over the whole validation part."""
         nats, tokens = path_nats(self.averaged(batch.scenes, batch.scene, batch.previous), batch)
         self._nats += float(nats)
         self._tokens += tokens
@@ -131,11 +131,11 @@ class ScanpathModule(SeededModule):
         self._log_nats("validation")
 
     def on_test_epoch_start(self) -> None:
-        """Forget earlier sums."""
+        """Discard earlier sums."""
         self._nats, self._tokens = 0.0, 0
 
     def test_step(self, batch: PathBatch, batch_idx: int) -> None:
-        """Sum up, as `validation_step` does."""
+        """Add to the sums, as `validation_step` does."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:

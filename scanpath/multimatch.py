@@ -18,18 +18,17 @@ def multimatch(
 ) -> dict[str, float]:
     """Similarity of two paths in five dimensions, each 0 to 1 (Jarodzka et al., ETRA 2010; Dewhurst et al., 2012).
 
-    Saccades u_i of one and v_j of the other path are aligned by the cheapest walk through |u_i - v_j|, without the
-    simplification of paths before. Medians along it of
+    Saccades u_i of one path and v_j of the other are aligned by the cheapest walk through the costs |u_i - v_j|; paths
+    are not simplified first. Each similarity is 1 minus the median along the walk of
         vector     |u - v| / (2 diagonal)
         direction  angle between u and v / pi
         length     ||u| - |v|| / diagonal
         position   |start of u - start of v| / diagonal
-        duration   |d - e| / max(d, e), of the fixations that u and v start from
-    are taken from 1.
+        duration   |d - e| / max(d, e), of the fixations at which u and v start
 
     Args:
         a: (n, 2) positions in pixels.
-        b: (m, 2) those of the other path.
+        b: (m, 2) positions of the other path.
         size: width and height of the picture in pixels.
         duration_a: (n,) any unit, if known.
         duration_b: (m,).

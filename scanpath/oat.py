@@ -49,7 +49,7 @@ class SceneBatch:
         return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if v is not None})
 
     def rows(self, index: Tensor) -> "SceneBatch":
-        """Some of the scenes."""
+        """The scenes at these indices."""
         return replace(self, **{k: v[index] for k, v in self.__dict__.items() if v is not None})
 
 
@@ -68,7 +68,7 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """Keys and values of the steps so far and of the memory, and the objects as the head sees them: one per row."""
+    """The decoder's state, row by row: keys and values of the steps so far and of the memory, and the objects."""
 
     memory: Memory
     steps: list[KeysValues | None]  # of each layer
@@ -77,7 +77,7 @@ class State(NamedTuple):
     length: int
 
     def rows(self, index: Tensor) -> "State":
-        """Some of the rows, in any order and number."""
+        """The rows at these indices, which may be in any order and repeated."""
         steps = [None if pair is None else (pair[0][index], pair[1][index]) for pair in self.steps]
         scene = [(keys[index], values[index]) for keys, values in self.scene]
         return State(self.memory.rows(index), steps, scene, self.scored[index], self.length)
@@ -95,7 +95,7 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def keys_values(self, x: Tensor) -> KeysValues:
-        """Of tokens (B, L, d_model)."""
+        """Keys and values of tokens (B, L, d_model)."""
         d_model = x.shape[-1]
         both = F.linear(x, self.in_proj_weight[d_model:], self.in_proj_bias[d_model:])
         keys, values = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -184,7 +184,7 @@ class ObjectAttention(nn.Module):
 
 
 class Layers(nn.Module):
-    """A stack, so that the layers carry the published names."""
+    """A stack of layers with the published parameter names."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -300,7 +300,7 @@ class OAT(nn.Module):
         return cls(**{"rows": rows, "columns": columns, "vocabulary": rows * columns, **changes})
 
     def load_published(self, state: dict[str, Tensor]) -> None:
-        """Take published parameters over, by their names with or without the prefix of a Lightning checkpoint.
+        """Load published parameters, whose names may have the prefix of a Lightning checkpoint.
 
         Raises:
             ValueError: a name is missing, unknown, or of another shape.
@@ -363,7 +363,7 @@ class OAT(nn.Module):
     def step(
         self, state: State, previous: Tensor, *, return_weights: bool = False
     ) -> tuple[Tensor, State, list[Tensor]]:
-        """Go on by one or more tokens.
+        """Continue by one or more tokens.
 
         Args:
             state: from `start` or an earlier step.

@@ -1,4 +1,4 @@
-"""Our own files: one .json, or three .csv tables. docs/scanpath_format.md describes them."""
+"""Reads and writes our own format: one .json, or three .csv tables, as described in docs/scanpath_format.md."""
 
 import csv
 import os
@@ -153,7 +153,7 @@ def _whole(row: dict[str, str], key: str, where: str) -> int:
 
 
 def write_scanpaths(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Write our own JSON; images are named by their place seen from the file, crops are not written."""
+    """Write our own JSON; image paths are relative to the file, and crops are not written."""
     path = Path(path)
     content = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Saliency: how often each object or pixel is predicted to be looked at, beside where people look, in any order.
+"""Saliency metrics: predicted against actual fixation of each object or pixel, regardless of order.
 
 The definitions are those of Bylinskii et al. (IEEE TPAMI 41, 2019) with objects in the place of pixels.
 """
@@ -12,7 +12,7 @@ _FINE = 4  # raster cells to a standard deviation of the blur
 
 
 def fixation_counts(paths: list[np.ndarray], objects: int) -> np.ndarray:
-    """(objects,) how often paths of object indices look at each."""
+    """(objects,) number of fixations on each object in paths of object indices."""
     together = np.concatenate([np.asarray(p, dtype=np.int64) for p in paths]) if paths else np.empty(0, dtype=np.int64)
     return np.bincount(together, minlength=objects).astype(np.float64)
 

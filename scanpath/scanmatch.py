@@ -1,4 +1,4 @@
-"""ScanMatch: two scanpaths as words of letters for places, laid beside each other."""
+"""ScanMatch: compares scanpaths by aligning strings in which each letter stands for a place."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def scanmatch(
 
     Args:
         a: (n, 2) positions in pixels.
-        b: (m, 2) those of the other path.
+        b: (m, 2) positions of the other path.
         size: width and height of the picture in pixels; positions beside it belong to the bin at its edge.
         bins: across and down.
         threshold: in bins. Cristino et al. take twice the standard deviation of saccade lengths.

@@ -38,7 +38,7 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture as a list of objects, and the target of the search.
+    """A picture as a list of objects, with the target of the search.
 
     Args:
         identifier: of this picture with this target.
@@ -123,7 +123,7 @@ class Scene:
 
     @property
     def diagonal(self) -> float:
-        """Of the picture in pixels."""
+        """Diagonal of the picture in pixels."""
         return float(np.hypot(*self.size))
 
 
@@ -215,15 +215,15 @@ class Dataset:
         return np.array([len(t) for t in self.trials], dtype=np.int64)
 
     def subset(self, trials: Iterable[int]) -> "Dataset":
-        """Some of the trials, and all scenes."""
+        """A dataset with these trials and all scenes."""
         return replace(self, trials=tuple(self.trials[i] for i in trials))
 
     def with_target_position(self, target_position: TargetPosition) -> "Dataset":
-        """The same with the target's place hidden or given."""
+        """The same dataset with the position of the target hidden or given."""
         return replace(self, target_position=target_position)
 
     def without_long_trials(self, sd: float = 3.0) -> "Dataset":
-        """Without the trials longer than the mean plus `sd` population standard deviations, as published for OAT.
+        """The dataset without trials longer than the mean plus `sd` population standard deviations, as for OAT.
 
         The limit is taken from all trials: it looks at the lengths of test trials too.
         """

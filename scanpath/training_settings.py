@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How OAT is trained.
+    """The settings of a training of OAT.
 
     Args:
         network: arguments of the network: d_appearance, d_position, heads, layers, feed_forward, dropout,

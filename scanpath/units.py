@@ -1,4 +1,4 @@
-"""Whether positions are pixels of the picture and times seconds, as far as numbers can show."""
+"""Checks from the numbers alone whether positions are in pixels of the picture and times in seconds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -64,7 +64,7 @@ def _check_shares(scenes: Mapping[str, Scene], measured: Sequence[MeasuredPath])
 
 
 def _outside(scenes: Mapping[str, Scene], measured: Sequence[MeasuredPath]) -> tuple[int, float]:
-    """How many fixations lie far outside of their picture, and how many pixels the farthest does."""
+    """The number of fixations far outside their picture, and the largest distance in pixels."""
     count, farthest = 0, 0.0
     for path in measured:
         assert path.xy is not None

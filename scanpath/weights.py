@@ -24,7 +24,7 @@ _TABLE = "position.table"  # beside the parameters: no state_dict holds it
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """The description of a file of weights.
+    """The description of a weight file.
 
     Attributes:
         arguments: of `oat.OAT`, without the table.
@@ -129,14 +129,14 @@ class NetworkModel:
                 )
 
     def batch(self, scenes: Sequence[Scene]) -> SceneBatch:
-        """Scenes as the network reads them."""
+        """Scenes in the form of the network's input."""
         for scene in scenes:
             self.check(scene)
         return scene_batch(scenes, appearance=self.network.appearance, target_position=self.info.target_position)
 
     @torch.inference_mode()
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of what follows each beginning of a path, in nats.
+        """Log-probabilities of the next fixation after each beginning of a path, in nats.
 
         Args:
             scene: that is looked at.
@@ -152,7 +152,7 @@ class NetworkModel:
 
     @torch.inference_mode()
     def attention(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How much each step looks at each object: weights of the decoder's last layer, mean over heads.
+        """The attention of each step on each object: weights of the decoder's last layer, mean over heads.
 
         Returns:
             (steps + 1, n + 1), the last column is the target's token; rows sum to 1.

@@ -224,7 +224,7 @@ def test_misuse_is_refused():
     for ask in (lambda: StepMarkov().log_probabilities(scene, [0]), lambda: StepMarkov().sample(scene, 1)):
         with pytest.raises(ValueError, match="step Markov must learn from trials first"):
             ask()
-    with pytest.raises(ValueError, match="needs a trial at least to learn from"):
+    with pytest.raises(ValueError, match="needs at least one training trial"):
         Random().fit(data, [])
     with pytest.raises(ValueError, match="objects must be 0 to 11, got 0 to 12"):
         Uniform().fit(data).log_probabilities(scene, [0, 12])
