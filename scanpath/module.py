@@ -3,7 +3,7 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from .oat import OAT, log_probabilities
 from .scene import TargetPosition
 
 VALIDATION_BATCH = 64  # paths
+BALANCE = 0.01  # weight of the loss that balances gated heads (Jin et al. 2024, arXiv 2410.11842)
 FIGURES = ("train_loss", "validation_nats")
 
 
@@ -108,6 +109,8 @@ class ScanpathModule(SeededModule):
     def training_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
         """The published loss of one batch."""
         loss = path_loss(self.network(batch.scenes, batch.scene, batch.previous), batch.chosen) * batch.weight
+        if (balance := cast(OAT, self.network).take_balance()) is not None:
+            loss = loss + BALANCE * balance
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.scene), sync_dist=True)
         return loss
 

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.attention.choice import Place, gates_of, mixer_of, needs, read_call
+from ..kernels.attention.graph_window import GraphWindowAttention
+from ..kernels.attention.mixer import Mixer
+from ..kernels.attention.mixture_of_heads import HeadGates
 from ..kernels.attention.softmax import attention
 from .appearance import CropNetwork
 from .positions import PositionEncoding, step_table
@@ -84,11 +88,19 @@ class State(NamedTuple):
 
 
 class MultiheadAttention(nn.Module):
-    """Attention with PyTorch's parameter names, through the shared kernel. It returns its weights if asked to."""
+    """Attention with PyTorch's parameter names, through the shared kernel. It returns its weights if asked to.
 
-    def __init__(self, d_model: int, heads: int, dropout: float):
+    With a mixer, that mechanism takes the place of softmax attention, and dropout is on the head outputs, as not every
+    mechanism has weights. Gates are factors on the heads of each token.
+    """
+
+    def __init__(
+        self, d_model: int, heads: int, dropout: float, mixer: Mixer | None = None, gates: HeadGates | None = None
+    ):
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        self.mixer, self.gates = mixer, gates
+        self.balance: Tensor | None = None  # of the gates in the last call while training
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
@@ -119,21 +131,37 @@ class MultiheadAttention(nn.Module):
         options: dict[str, Any] = {"mask": mask, "causal": causal, "q_start": q_start}
         weights = None
         dropping = self.training and self.dropout > 0
-        if return_weights or dropping:
+        if self.mixer is not None:
+            out = F.dropout(self.mixer(q, keys, values, mask=mask).out, self.dropout, self.training)
+        elif return_weights or dropping:
             out, weights = attention(q, keys, values, **options, return_weights=True)
             if dropping:
                 out = (F.dropout(weights, self.dropout) @ values.to(weights.dtype)).to(x.dtype)
         else:
             out = attention(q, keys, values, **options)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+        out = out.transpose(1, 2)  # (B, L, heads, channels)
+        if self.gates is not None:
+            chosen = self.gates(x)
+            out = out * chosen.gates.unsqueeze(-1)
+            self.balance = chosen.balance if self.training else None
+        return self.out_proj(out.flatten(2)), weights
 
 
 class EncoderLayer(nn.Module):
     """Self attention and feed-forward, each added and then normalised."""
 
-    def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float, attention_dropout: float):
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        feed_forward: int,
+        dropout: float,
+        attention_dropout: float,
+        mixer: Mixer | None = None,
+        gates: HeadGates | None = None,
+    ):
         super().__init__()
-        self.self_attn = MultiheadAttention(d_model, heads, attention_dropout)
+        self.self_attn = MultiheadAttention(d_model, heads, attention_dropout, mixer, gates)
         self.linear1, self.linear2 = nn.Linear(d_model, feed_forward), nn.Linear(feed_forward, d_model)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
@@ -218,6 +246,10 @@ class OAT(nn.Module):
         table: (max(rows, columns), ceil(d_position / 3)): the table that published parameters were trained with.
         steps: longest path.
         vocabulary: objects N of a published file, which holds two layers that are never used; None leaves them out.
+        mixer: mechanism by which the objects attend to each other in the encoder, as `mixer_of` reads it, such as
+            "workspace(slots=4)", or "graph_window(hops=1)" over near objects (no third one lies between them; the
+            target's token sees all and is seen by all). None: softmax attention, as published.
+        gates: mixture of the encoder's heads, such as "mixture_of_heads(shared=1, active=2)"; None: all heads work.
     """
 
     def __init__(
@@ -240,6 +272,8 @@ class OAT(nn.Module):
         table: Tensor | None = None,
         steps: int = 5000,
         vocabulary: int | None = None,
+        mixer: str | None = None,
+        gates: str | None = None,
     ):
         super().__init__()
         d_model = d_appearance + d_position
@@ -266,13 +300,27 @@ class OAT(nn.Module):
             "sigma": sigma,
             "steps": steps,
             "vocabulary": vocabulary,
+            **{name: text for name, text in (("mixer", mixer), ("gates", gates)) if text is not None},
         }
+        self.mixer, self.late = mixer, mixer is not None and "graph" in needs(mixer)
+        if self.late and read_call(mixer or "", "mixer")[0] != "graph_window":
+            raise ValueError(f"a graph of objects is for graph_window alone, got mixer {mixer}")
+        place = Place(heads, d_model // heads, graph=torch.ones(1, 1, dtype=torch.bool) if self.late else None)
         self.rows, self.columns, self.d_model, self.appearance = rows, columns, d_model, appearance
         self.position = PositionEncoding(
             positions, rows=rows, columns=columns, channels=d_position, sigma=sigma, table=table
         )
         shape = (d_model, heads, feed_forward, dropout, dropout if attention_dropout is None else attention_dropout)
-        self.transformer_encoder = Layers([EncoderLayer(*shape) for _ in range(layers)])
+        self.transformer_encoder = Layers(
+            [
+                EncoderLayer(
+                    *shape,
+                    None if mixer is None else mixer_of(mixer, place),
+                    None if gates is None else gates_of(gates, d_model, heads),
+                )
+                for _ in range(layers)
+            ]
+        )
         self.transformer_decoder = Layers([DecoderLayer(*shape) for _ in range(layers)])
         if vocabulary is not None:
             self.generator = nn.Linear(d_model, vocabulary + 2)
@@ -344,12 +392,29 @@ class OAT(nn.Module):
         x = torch.cat([tokens, torch.cat([target_looks, place], -1).unsqueeze(1)], 1)
         visible = torch.cat([scenes.present, scenes.present.new_ones(count, 1)], 1)
         mask = None if bool(visible.all()) else visible[:, None, None]
-        for layer in self.transformer_encoder.layers:
+        encoders = cast(list[EncoderLayer], list(self.transformer_encoder.layers))
+        for layer in encoders:
+            if self.late:
+                graph = F.pad(near_objects(scenes.position, scenes.present), (0, 1, 0, 1))
+                window = cast(GraphWindowAttention, layer.self_attn.mixer)
+                layer.self_attn.mixer = replace(window, graph=graph, everywhere=(objects,))
             x = layer(x, mask)
         middle = scenes.position.new_tensor([self.rows // 2, self.columns // 2]).expand(count, 2)
         begin = torch.cat([blank, self.position(middle, flag.new_zeros(count))], -1)
         target = torch.where(scenes.flagged, scenes.target, -1)
         return Memory(torch.cat([looks, scenes.position], -1), target, begin, visible, x)
+
+    def take_balance(self) -> Tensor | None:
+        """The loss that keeps the choice of heads balanced, of the last `encode` while training; then it is forgotten.
+
+        The mean over the layers, or None if no heads are gated.
+        """
+        found = []
+        for layer in cast(list[EncoderLayer], list(self.transformer_encoder.layers)):
+            if layer.self_attn.balance is not None:
+                found.append(layer.self_attn.balance)
+            layer.self_attn.balance = None  # a tensor with a history cannot be copied with the network
+        return torch.stack(found).mean() if found else None
 
     def start(self, memory: Memory, scene: Tensor) -> State:
         """The state before the first fixation of the paths whose scenes are given by (B,) indices."""
@@ -438,6 +503,24 @@ class OAT(nn.Module):
         flag = ((previous == memory.target.unsqueeze(1)) & (previous >= 0)).to(tokens)
         embedded = torch.cat([tokens[..., :-2], self.position(tokens[..., -2:], flag)], -1)
         return torch.where((previous == BEGIN).unsqueeze(-1), memory.begin.unsqueeze(1), embedded)
+
+
+def near_objects(position: Tensor, present: Tensor) -> Tensor:
+    """Which objects are near each other, bool (S, N, N): no third one lies in the circle of which they are poles.
+
+    Args:
+        position: (S, N, 2).
+        present: (S, N) bool; others are near nothing and lie between nothing.
+
+    Example:
+        >>> row = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 3.0]]])
+        >>> near_objects(row, torch.ones(1, 3).bool()).int().tolist()
+        [[[0, 1, 0], [1, 0, 1], [0, 1, 0]]]
+    """
+    squared = (position.unsqueeze(2) - position.unsqueeze(1)).square().sum(-1)
+    between = squared.unsqueeze(3) + squared.unsqueeze(2) < squared.unsqueeze(1)  # [k, i, j]: k between i and j
+    near = ~(between & present[:, :, None, None]).any(1) & present.unsqueeze(1) & present.unsqueeze(2)
+    return near & ~torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
 
 
 def log_probabilities(scores: Tensor, *, first: Tensor | None = None) -> Tensor:

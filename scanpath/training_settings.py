@@ -10,7 +10,8 @@ class TrainingSettings:
 
     Args:
         network: arguments of the network: d_appearance, d_position, heads, layers, feed_forward, dropout,
-            attention_dropout, object_heads, positions, sigma, steps.
+            attention_dropout, object_heads, positions, sigma, steps; mixer, how objects attend to each other, such as
+            workspace(slots=4) or graph_window(hops=1); gates, such as mixture_of_heads(shared=1, active=2).
         appearance: how the network sees objects: not at all, by the feature vectors of the file, or by crops of the
             images.
         target_position: whether the network is given the position of the target; hide it to model search.

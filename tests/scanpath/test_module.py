@@ -111,3 +111,14 @@ def test_an_observer_that_likes_red_things_is_learnt_better_than_distance_explai
 
     best, learnt, simple = nats(observer), figures["nats"] / figures["tokens"], nats(nearest)
     assert best < learnt < best + 0.6 * (simple - best)
+
+
+@pytest.mark.parametrize("mixer", ["workspace(slots=2)", "graph_window(hops=1)"])
+def test_settings_of_a_training_reach_mechanism_and_gates_and_the_gates_learn(mixer):
+    dataset = planted_dataset(8, seed=4)
+    network = {**TINY, "batch": 4, "mixer": mixer, "gates": "mixture_of_heads(shared=1, active=1)"}
+    estimator = OATEstimator("OAT", dataset, Options(network=network, appearance="features"))
+    nats = [estimator.fit(range(8), None, {}, 1, epochs, None).evaluate(range(8), None)["nats"] for epochs in (1, 4)]
+    assert nats[1] < nats[0]
+    with pytest.raises(ValueError, match="did you mean workspace"):
+        build_module(dataset, {**TINY, "mixer": "workspce"}, appearance="features", seed=0)

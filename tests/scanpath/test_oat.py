@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from voxelwave.scanpath.decoding import beam, greedy, sample
-from voxelwave.scanpath.oat import GRIDS, OAT, SceneBatch, log_probabilities
+from voxelwave.scanpath.oat import BEGIN, GRIDS, OAT, SceneBatch, log_probabilities, near_objects
 
 
 def small_network(**changes):
@@ -101,3 +103,87 @@ def test_the_cache_changes_no_path_and_a_beam_of_one_is_greedy():
     assert drawn == sample(network, scenes, samples=4, max_length=20, names=["a", "b", "c"], cache=False)
     assert drawn[1:2] == sample(network, scenes.rows(torch.tensor([1])), samples=4, max_length=20, names=["b"])
     assert min(len(path) for paths in drawn for path in paths) >= 1
+
+
+MIXERS = ["softmax", "workspace(slots=3, top=2)", "graph_window(hops=1)", "graph_window(hops=2, softness=0.5)"]
+MIXERS += ["routing(clusters=2)", "uniform", 'head_split(mixers=["softmax", "uniform"], heads=[1, 3])']
+
+
+def begin(count):
+    return torch.full((count, 1), BEGIN)
+
+
+def test_named_softmax_attention_is_the_published_network():
+    published, named = small_network(), small_network(mixer="softmax")
+    assert published.state_dict().keys() == named.state_dict().keys()
+    assert "mixer" not in published.arguments
+    assert named.arguments["mixer"] == "softmax"
+    scenes = grid_scenes()
+    torch.testing.assert_close(
+        named(scenes, torch.arange(3), begin(3)), published(scenes, torch.arange(3), begin(3)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("gates", [None, "mixture_of_heads(shared=1, active=2)"])
+def test_absent_objects_change_nothing_whatever_the_mechanism(mixer, gates):
+    network, scenes = small_network(mixer=mixer, gates=gates), grid_scenes()
+    few = SceneBatch(scenes.position[:, :7], scenes.present[:, :7], scenes.target, scenes.shown, scenes.flagged)
+    present = scenes.present.clone()
+    present[:, 7:] = False
+    padded = SceneBatch(scenes.position, present, scenes.target, scenes.shown, scenes.flagged)
+    scores = network(padded, torch.arange(3), begin(3))
+    assert scores.isfinite()[..., :7].all()
+    expected = network(few, torch.arange(3), begin(3))
+    torch.testing.assert_close(scores[..., [*range(7), 12, 13]], expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+def test_an_object_reaches_only_near_ones_in_a_window():
+    network, scenes = small_network(mixer="graph_window(hops=1)", layers=1), grid_scenes(1)
+    before = network.encode(scenes).encoded
+    moved = scenes.position.clone()
+    moved[0, 11] += 0.01  # the far corner; the graph stays
+    changed = network.encode(SceneBatch(moved, scenes.present, scenes.target, scenes.shown, scenes.flagged)).encoded
+    differs = (before != changed).any(-1)[0]
+    assert differs.nonzero().flatten().tolist() == [6, 7, 10, 11, 12]  # its neighbours and the target's token
+
+
+def test_near_objects_are_those_with_none_between():
+    place = grid_scenes(1).position
+    near = near_objects(place, torch.ones(1, 12, dtype=torch.bool))
+    steps = (place[0, :, None] - place[0, None]).abs().amax(-1)
+    assert torch.equal(near[0], steps == 1)
+    without = torch.ones(1, 12, dtype=torch.bool)
+    without[0, 1] = False
+    assert near_objects(place, without)[0, 0].nonzero().flatten().tolist() == [2, 4, 5]
+
+
+def test_the_gates_give_a_loss_while_training_and_the_network_can_be_copied():
+    network, scenes = small_network(gates="mixture_of_heads(shared=1, active=2)"), grid_scenes()
+    network(scenes, torch.arange(3), begin(3))
+    assert network.take_balance() is None
+    network.train()(scenes, torch.arange(3), begin(3))
+    balance = network.take_balance()
+    assert float(balance.detach()) >= 1
+    balance.backward()
+    assert network.transformer_encoder.layers[0].self_attn.gates.route.grad.abs().sum() > 0
+    copy.deepcopy(network)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixer": "worksapce"}, "did you mean workspace"),
+        ({"mixer": "bilevel"}, "needs tokens on a grid"),
+        ({"mixer": 'head_split(mixers=["graph_window", "softmax"], heads=[2, 2])'}, "graph_window alone"),
+        ({"gates": "mixture_of_heads(shared=5, active=2)"}, "shared must be between 0 and the 4 heads"),
+    ],
+)
+def test_wrong_words_for_a_mechanism_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_network(**arguments)
+
+
+def test_published_parameters_do_not_fit_another_mechanism():
+    with pytest.raises(ValueError, match=r"self_attn\.mixer\.slots is missing"):
+        small_network(mixer="workspace", vocabulary=12).load_published(small_network(vocabulary=12).state_dict())

@@ -144,3 +144,21 @@ def test_shipped_weights_are_small_and_near_the_observer_that_they_learnt():
 
     assert nats(model) < 1.08 * nats(observer)  # 5 % on 500 scenes; here are 40
     assert model.info.features == FEATURES
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixer": "workspace(slots=3)"},
+        {"mixer": "graph_window(hops=1)", "gates": "mixture_of_heads(shared=1, active=2)"},
+    ],
+)
+def test_weights_of_another_mechanism_are_read_as_they_were_written(changes, tmp_path):
+    model = NetworkModel(network(**changes), info())
+    save_model(tmp_path / "w.safetensors", model.network, model.info)
+    read = load_model(tmp_path / "w.safetensors")
+    assert {name: read.network.arguments[name] for name in changes} == changes
+    path = [0, 5, 11]
+    np.testing.assert_array_equal(
+        read.log_probabilities(grid_scene(), path), model.log_probabilities(grid_scene(), path)
+    )
