@@ -15,7 +15,7 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 
     Args:
         restored: (..., H, W), any unit.
-        clean: of the same shape and unit.
+        clean: the reference, of the same shape and unit.
         data_range: the distance between the two ends of the intensity range, 255 for 8 bits.
         border: pixels left out at each side of H and W.
 
@@ -37,7 +37,7 @@ def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 
     Args:
         restored: (..., H, W), any unit, at least 11 x 11 pixels inside the border.
-        clean: of the same shape and unit.
+        clean: the reference, of the same shape and unit.
         data_range: the distance between the two ends of the intensity range.
         border: pixels left out at each side of H and W first.
 

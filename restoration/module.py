@@ -51,7 +51,7 @@ def held_then_cosine(step: int, *, warmup: int, hold: int, steps: int, floor: fl
     """The factor on a learning rate: a linear warm-up, then 1 until `hold`, then half a cosine down to `floor`.
 
     Args:
-        step: of the optimiser, from 0.
+        step: step of the optimiser, from 0.
         warmup: steps of the linear start.
         hold: the step at which the factor begins to fall.
         steps: the step at which the factor reaches `floor`, where it stays.

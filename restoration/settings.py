@@ -106,7 +106,7 @@ class EvaluationSettings(Settings):
         """Refuse degradations that do not go together or with the scale.
 
         Args:
-            scale: of the network, or as given.
+            scale: the scale of the network, or the given one.
 
         Raises:
             ValueError: names the options.

@@ -16,7 +16,7 @@ class CropNetwork(nn.Module):
     conv 3 -> 16 (5 x 5), ReLU, max-pool 5; conv 16 -> 32 (3 x 3), ReLU, max-pool 3; linear to `channels`.
 
     Args:
-        channels: of the vector.
+        channels: length of the vector.
         pyramid: 0 for crops of 150 x 93 pixels; 2, 3 or 4: crops of any size, the second pool being a spatial pyramid
             of maxima over 1 x 1, 2 x 2 and so on cells in so many levels.
     """

@@ -66,7 +66,7 @@ class Baseline(ABC):
         """Of what follows each beginning of a path, in nats.
 
         Args:
-            scene: that is looked at.
+            scene: the scene that is looked at.
             sequence: (steps,) object indices.
 
         Returns:
@@ -90,10 +90,10 @@ class Baseline(ABC):
         """Drawn paths of object indices.
 
         Args:
-            scene: that is looked at.
+            scene: the scene that is looked at.
             n: paths.
             seed: with the scene's name and the number of the path it gives the draws.
-            max_length: where a path that has not ended is cut.
+            max_length: a path that has not ended is cut at this length.
         """
         if self.end is None:
             raise ValueError(f"{self.name} must learn from trials first: call fit")
@@ -354,7 +354,7 @@ def choice_weights(
 
     Args:
         offered: for each offer (n,) int, the kind of each thing on offer; n may differ.
-        chosen: for each offer (n,) how often each thing was chosen.
+        chosen: for each offer (n,) the number of times that each thing was chosen.
         kinds: how many there are.
         prior: shape above 1, and rate, of the prior.
 

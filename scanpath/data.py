@@ -53,7 +53,7 @@ def scene_batch(
     """Scenes as tensors.
 
     Args:
-        scenes: of any numbers of objects.
+        scenes: the scenes; their numbers of objects may differ.
         appearance: "cnn" takes the crops of objects, or cuts them out of the scene's image; "features" takes their
             vectors; "none" neither.
         target_position: whether the target's place is shown and fixations on it are marked.
@@ -83,7 +83,7 @@ class PathData(TorchDataset[PathBatch]):
     """Batches of trials by lists of their indices.
 
     Args:
-        dataset: of the trials.
+        dataset: the dataset that holds the trials.
         trials: indices of the trials to use.
         appearance: see `scene_batch`.
         target_position: by default that of the dataset.

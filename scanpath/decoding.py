@@ -48,11 +48,11 @@ def sample(
     Args:
         model: in evaluation mode.
         scenes: (S) of them.
-        samples: for each scene.
+        samples: number of paths for each scene.
         max_length: fixations at most.
         temperature: above 0; below 1 keeps to the likely objects.
         seed: with a scene's name and the number of the sample it gives the draws.
-        names: of the scenes; default their places in the batch.
+        names: names of the scenes; by default their indices in the batch.
         cache: see `greedy`.
     """
     if not temperature > 0 or samples < 1:

@@ -91,8 +91,8 @@ def evaluate_fold(
         dataset: whose scenes the models are asked about. People are compared with all its trials on a scene.
         trials: indices of the trials to test on.
         samples: paths that each model draws for a scene; all people's paths on it are compared with the same ones.
-        seed: of the draws.
-        max_length: where a drawn path is cut; OAT's published evaluation takes the longest training path.
+        seed: seed of the draws.
+        max_length: a drawn path is cut at this length; OAT's published evaluation takes the longest training path.
 
     Returns:
         Rows with "model", "trial", "scene", "layout" and "person"; "fixations" of the person; "nll_fixations",
@@ -132,9 +132,9 @@ def summarise(rows: Sequence[Row], *, resamples: int = 1000, seed: int = 0, leve
     is published; all else is a mean over the trials in which it is defined.
 
     Args:
-        rows: of `evaluate_fold`, of one or more folds.
-        resamples: of the bootstrap; the same ones for every model.
-        seed: of it.
+        rows: rows of `evaluate_fold`, of one or more folds.
+        resamples: number of bootstrap resamples, shared by all models.
+        seed: seed of the bootstrap.
         level: share of the resamples that the interval holds.
 
     Returns:
@@ -160,7 +160,7 @@ def compare(
     two intervals of `summarise` overlap.
 
     Args:
-        rows: of `evaluate_fold`.
+        rows: rows of `evaluate_fold`.
         model: its name in the rows.
         reference: the name of the other.
         resamples: see `summarise`.

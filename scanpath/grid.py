@@ -12,7 +12,7 @@ class Axis:
     """Evenly spaced centres along x or y.
 
     Args:
-        count: of places.
+        count: number of places.
         first: centre of place 0 in pixels.
         pitch: pixels from one centre to the next.
         residual: largest distance in pixels of a given centre from its place.
@@ -40,7 +40,7 @@ def regularity(centres: np.ndarray, extents: np.ndarray, count: int) -> float:
     Args:
         centres: (n,) in pixels.
         extents: (n,) pixels of the picture that each is in.
-        count: of places.
+        count: number of places.
 
     Example:
         >>> round(regularity(np.array([10, 50, 70]), np.full(3, 80), 4), 3)
@@ -55,7 +55,7 @@ def fit_axis(centres: np.ndarray, extents: np.ndarray, count: int | None = None,
     Args:
         centres: (n,) of boxes in pixels, from any number of pictures with the same grid.
         extents: (n,) pixels of the picture along this axis.
-        count: of places, where it is known.
+        count: number of places, if known.
         most: places to look for.
 
     Raises:

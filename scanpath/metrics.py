@@ -52,7 +52,7 @@ def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
     (search), continues a run (refix), or begins another run on an object that was left before (revisit).
 
     Args:
-        path: of object indices, one at least.
+        path: object indices, at least one.
         target: index of the object that is searched for, if there is one.
 
     Returns:

@@ -47,14 +47,14 @@ class ScanpathModule(SeededModule):
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
 
     Args:
-        arguments: of `oat.OAT`; `table` as a list of lists.
+        arguments: arguments of `oat.OAT`; `table` as a list of lists.
         target_position: whether the network is given the position of the target.
         lr: learning rate of AdamW; the default is the published one.
         weight_decay: weight decay of matrices; 0 makes AdamW equal to Adam.
         warmup: steps of linear warm-up.
-        cosine_steps: where given, the rate falls by half a cosine to a hundredth until this step.
-        ema_decay: of the average of the weights; 0 turns it off.
-        seed: of order and dropout in each epoch; the initial weights are drawn from torch's global generator.
+        cosine_steps: if given, the rate falls by half a cosine to a hundredth until this step.
+        ema_decay: decay of the average of the weights; 0 turns it off.
+        seed: seed of order and dropout in each epoch; the initial weights are drawn from torch's global generator.
     """
 
     def __init__(

@@ -233,16 +233,16 @@ class OAT(nn.Module):
     """The network: from scenes and the fixations so far to scores of the next fixation.
 
     Args:
-        rows, columns: of the grid that positions are counted in.
+        rows, columns: size of the grid of positions.
         appearance: "cnn" (crops of 150 x 93 pixels), "features" (any vectors), or "none": a learned constant.
         features: length of the given vectors with appearance "features".
         d_appearance, d_position: channels of both halves of a token; their sum is d_model.
-        heads, layers, feed_forward, dropout: of encoder and decoder alike.
+        heads, layers, feed_forward, dropout: settings shared by encoder and decoder.
         attention_dropout: of the weights of attention; default `dropout`, as published. Without it a training step
             takes half the time on a CPU.
-        object_heads: of the object attention; with one there is no readout.
+        object_heads: heads of the object attention; with one there is no readout.
         positions: see `positions.PositionEncoding`.
-        sigma: of the position table.
+        sigma: width of the position table.
         table: (max(rows, columns), ceil(d_position / 3)): the table that published parameters were trained with.
         steps: longest path.
         vocabulary: objects N of a published file, which holds two layers that are never used; None leaves them out.
@@ -370,7 +370,7 @@ class OAT(nn.Module):
         """Scores with teacher forcing, (B, T, N + 2): the objects, the end, and the padding class, always last.
 
         Args:
-            scenes: of which each is encoded once.
+            scenes: the scenes; each is encoded once.
             scene: (B,) the scene of each path.
             previous: (B, T) the token before each step: `BEGIN`, then objects; anything behind the end.
         """

@@ -37,7 +37,7 @@ class PlantedObserver:
         seen: nats off an object that was looked at before.
         stay: nats off the object that is looked at now.
         end: probability after each fixation.
-        name: to be shown.
+        name: name for display.
     """
 
     scale: float = 0.7
@@ -87,8 +87,8 @@ def planted_scene(identifier: str, seed: int, *, fewest: int = 10, most: int = 1
     """Coloured objects at random places that do not overlap; their features are the shares of red, green and blue.
 
     Args:
-        identifier: of the scene.
-        seed: of places and colours.
+        identifier: identifier of the scene.
+        seed: seed of places and colours.
         fewest, most: objects.
     """
     rng = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def planted_dataset(
     Args:
         scenes: how many.
         paths: on each.
-        seed: of scenes and paths; another seed gives other scenes.
+        seed: seed of scenes and paths; another seed gives other scenes.
         observer: who looks.
         most: objects of a scene.
     """

@@ -22,9 +22,9 @@ def distance_table(n: int, channels: int, *, sigma: float = 2.0, seed: int = 0) 
 
     Args:
         n: rows: places along the longer side of the grid.
-        channels: of each vector.
+        channels: length of each vector.
         sigma: width of the Gaussian in places; the published best is 2.
-        seed: of the rotation.
+        seed: seed of the rotation.
 
     Example:
         >>> table = distance_table(5, 16)
@@ -57,8 +57,8 @@ class PositionEncoding(nn.Module):
 
     Args:
         kind: one of `KINDS`.
-        rows, columns: of the grid; the table has max(rows, columns) rows and four rows of zeros behind them.
-        channels: of the whole vector; 256 as published.
+        rows, columns: size of the grid; the table has max(rows, columns) rows and four rows of zeros behind them.
+        channels: length of the whole vector; 256 as published.
         sigma: see `distance_table`.
         table: (max(rows, columns), ceil(channels / 3)), to be used instead of our own table.
     """

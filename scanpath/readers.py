@@ -45,10 +45,10 @@ def read_scanpaths(
             box, or with "inside" is left out. Objects that the file gives are taken as they are.
         margin: pixels around a box that count as inside, for "inside".
         duplicates: what to do with equal paths of three or more fixations on one scene: an error, or keep the first.
-        rows: of the grid of Search Target Inference, where the target boxes are too few to show it.
-        columns: of that grid.
+        rows: rows of the grid of Search Target Inference, if the target boxes are too few to show it.
+        columns: columns of that grid.
         display: width and height in pixels of the screen of COCO-Search18 fixations.
-        padding: where the screen showed the picture, if it did not fill it.
+        padding: position of the picture on the screen, if it did not fill it.
 
     Raises:
         OSError: where a file cannot be read.

@@ -41,12 +41,12 @@ class Scene:
     """A picture as a list of objects, with the target of the search.
 
     Args:
-        identifier: of this picture with this target.
+        identifier: identifier of this picture with this target.
         size: width, height in pixels.
         objects: in the order that trials count them. On a grid row by row.
         target: index of the object that is searched for; None if there is none, or none in the picture.
-        rows: of the grid; None for a free layout.
-        columns: of the grid.
+        rows: rows of the grid; None for a free layout.
+        columns: columns of the grid.
         image: file of the picture.
         layout: the arrangement, the same for scenes that differ in their target only; by default the identifier.
         sought: the name of the sought object; by default that of the target.

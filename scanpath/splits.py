@@ -27,7 +27,7 @@ def split(
         by: what training and test do not share: a layout, with all its targets and people; a person; or what is
             searched for. "trial" keeps nothing apart: other people's trials on a tested layout are then learnt.
         folds: how many; None leaves one layout, person or target out at a time.
-        seed: of the partition.
+        seed: seed of the partition.
         trials: indices of the trials to split, by default all.
 
     Returns:

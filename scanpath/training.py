@@ -26,7 +26,7 @@ class Training:
     Args:
         network: with the weights of the best epoch.
         info: the description of the weights.
-        module: as it was after the last epoch.
+        module: the module after the last epoch.
         best: the curve, and the number of the best epoch.
         interrupted: whether it was stopped by hand.
     """
@@ -58,7 +58,7 @@ def train(
     Args:
         dataset: with the position of the target hidden or given, as the settings ask.
         settings: how to train.
-        folder: to write the checkpoint to.
+        folder: the folder for the checkpoint.
         accelerator: Lightning's, "cpu" or "gpu".
         resume: continue from folder/last.ckpt.
         notes: stored with the weights.

@@ -20,7 +20,7 @@ def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> l
 
     Args:
         scenes: by identifier; those of all paths.
-        paths: as measured.
+        paths: the measured paths.
 
     Raises:
         ValueError: positions are shares of the picture or of another picture, or times are not in seconds.

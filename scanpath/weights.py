@@ -27,7 +27,7 @@ class WeightsInfo:
     """The description of a weight file.
 
     Attributes:
-        arguments: of `oat.OAT`, without the table.
+        arguments: arguments of `oat.OAT`, without the table.
         target_position: whether the network needs the target's position.
         task: what people did, such as "search".
         grid: whether scenes are on the grid of the arguments, or in free layouts.
@@ -52,7 +52,7 @@ def save_model(path: str | os.PathLike[str], network: OAT, info: WeightsInfo) ->
 
     Args:
         path: ends in .safetensors.
-        network: of which the parameters are.
+        network: the network with the parameters.
         info: its arguments are replaced by those of the network.
     """
     content: dict[str, Any] = {**info.__dict__, "arguments": network.arguments}
@@ -99,7 +99,7 @@ class NetworkModel:
     Args:
         network: in evaluation mode.
         info: its description.
-        name: to be shown.
+        name: name for display.
     """
 
     def __init__(self, network: OAT, info: WeightsInfo, name: str = "OAT"):
@@ -139,7 +139,7 @@ class NetworkModel:
         """Log-probabilities of the next fixation after each beginning of a path, in nats.
 
         Args:
-            scene: that is looked at.
+            scene: the scene that is looked at.
             sequence: (steps,) object indices.
 
         Returns:
@@ -164,10 +164,10 @@ class NetworkModel:
         """Drawn paths of object indices.
 
         Args:
-            scene: that is looked at.
+            scene: the scene that is looked at.
             n: paths.
             seed: with the scene's name and the number of the path it gives the draws.
-            max_length: where a path that has not ended is cut.
+            max_length: a path that has not ended is cut at this length.
         """
         paths = self.decode([scene], "sample", samples=n, seed=seed, max_length=max_length)[0]
         return [np.array(path, dtype=np.int64) for path in paths]
@@ -186,12 +186,12 @@ class NetworkModel:
         """Paths for scenes, all at once.
 
         Args:
-            scenes: of any numbers of objects.
+            scenes: the scenes; their numbers of objects may differ.
             how: "greedy" and "beam" give one path for each scene, "sample" gives `samples` of them.
             samples: drawn paths.
-            temperature: of the draws.
-            width: of the beam.
-            seed: of the draws.
+            temperature: temperature of the draws.
+            width: width of the beam.
+            seed: seed of the draws.
             max_length: fixations at most; by default those of the longest path in training.
         """
         longest = min(max_length or self.info.longest, self.network.arguments["steps"])

@@ -65,9 +65,9 @@ class AssociativeMemory:
         normalise: divide by phi(q)·z, so that rows of the weights sum to 1; needs positive features and rule "hebb"
             or "decay". None: yes, unless the feature is "identity" or the rule "delta".
         decay: share that stays at each token, one number or one for each head; the call may give `log_decay` instead.
-        rate: of the delta rule, which divides the features of a key by their length.
-        count: of "exp" features.
-        seed: of "exp" features.
+        rate: learning rate of the delta rule, which divides the features of a key by their length.
+        count: number of "exp" features.
+        seed: seed of the "exp" features.
     """
 
     v_linear: ClassVar[bool] = True

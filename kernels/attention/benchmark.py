@@ -97,8 +97,8 @@ def measure_method(
     """Time a method at rising lengths until it takes too long or too much memory.
 
     Args:
-        name: of `METHODS`, or `PEER` for PyTorch's fused attention.
-        pattern: of the call.
+        name: a name in `METHODS`, or `PEER` for PyTorch's fused attention.
+        pattern: attention pattern of the call.
         lengths: in rising order.
         backward: also compute the gradients of q, k and v.
         threads: CPU threads.

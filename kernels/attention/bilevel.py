@@ -137,8 +137,8 @@ class LocalEnhancement(nn.Module):
 
     Args:
         heads: key heads.
-        channels: of the values of a head.
-        axes: of the grid, 1 to 3.
+        channels: channels of the values of a head.
+        axes: number of axes of the grid, 1 to 3.
         kernel: width along each axis, odd.
     """
 

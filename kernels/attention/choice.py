@@ -64,9 +64,9 @@ class Place:
 
     Args:
         heads: query heads.
-        channels: of a head.
+        channels: channels of a head.
         grid: tokens along each axis, if they lie on a grid that is known.
-        key_grid: that of the keys, if it is another.
+        key_grid: the grid of the keys, if it differs.
         graph: bool (n, n) or (B, n, n), edges between the tokens, if there are any.
         length: the largest number of tokens, if it is known.
     """
@@ -136,7 +136,7 @@ def gates_of(text: str, dim: int, heads: int) -> HeadGates:
     Args:
         text: the name with its settings.
         dim: channels of a token.
-        heads: of the layer.
+        heads: number of heads of the layer.
 
     Raises:
         ValueError: another name, or a setting is unknown, missing or out of range.
@@ -258,7 +258,7 @@ def check_settings(
     """Check the names and the types of settings against the arguments of a class or function.
 
     Args:
-        name: of the mechanism, for the message.
+        name: name of the mechanism, for the message.
         make: the class or function.
         settings: argument -> value.
         given: arguments that are not settings.

@@ -260,7 +260,7 @@ class BoundaryPredictor(nn.Module):
     """The score of a boundary at each key from the keys around it, trained with `focal_loss` on `boundary_gain` > 1.1.
 
     Args:
-        channels: of all key heads together.
+        channels: channels of all key heads together.
         hidden: width of the window encoder and of the classifier.
         margin: keys on either side.
     """

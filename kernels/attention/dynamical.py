@@ -122,7 +122,7 @@ class DualityAttention(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of a head, D.
+        channels: channels of a head, D.
     """
 
     patterns = frozenset({NS, CS})

@@ -67,7 +67,7 @@ class ElasticLayer(nn.Module):
 
     Args:
         size: all channels, heads and neurons.
-        channels: of a head; the same in every size.
+        channels: channels of a head; the same in every size.
         mixer: a mechanism without parameters for each head.
     """
 
@@ -179,7 +179,7 @@ def scan_ranking(s: Tensor, groups: int, kept_channels: int) -> tuple[Tensor, Te
 
     Args:
         s: (B, L, heads, channels), LN(X) W_x.
-        groups: of heads, which divides them.
+        groups: number of groups of heads; must divide the number of heads.
         kept_channels: channels that a head's importance is taken from.
 
     Returns:

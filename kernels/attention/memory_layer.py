@@ -73,7 +73,7 @@ class MemoryLayer(nn.Module):
         join: see above.
         window: tokens of the window or segment.
         persistent: learned tokens.
-        chunk: of the memory.
+        chunk: chunk length of the memory.
     """
 
     def __init__(

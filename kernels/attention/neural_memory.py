@@ -46,7 +46,7 @@ class NeuralMemory(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of a head, D.
+        channels: channels of a head, D.
         depth: 1 or 2.
         hidden: width of the deep memory; 2 D if None.
         chunk: tokens whose gradients are taken at the same memory; 16 to 64 trains in parallel.

@@ -106,7 +106,7 @@ class RecurrentAttention(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of a head, D.
+        channels: channels of a head, D.
         scale: 1 / sqrt(D) if None.
     """
 

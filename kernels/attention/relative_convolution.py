@@ -39,7 +39,7 @@ class RelativeConvolutionAttention(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of queries and keys of a head, D.
+        channels: channels of queries and keys of a head, D.
         value_channels: D if None.
         kernel: taps of a filter, odd.
         reach: distances with terms of their own, P; 4096 in the paper.

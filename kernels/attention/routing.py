@@ -40,7 +40,7 @@ class RoutingAttention(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of a head, D.
+        channels: channels of a head, D.
         clusters: centroids of a head; sqrt(L) is a good number.
         mode: "assign" or "balanced", see the file.
         window: queries and keys that a balanced cluster takes; L / clusters, rounded up, if None.

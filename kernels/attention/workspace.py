@@ -33,8 +33,8 @@ class WorkspaceAttention(nn.Module):
 
     Args:
         heads: query heads.
-        channels: of a head, D.
-        slots: of each head, S.
+        channels: channels of a head, D.
+        slots: number of slots of each head, S.
         top: keys that a slot selects; all if there are fewer.
         straight_through: see above; then gradients differ from finite differences on purpose.
         scale: 1 / sqrt(D) if None.
@@ -100,7 +100,7 @@ class SlotVerifier(nn.Module):
     Trained with `verifier_loss` to be low for true sets of slots and high for sets shuffled over the batch.
 
     Args:
-        channels: of a slot's value.
+        channels: channels of a slot's value.
         slots: number of slots.
         order: slots in a factor; the factors are the runs of so many neighbouring slots.
         hidden: width of a factor.
