@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from sklearn.model_selection import train_test_split
 
 from ..runs.training import BestEpoch
+from ..runs.weight_file import check_resumable
 from .module import PREDICTED_AT_ONCE, EEGModule, WindowData, best_epoch
 from .networks import LONG_RECORDING, predict_windows
 from .recording_data import RecordingData
@@ -148,6 +149,8 @@ def fit(
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
             )
+            if resume:
+                check_resumable(checkpoint, "an EEG training", parts.module)
             trainer.fit(
                 parts.module,
                 parts.training.loader(options.batch, shuffle=parts.module.order),

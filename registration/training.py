@@ -16,7 +16,7 @@ from monai.data import DataLoader
 from ..runs.checks import check_resume
 from ..runs.compute import choose_device
 from ..runs.json_files import finite_or_none, write_json
-from ..runs.weight_file import read_checkpoint
+from ..runs.weight_file import check_resumable, read_checkpoint
 from .choices import Split
 from .data import pair_dataset
 from .module import RegistrationModule, export_network
@@ -104,6 +104,8 @@ def train(
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    if resume:
+        check_resumable(last, _WHAT, module)
     trainer.fit(module, loaders["train"], loaders.get("val"), ckpt_path=last if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from ..runs.checks import check_resume
+from ..runs.weight_file import check_resumable
 from .data import Pair, RestorationData, Stage, load_clean, load_pairs
 from .module import RestorationModule
 from .settings import ModuleSettings, TrainingSettings
@@ -135,6 +136,8 @@ def fit(
             log_every_n_steps=50,
             num_sanity_val_steps=0,
         )
+        if resume_from is not None:
+            check_resumable(resume_from, "a restoration training", module)
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return trainer
 

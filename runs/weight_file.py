@@ -9,12 +9,13 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from .files import atomic_path
 from .words import one_line
 
 _LARGEST_CLAIM = 16_384  # limit of each number in the description of a network, and of their sum
+_POSITION = ("pytorch-lightning_version", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
 
 
 def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -72,6 +73,32 @@ def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of {what}")
     check_finite_weights(path, content["state_dict"])
     return content
+
+
+def check_resumable(path: str | os.PathLike[str], what: str, module: nn.Module) -> None:
+    """Refuse a checkpoint that a Lightning trainer cannot continue with a module.
+
+    Args:
+        path: the checkpoint to resume from.
+        what: the kind of training, for the error, such as "an EEG training".
+        module: the module that is trained.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, lacks the position of the training, or is of another network.
+    """
+    content = read_checkpoint(path, what)
+    missing = [part for part in _POSITION if part not in content]
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of {what} that can be resumed: it lacks {', '.join(missing)}")
+    kept = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in content["state_dict"].items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    other = next((name for name in sorted({*kept, *needed}) if kept.get(name) != needed.get(name)), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} is of another network: {other} has shape {kept.get(other)} there and {needed.get(other)} here; "
+            "resume with the options of the first run, or choose another --output"
+        )
 
 
 def read_plain(path: str | os.PathLike[str], what: str) -> Any:

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from ..runs.training import BestEpoch, quiet_lightning
+from ..runs.weight_file import check_resumable
 from .data import PathData
 from .estimators import build_module, model_info
 from .module import FIGURES, VALIDATION_BATCH, ScanpathModule
@@ -90,6 +91,8 @@ def train(
             training.loader(settings.batch, shuffle=module.order, alike=settings.alike),
             validation.loader(VALIDATION_BATCH),
         )
+        if resume:
+            check_resumable(folder / LAST, "a scanpath training", module)
         trainer.fit(module, *loaders, ckpt_path=folder / LAST if resume else None, weights_only=True)
     network = module.with_weights(best.weights)
     info = model_info(

@@ -1,0 +1,66 @@
+"""Checkpoints from which no training can continue are refused in one line."""
+
+import re
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from voxelwave.runs.weight_file import check_resumable
+
+
+class Line(L.LightningModule):
+    def __init__(self, width=2):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(width, 1)
+
+    def training_step(self, batch, _):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **options)
+    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(2, 2)))
+    trainer.save_checkpoint(path)
+    return path
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+
+
+def test_a_whole_checkpoint_of_the_same_network_passes(checkpoint):
+    check_resumable(checkpoint, "a training", Line())
+
+
+def test_a_checkpoint_of_another_network_is_refused(checkpoint):
+    words = "is of another network: layer.weight has shape (1, 2) there and (1, 3) here"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_resumable(checkpoint, "a training", Line(3))
+
+
+def test_a_checkpoint_without_the_position_of_the_training_is_refused(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="that can be resumed: it lacks optimizer_states"):
+        check_resumable(tmp_path / "last.ckpt", "a training", Line())
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "foreign"])
+def test_a_file_that_is_no_checkpoint_is_refused(checkpoint, tmp_path, damage):
+    path, whole = tmp_path / "last.ckpt", checkpoint.read_bytes()
+    if damage == "foreign":
+        torch.save(object(), path)
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello\n", "half": whole[: len(whole) // 2]}[damage])
+    with pytest.raises(ValueError, match="is not a readable checkpoint of a training") as caught:
+        check_resumable(path, "a training", Line())
+    assert "\n" not in str(caught.value)
