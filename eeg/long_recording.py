@@ -1,9 +1,10 @@
-"""A network that reads a whole recording and decides about it at once, whatever its length.
+"""A network that classifies a whole recording of any length at once.
 
 A second of EEG becomes one token: the logarithms of the power behind learned filters, as in ShallowConvNet. A few
 layers mix the tokens, by any mechanism of `kernels.attention.choice`; attention pooling (Ilse et al. 2018, arXiv
-1802.04712) makes one vector of them. A token depends on its own second alone, so a mechanism with a state of constant
-size reads a stream: seconds may come in one at a time, for days, and the answer is that of one call.
+1802.04712) combines them into one vector. A token depends only on its own second, so with a mechanism whose state has
+constant size the network can read a stream: the result for seconds given one at a time, for days, equals that of one
+call.
 """
 
 import math
@@ -24,11 +25,11 @@ from .electrode_positions import neighbours
 _LEAST_POWER = 1e-4  # of scaled windows; keeps the logarithm of a flat channel finite
 _LOWEST_HZ, _HIGHEST_HZ = 2.0, 40.0  # of the filters at the start
 _KERNEL_S = 0.5
-_POWER_HZ = 32.0  # how often the power within a second is sampled: filters half a second long change no faster
+_POWER_HZ = 32.0  # rate at which power is sampled; the output of filters half a second long varies no faster
 
 
 class RecordingState(NamedTuple):
-    """What a stream keeps of a recording; its size does not grow."""
+    """The state of a stream; its size does not grow with the recording."""
 
     rest: Tensor  # (B, n_chans, samples of the second under way)
     mixers: tuple[object, ...]  # the state of each layer, None before the first second
@@ -43,22 +44,22 @@ class LongRecordingNet(nn.Module):
         n_chans: channels.
         n_outputs: classes.
         sfreq: Hz.
-        mixer: mechanism of the layers, as `mixer_of` reads it; causal where it can be. Those that need a grid, a graph
-            or the length beforehand are refused.
+        mixer: mechanism of the layers, see `mixer_of`; causal if possible. Mechanisms that need a grid, a graph or the
+            length beforehand are refused.
         dim: channels of a token.
-        heads: of each layer; divides dim.
-        depth: layers.
-        filters: temporal filters; at the start waves from 2 to 40 Hz.
-        components: spatial filters, each seen through every temporal filter. Not used with `electrode_hops`.
+        heads: heads of each layer; must divide dim.
+        depth: number of layers.
+        filters: number of temporal filters, which are initialised as waves from 2 to 40 Hz.
+        components: number of spatial filters, each combined with every temporal filter. Not used with `electrode_hops`.
         electrode_hops: the electrodes of a second attend to each other within so many steps of the graph of
             neighbouring electrodes while training, and without limit in evaluation (arXiv 2505.02130); None: spatial
             filters instead.
         channels: names of the electrodes in the 10-05 system, for `electrode_hops`.
-        drop_prob: of the dropout in the layers and before the output.
+        drop_prob: probability of the dropout in the layers and before the output.
         drop_seconds: share of the seconds that are hidden while training.
 
     Raises:
-        ValueError: an argument is out of range, or an electrode has no standard place.
+        ValueError: an argument is out of range, or an electrode has no standard position.
 
     Example:
         >>> network = LongRecordingNet(n_chans=2, n_outputs=2, sfreq=64.0)
@@ -113,8 +114,8 @@ class LongRecordingNet(nn.Module):
         """Logits (B, n_outputs).
 
         Args:
-            x: (B, n_chans, n), recordings scaled as in training, the shorter ones filled up at the end with anything.
-            samples: (B,) int, samples of each recording; n if None. A second that is not whole is left out.
+            x: (B, n_chans, n), recordings scaled as in training; shorter ones are padded at the end with any values.
+            samples: (B,) int, samples of each recording; n if None. An incomplete last second is left out.
 
         Raises:
             ValueError: a shape does not fit, or a recording has no whole second.
@@ -127,7 +128,7 @@ class LongRecordingNet(nn.Module):
             seen = torch.where(kept.any(1, keepdim=True), kept, live)
         if self.pattern is CS:
             tokens = self._mix(tokens, CS, seen)
-        else:  # what a mechanism without causality does may depend on the number of tokens
+        else:  # the result of a non-causal mechanism may depend on the number of tokens
             rows = [self._mix(row[None, :n], NS, s[None, :n]) for row, s, n in zip(tokens, seen, seconds, strict=True)]
             tokens = nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
         score, values = self._scored(tokens)
@@ -136,11 +137,11 @@ class LongRecordingNet(nn.Module):
 
     @torch.no_grad()
     def stream(self, x: Tensor, state: RecordingState | None = None) -> RecordingState:
-        """Read on in recordings; `logits` of the state are those of `forward` over all that was read so far.
+        """Continue to read recordings; `logits` of the state equal those of `forward` over all samples so far.
 
         Args:
             x: (B, n_chans, n), the next samples, any number of them.
-            state: what the call over the samples before returned.
+            state: the state returned by the previous call.
 
         Raises:
             ValueError: the mechanism has no state of constant size, or a shape does not fit.
@@ -170,7 +171,7 @@ class LongRecordingNet(nn.Module):
 
     @property
     def streams(self) -> bool:
-        """Whether the mechanism keeps a state whose size does not depend on what was read."""
+        """Whether the state of the mechanism has a size that does not depend on the length of the recording."""
         if self.pattern is not CS:
             return False
         sizes = set()
@@ -190,7 +191,7 @@ class LongRecordingNet(nn.Module):
         return tokens
 
     def _tokens(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, dim), zeros after the end of a recording, and where they are (B, L)."""
+        """Tokens (B, L, dim), zeros after the end of a recording, and a mask (B, L) of the valid ones."""
         longest = int(seconds.max())
         pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
         live = torch.arange(longest, device=x.device) < seconds.to(x.device).unsqueeze(1)

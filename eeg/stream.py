@@ -21,12 +21,12 @@ PIECE_S = 600.0  # about 12 MB for each 19 channels at 128 Hz while it is read
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a stream found.
+    """The result for a streamed recording.
 
     Args:
-        probability: of the positive class after the whole recording.
-        seconds: read, bad spans included.
-        notes: of all pieces, each once.
+        probability: probability of the positive class after the whole recording.
+        seconds: seconds read, including bad spans.
+        notes: notes of all pieces, without repetitions.
     """
 
     probability: float
@@ -55,12 +55,12 @@ def check_streams(network: nn.Module, card: ModelCard) -> None:
 
 
 def pieces(path: Path, options: WindowOptions, sfreq: float, piece_s: float = PIECE_S) -> Iterator[Recording]:
-    """The recording in pieces of whole windows, each read from the file when it is asked for.
+    """The recording in pieces of whole windows, each read from the file on demand.
 
     Args:
         path: the file.
-        options: how it is read and cut.
-        sfreq: Hz of the file.
+        options: how the file is read and cut.
+        sfreq: sampling rate of the file, Hz.
         piece_s: seconds of a piece, rounded down to whole windows.
     """
     window_s = round(options.seconds * sfreq) / sfreq
@@ -79,7 +79,7 @@ def stream_recording(
 
     Args:
         network: with a mechanism that streams.
-        card: of its weights.
+        card: the model card of its weights.
         path: the file.
         piece_s: seconds that are in memory at once.
 

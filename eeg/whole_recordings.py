@@ -1,4 +1,4 @@
-"""Whole recordings: the windows of each put together again, filled up to one length, and predicted at once."""
+"""Whole recordings: the windows of each are joined, padded to one length, and predicted at once."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ AT_ONCE = 8  # recordings per pass
 
 
 def joined(x: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Windows (n, channels, times) of a recording one after the other, (channels, samples), each sample once.
+    """Join windows (n, channels, times) of a recording to (channels, samples), with each sample once.
 
-    Of a window that overlaps the one before, only what is new counts; bad spans between windows are missing.
+    Samples that a window shares with the previous one are left out; bad spans between windows are missing.
 
     Args:
         x: windows in the order of the recording.
-        start: (n,) first sample of each.
+        start: (n,) first sample of each window.
 
     Example:
         >>> joined(np.array([[[1, 2, 3]], [[3, 4, 5]], [[7, 8, 9]]]), np.array([0, 2, 6])).tolist()
@@ -29,7 +29,7 @@ def joined(x: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def filled_up(recordings: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Recordings (channels, samples) in one tensor (n, channels, most samples), zeros at the end; and their samples."""
+    """Pad recordings (channels, samples) with zeros to one tensor (n, channels, most samples); also their lengths."""
     samples = torch.tensor([x.shape[1] for x in recordings])
     x = torch.zeros(len(recordings), recordings[0].shape[0], int(samples.max()))
     for row, recording in zip(x, recordings, strict=True):
