@@ -67,16 +67,6 @@ class _Owner:
     folder: str
 
 
-def is_hidden(path: PurePath) -> bool:
-    """Whether a file is hidden, such as the ._* files that macOS adds to archives and foreign disks.
-
-    Example:
-        >>> is_hidden(PurePath("ADHD/._v1.edf")), is_hidden(PurePath("ADHD/v1.edf"))
-        (True, False)
-    """
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts if part not in (".", ".."))
-
-
 def without_later_parts(files: Iterable[Path]) -> list[Path]:
     """The files without the second and later parts of split FIF recordings, which MNE reads with the first part."""
     listed = list(files)

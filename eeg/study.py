@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
+from ..runs.files import is_hidden
 from ..runs.words import tidy_name
 from .companion_files import companion_files
-from .file_people import ClassFile, is_hidden, people_of_class, without_later_parts
+from .file_people import ClassFile, people_of_class, without_later_parts
 from .readers import SUFFIXES
 
 TABLE = "subjects.tsv"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.files import is_hidden
 from ..runs.json_files import read_json
 from ..runs.tables import read_table
 from .choices import CONTRASTS, SPLITS, Contrast, Split, Task
@@ -219,7 +220,7 @@ def _pair(folder: Path, where: str, row: dict[str, Any], number: int, *, must_ex
 def _images(folder: Path, kind: str, suffix: str, *, sessions: bool = True) -> list[Path]:
     patterns = [f"sub-*/{kind}", f"sub-*/ses-*/{kind}"] if sessions else [kind]
     found = {p for pattern in patterns for end in ("nii", "nii.gz") for p in folder.glob(f"{pattern}/*_{suffix}.{end}")}
-    return sorted(found)
+    return sorted(p for p in found if not is_hidden(p.relative_to(folder)))
 
 
 def _subject_of(folder: Path, path: Path) -> str:

@@ -5,7 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
@@ -132,3 +132,13 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a file is hidden, such as the ._* files that macOS adds to archives and foreign disks.
+
+    Example:
+        >>> is_hidden(PurePath("ADHD/._v1.edf")), is_hidden(PurePath("ADHD/v1.edf"))
+        (True, False)
+    """
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts if part not in (".", ".."))

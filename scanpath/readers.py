@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ..runs.files import is_hidden
 from ..runs.json_files import read_json
 from .coco_search import Padding, read_coco
 from .collages import is_collage, read_collages
@@ -67,7 +68,7 @@ def read_scanpaths(
     if path.is_dir() and all((path / name).is_file() for name in TABLES):
         scenes, paths, notes = read_tables(path)
     elif path.is_dir():
-        files = sorted(path.glob("*.json"))
+        files = sorted(p for p in path.glob("*.json") if not is_hidden(p.relative_to(path)))
         if len(files) == 1:
             return read_scanpaths(
                 files[0], mapping=mapping, margin=margin, duplicates=duplicates, rows=rows, columns=columns

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, SOME_FAILED
-from ...runs.files import outputs_together
+from ...runs.files import is_hidden, outputs_together
 from ...runs.json_files import write_json
 from ...runs.tables import write_table
 from ...runs.words import one_line
@@ -134,7 +134,9 @@ def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, 
 def _scenes(place: Path) -> Iterator[tuple[str, Scene | str]]:
     """The name of each scene, and the scene or the reason why its file cannot be read."""
     tables = place.is_dir() and (place / TABLES[0]).is_file()
-    files = [place] if tables or place.is_file() else sorted(place.rglob("*.json"))
+    files = [place]
+    if place.is_dir() and not tables:
+        files = sorted(file for file in place.rglob("*.json") if not is_hidden(file.relative_to(place)))
     for file in files:
         try:
             dataset = read_scanpaths(file, duplicates="drop")

@@ -101,6 +101,8 @@ def test_mistakes_in_a_json_list_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_pairs_within_and_between_subjects(folder: Path, tmp_path: Path) -> None:
+    for scan in sorted(folder.rglob("*.nii.gz")):
+        scan.with_name(f"._{scan.name}").write_bytes(b"of macOS")  # ignored, as all hidden files
     within = find_pairs(folder, "t1-dwi", contrast="fa")
     assert [(p.subject, p.contrast, p.fixed.name) for p in within] == [
         (f"sub-{n}", "fa", f"sub-{n}_dwi.nii.gz") for n in range(3)

@@ -125,6 +125,7 @@ def test_of_a_folder_a_broken_scene_is_told_and_the_others_go_on(trained, data, 
     (folder / "deeper").mkdir(parents=True)
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[1, 2]")
+    (folder / "._grid.json").write_bytes(b"of macOS")  # ignored, as all hidden files
     (folder / "deeper" / "free.json").write_bytes(data["free"].read_bytes())
     (folder / "grid.json").write_bytes(data["grid"].read_bytes())
     words = ["-o", str(tmp_path / "out"), "--weights", str(trained / "model.safetensors"), "--samples", "1"]
