@@ -1,40 +1,38 @@
-"""Affine alignment of two volumes of any orientation by ANTs (antspyx)."""
+"""Rigid and affine alignment of two volumes of any orientation, from many starts."""
 
 import hashlib
 import itertools
 import json
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..runs.json_files import write_json
 from ..volumes import Volume, VolumeWarning
-from .ants import ANTS_METRIC, AntsPair, Metric, check_images, run_ants, to_ants
-from .mutual_information import FINEST_MM, lattice, nmi_of_samples, smooth_array, thinned, without_outliers
+from .ants import check_images
+from .linear import Kind, Metric, Samples, coarsened, fit, samples_of, similarity, without_outliers
 
-_CACHE_VERSION = 2  # raise it when the same inputs and options give another matrix
-
-
-class _Score(NamedTuple):
-    """How well a matrix aligns two images: normalised mutual information, and the fraction of compared voxels."""
-
-    nmi: float
-    overlap: float
-
-
-class _Scorer(Protocol):
-    def __call__(self, world: np.ndarray) -> _Score: ...
+_CACHE_VERSION = 3  # raise it when the same inputs and options give another matrix
+_LEVELS = ((8.0, 8_000), (4.0, 30_000), (2.0, 60_000))  # spacing in mm, and samples of the fixed image
+_TRIED = 8  # turned starts that get a coarse fit
+_RIGHT_ANGLES = tuple(itertools.product((0, 90, 180, 270), (0, 90, 270), (0, 90, 180, 270)))  # degrees, with repeats
+_TURNS = (
+    *itertools.product((-30, -15, 0, 15, 30), repeat=3),
+    *itertools.product((-60, 0, 60), repeat=3),
+    *_RIGHT_ANGLES,
+)
 
 
 def align_affine(
     moving: Volume,
     fixed: Volume,
     *,
-    kind: Literal["affine", "rigid"] = "affine",
-    metric: Metric = "mattes",
+    kind: Kind = "affine",
+    metric: Metric = "mi",
     moving_mask: Volume | None = None,
     fixed_mask: Volume | None = None,
     seed: int = 0,
@@ -42,20 +40,19 @@ def align_affine(
 ) -> np.ndarray:
     """The matrix that maps points of the fixed space to points of the moving space (a pull-back), RAS mm.
 
-    Several starts compete: the scanner's own geometry, the centres of mass, and rotations about them. A rigid and then
-    an affine registration by ANTs follow, and each is kept only if it raises the normalised mutual information:
-    two scans of one session are often aligned best by the scanner's geometry, and an affine fit to a thin slab can
-    diverge.
+    Several starts compete: the scanner's own geometry, and turns about the centres of mass and of the grids. Rigid
+    fits and then affine ones follow from coarse to fine, and each is kept only if it raises the similarity on samples
+    that it was not fitted to: two scans of one session are often aligned best by the scanner's geometry, and an affine
+    fit to a thin slab can diverge.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         kind: "affine" (12 parameters) or "rigid" (6).
-        metric: "mattes" (mutual information: any two contrasts), "gc" (global correlation) or "meansquares".
+        metric: "mi" (mutual information: any two contrasts) or "ncc" (squared correlation: one contrast).
         moving_mask: on the grid of `moving`; voxels that are 0 are not compared.
         fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
-        seed: seed for the sampling of the metric. Runs with one seed agree to about 0.1 mm, since the order in which
-            threads add up varies.
+        seed: seed for the sampling of the images; equal seeds give equal results.
         cache_dir: folder in which results are kept and found again by the content of all arguments.
 
     Returns:
@@ -66,8 +63,8 @@ def align_affine(
     """
     if kind not in ("affine", "rigid"):
         raise ValueError(f'kind must be "affine" or "rigid", got {kind!r}')
-    if metric not in ANTS_METRIC:
-        raise ValueError(f"metric must be one of {', '.join(ANTS_METRIC)}, got {metric!r}")
+    if metric not in ("mi", "ncc"):
+        raise ValueError(f'metric must be "mi" or "ncc", got {metric!r}')
     for name, volume, mask in (("moving", moving, moving_mask), ("fixed", fixed, fixed_mask)):
         check_images(name, volume, mask)
 
@@ -79,48 +76,80 @@ def align_affine(
         if cached is not None:
             return cached
 
-    moving_mask, fixed_mask = (
-        None if mask is None else thinned(mask, smooth=False) for mask in (moving_mask, fixed_mask)
-    )
-    moving, fixed = thinned(without_outliers(moving)), thinned(without_outliers(fixed))
-    pair = AntsPair(
-        to_ants(fixed), to_ants(moving), _mask_to_ants(fixed_mask), _mask_to_ants(moving_mask), metric, seed
-    )
-    starts = _best_starts(moving, fixed, moving_mask, fixed_mask)
-    matrix = _align(pair, kind, starts, fixed, _scorer(moving, fixed, fixed_mask, 100_000))
+    matrix = _align(_Pair.of(moving, fixed, moving_mask, fixed_mask, metric, seed), kind)
     if entry is not None:
         write_json(entry, {"fixed_to_moving_ras_mm": matrix.tolist()})
     return matrix
 
 
-def _mask_to_ants(mask: Volume | None) -> Any:
-    return None if mask is None else to_ants(mask)
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two volumes thinned to the finest working spacing, and how they are compared."""
+
+    moving: Volume
+    fixed: Volume
+    moving_mask: Volume | None
+    fixed_mask: Volume | None
+    metric: Metric
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        moving: Volume,
+        fixed: Volume,
+        moving_mask: Volume | None,
+        fixed_mask: Volume | None,
+        metric: Metric,
+        seed: int,
+    ) -> "_Pair":
+        finest = _LEVELS[-1][0]
+        images = [coarsened(without_outliers(image), finest) for image in (moving, fixed)]
+
+        def thinned(mask: Volume | None) -> Volume | None:
+            coarse = mask and coarsened(mask.with_array((mask.array != 0).astype(np.float32)), finest)
+            return coarse and coarse.with_array(coarse.array > 0.5)
+
+        return cls(images[0], images[1], thinned(moving_mask), thinned(fixed_mask), metric, seed)
+
+    def samples(self, spacing_mm: float, count: int, *, seed: int = 0) -> Samples:
+        return samples_of(
+            self.moving,
+            self.fixed,
+            spacing_mm=spacing_mm,
+            count=count,
+            seed=2 * self.seed + seed,
+            moving_mask=self.moving_mask,
+            fixed_mask=self.fixed_mask,
+        )
 
 
-def _scorer(moving: Volume, fixed: Volume, fixed_mask: Volume | None, samples: int) -> _Scorer:
-    points, values = lattice(fixed, fixed_mask, samples)
+def _align(pair: _Pair, kind: Kind) -> np.ndarray:
+    """The best start, improved by rigid and then affine fits, as far as each raises the similarity.
 
-    def score(world: np.ndarray) -> _Score:
-        return _Score(*nmi_of_samples(moving, points, values, world))
+    A stage is judged on other samples than those that it was fitted to.
+    """
+    levels = [pair.samples(mm, count) for mm, count in _LEVELS]
+    scores = [pair.samples(mm, count, seed=1) for mm, count in _LEVELS]
 
-    return score
+    def better(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+        after, before = (similarity(scores[-1], world, pair.metric) for world in (new, old))
+        # Measured on T1w and b0 of one session: 2 mm or 3 degrees change the value by 0.003 to 0.008, chance by 0.001.
+        return new if after.overlap > 0.7 * before.overlap and after.value > before.value + 0.001 else old
 
-
-def _align(pair: AntsPair, kind: str, starts: list[np.ndarray], fixed: Volume, score: _Scorer) -> np.ndarray:
-    """The best start, improved by a rigid and then an affine stage, as far as each raises the score."""
-
-    def register(stage: Literal["Rigid", "Affine"], start: np.ndarray, levels: int, finest_mm: float) -> np.ndarray:
-        schedule = _schedule(fixed, levels, finest_mm)
-        return run_ants(pair, stage, start, schedule, _sampling(fixed, schedule))
-
-    coarse = [register("Rigid", start, 2, 4.0) for start in starts] if len(starts) > 1 else []
-    start = _best([*starts, *coarse], score)
-    rigid = register("Rigid", start, 3, FINEST_MM)
-    if not _improves(rigid, start, score):
-        rigid = start
+    scanner = np.eye(4)
+    starts = [scanner, *_turned_starts(pair, levels[0])]
+    coarse = [fit(levels[0], start, "rigid", metric=pair.metric, iterations=25) for start in starts]
+    promising = [coarse[0], _best(coarse[1:], scores[0], pair.metric)]
+    fine = [fit(levels[1], start, "rigid", metric=pair.metric) for start in promising]
+    rigid = fit(levels[2], _best(fine, scores[1], pair.metric), "rigid", metric=pair.metric)
+    overlap = [similarity(scores[2], world, pair.metric).overlap for world in (scanner, rigid)]
+    if overlap[0] > 0.3 * overlap[1]:  # the images meet in the scanner's geometry
+        rigid = better(rigid, scanner)
     if kind == "rigid":
         return rigid
-    affine = register("Affine", rigid, 3, FINEST_MM)
+    affine = fit(levels[1], rigid, "affine", metric=pair.metric)
+    affine = fit(levels[2], affine, "affine", metric=pair.metric)
     scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
     if scales.max() > 1.6 or scales.min() < 1 / 1.6:  # heads of infants and adults differ by about this factor
         warnings.warn(
@@ -129,40 +158,43 @@ def _align(pair: AntsPair, kind: str, starts: list[np.ndarray], fixed: Volume, s
             stacklevel=3,
         )
         return rigid
-    return affine if _improves(affine, rigid, score) else rigid
+    return better(affine, rigid)
 
 
-def _improves(new: np.ndarray, old: np.ndarray, score: _Scorer) -> bool:
-    # Measured on T1w and b0 of one session: 2 mm or 3 degrees change the value by 0.003 to 0.008, chance by 0.001.
-    after, before = score(new), score(old)
-    return after.overlap > 0.7 * before.overlap and after.nmi > before.nmi + 0.001
+def _turned_starts(pair: _Pair, samples: Samples) -> list[np.ndarray]:
+    """The most similar of many turns, about the centres of mass and about the centres of the grids.
+
+    The latter help where the images show different parts of a body.
+    """
+    masses = _centre_of_mass(pair.fixed, pair.fixed_mask), _centre_of_mass(pair.moving, pair.moving_mask)
+    grids = _centre_of_grid(pair.fixed), _centre_of_grid(pair.moving)
+    turns = [_turn(angles, *masses) for angles in _TURNS] + [_turn(angles, *grids) for angles in _RIGHT_ANGLES]
+    found = [similarity(samples, turn, pair.metric) for turn in turns]
+    enough = 0.5 * max(one.overlap for one in found)
+    values = [one.value if one.overlap >= enough else 0.0 for one in found]
+    order = sorted(range(len(turns)), key=lambda i: values[i], reverse=True)
+    return _distinct([turns[i] for i in order], masses[0])
 
 
-def _best_starts(
-    moving: Volume, fixed: Volume, moving_mask: Volume | None, fixed_mask: Volume | None
-) -> list[np.ndarray]:
-    """The scanner's geometry, if the images overlap in it, and the best rotation about the centres of mass."""
-    smooth_moving = moving.with_array(smooth_array(moving, 4.0))
-    smooth_fixed = fixed.with_array(smooth_array(fixed, 4.0))
-    score = _scorer(smooth_moving, smooth_fixed, fixed_mask, 8_000)
-    centre_f, centre_m = _centre_of_mass(fixed, fixed_mask), _centre_of_mass(moving, moving_mask)
-    turns = [_turn(angles, centre_f, centre_m) for angles in itertools.product((-30, -15, 0, 15, 30), repeat=3)]
-    turned = _best(turns, score)
-    scanner = np.eye(4)
-    of_scanner, of_turned = score(scanner), score(turned)
-    if of_scanner.overlap < 0.3 * of_turned.overlap:
-        return [turned]
-    if of_scanner.nmi > of_turned.nmi + 0.02:
-        return [scanner]
-    return [scanner, turned]
+def _distinct(worlds: list[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
+    """The first `_TRIED` maps that differ by more than 20 mm at a distance of 60 mm from the centre."""
+    corners = np.concatenate([centre + 60 * np.vstack([np.eye(3), -np.eye(3)]), np.ones((6, 1))], axis=1).T
+    kept: list[np.ndarray] = []
+    for world in worlds:
+        apart = [np.linalg.norm(((world - other) @ corners)[:3], axis=0).max() for other in kept]
+        if not apart or min(apart) > 20:
+            kept.append(world)
+        if len(kept) == _TRIED:
+            break
+    return kept
 
 
-def _best(candidates: list[np.ndarray], score: _Scorer) -> np.ndarray:
-    """The candidate with the highest score among those with at least 70 % of the largest overlap."""
-    scores = [score(world) for world in candidates]
-    enough = 0.7 * max(found.overlap for found in scores)
+def _best(candidates: list[np.ndarray], scores: Samples, metric: Metric) -> np.ndarray:
+    """The candidate with the highest similarity among those with at least 70 % of the largest overlap."""
+    found = [similarity(scores, world, metric) for world in candidates]
+    enough = 0.7 * max(one.overlap for one in found)
     return max(
-        zip(candidates, scores, strict=True), key=lambda item: item[1].nmi if item[1].overlap >= enough else 0.0
+        zip(candidates, found, strict=True), key=lambda item: item[1].value if item[1].overlap >= enough else 0.0
     )[0]
 
 
@@ -177,26 +209,9 @@ def _turn(degrees: tuple[float, ...], centre_f: np.ndarray, centre_m: np.ndarray
     return world
 
 
-def _schedule(fixed: Volume, levels: int, finest_mm: float) -> dict[str, str]:
-    """ANTs' resolution levels: the last is near `finest_mm`, each one before it twice as coarse.
-
-    ANTs itself compensates for anisotropic spacing.
-    """
-    finest = max(1, round(finest_mm / min(fixed.spacing)))
-    smallest_side = min(n * s for n, s in zip(fixed.shape, fixed.spacing, strict=True)) / min(fixed.spacing)
-    shrink = [max(1, min(finest * 2**level, int(smallest_side // 8))) for level in reversed(range(levels))]
-    sigma_mm = [0.5 * factor * min(fixed.spacing) if factor > 1 else 0.0 for factor in shrink]
-    return {
-        "--convergence": f"[{'x'.join(['500', '250', '50'][:levels])},1e-6,10]",
-        "--shrink-factors": "x".join(map(str, shrink)),
-        "--smoothing-sigmas": "x".join(f"{sigma:.2f}" for sigma in sigma_mm) + "mm",
-    }
-
-
-def _sampling(fixed: Volume, schedule: dict[str, str]) -> float:
-    """The fraction of voxels to compare: about 100,000 voxels at the finest level."""
-    finest = int(schedule["--shrink-factors"].rsplit("x", 1)[-1])
-    return float(np.clip(100_000 / (np.prod(fixed.shape) / finest**3), 0.1, 1.0))
+def _centre_of_grid(volume: Volume) -> np.ndarray:
+    centre: np.ndarray = volume.affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + volume.affine[:3, 3]
+    return centre
 
 
 def _centre_of_mass(volume: Volume, mask: Volume | None) -> np.ndarray:

@@ -1,27 +1,21 @@
-"""ANTs through antspyx: conversion of volumes, affine stages and SyN."""
+"""ANTs through antspyx: conversion of volumes, and SyN."""
 
 import contextlib
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ..volumes import AffineTransform, DisplacementField, Volume, read_transform, write_transform
+from ..volumes import AffineTransform, DisplacementField, Volume, write_transform
 from ..volumes.volume import LPS
 from .mutual_information import HISTOGRAM_BINS
 
-Metric = Literal["mattes", "gc", "meansquares"]
 
-ANTS_METRIC = {"mattes": "MI", "gc": "GC", "meansquares": "MeanSquares"}
-
-
-# The functions import ants themselves: it takes seconds to load, and results found in the cache do not need it.
+# The functions import ants themselves: it takes seconds to load, and only SyN needs it.
 
 
 def to_ants(volume: Volume) -> Any:
@@ -114,75 +108,9 @@ def _composite(reference: Volume, image: Any, transforms: list[str], prefix: str
     return DisplacementField(vectors_mm, reference.affine)
 
 
-@dataclass(frozen=True, eq=False)
-class AntsPair:
-    """Two images for ANTs, and how they are compared.
-
-    Args:
-        fixed, moving: ANTs images.
-        fixed_mask, moving_mask: ANTs images; None compares all voxels.
-        metric: the similarity metric.
-        seed: seed for the sampling of the metric.
-    """
-
-    fixed: Any
-    moving: Any
-    fixed_mask: Any
-    moving_mask: Any
-    metric: Metric
-    seed: int
-
-
-def run_ants(
-    pair: AntsPair, stage: Literal["Rigid", "Affine"], start: np.ndarray, schedule: dict[str, str], sampling: float
-) -> np.ndarray:
-    """Run one linear stage of ANTs.
-
-    Args:
-        pair: the images.
-        stage: the kind of transform.
-        start: (4, 4), fixed world -> moving world, RAS mm.
-        schedule: ANTs' options of the resolution levels.
-        sampling: fraction of voxels to compare.
-
-    Returns:
-        (4, 4), fixed world -> moving world, RAS mm.
-
-    Raises:
-        RuntimeError: ANTs failed.
-    """
-    import ants
-    from ants.internal import get_pointer_string
-
-    images = f"{get_pointer_string(pair.fixed)},{get_pointer_string(pair.moving)}"
-    masks = ",".join("NA" if mask is None else get_pointer_string(mask) for mask in (pair.fixed_mask, pair.moving_mask))
-    bins = HISTOGRAM_BINS if pair.metric == "mattes" else 1
-    general = ("--dimensionality", "3", "--float", "1", "--collapse-output-transforms", "1")
-    with tempfile.TemporaryDirectory(prefix="voxelwave-affine-") as folder, _ants_environment():
-        arguments = [
-            *(*general, "--random-seed", str(pair.seed)),
-            *("--initial-moving-transform", _write_affine(start, Path(folder) / "start.mat")),
-            *("--metric", f"{ANTS_METRIC[pair.metric]}[{images},1,{bins},Regular,{sampling:.3f}]"),
-            *("--transform", f"{stage}[0.1]"),
-            *itertools.chain.from_iterable(schedule.items()),
-            *("--masks", f"[{masks}]", "--output", os.path.join(folder, "out")),
-        ]
-        try:
-            ants.registration(arguments, None)
-        except RuntimeError as error:
-            raise RuntimeError(f"ANTs could not align the images ({stage.lower()} stage): {error}") from error
-        return _read_affine(Path(folder) / "out0GenericAffine.mat")
-
-
 def _write_affine(world: np.ndarray, path: Path) -> str:
     write_transform(path, AffineTransform(world))
     return str(path)
-
-
-def _read_affine(path: Path) -> np.ndarray:
-    transform = read_transform(path)
-    assert isinstance(transform, AffineTransform)
-    return transform.matrix
 
 
 @contextlib.contextmanager

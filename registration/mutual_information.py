@@ -1,12 +1,11 @@
 """Normalised mutual information of two volumes under a linear map, and the samples that it is computed from."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import map_coordinates
 
 from ..volumes import Volume
 
 HISTOGRAM_BINS = 32
-FINEST_MM = 2.0  # the finest working spacing
 
 
 def normalized_mutual_information(
@@ -64,30 +63,3 @@ def nmi_of_samples(moving: Volume, points: np.ndarray, values: np.ndarray, world
 def _entropy(counts: np.ndarray) -> float:
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
-
-
-def smooth_array(volume: Volume, sigma_mm: float) -> np.ndarray:
-    """Return the array smoothed by a Gaussian, float32."""
-    smooth: np.ndarray = gaussian_filter(volume.array.astype(np.float32), [sigma_mm / s for s in volume.spacing])
-    return smooth
-
-
-def without_outliers(volume: Volume) -> Volume:
-    """Return the volume clipped to its 0.1st to 99.9th percentile."""
-    # a few very bright voxels would leave most of the 32 histogram bins empty
-    low, high = np.percentile(volume.array, [0.1, 99.9])
-    if high <= low:
-        return volume
-    return volume.with_array(np.clip(volume.array.astype(np.float32), low, high))
-
-
-def thinned(volume: Volume, *, smooth: bool = True) -> Volume:
-    """Keep every n-th voxel of axes finer than the working spacing, which suffices for an affine and is faster."""
-    steps = [max(1, int(FINEST_MM / spacing + 0.1)) for spacing in volume.spacing]
-    if max(steps) == 1:
-        return volume
-    array = volume.array
-    if smooth:
-        array = gaussian_filter(array.astype(np.float32), [0.42 * np.sqrt(step**2 - 1) for step in steps])
-    array = array[tuple(slice(None, None, step) for step in steps)]
-    return Volume(np.ascontiguousarray(array), volume.affine @ np.diag([*steps, 1.0]))

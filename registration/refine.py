@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import fields
 from .choices import Similarity
 from .similarity import box_sum, mind_loss, mutual_information_loss
 from .warp import compose, gradient, jacobian_determinant, resize_displacement, warp
@@ -26,7 +27,7 @@ _SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 _FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain; finer does not help
 _COMPOSITIVE_ITERATIONS = {4: 20, 2: 60, 1: 40}  # by coarseness relative to the finest level
 _FREE_FORM_ITERATIONS = {2: 30, 1: 20}
-_WINDOW = 5  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
+_WINDOW = fields.WINDOW  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
@@ -276,7 +277,7 @@ def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
 
 
 class _CorrelationForce:
-    """`local_ncc_loss` with the terms of the fixed image computed once."""
+    """`local_ncc_loss` with the terms of the fixed image computed once; `compiled` is the same with its gradient."""
 
     def __init__(self, fixed: Tensor, mask: Tensor) -> None:
         self.mask, self.fixed = mask, fixed * mask
@@ -284,6 +285,10 @@ class _CorrelationForce:
         sums, squares = box_sum(torch.cat([self.fixed, self.fixed**2]), _WINDOW).split(1)
         self.mean = sums / self.count
         self.variance = (squares - self.mean * sums).clamp_(min=0)
+
+    def compiled(self) -> fields.Correlation:
+        terms = (self.count[0, 0], self.mean[0, 0], self.variance[0, 0])
+        return fields.Correlation(self.fixed[0, 0], self.mask[0, 0], terms)
 
     def __call__(self, warped: Tensor) -> tuple[Tensor, Tensor]:
         warped = warped * self.mask
@@ -310,6 +315,8 @@ def _compose_steps(
     size = float(voxel.min())  # sigmas are in voxels of the finest axis, and the same in mm along the others
     update_sigmas = [_SMOOTH_UPDATE[similarity] * size / float(mm) for mm in voxel]
     total_sigmas = [_SMOOTH_TOTAL[similarity] * size / float(mm) for mm in voxel]
+    if fields.serves(level.moving, displacement):
+        return _compiled_steps(level, displacement, force, count, size, update_sigmas, total_sigmas)
     best, least_loss = displacement, math.inf  # steps have a fixed length: the last map may not be the best
     for _ in range(count):
         warped = warp(level.moving, displacement, padding="border")
@@ -323,6 +330,44 @@ def _compose_steps(
             break
         displacement = _smooth(compose(displacement, update * (_STEP / longest)), total_sigmas)
     return best, least_loss
+
+
+def _compiled_steps(
+    level: _Level,
+    displacement: Tensor,
+    force: Force,
+    count: int,
+    size: float,
+    update_sigmas: Sequence[float],
+    total_sigmas: Sequence[float],
+) -> tuple[Tensor, float]:
+    """The same steps by the compiled kernels."""
+    spacing = level.spacing.flatten().tolist()
+    shape, moving = level.moving.shape[2:], level.moving[0, 0]
+    smooth_update = fields.Smoother(shape, update_sigmas, spacing)
+    smooth_total = fields.Smoother(shape, total_sigmas, spacing)
+    by_mm = [1 / mm**2 for mm in spacing]
+    correlation = force.compiled() if isinstance(force, _CorrelationForce) else None
+    current = fields.interleaved(displacement)
+    best, least_loss = current.clone(), math.inf
+    warped, update, following = moving.new_empty(shape), torch.empty_like(current), torch.empty_like(current)
+    for _ in range(count):
+        fields.warp(moving, current, out=warped)
+        if correlation is not None:
+            loss, _ = correlation(warped, by_mm, out=update)
+        else:
+            value, slope = force(warped[None, None])
+            loss = float(value)
+            fields.descent(warped, slope[0, 0], by_mm, out=update)
+        if loss < least_loss:
+            best.copy_(current)
+            least_loss = loss
+        _, longest = smooth_update(update, out=update)
+        if longest / size < 1e-12:
+            break
+        fields.compose(current, update, _STEP * size / longest, out=following)
+        smooth_total(following, out=current)
+    return fields.planar(best), least_loss
 
 
 def _free_form(

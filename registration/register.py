@@ -1,4 +1,4 @@
-"""Align two scans: affine by ANTs, then a network if one is given, then refinement of a dense field."""
+"""Align two scans: affine, then a network if one is given, then refinement of a dense field."""
 
 import os
 import time
@@ -95,7 +95,7 @@ def register(
             forward, inverse = syn(moving, fixed, seed=settings.seed)
         affine = forward.linear_part()
     else:
-        with steps.timed("affine (ANTs)"):
+        with steps.timed("affine"):
             affine = AffineTransform(align_affine(moving, fixed, seed=settings.seed, cache_dir=cache_dir))
         forward, inverse = _deformable(moving, fixed, affine, settings, network, place, steps)
     with steps.timed("resampling"):

@@ -1,4 +1,4 @@
-"""Compile the CPU scan into one library with a build per instruction-set level, using GCC or Clang.
+"""Compile the CPU kernels into one library with a build per instruction-set level, using GCC or Clang.
 
     python kernels/csrc/build.py OUTPUT [--compiler "g++"] [--machine x86_64|aarch64] [--system linux|darwin|win32]
 
@@ -19,6 +19,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
+KERNELS = ("selective_scan", "fields")
 LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "v2": ["-march=x86-64-v2"],
@@ -33,7 +34,7 @@ def build(output: Path, compiler: list[str] | None = None, machine: str = "", sy
     """Write the library to `output`.
 
     Args:
-        output: kernels/scan/scan.native.so, or .dylib on macOS, or .dll on Windows.
+        output: kernels/cpu.native.so, or .dylib on macOS, or .dll on Windows.
         compiler: command and leading arguments; by default $CXX, g++, clang++ or c++.
         machine: x86_64 or aarch64; this machine by default.
         system: linux, darwin or win32; this system by default.
@@ -68,13 +69,13 @@ def _compile(output: Path, compiler: list[str], machine: str, system: str, threa
     quiet = ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
     with tempfile.TemporaryDirectory() as folder:
         jobs, objects = [], []
-        for level, flags in [*LEVELS[machine].items(), ("cpu_level", [])]:
-            source = "cpu_level.cpp" if level == "cpu_level" else "selective_scan.cpp"
-            chosen = [*flags, f"-DVW_LEVEL={level}"]
+        builds = [(source, level, flags) for source in KERNELS for level, flags in LEVELS[machine].items()]
+        for source, level, flags in [*builds, ("cpu_level", "", [])]:
+            chosen = [*flags, f"-DVW_LEVEL={level}"] if level else []
             if any("zig" in word for word in compiler):  # zig writes the names of the levels with underscores
                 chosen = [flag.replace("-march=x86-64-", "-march=x86_64_") for flag in chosen]
-            objects.append(str(Path(folder, f"{level}.o")))
-            jobs.append([*compiler, *FLAGS, *quiet, *position, *threads, *chosen, "-c", str(SOURCES / source)])
+            objects.append(str(Path(folder, f"{source}-{level}.o")))
+            jobs.append([*compiler, *FLAGS, *quiet, *position, *threads, *chosen, "-c", str(SOURCES / f"{source}.cpp")])
             jobs[-1] += ["-o", objects[-1]]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, jobs))
@@ -98,7 +99,7 @@ def _run(command: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="the library to write, such as kernels/scan/scan.native.so")
+    parser.add_argument("output", type=Path, help="the library to write, such as kernels/cpu.native.so")
     parser.add_argument("--compiler", type=shlex.split, help="command and leading arguments of the compiler")
     parser.add_argument("--machine", default="", help="x86_64 or aarch64; this machine by default")
     parser.add_argument("--system", default=sys.platform, help="linux, darwin or win32; this system by default")

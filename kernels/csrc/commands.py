@@ -1,4 +1,4 @@
-"""Setuptools commands, named in pyproject.toml, that build the compiled scan and tag the wheel."""
+"""Setuptools commands, named in pyproject.toml, that build the compiled kernels and tag the wheel."""
 
 import platform
 import runpy
@@ -12,19 +12,19 @@ from setuptools.command.build_ext import build_ext
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
-class BuildScan(build_ext):
+class BuildKernels(build_ext):
     """Builds one library for all Python versions; without a compiler the package is installed without it."""
 
     def get_ext_filename(self, fullname: str) -> str:
         # because of the second dot Python does not take the library for a module
-        return "/".join([*fullname.split(".")[:-1], "scan.native" + SUFFIX])
+        return "/".join([*fullname.split(".")[:-1], "cpu.native" + SUFFIX])
 
     def build_extension(self, ext: Extension) -> None:
         build = runpy.run_path(str(Path(__file__).with_name("build.py")))["build"]
         try:
             build(Path(self.get_ext_fullpath(ext.name)))
         except RuntimeError as error:
-            self.warn(f"the compiled scan was not built; voxelwave will use plain PyTorch instead: {error}")
+            self.warn(f"the compiled kernels were not built; voxelwave will use plain PyTorch instead: {error}")
 
 
 class Wheel(bdist_wheel):

@@ -11,13 +11,8 @@
 #include <cstring>
 #include <utility>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-#include <atomic>
-#include <thread>
-#include <vector>
-#endif
+#include "threads.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -266,30 +261,6 @@ INLINE vf lane_sums(vf *v) {
   sum_stage<8>(v);
 #endif
   return v[0];
-}
-
-// ---- threads
-
-template <class Work>
-void parallel_for(int64_t threads, int64_t tasks, const Work &work) {
-  if (threads > tasks) threads = tasks;
-  if (threads <= 1) {
-    for (int64_t i = 0; i < tasks; ++i) work(i, 0);
-    return;
-  }
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
-  for (int64_t i = 0; i < tasks; ++i) work(i, omp_get_thread_num());
-#else
-  std::atomic<int64_t> next{0};
-  auto run = [&](int64_t thread) {
-    for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, thread);
-  };
-  std::vector<std::thread> pool;
-  for (int64_t thread = 1; thread < threads; ++thread) pool.emplace_back(run, thread);
-  run(0);
-  for (auto &thread : pool) thread.join();
-#endif
 }
 
 // ---- tiles: CHUNK steps of W channels as [step][lane]

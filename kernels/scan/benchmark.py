@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from torch import Tensor
 
+from .. import native
 from . import cpu
 from .benchmark_ggml import GgmlScan
 from .peers import ScanInputs, parallel_scan, sequential_recurrence, trained_inputs
@@ -87,9 +88,9 @@ def bench_kernels(
     parts = [_speed(setting), _length_scaling(setting), _directional(setting), _accuracy(setting)]
     if device == "cpu":
         parts += [_memory(setting), _thread_scaling(setting)]
-    if device == "cpu" and cpu.levels():
+    if device == "cpu" and native.levels():
         parts.append(_floor(setting))
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{threads} threads, build {cpu.levels()[:1]}"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{threads} threads, build {native.levels()[:1]}"
     table = Table(title=f"Kernels on {device} ({where}), torch {torch.__version__}")
     for heading in ("measure", "value", "min/median", "goal", "met"):
         table.add_column(heading, justify="left" if heading in ("measure", "goal") else "right")
@@ -322,7 +323,7 @@ def _floor(setting: _Setting) -> Iterator[Row]:
 def _limits(threads: int) -> _Limits:
     count = 1 << 24
     a, b, c = (torch.ones(count) for _ in range(3))
-    add = cpu.function("vw_bench_add")
+    add = native.function("vw_bench_add")
     pointers = [ctypes.c_void_p(v.data_ptr()) for v in (a, b, c)]
     seconds, _ = _time(lambda: add(*pointers, ctypes.c_int64(count), ctypes.c_int64(threads)), 9)
     bandwidth = 16 * count / seconds  # a is fetched before it is written
@@ -331,7 +332,7 @@ def _limits(threads: int) -> _Limits:
 
 def _rate(name: str, repeats: int, threads: int) -> float:
     """Lanes per second of a loop in the library."""
-    loop = cpu.function(name, ctypes.c_int64)
+    loop = native.function(name, ctypes.c_int64)
     out = (ctypes.c_float * max(64, threads))()
     done = 0
 

@@ -1,34 +1,21 @@
-"""The compiled CPU scan: loads the library beside this file, picks the build for this CPU and calls it through ctypes.
+"""The compiled CPU scan (csrc/selective_scan.cpp), called through ctypes.
 
-The library (csrc/selective_scan.cpp) contains one build per instruction-set level and depends on neither torch nor
-Python. It runs on as many threads as torch, in torch's own pool where both use OpenMP; no result depends on their
-number. `serves` returns False for float64 and where there is no library because the package was built without a
-compiler; a missing library is reported once. The caller then uses `reference`.
+It runs on as many threads as torch, in torch's own pool where both use OpenMP; no result depends on their number.
+`serves` returns False for float64 and where there is no library. The caller then uses `reference`.
 """
 
 import ctypes
-import functools
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import native
 from .reference import group_count
-
-LIBRARY = Path(__file__).with_name("scan.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 
 # CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
 CHECKPOINT_STEPS = 128
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-# vw_cpu_level() -> the builds that the CPU can run, best first; anything but x86-64 has only "generic"
-_LEVELS = {4: ("v4", "v3", "v2"), 3: ("v3", "v2"), 2: ("v2",), 1: ("generic",)}
-_chosen_level: str | None = None
-
 _Strides = ctypes.c_int64 * 4
 
 
@@ -55,62 +42,9 @@ class _Scan(ctypes.Structure):
     )
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The loaded library; None, with one warning, if it cannot be loaded."""
-    try:
-        return ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        warnings.warn(
-            f"the compiled selective scan is missing ({error}); using plain PyTorch, which is about 100 times slower. "
-            "Install a C++ compiler and reinstall voxelwave, or install a binary wheel",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-
-
-def levels() -> tuple[str, ...]:
-    """Instruction-set levels that this CPU can run, best first; empty without a library."""
-    loaded = library()
-    return () if loaded is None else _LEVELS[loaded.vw_cpu_level()]
-
-
-@contextmanager
-def use_level(level: str) -> Iterator[None]:
-    """Use the build of a given level instead of the best one, for tests and benchmarks.
-
-    Raises:
-        ValueError: this CPU cannot run the level.
-    """
-    global _chosen_level
-    if level not in levels():
-        raise ValueError(f"level must be one of {levels()}, got {level!r}")
-    before, _chosen_level = _chosen_level, level
-    try:
-        yield
-    finally:
-        _chosen_level = before
-
-
-def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = None) -> Callable[..., int]:
-    """A function of the library, from the build of the chosen level.
-
-    Args:
-        name: without the suffix of the level.
-        result: C type of what it returns; None for void.
-    """
-    loaded = library()
-    assert loaded is not None
-    found = getattr(loaded, f"{name}_{_chosen_level or levels()[0]}")
-    found.restype = result
-    call: Callable[..., int] = found
-    return call
-
-
 def serves(u: Tensor) -> bool:
     """Whether the compiled library computes this input."""
-    return u.device.type == "cpu" and u.dtype in _TYPES and u.numel() > 0 and library() is not None
+    return u.device.type == "cpu" and u.dtype in _TYPES and u.numel() > 0 and native.library() is not None
 
 
 def scan_forward(
@@ -361,7 +295,7 @@ class _Call:
         of u.
         """
         scan = self.scan
-        blocks = -(-self.width // function("vw_scan_lanes", ctypes.c_int)())
+        blocks = -(-self.width // native.function("vw_scan_lanes", ctypes.c_int)())
         wanted: int = -(-16 // (scan.batch * self.groups))
         if scan.b_varies or scan.c_varies:
             wanted = min(wanted, max(1, scan.channels // (4 * self.groups * scan.states)))
@@ -369,6 +303,8 @@ class _Call:
         return -(-blocks // per_split)
 
     def run(self, name: str) -> None:
-        scratch = torch.empty(function(f"{name}_scratch", ctypes.c_int64)(ctypes.byref(self.scan)), dtype=torch.uint8)
+        scratch = torch.empty(
+            native.function(f"{name}_scratch", ctypes.c_int64)(ctypes.byref(self.scan)), dtype=torch.uint8
+        )
         self.in_place(scratch=scratch)
-        function(name)(ctypes.byref(self.scan))
+        native.function(name)(ctypes.byref(self.scan))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from voxelwave.apps import cli
+from voxelwave.kernels import native
 from voxelwave.kernels.scan import benchmark
-from voxelwave.kernels.scan import cpu as scan_cpu
 from voxelwave.kernels.scan.benchmark import own_scan
 from voxelwave.kernels.scan.benchmark_ggml import GgmlScan
 from voxelwave.kernels.scan.peers import parallel_scan, sequential_recurrence, trained_inputs
@@ -66,7 +66,7 @@ def test_the_benchmark_leaves_the_global_seed_and_threads_alone(monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.skipif(not scan_cpu.levels(), reason="the compiled scan was not built")
+@pytest.mark.skipif(not native.levels(), reason="the compiled scan was not built")
 def test_forward_and_backward_take_less_than_four_times_the_memory_of_u():
     """Counts all results and the scratch memory of the library, at the smallest size of the benchmark."""
     inputs = trained_inputs(*benchmark.SIZES[0])
@@ -82,7 +82,7 @@ def test_forward_and_backward_take_less_than_four_times_the_memory_of_u():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not scan_cpu.levels(), reason="the compiled scan was not built")
+@pytest.mark.skipif(not native.levels(), reason="the compiled scan was not built")
 def test_the_table_lists_every_measurement(monkeypatch, capsys):
     def once(work, *_, **__):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from voxelwave import kernels
-from voxelwave.kernels import attention, scan
+from voxelwave.kernels import attention, native, scan
 from voxelwave.kernels.attention import softmax
 from voxelwave.kernels.scan import cpu as scan_cpu
 from voxelwave.kernels.scan import operators
@@ -24,7 +24,7 @@ from voxelwave.kernels.scan import triton as scan_triton
 from voxelwave.kernels.scan.reference import directional_scan_reference, selective_scan_reference
 from voxelwave.kernels.scan.selective import directional_scan, selective_scan, selective_scan_step
 
-LEVELS = scan_cpu.levels()
+LEVELS = native.levels()
 needs_library = pytest.mark.skipif(not LEVELS, reason="the compiled scan was not built")
 
 Arguments = dict[str, Any]
@@ -98,7 +98,7 @@ def test_every_path_stores_a_state_after_the_same_steps_as_its_kernels():
     """The shape functions of the operators assume that the CPU and the reference agree."""
     assert scan_cpu.CHECKPOINT_STEPS == scan_reference.CHECKPOINT_STEPS
     if LEVELS:
-        assert scan_cpu.function("vw_scan_checkpoint_steps", ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS
+        assert native.function("vw_scan_checkpoint_steps", ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS
 
 
 def test_the_path_is_chosen_by_type_device_and_size(monkeypatch):
@@ -151,7 +151,7 @@ FORMS: list[dict[str, Any]] = [
 def test_every_build_agrees_with_float64_in_outputs_and_gradients(level, size):
     for form in FORMS:
         arguments = draw(*size, **form)
-        with scan_cpu.use_level(level):
+        with native.use_level(level):
             result = outputs_and_gradients(arguments)
         assert_as_accurate(result, outputs_and_gradients(in_double(arguments)))
 
@@ -351,8 +351,9 @@ def test_threads_are_those_of_torch():
     """Only one OpenMP library in the process: two would keep two thread pools that compete for the same cores."""
     program = """
 import torch
+from voxelwave.kernels import native
 from voxelwave.kernels.scan import cpu as scan_cpu
-assert scan_cpu.levels()
+assert native.levels()
 for name in {line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps") if "gomp" in line}:
     print(name)
 """
@@ -441,7 +442,7 @@ def test_directional_scan_equals_gather_scan_and_inverse_gather(size):
     arguments, permutation = draw_directional(*size)
     truth = directional_results({k: v.double() for k, v in arguments.items()}, permutation, directional_scan_reference)
     for level in LEVELS:
-        with scan_cpu.use_level(level):
+        with native.use_level(level):
             assert_as_accurate(directional_results(arguments, permutation), truth)
     doubled = directional_results({k: v.double() for k, v in arguments.items()}, permutation.int())
     assert_as_accurate(doubled, truth, 1e-10)
@@ -588,9 +589,9 @@ def test_autocast_scans_directions_in_float32():
 
 @needs_library
 def test_a_level_that_the_cpu_cannot_run_is_named():
-    with pytest.raises(ValueError, match=r"level must be one of \(.*\), got 'v9'"), scan_cpu.use_level("v9"):
+    with pytest.raises(ValueError, match=r"level must be one of \(.*\), got 'v9'"), native.use_level("v9"):
         pass
-    assert scan_cpu.function("vw_scan_lanes", ctypes.c_int)() in (4, 8, 16)
+    assert native.function("vw_scan_lanes", ctypes.c_int)() in (4, 8, 16)
 
 
 def test_without_gradients_no_checkpoints_are_kept():
@@ -611,8 +612,8 @@ def test_without_gradients_no_checkpoints_are_kept():
 def test_a_missing_library_is_reported_once_and_the_result_stays(monkeypatch, tmp_path):
     arguments = draw(1, 4, 2, 2, 9)
     expected = selective_scan(**arguments)
-    monkeypatch.setattr(scan_cpu, "LIBRARY", tmp_path / "none.so")
-    scan_cpu.library.cache_clear()
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    native.library.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="compiled selective scan is missing"):
             result = selective_scan(**arguments)
@@ -621,7 +622,7 @@ def test_a_missing_library_is_reported_once_and_the_result_stays(monkeypatch, tm
             warnings.simplefilter("error")
             selective_scan(**arguments)
     finally:
-        scan_cpu.library.cache_clear()
+        native.library.cache_clear()
 
 
 # ---- messages

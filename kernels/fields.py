@@ -1,0 +1,164 @@
+"""Displacement fields on the CPU by the compiled kernels (csrc/fields.cpp): the inner loop of registration.
+
+The plain versions are in `registration.warp`, `registration.similarity` and `registration.refine`, which also serve
+other devices and types. Here an image is (D, H, W) and a field (D, H, W, 4), both float32 and contiguous; a field holds
+the displacement along (d, h, w) in voxels and a 0, so that the processor loads a vector at once. `serves` tells whether
+the library can be used. No result depends on the number of threads.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import native
+
+WINDOW = 5  # width of the window of `Correlation`, in voxels
+_REACH = 4.0  # a Gaussian ends there, in sigmas; the weights beyond sum to 6e-5
+
+_Lengths = ctypes.c_int64 * 3
+_Numbers = ctypes.c_float * 3
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled library computes these tensors: float32 on the CPU."""
+    usable = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return usable and native.library() is not None
+
+
+def interleaved(displacement: Tensor) -> Tensor:
+    """A displacement (1, 3, D, H, W) in voxels as a field."""
+    field = displacement.new_zeros(*displacement.shape[2:], 4)
+    field[..., :3] = displacement[0].permute(1, 2, 3, 0)
+    return field
+
+
+def planar(field: Tensor) -> Tensor:
+    """A field as a displacement (1, 3, D, H, W)."""
+    return field[..., :3].permute(3, 0, 1, 2)[None].contiguous()
+
+
+def warp(image: Tensor, field: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """image[x + field[x]], linear between voxels; points outside have the value of the border.
+
+    Args:
+        image: (D', H', W').
+        field: (D, H, W, 4).
+        out: memory for the result.
+
+    Returns:
+        (D, H, W).
+    """
+    image, out = image.contiguous(), field.new_empty(field.shape[:3]) if out is None else out
+    _call("warp", image, _Lengths(*image.shape), field, _shape(field), out)
+    return out
+
+
+def compose(outer: Tensor, inner: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
+    """The displacement of (id + outer) after (id + scale * inner), as `registration.warp.compose`.
+
+    Args:
+        outer: (D, H, W, 4).
+        inner: (D, H, W, 4).
+        scale: factor of `inner`.
+        out: memory for the result, which must be another field than `outer`.
+    """
+    out = torch.empty_like(outer) if out is None else out
+    _call("compose", outer, inner, ctypes.c_float(scale), _shape(outer), out)
+    return out
+
+
+def descent(image: Tensor, slope: Tensor, scale: Sequence[float], *, out: Tensor | None = None) -> Tensor:
+    """-slope * gradient(image) * scale: the direction in which a similarity falls.
+
+    Args:
+        image: (D, H, W); its gradient is that of `registration.warp.gradient`.
+        slope: (D, H, W), the derivative of the loss by each voxel of the image.
+        scale: factors of the three components.
+        out: memory for the result.
+
+    Returns:
+        (D, H, W, 4).
+    """
+    field = image.new_empty(*image.shape, 4) if out is None else out
+    _call("descent", image, slope.contiguous(), _shape(image), _Numbers(*scale), field)
+    return field
+
+
+def determinant(field: Tensor) -> Tensor:
+    """The Jacobian determinant of id + field, (D, H, W), as `registration.warp.jacobian_determinant`."""
+    out = field.new_empty(field.shape[:3])
+    _call("determinant", field, _shape(field), out)
+    return out
+
+
+class Smoother:
+    """Gaussian smoothing of fields, renormalised on the border.
+
+    Args:
+        shape: (D, H, W).
+        sigmas: along (d, h, w), in voxels; one below 0.05 smooths nothing.
+        spacing: along (d, h, w), in mm, for the length of vectors.
+    """
+
+    def __init__(self, shape: Sequence[int], sigmas: Sequence[float], spacing: Sequence[float]):
+        tables = [_weights(n, sigma) for n, sigma in zip(shape, sigmas, strict=True)]
+        self._weights = torch.cat([table.flatten() for table in tables])
+        self._radius = _Lengths(*(table.shape[1] // 2 for table in tables))
+        self._spacing = _Numbers(*spacing)
+        self._scratch = torch.empty(*shape, 4)
+        self._longest = torch.empty(shape[1])
+
+    def __call__(self, field: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, float]:
+        """The smoothed field, and the length in mm of its longest vector; `out` may be `field` itself."""
+        out = torch.empty_like(field) if out is None else out
+        places = (self._scratch, out, self._longest)
+        _call("smooth", field, _shape(field), self._weights, self._radius, self._spacing, *places)
+        return out, math.sqrt(float(self._longest.max()))
+
+
+class Correlation:
+    """The squared correlation of two images over windows of 5 x 5 x 5 voxels, and its descent direction.
+
+    Args:
+        fixed: (D, H, W).
+        mask: (D, H, W), 1 for the voxels to use and 0 elsewhere.
+        terms: number of voxels in each window, and mean and sum of squared deviations of `fixed` there, each (D, H, W).
+    """
+
+    def __init__(self, fixed: Tensor, mask: Tensor, terms: tuple[Tensor, Tensor, Tensor]):
+        self._fixed, self._mask = (fixed * mask).contiguous(), mask.contiguous()
+        self._terms = [term.contiguous() for term in terms]
+        self._voxels = float(mask.sum())
+
+    def __call__(self, warped: Tensor, scale: Sequence[float], *, out: Tensor | None = None) -> tuple[float, Tensor]:
+        """The loss, minus the mean squared correlation, and -slope * gradient(warped) * scale, (D, H, W, 4)."""
+        field = warped.new_empty(*warped.shape, 4) if out is None else out
+        loss = torch.empty(warped.shape[0], dtype=torch.float64)
+        images = (warped, self._fixed, self._mask, *self._terms)
+        _call("correlation", *images, _shape(warped), _Numbers(*scale), field, loss)
+        return -float(loss.sum()) / self._voxels, field
+
+
+def _weights(n: int, sigma: float) -> Tensor:
+    """The weights of the neighbours of each of n positions, (n, 2 * radius + 1); 0 where there is no neighbour."""
+    radius = min(math.ceil(_REACH * sigma), n - 1) if sigma > 0.05 else 0
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    place = torch.arange(n)[:, None] + offset
+    weights = torch.exp(-(offset**2) / (2 * max(sigma, 1e-3) ** 2)) * ((place >= 0) & (place < n))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _shape(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    return _Lengths(*tensor.shape[:3])
+
+
+def _call(
+    name: str, *arguments: Tensor | ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes.c_float
+) -> None:
+    for tensor in arguments:
+        assert not isinstance(tensor, Tensor) or tensor.is_contiguous(), name
+    words = [ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in arguments]
+    native.function(f"vw_field_{name}")(*words, ctypes.c_int64(torch.get_num_threads()))

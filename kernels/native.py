@@ -1,0 +1,72 @@
+"""The compiled CPU kernels: loads the library beside this file and picks the build for this CPU.
+
+The library (csrc/) contains one build per instruction-set level and depends on neither torch nor Python. It is missing
+where the package was built without a compiler; this is reported once, and the callers then use plain PyTorch.
+"""
+
+import ctypes
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LIBRARY = Path(__file__).with_name("cpu.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
+
+# vw_cpu_level() -> the builds that the CPU can run, best first; anything but x86-64 has only "generic"
+_LEVELS = {4: ("v4", "v3", "v2"), 3: ("v3", "v2"), 2: ("v2",), 1: ("generic",)}
+_chosen_level: str | None = None
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library; None, with one warning, if it cannot be loaded."""
+    try:
+        return ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        warnings.warn(
+            f"the compiled kernels are missing ({error}); using plain PyTorch, whose selective scan is about 100 times slower. "
+            "Install a C++ compiler and reinstall voxelwave, or install a binary wheel",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def levels() -> tuple[str, ...]:
+    """Instruction-set levels that this CPU can run, best first; empty without a library."""
+    loaded = library()
+    return () if loaded is None else _LEVELS[loaded.vw_cpu_level()]
+
+
+@contextmanager
+def use_level(level: str) -> Iterator[None]:
+    """Use the build of a given level instead of the best one, for tests and benchmarks.
+
+    Raises:
+        ValueError: this CPU cannot run the level.
+    """
+    global _chosen_level
+    if level not in levels():
+        raise ValueError(f"level must be one of {levels()}, got {level!r}")
+    before, _chosen_level = _chosen_level, level
+    try:
+        yield
+    finally:
+        _chosen_level = before
+
+
+def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = None) -> Callable[..., int]:
+    """A function of the library, from the build of the chosen level.
+
+    Args:
+        name: without the suffix of the level.
+        result: C type of what it returns; None for void.
+    """
+    loaded = library()
+    assert loaded is not None
+    found = getattr(loaded, f"{name}_{_chosen_level or levels()[0]}")
+    found.restype = result
+    call: Callable[..., int] = found
+    return call
