@@ -26,7 +26,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         warnings.warn(
-            f"the compiled kernels are missing ({error}); using plain PyTorch, whose selective scan is about 100 times slower. "
+            f"the compiled kernels are missing ({error}); using plain PyTorch, which scans about 100 times slower. "
             "Install a C++ compiler and reinstall voxelwave, or install a binary wheel",
             RuntimeWarning,
             stacklevel=2,

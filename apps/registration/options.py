@@ -217,7 +217,7 @@ class Benchmark(Options):
         output: the folder to write to.
         part: which part to run.
         seeds: number of random deformations for "field".
-        threads: threads of PyTorch and of ANTs.
+        threads: threads of PyTorch, and of ANTs for SyN.
     """
 
     data: Path = field(kw_only=False)

@@ -171,7 +171,7 @@ def bids(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ANTs, which has tests of its own, and a narrow network: they would take most of the time."""
+    """No affine, which has tests of its own, and a narrow network: they would take most of the time."""
     monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
     monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
 

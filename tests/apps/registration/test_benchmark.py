@@ -55,7 +55,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_affine(monkeypatch):
-    """No affine by ANTs, which has tests of its own and takes most of the time: the phantoms are aligned."""
+    """No affine, which has tests of its own and takes most of the time: the phantoms are aligned."""
     monkeypatch.setattr("voxelwave.registration.register.align_affine", lambda *args, **kwargs: np.eye(4))
 
 

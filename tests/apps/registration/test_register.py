@@ -102,7 +102,7 @@ def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, w
 
 @pytest.mark.slow
 def test_register_loads_neither_training_nor_ants():
-    """A batch pays for the imports in every process; ANTs loads when the affine is not found in the cache."""
+    """A batch pays for the imports in every process; ANTs loads for SyN only."""
     code = (
         "import sys\n"
         "import voxelwave.apps.registration.register\n"
