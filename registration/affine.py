@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.cells import limited_threads
 from ..runs.json_files import write_json
 from ..volumes import Volume, VolumeWarning
 from .ants import check_images
@@ -76,7 +77,8 @@ def align_affine(
         if cached is not None:
             return cached
 
-    matrix = _align(_Pair.of(moving, fixed, moving_mask, fixed_mask, metric, seed), kind)
+    with limited_threads(1):  # thousands of short operations: two threads took three times as long as one
+        matrix = _align(_Pair.of(moving, fixed, moving_mask, fixed_mask, metric, seed), kind)
     if entry is not None:
         write_json(entry, {"fixed_to_moving_ras_mm": matrix.tolist()})
     return matrix

@@ -14,7 +14,6 @@ from ..volumes import AffineTransform, DisplacementField, Volume, write_transfor
 from ..volumes.volume import LPS
 from .mutual_information import HISTOGRAM_BINS
 
-
 # The functions import ants themselves: it takes seconds to load, and only SyN needs it.
 
 
