@@ -10,6 +10,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ _REACH = 4.0  # a Gaussian ends there, in sigmas; the weights beyond sum to 6e-5
 
 _Lengths = ctypes.c_int64 * 3
 _Numbers = ctypes.c_float * 3
+_Argument = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes.Array[ctypes.c_double] | ctypes.c_float
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -53,6 +55,24 @@ def warp(image: Tensor, field: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     image, out = image.contiguous(), field.new_empty(field.shape[:3]) if out is None else out
     _call("warp", image, _Lengths(*image.shape), field, _shape(field), out)
+    return out
+
+
+def resample(image: Tensor, matrix: np.ndarray, shape: Sequence[int], *, outside: float = 0.0) -> Tensor:
+    """image[matrix x] on a grid, linear between voxels.
+
+    Args:
+        image: (D', H', W').
+        matrix: (4, 4), from voxels of the grid to voxels of the image.
+        shape: (D, H, W) of the grid.
+        outside: the value of points more than half a voxel outside the image.
+
+    Returns:
+        (D, H, W).
+    """
+    image, out = image.contiguous(), image.new_empty(*shape)
+    numbers = (ctypes.c_double * 12)(*np.asarray(matrix, dtype=np.float64)[:3].ravel())
+    _call("affine", image, _Lengths(*image.shape), numbers, _Lengths(*shape), ctypes.c_float(outside), out)
     return out
 
 
@@ -155,9 +175,8 @@ def _shape(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
     return _Lengths(*tensor.shape[:3])
 
 
-def _call(
-    name: str, *arguments: Tensor | ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes.c_float
-) -> None:
+def _call(name: str, *arguments: Tensor | _Argument) -> None:
+    """Call a function of the library; tensors must be contiguous."""
     for tensor in arguments:
         assert not isinstance(tensor, Tensor) or tensor.is_contiguous(), name
     words = [ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in arguments]

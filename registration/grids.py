@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
+from ..kernels import fields
 from ..volumes import AffineTransform, Volume, VolumeWarning
 from ..volumes.resample import resample
 
@@ -86,7 +87,12 @@ def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = No
     Returns:
         (1, D, H, W) float32.
     """
-    return with_channel(resample(_antialiased(volume, min(grid.spacing)), grid, transform), np.float32)
+    smooth = _antialiased(volume, min(grid.spacing))
+    image = with_channel(smooth, np.float32)
+    if not fields.serves(image) or smooth.background not in (None, 0):
+        return with_channel(resample(smooth, grid, transform), np.float32)
+    matrix = np.linalg.inv(volume.affine) @ (np.eye(4) if transform is None else transform.matrix) @ grid.affine
+    return fields.resample(image[0], matrix, grid.shape)[None]
 
 
 def _content(volume: Volume) -> np.ndarray:

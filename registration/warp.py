@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import fields
+
 
 def voxel_grid(
     shape: Sequence[int], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -251,6 +253,8 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
         0.729
     """
     _check_displacement(displacement)
+    if len(displacement) == 1 and fields.serves(displacement) and not displacement.requires_grad:
+        return fields.determinant(fields.interleaved(displacement))[None, None]
     a, b, c = gradient(displacement).unbind(dim=1)  # each (B, 3, D, H, W): the gradient of one component
     a0, a1, a2 = a[:, 0] + 1, a[:, 1], a[:, 2]
     b0, b1, b2 = b[:, 0], b[:, 1] + 1, b[:, 2]

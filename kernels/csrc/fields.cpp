@@ -341,6 +341,30 @@ VW_EXPORT void VW_NAME(vw_field_warp)(const float *image, const int64_t *image_s
   });
 }
 
+// out[x] = image[matrix x], linear between voxels; `outside` where a point lies more than half a voxel outside. `matrix` is
+// (3, 4), from voxels of `out` to voxels of `image`.
+VW_EXPORT void VW_NAME(vw_field_affine)(const float *image, const int64_t *image_shape, const double *matrix,
+                                        const int64_t *shape, float outside, float *out, int64_t threads) {
+  const Shape m(image_shape), n(shape);
+  const Locator at{m};
+  const f4 low = splat4(-0.500001f), high = at.last + 0.500001f;
+  const f4 step = {float(matrix[2]), float(matrix[6]), float(matrix[10]), 0};
+  parallel_for(threads, n.d, [&](int64_t d, int64_t) {
+    for (int64_t h = 0; h < n.h; ++h) {
+      f4 start = {};
+      for (int axis = 0; axis < 3; ++axis)
+        start[axis] = float(matrix[4 * axis] * d + matrix[4 * axis + 1] * h + matrix[4 * axis + 3]);
+      float *row = out + (d * n.h + h) * n.w;
+      for (int64_t w = 0; w < n.w; ++w) {
+        const f4 point = start + float(w) * step;
+        const bool within = point[0] >= low[0] && point[1] >= low[1] && point[2] >= low[2] && point[0] <= high[0] &&
+                            point[1] <= high[1] && point[2] <= high[2];
+        row[w] = within ? sample(image, at, point) : outside;
+      }
+    }
+  });
+}
+
 // out = (id + outer) after (id + scale * inner), less id
 VW_EXPORT void VW_NAME(vw_field_compose)(const float *outer, const float *inner, float scale, const int64_t *shape,
                                          float *out, int64_t threads) {
