@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 Method = Literal["nestedmorph", "field", "syn"]
 Similarity = Literal["auto", "ncc", "mi", "mind"]
+Effort = Literal["fast", "standard"]
 TrainingSimilarity = Literal["ncc", "mi", "mind"]
 AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]

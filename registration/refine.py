@@ -17,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import fields
-from .choices import Similarity
+from .choices import Effort, Similarity
 from .similarity import box_sum, mind_loss, mutual_information_loss
 from .warp import compose, gradient, jacobian_determinant, resize_displacement, warp
 
 Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and its gradient * number of voxels
 
 _SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
-_FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain; finer does not help
-_COMPOSITIVE_ITERATIONS = {4: 20, 2: 60, 1: 40}  # by coarseness relative to the finest level
-_FREE_FORM_ITERATIONS = {2: 30, 1: 20}
+_FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain
+_COMPOSITIVE_ITERATIONS: dict[float, int] = {4: 20, 2: 60, 1: 40}  # by coarseness relative to that level
+_NATIVE = {0.5: 15}  # level of the standard effort; on four pairs of people the mean Dice rose from 0.753 to 0.763
+_FREE_FORM_ITERATIONS: dict[float, int] = {2: 30, 1: 20}
 _WINDOW = fields.WINDOW  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
@@ -48,6 +49,7 @@ def refine(
     displacement: Tensor | None = None,
     similarity: Similarity = "auto",
     diffeomorphic: bool = False,
+    effort: Effort = "standard",
     iterations: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> Tensor:
@@ -66,6 +68,8 @@ def refine(
             both images are sufficiently correlated, else "mi".
         diffeomorphic: compose small smooth steps only, even between contrasts, so that the map can be inverted
             (`invert_displacement`); every determinant is positive, including the border.
+        effort: "fast" ends at about 80 voxels along the mean side of the foreground, "standard" at twice as many, if
+            the images are that fine. Between contrasts both are the same.
         iterations: factor for the number of iterations.
         progress: called with a line about each level.
 
@@ -87,12 +91,14 @@ def refine(
     moving, fixed = _normalized(moving), _normalized(fixed)
     start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
 
-    finest_mm = _finest_mm(fixed, moving, spacing)
+    finest_mm, native_mm = _finest_mm(fixed, moving, spacing), math.prod(spacing) ** (1 / 3)
     box = _bounding_box(fixed, moving, [math.ceil(_MARGIN * finest_mm / mm) for mm in spacing])
     images = fixed[box], moving[box], (torch.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).float())[box]
     chosen = _choose(*images, start[box]) if similarity == "auto" else similarity
     by_composition = diffeomorphic or chosen == "ncc"
-    schedule = _COMPOSITIVE_ITERATIONS if by_composition else _FREE_FORM_ITERATIONS
+    schedule = dict(_COMPOSITIVE_ITERATIONS if by_composition else _FREE_FORM_ITERATIONS)
+    if chosen == "ncc" and effort == "standard" and native_mm < 0.8 * finest_mm:
+        schedule |= _NATIVE
 
     field, control = start[box], None
     for coarseness, count in schedule.items():
@@ -104,7 +110,7 @@ def refine(
             coarse, loss = _compose_steps(level, coarse, force, count, chosen)
         else:
             coarse = resize_displacement(start[box], level.fixed.shape[2:])
-            control_mm = _CONTROL[coarseness] * finest_mm
+            control_mm = _CONTROL[int(coarseness)] * finest_mm
             coarse, control, loss = _free_form(level, coarse, control, force, count, control_mm, finest_mm)
         field = coarse
         size = " x ".join(str(n) for n in level.fixed.shape[2:])

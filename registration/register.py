@@ -150,6 +150,7 @@ def _deformable(
             spacing=grid.spacing,
             displacement=start,
             similarity=settings.similarity,
+            effort=settings.effort,
             diffeomorphic=settings.diffeomorphic,
             progress=lambda text: steps.report(f"  {text}"),
         )
