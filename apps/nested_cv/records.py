@@ -10,7 +10,7 @@ from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_or
 
 from ...runs.cells import Cell
 
-Settings = dict[str, int | float | str | bool]
+Settings = dict[str, int | float | str | bool | None]
 CurveRow = dict[str, float]  # "epoch" and whatever the model records in each epoch
 Interval = list[float]  # [low, high]
 MetricName = Literal["balanced_accuracy", "sensitivity", "specificity", "accuracy", "f1", "mcc", "auc", "brier"]

@@ -120,7 +120,11 @@ def test_recordings_of_another_rate_or_band_are_no_stream(study, weights, tmp_pa
 def test_a_nested_run_decides_about_recordings_at_once_and_continues(study, tmp_path, capsys):
     config = tmp_path / "nested.yaml"
     fixed = {k: v for k, v in SETTINGS.items() if k != "mixer"}
-    options = {"space": {"mixer": ["recurrent", "associative"]}, "settings": fixed, "epochs": 2}
+    options = {
+        "space": {"mixer": ["recurrent", "associative"], "electrode_hops": [None]},
+        "settings": fixed,
+        "epochs": 2,
+    }
     content = {"models": ["long_recording", "majority"], "model_options": {"long_recording": options}}
     content |= {"windows": WINDOWS, "outer": 2, "inner": 2, "trials": 2, "jobs": 1, "no_audit": True}
     config.write_text(yaml.safe_dump(content))
