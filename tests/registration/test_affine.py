@@ -178,7 +178,7 @@ def test_syn_brings_the_image_back_and_its_inverse_returns_the_points(head: Volu
     ("change", "words"),
     [
         ({"kind": "similarity"}, 'kind must be "affine" or "rigid"'),
-        ({"metric": "cc"}, "metric must be \"mi\" or \"ncc\""),
+        ({"metric": "cc"}, 'metric must be "mi" or "ncc"'),
         ({"moving": lambda v: v.with_array(v.array[..., None])}, "moving must be 3-D.*mean b0"),
         ({"moving": lambda v: v.with_array(np.zeros_like(v.array))}, "moving must not be constant"),
         ({"fixed": lambda v: v.with_array(np.where(v.array > 50, np.nan, v.array))}, "fixed must be finite"),
