@@ -19,6 +19,9 @@ from .linear import Kind, Metric, Samples, coarsened, fit, samples_of, similarit
 
 _CACHE_VERSION = 3  # raise it when the same inputs and options give another matrix
 _LEVELS = ((8.0, 8_000), (4.0, 30_000), (2.0, 60_000))  # spacing in mm, and samples of the fixed image
+# Measured on T1w and b0 of one session: 2 mm or 3 degrees change the similarity by 0.003 to 0.008, chance by 0.001.
+_LEAST_GAIN = 0.001
+_PRICE_OF_OVERLAP = 0.05  # of similarity, for losing all overlap: a small overlap is similar by chance
 _TRIED = 8  # turned starts that get a coarse fit
 _RIGHT_ANGLES = tuple(itertools.product((0, 90, 180, 270), (0, 90, 270), (0, 90, 180, 270)))  # degrees, with repeats
 _TURNS = (
@@ -136,8 +139,9 @@ def _align(pair: _Pair, kind: Kind) -> np.ndarray:
 
     def better(new: np.ndarray, old: np.ndarray) -> np.ndarray:
         after, before = (similarity(scores[-1], world, pair.metric) for world in (new, old))
-        # Measured on T1w and b0 of one session: 2 mm or 3 degrees change the value by 0.003 to 0.008, chance by 0.001.
-        return new if after.overlap > 0.7 * before.overlap and after.value > before.value + 0.001 else old
+        lost = max(0.0, 1 - after.overlap / max(before.overlap, 1e-6))
+        enough = _LEAST_GAIN + _PRICE_OF_OVERLAP * lost
+        return new if lost < 0.7 and after.value > before.value + enough else old
 
     scanner = np.eye(4)
     starts = [scanner, *_turned_starts(pair, levels[0])]
