@@ -615,7 +615,7 @@ def test_a_missing_library_is_reported_once_and_the_result_stays(monkeypatch, tm
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
     native.library.cache_clear()
     try:
-        with pytest.warns(RuntimeWarning, match="compiled selective scan is missing"):
+        with pytest.warns(RuntimeWarning, match="compiled kernels are missing"):
             result = selective_scan(**arguments)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
         with warnings.catch_warnings():
