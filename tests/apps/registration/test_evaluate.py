@@ -26,6 +26,7 @@ def test_evaluate_continues_after_a_broken_pair_and_exits_with_3(scans, tmp_path
     assert broken["nmi_after"] == ""
     assert json.loads((tmp_path / "evaluation.json").read_text())["options"] == {
         "similarity": "auto",
+        "effort": "standard",
         "diffeomorphic": False,
         "device": "auto",
         "seed": 0,
