@@ -1,10 +1,6 @@
 // The highest instruction-set level that the running CPU can execute.
 
-#if defined(_WIN32)
-#define VW_EXPORT extern "C" __declspec(dllexport)
-#else
-#define VW_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "export.h"
 
 // 4, 3, 2 for x86-64-v4, v3, v2; 1 elsewhere ("generic")
 VW_EXPORT int vw_cpu_level() {

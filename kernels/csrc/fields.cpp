@@ -10,21 +10,11 @@
 #include <cstring>
 #include <vector>
 
+#include "export.h"
 #include "threads.h"
 
-#if defined(_WIN32)
-#define VW_EXPORT extern "C" __declspec(dllexport)
-#else
-#define VW_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-#define VW_JOIN2(a, b) a##_##b
-#define VW_JOIN(a, b) VW_JOIN2(a, b)
-#define VW_NAME(name) VW_JOIN(name, VW_LEVEL)
 
 namespace {
-
-#define INLINE inline __attribute__((always_inline))
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
@@ -40,6 +30,15 @@ struct Shape {
   explicit Shape(const int64_t *n) : d(n[0]), h(n[1]), w(n[2]) {}
   int64_t slice() const { return h * w; }
 };
+
+// Calls work(voxel, point) with the number and the position of each voxel
+template <class Work>
+void for_each_voxel(Shape n, int64_t threads, const Work &work) {
+  parallel_for(threads, n.d, [&](int64_t d, int64_t) {
+    for (int64_t h = 0; h < n.h; ++h)
+      for (int64_t w = 0; w < n.w; ++w) work((d * n.h + h) * n.w + w, f4{float(d), float(h), float(w), 0});
+  });
+}
 
 // The eight voxels around a point: the first of them, the steps to the next along each axis, and the weights of the next.
 struct Cell {
@@ -329,15 +328,8 @@ VW_EXPORT void VW_NAME(vw_field_warp)(const float *image, const int64_t *image_s
                                       const int64_t *shape, float *out, int64_t threads) {
   const Locator at{Shape(image_shape)};
   const Shape n(shape);
-  parallel_for(threads, n.d, [&](int64_t d, int64_t) {
-    for (int64_t h = 0; h < n.h; ++h) {
-      const int64_t row = (d * n.h + h) * n.w;
-      f4 point = {float(d), float(h), 0, 0};
-      for (int64_t w = 0; w < n.w; ++w) {
-        point[2] = float(w);
-        out[row + w] = sample(image, at, point + load4(field + 4 * (row + w)));
-      }
-    }
+  for_each_voxel(n, threads, [&](int64_t voxel, f4 point) {
+    out[voxel] = sample(image, at, point + load4(field + 4 * voxel));
   });
 }
 
@@ -370,16 +362,9 @@ VW_EXPORT void VW_NAME(vw_field_compose)(const float *outer, const float *inner,
                                          float *out, int64_t threads) {
   const Shape n(shape);
   const Locator at{n};
-  parallel_for(threads, n.d, [&](int64_t d, int64_t) {
-    for (int64_t h = 0; h < n.h; ++h) {
-      const int64_t row = (d * n.h + h) * n.w;
-      f4 point = {float(d), float(h), 0, 0};
-      for (int64_t w = 0; w < n.w; ++w) {
-        point[2] = float(w);
-        const f4 step = scale * load4(inner + 4 * (row + w));
-        store4(out + 4 * (row + w), step + sample_field(outer, at, point + step));
-      }
-    }
+  for_each_voxel(n, threads, [&](int64_t voxel, f4 point) {
+    const f4 step = scale * load4(inner + 4 * voxel);
+    store4(out + 4 * voxel, step + sample_field(outer, at, point + step));
   });
 }
 

@@ -11,20 +11,12 @@
 #include <cstring>
 #include <utility>
 
+#include "export.h"
 #include "threads.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#if defined(_WIN32)
-#define VW_EXPORT extern "C" __declspec(dllexport)
-#else
-#define VW_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-#define VW_JOIN2(a, b) a##_##b
-#define VW_JOIN(a, b) VW_JOIN2(a, b)
-#define VW_NAME(name) VW_JOIN(name, VW_LEVEL)
 
 // The native width: on an AVX2 target, 16 lanes were 7 times slower than 8 because registers spill.
 #if defined(__AVX512F__)
@@ -69,8 +61,6 @@ constexpr int CHUNK = 128;
 
 typedef float vf __attribute__((vector_size(4 * VW_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * VW_LANES)));
-
-#define INLINE inline __attribute__((always_inline))
 
 INLINE vf splat(float x) { return x - vf{}; }
 INLINE vf load(const float *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
