@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 from threadpoolctl import threadpool_limits
 
+from .files import flush
 from .functions import load_function, with_present_names
 from .json_files import write_json
 
@@ -107,10 +108,7 @@ def limited_threads(count: int) -> Iterator[None]:
 
 def _publish(temporary: Path, target: Path) -> None:
     """Rename a finished folder once its files are on the disk; another worker may have been faster."""
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    flush(temporary)
     try:
         temporary.rename(target)
     except OSError:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 def publish(temporary: Path, target: Path) -> None:
     """Replace an older folder with a finished one, after flushing its files to the disk."""
-    _flush(temporary)
+    flush(temporary)
     old = temporary.with_name("old")
     if target.exists():
         os.replace(target, old)
@@ -104,7 +104,7 @@ def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[
 
 def _move_all(temporary: Path, folder: Path, replaces: Sequence[str]) -> None:
     """Move all files of a folder to another one; if one cannot be moved, move none."""
-    _flush(temporary)
+    flush(temporary)
     if not folder.exists():
         os.replace(temporary, folder)
         return
@@ -126,8 +126,8 @@ def _move_all(temporary: Path, folder: Path, replaces: Sequence[str]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    """Flush the files of a folder to the disk."""
+def flush(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
