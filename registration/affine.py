@@ -23,11 +23,19 @@ _LEVELS = ((8.0, 8_000), (4.0, 30_000), (2.0, 60_000))  # spacing in mm, and sam
 _LEAST_GAIN = 0.001
 _PRICE_OF_OVERLAP = 0.05  # of similarity, for losing all overlap: a small overlap is similar by chance
 _TRIED = 8  # turned starts that get a coarse fit
-_RIGHT_ANGLES = tuple(itertools.product((0, 90, 180, 270), (0, 90, 270), (0, 90, 180, 270)))  # degrees, with repeats
-_TURNS = (
-    *itertools.product((-30, -15, 0, 15, 30), repeat=3),
-    *itertools.product((-60, 0, 60), repeat=3),
-    *_RIGHT_ANGLES,
+# the 24 rotations of a cube, in degrees about x, y and z
+_RIGHT_ANGLES = (
+    *itertools.product((0, 90, 180, 270), (0,), (0, 90, 180, 270)),
+    *itertools.product((0, 90, 180, 270), (90, 270), (0,)),
+)
+_TURNS = tuple(
+    dict.fromkeys(
+        [
+            *itertools.product((-30, -15, 0, 15, 30), repeat=3),
+            *itertools.product((-60, 0, 60), repeat=3),
+            *_RIGHT_ANGLES,
+        ]
+    )
 )
 
 
@@ -139,7 +147,9 @@ def _align(pair: _Pair, kind: Kind) -> np.ndarray:
 
     def better(new: np.ndarray, old: np.ndarray) -> np.ndarray:
         after, before = (similarity(scores[-1], world, pair.metric) for world in (new, old))
-        lost = max(0.0, 1 - after.overlap / max(before.overlap, 1e-6))
+        if before.overlap <= 0.3 * after.overlap:  # the images hardly meet in the old geometry
+            return new
+        lost = max(0.0, 1 - after.overlap / before.overlap)
         enough = _LEAST_GAIN + _PRICE_OF_OVERLAP * lost
         return new if lost < 0.7 and after.value > before.value + enough else old
 
@@ -148,10 +158,7 @@ def _align(pair: _Pair, kind: Kind) -> np.ndarray:
     coarse = [fit(levels[0], start, "rigid", metric=pair.metric, iterations=25) for start in starts]
     promising = [coarse[0], _best(coarse[1:], scores[0], pair.metric)]
     fine = [fit(levels[1], start, "rigid", metric=pair.metric) for start in promising]
-    rigid = fit(levels[2], _best(fine, scores[1], pair.metric), "rigid", metric=pair.metric)
-    overlap = [similarity(scores[2], world, pair.metric).overlap for world in (scanner, rigid)]
-    if overlap[0] > 0.3 * overlap[1]:  # the images meet in the scanner's geometry
-        rigid = better(rigid, scanner)
+    rigid = better(fit(levels[2], _best(fine, scores[1], pair.metric), "rigid", metric=pair.metric), scanner)
     if kind == "rigid":
         return rigid
     affine = fit(levels[1], rigid, "affine", metric=pair.metric)

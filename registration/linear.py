@@ -228,19 +228,18 @@ def _compare(samples: Samples, world: Tensor, metric: Metric, *, with_slope: boo
     used = inside > 0
     inside = inside[used]
     overlap = float(inside.sum()) / len(voxels)
-    nothing = torch.zeros(4, 4, dtype=torch.float64)
+    slope = torch.zeros(4, 4, dtype=torch.float64)
     if len(inside) < _LEAST_SAMPLES:
-        return (1.0 if metric == "mi" else 0.0), overlap, nothing
+        return (1.0 if metric == "mi" else 0.0), overlap, slope
     voxels, fixed = voxels[used], samples.fixed[used]
     grey, by_position = _interpolated(samples.moving, voxels)
     measure = _mutual_information if metric == "mi" else _correlation
     value, by_grey, by_weight = measure(grey, fixed, inside)
     if not with_slope:
-        return value, overlap, nothing
+        return value, overlap, slope
     by_voxel = (by_grey * by_position + by_weight * by_place[used].T).double()  # (3, N)
     points = samples.points[used]
     by_matrix = torch.cat([by_voxel @ points, by_voxel.sum(dim=1, keepdim=True)], dim=1)  # by to_voxel's rows
-    slope = nothing
     slope[:3] = samples.to_voxel[:3, :3].T @ by_matrix
     return value, overlap, slope
 
