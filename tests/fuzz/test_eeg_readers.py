@@ -1,10 +1,6 @@
 """Mutated EEG files: each is refused in one line or gives finite samples, in bounded time and memory."""
 
-import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,14 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 BYTES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xc0\0\0", b"\x7f\xf0\0\0\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0")
 WORDS = (b"-1", b"0", b"99999999", b"1e308", b"nan", b"inf", b"", b"\xff\xfe", b"../../x", b"=", b"\x14\x14\0", b"+1e9")
+CHANGES: dict[str, Any] = {
+    "values": BYTES,
+    "words": WORDS,
+    "most_changes": 4,
+    "header": 2000,
+    "longest": 39,
+    "fields": True,
+}
 
 
 def _noise(seconds: int = 6) -> np.ndarray:
@@ -140,57 +144,10 @@ FORMATS: dict[str, Callable[[Path], list[Path]]] = {
 }
 
 
-def mutated(content: bytes, generator: np.random.Generator) -> bytes:
-    """The content with one to four changes, most of them in the first part, where headers are."""
-    changed = bytearray(content)
-    for _ in range(generator.integers(1, 5)):
-        end = len(changed) if generator.random() < 0.4 else min(len(changed), 2000)
-        place = int(generator.integers(0, max(end, 1)))
-        size = int(generator.integers(1, 40))
-        kind = generator.integers(0, 7)
-        if kind == 0:
-            changed[place : place + 1] = bytes([int(generator.integers(0, 256))])
-        elif kind == 1:
-            new = BYTES[generator.integers(0, len(BYTES))]
-            changed[place : place + len(new)] = new
-        elif kind == 2:
-            new = WORDS[generator.integers(0, len(WORDS))]
-            changed[place : place + len(new)] = new
-        elif kind == 3:
-            changed[place : place + size] = WORDS[generator.integers(0, len(WORDS))].ljust(size)  # a field of text
-        elif kind == 4:
-            del changed[place : place + size]
-        elif kind == 5:
-            changed[place:place] = changed[place : place + size]
-        else:
-            del changed[int(generator.integers(0, max(len(changed), 1))) :]
-    return bytes(changed)
-
-
-@contextmanager
-def limits() -> Iterator[None]:
-    """SECONDS and MEMORY_GIB for the block: TimeoutError and MemoryError beyond."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt(f"longer than {SECONDS} s")  # no reader catches it
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, end)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_GIB * 2**30, hard))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def problem_with(file: Path, options: dict[str, Any]) -> str | None:
+def problem_with(file: Path, options: dict[str, Any], limits: Callable[..., Any]) -> str | None:
     """What is wrong with reading a file; None if it is refused in one line or read with finite numbers."""
     try:
-        with limits():
+        with limits(SECONDS, MEMORY_GIB):
             found: Recording = read_recording(file, **options)
     except (ValueError, OSError) as error:
         plain = type(error) is ValueError or isinstance(error, OSError)
@@ -208,18 +165,18 @@ def problem_with(file: Path, options: dict[str, Any]) -> str | None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit of memory needs Linux")
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_mutated_file_is_refused_in_one_line_or_read(kind: str, tmp_path: Path) -> None:
+def test_a_mutated_file_is_refused_in_one_line_or_read(kind: str, tmp_path: Path, mutated: Any, limits: Any) -> None:
     files = FORMATS[kind](tmp_path)
     contents = [file.read_bytes() for file in files]
-    sound = {str(options): problem_with(files[0], options) for options in OPTIONS}
+    sound = {str(options): problem_with(files[0], options, limits) for options in OPTIONS}
     assert not any(sound.values()), sound
     problems = {}
     for number in range(MUTANTS):
         generator = np.random.default_rng([number, *kind.encode()])
         which = 0 if generator.random() < 0.7 else int(generator.integers(0, len(files)))
         for file, content in zip(files, contents, strict=True):
-            file.write_bytes(mutated(content, generator) if file == files[which] else content)
-        found = problem_with(files[0], OPTIONS[number % len(OPTIONS)])
+            file.write_bytes(mutated(content, generator, **CHANGES) if file == files[which] else content)
+        found = problem_with(files[0], OPTIONS[number % len(OPTIONS)], limits)
         if found:
             problems[number] = found
     assert not problems, "\n".join(f"mutant {number}: {found}" for number, found in problems.items())

@@ -2,12 +2,8 @@
 
 import io
 import json
-import os
-import resource
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +35,7 @@ NUMBERS = (
     b"\x01",
 )
 WORDS = (b"-1", b"0", b"99999999", b"1e308", b"nan", b"", b"\\", b"[[[[[[", b"null", b'"', b"\xff\xfe")
+CHANGES: dict[str, Any] = {"values": NUMBERS, "words": WORDS, "most_changes": 3, "header": 700, "longest": 29}
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 1.6, -1.2, -20], [0, 1.2, 1.6, 5], [0, 0, 0, 1.0]])  # axes at right angles
 VALUES = np.random.default_rng(0).integers(-900, 3000, (6, 5, 4)).astype(np.int16)
 
@@ -163,54 +160,10 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None], Check]] = {
 }
 
 
-def mutated(content: bytes, generator: np.random.Generator) -> bytes:
-    """The content with one to three changes, most of them in the first part, where headers are."""
-    changed = bytearray(content)
-    for _ in range(generator.integers(1, 4)):
-        end = len(changed) if generator.random() < 0.4 else min(len(changed), 700)
-        place, size = int(generator.integers(0, max(end, 1))), int(generator.integers(1, 30))
-        kind = generator.integers(0, 6)
-        if kind == 0:
-            changed[place : place + 1] = bytes([int(generator.integers(0, 256))])
-        elif kind == 1:
-            new = NUMBERS[generator.integers(0, len(NUMBERS))]
-            changed[place : place + len(new)] = new
-        elif kind == 2:
-            new = WORDS[generator.integers(0, len(WORDS))]
-            changed[place : place + len(new)] = new
-        elif kind == 3:
-            del changed[place : place + size]
-        elif kind == 4:
-            changed[place:place] = changed[place : place + size]
-        else:
-            del changed[int(generator.integers(0, max(len(changed), 1))) :]
-    return bytes(changed)
-
-
-@contextmanager
-def limits() -> Iterator[None]:
-    """SECONDS and MEMORY_GIB for the block: KeyboardInterrupt, which no reader catches, and MemoryError beyond."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt(f"longer than {SECONDS} s")
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, end)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_GIB * 2**30, hard))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def problem_with(file: Path, check: Check) -> str | None:
+def problem_with(file: Path, check: Check, limits: Callable[..., Any]) -> str | None:
     """What is wrong with reading a file; None if it is refused in one line or read with finite numbers."""
     try:
-        with limits(), warnings.catch_warnings():
+        with limits(SECONDS, MEMORY_GIB), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return check(file)
     except (ValueError, OSError) as error:
@@ -222,17 +175,17 @@ def problem_with(file: Path, check: Check) -> str | None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit of memory needs Linux")
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_mutated_file_is_refused_in_one_line_or_read(kind: str, tmp_path: Path) -> None:
+def test_a_mutated_file_is_refused_in_one_line_or_read(kind: str, tmp_path: Path, mutated: Any, limits: Any) -> None:
     name, write, check = FORMATS[kind]
     file = tmp_path / name
     write(file)
     content = file.read_bytes()
-    sound: Any = problem_with(file, check)
+    sound: Any = problem_with(file, check, limits)
     assert sound is None, sound
     problems = {}
     for number in range(MUTANTS):
-        file.write_bytes(mutated(content, np.random.default_rng([number, *kind.encode()])))
-        found = problem_with(file, check)
+        file.write_bytes(mutated(content, np.random.default_rng([number, *kind.encode()]), **CHANGES))
+        found = problem_with(file, check, limits)
         if found:
             problems[number] = found
     assert not problems, "\n".join(f"mutant {number}: {found}" for number, found in problems.items())
