@@ -14,7 +14,7 @@ import numpy as np
 from ..runs.cells import limited_threads
 from ..runs.json_files import write_json
 from ..volumes import Volume, VolumeWarning
-from .ants import check_images
+from .checks import check_images
 from .linear import Kind, Metric, Samples, coarsened, fit, samples_of, similarity, without_outliers
 
 _CACHE_VERSION = 3  # raise it when the same inputs and options give another matrix

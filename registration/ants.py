@@ -12,6 +12,7 @@ import torch
 
 from ..volumes import AffineTransform, DisplacementField, Volume, write_transform
 from ..volumes.volume import LPS
+from .checks import check_3d, check_images
 from .mutual_information import HISTOGRAM_BINS
 
 # The functions import ants themselves: it takes seconds to load, and only SyN needs it.
@@ -21,7 +22,7 @@ def to_ants(volume: Volume) -> Any:
     """Convert a volume (D, H, W) to a float32 ANTs image with the same voxels; its geometry becomes LPS mm, exactly."""
     import ants
 
-    _require_3d("volume", volume)
+    check_3d("volume", volume)
     lps = LPS @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return ants.from_numpy(
@@ -130,28 +131,3 @@ def _ants_environment(*, seed: int | None = None) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _require_3d(name: str, volume: Volume) -> None:
-    if volume.array.ndim != 3:
-        raise ValueError(
-            f"{name} must be 3-D, got shape {volume.array.shape}; "
-            "for a diffusion series use the mean b0, the mean DWI or the FA map"
-        )
-
-
-def check_images(name: str, volume: Volume, mask: Volume | None) -> None:
-    """Refuse an image that is not 3-D, constant or not finite, and a mask that is empty or on another grid."""
-    _require_3d(name, volume)
-    if not np.isfinite(volume.array).all():
-        raise ValueError(f"{name} must be finite, got NaN or inf in {volume.source or 'its array'}")
-    if volume.array.min() == volume.array.max():
-        raise ValueError(f"{name} must not be constant, got {volume.array.flat[0]} everywhere")
-    if mask is None:
-        return
-    if mask.shape != volume.shape or not np.allclose(mask.affine, volume.affine, atol=1e-3):
-        raise ValueError(
-            f"{name}_mask must lie on the grid of {name} (shape {volume.shape}, and the same affine), got {mask.shape}"
-        )
-    if not mask.array.any():
-        raise ValueError(f"{name}_mask must have non-zero voxels, got none")

@@ -466,20 +466,31 @@ def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: i
         >>> bool(jacobian_determinant(fold).min() < 0 < jacobian_determinant(unfold(fold)).min())
         True
     """
+    determinant, shape = jacobian_determinant(displacement), displacement.shape[2:]
     for i in range(rounds):
-        bad = (jacobian_determinant(displacement) < least).nonzero()
+        bad = (determinant < least).nonzero()
         if not len(bad):
-            return displacement
-        # only the box around the folds changes
+            break
+        if i == 0:
+            displacement = displacement.clone()
         reach = 4 + i // 2
-        low = (bad.amin(0)[2:] - 2 * reach).clamp(min=0).tolist()
-        high = (bad.amax(0)[2:] + 2 * reach + 1).tolist()
-        box = (slice(None), slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))
-        part = displacement[box]
+        box = [
+            slice(low, high + 1) for low, high in zip(bad.amin(0)[2:].tolist(), bad.amax(0)[2:].tolist(), strict=True)
+        ]
+        box = _grown(box, 2 * reach, shape)  # only this part changes
+        part = displacement[:, :, *box]
         near = torch.zeros_like(part[:, :1])
-        near[0, 0][tuple((bad[:, 2:] - bad.new_tensor(low)).T)] = 1
+        near[0, 0][tuple((bad[:, 2:] - bad.new_tensor([s.start for s in box])).T)] = 1
         near = box_sum(near, 2 * (reach // 2) + 1).clamp(max=1)
         near = box_sum(near, 2 * (reach // 2) + 1) / (2 * (reach // 2) + 1) ** 3
-        displacement = displacement.clone()
-        displacement[box] = part + near * (_smooth(part, (1.0 + 0.1 * i,) * 3) - part)
+        displacement[:, :, *box] = part + near * (_smooth(part, (1.0 + 0.1 * i,) * 3) - part)
+        # differences reach one voxel further, and need one more to be central there
+        changed, wide = _grown(box, 1, shape), _grown(box, 2, shape)
+        inner = [slice(c.start - w.start, c.stop - w.start) for c, w in zip(changed, wide, strict=True)]
+        determinant[:, :, *changed] = jacobian_determinant(displacement[:, :, *wide])[:, :, *inner]
     return displacement
+
+
+def _grown(box: Sequence[slice], margin: int, shape: Sequence[int]) -> list[slice]:
+    """The box with a margin around it, within an array of this shape."""
+    return [slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, shape, strict=True)]

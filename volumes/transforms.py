@@ -162,42 +162,21 @@ class DisplacementField:
             The inverse; `residual_mm` is the largest |T(x) - y| over the points x inside the field's grid. A warning is
             raised if it exceeds ten times the tolerance. Where the field folds, one of several solutions is returned.
         """
-
-        linear = self.linear_part()
-        back = linear.inverse()
-        remainder = torch.from_numpy(self._remainder(linear))
-        to_voxel = np.linalg.inv(self.affine)
+        mapping = _SplitField(self)
         vectors = np.empty((*like.shape, 3), np.float32)
-        longest = 2 * float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
         worst, unsolved = 0.0, 0
         for slab, voxels in voxel_blocks(like.shape):
             target = apply_affine(like.affine, voxels)
-            best, best_error = back.map(target), np.full(len(target), np.inf)
-            # points that are not yet close enough: position, remainder and its length; most converge quickly
-            busy, at, rest, error = np.arange(len(best)), best, np.zeros_like(best), best_error
-            trial, step = best, np.ones(len(best))
+            search = _Search(mapping, target, tolerance_mm)
             for number in range(iterations):
-                left = target[busy] - linear.map(trial) - sample_linear(remainder, apply_affine(to_voxel, trial))
-                size = np.linalg.norm(left, axis=1)
-                closer = size < error
-                at, rest = np.where(closer[:, None], trial, at), np.where(closer[:, None], left, rest)
-                error = np.where(closer, size, error)
-                step = np.where(closer, np.minimum(1.5 * step, 1.0), 0.5 * step)  # else retry with a smaller step
-                best[busy], best_error[busy] = at, error
-                far = error >= tolerance_mm
-                if not far.any():
+                # where the map is steep, only Newton's steps converge
+                search.step(newton=number > _FIXED_POINT_ROUNDS)
+                if search.done:
                     break
-                busy, at, rest, error, step = busy[far], at[far], rest[far], error[far], step[far]
-                if number < _FIXED_POINT_ROUNDS:
-                    move = apply_affine(back.matrix, rest) - back.matrix[:3, 3]
-                else:  # where the map is steep, only Newton's steps converge
-                    move = np.linalg.solve(self._slopes(remainder, linear, to_voxel, at), rest[..., None])[..., 0]
-                    move *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9))
-                trial = at + step[:, None] * move
-            vectors[slab] = (best - target).reshape(vectors[slab].shape)
-            judged = inside(self.shape, apply_affine(to_voxel, best))
-            worst = max(worst, float(best_error[judged].max(initial=0.0)))
-            unsolved += int((best_error[judged] > 10 * tolerance_mm).sum())
+            vectors[slab] = (search.best - target).reshape(vectors[slab].shape)
+            judged = inside(self.shape, apply_affine(mapping.to_voxel, search.best))
+            worst = max(worst, float(search.error[judged].max(initial=0.0)))
+            unsolved += int((search.error[judged] > 10 * tolerance_mm).sum())
         if worst > 10 * tolerance_mm:
             warnings.warn(
                 f"the inverse displacement is off by up to {worst:.2g} mm in {unsolved} of {np.prod(like.shape)}"
@@ -207,25 +186,8 @@ class DisplacementField:
             )
         return DisplacementField(vectors, like.affine, worst)
 
-    def _slopes(
-        self, remainder: "torch.Tensor", linear: AffineTransform, to_voxel: np.ndarray, x: np.ndarray
-    ) -> np.ndarray:
-        """(N, 3, 3): the Jacobian of the map, from differences over one voxel."""
-        slopes = np.empty((len(x), 3, 3))
-        for axis in range(3):
-            half = 0.5 * self.affine[:3, axis]
-            ahead, behind = (sample_linear(remainder, apply_affine(to_voxel, x + sign * half)) for sign in (1, -1))
-            slopes[:, :, axis] = ahead - behind
-        # differences along the voxel axes -> derivatives along the world's axes
-        slopes = slopes @ np.linalg.inv(self.affine[:3, :3]) + linear.matrix[:3, :3]
-        flat = np.abs(np.linalg.det(slopes)) < 1e-3
-        slopes[flat] = linear.matrix[:3, :3]
-        result: np.ndarray = slopes
-        return result
-
     @cached_property
-    def _channels(self) -> "torch.Tensor":
-
+    def _channels(self) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self.vectors_mm, 3, 0)))
 
     def linear_part(self) -> AffineTransform:
@@ -245,14 +207,95 @@ class DisplacementField:
             matrix[:3, 3] = vectors.mean(axis=0)
         return AffineTransform(matrix)
 
-    def _remainder(self, linear: AffineTransform) -> np.ndarray:
-        """(3, D, H, W) float32: x + v(x) - linear(x)."""
-        rest = np.empty((3, *self.shape), np.float32)
-        for slab, voxels in voxel_blocks(self.shape):
-            points = apply_affine(self.affine, voxels)
-            moved = points + self.vectors_mm[slab].reshape(-1, 3) - linear.map(points)
+
+class _SplitField:
+    """The map of a displacement field as its linear part and a remainder, which is sampled from the grid.
+
+    Args:
+        field: the displacement field.
+    """
+
+    def __init__(self, field: DisplacementField):
+        self.linear = field.linear_part()
+        self.back = self.linear.inverse()
+        self.to_voxel = np.linalg.inv(field.affine)
+        self._affine = field.affine
+        rest = np.empty((3, *field.shape), np.float32)  # x + v(x) - linear(x)
+        for slab, voxels in voxel_blocks(field.shape):
+            points = apply_affine(field.affine, voxels)
+            moved = points + field.vectors_mm[slab].reshape(-1, 3) - self.linear.map(points)
             rest[:, slab] = moved.T.reshape(rest[:, slab].shape)
-        return rest
+        self._remainder = torch.from_numpy(rest)
+
+    @property
+    def smallest_voxel_mm(self) -> float:
+        """The smallest edge of a voxel of the field's grid."""
+        return float(np.linalg.norm(self._affine[:3, :3], axis=0).min())
+
+    def remainder(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) mm: the remainder at world points (N, 3), continued from the border of the grid."""
+        return sample_linear(self._remainder, apply_affine(self.to_voxel, points))
+
+    def slopes(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3, 3): the Jacobian of the map, from differences over one voxel."""
+        slopes = np.empty((len(points), 3, 3))
+        for axis in range(3):
+            half = 0.5 * self._affine[:3, axis]
+            slopes[:, :, axis] = self.remainder(points + half) - self.remainder(points - half)
+        # differences along the voxel axes -> derivatives along the world's axes
+        slopes = slopes @ np.linalg.inv(self._affine[:3, :3]) + self.linear.matrix[:3, :3]
+        flat = np.abs(np.linalg.det(slopes)) < 1e-3
+        slopes[flat] = self.linear.matrix[:3, :3]
+        result: np.ndarray = slopes
+        return result
+
+
+class _Search:
+    """The search, for many targets at once, for the points that a map takes there; most are found in a few steps.
+
+    Args:
+        mapping: the map.
+        target: (N, 3) world points, mm.
+        tolerance_mm: a point is found when the map takes it closer to its target than this.
+    """
+
+    def __init__(self, mapping: _SplitField, target: np.ndarray, tolerance_mm: float):
+        self.best = mapping.back.map(target)  # (N, 3), the closest points so far
+        self.error = np.full(len(target), np.inf)  # (N,), their distances in mm
+        self._mapping, self._target, self._tolerance_mm = mapping, target, tolerance_mm
+        self._left = np.zeros_like(target)  # from the image of the closest point to the target
+        self._length = np.ones(len(target))  # of the next step, as a share of a full one
+        self._busy = np.arange(len(target))  # the points that are not found yet
+
+    @property
+    def done(self) -> bool:
+        """Whether every point is found."""
+        return not len(self._busy)
+
+    def step(self, *, newton: bool) -> None:
+        """Move each point that is not found yet; one that comes no closer goes back and takes half a step next time."""
+        trial = self._trial(newton)
+        mapped = self._mapping.linear.map(trial)
+        left = self._target[self._busy] - mapped - self._mapping.remainder(trial)
+        error = np.linalg.norm(left, axis=1)
+        closer = error < self.error[self._busy]
+        better = self._busy[closer]
+        self.best[better], self._left[better], self.error[better] = trial[closer], left[closer], error[closer]
+        length = self._length[self._busy]
+        self._length[self._busy] = np.where(closer, np.minimum(1.5 * length, 1.0), 0.5 * length)
+        self._busy = self._busy[self.error[self._busy] >= self._tolerance_mm]
+
+    def _trial(self, newton: bool) -> np.ndarray:
+        """(N, 3): the next positions of the points that are not found yet."""
+        at, left, back = self.best[self._busy], self._left[self._busy], self._mapping.back
+        if newton:
+            longest = 2 * self._mapping.smallest_voxel_mm
+            move = np.linalg.solve(self._mapping.slopes(at), left[..., None])[..., 0]
+            move *= np.minimum(1.0, longest / np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9))
+        else:
+            move = apply_affine(back.matrix, left) - back.matrix[:3, 3]
+        trial: np.ndarray = at + self._length[self._busy, None] * move
+        return trial
 
 
 @dataclass(frozen=True, eq=False)
