@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, mixing
+from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, in_one_type
 from .reference import attention_reference, linear_attention_reference
 from .softmax import LinearAttentionState, attention, linear_attention
 
@@ -23,7 +23,7 @@ class SoftmaxAttention:
     scale: float | None = None
     with_lse: bool = False  # also return the log-sum-exp, which holds the (Lq, Lk) scores in memory
 
-    @mixing
+    @in_one_type
     def __call__(
         self,
         q: Tensor,
@@ -55,7 +55,7 @@ class EfficientAttention:
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
     v_linear: ClassVar[bool] = True
 
-    @mixing
+    @in_one_type
     def __call__(
         self,
         q: Tensor,

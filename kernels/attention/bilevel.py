@@ -62,6 +62,11 @@ class BilevelAttention:
                 f"got {self.grid}, {self.region}, {self.key_grid} and top={self.top}"
             )
 
+    @property
+    def heads_choose_together(self) -> bool:
+        """Whether the keys of one head decide which regions another one sees."""
+        return not self.per_head
+
     @mixing
     def __call__(
         self,

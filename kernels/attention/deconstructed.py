@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dense import dense_attention, visible_keys
-from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
+from .mixer import ALL_PATTERNS, CS, NS, Mixed, Pattern, check_call, in_one_type, key_mask, mixing, spread_heads
 from .recurrent import PrefixState, pooled_softmax, prefix_softmax
 from .softmax import attention
 
@@ -129,7 +129,7 @@ class FixedMapAttention(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return cls(*torch.randn(2, heads, length, channels, generator=generator).unbind())
 
-    @mixing
+    @in_one_type
     def forward(
         self,
         q: Tensor,

@@ -59,6 +59,7 @@ class DynamicSparseAttention:
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
     v_linear: ClassVar[bool] = True
+    heads_choose_together: ClassVar[bool] = True  # the chunks are common to all
 
     budget: int = 1024
     local: int = 64

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .dense import dense_attention, visible_keys
-from .mixer import CS, NC, NS, Mixed, Pattern, check_call, mixing
+from .mixer import CS, NC, NS, Mixed, Pattern, check_call, in_one_type
 from .softmax import attention
 
 
@@ -47,7 +47,7 @@ class GraphWindowAttention:
         if self.hops is not None and self.hops < 0:
             raise ValueError(f"hops must not be negative, got {self.hops}")
 
-    @mixing
+    @in_one_type
     def __call__(
         self,
         q: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .dense import dense_attention, visible_keys
 from .memory_layer import sliding_window_attention
-from .mixer import CS, NS, Mixed, Mixer, Pattern, check_call, mixing, spread_heads
+from .mixer import CS, NS, Mixed, Mixer, Pattern, check_call, in_one_type, spread_heads
 from .softmax import attention
 
 
@@ -31,7 +31,7 @@ class SlidingWindowAttention:
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
 
-    @mixing
+    @in_one_type
     def __call__(
         self,
         q: Tensor,
@@ -82,7 +82,7 @@ class HeadSplit(nn.Module):
         """Whether all of the mixers are."""
         return all(mixer.v_linear for mixer in self.mixers)
 
-    @mixing
+    @in_one_type
     def forward(
         self,
         q: Tensor,

@@ -71,6 +71,11 @@ class LandmarkAttention:
         """All four; only the non-causal two where queries agree on blocks across tokens."""
         return NON_CAUSAL if self.agree == "tokens" else ALL_PATTERNS
 
+    @property
+    def heads_choose_together(self) -> bool:
+        """Whether the keys of one head decide which blocks another one sees."""
+        return self.agree != "none"
+
     @mixing
     def __call__(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .finite import as_nan, without_unfit
 from .mixer import CS
 from .neural_memory import NeuralMemory, NeuralMemoryState
 from .parts import HIDDEN, Part, attend_parts
@@ -36,11 +37,12 @@ def sliding_window_attention(
         persistent: seen by all.
 
     Returns:
-        (B, H, L, Dv), in O(L window D).
+        (B, H, L, Dv), in O(L window D); NaN where the window holds a key or value that is not finite.
     """
     batch, heads, length, channels = q.shape
     if not length:
         return torch.zeros_like(v)
+    k, v, unfit = without_unfit(k, v)
     padding = -length % window
     rows, keys, values = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, window)).flatten(0, 1) for x in (q, k, v))
     blocks = rows.shape[1]
@@ -55,7 +57,10 @@ def sliding_window_attention(
         parts.append(Part(rows, k_fixed, v_fixed))
     out = attend_parts(parts, blocks, scale=channels**-0.5)
     by_head: Tensor = out.flatten(1, 2)[:, :length].unflatten(0, (batch, heads))
-    return by_head
+    if unfit is None:
+        return by_head
+    so_far = unfit.tokens.cumsum(-1)
+    return as_nan(by_head, so_far > F.pad(so_far, (window, 0))[..., :length])
 
 
 class MemoryLayer(nn.Module):

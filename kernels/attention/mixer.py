@@ -8,8 +8,9 @@ Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (
 H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import wraps
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..autocast import in_autocast
-from .softmax import merge_attention, without_hidden
+from .finite import as_nan, for_heads, reached_queries, state_as_nan, without_hidden, without_unfit
+from .softmax import merge_attention
 
 
 class Pattern(Enum):
@@ -97,19 +99,14 @@ class Mixer(Protocol):
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-def mixing(call: Call) -> Call:
-    """Decorate the call of a mixer: keys that the mask hides count as zeros, and under autocast there is one type.
+def in_one_type(call: Call) -> Call:
+    """Decorate the call of a mixer: under autocast it computes in one type.
 
-    A NaN in a hidden key or value would otherwise reach the output, as 0 * NaN. Under autocast a mixer with parameters
-    computes in their type, another one in the type of autocast.
+    That is the type of its parameters, or that of autocast where it has none.
     """
 
     @wraps(call)
     def mixed(self: Any, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
-        mask = options.get("mask")
-        fits = k.ndim == v.ndim == 4 and mask is not None and mask.ndim <= 4 and mask.shape[-1:] == k.shape[2:3]
-        if fits:  # the mixer reports anything else
-            k, v = without_hidden(mask, k, v)
         if not in_autocast(q):
             return call(self, q, k, v, **options)
         dtype = torch.get_autocast_dtype(q.device.type)
@@ -120,6 +117,44 @@ def mixing(call: Call) -> Call:
             return call(self, q.to(dtype), k.to(dtype), v.to(dtype), **options)
 
     return cast(Call, mixed)
+
+
+def mixing(call: Call) -> Call:
+    """Decorate the call of a mixer that does not leave its keys to `attention`: `in_one_type`, and NaN stays in place.
+
+    Keys that the mask hides count as zeros. Where a key or value is not finite, the queries that may see it give NaN,
+    and the state after it is NaN; the others give what they would give with zeros there. What a mechanism that chooses
+    keys may see is all that the mask and the order of time leave to a query, as the choice depends on all of it. A
+    mechanism that sees less has a method `reached` with the arguments of `reached_queries`; one whose heads choose keys
+    together has a property `heads_choose_together`.
+    """
+    default = inspect.signature(call).parameters["pattern"].default
+
+    @wraps(call)
+    def mixed(self: Any, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3] or not v.is_floating_point():
+            return call(self, q, k, v, **options)  # the mixer reports it
+        mask = options.get("mask")
+        if mask is not None and mask.ndim <= 4 and mask.shape[-1:] >= k.shape[2:3]:
+            mask = mask[..., mask.shape[-1] - k.shape[2] :]  # with a state it is over all keys so far
+            k, v = without_hidden(mask, k, v)
+        k, v, unfit = without_unfit(k, v)
+        result = call(self, q, k, v, **options)
+        if unfit is None:
+            return result
+        marked = unfit.tokens
+        if getattr(self, "heads_choose_together", False):
+            marked = marked.any(1, keepdim=True).expand_as(marked)
+        rows = getattr(self, "reached", reached_queries)(
+            for_heads(marked, q.shape[1]),
+            q.shape[2],
+            causal=options.get("pattern", default) is CS,
+            q_start=options.get("q_start") or 0,
+        )
+        lse = None if result.lse is None else as_nan(result.lse, rows)
+        return replace(result, out=as_nan(result.out, rows), lse=lse, state=state_as_nan(result.state, marked))
+
+    return in_one_type(cast(Call, mixed))
 
 
 class UnsupportedPattern(ValueError):

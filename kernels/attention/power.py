@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .dense import dense_attention, visible_keys
 from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .parts import HIDDEN, Part, attend_parts
+from .selection import to_blocks
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,22 @@ class PowerAttention:
         """The distances in blocks, without the sink, that occur among so many blocks; 0 comes first."""
         powers = [1 << p for p in range(blocks.bit_length()) if self.window <= 1 << p < blocks]
         return [*range(min(self.window, blocks)), *powers]
+
+    def reached(self, marked: Tensor, n_queries: int, *, causal: bool = False, q_start: int = 0) -> Tensor:
+        """The queries that may see one of the marked keys, bool (B, H, Lq) of (B, H, Lk)."""
+        inside = to_blocks(marked.unsqueeze(-1), self.block).squeeze(-1)  # (B, H, C, T)
+        blocks = inside.shape[2]
+        column = torch.arange(blocks, device=marked.device)
+        d = column.unsqueeze(1) - column
+        apart = d if causal else d.abs()
+        near = torch.isin(apart, torch.tensor(self.offsets(blocks), device=marked.device))
+        seen = near | ((column < self.sink) & (apart >= 0))
+        if causal:
+            seen = seen & (d > 0)  # in the own block, order counts
+        rows = (seen & inside.any(-1).unsqueeze(2)).any(-1).unsqueeze(-1).expand(inside.shape)
+        if causal:
+            rows = rows | (inside.cumsum(-1) > 0)
+        return rows.flatten(2)[..., q_start : q_start + n_queries]
 
     def _parts(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, first: int, causal: bool) -> list[Part]:
         count, blocks = q.shape[1], k.shape[1]

@@ -7,7 +7,7 @@ H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boole
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..autocast import in_autocast
+from .finite import as_nan, for_heads, four_axes, reached_queries, state_as_nan, without_hidden, without_unfit
 
 # Tokens per chunk of causal linear attention. Best of 7 in milliseconds, forward / forward + backward, at
 # (1, 4, 4096, 32) on two threads of a busy Zen 5 machine: chunk 16: 86 / 529, 32: 75 / 352, 64: 106 / 323.
@@ -68,7 +69,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, ...]:
     """Softmax attention: out_i = sum_j softmax_j(scale q_i·k_j + bias_ij) v_j over the keys j that query i may see.
 
-    A query that sees no key gives 0, with log-sum-exp -inf and gradient 0. PyTorch's fused kernel computes the output
+    A query that sees no key gives 0, with log-sum-exp -inf and gradient 0. One that may see a key or value that is not
+    finite gives NaN; what it may not see never reaches it. PyTorch's fused kernel computes the output
     in O(L D) memory; `return_lse` and `return_weights` use a plain form, which needs O(B H Lq Lk).
 
     Args:
@@ -109,13 +111,23 @@ def attention(
         _check_broadcastable("bias", bias, score_shape, q)
     scale = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
 
-    empty_problem = 0 in (*q.shape, *k.shape, *v.shape)
-    if return_lse or return_weights or empty_problem:
-        visible = _visible(mask, bias, causal, q_start, q, k)
-        out, lse, weights = _plain(q, k, v, visible, bias, scale)
-        extras = [extra for extra, wanted in ((lse, return_lse), (weights, return_weights)) if wanted]
-        return (out, *extras) if extras else out
-    return _fused(q, k, v, mask, bias, causal, q_start, scale)
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        outs: tuple[Tensor, ...] = _plain(q, k, v, _visible(mask, bias, causal, q_start, q, k), bias, scale)
+    else:
+        k, v, unfit = without_unfit(k, v)
+        if return_lse or return_weights:
+            outs = _plain(q, k, v, _visible(mask, bias, causal, q_start, q, k), bias, scale)
+        else:
+            outs = (_fused(q, k, v, mask, bias, causal, q_start, scale),)
+        if unfit is not None:
+            visible = _visible(mask, bias, False, 0, q, k)
+            rows, rows_of_keys = (
+                reached_queries(for_heads(x, q.shape[1]), q.shape[2], visible=visible, causal=causal, q_start=q_start)
+                for x in (unfit.tokens, unfit.keys)
+            )
+            outs = (as_nan(outs[0], rows), *(as_nan(x, rows_of_keys) for x in outs[1:]))
+    wanted = [x for x, asked in zip(outs[1:], (return_lse, return_weights), strict=False) if asked]
+    return (outs[0], *wanted) if wanted else outs[0]
 
 
 def autocast_together(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,21 +137,6 @@ def autocast_together(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
         return tensors  # the checks report anything that is not a tensor
     dtype = torch.get_autocast_dtype(q.device.type)
     return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
-def without_hidden(mask: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """k and v with zeros at the keys that the mask hides from every query, so that NaN there reaches no output.
-
-    Args:
-        mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend.
-        k: (B, Hk, Lk, D).
-        v: (B, Hk, Lk, Dv).
-    """
-    if mask is None or mask.dtype != torch.bool or 0 in mask.shape:
-        return k, v
-    hidden = ~_four_axes(mask).flatten(1, 2).any(1)  # (B or 1, Lk or 1)
-    hidden = hidden[:, None, :, None]
-    return k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
 
 
 def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -265,7 +262,7 @@ def linear_attention(
     _check_qkv(q, k, v)
     score_shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     _check_mask(mask, score_shape, q)
-    k, v = without_hidden(mask, k, v)
+    k, v, unfit = without_unfit(*without_hidden(mask, k, v))
     if (state is not None or return_state) and not causal:
         raise ValueError("state and return_state need causal=True, got causal=False")
     if causal and q.shape[2] != k.shape[2]:
@@ -279,13 +276,19 @@ def linear_attention(
     if mask is not None:
         keys = keys.masked_fill(~_key_mask(mask, score_shape), -math.inf)
     values = v.to(dtype)
-    if not causal:
-        out: Tensor = (query @ _context(keys, values).unsqueeze(2)).flatten(1, 2)
-        return out.to(q.dtype)
-    state = _start_state(keys, values) if state is None else _checked_state(state, keys, values)
-    out, state = _causal_linear(query, keys, values, state)
+    if causal:
+        state = _start_state(keys, values) if state is None else _checked_state(state, keys, values)
+        out, state = _causal_linear(query, keys, values, state)
+    else:
+        out = query @ _context(keys, values).unsqueeze(2)
     out = out.flatten(1, 2).to(q.dtype)
-    return (out, state) if return_state else out
+    if unfit is not None:  # no token that the mask hides is among them
+        out = as_nan(out, reached_queries(for_heads(unfit.tokens, q.shape[1]), q.shape[2], causal=causal))
+        state = cast("LinearAttentionState | None", state_as_nan(state, unfit.tokens))
+    if not return_state:
+        return out
+    assert state is not None
+    return out, state
 
 
 def _fused(
@@ -347,25 +350,21 @@ def _visible(
     mask: Tensor | None, bias: Tensor | None, causal: bool, q_start: int, q: Tensor, k: Tensor
 ) -> Tensor | None:
     """Whether a query may see a key: bool, 4-D, broadcastable to (B, H, Lq, Lk); None if each sees all."""
-    visible = None if mask is None else _four_axes(mask)
+    visible = None if mask is None else four_axes(mask)
     if bias is not None:
-        finite = _four_axes(bias) != -math.inf
+        finite = four_axes(bias) != -math.inf
         visible = finite if visible is None else visible & finite
     if causal:
         i = torch.arange(q.shape[2], device=q.device).unsqueeze(1) + q_start
-        earlier = _four_axes(torch.arange(k.shape[2], device=q.device) <= i)
+        earlier = four_axes(torch.arange(k.shape[2], device=q.device) <= i)
         visible = earlier if visible is None else visible & earlier
     if visible is not None and visible.shape[3] != k.shape[2]:
         visible = visible.expand(*visible.shape[:3], k.shape[2])  # also to size 0, where no key is visible
     return visible
 
 
-def _four_axes(tensor: Tensor) -> Tensor:
-    return tensor.reshape((1,) * (4 - tensor.dim()) + tensor.shape)
-
-
 def _key_mask(mask: Tensor, score_shape: tuple[int, ...]) -> Tensor:
-    mask = _four_axes(mask)
+    mask = four_axes(mask)
     if mask.shape[1] != 1 or mask.shape[2] != 1:
         raise ValueError(
             f"mask of linear attention must have size 1 along heads and queries, (B or 1, 1, 1, {score_shape[3]}), "

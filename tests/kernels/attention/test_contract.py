@@ -24,7 +24,7 @@ from voxelwave.kernels.attention.head_split import HeadSplit, SlidingWindowAtten
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS, Mixer, Pattern, UnsupportedPattern, attention_map
 from voxelwave.kernels.attention.neural_memory import NeuralMemory
-from voxelwave.kernels.attention.power import PowerAttention
+from voxelwave.kernels.attention.power import PowerAttention, power_mask
 from voxelwave.kernels.attention.recurrent import RecurrentAttention
 from voxelwave.kernels.attention.relative_convolution import RelativeConvolutionAttention
 from voxelwave.kernels.attention.routing import RoutingAttention
@@ -169,7 +169,9 @@ def gradients_of(out, inputs, upstream):
 
 
 def assert_exact(actual, expected):
-    assert_close(actual, expected, rtol=1e-9, atol=1e-10)  # float64 against float64: only the order of sums differs
+    assert_close(
+        actual, expected, rtol=1e-9, atol=1e-10, equal_nan=True
+    )  # float64 against float64: only the order of sums differs
 
 
 def test_no_mechanism_is_left_out():
@@ -279,6 +281,82 @@ def test_what_stands_in_hidden_keys_and_values_reaches_neither_output_nor_gradie
     assert_exact(out, clean)
     gradients = gradients_of(out, [q, k, v, *differentiable(mixer)], torch.ones_like(out))
     assert all(g.isfinite().all() for g in gradients)
+
+
+def visible_to(name, mixer, pattern, n_queries, n_keys):
+    """The keys that a query may see, bool (1, H, Lq, Lk), from the definition of each mechanism."""
+    visible = torch.ones(1, HEADS, n_queries, n_keys, dtype=torch.bool)
+    if pattern is CS:
+        visible = visible.tril()
+    age = torch.arange(n_queries).unsqueeze(1) - torch.arange(n_keys)
+    if name == "power":
+        mask = power_mask(n_keys, block=mixer.block, window=mixer.window, sink=mixer.sink, causal=pattern is CS)
+        visible = visible & mask
+    elif name == "graph window":
+        visible = visible & (age.abs() <= mixer.hops)
+    elif name == "sliding window":
+        visible = visible & (age < mixer.window)
+    elif name == "heads split":
+        visible = visible.clone()
+        visible[:, : HEADS // 2] &= age < 5
+    return visible
+
+
+@every_pair
+@pytest.mark.parametrize("place", [0, 6, 13])
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_not_finite_reaches_only_the_queries_that_may_see_it(name, pattern, place, where, generator):
+    n_queries, n_keys = sizes_of(pattern, 16)
+    mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
+    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
+    if where == "key":
+        k[0, 1, place, 2] = float("nan")
+    else:
+        v[0, 1, place, 1] = float("inf")
+    looks_at_keys = name != "fixed map"
+    zeroed = [x.clone() for x in (k, v)]
+    for x in zeroed if looks_at_keys or where == "value" else ():
+        x[0, 1, place] = 0
+    expected = mixer(q, *zeroed, pattern=pattern).out
+    heads = slice(0, HEADS) if getattr(mixer, "heads_choose_together", False) else slice(HEADS // 2, HEADS)
+    seen = torch.zeros(2, HEADS, n_queries, dtype=torch.bool)
+    seen[0, heads] = visible_to(name, mixer, pattern, n_queries, n_keys)[0, heads, :, place]
+    if where == "key" and not looks_at_keys:
+        seen[:] = False
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    result = mixer(q, k, v, pattern=pattern)
+    assert_exact(result.out, expected.masked_fill(seen.unsqueeze(-1), float("nan")))
+    out = result.out[~seen]
+    gradients = gradients_of(out, [q, k, v, *differentiable(mixer)], torch.ones_like(out))
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("name", CAUSAL_SELF)
+def test_a_state_after_a_nan_gives_nan(name, generator):
+    mixer = made(MEMBERS[name].make, HEADS, 12, 12)
+    q, k, v = random_qkv(12, 12, generator, name=name)
+    k[0, 1, 3, 0] = float("nan")
+    first, second = ([x[:, :, part] for x in (q, k, v)] for part in (slice(0, 8), slice(8, 12)))
+    state = mixer(*first, pattern=CS).state
+    if state is None:
+        pytest.skip("the past is in the keys and values")
+    out = mixer(*second, pattern=CS, state=state).out
+    assert out[0, HEADS // 2 :].isnan().all()
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["softmax", "graph window", "sliding window"])
+def test_a_mask_for_each_query_keeps_nan_from_the_queries_that_it_hides_it_from(name, generator):
+    pattern = CS if name == "sliding window" else NS
+    mixer = made(MEMBERS[name].make, HEADS, 9, 9)
+    q, k, v = random_qkv(9, 9, generator, name=name)
+    mask = torch.rand(2, HEADS, 9, 9, generator=generator) < 0.5
+    clean = mixer(q, k, v, pattern=pattern, mask=mask).out
+    k[:, :, 4], v[:, :, 2] = float("nan"), float("-inf")
+    seen = (visible_to(name, mixer, pattern, 9, 9) & mask)[..., [2, 4]].any(-1)
+    out = mixer(q, k, v, pattern=pattern, mask=mask).out
+    assert 0 < seen.sum() < seen.numel()
+    assert_exact(out, clean.masked_fill(seen.unsqueeze(-1), float("nan")))
 
 
 @every_pair

@@ -417,3 +417,38 @@ def test_a_type_that_differs_is_named():
     x = torch.zeros(1, 2, 5, 4)
     with pytest.raises(TypeError, match=r"v must have the type of q, torch.float32, got torch.float64"):
         attention(x, x, x.double())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mechanism", [attention, linear_attention])
+def test_compiled_code_keeps_nan_in_place_as_plain_code_does(mechanism, causal, generator):
+    q, k, v = random_qkv((1, 2, 1, 12, 12, 4, 4), generator)
+    k[:, :, 5] = float("nan")
+    compiled = torch.compile(lambda q, k, v: mechanism(q, k, v, causal=causal), fullgraph=True, backend="aot_eager")
+    out = mechanism(q, k, v, causal=causal)
+    assert out.isnan().any()
+    assert not causal or out[:, :, :5].isfinite().all()
+    assert_close(compiled(q, k, v), out, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_over_attention_equals_a_batch(generator):
+    q, k, v = random_qkv((3, 2, 2, 6, 6, 4, 4), generator)
+    each = torch.func.vmap(lambda q, k, v: attention(q[None], k[None], v[None])[0])(q, k, v)
+    assert_close(each, attention(q, k, v))
+
+
+@pytest.mark.parametrize("q_start", [-3, 0, 2, 5])
+def test_log_sum_exp_and_weights_are_nan_where_a_key_is(q_start, generator):
+    q, k, v = random_qkv((1, 2, 2, 6, 8, 4, 4), generator)
+    k[0, 0, 4, 0], v[0, 1, 0, 0] = float("nan"), float("inf")
+    options = {"causal": True, "q_start": q_start}
+    fused = attention(q, k, v, **options)
+    out, lse, weights = attention(q, k, v, return_lse=True, return_weights=True, **options)
+    assert_close(out, fused, equal_nan=True)
+    last_key = torch.arange(6) + q_start
+    for x in (out[0, 0], lse[0, 0], weights[0, 0]):
+        assert x[last_key < 4].isfinite().logical_or(x[last_key < 4] == -math.inf).all()
+        assert x[last_key >= 4].isnan().all()
+    assert out[0, 1, last_key >= 0].isnan().all()
+    assert not lse[0, 1].isnan().any()
