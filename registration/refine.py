@@ -9,32 +9,28 @@ derived by hand.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import fields
 from .choices import Effort, Similarity
-from .similarity import box_sum, mind_loss, mutual_information_loss
+from .forces import CorrelationForce, Force
+from .free_form import fit_level
+from .levels import Level, level_of, normalized, smooth
+from .similarity import box_sum
 from .warp import compose, gradient, jacobian_determinant, resize_displacement, warp
-
-Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and its gradient * number of voxels
 
 _SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 _FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain
 _COMPOSITIVE_ITERATIONS: dict[float, int] = {4: 20, 2: 60, 1: 40}  # by coarseness relative to that level
 _NATIVE = {0.5: 15}  # level of the standard effort; on four pairs of people the mean Dice rose from 0.753 to 0.763
 _FREE_FORM_ITERATIONS: dict[float, int] = {2: 30, 1: 20}
-_WINDOW = fields.WINDOW  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
 _CONTROL = {2: 6.0, 1: 4.0}  # spacing of the control points, in voxels of the finest level
-_BENDING = 0.03
-_STEP_MM = 0.6  # first step of Adam on the control points, for the 2 mm level; it falls to 0 along a cosine
 _MARGIN = 4  # voxels of the finest level around the foreground
 _LEAST_DETERMINANT = 0.2
 
@@ -88,7 +84,7 @@ def refine(
     """
     _check(moving, fixed, spacing, fixed_mask, displacement, similarity)
     report = progress or (lambda line: None)
-    moving, fixed = _normalized(moving), _normalized(fixed)
+    moving, fixed = normalized(moving), normalized(fixed)
     start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
 
     finest_mm, native_mm = _finest_mm(fixed, moving, spacing), math.prod(spacing) ** (1 / 3)
@@ -102,8 +98,8 @@ def refine(
 
     field, control = start[box], None
     for coarseness, count in schedule.items():
-        level = _level(*images, spacing, coarseness * finest_mm)
-        force = _force(chosen, level)
+        level = level_of(*images, spacing, coarseness * finest_mm)
+        force = force_of(chosen, level)
         count = max(1, round(iterations * count))
         if by_composition:
             coarse = resize_displacement(field, level.fixed.shape[2:])
@@ -111,7 +107,7 @@ def refine(
         else:
             coarse = resize_displacement(start[box], level.fixed.shape[2:])
             control_mm = _CONTROL[int(coarseness)] * finest_mm
-            coarse, control, loss = _free_form(level, coarse, control, force, count, control_mm, finest_mm)
+            coarse, control, loss = fit_level(level, coarse, control, force, count, control_mm, finest_mm)
         field = coarse
         size = " x ".join(str(n) for n in level.fixed.shape[2:])
         report(f"{chosen} at {coarseness * finest_mm:.3g} mm ({size}): {count} iterations, loss {loss:.4f}")
@@ -153,23 +149,6 @@ def _check(
             raise ValueError(f"{name} must not be constant, got {float(image.min()):g} everywhere")
 
 
-def _normalized(image: Tensor) -> Tensor:
-    """The image in [0, 1]: 0 for the darkest 1 %, 1 for the brightest 0.5 % of the foreground.
-
-    The scale then depends neither on a few bright vessels nor on negative values from interpolation in a background
-    of 0.
-    """
-    values = image.float().flatten()
-    values = values[:: max(1, values.numel() // 1_000_000)]  # enough for a quantile
-    low = values.kthvalue(max(1, round(0.01 * values.numel()))).values
-    above = (values - low).clamp_(min=0)
-    bright = above[above > 0.02 * above.max()]
-    if not bright.numel():  # only a few voxels are not background
-        low, bright = image.min(), image.float().max()[None] - image.min()
-    high = bright.kthvalue(max(1, round(0.995 * bright.numel()))).values
-    return ((image.float() - low) / high).clamp_(0, 1)
-
-
 def _foreground(*images: Tensor) -> Tensor:
     return torch.stack([image[0, 0] > 0.02 for image in images]).any(dim=0)
 
@@ -198,123 +177,8 @@ def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
     return "ncc" if correlation > 0.5 else "mi"
 
 
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """Both images on a coarse grid with the corners of the full one; `spacing` is (1, 3, 1, 1, 1) in mm."""
-
-    fixed: Tensor
-    moving: Tensor
-    mask: Tensor
-    spacing: Tensor
-
-
-def _level(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[float], target_mm: float) -> _Level:
-    shape, steps = [], []
-    for n, mm in zip(fixed.shape[2:], spacing, strict=True):
-        # an axis that is already coarse or short keeps its length
-        coarse = max(min(n, 8), round((n - 1) * mm / target_mm) + 1)
-        shape.append(n if coarse > 0.8 * n else coarse)
-        steps.append(mm * (n - 1) / (shape[-1] - 1) if n > 1 else mm)
-    # against aliasing: sigma is half the factor, less the blur of the voxel itself
-    factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
-    sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
-
-    def resized(image: Tensor) -> Tensor:
-        return F.interpolate(_smooth(image, sigmas), size=shape, mode="trilinear", align_corners=True)
-
-    inside = (F.interpolate(mask, size=shape, mode="trilinear", align_corners=True) > 0.5).float()
-    if not inside.any():
-        inside = torch.ones_like(inside)
-    return _Level(resized(fixed), resized(moving), inside, fixed.new_tensor(steps).view(1, 3, 1, 1, 1))
-
-
-def _smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Gaussian smoothing with sigmas in voxels, renormalised on the border; one small matrix per axis beats conv3d."""
-    for axis, (n, sigma) in enumerate(zip(image.shape[2:], sigmas, strict=True)):
-        if sigma > 0.05 and n > 1:
-            index = torch.arange(n, device=image.device, dtype=image.dtype)
-            weights = torch.exp(-((index[:, None] - index) ** 2) / (2 * sigma**2))
-            image = _along(image, axis, weights / weights.sum(dim=1, keepdim=True))
-    return image
-
-
-def _along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """The matrix (m, n) applied along one axis of length n of an image (B, C, D, H, W)."""
-    if axis == 2:
-        return image @ matrix.T
-    if axis == 1:
-        return matrix @ image
-    flat = matrix @ image.flatten(3)
-    return flat.view(*flat.shape[:3], *image.shape[3:])
-
-
-def _force(similarity: str, level: _Level) -> Force:
-    fixed, mask = level.fixed, level.mask
-    if similarity == "ncc":
-        return _CorrelationForce(fixed, mask)
-    if similarity == "mind":
-        return _by_autograd(lambda warped: 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask))
-    # the mean error on one known field was 0.97 mm with the global histogram, 0.86 mm with the local ones and
-    # 0.83 mm with correlation, too
-    correlation = _CorrelationForce(fixed, mask)
-    information = _by_autograd(
-        lambda warped: (
-            mutual_information_loss(warped, fixed, mask=mask)
-            + mutual_information_loss(warped, fixed, mask=mask, bins=16, patch=16)
-        )
-    )
-
-    def both(warped: Tensor) -> tuple[Tensor, Tensor]:
-        losses, gradients = zip(correlation(warped), information(warped), strict=True)
-        return losses[0] + losses[1], gradients[0] + gradients[1]
-
-    return both
-
-
-def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
-    def force(warped: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            warped = warped.detach().requires_grad_()
-            value = loss(warped)
-            (slope,) = torch.autograd.grad(value, warped)
-        return value.detach(), slope * warped.numel()
-
-    return force
-
-
-class _CorrelationForce:
-    """`local_ncc_loss` with the terms of the fixed image computed once; `compiled` is the same with its gradient."""
-
-    def __init__(self, fixed: Tensor, mask: Tensor) -> None:
-        self.mask, self.fixed = mask, fixed * mask
-        self.count = box_sum(mask, _WINDOW).clamp(min=1)
-        sums, squares = box_sum(torch.cat([self.fixed, self.fixed**2]), _WINDOW).split(1)
-        self.mean = sums / self.count
-        self.variance = (squares - self.mean * sums).clamp_(min=0)
-
-    def compiled(self) -> fields.Correlation:
-        terms = (self.count[0, 0], self.mean[0, 0], self.variance[0, 0])
-        return fields.Correlation(self.fixed[0, 0], self.mask[0, 0], terms)
-
-    def __call__(self, warped: Tensor) -> tuple[Tensor, Tensor]:
-        warped = warped * self.mask
-        stacked = torch.cat([warped, warped * warped, warped * self.fixed])
-        sums, squares, products = box_sum(stacked, _WINDOW).split(1)
-        mean = sums / self.count
-        covariance = products - sums * self.mean
-        variance = (squares - mean * sums).clamp_(min=0)
-        ratio = self.mask * covariance / (variance * self.variance + 1e-5)
-        by_variance = -ratio * ratio * self.variance
-        s_ratio, s_variance, s_means = box_sum(
-            torch.cat([ratio, by_variance, ratio * self.mean + by_variance * mean]), _WINDOW
-        ).split(1)
-        slope = -2 * self.mask * (self.fixed * s_ratio + warped * s_variance - s_means)
-        share = warped.numel() / self.mask.sum()
-        return -(ratio * covariance).sum() / self.mask.sum(), share * slope
-
-
 def _compose_steps(
-    level: _Level, displacement: Tensor, force: Force, count: int, similarity: str
+    level: Level, displacement: Tensor, force: Force, count: int, similarity: str
 ) -> tuple[Tensor, float]:
     """Greedy gradient descent on maps: each step is smoothed and composed with the map, which is slightly smoothed."""
     voxel = level.spacing.flatten()
@@ -330,16 +194,16 @@ def _compose_steps(
         if float(loss) < least_loss:
             best, least_loss = displacement, float(loss)
         # descent in mm: d/d(voxel) over spacing is d/dmm, and mm over spacing are voxels
-        update = _smooth(-slope * gradient(warped)[:, 0], update_sigmas) / level.spacing**2
+        update = smooth(-slope * gradient(warped)[:, 0], update_sigmas) / level.spacing**2
         longest = float((update * level.spacing).norm(dim=1).max()) / size
         if longest < 1e-12:
             break
-        displacement = _smooth(compose(displacement, update * (_STEP / longest)), total_sigmas)
+        displacement = smooth(compose(displacement, update * (_STEP / longest)), total_sigmas)
     return best, least_loss
 
 
 def _compiled_steps(
-    level: _Level,
+    level: Level,
     displacement: Tensor,
     force: Force,
     count: int,
@@ -353,7 +217,7 @@ def _compiled_steps(
     smooth_update = fields.Smoother(shape, update_sigmas, spacing)
     smooth_total = fields.Smoother(shape, total_sigmas, spacing)
     by_mm = [1 / mm**2 for mm in spacing]
-    correlation = force.compiled() if isinstance(force, _CorrelationForce) else None
+    correlation = force.compiled() if isinstance(force, CorrelationForce) else None
     current = fields.interleaved(displacement)
     best, least_loss = current.clone(), math.inf
     warped, update, following = moving.new_empty(shape), torch.empty_like(current), torch.empty_like(current)
@@ -374,78 +238,6 @@ def _compiled_steps(
         fields.compose(current, update, _STEP * size / longest, out=following)
         smooth_total(following, out=current)
     return fields.planar(best), least_loss
-
-
-def _free_form(
-    level: _Level,
-    start: Tensor,
-    control: Tensor | None,
-    force: Force,
-    count: int,
-    control_mm: float,
-    finest_mm: float,
-) -> tuple[Tensor, Tensor, float]:
-    """Adam on the control points, in mm, of a cubic B-spline added to `start`.
-
-    Args:
-        control: the B-spline's displacement on the previous level, dense, in mm; None on the first.
-
-    Returns:
-        The displacement in voxels, the B-spline's part of it in mm, and the last loss.
-    """
-    bases = [
-        _spline_basis(n, max(1.0, control_mm / float(mm))).to(start)
-        for n, mm in zip(start.shape[2:], level.spacing.flatten(), strict=True)
-    ]
-    if control is None:
-        points = start.new_zeros(1, 3, *[basis.shape[1] for basis in bases])
-    else:
-        control = F.interpolate(control, size=start.shape[2:], mode="trilinear", align_corners=True)
-        points = _separable(control, [torch.linalg.pinv(basis) for basis in bases])
-    transposed = [basis.T for basis in bases]
-    source = torch.cat([level.moving, gradient(level.moving)[:, 0] / level.spacing], dim=1)
-    first, second, loss = torch.zeros_like(points), torch.zeros_like(points), 0.0
-    for i in range(count):
-        sampled = warp(source, start + _separable(points, bases) / level.spacing, padding="border")
-        value, slope = force(sampled[:, :1])
-        loss = float(value)
-        steep = _separable(sampled[:, 1:] * slope, transposed) / slope.numel()
-        steep += _BENDING * _bending_slope(points) / points[0, 0].numel()
-        first.lerp_(steep, 0.1)
-        second.lerp_(steep**2, 0.01)
-        rate = _STEP_MM * finest_mm / 2 * (0.5 + 0.5 * math.cos(math.pi * i / count))
-        points -= rate * (first / (1 - 0.9 ** (i + 1))) / ((second / (1 - 0.99 ** (i + 1))).sqrt() + 1e-10)
-    control = _separable(points, bases)
-    return start + control / level.spacing, control, loss
-
-
-def _spline_basis(n: int, step: float) -> Tensor:
-    """The cubic B-splines, (n, number of control points), at n voxels with a control point every `step` voxels."""
-    points = math.ceil((n - 1) / step) + 3
-    x = (torch.arange(n)[:, None] / step - (torch.arange(points) - 1)).abs()
-    return torch.where(x < 1, 2 / 3 - x**2 + x**3 / 2, (2 - x).clamp(min=0) ** 3 / 6)
-
-
-def _separable(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    for axis, matrix in enumerate(matrices):
-        field = _along(field, axis, matrix)
-    return field
-
-
-def _bending_slope(points: Tensor) -> Tensor:
-    """Half the gradient of the sum of squared second differences, with mixed ones counted twice."""
-    slope = torch.zeros_like(points)
-    for a in (2, 3, 4):
-        bend, n = points.diff(n=2, dim=a), points.shape[a]
-        for offset, weight in enumerate((1, -2, 1)):
-            slope.narrow(a, offset, n - 2).add_(bend, alpha=weight)
-        for b in range(a + 1, 5):
-            twist = points.diff(dim=a).diff(dim=b)
-            for i in (0, 1):
-                for j in (0, 1):
-                    part = slope.narrow(a, i, n - 1).narrow(b, j, points.shape[b] - 1)
-                    part.add_(twist, alpha=2 if i == j else -2)
-    return slope
 
 
 @torch.no_grad()
@@ -483,7 +275,7 @@ def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: i
         near[0, 0][tuple((bad[:, 2:] - bad.new_tensor([s.start for s in box])).T)] = 1
         near = box_sum(near, 2 * (reach // 2) + 1).clamp(max=1)
         near = box_sum(near, 2 * (reach // 2) + 1) / (2 * (reach // 2) + 1) ** 3
-        displacement[:, :, *box] = part + near * (_smooth(part, (1.0 + 0.1 * i,) * 3) - part)
+        displacement[:, :, *box] = part + near * (smooth(part, (1.0 + 0.1 * i,) * 3) - part)
         # differences reach one voxel further, and need one more to be central there
         changed, wide = _grown(box, 1, shape), _grown(box, 2, shape)
         inner = [slice(c.start - w.start, c.stop - w.start) for c, w in zip(changed, wide, strict=True)]

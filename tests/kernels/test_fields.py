@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from voxelwave.kernels import fields, native
-from voxelwave.registration.refine import _CorrelationForce, _smooth
+from voxelwave.registration.forces import CorrelationForce
+from voxelwave.registration.levels import smooth
 from voxelwave.registration.similarity import local_ncc_loss
 from voxelwave.registration.warp import compose, gradient, jacobian_determinant, warp
 from voxelwave.volumes import AffineTransform, Volume, resample
@@ -17,7 +18,7 @@ SHAPES = [(9, 10, 11), (1, 20, 33), (12, 1, 70), (5, 5, 5), (2, 3, 1), (24, 17, 
 
 @pytest.fixture(params=native.levels() or ("none",))
 def level(request):
-    with native.use_level(request.param):
+    with native.uselevel_of(request.param):
         yield request.param
 
 
@@ -70,7 +71,7 @@ def test_composition_agrees_with_the_plain_version(shape, level, generator):
 @pytest.mark.parametrize("sigmas", [(1.7, 0.5, 1.0), (0.0, 3.0, 0.0)])
 def test_smoothing_agrees_with_the_plain_version_and_measures_the_longest_vector(shape, sigmas, level, generator):
     u, spacing = displacement(shape, generator), (1.0, 2.0, 3.0)
-    expected = _smooth(u, sigmas)
+    expected = smooth(u, sigmas)
     found, longest = fields.Smoother(shape, sigmas, spacing)(fields.interleaved(u))
     torch.testing.assert_close(fields.planar(found), expected, rtol=0, atol=5e-4)  # the Gaussian ends at 4 sigma
     lengths = (expected * torch.tensor(spacing).view(1, 3, 1, 1, 1)).norm(dim=1)
@@ -89,7 +90,7 @@ def test_smoothing_may_overwrite_its_input(generator):
 def test_local_correlation_agrees_with_the_plain_version_and_with_autograd(shape, level, generator):
     warped, fixed = torch.rand(2, 1, 1, *shape, generator=generator)
     mask = (torch.rand(1, 1, *shape, generator=generator) > 0.2).float()
-    plain = _CorrelationForce(fixed, mask)
+    plain = CorrelationForce(fixed, mask)
     loss, slope = plain(warped)
     scale = (1.0, 0.5, 2.0)
     found, field = plain.compiled()(warped[0, 0], scale)
@@ -118,7 +119,7 @@ def test_results_do_not_depend_on_the_number_of_threads(generator):
     shape = (23, 9, 31)
     u = fields.interleaved(displacement(shape, generator))
     warped, fixed = torch.rand(2, 1, 1, *shape, generator=generator)
-    force = _CorrelationForce(fixed, torch.ones_like(fixed)).compiled()
+    force = CorrelationForce(fixed, torch.ones_like(fixed)).compiled()
     smooth = fields.Smoother(shape, (1.7, 1.7, 1.7), (1.0, 1.0, 1.0))
     before, found = torch.get_num_threads(), []
     try:

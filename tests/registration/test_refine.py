@@ -5,7 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.registration.refine import _bending_slope, _CorrelationForce, _smooth, _spline_basis, refine, unfold
+from voxelwave.registration.forces import CorrelationForce
+from voxelwave.registration.free_form import bending_slope, spline_basis
+from voxelwave.registration.levels import smooth
+from voxelwave.registration.refine import refine, unfold
 from voxelwave.registration.similarity import local_ncc_loss
 from voxelwave.registration.warp import compose, invert_displacement, jacobian_determinant, voxel_grid, warp
 
@@ -134,7 +137,7 @@ def test_thin_and_tiny_images_run(shape, similarity, generator):
     assert torch.isfinite(found).all()
 
 
-def test_progress_names_each_level():
+def test_progress_names_eachlevel_of():
     fixed, moving, _ = pair()
     lines = []
     refine(moving, fixed, similarity="ncc", iterations=0.05, progress=lines.append)
@@ -154,21 +157,21 @@ def test_unfolded_field_has_no_folds_and_is_the_same_elsewhere():
 def test_smoothing_keeps_a_constant_and_a_sum():
     image = torch.zeros(1, 1, 15, 15, 15)
     image[..., 7, 7, 7] = 1
-    torch.testing.assert_close(_smooth(torch.ones_like(image), (2.0, 0.0, 9.0)), torch.ones_like(image))
-    torch.testing.assert_close(_smooth(image, (1.0, 1.0, 1.0)).sum(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(smooth(torch.ones_like(image), (2.0, 0.0, 9.0)), torch.ones_like(image))
+    torch.testing.assert_close(smooth(image, (1.0, 1.0, 1.0)).sum(), torch.tensor(1.0), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("n", "step"), [(20, 4.0), (7, 2.5), (1, 3.0)])
 def test_splines_sum_to_one_everywhere(n, step):
-    torch.testing.assert_close(_spline_basis(n, step).sum(1), torch.ones(n))
+    torch.testing.assert_close(spline_basis(n, step).sum(1), torch.ones(n))
 
 
-def test_bending_slope_is_the_derivative_of_the_energy(generator):
+def testbending_slope_is_the_derivative_of_the_energy(generator):
     points = torch.randn(1, 3, 5, 6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     energy = sum(points.diff(n=2, dim=a).square().sum() for a in (2, 3, 4))
     energy = energy + 2 * sum(points.diff(dim=a).diff(dim=b).square().sum() for a, b in ((2, 3), (2, 4), (3, 4)))
     (slope,) = torch.autograd.grad(energy, points)
-    torch.testing.assert_close(_bending_slope(points.detach()), slope / 2)
+    torch.testing.assert_close(bending_slope(points.detach()), slope / 2)
 
 
 def test_force_of_correlation_is_the_derivative_of_the_loss(generator):
@@ -177,7 +180,7 @@ def test_force_of_correlation_is_the_derivative_of_the_loss(generator):
     warped.requires_grad_()
     expected = local_ncc_loss(warped, fixed, window=5, mask=mask)
     (slope,) = torch.autograd.grad(expected, warped)
-    loss, force = _CorrelationForce(fixed, mask)(warped.detach())
+    loss, force = CorrelationForce(fixed, mask)(warped.detach())
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(force / warped.numel(), slope, atol=1e-6, rtol=1e-3)
 

@@ -1,0 +1,80 @@
+"""The forces that drive a refinement: a dissimilarity of the warped and the fixed image, and its slope."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..kernels import fields
+from .levels import Level
+from .similarity import box_sum, mind_loss, mutual_information_loss
+
+Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and its gradient * number of voxels
+
+_WINDOW = fields.WINDOW  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
+
+
+def force_of(similarity: str, level: Level) -> Force:
+    """The force of a similarity, "ncc", "mi" or "mind", against the fixed image of a level."""
+    fixed, mask = level.fixed, level.mask
+    if similarity == "ncc":
+        return CorrelationForce(fixed, mask)
+    if similarity == "mind":
+        return _by_autograd(lambda warped: 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask))
+    # the mean error on one known field was 0.97 mm with the global histogram, 0.86 mm with the local ones and
+    # 0.83 mm with correlation, too
+    correlation = CorrelationForce(fixed, mask)
+    information = _by_autograd(
+        lambda warped: (
+            mutual_information_loss(warped, fixed, mask=mask)
+            + mutual_information_loss(warped, fixed, mask=mask, bins=16, patch=16)
+        )
+    )
+
+    def both(warped: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = zip(correlation(warped), information(warped), strict=True)
+        return losses[0] + losses[1], gradients[0] + gradients[1]
+
+    return both
+
+
+def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
+    def force(warped: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            warped = warped.detach().requires_grad_()
+            value = loss(warped)
+            (slope,) = torch.autograd.grad(value, warped)
+        return value.detach(), slope * warped.numel()
+
+    return force
+
+
+class CorrelationForce:
+    """`local_ncc_loss` with the terms of the fixed image computed once; `compiled` is the same with its gradient."""
+
+    def __init__(self, fixed: Tensor, mask: Tensor) -> None:
+        self.mask, self.fixed = mask, fixed * mask
+        self.count = box_sum(mask, _WINDOW).clamp(min=1)
+        sums, squares = box_sum(torch.cat([self.fixed, self.fixed**2]), _WINDOW).split(1)
+        self.mean = sums / self.count
+        self.variance = (squares - self.mean * sums).clamp_(min=0)
+
+    def compiled(self) -> fields.Correlation:
+        terms = (self.count[0, 0], self.mean[0, 0], self.variance[0, 0])
+        return fields.Correlation(self.fixed[0, 0], self.mask[0, 0], terms)
+
+    def __call__(self, warped: Tensor) -> tuple[Tensor, Tensor]:
+        warped = warped * self.mask
+        stacked = torch.cat([warped, warped * warped, warped * self.fixed])
+        sums, squares, products = box_sum(stacked, _WINDOW).split(1)
+        mean = sums / self.count
+        covariance = products - sums * self.mean
+        variance = (squares - mean * sums).clamp_(min=0)
+        ratio = self.mask * covariance / (variance * self.variance + 1e-5)
+        by_variance = -ratio * ratio * self.variance
+        s_ratio, s_variance, s_means = box_sum(
+            torch.cat([ratio, by_variance, ratio * self.mean + by_variance * mean]), _WINDOW
+        ).split(1)
+        slope = -2 * self.mask * (self.fixed * s_ratio + warped * s_variance - s_means)
+        share = warped.numel() / self.mask.sum()
+        return -(ratio * covariance).sum() / self.mask.sum(), share * slope

@@ -1,0 +1,83 @@
+"""Images at one resolution of a refinement: scaled, smoothed, and on a coarser grid."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalized(image: Tensor) -> Tensor:
+    """The image in [0, 1]: 0 for the darkest 1 %, 1 for the brightest 0.5 % of the foreground.
+
+    The scale then depends neither on a few bright vessels nor on negative values from interpolation in a background
+    of 0.
+    """
+    values = image.float().flatten()
+    values = values[:: max(1, values.numel() // 1_000_000)]  # enough for a quantile
+    low = values.kthvalue(max(1, round(0.01 * values.numel()))).values
+    above = (values - low).clamp_(min=0)
+    bright = above[above > 0.02 * above.max()]
+    if not bright.numel():  # only a few voxels are not background
+        low, bright = image.min(), image.float().max()[None] - image.min()
+    high = bright.kthvalue(max(1, round(0.995 * bright.numel()))).values
+    return ((image.float() - low) / high).clamp_(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Both images on a coarse grid with the corners of the full one; `spacing` is (1, 3, 1, 1, 1) in mm."""
+
+    fixed: Tensor
+    moving: Tensor
+    mask: Tensor
+    spacing: Tensor
+
+
+def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[float], target_mm: float) -> Level:
+    """Bring both images and the mask to about `target_mm`, along the axes that are finer than that.
+
+    Args:
+        fixed, moving, mask: (1, 1, D, H, W).
+        spacing: voxel spacing along (d, h, w), in mm.
+        target_mm: spacing of the level.
+    """
+    shape, steps = [], []
+    for n, mm in zip(fixed.shape[2:], spacing, strict=True):
+        # an axis that is already coarse or short keeps its length
+        coarse = max(min(n, 8), round((n - 1) * mm / target_mm) + 1)
+        shape.append(n if coarse > 0.8 * n else coarse)
+        steps.append(mm * (n - 1) / (shape[-1] - 1) if n > 1 else mm)
+    # against aliasing: sigma is half the factor, less the blur of the voxel itself
+    factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
+    sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
+
+    def resized(image: Tensor) -> Tensor:
+        return F.interpolate(smooth(image, sigmas), size=shape, mode="trilinear", align_corners=True)
+
+    inside = (F.interpolate(mask, size=shape, mode="trilinear", align_corners=True) > 0.5).float()
+    if not inside.any():
+        inside = torch.ones_like(inside)
+    return Level(resized(fixed), resized(moving), inside, fixed.new_tensor(steps).view(1, 3, 1, 1, 1))
+
+
+def smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Gaussian smoothing with sigmas in voxels, renormalised on the border; one small matrix per axis beats conv3d."""
+    for axis, (n, sigma) in enumerate(zip(image.shape[2:], sigmas, strict=True)):
+        if sigma > 0.05 and n > 1:
+            index = torch.arange(n, device=image.device, dtype=image.dtype)
+            weights = torch.exp(-((index[:, None] - index) ** 2) / (2 * sigma**2))
+            image = along(image, axis, weights / weights.sum(dim=1, keepdim=True))
+    return image
+
+
+def along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """The matrix (m, n) applied along one axis of length n of an image (B, C, D, H, W)."""
+    if axis == 2:
+        return image @ matrix.T
+    if axis == 1:
+        return matrix @ image
+    flat = matrix @ image.flatten(3)
+    return flat.view(*flat.shape[:3], *image.shape[3:])
