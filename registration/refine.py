@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels import fields
 from .choices import Effort, Similarity
-from .forces import CorrelationForce, Force
+from .forces import CorrelationForce, Force, force_of
 from .free_form import fit_level
 from .levels import Level, level_of, normalized, smooth
 from .similarity import box_sum
