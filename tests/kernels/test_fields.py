@@ -18,7 +18,7 @@ SHAPES = [(9, 10, 11), (1, 20, 33), (12, 1, 70), (5, 5, 5), (2, 3, 1), (24, 17, 
 
 @pytest.fixture(params=native.levels() or ("none",))
 def level(request):
-    with native.uselevel_of(request.param):
+    with native.use_level(request.param):
         yield request.param
 
 

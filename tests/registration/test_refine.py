@@ -137,7 +137,7 @@ def test_thin_and_tiny_images_run(shape, similarity, generator):
     assert torch.isfinite(found).all()
 
 
-def test_progress_names_eachlevel_of():
+def test_progress_names_each_level():
     fixed, moving, _ = pair()
     lines = []
     refine(moving, fixed, similarity="ncc", iterations=0.05, progress=lines.append)
@@ -166,7 +166,7 @@ def test_splines_sum_to_one_everywhere(n, step):
     torch.testing.assert_close(spline_basis(n, step).sum(1), torch.ones(n))
 
 
-def testbending_slope_is_the_derivative_of_the_energy(generator):
+def test_bending_slope_is_the_derivative_of_the_energy(generator):
     points = torch.randn(1, 3, 5, 6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     energy = sum(points.diff(n=2, dim=a).square().sum() for a in (2, 3, 4))
     energy = energy + 2 * sum(points.diff(dim=a).diff(dim=b).square().sum() for a, b in ((2, 3), (2, 4), (3, 4)))
