@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runs.cells import limited_threads
 from ..runs.json_files import write_json
+from ..runs.threads import limited_threads
 from ..volumes import Volume, VolumeWarning
 from .checks import check_images
 from .linear import Kind, Metric, Samples, coarsened, fit, samples_of, similarity, without_outliers

@@ -6,22 +6,17 @@ result.json and the files of the function) is published complete or not at all, 
 continues from the finished cells.
 """
 
-import contextlib
 import json
-import os
 import secrets
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
-
-from threadpoolctl import threadpool_limits
 
 from .files import flush
 from .functions import load_function, with_present_names
 from .json_files import write_json
+from .threads import limited_threads
 
 Result = dict[str, Any]  # plain values; each function has its own keys
 
@@ -84,26 +79,6 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
         raise ValueError(f"{path} holds a cell with other content; choose another --output")
     result: Result = json.loads((path / "result.json").read_text())
     return result
-
-
-@contextlib.contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Let BLAS, OpenMP and torch use `count` threads, since the order of summation affects the last digits."""
-    torch = sys.modules.get("torch")
-    before, environment = torch.get_num_threads() if torch else None, os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(count)  # for libraries that load later
-    if torch:
-        torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        if torch:
-            torch.set_num_threads(before)
-        if environment is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = environment
 
 
 def _publish(temporary: Path, target: Path) -> None:

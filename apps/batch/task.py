@@ -21,11 +21,12 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 import pydicom
 from filelock import FileLock, Timeout
 
-from ...runs.cells import Cell, Result, limited_threads
+from ...runs.cells import Cell, Result
 from ...runs.files import publish
 from ...runs.functions import load_function
 from ...runs.json_files import null_where_undefined, write_json
 from ...runs.record import sha256
+from ...runs.threads import limited_threads
 from .case import Case
 from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorded, manifest_entry, read_manifest
 from .names import printable, relative, shown_name, shown_path

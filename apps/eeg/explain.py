@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ...runs.cells import limited_threads
 from ...runs.compute import use_threads
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
+from ...runs.threads import limited_threads
 from ..nested_cv.records import Explanation
 from .explain_figures import draw
 from .explanation import (

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
 import numpy as np
 
-from ...runs.cells import limited_threads
 from ...runs.functions import load_function
 from ...runs.predictions import Predictions
+from ...runs.threads import limited_threads
 from .records import EstimatorSpec, FitCell, FitResult, PredictedSubject, Settings
 
 if TYPE_CHECKING:  # optional package
