@@ -7,7 +7,7 @@ Fields become flags, and fields declared with `field(kw_only=False)` become posi
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..runs.exit import UsageError
 
@@ -38,6 +38,27 @@ class ThreadOptions(Options):
     def check(self) -> None:
         super().check()
         at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(ThreadOptions):
+    """Options of a command that runs many fits.
+
+    Args:
+        jobs: processes on this machine, or fits running at once on a cluster.
+        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
+        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
+        threads: CPU threads per fit.
+    """
+
+    jobs: int | None = None
+    cluster: str | None = None
+    slurm: dict[str, Any] | None = None
+    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, jobs=self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)

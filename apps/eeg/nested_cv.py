@@ -55,10 +55,8 @@ def nested_cv(options: NestedCV) -> int:
     outcomes = run_with_progress(
         options.output,
         plan,
+        options,
         total=total,
-        jobs=options.jobs,
-        cluster=options.cluster,
-        slurm=options.slurm,
         fitted=clock.tick,
     )
     tables = write_predictions(options.output, plan, outcomes)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...runs.exit import UsageError
-from ..options import ThreadOptions, at_least, must_exist
+from ..options import ThreadOptions, WorkerOptions, at_least, must_exist
 from .options import GuardOptions, StudyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class NestedCV(StudyOptions, GuardOptions, ThreadOptions):
+class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
     """Evaluate models on the subjects of STUDY by nested cross-validation, and write a report.
 
     Each subject is in the test part of one outer fold; classes (and sites, if the table has a column "site") have equal
@@ -37,10 +37,6 @@ class NestedCV(StudyOptions, GuardOptions, ThreadOptions):
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
         objective: figure that the search maximises.
-        jobs: processes on this machine, or fits running at once on a cluster.
-        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
-        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
-        threads: CPU threads per fit.
         cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
         no_explanation: leave out the explanation of the first network on the test subjects of each outer fold.
         title: title of the report.
@@ -58,18 +54,10 @@ class NestedCV(StudyOptions, GuardOptions, ThreadOptions):
     repeats: int = 1
     trials: int = 20
     objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
-    jobs: int | None = None
-    cluster: str | None = None
-    slurm: dict[str, Any] | None = None
-    threads: int = 1
     cache: Path | None = None
     no_explanation: bool = False
     title: str | None = None
     seed: int = 0
-
-    def check(self) -> None:
-        super().check()
-        at_least(1, jobs=self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)

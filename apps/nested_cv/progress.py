@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group
 from ...runs.workers import open_pool
+from ..options import WorkerOptions
 from .records import Plan
 from .search import Outcome, run_plan
 
@@ -16,11 +16,9 @@ from .search import Outcome, run_plan
 def run_with_progress(
     folder: Path,
     plan: Plan,
+    workers: WorkerOptions,
     *,
     total: int,
-    jobs: int | None,
-    cluster: str | None,
-    slurm: dict[str, Any] | None,
     more: Sequence[Group[list[Outcome]]] = (),
     fitted: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
@@ -29,12 +27,12 @@ def run_with_progress(
     Args:
         folder: the folder of the run.
         plan: the plan of the run.
+        workers: where to run the fits.
         total: the largest number of fits.
-        jobs, cluster, slurm: where to run the fits, see `open_pool`.
         more: further cells, see `run_plan`.
         fitted: called after each fit.
     """
-    pool = open_pool(folder, jobs=jobs, cluster=cluster, slurm=slurm)
+    pool = open_pool(folder, jobs=workers.jobs, cluster=workers.cluster, slurm=workers.slurm)
     finished = False
     try:
         with Progress() as progress:

@@ -96,10 +96,8 @@ def cross_validate(options: CrossValidate) -> None:
     outcomes = run_with_progress(
         options.output,
         plan,
+        options,
         total=total,
-        jobs=options.jobs,
-        cluster=options.cluster,
-        slurm=options.slurm,
         more=baselines,
     )
     _report(options.output, dataset, plan, outcomes, resamples=options.resamples, seed=options.seed)

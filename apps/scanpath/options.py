@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ...scanpath.training_settings import TrainingSettings
-from ..options import DeviceOptions, Options, ThreadOptions, at_least, must_exist
+from ..options import DeviceOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
 
 LAST = "last.ckpt"
 
@@ -133,7 +133,7 @@ class Evaluate(DataOptions, ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossValidate(DataOptions, ThreadOptions):
+class CrossValidate(DataOptions, WorkerOptions):
     """Evaluate OAT on the scanpaths of DATA by nested cross-validation, beside simpler models and people.
 
     Each layout (or person, or target) is tested once. Settings and the number of epochs are chosen by the likelihood of
@@ -157,10 +157,6 @@ class CrossValidate(DataOptions, ThreadOptions):
         patience: epochs without a better validation loss before a fit stops.
         samples: scanpaths that each model draws for a scene.
         resamples: bootstrap resamples over layouts.
-        jobs: processes on this machine, or fits running at once on a cluster.
-        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
-        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
-        threads: CPU threads per fit.
         seed: the seed from which all others are derived.
     """
 
@@ -176,15 +172,11 @@ class CrossValidate(DataOptions, ThreadOptions):
     patience: int = 10
     samples: int = 10
     resamples: int = 1000
-    jobs: int | None = None
-    cluster: str | None = None
-    slurm: dict[str, Any] | None = None
-    threads: int = 1
     seed: int = 0
 
     def check(self) -> None:
         super().check()
-        at_least(1, jobs=self.jobs, epochs=self.epochs, patience=self.patience, trials=self.trials)
+        at_least(1, epochs=self.epochs, patience=self.patience, trials=self.trials)
         at_least(1, samples=self.samples, resamples=self.resamples)
 
 
