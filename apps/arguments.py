@@ -1,11 +1,13 @@
 """The command line of a verb, built from the class of its options: flags, types, help texts and `--config`."""
 
+import builtins
 import inspect
 import math
 import re
 from argparse import Action
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -39,7 +41,7 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     try:
         arguments = parser.parse_args(_with_values([_with_hyphens(word) for word in argv], _flags(options)))
     except Exception as error:  # jsonargparse raises several types, all about the arguments
-        raise UsageError(f"{_explained(error, options)}; see {prog} --help") from error
+        raise UsageError(f"{_explained(error, options, argv)}; see {prog} --help") from error
     names = inspect.signature(options).parameters
     found = {name: value for name, value in arguments.as_dict().items() if name in names}
     for name, value in found.items():
@@ -157,23 +159,58 @@ def _with_values(words: list[str], flags: set[str]) -> list[str]:
     return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
 
 
-def _explained(error: Exception, options: Callable[..., Any]) -> str:
-    """The parser's error message, with the name of the option as it is typed."""
+def _explained(error: Exception, options: Callable[..., Any], argv: list[str]) -> str:
+    """The parser's error message in plain words, with the name of the option as it is typed."""
     text, parameters = one_line(error), inspect.signature(options).parameters
-    if found := re.match(r'Parser key "(\w+)"?:', text):
-        parameter = parameters.get(found[1])
-        value = re.search(r"(?:Given value|Got value): (.*)$", text)
-        if parameter is not None and value and (wanted := _wanted(parameter.annotation)):
-            return f"{_shown(parameter)} must be {wanted}, got {value[1]}"
+    known = [_shown(p) for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if found := re.match(r'Parser key "(\w+)[^"]*"?: *(.*)$', text):
+        if found[1] == "config":
+            return f"--config must be a YAML file; {found[2][:1].lower()}{found[2][1:]}"
+        if found[1] in parameters:
+            parameter = parameters[found[1]]
+            return f"{_shown(parameter)} must be {_wanted(parameter.annotation)}, got {_given(found[2])}"
     if found := re.search(r"arguments are required: (.*)$", text):
         names = [name.strip().replace("-", "_") for name in found[1].split(",")]
         shown = [_shown(parameters[name]) if name in parameters else name for name in names]
         return f"{', '.join(shown)} must be given"
     if found := re.search(r"[Uu]nrecognized arguments: (--[\w-]+)", text):
-        known = [_shown(p) for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-        near: list[str] = get_close_matches(found[1], known, n=1)
-        return f"there is no option {found[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"there is no option {found[1]}{_suggestion(found[1], known)}"
+    if found := re.search(r"[Uu]nrecognized arguments: (.*)$", text):
+        return f"there are more words than the command takes: {found[1]}"
+    if found := re.match(r"Option '(.*)' is not accepted", text):
+        near = _suggestion(f"--{found[1].replace('_', '-')}", known).replace("-", "_").replace("__", "")
+        return f"{_config(argv)} gives {found[1]}, an option that this command does not have{near}"
+    if found := re.match(r"Problems parsing config: (.*)$", text):
+        problem = re.sub(r',? *in "<unicode string>",? *', ", ", found[1])
+        return f"{_config(argv)} is not a YAML file of options: {problem}"
     return text
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near: list[str] = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _config(argv: list[str]) -> str:
+    """The config file that is named last, as the subject of a sentence."""
+    for word, following in reversed(list(zip(argv, [*argv[1:], ""], strict=True))):
+        if word == "--config" or word.startswith("--config="):
+            return f"--config {word.partition('=')[2] or following}"
+    return "--config"
+
+
+_TYPES = {"dict": "a mapping", "list": "a list", "int": "a number", "float": "a number", "bool": "true or false"}
+
+
+def _given(reason: str) -> str:
+    """The value in an error of jsonargparse, shortened; what it is where the value is not in there."""
+    if found := re.search(r"not (\w+)(?: - .*)?$", reason.partition(" Given value type")[0]):
+        described = _TYPES.get(found[1], found[1])
+    else:
+        described = "nothing"
+    values = re.findall(r"(?:Given value|Got value): ?(.*?)(?= Given value type|$)", reason)
+    value: str = values[-1].strip() if values else described
+    return (value if len(value) <= 80 else f"{value[:77]}...") or "nothing"
 
 
 def _shown(parameter: inspect.Parameter) -> str:
@@ -181,14 +218,27 @@ def _shown(parameter: inspect.Parameter) -> str:
     return f"--{name.replace('_', '-')}" if parameter.kind is parameter.KEYWORD_ONLY else name.upper()
 
 
-def _wanted(annotation: Any) -> str | None:
-    """A description of valid values of this type; None if the type has no short description."""
+def _wanted(annotation: Any) -> str:
+    """A description of the valid values of this type."""
     if choices := _choices(annotation):
         return "one of " + choices.strip("{}").replace(",", ", ")
     parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
-    kinds = [part for part in parts if part is not NoneType]
-    if len(kinds) != 1:
-        return None
-    if get_origin(kinds[0]) is tuple:
-        return f"{len(get_args(kinds[0]))} values, such as [{','.join('1' * len(get_args(kinds[0])))}]"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kinds[0])
+    return " or ".join(_wanted_one(part) for part in parts if part is not NoneType)
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+
+
+def _wanted_one(kind: Any) -> str:
+    parts = get_args(kind)
+    match get_origin(kind) or kind:
+        case builtins.tuple if Ellipsis not in parts:
+            return f"{len(parts)} values, such as [{','.join('1' * len(parts))}]"
+        case builtins.tuple | builtins.list:
+            inside = _PLURALS.get(parts[0]) if parts else "values"
+            return f"a list of {inside or 'mappings, such as [{name: value}]'}"
+        case builtins.dict:
+            inside = f" of names to {_PLURALS[parts[1]]}" if parts and parts[1] in _PLURALS else ""
+            return f"a mapping{inside}, such as {{name: value}}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return words.get(kind) or kind.__name__

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """
     path = Path(path)
     content = read_plain(path, f"checkpoint of {what}")
+    _check_sums(path, what)
     parts = ("hyper_parameters", "state_dict")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), dict) for part in parts):
         raise ValueError(f"{path} is not a checkpoint of {what}")
@@ -91,6 +93,7 @@ def check_resumable(path: str | os.PathLike[str], what: str, module: nn.Module) 
     missing = [part for part in _POSITION if part not in content]
     if missing:
         raise ValueError(f"{path} is not a checkpoint of {what} that can be resumed: it lacks {', '.join(missing)}")
+    _check_position(Path(path), content)
     kept = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in content["state_dict"].items()}
     needed = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     other = next((name for name in sorted({*kept, *needed}) if kept.get(name) != needed.get(name)), None)
@@ -99,6 +102,48 @@ def check_resumable(path: str | os.PathLike[str], what: str, module: nn.Module) 
             f"{path} is of another network: {other} has shape {kept.get(other)} there and {needed.get(other)} here; "
             "resume with the options of the first run, or choose another --output"
         )
+
+
+def _check_position(path: Path, content: dict[str, Any]) -> None:
+    """Refuse counters, states of optimizers and states of callbacks that a Lightning trainer does not write."""
+    counts = {name: content[name] for name in ("epoch", "global_step")}
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{path} is damaged: {name} must be a whole number from 0 on, got {count!r}")
+    loop = content["loops"].get("fit_loop") if isinstance(content["loops"], dict) else None
+    parts = ("state_dict", "epoch_progress", "epoch_loop.batch_progress")
+    if not isinstance(loop, dict) or not all(isinstance(loop.get(part), dict) for part in parts):
+        raise ValueError(f"{path} is damaged: it does not hold the position of a training")
+    states = content["optimizer_states"]
+    if not isinstance(states, list) or not all(
+        isinstance(state, dict) and state.get("param_groups") and "state" in state for state in states
+    ):
+        raise ValueError(f"{path} is damaged: it does not hold the state of an optimizer")
+    callbacks = content.get("callbacks", {})
+    if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
+        raise ValueError(f"{path} is damaged: it does not hold the states of callbacks")
+    for part, values in (("an optimizer", states), ("a callback", callbacks)):
+        for tensor in _tensors(values):
+            check_finite_weights(path, {f"the state of {part}": tensor})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested mappings and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
+
+
+def _check_sums(path: Path, what: str) -> None:
+    """Refuse a checkpoint whose checksums do not fit its content, which torch does not look at."""
+    if not zipfile.is_zipfile(path):
+        return  # torch reports it
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{path} is not a readable checkpoint of {what}: {damaged} in it is damaged")
 
 
 def read_plain(path: str | os.PathLike[str], what: str) -> Any:
@@ -122,7 +167,7 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
     except Exception as error:  # unpicklers fail in many ways on damaged data, often without a message
         reason = "it is damaged, or holds more than tensors and plain values"
         if isinstance(error, OSError | RuntimeError):
-            reason = one_line(error)[:120]
+            reason = one_line(error).split(". This is an internal miniz error")[0][:120]
     raise ValueError(f"{path} is not a readable {what}: {reason}")
 
 

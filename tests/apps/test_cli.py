@@ -1,6 +1,7 @@
 """The command line: help at once, exit codes, one clear line for what a user can get wrong."""
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -195,3 +196,74 @@ def test_every_training_configuration_is_understood(config):
     arguments = parse_arguments(Train, words, prog="voxelwave registration train")
     assert len(arguments["size"]) == 3
     assert arguments["pairs"] == Path("pairs.csv")
+
+
+def _messages(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main([*verb.split(), *words]) == USAGE
+    return capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--degradation", "gaussian"], "--degradation must be a mapping, such as {name: value}, got gaussian;"),
+        (["--degradation", ""], "--degradation must be a mapping, such as {name: value}, got nothing;"),
+        (["--degradation", "[1, 2]"], "--degradation must be a mapping, such as {name: value}, got [1, 2];"),
+        (["--stages", "[{steps: many}]"], "--stages must be a list of mappings, such as [{name: value}], got [{'steps"),
+        (["--seed", ""], "--seed must be a whole number, got nothing;"),
+        (["--threads", "1e400"], "--threads must be a whole number, got 1e400;"),
+        (["--margin", "x" * 200], f"--margin must be a whole number, got {'x' * 77}...;"),
+        (["more", "words"], "there are more words than the command takes: more words;"),
+    ],
+)
+def test_a_wrong_value_is_explained_in_plain_words(words, complaint, capsys):
+    assert complaint in _messages("restoration train", ["in", "val", "-o", "out", *words], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("seeed: 1\n", "gives seeed, an option that this command does not have; did you mean seed?"),
+        ("train_images: 3\n", "TRAIN_IMAGES must be a path, got a number"),
+        ("output: [a]\n", "--output must be a path, got a list"),
+        ("module: abc\n", "--module must be a mapping, such as {name: value}, got abc"),
+        ("module: {network: [1\n", "run.yaml is not a YAML file of options: while parsing a flow sequence, line 1"),
+        ("a: !!python/object/apply:os.system [x]\n", "run.yaml is not a YAML file of options: could not determine a"),
+    ],
+)
+def test_a_wrong_config_file_is_explained_in_plain_words(text, complaint, capsys, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert complaint in _messages("restoration train", ["--config", str(config), "in", "val", "-o", "out"], capsys)
+
+
+def test_a_config_file_that_is_not_there_is_named(capsys, tmp_path):
+    missing = str(tmp_path / "missing.yaml")
+    message = _messages("eeg train", ["study", "-o", "out", "--config", missing], capsys)
+    assert message.startswith("voxelwave: usage: --config must be a YAML file; file does not exist")
+    assert missing in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["abc", "", "{a: 1}", "[1, 2]", "1e400", "{", "null", "- a", "3.5"])
+def test_no_message_about_an_option_holds_the_words_of_the_parser(value):
+    said, words = [], ("Union", "subtype", "Parser key", "<class", "typing.", "NoneType", "Given value", "PathLike")
+    for verb in [v for verbs in cli.COMMANDS.values() for v in verbs.values()] + list(cli.TOP_LEVEL.values()):
+        options = cli._load(verb.options)
+        parameters = inspect.signature(options).parameters
+        needed = [w for p in parameters.values() if p.default is p.empty for w in _words_for(p, "x")]
+        for parameter in parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                continue
+            try:
+                parse_arguments(options, [*needed, *_words_for(parameter, value)], prog="voxelwave")
+            except cli.UsageError as error:
+                said.append(str(error))
+    assert len(said) > 50 or value in ("null", "{a: 1}")
+    assert [text for text in said if any(word in text for word in words)] == []
+
+
+def _words_for(parameter: inspect.Parameter, value: str) -> list[str]:
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        return [value]
+    return [f"--{parameter.name.replace('_', '-')}={value}"]

@@ -64,3 +64,33 @@ def test_a_file_that_is_no_checkpoint_is_refused(checkpoint, tmp_path, damage):
     with pytest.raises(ValueError, match="is not a readable checkpoint of a training") as caught:
         check_resumable(path, "a training", Line())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "complaint"),
+    [
+        ("epoch", "one", "epoch must be a whole number from 0 on, got 'one'"),
+        ("global_step", -3, "global_step must be a whole number from 0 on, got -3"),
+        ("loops", "abc", "does not hold the position of a training"),
+        ("loops", {"fit_loop": {}}, "does not hold the position of a training"),
+        ("optimizer_states", [3], "does not hold the state of an optimizer"),
+        ("optimizer_states", [{"state": {0: {"m": torch.tensor([float("nan")])}}, "param_groups": [{}]}], "optimizer"),
+        ("callbacks", {"x": 3}, "does not hold the states of callbacks"),
+        ("callbacks", {"Best": {"weights": {"w": torch.tensor(float("inf"))}}}, "holds NaN or infinite numbers"),
+    ],
+)
+def test_a_position_that_no_trainer_wrote_is_refused(checkpoint, tmp_path, part, value, complaint):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, part: value}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        check_resumable(tmp_path / "last.ckpt", "a training", Line())
+
+
+def test_flipped_bytes_within_the_weights_are_found(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    weights = content["state_dict"]["layer.weight"].numpy().tobytes()
+    whole = checkpoint.read_bytes()
+    assert whole.count(weights) >= 1
+    (tmp_path / "last.ckpt").write_bytes(whole.replace(weights, bytes(len(weights))))
+    with pytest.raises(ValueError, match=r"is not a readable checkpoint of a training: \S+ in it is damaged"):
+        check_resumable(tmp_path / "last.ckpt", "a training", Line())
