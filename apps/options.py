@@ -5,24 +5,31 @@ class is in the `options.py` of its field; the module of the function is importe
 Fields become flags, and fields declared with `field(kw_only=False)` become positional arguments.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..runs.exit import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command."""
+    """Options of a command; `output`, where a command has it, is what `output_is` names."""
+
+    output_is: ClassVar[Literal["folder", "file", "either"]] = "folder"
 
     def check(self) -> None:
-        """Refuse wrong usage and missing inputs, before anything heavy is imported.
+        """Refuse wrong usage, missing inputs and an output that cannot be written, before anything heavy is imported.
 
         Raises:
             UsageError: options that do not go together, or a number out of range.
             FileNotFoundError: an input is missing.
+            ValueError: the output cannot be written.
         """
+        output = getattr(self, "output", None)
+        if output is not None:
+            must_be_writable(output, self.output_is)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +105,26 @@ def must_exist(path: Path | None, what: str) -> None:
     """
     if path is not None and not path.exists():
         raise FileNotFoundError(f"no {what} at {path}")
+
+
+def must_be_writable(output: Path, kind: Literal["folder", "file", "either"]) -> None:
+    """Refuse a place where no output can be written.
+
+    Args:
+        output: the file or folder to write.
+        kind: which of the two it is.
+
+    Raises:
+        ValueError: there is a file where a folder is needed, or the reverse, or nothing may be written there.
+    """
+    if kind == "folder" and output.exists() and not output.is_dir():
+        raise ValueError(f"{output} must be a folder for the results, got a file")
+    if kind == "file" and output.is_dir():
+        raise ValueError(f"{output} must be a file to write, got a folder")
+    existing = output.absolute() if output.is_dir() else output.absolute().parent
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"{output} cannot be written: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{output} cannot be written: nothing may be written in {existing}")

@@ -18,6 +18,8 @@ class Report(Options):
         output: the file to write; by default report.html in RUN_FOLDER.
     """
 
+    output_is = "file"
+
     run_folder: Path = field(kw_only=False)
     output: Path | None = None
 

@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
@@ -90,14 +91,48 @@ def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} must be a folder for the results, got a file")
-    with output_lock(folder):
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by runs that were killed
+    with _staged(folder) as temporary:
+        yield temporary
+        _move_all(temporary, folder, replaces)
+
+
+@contextmanager
+def outputs_beside(output: Path) -> Iterator[Path]:
+    """A temporary folder for an output and its report: all in it is moved beside `output` if the block succeeds.
+
+    If the block fails, nothing is. Only one run at a time can write to the output.
+
+    Args:
+        output: the file or folder to write, for the lock; the block writes it into the temporary folder.
+
+    Raises:
+        ValueError: another run is writing to it.
+
+    Example:
+        >>> import tempfile
+        >>> output = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with outputs_beside(output) as temporary:
+        ...     _ = (temporary / "a.txt").write_text("a")
+        ...     _ = (temporary / "a.json").write_text("{}")
+        >>> sorted(path.name for path in output.parent.iterdir())
+        ['a.json', 'a.txt']
+    """
+    output = output.absolute()
+    with _staged(output) as temporary:
+        yield temporary
+        _move_all(temporary, output.parent, ())
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A temporary folder beside an output that no other run is writing to."""
+    with output_lock(output):
+        for left in output.parent.glob(f".{escape(output.name)}.*.part"):  # by runs that were killed
             shutil.rmtree(left, ignore_errors=True)
-        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        temporary = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
         temporary.mkdir()
         try:
             yield temporary
-            _move_all(temporary, folder, replaces)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

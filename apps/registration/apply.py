@@ -1,5 +1,6 @@
 """`voxelwave registration apply`: apply a saved transform to an image or a label map."""
 
+from ...runs.files import output_lock
 from ...volumes import invert, read_transform, read_volume, resample, write_volume
 from .options import Apply
 from .work import FORWARD, INVERSE
@@ -7,6 +8,11 @@ from .work import FORWARD, INVERSE
 
 def apply(options: Apply) -> None:
     """Run the command."""
+    with output_lock(options.output):
+        _apply(options)
+
+
+def _apply(options: Apply) -> None:
     grid = read_volume(options.like, fix_tilt=options.fix_tilt)
     source = read_volume(options.image, fix_tilt=options.fix_tilt)
     if options.transform.is_dir():

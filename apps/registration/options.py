@@ -130,6 +130,8 @@ class Apply(Options):
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
 
+    output_is = "file"
+
     transform: Path = field(kw_only=False)
     image: Path = field(kw_only=False)
     like: Path
@@ -143,6 +145,11 @@ class Apply(Options):
         must_exist(self.transform, "transform")
         must_exist(self.image, "image")
         must_exist(self.like, "image")
+        if not self.output.name.lower().endswith((".nii", ".nii.gz", ".mgz")):
+            raise UsageError(f"--output must end in .nii, .nii.gz or .mgz, got {self.output}")
+        for source in (self.transform, self.image, self.like):
+            if self.output.resolve() == source.resolve():
+                raise UsageError(f"--output must be another path than the inputs, got {self.output}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from ...restoration.weights import load_weights
 from ...runs.catalogue import find_weights
 from ...runs.compute import choose_device, use_threads
 from ...runs.exit import DONE, REFUSED
+from ...runs.files import outputs_beside
 from ...runs.record import write_record
 from .options import Evaluate
 
@@ -47,9 +48,15 @@ def evaluate(options: Evaluate) -> int:
 
 def _write(output: Path, options: Evaluate, evaluation: Evaluation, weights: Path | None) -> None:
     """Write the table, and the record beside it."""
-    write_table(output, evaluation)
+    with outputs_beside(output) as together:
+        write_table(together / output.name, evaluation)
+        _write_record(together / output.with_suffix(".json").name, options, evaluation, weights)
+    print(f"wrote {output}")
+
+
+def _write_record(path: Path, options: Evaluate, evaluation: Evaluation, weights: Path | None) -> None:
     write_record(
-        output.with_suffix(".json"),
+        path,
         inputs={"clean": options.clean, "degraded": options.degraded, "weights": weights},
         options={
             "degradation": options.noise,
@@ -65,4 +72,3 @@ def _write(output: Path, options: Evaluate, evaluation: Evaluation, weights: Pat
         conditions=evaluation.conditions(),
         mean=evaluation.means(),
     )
-    print(f"wrote {output}")

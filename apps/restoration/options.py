@@ -43,6 +43,8 @@ class Restore(RestoreSettings, DeviceOptions, FolderOptions):
         series: only DICOM series whose description matches these patterns (folders only).
     """
 
+    output_is = "either"
+
     input: Path = field()
     output: Path
     weights: Path
@@ -117,6 +119,8 @@ class Evaluate(EvaluationSettings, TileSettings, DeviceOptions, ThreadOptions):
         output: the .tsv file for the table; a .json record with the options and versions is written beside it.
     """
 
+    output_is = "file"
+
     clean: Path = field(kw_only=False)
     weights: Path | None = None
     methods: list[str] | None = None
@@ -154,6 +158,8 @@ class Export(Options):
         output: the .safetensors file to write.
         notes: more text to store in the file, as name: text, such as data, licence, command, seed.
     """
+
+    output_is = "file"
 
     checkpoint: Path = field(kw_only=False)
     output: Path

@@ -11,7 +11,7 @@ from ...restoration.settings import RestoreSettings
 from ...runs.catalogue import find_weights
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
-from ...runs.files import output_lock
+from ...runs.files import outputs_beside
 from ...runs.record import write_record
 from ..batch.find import Found, choose, find_cases
 from ..batch.run import FolderRun, run_batch
@@ -67,14 +67,16 @@ def _restore_single(options: Restore) -> int:
         print(f"{source}: {shape} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
 
     try:
-        with output_lock(target):
+        with outputs_beside(target) as together:
             work = batch_work(weights=str(options.weights), **_work_arguments(options))
-            done = work.restore(source, target, show=show, progress=_show_progress)
+            to = together / target.absolute().name
+            done = work.restore(source, target, write_to=to, show=show, progress=_show_progress)
             _report(options, work, done)
     except (CaseRefused, Refused) as error:
         about = f"{source}: " if isinstance(error, Refused) else ""
         print(f"voxelwave: refused: {about}{error}", file=sys.stderr)
         return REFUSED
+    print(f"  wrote {target} in {done.seconds:.1f} s")
     return DONE
 
 
@@ -97,7 +99,6 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
         change=done.change.as_dict(),
         seconds=done.seconds,
     )
-    print(f"  wrote {done.written} in {done.seconds:.1f} s")
 
 
 def _work_arguments(options: Restore) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class Restoration:
         source: Path,
         target: Path,
         *,
+        write_to: Path | None = None,
         show: Callable[[Image, IntensityRange], None] | None = None,
         progress: Progress | None = None,
     ) -> Restored:
@@ -100,6 +101,7 @@ class Restoration:
         Args:
             source: an image, see `read_image`.
             target: the file or folder to write, see `write_image`.
+            write_to: a temporary path to write to instead, which the caller moves to `target`.
             show: called with the image and its range before the network starts.
             progress: called after each slice.
 
@@ -133,7 +135,9 @@ class Restoration:
         if most is not None and abs(change.bias) > most:
             raise Refused(f"the result's mean differs by {change.bias:+.4g} from the input's, more than {most:g}")
         words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
-        written = write_image(target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}")
+        written = write_image(
+            write_to or target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}"
+        )
         return Restored(written, intensity_range, change, seconds)
 
 

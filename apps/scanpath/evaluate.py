@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...runs.compute import use_threads
+from ...runs.files import outputs_together
 from ...runs.record import write_record
 from ...scanpath.baselines import ScanpathModel, fit_baselines
 from ...scanpath.estimators import read_dataset
@@ -30,7 +31,20 @@ def evaluate(options: Evaluate) -> None:
     overlap = None if network is None else _seen(dataset, network)
     if network is not None and options.only_unseen:
         parts = _unseen(dataset, parts, network)
-    options.output.mkdir(parents=True, exist_ok=True)  # first, so that an error appears before the slow part
+    with outputs_together(options.output) as together:  # first, so that an error appears before the slow part
+        _evaluate(options, together, dataset, parts, network, overlap)
+    print(f"wrote {options.output}/results.csv, results.json, trials.csv and results.png")
+
+
+def _evaluate(
+    options: Evaluate,
+    output: Path,
+    dataset: Dataset,
+    parts: list[Split],
+    network: NetworkModel | None,
+    overlap: dict[str, Any] | None,
+) -> None:
+    """Measure, write and print the figures."""
     rows = _measure(dataset, parts, network, samples=options.samples, seed=options.seed)
     table = summarise(rows, resamples=options.resamples, seed=options.seed)
     ours = network.name if network is not None else [m for m in table if "nll_per_token" in table[m]][-1]
@@ -40,9 +54,9 @@ def evaluate(options: Evaluate) -> None:
         if name != ours
     }
     title = f"{sum(len(test) for _, test in parts)} trials, folds by {options.split}, target {options.target_position}"
-    write_figures(options.output, rows, table)
-    _write_results(options, dataset, parts, table, {ours: differences}, overlap)
-    draw_figures(options.output / "results.png", table, title=title)
+    write_figures(output, rows, table)
+    _write_results(output / "results.json", options, dataset, parts, table, {ours: differences}, overlap)
+    draw_figures(output / "results.png", table, title=title)
     show_figures(table, title)
     if overlap is not None:
         for name, found in differences.items():
@@ -50,10 +64,10 @@ def evaluate(options: Evaluate) -> None:
                 value, low, high, _ = found["nll_per_token"]
                 print(f"{ours}: nats per token {value:+.3f} against {name}, [{low:+.3f}, {high:+.3f}]")
         print(f"{ours}: {overlap['message']}")
-    print(f"wrote {options.output}/results.csv, results.json, trials.csv and results.png")
 
 
 def _write_results(
+    path: Path,
     options: Evaluate,
     dataset: Dataset,
     parts: list[Split],
@@ -66,7 +80,7 @@ def _write_results(
     both_sides = [shared(dataset, train, test) for train, test in parts]
     weights = Path(options.weights) if options.weights and Path(options.weights).is_file() else None
     write_record(
-        options.output / "results.json",
+        path,
         inputs={"data": options.data, "weights": weights},
         options={**{name: getattr(options, name) for name in recorded}, "weights": options.weights},
         notes=list(dataset.notes),

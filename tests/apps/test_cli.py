@@ -190,6 +190,19 @@ def test_a_missing_input_is_reported_before_a_heavy_package_loads():
     assert [(words, code, loaded) for words, code, loaded in results if code != ERROR or loaded] == []
 
 
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_an_output_below_a_file_is_reported_first(verb, tmp_path, capsys):
+    options = cli._load((cli.COMMANDS[verb[0]][verb[1]] if len(verb) > 1 else cli.TOP_LEVEL[verb[0]]).options)
+    parameters = inspect.signature(options).parameters
+    if "output" not in parameters:
+        pytest.skip("writes nothing that the user names")
+    (tmp_path / "file").write_text("mine")
+    below = tmp_path / "file" / "out"
+    given = {n: Path("missing") for n, p in parameters.items() if p.default is p.empty} | {"output": below}
+    with pytest.raises(ValueError, match=r"out cannot be written: .*file is a file, not a folder"):
+        options(**given).check()
+
+
 @pytest.mark.parametrize("config", sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml")))
 def test_every_training_configuration_is_understood(config):
     words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]

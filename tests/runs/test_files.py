@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from voxelwave.runs import files
-from voxelwave.runs.files import output_lock, outputs_together
+from voxelwave.runs.files import output_lock, outputs_beside, outputs_together
 
 
 def _write(folder, words, names=("a.txt", "b/c.txt")):
@@ -89,3 +89,17 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     with outputs_together(tmp_path / "out") as folder:
         _write(folder, "new")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_output_and_its_report_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "a.json").mkdir()  # so that the report cannot be moved there
+    with pytest.raises(OSError, match=r"a\.json"), outputs_beside(tmp_path / "a.txt") as together:
+        _write_names(together, "a.txt", "a.json")
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def _write_names(folder, *names):
+    for name in names:
+        (folder / name).write_text("second")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxelwave.apps import cli
-from voxelwave.runs.exit import DONE, ERROR
+from voxelwave.runs.exit import DONE, ERROR, USAGE
 from voxelwave.volumes import Volume, read_volume
 
 
@@ -39,3 +39,21 @@ def test_a_missing_transform_is_named(scans, tmp_path, capsys):
     words = ["registration", "apply", str(tmp_path / "gone"), image, "--like", image, "-o", str(tmp_path / "o.nii.gz")]
     assert cli.main(words) == ERROR
     assert "no transform at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "complaint", "code"),
+    [
+        ("image.nii.gz", "--output must be another path than the inputs", USAGE),
+        ("out.png", "--output must end in .nii, .nii.gz or .mgz", USAGE),
+        ("folder.nii.gz", "must be a file to write, got a folder", ERROR),
+        ("image.nii.gz/out.nii.gz", "image.nii.gz is a file, not a folder", ERROR),
+    ],
+)
+def test_what_cannot_be_written_is_reported_before_the_work(tmp_path, capsys, output, complaint, code):
+    image = tmp_path / "image.nii.gz"
+    image.write_text("no image, so that reading it would be another error")
+    (tmp_path / "folder.nii.gz").mkdir()
+    words = ["registration", "apply", str(tmp_path), str(image), "--like", str(image), "-o", str(tmp_path / output)]
+    assert cli.main(words) == code
+    assert complaint in capsys.readouterr().err

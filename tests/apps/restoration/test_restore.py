@@ -65,6 +65,14 @@ def test_the_input_is_never_overwritten(folder: Path) -> None:
     assert (folder / "in/a.png").read_bytes() == before
 
 
+def test_the_result_does_not_appear_without_its_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "out.restoration.json").mkdir()
+    assert _restore(folder, "in/a.png", "out.png") == ERROR
+    assert "out.restoration.json" in capsys.readouterr().err
+    assert not (folder / "out.png").exists()
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize(
     ("words", "reason", "code"),
     [
