@@ -119,6 +119,7 @@ def test_the_norm_of_a_spatial_filter_is_limited_at_every_size_of_its_weights():
         torch.testing.assert_close(norms, (scale * weight).flatten(1).norm(dim=1).clamp(max=1.0), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow  # the imports of apps.eeg are tested in less time
 def test_building_a_network_imports_neither_braindecode_nor_torchaudio_and_leaves_torch_as_it_was():
     code = (
         "import sys, torch; before = torch.version.cuda; from voxelwave.eeg.networks import build_network; "

@@ -1,5 +1,7 @@
 """Tiles against the whole image, refusals, and the measured change."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -44,16 +46,15 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).random((1, 1, 47, 61), dtype=np.float32)
 
 
-@pytest.mark.parametrize("length", [1, 2, 19, 20, 21, 47, 200])
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.3, 0.5])
 @pytest.mark.parametrize("smooth", [True, False])
-@pytest.mark.parametrize("scale", [1, 3])
-def test_weights_of_all_tiles_sum_to_one(length: int, overlap: float, smooth: bool, scale: int) -> None:
-    windows = tile_windows(length, 20, overlap)
-    total = np.zeros(windows[-1][1] * scale)
-    for (start, stop, _, _), weight in zip(windows, tile_weights(windows, scale=scale, smooth=smooth), strict=True):
-        total[start * scale : stop * scale] += weight
-    np.testing.assert_allclose(total, 1, atol=1e-12)
+def test_weights_of_all_tiles_sum_to_one(overlap: float, smooth: bool) -> None:
+    for length, scale in itertools.product((1, 2, 19, 20, 21, 47, 200), (1, 3)):
+        windows = tile_windows(length, 20, overlap)
+        total = np.zeros(windows[-1][1] * scale)
+        for (start, stop, _, _), weight in zip(windows, tile_weights(windows, scale=scale, smooth=smooth), strict=True):
+            total[start * scale : stop * scale] += weight
+        np.testing.assert_allclose(total, 1, atol=1e-12, err_msg=f"{length} pixels, scale {scale}")
 
 
 def test_number_and_size_of_tiles_are_the_published_ones() -> None:

@@ -119,7 +119,7 @@ def test_the_remains_of_a_killed_cell_are_no_result(cell, folder):
     assert [p.name for p in folder.iterdir()] == ["c1"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(rounds=st.lists(st.integers(0, 3), min_size=1, max_size=4), slots=st.integers(1, 5), seed=st.integers(0, 999))
 def test_outcomes_do_not_depend_on_the_order_in_which_cells_finish(tmp_path_factory, rounds, slots, seed):
     folders = [tmp_path_factory.mktemp("cells") for _ in range(2)]

@@ -245,8 +245,8 @@ def test_gradients_turn_with_the_head() -> None:
 @pytest.mark.parametrize(
     ("moving", "fixed"),
     [
-        ("siemens_t1_sag_35slices", "siemens_xa30_enhanced/b0.dcm"),
-        ("siemens_xa30_enhanced/b0.dcm", "siemens_xa30_enhanced/t1.dcm"),
+        pytest.param("siemens_t1_sag_35slices", "siemens_xa30_enhanced/b0.dcm", marks=pytest.mark.slow),
+        pytest.param("siemens_xa30_enhanced/b0.dcm", "siemens_xa30_enhanced/t1.dcm", marks=pytest.mark.slow),
         ("dicom2nifti/ge/dti/001", "dicom2nifti/ge/anatomical/001"),
         ("dicom2nifti/siemens_multiframe/anatomical/001", "dicom2nifti/ge/anatomical/001"),
     ],

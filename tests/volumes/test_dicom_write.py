@@ -109,7 +109,7 @@ def test_other_slices_and_a_full_folder_are_refused(write_ct: Callable[..., None
     "name",
     [
         "siemens_t1_sag_35slices",
-        "siemens_xa30_enhanced/*adc*",
+        pytest.param("siemens_xa30_enhanced/*adc*", marks=pytest.mark.slow),
         "dicom2nifti/generic/compressed_j2k/001",
         "dicom2nifti/ge/dti/001",
         "dicom2nifti/philips_enhanced/anatomical/001",
@@ -128,9 +128,9 @@ def test_real_series_come_back_unchanged(shared_data: Path, tmp_path: Path, name
 @pytest.mark.parametrize(
     "name",
     [
-        "siemens_t1_sag_35slices",
-        "siemens_xa30_enhanced/*adc*",
-        "siemens_xa30_enhanced/*t1*",
+        pytest.param("siemens_t1_sag_35slices", marks=pytest.mark.slow),
+        pytest.param("siemens_xa30_enhanced/*adc*", marks=pytest.mark.slow),
+        pytest.param("siemens_xa30_enhanced/*t1*", marks=pytest.mark.slow),
         "dicom2nifti/ge/dti/001",
         "dicom2nifti/generic/anatomical/002_non_isotropic",
         "dicom2nifti/generic/compressed_j2k/001",
@@ -180,9 +180,9 @@ def _same_in_the_world(affine: np.ndarray, array: np.ndarray, ours: Volume) -> N
 @pytest.mark.parametrize(
     "name",
     [
-        "siemens_t1_sag_35slices",
-        "siemens_xa30_enhanced/t1.dcm",
-        "siemens_xa30_enhanced/adc.dcm",
+        pytest.param("siemens_t1_sag_35slices", marks=pytest.mark.slow),
+        pytest.param("siemens_xa30_enhanced/t1.dcm", marks=pytest.mark.slow),
+        pytest.param("siemens_xa30_enhanced/adc.dcm", marks=pytest.mark.slow),
         "dicom2nifti/ge/anatomical/001",
         "dicom2nifti/generic/anatomical/002_non_isotropic",
         "dicom2nifti/philips_enhanced/anatomical/001",

@@ -374,4 +374,5 @@ def test_the_command_shows_a_plan_of_a_real_folder(shared_data, tmp_path, capsys
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("MR-") for line in lines) > 10
     assert not (tmp_path / "out").exists()
+    words[3] = str(shared_data / "dicom" / "siemens_xa30_enhanced")
     assert cli.main([*words, "--weights", "denoise-grey", "--dry-run", "--include", "nothing*"]) == ERROR

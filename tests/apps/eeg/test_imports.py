@@ -3,15 +3,16 @@
 import subprocess
 import sys
 
-import pytest
+SHAPE = {"n_chans": 5, "n_times": 200, "n_outputs": 2, "sfreq": 100.0}
 
 
-@pytest.mark.parametrize("module", ["diagnose", "work"])
-def test_diagnosing_loads_neither_lightning_nor_braindecode(module):
+def test_diagnosing_loads_neither_lightning_nor_braindecode():
     heavy = ["lightning", "monai", "braindecode", "torchaudio", "optuna", "sklearn", "matplotlib"]
     code = (
-        f"import sys; import voxelwave.apps.eeg.{module}; from voxelwave.eeg.networks import build_network; "
-        f"build_network('adhdeepnet', {{'F1': 2, 'D': 1}}); print([n for n in {heavy} if n in sys.modules])"
+        "import sys, voxelwave.apps.eeg.diagnose, voxelwave.apps.eeg.work, torch; before = torch.version.cuda; "
+        "from voxelwave.eeg.networks import build_network; "
+        f"[build_network(name, {SHAPE}) for name in ('adhdeepnet', 'eegnet', 'shallow')]; "
+        f"assert torch.version.cuda == before; print([n for n in {heavy} if n in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -59,6 +59,7 @@ def test_a_recording_is_diagnosed_as_a_whole_and_in_a_stream_alike(study, weight
     }
 
 
+@pytest.mark.slow
 def test_a_folder_is_diagnosed_in_streams(study, weights, tmp_path):
     rows = diagnosed(tmp_path / "out", "-i", study, "--weights", weights, "--stream", "--include", "*s00[12]*")
     assert len(rows) == 2

@@ -237,6 +237,7 @@ def test_figures_on_the_page_are_those_of_the_results(run):
     assert f"{headline['mean']:.3f} <small>({low:.3f} to {high:.3f})</small>" in text
 
 
+@pytest.mark.slow
 def test_a_repeated_report_adds_the_missing_explanation(copy):
     shutil.rmtree(copy / "explain")
     (copy / "report.html").unlink()

@@ -115,7 +115,7 @@ def test_jobs_of_submitit_give_the_same_figures(toy_run, tmp_path):
 def test_labels_of_the_tested_subjects_choose_nothing(toy_run, tmp_path):
     """The labels of one test part are inverted. The choices and predictions of the nested run stay the same; those of
     the published protocol change, so this test detects a leak if there is one."""
-    plan = toy_run.toy_plan(trials=6)
+    plan = toy_run.toy_plan(trials=4)
     tested = plan["splits"][1]["test"]
     inverted = [1 - label if i in tested else label for i, label in enumerate(toy_run.LABELS)]
 
@@ -232,7 +232,7 @@ def test_nothing_to_find_gives_an_interval_around_a_half(toy_run, tmp_path):
 
 def test_diverged_trials_are_listed_and_never_chosen(toy_run, tmp_path):
     models = {"broken": toy_run.toy(kind="broken")}
-    outcomes = run_here(tmp_path, toy_run.toy_plan(models, protocol=NESTED, published=(), trials=12))
+    outcomes = run_here(tmp_path, toy_run.toy_plan(models, protocol=NESTED, published=(), trials=8))
     scores = [(t["settings"]["penalty"] > 1, t["score"] is None) for o in outcomes for t in o.trials]
     assert {(True, True), (False, False)} == set(scores)
     assert all(o.settings["penalty"] <= 1 for o in outcomes)

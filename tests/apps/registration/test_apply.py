@@ -7,7 +7,7 @@ import pytest
 
 from voxelwave.apps import cli
 from voxelwave.runs.exit import DONE, ERROR, USAGE
-from voxelwave.volumes import Volume, read_volume
+from voxelwave.volumes import DisplacementField, Volume, read_volume, resample, write_transform, write_volume
 
 
 @pytest.mark.slow
@@ -26,12 +26,18 @@ def test_apply_repeats_and_inverts_a_registration(result, scans, tmp_path):
     assert set(np.unique(labels.array)) == {0, 1, 2}
 
 
-def test_a_single_transform_file_is_inverted(result, scans, tmp_path):
-    words = ["registration", "apply", str(result / "forward.nii.gz"), str(scans / "fixed.nii.gz"), "--inverse"]
+def test_a_single_transform_file_is_inverted(scans, tmp_path):
+    fixed, moving = (read_volume(scans / f"{name}.nii.gz") for name in ("fixed", "moving"))
+    bend = np.sin(np.arange(fixed.shape[1]) / 4)[None, :, None, None] * [1.0, 2.0, 0.0]
+    field = DisplacementField(np.broadcast_to(np.add(bend, [-4.0, 0.0, 0.0]), (*fixed.shape, 3)), fixed.affine)
+    write_transform(tmp_path / "forward.nii.gz", field)
+    write_volume(tmp_path / "warped.nii.gz", resample(moving, fixed, field))
+    words = ["registration", "apply", str(tmp_path / "forward.nii.gz"), str(tmp_path / "warped.nii.gz"), "--inverse"]
     words += ["--like", str(scans / "moving.nii.gz"), "-o", str(tmp_path / "back.nii.gz")]
     assert cli.main(words) == DONE
-    back, moving = read_volume(tmp_path / "back.nii.gz"), read_volume(scans / "moving.nii.gz")
+    back = read_volume(tmp_path / "back.nii.gz")
     assert np.corrcoef(back.array.ravel(), moving.array.ravel())[0, 1] > 0.98
+    assert np.corrcoef(read_volume(tmp_path / "warped.nii.gz").array.ravel(), moving.array.ravel())[0, 1] < 0.97
 
 
 def test_a_missing_transform_is_named(scans, tmp_path, capsys):

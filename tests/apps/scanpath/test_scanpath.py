@@ -61,7 +61,7 @@ def test_shipped_configurations_run(config, data, tmp_path):
     content = yaml.safe_load(config.read_text())
     folds = config.stem.endswith("_folds")
     content["network"] = {**content["network"], **TINY, "heads": 2}
-    content |= {"epochs": 1, "samples": 1, "folds": 2} if folds else {"epochs": 1}
+    content |= {"epochs": 1, "samples": 1, "folds": 2, "resamples": 5} if folds else {"epochs": 1}
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump(content))
     file = str(data["free" if config.stem == "features" else "grid"])
@@ -221,7 +221,7 @@ def test_cross_validation_tests_each_scanpath_once_by_weights_that_never_saw_its
     assert "with another plan (trials was 2, now 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("split", ["person", "target"])
+@pytest.mark.parametrize("split", ["person", pytest.param("target", marks=pytest.mark.slow)])
 def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
     words = ["--split", split, "--folds", "2" if split == "person" else "3", "--inner", "2", "--epochs", "1"]
     words += ["--samples", "1", "--resamples", "5", "--target-position", "hidden", "--network", json.dumps({**TINY})]
@@ -234,6 +234,7 @@ def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
     assert results["test_trials_seen_in_training_of_their_fold"][split] == 0
 
 
+@pytest.mark.slow
 def test_benchmarks_measure_on_small_scenes(tmp_path, monkeypatch, capsys):
     from voxelwave.scanpath import benchmark as scanpath_benchmark
 
