@@ -2,8 +2,8 @@
 
 `--help` and wrong usage load the options only; a missing input is reported before torch or another heavy package loads.
 
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a guard, 130 interrupted (Ctrl-C), 143
-ended by SIGTERM.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a safety check, 130 interrupted (Ctrl-C),
+143 terminated by SIGTERM.
 """
 
 import importlib
@@ -47,7 +47,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "benchmark": Verb(
             "registration.options:Benchmark",
             "registration.benchmark:benchmark",
-            "accuracy, time and memory of our registration and of ANTs SyN",
+            "measure accuracy, time and memory, compared with ANTs SyN",
         ),
     },
     "restoration": {
@@ -62,7 +62,9 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "train a network on a folder of images or on real pairs",
         ),
         "evaluate": Verb(
-            "restoration.options:Evaluate", "restoration.evaluate:evaluate", "PSNR and SSIM against classical methods"
+            "restoration.options:Evaluate",
+            "restoration.evaluate:evaluate",
+            "measure PSNR and SSIM, compared with classical methods",
         ),
         "export": Verb(
             "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"
@@ -70,7 +72,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "benchmark": Verb(
             "restoration.options:Benchmark",
             "restoration.benchmark:benchmark",
-            "time, memory and PSNR against simpler methods",
+            "measure time, memory and PSNR, compared with simpler methods",
         ),
         "images": Verb(
             "restoration.options:Images", "restoration.images:images", "gather openly licensed images to train on"
@@ -79,28 +81,28 @@ COMMANDS: dict[str, dict[str, Verb]] = {
     "eeg": {
         "train": Verb("eeg.options:Train", "eeg.train:train", "train one network on the recordings of a study"),
         "diagnose": Verb(
-            "eeg.options:Diagnose", "eeg.diagnose:diagnose", "probability per subject and per window by trained weights"
+            "eeg.options:Diagnose", "eeg.diagnose:diagnose", "estimate the probability of the diagnosed class"
         ),
         "explain": Verb(
-            "eeg.nested_options:Explain", "eeg.explain:explain", "channels, bands and filters that a network relies on"
+            "eeg.nested_options:Explain", "eeg.explain:explain", "show which channels and bands a network relies on"
         ),
         "nested-cv": Verb(
             "eeg.nested_options:NestedCV",
             "eeg.nested_cv:nested_cv",
-            "nested cross-validation of networks and simple models, with a report",
+            "evaluate networks and simple models by nested cross-validation, with a report",
         ),
         "audit": Verb(
-            "eeg.options:Audit", "eeg.audit:audit", "look for leakage and confounds in a study and in a split of it"
+            "eeg.options:Audit", "eeg.audit:audit", "check a study, and a split of it, for leakage and confounds"
         ),
         "benchmark": Verb(
             "eeg.options:Benchmark",
             "eeg.benchmark:benchmark",
-            "training speed of ADHDeepNet and other networks",
+            "measure the training speed of ADHDeepNet and other networks",
         ),
         "planted": Verb(
             "eeg.nested_options:Planted",
             "eeg.planted:planted",
-            "a nested run on synthetic subjects with a known difference",
+            "test the pipeline on synthetic subjects with a known difference",
         ),
     },
     "scanpath": {
@@ -118,30 +120,32 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "cross-validate": Verb(
             "scanpath.options:CrossValidate",
             "scanpath.cross_validate:cross_validate",
-            "test on unseen layouts, people or targets",
+            "evaluate by cross-validation over layouts, people or targets",
         ),
         "benchmark": Verb(
             "scanpath.options:Benchmark",
             "scanpath.benchmark:benchmark",
-            "speed of decoding; learning of a known observer",
+            "measure the speed of decoding and how well a known observer is learnt",
         ),
     },
     "batch": {
         "page": Verb(
-            "batch.options:Page", "batch.page:page", "make the page of a folder of results again, from its manifest"
+            "batch.options:Page", "batch.page:page", "write the page of a folder of results again, from its manifest"
         ),
         "benchmark": Verb(
             "bench.options:BatchBenchmark",
             "bench.batch:benchmark",
-            "compare one run over many series with one process each, also after a kill",
+            "measure the cost of a run over many series, and its recovery from kills",
         ),
     },
     "bench": {
-        "attention": Verb("bench.options:Attention", "bench.attention:attention", "cost of attention mechanisms"),
+        "attention": Verb(
+            "bench.options:Attention", "bench.attention:attention", "measure the cost of attention mechanisms"
+        ),
         "kernels": Verb(
             "bench.options:Kernels",
             "bench.kernels:kernels",
-            "speed and accuracy of the selective scan against other implementations",
+            "measure speed and accuracy of the selective scan, compared with other implementations",
         ),
     },
 }
@@ -149,13 +153,13 @@ TOP_LEVEL: dict[str, Verb] = {
     "demo": Verb(
         "demo.options:Demo",
         "demo.demo:demo",
-        "align two real brain scans, denoise a slice and predict a scanpath, from data that come with the package",
+        "align two real brain scans, denoise a slice and predict a scanpath, all from included data",
     ),
     "weights": Verb(
         "weights.options:Weights", "weights.weights:weights", "list the weights that --weights finds by name"
     ),
     "report": Verb(
-        "report_options:Report", "make_report:report", "make the report of a finished run again, as one HTML file"
+        "report_options:Report", "make_report:report", "write the report of a finished run again, as one HTML file"
     ),
 }
 

@@ -25,9 +25,10 @@ class TileSettings(Settings):
     """How an image is restored in tiles.
 
     Args:
-        tile: the largest side of a tile in pixels; bounds the memory. In a folder it is halved when memory runs out.
-        overlap: how much a tile sees of its neighbours on each side, as a share of the tile.
-        self_ensemble: average over eight mirrorings and rotations; better by about 0.1 dB, eight times slower.
+        tile: the largest side of a tile in pixels, which limits the memory. For a folder, it is halved when memory runs
+            out.
+        overlap: the overlap with the neighbouring tiles on each side, as a fraction of the tile.
+        self_ensemble: average the results of eight flips and rotations; better by about 0.1 dB, eight times slower.
     """
 
     tile: int = 200
@@ -40,14 +41,15 @@ class RestoreSettings(TileSettings):
     """How an image file is restored.
 
     Args:
-        range: the intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH. Values
-            outside are kept.
+        range: the intensities that are mapped to 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH.
+            Values outside this range are not clipped.
         slice_axis: the array axis of a NIfTI volume along which its slices lie.
         variant: the name of the published configuration, for published weights.
-        stripe_width: the width of the scan's stripes, for published weights.
-        max_bias: refuse to write a result whose mean differs from its input's by more than this, in the image's unit.
+        stripe_width: the width of the stripes in the network's scan order, for published weights.
+        max_bias: refuse to write a result whose mean differs from that of its input by more than this, in the unit of
+            the image.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and write a NIfTI file;
-            else it is refused.
+            without this option such a CT is refused.
     """
 
     range: str = "auto"
@@ -72,15 +74,16 @@ class EvaluationSettings(Settings):
     Args:
         degraded: real degraded partners of CLEAN, in the same order of names.
         degradation: gaussian, rician, ct, gaussian-blur or box-blur; or kind and parameters as in the configuration of
-            a training, such as "{kind: ct, photons: 30000}"; or bicubic for super-resolution, whose small images are
-            made as by MATLAB's imresize.
-        scale: the factor of super-resolution, whose small images are bicubic; by default that of the network.
-        sigma: the standard deviation of the noise in the unit of the images (25 of 0 to 255); Gaussian unless
-            --degradation is rician.
-        range: the intensities that become 0 and 1, whose distance is the data_range: auto, dtype, LOW,HIGH,
-            hu:LOW,HIGH or percentiles:LOW,HIGH.
+            a training, such as "{kind: ct, photons: 30000}"; or bicubic for super-resolution, which shrinks the images
+            as MATLAB's imresize does.
+        scale: the super-resolution factor, by which the images are shrunk with bicubic interpolation; by default that
+            of the network.
+        sigma: the standard deviation of the noise in the unit of the images, such as 25 for images from 0 to 255; the
+            noise is Gaussian unless --degradation is rician.
+        range: the intensities that are mapped to 0 and 1, and whose difference is the data_range: auto, dtype,
+            LOW,HIGH, hu:LOW,HIGH or percentiles:LOW,HIGH.
         slice_axis: the array axis of NIfTI volumes along which their slices lie.
-        slices_per_volume: the most slices that are measured of a volume, evenly spread.
+        slices_per_volume: the largest number of slices measured per volume, evenly spaced.
         grey: convert colour images to their luminance first.
         seed: seed of the noise; each image has its own draw.
     """
@@ -131,20 +134,21 @@ class TrainingSettings(Settings):
     Args:
         module: the options of the training: network, arguments, loss, optimizer, lr, schedule, ema_decay and so on.
         degradation: kind (gaussian, rician, ct, gaussian-blur, box-blur) and its parameters, such as sigma [0.02, 0.2]
-            as shares of the range; ct has photons [3000, 300000] and a range in HU, gaussian-blur has sigma_px.
+            as fractions of the range; ct takes photons [3000, 300000] and needs a range in HU, gaussian-blur takes
+            sigma_px.
         train_degraded: the degraded partners of TRAIN_IMAGES.
         validation_degraded: the degraded partners of VALIDATION_IMAGES.
-        intensity_range: the intensities that become 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or
+        intensity_range: the intensities that are mapped to 0 and 1: auto, dtype, LOW,HIGH, hu:LOW,HIGH or
             percentiles:LOW,HIGH.
         slice_axis: the array axis of NIfTI volumes along which their slices lie.
         grey: convert colour images to their luminance.
         slices: an odd number of neighbouring slices as input channels (2.5-D).
-        stages: the stages in order, each with steps, batch and patch.
-        epoch_steps: steps between validations; each validation is followed by a checkpoint.
-        validation_crop: validation uses the middle square of this many pixels of each slice.
-        margin: pixels around each patch that are degraded with it and then cut off; by default as many as the
-            degradation looks at.
-        gradient_clip: the largest norm of the gradient.
+        stages: the stages of the training in order, each with steps, batch and patch.
+        epoch_steps: steps between validations; a checkpoint is written after each validation.
+        validation_crop: side in pixels of the central square of each slice that validation uses.
+        margin: pixels around each patch that are degraded with it and then cut off; by default the reach of the
+            degradation.
+        gradient_clip: the largest norm of the gradient; a larger gradient is scaled down.
         seed: seed of parameters, patches and degradations.
     """
 
@@ -179,20 +183,20 @@ class ModuleSettings(Settings):
         loss: "l1", "charbonnier" or "mse".
         optimizer: "adam" or "adamw".
         lr: the learning rate.
-        betas: the optimiser's decay rates of its two moments.
-        weight_decay: the weight decay of AdamW; the scan's decay rates, skips, norms and biases are left out.
+        betas: the decay rates of the optimizer's two moments.
+        weight_decay: the weight decay of AdamW; it is not applied to the scan's decay rates, skips, norms and biases.
         schedule: "halved" (at `milestones`), "cosine" (after `hold`, down to `lr_min` at `steps`) or "constant".
         milestones: the steps at which the rate halves.
         warmup: steps of linear warm-up before the cosine.
         hold: the step at which the cosine begins.
         steps: the step at which the cosine ends.
         lr_min: the last learning rate of the cosine.
-        ema_decay: the decay of the averaged weights; early on it is (1 + n) / (10 + n) after n steps. 0 turns the
-            average off.
-        mixup: the parameter of the Beta distribution whose draws mix the samples of half the batches; None for no
-            mixing.
-        start_from: weights to begin with: a file of ours, or published parameters; parameters whose name or shape
-            does not fit (the head of another scale) keep their random start.
+        ema_decay: the decay of the averaged weights; during the first steps it is (1 + n) / (10 + n) after n steps. 0
+            turns the average off.
+        mixup: the parameter of the Beta distribution from which the mixing factors of mixup are drawn, for half of the
+            batches; None turns mixup off.
+        start_from: initial weights: a weight file of this package, or published parameters; parameters whose name or
+            shape does not fit (such as the head for another scale) keep their random initial values.
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:

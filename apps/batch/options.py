@@ -20,9 +20,10 @@ class FolderOptions(ThreadOptions):
         include: only cases that match these patterns, such as "T1*,*FLAIR*", by description, file name or path
             (folders only).
         jobs: processes on this machine, or cases running at once on a cluster (folders only).
-        part: i/n, the i-th of n parts, for job arrays (folders only).
-        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine (folders only).
-        slurm: submitit's parameters, such as slurm_partition and mem_gb.
+        part: i/n, to process only the i-th of n parts, for job arrays (folders only).
+        cluster: run on a cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm jobs on this machine (folders
+            only).
+        slurm: parameters of submitit, such as slurm_partition and mem_gb.
         keep_identifiers: show and record file and patient names instead of hashes (folders only).
     """
 
@@ -56,7 +57,7 @@ class Page(Options):
     moved. It shows images of patients: treat it like the images.
 
     Args:
-        output: the folder of results of a run over a folder.
+        output: the output folder of a run over a folder.
     """
 
     output: Path = field(kw_only=False)

@@ -51,9 +51,10 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
 class Register(MethodOptions, FolderOptions):
     """Align MOVING to FIXED, or all pairs of a folder, and write warped scans, transforms, a record and a picture.
 
-    A diffusion series (4-D, with .bval and .bvec beside it) is aligned by its mean b0 image; as MOVING it is moved
-    volume by volume, and its b-vectors are rotated with it. Between two DICOM images the warped scan is also written as
-    a derived series (warped_dicom/) and the transform as a Deformable Spatial Registration object (registration.dcm).
+    A diffusion series (4-D, with .bval and .bvec beside it) is aligned by its mean b0 image. If MOVING is a diffusion
+    series, each of its volumes is resampled and its b-vectors are rotated accordingly. If both images are DICOM, the
+    warped scan is also written as a derived series (warped_dicom/) and the transform as a Deformable Spatial
+    Registration object (registration.dcm).
 
     With --input instead of MOVING and FIXED, every pair of a table (--pairs, or pairs.tsv in the folder) or of a BIDS
     folder (--bids) is aligned. OUTPUT then receives a folder per pair, manifest.jsonl and index.html. A pair that fails
@@ -62,14 +63,14 @@ class Register(MethodOptions, FolderOptions):
 
     Args:
         moving: the scan to move: NIfTI, .mgz, or a folder with one DICOM series.
-        fixed: the scan that stays in place, of any of the same kinds.
+        fixed: the scan to align it to, in any of the same formats; its grid is that of the result.
         output: the folder to write to: warped.nii.gz, forward.nii.gz and inverse.nii.gz (ITK displacement fields),
             affine.mat, record.json, picture.png.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
         dicom: write DICOM results even if only MOVING is DICOM.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
-            CT is refused. DICOM results are not written then.
+            CT is refused. With it, no DICOM results are written.
         pairs: a table (.tsv, .csv, .json) with the columns moving and fixed (paths in the folder) and optionally
             moving_labels, fixed_labels, contrast.
         bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
@@ -126,7 +127,7 @@ class Apply(Options):
         like: the image that defines the grid of the result: the fixed image, or with --inverse the moving one.
         output: the .nii.gz, .nii or .mgz file to write.
         inverse: map from the fixed to the moving image's space; a single file is inverted numerically.
-        labels: IMAGE is a label map: nearest neighbour, integers stay integers.
+        labels: IMAGE is a label map: use nearest-neighbour interpolation and keep integers.
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
 
@@ -212,12 +213,12 @@ class Evaluate(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Options):
-    """Measure accuracy, time and memory on real scans, ours and ANTs SyN in one run with the same threads.
+    """Measure accuracy, time and memory on real scans, for our method and ANTs SyN in one run with the same threads.
 
-    The parts are: "field", a known smooth deformation (peak 8 mm) of a T1 scan, registered to the T2 scan; "labels",
-    two people, overlap of their FreeSurfer labels in both directions; "diffusion", T1w to b0, from files to result;
-    "training", NestedMorph fitted to one pair, then used by register; "cost", time and memory of the network. OUTPUT
-    receives benchmark-PART.json.
+    The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
+    scans of two people, with the overlap of their FreeSurfer labels in both directions; "diffusion", T1w to b0, from
+    files to result; "training", NestedMorph fitted to one pair and then used by register; "cost", time and memory of
+    the network. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.

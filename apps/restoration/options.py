@@ -24,13 +24,13 @@ def _check_tiles(settings: TileSettings) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Restore(RestoreSettings, DeviceOptions, FolderOptions):
-    """Restore an image, a volume or a DICOM series, or all of a folder.
+    """Restore an image, a volume or a DICOM series, or all images of a folder.
 
-    The result has the type, intensity scale and position of its input; the result of a DICOM series is a derived
-    series. Weights for another intensity range or number of channels are refused (exit code 4). For one input, a report
-    of the difference to the input is printed, and written beside the result. For a folder, OUTPUT receives a folder per
-    image or series, manifest.jsonl and index.html. A case that fails is recorded with its reason and the others
-    continue (exit code 3); the same command again does only what is missing or changed.
+    The result has the data type, intensity scale and position of its input; the result of a DICOM series is a derived
+    series. Weights for another intensity range or number of channels are refused (exit code 4). For a single input, a
+    report on the difference between result and input is printed, and written beside the result. For a folder, OUTPUT
+    receives a folder per image or series, manifest.jsonl and index.html. A case that fails is recorded with its reason
+    and the others continue (exit code 3); the same command again does only what is missing or changed.
 
     Args:
         input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these,
@@ -72,13 +72,13 @@ class Restore(RestoreSettings, DeviceOptions, FolderOptions):
 class Train(TrainingSettings, DeviceOptions, ThreadOptions):
     """Train a network on the images of TRAIN_IMAGES, and validate it on those of VALIDATION_IMAGES.
 
-    Patches are degraded as they are drawn. To train on real pairs, give the clean images as TRAIN_IMAGES and their
+    Patches are degraded when they are drawn. To train on real pairs, give the clean images as TRAIN_IMAGES and their
     degraded partners as --train-degraded, in the same order of names. Patches and degradations depend on the seed and
-    the step only, so a training that is continued with --resume gets those of an uninterrupted one.
+    the step only, so a training continued with --resume gets the same ones as an uninterrupted training.
 
     Args:
-        train_images: a folder of PNG, TIFF, NIfTI files or DICOM series, or one of them.
-        validation_images: images of the same kind, of other people or scenes.
+        train_images: a folder of PNG, TIFF or NIfTI files or DICOM series, or a single one of these.
+        validation_images: images of the same kind that show other people or scenes.
         output: the folder to write to: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
         resume: continue from last.ckpt in the output folder.
     """
@@ -102,20 +102,20 @@ class Evaluate(EvaluationSettings, TileSettings, DeviceOptions, ThreadOptions):
 
     The degraded input, the network and the classical methods are measured in the same run, per image and on average.
     Results and references are clipped to the range, and results are rounded if the images hold whole numbers. Classical
-    denoisers get the true noise level if noise was added, else an estimate from the image; the network gets neither.
-    The bias that Rician noise of a known level adds to magnitudes is removed from the classical results; the network is
-    measured with and without it.
+    denoisers get the true noise level if noise was added, otherwise an estimate from the image; the network gets
+    neither. The bias that Rician noise of a known level adds to magnitudes is removed from the classical results; the
+    network is measured both with and without this bias.
 
     Args:
-        clean: a folder of images, volumes or DICOM series, or one of them.
+        clean: a folder of images, volumes or DICOM series, or a single one of these.
         weights: a file of weights, or the name of weights that come with the package (denoise-grey); without them only
             the classical methods are measured.
-        methods: a list of nlm, wavelet, tv, bm3d; by default all that are installed; super-resolution is compared with
-            bicubic instead.
+        methods: classical methods to compare with, a list of nlm, wavelet, tv and bm3d; by default all that are
+            installed. Super-resolution is compared with bicubic interpolation instead.
         y_channel: measure colour images on the Y channel (BT.601, 16 to 235) only.
-        border: pixels left out at each side.
+        border: pixels left out of the measurement at each side.
         variant: the name of the published configuration, for published weights.
-        stripe_width: the width of the scan's stripes, for published weights.
+        stripe_width: the width of the stripes in the network's scan order, for published weights.
         output: the .tsv file for the table; a .json record with the options and versions is written beside it.
     """
 
@@ -156,7 +156,7 @@ class Export(Options):
     Args:
         checkpoint: last.ckpt in the output folder of train.
         output: the .safetensors file to write.
-        notes: more text to store in the file, as name: text, such as data, licence, command, seed.
+        notes: further entries to store in the file, as name: text, such as data, licence, command, seed.
     """
 
     output_is = "file"
@@ -176,12 +176,12 @@ class Export(Options):
 class Benchmark(Options):
     """Measure time, memory and quality of restoration on the CPU.
 
-    Parts: "speed", MaIR-S x2 on a 64 x 64 input with one thread, compared with the same network with a step-by-step
-    scan in plain PyTorch, and the share of each part of the network; "slice", denoising a 512 x 512 slice; "memory",
-    the peak for a small and a large image in tiles of the same size. With --data also: "set12", Gaussian noise of sigma
-    25; "ct", a sharp, noisy CT reconstruction against a smooth one of the same scan; "mr", Rician noise on T1, T2 and
-    FLAIR slices; each compared with non-local means, wavelets, total variation, and BM3D if it is installed. OUTPUT
-    receives benchmark-PART.json.
+    The parts are: "speed", MaIR-S x2 on a 64 x 64 input with one thread, compared with the same network with a
+    step-by-step scan in plain PyTorch, and the share of time of each part of the network; "slice", denoising a 512 x
+    512 slice; "memory", the peak memory for a small and a large image in tiles of the same size. The following parts
+    need --data: "set12", Gaussian noise of sigma 25; "ct", a sharp, noisy CT reconstruction against a smooth one of the
+    same scan; "mr", Rician noise on T1, T2 and FLAIR slices. These parts compare the denoiser with non-local means,
+    wavelets, total variation, and BM3D if it is installed. OUTPUT receives benchmark-PART.json.
 
     Args:
         output: the folder to write to.
@@ -209,8 +209,8 @@ class Benchmark(Options):
 class Images(Options):
     """Write the openly licensed images of installed packages as grey PNG files, into train/ and validation/.
 
-    They are from scikit-image (public domain or CC0) and scikit-learn (CC BY), with slices of the MNI152 brain template
-    if nilearn is installed. LICENCES.tsv beside them lists the licence and author of each.
+    The images come from scikit-image (public domain or CC0) and scikit-learn (CC BY), and, if nilearn is installed, from
+    the MNI152 brain template (slices). LICENCES.tsv in the same folder lists the licence and author of each image.
 
     Args:
         output: the folder to write to.

@@ -271,7 +271,7 @@ def test_every_section_is_there_and_every_tag_is_closed(page):
         ("optimism", ["published selected on the test fold", "random-windows the same subjects on both sides"]),
         ("simpler", ["Sites differ.", "Not below the interval of The Net (0.750): Length 0.688", "AUC of 0.625"]),
         ("explanation", ["2 networks", "8 in all, 24 windows", "1.2 %", "alpha 8–13 Hz", "0.750 ± 0.125", "A map."]),
-        ("explanation", ["The folder of the run lacks the picture bands."]),
+        ("explanation", ["The picture bands is missing from the folder of the run."]),
         ("audit", ["check ok ✓ ok", "check warning ! warning", "check fail ✗ fail", "check not checked not checked"]),
         ("limits", ["One study."]),
         ("folds", ["inner AUC rate", "1 1 0.750 0.750 0.375 2 0.812 0.25", "One pair of lines per inner fold"]),

@@ -147,20 +147,27 @@ def batch(folder: Path, output: Path) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """The page about what happened."""
     lines = [
-        "# Damaged and odd inputs",
+        "# Damaged and unusual inputs",
         "",
-        f"What the readers do with {len(results)} inputs that are damaged or odd. A test reads them all and writes this"
-        " page: `python tests/apps/batch/damaged/read_all.py FOLDER docs/damaged_inputs.md`.",
+        f"This page lists the outcomes of reading {len(results)} inputs that are damaged or unusual. A test reads all of"
+        " them and compares the outcomes with this page, which is written by"
+        " `python tests/apps/batch/damaged/read_all.py FOLDER docs/damaged_inputs.md`.",
         "",
-        f"Each takes at most {SECONDS} s of one processor and {MEMORY_MIB} MiB above what the process has, bombs"
-        f" included, in a process that may take {ADDRESS_MIB} MiB of addresses more. What is refused says why in one"
-        " line, of which a part is shown. What is read equals the sound original voxel by voxel and in its place, or is"
-        " its undamaged part.",
+        f"Reading one input takes at most {SECONDS} s of CPU time and {MEMORY_MIB} MiB of memory beyond that of the"
+        f" process, even for a decompression bomb; the process may reserve {ADDRESS_MIB} MiB of additional address"
+        " space. A refused input gives an error of one line, a part of which is shown. An input that is read has the"
+        " same voxels and geometry as the undamaged original, or consists of its undamaged part.",
     ]
     said = {(damage.kind, damage.what): damage.said for damage in DAMAGES}
     for kind in KINDS:
         some = [one for one in results if one["kind"] == kind]
-        lines += ["", f"## {kind} ({len(some)})", "", "| input | outcome | the line says |", "| --- | --- | --- |"]
+        lines += [
+            "",
+            f"## {kind} ({len(some)})",
+            "",
+            "| input | outcome | part of the message |",
+            "| --- | --- | --- |",
+        ]
         lines += [f"| {one['what']} | {one['outcome']} | {said[kind, one['what']]} |" for one in some]
     return "\n".join(lines) + "\n"
 
