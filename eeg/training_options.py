@@ -19,8 +19,8 @@ class TrainingOptions:
         epochs: the largest number of epochs.
         patience: epochs without a lower validation loss after which training stops.
         reduce_patience: epochs without a lower validation loss after which the learning rate is halved.
-        batch: windows per step; for long_recording recordings, of which a step takes 8 at most.
-        class_weights: weigh the classes by their numbers of windows.
+        batch: windows per step; for long_recording, recordings per step, of which there are at most 8.
+        class_weights: weight each class inversely to its number of windows.
         monitor: the figure that decides which epoch is kept.
         seed: seed of the split, the initial weights, the order of the windows, noise and dropout.
     """

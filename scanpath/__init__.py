@@ -1,1 +1,1 @@
-"""Scanpaths: in which order a person looks at the objects of a scene."""
+"""Scanpaths: models of the order in which a person looks at the objects of a scene."""

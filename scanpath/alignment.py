@@ -1,4 +1,4 @@
-"""Two sequences laid beside each other: the best alignment with gaps, and the cheapest walk through costs."""
+"""Alignment of two sequences: the best alignment with gaps, and the cheapest path through a cost matrix."""
 
 import numpy as np
 
@@ -28,16 +28,16 @@ def needleman_wunsch(similarity: np.ndarray, gap: float = 0.0) -> float:
 
 
 def cheapest_walk(cost: np.ndarray) -> np.ndarray:
-    """The cheapest way from the first to the last field of a table by steps to the right, down, or both.
+    """The cheapest path from the first to the last element of a cost matrix, by steps right, down, or diagonally.
 
-    A step costs the value of the field that it enters; the first field is free. If several paths are equally
-    cheap, each field is entered by a step both right and down if possible, else by a step down.
+    A step costs the value of the element that it enters; the first element is free. If several paths are equally
+    cheap, the last step into each element is diagonal if possible, otherwise down.
 
     Args:
-        cost: (n, m), none below 0.
+        cost: (n, m), not negative.
 
     Returns:
-        (steps, 2) int64: rows and columns of the fields, from (0, 0) to (n - 1, m - 1).
+        (steps, 2) int64: rows and columns of the elements on the path, from (0, 0) to (n - 1, m - 1).
 
     Example:
         >>> cheapest_walk(np.array([[9, 1, 5], [5, 5, 1]])).tolist()
@@ -49,7 +49,7 @@ def cheapest_walk(cost: np.ndarray) -> np.ndarray:
     n, m = cost.shape
     rows = cost.tolist()
     rows[0][0] = 0.0
-    total = [0.0, *[np.inf] * m]  # of the row above, behind a column that only the first field is entered from
+    total = [0.0, *[np.inf] * m]  # of the row above, after a column from which only the first element can be entered
     came = []
     for row in rows:
         diagonal, left = total[0], np.inf

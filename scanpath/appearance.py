@@ -1,4 +1,4 @@
-"""The appearance of an object as a vector: from the small network of OAT, from given features, or none."""
+"""The appearance of an object as a vector: computed by the small network of OAT, or given as features, or absent."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ CROP_SIZE = (150, 93)  # height, width in pixels
 
 
 class CropNetwork(nn.Module):
-    """The published network from a crop to a vector; trained from scratch.
+    """The published network that maps a crop to a vector; it is trained from scratch.
 
     conv 3 -> 16 (5 x 5), ReLU, max-pool 5; conv 16 -> 32 (3 x 3), ReLU, max-pool 3; linear to `channels`.
 
     Args:
         channels: length of the vector.
-        pyramid: 0 for crops of 150 x 93 pixels; 2, 3 or 4: crops of any size, the second pool being a spatial pyramid
-            of maxima over 1 x 1, 2 x 2 and so on cells in so many levels.
+        pyramid: 0 for crops of 150 x 93 pixels. With 2, 3 or 4, crops can have any size, and the second pooling is a
+            spatial pyramid with this number of levels: maxima over 1 x 1 cell, 2 x 2 cells and so on.
     """
 
     def __init__(self, channels: int = 256, *, pyramid: int = 0):
@@ -48,7 +48,7 @@ def crop_tensor(crops: Sequence[np.ndarray], *, raw: bool = False) -> Tensor:
 
     Args:
         crops: uint8 (height, width, 3), RGB.
-        raw: keep 0 to 255 and give BGR, as the published Amazon pipeline does; otherwise 0 to 1, RGB.
+        raw: return BGR from 0 to 255, as the published Amazon pipeline does; otherwise RGB from 0 to 1.
     """
     batch = []
     for crop in crops:

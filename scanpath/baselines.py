@@ -1,7 +1,7 @@
-"""Models of a few numbers that a network has to beat. All of them say log-probabilities of each next fixation.
+"""Baselines with few parameters, which a network has to beat. They all give log-probabilities of the next fixation.
 
-A path has a fixation at least, so none of them lets it end before the first. How long a path is, is learnt by all but
-`Uniform`: it ends with the same probability after every fixation.
+A path has at least one fixation, so no baseline lets a path end before the first one. All baselines except `Uniform`
+learn the length of paths, as one probability of ending after each fixation.
 """
 
 import zlib
@@ -15,8 +15,8 @@ from scipy.optimize import minimize
 
 from .scene import Dataset, Scene
 
-_PRIOR = 0.5  # choices that each place or step is given before any is seen
-_RASTER = 6, 8  # rows and columns that a picture is cut into where its objects are on no grid
+_PRIOR = 0.5  # pseudo-count of choices for each place or step
+_RASTER = 6, 8  # rows and columns into which a picture is divided if its objects are not on a grid
 
 
 class ScanpathModel(Protocol):
@@ -24,17 +24,18 @@ class ScanpathModel(Protocol):
 
     @property
     def name(self) -> str:
-        """To be shown."""
+        """Name for display."""
 
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of what follows each beginning of a path, in nats: (steps + 1, n + 1), the last column is the end."""
+        """Log-probabilities of what follows each prefix of a path, in nats: (steps + 1, n + 1); the last column is the
+        end of the path."""
 
     def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
-        """`n` drawn paths of object indices."""
+        """`n` random paths of object indices."""
 
 
 class Baseline(ABC):
-    """A model of the next object given the path so far, and of the end."""
+    """A model of the next object, given the path so far, and of the end of the path."""
 
     name: ClassVar[str]
     needs_target: ClassVar[bool] = False
@@ -43,7 +44,7 @@ class Baseline(ABC):
         self.end: float | None = None  # probability, after each fixation
 
     def fit(self, dataset: Dataset, trials: Iterable[int] | None = None) -> Self:
-        """Learn from trials only.
+        """Fit the model to trials.
 
         Args:
             dataset: the dataset that holds the trials.
@@ -57,46 +58,46 @@ class Baseline(ABC):
                 f'{self.name} uses the position of the target, which this dataset hides: with_target_position("given")'
                 " shows it"
             )
-        # half a fixation more than there are: a probability of 1 would make longer test paths impossible
+        # half a fixation is added: with a probability of 1, longer test paths would be impossible
         self.end = float(len(part) / (part.lengths.sum() + 0.5))
         self._learn(part)
         return self
 
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of what follows each beginning of a path, in nats.
+        """Log-probabilities of what follows each prefix of a path, in nats.
 
         Args:
-            scene: the scene that is looked at.
+            scene: the scene that the person looks at.
             sequence: (steps,) object indices.
 
         Returns:
-            (steps + 1, n + 1) float64: row t is what comes after t fixations, the last column is the end. Row 0 has
-            no end (-inf).
+            (steps + 1, n + 1) float64: row t is for the fixation after the first t ones; the last column is the end of
+            the path, which is impossible (-inf) in row 0.
         """
         path = np.asarray(sequence, dtype=np.int64)
         if self.end is None:
-            raise ValueError(f"{self.name} must learn from trials first: call fit")
+            raise ValueError(f"{self.name} must be fitted to trials first: call fit")
         if len(path) and (path.min() < 0 or path.max() >= len(scene)):
             raise ValueError(f"objects must be 0 to {len(scene) - 1}, got {path.min()} to {path.max()}")
         return np.stack([self._next(scene, path[:t]) for t in range(len(path) + 1)])
 
     def log_probability(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of each fixation of a path and of its end, (steps + 1,) nats."""
+        """Log-probability of each fixation of a path and of its end, (steps + 1,) nats."""
         tokens = np.append(np.asarray(sequence, dtype=np.int64), len(scene))
         result: np.ndarray = self.log_probabilities(scene, sequence)[np.arange(len(tokens)), tokens]
         return result
 
     def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
-        """Drawn paths of object indices.
+        """Random paths of object indices.
 
         Args:
-            scene: the scene that is looked at.
-            n: paths.
-            seed: with the scene's name and the number of the path it gives the draws.
-            max_length: a path that has not ended is cut at this length.
+            scene: the scene that the person looks at.
+            n: number of paths.
+            seed: seed of the draws, which also depend on the scene's name and the number of the path.
+            max_length: a path that has not ended before is cut at this length.
         """
         if self.end is None:
-            raise ValueError(f"{self.name} must learn from trials first: call fit")
+            raise ValueError(f"{self.name} must be fitted to trials first: call fit")
         paths = []
         for k in range(n):
             rng = np.random.default_rng([seed, zlib.crc32(scene.identifier.encode()), k])
@@ -125,11 +126,11 @@ class Baseline(ABC):
         """(n,) probabilities of the next object if the path continues."""
 
     def _learn(self, dataset: Dataset) -> None:  # noqa: B027
-        """Learn more than the end, where there is more."""
+        """Fit the parameters other than the probability of the end, if there are any."""
 
 
 class Uniform(Baseline):
-    """Every object and the end, all the same: knows nothing but the number of objects."""
+    """Equal probability for every object and for the end; it uses only the number of objects."""
 
     name = "uniform"
 
@@ -141,7 +142,7 @@ class Uniform(Baseline):
 
 
 class Random(Baseline):
-    """Objects at random, with paths as long as people's."""
+    """Equal probability for every object; the mean length of paths is that of people."""
 
     name = "random"
 
@@ -150,9 +151,9 @@ class Random(Baseline):
 
 
 class CellFrequency(Baseline):
-    """How often people look at each place of the picture, whatever they looked at before.
+    """Frequency with which people look at each place of the picture, regardless of the path so far.
 
-    Places are the cells of the grid that all scenes share, or of a raster of 6 x 8 where they share none.
+    Places are the cells of the grid that all scenes share, or of a raster of 6 x 8 if they share no grid.
     """
 
     name = "cell frequency"
@@ -171,9 +172,10 @@ class CellFrequency(Baseline):
 
 
 class _Nearest(Baseline):
-    """Near objects are likelier by exp(-distance / scale), seen ones less likely; the current one has its own weight.
+    """The weight of an object is exp(-distance / scale), less if it was seen; the current object has its own weight.
 
-    The three numbers (two for the first fixation) are fitted by likelihood; distance is in spacings of the scene.
+    The three parameters (two for the first fixation) are fitted by maximum likelihood; the distance is in units of the
+    scene's spacing.
     """
 
     from_centre: ClassVar[bool]
@@ -206,7 +208,7 @@ class _Nearest(Baseline):
             self.scale, self.seen, self.stay = float(np.exp(found.x[0])), float(found.x[1]), float(found.x[2])
 
     def _row(self, scene: Scene, path: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Distance of each object, whether it was seen, and the one that is looked at (-1 before the first)."""
+        """Distance of each object, whether it was seen, and the index of the current object (-1 before the first)."""
         last = int(path[-1]) if len(path) else -1
         if last < 0 or self.from_centre:
             distance = np.linalg.norm(scene.centres - np.array(scene.size) / 2, axis=1)
@@ -227,24 +229,25 @@ class _Nearest(Baseline):
 
 
 class CentreNearest(_Nearest):
-    """The nearer to the middle of the picture, the likelier."""
+    """An object is more likely the nearer it is to the middle of the picture."""
 
     name = "nearest to the centre"
     from_centre = True
 
 
 class NearestObject(_Nearest):
-    """The nearer to the last fixation, the likelier; the first one near the middle of the picture."""
+    """An object is more likely the nearer it is to the last fixation; the first fixation is near the middle of the
+    picture."""
 
     name = "nearest object"
     from_centre = False
 
 
 class StepMarkov(Baseline):
-    """How often people make each step: so many rows and columns, from wherever they are.
+    """Frequency of each step, as a number of rows and columns, regardless of the position at which it starts.
 
-    The possible steps depend on the present position, so each step has a weight and the probability of an object
-    is its weight among those of all objects (Luce's choice rule).
+    The possible steps depend on the current position. Each step therefore has a weight, and the probability of an
+    object is the weight of the step to it, divided by the sum of the weights for all objects (Luce's choice rule).
     """
 
     name = "step Markov"
@@ -265,7 +268,7 @@ class StepMarkov(Baseline):
         self._tables: dict[Scene, np.ndarray] = {}
 
     def _steps(self, scene: Scene) -> np.ndarray:
-        """(n, n) the kind of the step from each object to each; 0 is to stay."""
+        """(n, n) the index of the step from each object to each other; 0 means no move."""
         step = np.rint(scene.places[None] - scene.places[:, None]).astype(int)
         step = np.clip(step, -self.reach, self.reach) + self.reach
         kind = 1 + step[..., 0] * (2 * self.reach[1] + 1) + step[..., 1]
@@ -283,10 +286,11 @@ class StepMarkov(Baseline):
 
 
 class MarkovWithTarget(StepMarkov):
-    """`StepMarkov` that knows the target's position: the nearer it is, the likelier is a jump there; paths end on it.
+    """`StepMarkov` with knowledge of the target's position: it may jump to the target and usually ends there.
 
-    The probability of a jump is counted by distance (the larger of rows and columns), that of the end by whether the
-    last fixation is on the target. In a scene without a target it is unchanged.
+    The probability of a jump is estimated for each distance from the target (the larger of rows and columns), and the
+    probability of the end separately for fixations on the target and elsewhere. In a scene without a target, the model
+    equals `StepMarkov`.
     """
 
     name = "step Markov with target"
@@ -309,7 +313,7 @@ class MarkovWithTarget(StepMarkov):
         self.jump, self.end_on = jumps / offers, stops / stays
 
     def _away(self, scene: Scene) -> np.ndarray:
-        """(n,) distance of each object from the target in whole places."""
+        """(n,) distance of each object from the target in grid places, rounded to integers."""
         away = np.abs(scene.places - scene.places[scene.target]).max(axis=1)
         result: np.ndarray = np.minimum(np.rint(away).astype(int), self.reach.max())
         return result
@@ -347,20 +351,20 @@ def fit_baselines(dataset: Dataset, trials: Iterable[int] | None = None) -> dict
 def choice_weights(
     offered: Sequence[np.ndarray], chosen: Sequence[np.ndarray], kinds: int, *, prior: float = _PRIOR
 ) -> np.ndarray:
-    """Weights of kinds of objects; the probability of a choice is its weight as a share of those available.
+    """Weights of kinds of objects; the probability of a choice is its weight divided by the sum of all offered weights.
 
     Luce's choice rule, fitted by the iteration of Hunter (Annals of Statistics 32, 2004) with the gamma prior of Caron
     and Doucet (Journal of Computational and Graphical Statistics 21, 2012), here with mode 1.
 
     Args:
-        offered: for each offer (n,) int, the kind of each thing on offer; n may differ.
-        chosen: for each offer (n,) the number of times that each thing was chosen.
-        kinds: how many there are.
-        prior: shape above 1, and rate, of the prior.
+        offered: for each offer (n,) int, the kind of each object on offer; n may differ between offers.
+        chosen: for each offer (n,), the number of times that each object was chosen.
+        kinds: number of kinds.
+        prior: rate of the gamma prior, whose shape is 1 + `prior`.
 
     Returns:
-        (kinds,) float64 with mean 1: choices determine weights up to a factor only, and the prior favours this factor
-        one best.
+        (kinds,) float64 with mean 1: choices determine the weights only up to a factor, and the prior is largest for
+        this factor.
 
     Example:
         >>> offered, chosen = [np.array([0, 1]), np.array([1, 2])], [np.array([20, 10]), np.array([5, 5])]
@@ -368,7 +372,7 @@ def choice_weights(
         array([1.5 , 0.75, 0.75])
     """
     n = max(len(kind) for kind in offered) if offered else 1
-    kind = np.full((len(offered), n), kinds)  # what pads the rows has weight 0
+    kind = np.full((len(offered), n), kinds)  # the padding of the rows has weight 0
     times = np.zeros((len(offered), n))
     for row, (a, b) in enumerate(zip(offered, chosen, strict=True)):
         kind[row, : len(a)], times[row, : len(b)] = a, b
@@ -425,7 +429,7 @@ def _start_loss(parameters: np.ndarray, distance: np.ndarray, chosen: np.ndarray
 
 
 def _nearest_log(parameters: np.ndarray, distance: np.ndarray, seen: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """(rows, n) log-probabilities, of parameters log scale, seen and stay."""
+    """(rows, n) log-probabilities for the parameters log scale, seen and stay."""
     score = -distance / np.exp(parameters[0]) + parameters[1] * seen
     score[np.arange(len(last)), last] = parameters[2]
     return _log_softmax(score)

@@ -11,12 +11,12 @@ from .measured import MeasuredPath, Reading, label, listed, numbers, person_name
 from .scene import Box, Scene, SceneObject
 
 Padding = Literal["centre", "corner"]
-_MOSTLY = 0.5  # share of fixations beside the screen from which it is another screen
-_SAME_BOX = 0.5  # intersection over union of a box that is listed twice
+_MOSTLY = 0.5  # with a larger share of fixations outside the screen, the size of the screen must be wrong
+_SAME_BOX = 0.5  # intersection over union from which two boxes count as one that is listed twice
 
 
 def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding: Padding) -> Reading:
-    """A scene for each picture and sought object; boxes are in pixels of the screen, as fixations are."""
+    """Read a scene for each picture and searched category; boxes and fixations are in pixels of the screen."""
     boxes, records = _boxes_and_trials(folder, files)
     objects, sizes, places = _coco_objects(boxes, display, padding)
     scenes: dict[str, Scene] = {}
@@ -27,14 +27,16 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
     for file, record in records:
         picture, task = label(record, "name", file), label(record, "task", file)
         if picture not in objects:
-            raise ValueError(f"{file} has a trial on {picture}, which the boxes do not list")
+            raise ValueError(f"{file} has a trial on {picture}, but no file of boxes lists this picture")
         if not objects[picture]:
             without.add(picture)
             continue
         identifier = f"{picture}/{task}"
         if identifier not in scenes:
             target = _coco_target(record, objects[picture], task, file)
-            image = places[picture] if sizes[picture] == display else None  # else its pixels are not the screen's
+            image = (
+                places[picture] if sizes[picture] == display else None
+            )  # otherwise its pixels are not those of the screen
             scenes[identifier] = Scene(
                 identifier, display, tuple(objects[picture]), target, image=image, layout=picture, sought=task
             )
@@ -58,7 +60,7 @@ def read_coco(folder: Path, files: list[Path], display: tuple[int, int], padding
 def _boxes_and_trials(
     folder: Path, files: list[Path]
 ) -> tuple[list[tuple[Path, dict[str, Any]]], list[tuple[Path, dict[str, Any]]]]:
-    """The files of boxes, and the records of all files of fixations, each with its file."""
+    """The contents of the files of boxes, and the records of all files of fixations, each with the path of its file."""
     boxes: list[tuple[Path, dict[str, Any]]] = []
     records: list[tuple[Path, dict[str, Any]]] = []
     for file in files:
@@ -91,7 +93,7 @@ def _coco_fixations(record: dict[str, Any], name: str, file: Path) -> tuple[np.n
 def _coco_objects(
     files: list[tuple[Path, dict[str, Any]]], display: tuple[int, int], padding: Padding
 ) -> tuple[dict[str, list[SceneObject]], dict[str, tuple[int, int]], dict[str, Path | None]]:
-    """By picture: its objects in pixels of the screen, its own size, and its file if it is there."""
+    """For each picture: its objects in pixels of the screen, its own size, and its file if it exists."""
     objects: dict[str, list[SceneObject]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     places: dict[str, Path | None] = {}
@@ -121,7 +123,7 @@ def _coco_objects(
 
 
 def _on_screen(box: np.ndarray, size: tuple[int, int], display: tuple[int, int], padding: Padding) -> Box:
-    """A box of a picture that was enlarged to fit the screen, its aspect ratio kept."""
+    """A box of a picture in pixels of the screen, to whose size the picture was enlarged with its aspect ratio kept."""
     scale = min(display[0] / size[0], display[1] / size[1])
     left, top = ((display[k] - size[k] * scale) / 2 if padding == "centre" else 0.0 for k in (0, 1))
     x, y, width, height = (float(v) * scale for v in box)

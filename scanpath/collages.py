@@ -16,13 +16,14 @@ def is_collage(record: Any) -> bool:
 
 
 def read_collages(content: dict[str, Any], path: Path, rows: int | None, columns: int | None) -> Reading:
-    """Scenes and paths of all collages. The file lists no covers; the target boxes of all collages show their grid.
+    """Read the scenes and paths of all collages.
 
-    Every object of every collage gets the same mean box at its fitted place, and so does the target: its own box,
+    The file lists only the targets, so the grid of objects is fitted to the target boxes of all collages. Every object
+    of every collage gets a box of the mean size at its grid position. This includes the target, because its own box,
     exact to the pixel, would reveal its position.
     """
     if (rows is None) != (columns is None):
-        raise ValueError(f"rows and columns must be given both or not at all, got {rows} and {columns}")
+        raise ValueError(f"rows and columns must be given together, got {rows} and {columns}")
     corners, sides = [], []
     for name, record in content.items():
         where = f"{path}: {name}"

@@ -1,4 +1,4 @@
-"""Scanpaths as tensors: scenes whose inputs are alike are encoded once, paths are padded to the longest of a batch."""
+"""Scanpaths as tensors: scenes with equal inputs are encoded once, and paths are padded to the longest of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +15,22 @@ from .oat import BEGIN, SceneBatch
 from .readers import with_crops
 from .scene import Dataset, Scene, TargetPosition
 
-IGNORED = -100  # what follows the end of a shorter path
-_POOL = 16  # batches among which paths of like lengths are sought
+IGNORED = -100  # label of the padding after the end of a shorter path
+_POOL = 16  # number of batches whose paths are sorted by length together
 
 
 @dataclass(eq=False)  # not frozen: Lightning converts the fields to another precision
 class PathBatch:
-    """Paths and the scenes that they are on.
+    """A batch of paths and their scenes.
 
     Args:
-        scenes: each of them once.
-        scene: (B,) the scene of each path.
-        previous: (B, T) the token before each step: `BEGIN`, then objects, 0 behind the end.
-        chosen: (B, T) what comes: objects, then the end, which is the number of places for objects; then `IGNORED`.
-        weight: () of its mean loss: its tokens by those of a mean batch, where batches hold paths of like lengths.
+        scenes: the scenes of the batch, each of them once.
+        scene: (B,) index of the scene of each path.
+        previous: (B, T) the token before each step: `BEGIN`, then object indices, then 0 after the end.
+        chosen: (B, T) the token to predict: object indices, then the end, whose index is the largest number of objects,
+            then `IGNORED`.
+        weight: () weight of the mean loss: the number of tokens relative to a mean batch, if the batches hold paths of
+            similar length.
     """
 
     scenes: SceneBatch
@@ -38,12 +40,12 @@ class PathBatch:
     weight: Tensor
 
     def to(self, device: Any) -> "PathBatch":
-        """The same on another device."""
+        """The same batch on another device."""
         return replace(self, **{name: value.to(device) for name, value in self.__dict__.items()})
 
     @property
     def first(self) -> Tensor:
-        """(B, T) bool: the steps at which no end can come."""
+        """(B, T) bool: the steps at which a path cannot end."""
         return self.previous == BEGIN
 
 
@@ -54,9 +56,9 @@ def scene_batch(
 
     Args:
         scenes: the scenes; their numbers of objects may differ.
-        appearance: "cnn" takes the crops of objects, or cuts them out of the scene's image; "features" takes their
-            vectors; "none" neither.
-        target_position: whether the target's place is shown and fixations on it are marked.
+        appearance: "cnn" uses the crops of the objects, cut out of the scene's image if needed; "features" uses their
+            feature vectors; "none" uses neither.
+        target_position: whether the position of the target is given and fixations on it are marked.
 
     Raises:
         ValueError: a scene lacks the crops or features.
@@ -80,14 +82,14 @@ def scene_batch(
 
 
 class PathData(TorchDataset[PathBatch]):
-    """Batches of trials by lists of their indices.
+    """Batches of trials, each built from a list of indices.
 
     Args:
         dataset: the dataset that holds the trials.
         trials: indices of the trials to use.
         appearance: see `scene_batch`.
         target_position: by default that of the dataset.
-        mirror: also give each trial in the mirrored scene; index i + len(trials) is trial i left to right.
+        mirror: also include each trial in its mirrored scene; index i + len(trials) is trial i, flipped left to right.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class PathData(TorchDataset[PathBatch]):
         self._alike = False
         self.paths = [dataset.trials[k].objects for k in index]
         if not self.paths:
-            raise ValueError("there must be a trial at least, got none")
+            raise ValueError("trials must name at least one trial, got none")
         shown = target_position or dataset.target_position
         place: dict[tuple[object, ...], int] = {}
         scenes: list[Scene] = []
@@ -147,7 +149,7 @@ class PathData(TorchDataset[PathBatch]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(paths,) fixations of each."""
+        """(paths,) number of fixations of each path."""
         return np.array([len(path) for path in self.paths])
 
     def loader(
@@ -156,16 +158,16 @@ class PathData(TorchDataset[PathBatch]):
         """Batches for an epoch.
 
         Args:
-            batch: paths of each.
-            shuffle: gives the generator that draws an epoch's order; None keeps the order of the trials.
-            alike: batches hold paths of like lengths, with less padding to compute; they are then weighted.
+            batch: number of paths per batch.
+            shuffle: returns the generator that draws the order of an epoch; None keeps the order of the trials.
+            alike: put paths of similar length into one batch, which needs less padding; the batches are then weighted.
         """
         self._alike = alike
         return DataLoader(self, sampler=_Batches(self.lengths, batch, shuffle, alike), batch_size=None)
 
 
 class _Batches(Sampler[list[int]]):
-    """Lists of indices."""
+    """Batches as lists of indices."""
 
     def __init__(self, lengths: np.ndarray, batch: int, shuffle: Callable[[], np.random.Generator] | None, alike: bool):
         if batch < 1:
@@ -191,7 +193,7 @@ class _Batches(Sampler[list[int]]):
 
 
 def _looks(scene: Scene, appearance: str) -> Tensor:
-    """(n, ...) of the objects of one scene."""
+    """(n, ...) crops or features of the objects of one scene."""
     if appearance == "cnn":
         crops = [o.crop for o in scene.objects]
         if any(crop is None for crop in crops):
@@ -205,7 +207,7 @@ def _looks(scene: Scene, appearance: str) -> Tensor:
 
 
 def _inputs(scene: Scene, appearance: str, target_position: TargetPosition) -> tuple[object, ...]:
-    """A key that differs if the network's inputs for two scenes differ."""
+    """A key that is equal for two scenes only if the network's inputs for them are equal."""
     if appearance == "none":
         looks: Any = None
     elif appearance == "features":

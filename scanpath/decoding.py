@@ -1,7 +1,7 @@
-"""Paths from a network: the likeliest object at each step, drawn ones, and the likeliest path of a beam.
+"""Decoding of paths by a network: greedily, by sampling, or by beam search.
 
-All of them continue from a cache of keys and values, and give the same result as reading the whole path again.
-Rows do not see each other: a scene's paths are the same alone and in a batch.
+Each step uses a cache of keys and values and gives the same result as reading the whole path again. The rows of a batch
+are independent: the paths of a scene do not depend on the other scenes of the batch.
 """
 
 import zlib
@@ -19,13 +19,13 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]  # log-probabilities (R, N + 1)
 
 @torch.no_grad()
 def greedy(model: OAT, scenes: SceneBatch, *, max_length: int, cache: bool = True) -> list[Path]:
-    """The likeliest object, or the end, at each step: a path of object indices for each scene.
+    """A path of object indices for each scene, with the most likely object (or the end) at each step.
 
     Args:
-        model: in evaluation mode.
-        scenes: (S) of them.
-        max_length: fixations at most.
-        cache: False reads the whole path anew at every step, for comparison.
+        model: the network in evaluation mode.
+        scenes: S scenes.
+        max_length: largest number of fixations.
+        cache: False reads the whole path again at every step, for comparison.
     """
     rows = torch.arange(len(scenes), device=scenes.present.device)
     return _decode(model, scenes, rows, lambda log_p, kept, step: log_p.argmax(-1), max_length, cache)
@@ -43,15 +43,15 @@ def sample(
     names: Sequence[str] | None = None,
     cache: bool = True,
 ) -> list[list[Path]]:
-    """Drawn paths, `samples` for each scene.
+    """Random paths from the distribution of the network, `samples` for each scene.
 
     Args:
-        model: in evaluation mode.
-        scenes: (S) of them.
+        model: the network in evaluation mode.
+        scenes: S scenes.
         samples: number of paths for each scene.
-        max_length: fixations at most.
-        temperature: above 0; below 1 keeps to the likely objects.
-        seed: with a scene's name and the number of the sample it gives the draws.
+        max_length: largest number of fixations.
+        temperature: above 0; values below 1 favour likely objects.
+        seed: seed of the draws, which also depend on the scene's name and the number of the sample.
         names: names of the scenes; by default their indices in the batch.
         cache: see `greedy`.
     """
@@ -75,13 +75,13 @@ def sample(
 
 @torch.no_grad()
 def beam(model: OAT, scenes: SceneBatch, *, width: int, max_length: int) -> list[Path]:
-    """The likeliest path that a beam finds for each scene. Width 1 is greedy.
+    """The most likely path for each scene that a beam search finds. A beam of width 1 is greedy decoding.
 
     Args:
-        model: in evaluation mode.
-        scenes: (S) of them.
-        width: paths kept at each step.
-        max_length: fixations at most; a path that is cut there is scored without its end.
+        model: the network in evaluation mode.
+        scenes: S scenes.
+        width: number of paths kept at each step.
+        max_length: largest number of fixations; a path that is cut there is scored without its end.
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
@@ -107,7 +107,7 @@ def _beam_one(model: OAT, state: State, width: int, max_length: int) -> Path:
         found = [(v, row, column) for v, row, column in found if v > -np.inf]
         ended += [(v, open_paths[row][1]) for v, row, column in found if column == end]
         going = [(v, row, column) for v, row, column in found if column != end]
-        # a longer path is never likelier than its beginning
+        # a longer path is never more likely than its prefix
         if not going or (ended and max(ended)[0] >= going[0][0]):
             return max(ended)[1]
         state = state.rows(torch.tensor([row for _, row, _ in going], device=device))

@@ -1,4 +1,4 @@
-"""OAT as an estimator for cross-validation: settings to search, a fit on some trials, the likelihood of others."""
+"""OAT as an estimator for cross-validation: settings to search, fits on some trials, and the likelihood of others."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Settings = dict[str, int | float | str | bool]
 WEIGHTS, ROWS = "model.safetensors", "rows.json"
-# what a setting is about; every other one is an argument of the network
+# the settings of batches and of training; all other settings are arguments of the network
 _OF_MODULE = ("lr", "weight_decay", "warmup", "cosine_steps", "ema_decay")
 _OF_TRAINING = ("batch", "mirror", "alike")
 
@@ -34,11 +34,11 @@ class Options:
 
     Args:
         network: settings of all fits: arguments of `oat.OAT` and `ScanpathModule`, and "batch", "mirror", "alike".
-        space: setting -> values to search, of the same names.
-        epochs: at most.
-        patience: epochs without better validation until it stops.
+        space: setting -> values to search; the names are those of `network`.
+        epochs: largest number of epochs.
+        patience: epochs without a better validation loss before training stops.
         appearance: see `data.scene_batch`.
-        samples: paths drawn for each tested scene.
+        samples: number of paths drawn for each test scene.
     """
 
     network: Settings = field(default_factory=dict)
@@ -54,21 +54,21 @@ def read_dataset(data: str | Path, *, long_trials: str = "keep", duplicates: Any
 
     Args:
         data: see `read_scanpaths`.
-        long_trials: "drop" leaves out those longer than the mean plus three standard deviations, as published for OAT.
+        long_trials: "drop" leaves out trials longer than the mean plus three standard deviations, as published for OAT.
         duplicates: see `read_scanpaths`.
     """
     if long_trials not in ("keep", "drop"):
         raise ValueError(f'long_trials must be "keep" or "drop", got {long_trials!r}')
     dataset = read_scanpaths(data, duplicates=duplicates)
     if not len(dataset):
-        raise ValueError(f"{data} holds no trial")
+        raise ValueError(f"{data} must hold at least one trial, got none")
     return dataset.without_long_trials() if long_trials == "drop" else dataset
 
 
 def from_plan(
     *, data: str, name: str, target_position: Any, long_trials: str, duplicates: str, options: dict[str, Any]
 ) -> "OATEstimator":
-    """An estimator from plain values, in a worker."""
+    """Rebuild an estimator from plain values, in a worker."""
     dataset = read_dataset(data, long_trials=long_trials, duplicates=duplicates)
     return OATEstimator(name, dataset.with_target_position(target_position), Options(**options))
 
@@ -82,7 +82,7 @@ class OATEstimator:
     options: Options
 
     def suggest(self, trial: "optuna.Trial") -> Settings:
-        """Settings to try; {} where there is nothing to search."""
+        """The settings to try next; {} if there is nothing to search."""
         found: dict[str, Any] = {key: trial.suggest_categorical(key, v) for key, v in self.options.space.items()}
         return found
 
@@ -95,7 +95,7 @@ class OATEstimator:
         epochs: int | None,
         folder: Path | None,
     ) -> "OATFit":
-        """Fit on trials: stopped early on `validation`, or for exactly `epochs` epochs."""
+        """Fit to the training trials: with early stopping on `validation`, or for exactly `epochs` epochs."""
         given = {"lr": 1e-3, **self.options.network, **settings}
         appearance = self.options.appearance
         torch.manual_seed(seed)
@@ -132,7 +132,7 @@ class OATFit:
     samples: int
 
     def evaluate(self, units: Sequence[int], folder: Path | None) -> dict[str, Any]:
-        """ "nats" and "tokens" of trials; with a folder a row of all figures of each trial too."""
+        """The sums "nats" and "tokens" over trials; with a folder, also write a row of metrics for each trial."""
         data = PathData(self.dataset, units, appearance=self.model.network.appearance)
         mean, tokens = nats_per_token(self.model.network, data)
         if folder is not None:
@@ -145,7 +145,7 @@ class OATFit:
 
 
 def baseline_rows(dataset: Dataset, train: Sequence[int], test: Sequence[int], *, samples: int) -> list[Row]:
-    """Rows of all baselines, fitted on training trials, and of people on the test trials."""
+    """Rows of figures on the test trials, for all baselines, fitted to the training trials, and for people."""
     longest = int(dataset.lengths[list(train)].max())
     return evaluate_fold(fit_baselines(dataset, train), dataset, test, samples=samples, max_length=longest)
 
@@ -162,7 +162,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def build_module(dataset: Dataset, settings: Settings, *, appearance: str, seed: int) -> ScanpathModule:
-    """A module for a dataset: settings of training and of the network in one dictionary, the rest from the data."""
+    """A module for a dataset; `settings` holds the settings of both training and network, the data define the rest."""
     own = {k: v for k, v in settings.items() if k in _OF_MODULE}
     arguments = {k: v for k, v in settings.items() if k not in (*_OF_MODULE, *_OF_TRAINING)}
     return ScanpathModule(
@@ -174,15 +174,15 @@ def build_module(dataset: Dataset, settings: Settings, *, appearance: str, seed:
 
 
 def data_arguments(dataset: Dataset, appearance: str) -> dict[str, Any]:
-    """The arguments of the network that depend on the data: grid, length of features, longest path.
+    """The arguments of the network that depend on the data: grid, number of features, longest path.
 
     Raises:
-        ValueError: scenes on different grids, or both on grids and in free layouts; or objects without features.
+        ValueError: the scenes are on different grids, or some are on a grid and some are not; or objects lack features.
     """
     scenes = _scenes(dataset)
     grids = {(scene.rows, scene.columns) for scene in scenes}
     if len(grids) > 1:
-        raise ValueError(f"a network needs scenes on one grid, or free layouts only, got {sorted(map(str, grids))}")
+        raise ValueError(f"a network needs scenes on one grid, or only free layouts, got {sorted(map(str, grids))}")
     rows, columns = next(iter(grids))
     if rows is None or columns is None:
         rows, columns = (int(np.ceil(max(s.places[:, k].max() for s in scenes))) + 1 for k in (0, 1))

@@ -1,19 +1,20 @@
-"""Compares models of scanpaths with people: a row of figures for each trial, and means with intervals over layouts.
+"""Comparison of scanpath models with people: a row of metrics for each trial, and means with intervals over layouts.
 
-Every model draws some paths for a scene. Each is compared with the path of each person on it, and figures are averaged
-over the paths. People are compared in the same way, each with all others on the scene, never with another trial of the
-same person: what no model needs to exceed.
+Every model draws some paths for a scene. Each of them is compared with the path of each person on the scene, and the
+metrics are averaged over the drawn paths. People are compared in the same way: each person with all other people on the
+scene, but never with another trial of the same person. No model needs to exceed the score of people.
 
-The figures, of which all but the first three compare drawn paths:
-    nll_per_token, nll_per_fixation  `metrics.negative_log_likelihood` of people's objects and ends, or objects only
-    probability        mean probability of the object that a person did look at next (SIM in Fang et al., ECCV 2024)
+These are the metrics; all but the first three compare drawn paths:
+    nll_per_token, nll_per_fixation  `metrics.negative_log_likelihood` of people's objects and ends, or of objects only
+    probability        mean probability of the object that the person looked at next (SIM in Fang et al., ECCV 2024)
     sequence_score, edit_distance, delta, correct, length, search, refix, revisit  see `metrics`
-    multimatch, multimatch_vector ...  `multimatch` as published for OAT (short paths filled up), first the mean of four
-    scanmatch          `scanmatch` of 12 x 8 bins, without durations
-    nss, auc, sim, cc  `saliency` over objects: the counts of all drawn paths beside those of one person
+    multimatch, multimatch_vector ...  `multimatch` as published for OAT (short paths are padded): mean of 4, and each
+    scanmatch          `scanmatch` with 12 x 8 bins, without durations
+    nss, auc, sim, cc  `saliency` over objects: the counts of all drawn paths against those of one person
     nss_pixels, nss_smoothed  over pixels as published for OAT, and blurred by half the distance of neighbouring objects
-Where positions count, people are where they were measured and models in the middle of their objects, which costs people
-0.008 of MultiMatch on collages of 6 x 14 covers. Saliency improves with the number of paths: compare equal numbers.
+For metrics of positions, people's fixations are at their measured positions and those of models at the centres of their
+objects, which lowers the MultiMatch of people by 0.008 on collages of 6 x 14 covers. Saliency improves with the number
+of paths, so compare models with equal numbers of paths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,8 @@ from .scanmatch import scanmatch
 from .scene import Dataset, Scene, Trial
 
 Row = dict[str, Any]
-PEOPLE = "other people"  # the name of people in the column of models
-# figure of a table -> whether more (1), less (-1) or neither (0) is better
+PEOPLE = "other people"  # the name for people in the column "model"
+# metric -> whether higher (1) or lower (-1) is better, or neither (0)
 FIGURES: dict[str, int] = {
     "nll_per_token": -1,
     "nll_per_fixation": -1,
@@ -55,7 +56,7 @@ _OF_MAPS = ("nss", "auc", "sim", "cc", "nss_pixels", "nss_smoothed")
 
 
 class Interval(NamedTuple):
-    """A figure over some trials, with its bootstrap interval."""
+    """The value of a metric over some trials, with its bootstrap interval."""
 
     value: float
     low: float
@@ -63,12 +64,12 @@ class Interval(NamedTuple):
     trials: int
 
 
-Table = dict[str, dict[str, Interval]]  # model -> figure
+Table = dict[str, dict[str, Interval]]  # model -> metric -> value
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A path with which a person's path is compared."""
+    """A drawn path, with which a person's path is compared."""
 
     objects: np.ndarray
     xy: np.ndarray
@@ -84,25 +85,26 @@ def evaluate_fold(
     seed: int = 0,
     max_length: int = 100,
 ) -> list[Row]:
-    """A row of figures for each model and trial, and for the other people on each trial's scene.
+    """A row of metrics for each model and trial, and one for the other people on each trial's scene.
 
     Args:
-        models: by their names in the rows; none may have been trained on these trials.
-        dataset: whose scenes the models are asked about. People are compared with all its trials on a scene.
+        models: the models by their names in the rows; none may have been trained on these trials.
+        dataset: the dataset that holds the scenes and trials. People are compared with all its trials on a scene.
         trials: indices of the trials to test on.
-        samples: paths that each model draws for a scene; all people's paths on it are compared with the same ones.
+        samples: number of paths that each model draws for a scene; all people on the scene are compared with the same
+            drawn paths.
         seed: seed of the draws.
-        max_length: a drawn path is cut at this length; OAT's published evaluation takes the longest training path.
+        max_length: a drawn path is cut at this length; OAT's published evaluation uses the longest training path.
 
     Returns:
-        Rows with "model", "trial", "scene", "layout" and "person"; "fixations" of the person; "nll_fixations",
-        "nll_end" and "probability_sum" over them, which other people have not; the figures of `FIGURES` that a single
-        trial has, NaN where one is not defined; and the person's own behaviour as "human_correct" and so on.
+        Rows with "model", "trial", "scene", "layout" and "person"; "fixations" of the person; their "nll_fixations",
+        "nll_end" and "probability_sum", which rows of other people lack; the metrics of `FIGURES` that are defined for
+        a single trial, NaN if undefined for this one; and the person's own behaviour as "human_correct" and so on.
     """
     if samples < 1 or max_length < 1:
         raise ValueError(f"samples and max_length must be at least 1, got {samples} and {max_length}")
     if PEOPLE in models:
-        raise ValueError(f'no model may be named "{PEOPLE}", which is the name of people')
+        raise ValueError(f'no model may be named "{PEOPLE}", since this name denotes people')
     rows = []
     for name, model in models.items():
         drawn: dict[str, list[_Drawn]] = {}
@@ -125,21 +127,21 @@ def evaluate_fold(
 
 
 def summarise(rows: Sequence[Row], *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Table:
-    """The figures of each model over all rows, with bootstrap intervals.
+    """The metrics of each model over all rows, with bootstrap intervals.
 
-    Layouts are drawn with replacement, with all trials on them: people on one picture are no independent trials. The
-    likelihoods are sums over tokens divided by their number; "delta" is taken from the averages of the behaviour, as it
-    is published; all else is a mean over the trials in which it is defined.
+    Layouts are drawn with replacement, together with all trials on them, because the trials of several people on one
+    picture are not independent. The likelihoods are sums over tokens divided by the number of tokens; "delta" is
+    computed from the mean behaviour, as published; all other metrics are means over the trials that define them.
 
     Args:
         rows: rows of `evaluate_fold`, of one or more folds.
         resamples: number of bootstrap resamples, shared by all models.
         seed: seed of the bootstrap.
-        level: share of the resamples that the interval holds.
+        level: fraction of the resamples that the interval contains.
 
     Returns:
-        Model -> figure -> value, low, high, and the number of trials that it is from. Figures that are defined in no
-        trial are not there.
+        Model -> metric -> value, low, high, and the number of trials behind it. Metrics that no trial defines are left
+        out.
     """
     weights = _layout_weights(rows, resamples, seed)
     table: Table = {}
@@ -154,15 +156,15 @@ def summarise(rows: Sequence[Row], *, resamples: int = 1000, seed: int = 0, leve
 def compare(
     rows: Sequence[Row], model: str, reference: str, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """The difference of each figure between two models, on the trials that both have.
+    """The difference between two models in each metric, on the trials that both have.
 
-    Both are taken from the same resamples of layouts, so an interval without 0 shows a difference even if the
+    Both models are evaluated on the same resamples of layouts, so an interval without 0 shows a difference even if the
     two intervals of `summarise` overlap.
 
     Args:
         rows: rows of `evaluate_fold`.
-        model: its name in the rows.
-        reference: the name of the other.
+        model: name of a model in the rows.
+        reference: name of the model that is subtracted.
         resamples: see `summarise`.
         seed: see `summarise`.
         level: see `summarise`.
@@ -241,7 +243,7 @@ def _compare_paths(path: _Drawn, trial: Trial, scene: Scene) -> dict[str, float]
 
 
 def _means(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """The mean of each figure over the records in which it is defined."""
+    """The mean of each metric over the records that define it."""
     means = {}
     for name in names:
         values = np.array([record[name] for record in records])
@@ -251,10 +253,10 @@ def _means(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict
 
 
 def _layout_weights(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Layout -> (1 + resamples,) its weights: 1, then the number of times it is drawn in each resample."""
+    """Layout -> (1 + resamples,) weights: 1, then the number of times that the layout is drawn in each resample."""
     layouts = sorted({row["layout"] for row in rows})
     if not layouts:
-        raise ValueError("there must be a row at least to summarise, got none")
+        raise ValueError("rows must hold at least one row, got none")
     n = len(layouts)
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     counted = np.vstack([np.ones((1, n)), drawn])
@@ -262,7 +264,7 @@ def _layout_weights(rows: Sequence[Row], resamples: int, seed: int) -> dict[str,
 
 
 def _resampled(rows: Sequence[Row], weights: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, int]]:
-    """Each figure of one model: (1 + resamples,) values, and the number of trials behind them."""
+    """For each metric of one model, (1 + resamples,) values and the number of trials behind them."""
     weight = np.array([weights[row["layout"]] for row in rows])  # (rows, 1 + resamples)
 
     def column(name: str) -> np.ndarray:
@@ -271,7 +273,7 @@ def _resampled(rows: Sequence[Row], weights: Mapping[str, np.ndarray]) -> dict[s
     def ratio(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, int]:
         """The ratio of the sums over the rows in which `above` is known."""
         known = ~np.isnan(above)
-        with np.errstate(invalid="ignore"):  # a resample in which no row is known
+        with np.errstate(invalid="ignore"):  # in a resample without any known row
             return above[known] @ weight[known] / (below[known] @ weight[known]), int(known.sum())
 
     ones, fixations = np.ones(len(rows)), column("fixations")

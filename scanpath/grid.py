@@ -1,10 +1,13 @@
-"""Finds the grid of a collage from some of its boxes."""
+"""Fit the grid of a collage to some of its boxes."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-_FEWEST, _REGULAR = 10, 0.7  # centres that a search needs, and how well their phases must agree (1 is perfectly)
+_FEWEST, _REGULAR = (
+    10,
+    0.7,
+)  # number of centres that a search needs, and the required agreement of their phases (1 is perfect)
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class Axis:
 
     @property
     def centres(self) -> np.ndarray:
-        """(count,) in pixels."""
+        """(count,) centres of the places in pixels."""
         return self.first + self.pitch * np.arange(self.count)
 
     def place(self, position: np.ndarray) -> np.ndarray:
-        """Nearest place of positions in pixels, int64 of the same shape."""
+        """The nearest place for each position in pixels, int64 of the same shape."""
         nearest = np.rint((np.asarray(position, dtype=np.float64) - self.first) / self.pitch)
         return np.clip(nearest, 0, self.count - 1).astype(np.int64)
 
@@ -39,7 +42,7 @@ def regularity(centres: np.ndarray, extents: np.ndarray, count: int) -> float:
 
     Args:
         centres: (n,) in pixels.
-        extents: (n,) pixels of the picture that each is in.
+        extents: (n,) size in pixels of the picture that holds each centre.
         count: number of places.
 
     Example:
@@ -50,16 +53,16 @@ def regularity(centres: np.ndarray, extents: np.ndarray, count: int) -> float:
 
 
 def fit_axis(centres: np.ndarray, extents: np.ndarray, count: int | None = None, *, most: int = 40) -> Axis:
-    """Places along one axis: their number by the agreement of phases, first centre and pitch by least squares.
+    """The grid places along one axis: their number from the agreement of phases, centre and pitch by least squares.
 
     Args:
-        centres: (n,) of boxes in pixels, from any number of pictures with the same grid.
-        extents: (n,) pixels of the picture along this axis.
+        centres: (n,) centres of boxes in pixels, from any number of pictures with the same grid.
+        extents: (n,) size of the picture along this axis in pixels.
         count: number of places, if known.
-        most: places to look for.
+        most: largest number of places to try.
 
     Raises:
-        ValueError: where the centres do not show a grid.
+        ValueError: the centres do not lie on a grid.
     """
     centres, extents = np.asarray(centres, dtype=np.float64), np.asarray(extents, dtype=np.float64)
     if count is None:
@@ -74,7 +77,7 @@ def fit_axis(centres: np.ndarray, extents: np.ndarray, count: int | None = None,
             )
     place = np.clip(np.floor(centres * count / extents), 0, count - 1)
     first, pitch = float(extents.mean()) / count / 2, float(extents.mean()) / count
-    for _ in range(20):  # places and line in turn; ends when no place changes
+    for _ in range(20):  # assign places and fit the line alternately, until no place changes
         if len(np.unique(place)) > 1:
             pitch, first = (float(v) for v in np.polyfit(place, centres, 1))
         nearest = np.clip(np.rint((centres - first) / pitch), 0, count - 1)

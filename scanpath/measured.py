@@ -1,4 +1,4 @@
-"""The common result of all readers, paths as measured, and checks of file contents."""
+"""The common result of all readers (paths as measured), and checks of file contents."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +15,9 @@ class MeasuredPath:
 
     Args:
         scene: identifier of the scene.
-        person: who looked.
-        xy: (n, 2) in pixels.
-        objects: (n,) int64.
+        person: name of the person who looked.
+        xy: (n, 2) positions in pixels.
+        objects: (n,) int64, indices of the fixated objects.
         onset: (n,) seconds.
         duration: (n,) seconds.
     """
@@ -79,11 +79,11 @@ def person_name(record: Any, key: str, where: object) -> str:
 
 
 def numbers(values: Any, where: object, axes: int) -> np.ndarray:
-    """Finite numbers with so many axes, float64."""
+    """Convert a list (1 axis) or a list of lists (2 axes) to finite float64 numbers."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: must be numbers, got {str(values)[:60]}") from None
+        raise ValueError(f"{where}: expected numbers, got {str(values)[:60]}") from None
     if array.ndim != axes or not np.isfinite(array).all():
-        raise ValueError(f"{where}: must be a list of finite numbers, got {str(values)[:60]}")
+        raise ValueError(f"{where}: expected a list of finite numbers, got {str(values)[:60]}")
     return array

@@ -1,7 +1,7 @@
 """Metrics of object paths: similarity to a person's path, measures of search, and likelihood under a model.
 
-Paths are sequences of object indices without a begin or an end. Whatever compares positions is in `multimatch`,
-`scanmatch` and `saliency`.
+Paths are sequences of object indices without tokens for begin and end. Metrics that compare positions are in
+`multimatch`, `scanmatch` and `saliency`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ BEHAVIOUR = ("correct", "length", "search", "refix", "revisit")
 
 
 def sequence_score(a: Path, b: Path) -> float:
-    """The longest common subsequence as a share of the longer path: 1 for equal paths, 0 if they share no object.
+    """Length of the longest common subsequence relative to the longer path: 1 for equal paths, 0 if nothing is common.
 
     It is the Needleman-Wunsch score with match 1, mismatch 0 and gap 0 (Yang et al., CVPR 2020, use it on clusters of
     fixations), here over objects. Two empty paths score 1.
@@ -33,7 +33,7 @@ def sequence_score(a: Path, b: Path) -> float:
 def edit_distance(a: Path, b: Path) -> int:
     """The smallest number of insertions, deletions and substitutions between two paths (Levenshtein, 1966).
 
-    It grows with the lengths and so favours short paths: no measure to rank models by alone.
+    The distance grows with the lengths and so favours short paths; do not rank models by it alone.
 
     Example:
         >>> edit_distance([1, 2, 3, 4], [2, 4, 4])
@@ -48,16 +48,16 @@ def edit_distance(a: Path, b: Path) -> int:
 def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
     """Measures of the search behaviour of a path, after Fang et al. (ECCV 2024).
 
-    The path is cut into runs of the same object. Each fixation is one of three: it begins the first run on an object
-    (search), continues a run (refix), or begins another run on an object that was left before (revisit).
+    The path is divided into runs on the same object. Each fixation is of one of three kinds: it begins the first run on
+    an object (search), continues a run (refix), or begins a later run on an object (revisit).
 
     Args:
         path: object indices, at least one.
         target: index of the object that is searched for, if there is one.
 
     Returns:
-        "correct", 1 where the last fixation is on the target (NaN without one), "length" in fixations, and the shares
-        "search", "refix" and "revisit" of the fixations, which sum to 1.
+        "correct", which is 1 if the last fixation is on the target (NaN without a target), "length" in fixations, and
+        the fractions "search", "refix" and "revisit" of the fixations, which sum to 1.
 
     Example:
         >>> behaviour([5, 5, 7, 5], target=7)
@@ -65,7 +65,7 @@ def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
     """
     path = np.asarray(path)
     if not len(path):
-        raise ValueError("a path must have a fixation at least, got none")
+        raise ValueError("a path must have at least one fixation, got none")
     begins = np.append(True, path[1:] != path[:-1])
     runs, objects = int(begins.sum()), len(np.unique(path))
     n = len(path)
@@ -74,11 +74,11 @@ def behaviour(path: Path, target: int | None = None) -> dict[str, float]:
 
 
 def behaviour_delta(model: Mapping[str, float], people: Mapping[str, float]) -> float:
-    """The behaviour-based measure of Fang et al. (ECCV 2024): mean of |model - people| / people, the lower the better.
+    """The behaviour-based metric of Fang et al. (ECCV 2024): mean of |model - people| / people; lower is better.
 
     Args:
-        model: the statistics of `behaviour`, averaged over trials.
-        people: theirs. A statistic that is 0 or unknown for people is left out.
+        model: the statistics of `behaviour` of the model, averaged over trials.
+        people: the same statistics of people. A statistic that is 0 or unknown for people is left out.
 
     Example:
         >>> people = {"correct": 0.8, "length": 10, "search": 0.8, "refix": 0.2, "revisit": 0.0}
@@ -93,7 +93,7 @@ def behaviour_delta(model: Mapping[str, float], people: Mapping[str, float]) -> 
 def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.ndarray:
     """Negative log-likelihood of each fixation of a path and of its end, in nats: (steps + 1,); lower is better.
 
-    Its mean over all tokens of all paths is the loss that OAT is trained on; the mean without the ends is that per
+    The mean over all tokens of all paths is the training loss of OAT; the mean without the ends is the figure per
     fixation.
 
     Args:
@@ -111,7 +111,7 @@ def negative_log_likelihood(log_probabilities: np.ndarray, path: Path) -> np.nda
             f" got {log_p.shape}"
         )
     sums = np.exp(log_p).sum(axis=1)
-    if not np.allclose(sums, 1, atol=1e-3):  # float32 softmax over some hundred objects is better than that
+    if not np.allclose(sums, 1, atol=1e-3):  # the error of a float32 softmax over some hundred objects is smaller
         raise ValueError(f"probabilities must sum to 1 at every step, got sums of {sums.min():.4g} to {sums.max():.4g}")
     result: np.ndarray = np.maximum(-log_p[np.arange(len(tokens)), tokens], 0.0)
     return result

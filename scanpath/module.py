@@ -1,4 +1,4 @@
-"""Training of OAT: teacher forcing, early stopping on the likelihood of held-out paths, as a LightningModule."""
+"""Training of OAT as a LightningModule: teacher forcing, and early stopping on the likelihood of held-out paths."""
 
 import copy
 import math
@@ -21,17 +21,17 @@ FIGURES = ("train_loss", "validation_nats")
 
 
 def path_loss(scores: Tensor, chosen: Tensor) -> Tensor:
-    """Cross-entropy over objects, end and padding class, mean over all tokens of a batch, as published.
+    """Mean cross-entropy over all tokens of a batch; the classes are the objects, the end and padding, as published.
 
     Args:
-        scores: (B, T, N + 2) of the network.
-        chosen: (B, T) as of `PathBatch`.
+        scores: (B, T, N + 2) scores of the network.
+        chosen: (B, T), see `PathBatch`.
     """
     return F.cross_entropy(scores.flatten(0, 1), chosen.flatten(), ignore_index=IGNORED)
 
 
 def path_nats(scores: Tensor, batch: PathBatch) -> tuple[Tensor, int]:
-    """Negative log-likelihood of a batch in nats, and its number of tokens, ends among them.
+    """Negative log-likelihood of a batch in nats, and its number of tokens, including the ends.
 
     The padding class has probability 0, and no path ends before its first fixation.
     """
@@ -52,8 +52,8 @@ class ScanpathModule(SeededModule):
         lr: learning rate of AdamW; the default is the published one.
         weight_decay: weight decay of matrices; 0 makes AdamW equal to Adam.
         warmup: steps of linear warm-up.
-        cosine_steps: if given, the rate falls by half a cosine to a hundredth until this step.
-        ema_decay: decay of the average of the weights; 0 turns it off.
+        cosine_steps: if given, the learning rate falls by half a cosine and reaches a hundredth at this step.
+        ema_decay: decay of the average of the weights; 0 turns the average off.
         seed: seed of order and dropout in each epoch; the initial weights are drawn from torch's global generator.
     """
 
@@ -71,7 +71,7 @@ class ScanpathModule(SeededModule):
     ):
         super().__init__()
         if not lr > 0 or weight_decay < 0:
-            raise ValueError(f"lr must be above 0 and weight_decay not below, got {lr} and {weight_decay}")
+            raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr} and {weight_decay}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
         if target_position not in ("hidden", "given"):
@@ -100,7 +100,7 @@ class ScanpathModule(SeededModule):
         return network
 
     def with_weights(self, weights: dict[str, Tensor]) -> OAT:
-        """A copy of the averaged network in evaluation mode, with other weights if there are any."""
+        """A copy of the averaged network in evaluation mode, with the given weights in place of its own, if any."""
         network = copy.deepcopy(self.averaged).cpu()
         if weights:
             network.load_state_dict(weights)
@@ -115,26 +115,26 @@ class ScanpathModule(SeededModule):
         return loss
 
     def after_step(self, steps: int) -> None:
-        """Move the averaged weights a little towards the present ones; early on the average is shorter."""
+        """Update the averaged weights; during the first steps the average covers fewer steps."""
         if self.ema is not None:
             update_average(self.ema, self.network, decay=self.hparams["ema_decay"], step=steps)
 
     def on_validation_epoch_start(self) -> None:
-        """Discard the sums of the last epoch."""
+        """Reset the sums of the last epoch."""
         self._nats, self._tokens = 0.0, 0
 
     def validation_step(self, batch: PathBatch, batch_idx: int) -> None:
-        """Add to the sums; the figure is computed over the whole validation part."""
+        """Add to the sums; the loss is computed over the whole validation part at the end of the epoch."""
         nats, tokens = path_nats(self.averaged(batch.scenes, batch.scene, batch.previous), batch)
         self._nats += float(nats)
         self._tokens += tokens
 
     def on_validation_epoch_end(self) -> None:
-        """Nats per token, ends among them; of several processes, a last batch may count twice."""
+        """Log the nats per token, including the ends; with several processes, a last batch may count twice."""
         self._log_nats("validation")
 
     def on_test_epoch_start(self) -> None:
-        """Discard earlier sums."""
+        """Reset the sums."""
         self._nats, self._tokens = 0.0, 0
 
     def test_step(self, batch: PathBatch, batch_idx: int) -> None:
@@ -142,11 +142,11 @@ class ScanpathModule(SeededModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log "test_nats", the figure of `on_validation_epoch_end`."""
+        """Log "test_nats", computed as in `on_validation_epoch_end`."""
         self._log_nats("test")
 
     def predict_step(self, batch: PathBatch, batch_idx: int) -> Tensor:
-        """Log-probabilities of each next fixation, given those before it: (B, T, N + 1), the end last."""
+        """Log-probabilities of each fixation, given the previous ones: (B, T, N + 1), where the end is last."""
         scores = self.averaged(batch.scenes, batch.scene, batch.previous)
         return log_probabilities(scores, first=batch.first)
 
@@ -155,7 +155,7 @@ class ScanpathModule(SeededModule):
         self.log(f"{part}_nats", float(sums[0] / sums[1]), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay of biases and norms; the learning rate is constant, or warms up and falls."""
+        """AdamW without weight decay of biases and norms; the learning rate is constant, or has a warm-up and falls."""
         options = self.hparams
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -180,7 +180,7 @@ class ScanpathModule(SeededModule):
 
 @torch.inference_mode()
 def nats_per_token(network: OAT, data: PathData) -> tuple[float, int]:
-    """Mean negative log-likelihood over all tokens, ends among them, and the number of tokens."""
+    """Mean negative log-likelihood over all tokens, including the ends, and the number of tokens."""
     total, tokens = 0.0, 0
     for k in range(0, len(data), VALIDATION_BATCH):
         batch = data[list(range(k, min(k + VALIDATION_BATCH, len(data))))]
@@ -190,7 +190,7 @@ def nats_per_token(network: OAT, data: PathData) -> tuple[float, int]:
 
 
 def load_checkpoint(path: Path) -> ScanpathModule:
-    """The module of a training checkpoint, on the CPU; nothing in the file is executed.
+    """Load the module of a training checkpoint on the CPU; no code in the file is executed.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not a checkpoint of this module.

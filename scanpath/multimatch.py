@@ -1,4 +1,4 @@
-"""MultiMatch: how alike two scanpaths are in shape, direction, length, position and duration."""
+"""MultiMatch: the similarity of two scanpaths in shape, direction, length, position and duration."""
 
 import numpy as np
 
@@ -18,8 +18,9 @@ def multimatch(
 ) -> dict[str, float]:
     """Similarity of two paths in five dimensions, each 0 to 1 (Jarodzka et al., ETRA 2010; Dewhurst et al., 2012).
 
-    Saccades u_i of one path and v_j of the other are aligned by the cheapest walk through the costs |u_i - v_j|; paths
-    are not simplified first. Each similarity is 1 minus the median along the walk of
+    Saccades u_i of one path and v_j of the other are aligned by the cheapest path through the matrix of costs
+    |u_i - v_j|; the scanpaths are not simplified first. Each similarity is 1 minus the median, over the aligned pairs,
+    of
         vector     |u - v| / (2 diagonal)
         direction  angle between u and v / pi
         length     ||u| - |v|| / diagonal
@@ -32,11 +33,11 @@ def multimatch(
         size: width and height of the picture in pixels.
         duration_a: (n,) any unit, if known.
         duration_b: (m,).
-        pad: fill paths of fewer than three fixations up with points at pixel (1, 1), as the published evaluation of OAT
-            does. Otherwise a path without a saccade has no similarity: NaN.
+        pad: pad paths of fewer than three fixations with points at pixel (1, 1), as the published evaluation of OAT
+            does. Otherwise the similarity of a path without a saccade is NaN.
 
     Returns:
-        "vector", "direction", "length", "position" and "duration", the last NaN where durations are not known.
+        "vector", "direction", "length", "position" and "duration"; "duration" is NaN if durations are not known.
 
     Example:
         >>> square = np.array([[0, 0], [30, 0], [30, 40]])
@@ -46,7 +47,9 @@ def multimatch(
     a, b = _points(a), _points(b)
     for points, duration in ((a, duration_a), (b, duration_b)):
         if duration is not None and len(duration) != len(points):
-            raise ValueError(f"a path of {len(points)} positions must have as many durations, got {len(duration)}")
+            raise ValueError(
+                f"a path of {len(points)} positions must have {len(points)} durations, got {len(duration)}"
+            )
     if pad:
         a, b = (np.vstack([p, np.ones((max(3 - len(p), 0), 2))]) for p in (a, b))
     if len(a) < 2 or len(b) < 2:
@@ -70,7 +73,7 @@ def multimatch(
 
 
 def mean_similarity(similarity: dict[str, float]) -> float:
-    """The mean of the four dimensions that need no durations, as it is published for OAT."""
+    """The mean of the four dimensions that need no durations, as published for OAT."""
     return float(np.mean([similarity[name] for name in DIMENSIONS[:4]]))
 
 

@@ -1,8 +1,9 @@
-"""OAT, the Object-level Attention Transformer: the order in which a person looks at the objects of a scene.
+"""OAT, the Object-level Attention Transformer, predicts the order in which a person looks at the objects of a scene.
 
 Fang, Yu, Zhang, van der Lans and Shi, "Oat: object-level attention transformer for gaze scanpath prediction", ECCV
-2024. An encoder sees all objects and the target, a decoder the fixations so far, and an object attention head scores
-every object as the next; the target's token at the end of the memory doubles as the end of the path.
+2024. The encoder reads all objects and the target, the decoder reads the fixations so far, and an object attention head
+scores each object as the next fixation. The target's token, which is the last token of the memory, also represents the
+end of the path.
 """
 
 from dataclasses import dataclass, replace
@@ -32,9 +33,9 @@ class SceneBatch:
     Args:
         position: (S, N, 2) row and column of each object, in places of the grid.
         present: (S, N) bool, False for padding.
-        target: (S,) index of the target; -1 where there is none.
-        shown: (S,) bool: whether the target's place is given to the model.
-        flagged: (S,) bool: whether a fixation on the target is marked as one.
+        target: (S,) index of the target; -1 if there is none.
+        shown: (S,) bool: whether the model is given the position of the target.
+        flagged: (S,) bool: whether fixations on the target are marked.
         appearance: (S, N, 3, H, W) crops, (S, N, features), or None for positions only.
     """
 
@@ -49,7 +50,7 @@ class SceneBatch:
         return len(self.present)
 
     def to(self, device: Any) -> "SceneBatch":
-        """The same on another device."""
+        """The same scenes on another device."""
         return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if v is not None})
 
     def rows(self, index: Tensor) -> "SceneBatch":
@@ -58,10 +59,10 @@ class SceneBatch:
 
 
 class Memory(NamedTuple):
-    """The input of the decoder for each scene."""
+    """The encoder's output for each scene, which is the input of the decoder."""
 
-    tokens: Tensor  # (S, N, d_appearance + 2 numbers of place): what a fixation's token is made of
-    target: Tensor  # (S,) index of the target where its fixations are marked, else -1
+    tokens: Tensor  # (S, N, d_appearance + 2 for the position): the parts of a fixation's token
+    target: Tensor  # (S,) index of the target if fixations on it are marked, else -1
     begin: Tensor  # (S, d_model)
     visible: Tensor  # (S, N + 1) bool
     encoded: Tensor  # (S, N + 1, d_model)
@@ -72,7 +73,7 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """The decoder's state, row by row: keys and values of the steps so far and of the memory, and the objects."""
+    """The decoder's state for each row: keys and values of the steps so far and of the memory, and the objects."""
 
     memory: Memory
     steps: list[KeysValues | None]  # of each layer
@@ -88,10 +89,10 @@ class State(NamedTuple):
 
 
 class MultiheadAttention(nn.Module):
-    """Attention with PyTorch's parameter names, through the shared kernel. It returns its weights if asked to.
+    """Multi-head attention by the shared kernel, with the parameter names of PyTorch; it can return its weights.
 
-    With a mixer, that mechanism takes the place of softmax attention, and dropout is on the head outputs, as not every
-    mechanism has weights. Gates are factors on the heads of each token.
+    A mixer replaces softmax attention by another mechanism. Dropout is then applied to the outputs of the heads, since
+    not every mechanism has attention weights. Gates multiply the heads of each token by factors.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.mixer, self.gates = mixer, gates
-        self.balance: Tensor | None = None  # of the gates in the last call while training
+        self.balance: Tensor | None = None  # balance loss of the gates in the last training call
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
@@ -123,7 +124,7 @@ class MultiheadAttention(nn.Module):
         q_start: int = 0,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, d_model) -> the same, and the weights (B, heads, L, Lk) where they are wanted."""
+        """(B, L, d_model) -> (B, L, d_model), and the weights (B, heads, L, Lk) if requested."""
         d_model = x.shape[-1]
         q = F.linear(x, self.in_proj_weight[:d_model], self.in_proj_bias[:d_model])
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -148,7 +149,7 @@ class MultiheadAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self attention and feed-forward, each added and then normalised."""
+    """Self-attention and feed-forward network, each with a residual connection and a norm after it."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, d_model) -> the same."""
+        """(B, L, d_model) -> (B, L, d_model)."""
         attended, _ = self.self_attn(x, self.self_attn.keys_values(x), mask=mask)
         x = self.norm1(x + self.dropout(attended))
         fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
@@ -176,7 +177,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self attention, attention to the scene, feed-forward, each added and then normalised."""
+    """Causal self-attention, attention to the scene and feed-forward network, each with a residual connection and a
+    norm after it."""
 
     def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float, attention_dropout: float):
         super().__init__()
@@ -189,7 +191,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, past: KeysValues | None, scene: KeysValues, visible: Tensor, return_weights: bool = False
     ) -> tuple[Tensor, KeysValues, Tensor | None]:
-        """New tokens (B, L, d_model) -> the same, keys and values of all steps, weights on the scene."""
+        """New tokens (B, L, d_model) -> tokens of this shape, keys and values of all steps, weights on the scene."""
         own = self.self_attn.keys_values(x)
         before = 0
         if past is not None:
@@ -204,7 +206,7 @@ class DecoderLayer(nn.Module):
 
 
 class ObjectAttention(nn.Module):
-    """One head of the output: how well a decoder token fits each token of the scene."""
+    """One head of the output: the match between a decoder token and each token of the scene."""
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -220,7 +222,7 @@ class Layers(nn.Module):
 
 
 class OneDPositionalEncoding(nn.Module):
-    """The sinusoids of the time step."""
+    """Sinusoidal encoding of the time step."""
 
     pos_embedding: Tensor
 
@@ -230,26 +232,26 @@ class OneDPositionalEncoding(nn.Module):
 
 
 class OAT(nn.Module):
-    """The network: from scenes and the fixations so far to scores of the next fixation.
+    """The network, which maps scenes and the fixations so far to scores of the next fixation.
 
     Args:
         rows, columns: size of the grid of positions.
-        appearance: "cnn" (crops of 150 x 93 pixels), "features" (any vectors), or "none": a learned constant.
+        appearance: "cnn" (crops of 150 x 93 pixels), "features" (any vectors), or "none" (a learned constant).
         features: length of the given vectors with appearance "features".
-        d_appearance, d_position: channels of both halves of a token; their sum is d_model.
+        d_appearance, d_position: channels of the two parts of a token; their sum is d_model.
         heads, layers, feed_forward, dropout: settings shared by encoder and decoder.
-        attention_dropout: of the weights of attention; default `dropout`, as published. Without it a training step
+        attention_dropout: dropout of the attention weights; by default `dropout`, as published. With 0, a training step
             takes half the time on a CPU.
-        object_heads: heads of the object attention; with one there is no readout.
+        object_heads: number of heads of the object attention; with a single head there is no readout layer.
         positions: see `positions.PositionEncoding`.
         sigma: width of the position table.
-        table: (max(rows, columns), ceil(d_position / 3)): the table that published parameters were trained with.
-        steps: longest path.
-        vocabulary: objects N of a published file, which holds two layers that are never used; None leaves them out.
-        mixer: mechanism by which the objects attend to each other in the encoder, as `mixer_of` reads it, such as
-            "workspace(slots=4)", or "graph_window(hops=1)" over near objects (no third one lies between them; the
-            target's token sees all and is seen by all). None: softmax attention, as published.
-        gates: mixture of the encoder's heads, such as "mixture_of_heads(shared=1, active=2)"; None: all heads work.
+        table: (max(rows, columns), ceil(d_position / 3)), the table with which published parameters were trained.
+        steps: length of the longest path.
+        vocabulary: number of objects N of a published file, which holds two unused layers; None leaves them out.
+        mixer: mechanism by which the objects attend to each other in the encoder, in the notation of `mixer_of`, such
+            as "workspace(slots=4)", or "graph_window(hops=1)" over near objects (see `near_objects`; the target's token
+            and all objects attend to each other). None is softmax attention, as published.
+        gates: mixture of the encoder's heads, such as "mixture_of_heads(shared=1, active=2)"; None uses all heads.
     """
 
     def __init__(
@@ -304,7 +306,7 @@ class OAT(nn.Module):
         }
         self.mixer, self.late = mixer, mixer is not None and "graph" in needs(mixer)
         if self.late and read_call(mixer or "", "mixer")[0] != "graph_window":
-            raise ValueError(f"a graph of objects is for graph_window alone, got mixer {mixer}")
+            raise ValueError(f"a graph of objects needs the mixer graph_window, got mixer {mixer}")
         place = Place(heads, d_model // heads, graph=torch.ones(1, 1, dtype=torch.bool) if self.late else None)
         self.rows, self.columns, self.d_model, self.appearance = rows, columns, d_model, appearance
         self.position = PositionEncoding(
@@ -341,7 +343,7 @@ class OAT(nn.Module):
 
     @classmethod
     def published(cls, data: str, **changes: Any) -> "OAT":
-        """The published network for "amazon", "yogurt" or "wine", with random parameters and its unused layers."""
+        """The published network for "amazon", "yogurt" or "wine", with random parameters and the two unused layers."""
         if data not in GRIDS:
             raise ValueError(f"data must be one of {', '.join(GRIDS)}, got {data!r}")
         rows, columns = GRIDS[data]
@@ -351,7 +353,7 @@ class OAT(nn.Module):
         """Load published parameters, whose names may have the prefix of a Lightning checkpoint.
 
         Raises:
-            ValueError: a name is missing, unknown, or of another shape.
+            ValueError: a parameter is missing, unknown, or of another shape.
         """
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
         own = self.state_dict()
@@ -367,12 +369,12 @@ class OAT(nn.Module):
         self.load_state_dict(state)
 
     def forward(self, scenes: SceneBatch, scene: Tensor, previous: Tensor) -> Tensor:
-        """Scores with teacher forcing, (B, T, N + 2): the objects, the end, and the padding class, always last.
+        """Scores with teacher forcing, (B, T, N + 2), for the objects, the end and, last, the padding class.
 
         Args:
             scenes: the scenes; each is encoded once.
-            scene: (B,) the scene of each path.
-            previous: (B, T) the token before each step: `BEGIN`, then objects; anything behind the end.
+            scene: (B,) index of the scene of each path.
+            previous: (B, T) the token before each step: `BEGIN`, then object indices; any values after the end.
         """
         return self.step(self.start(self.encode(scenes), scene), previous)[0]
 
@@ -405,9 +407,9 @@ class OAT(nn.Module):
         return Memory(torch.cat([looks, scenes.position], -1), target, begin, visible, x)
 
     def take_balance(self) -> Tensor | None:
-        """The loss that keeps the choice of heads balanced, of the last `encode` while training; then it is forgotten.
+        """Return and clear the balance loss of the gated heads from the last `encode` in training mode.
 
-        The mean over the layers, or None if no heads are gated.
+        It is the mean over the layers, or None if no heads are gated.
         """
         found = []
         for layer in cast(list[EncoderLayer], list(self.transformer_encoder.layers)):
@@ -417,7 +419,7 @@ class OAT(nn.Module):
         return torch.stack(found).mean() if found else None
 
     def start(self, memory: Memory, scene: Tensor) -> State:
-        """The state before the first fixation of the paths whose scenes are given by (B,) indices."""
+        """The decoder's state before the first fixation; `scene` (B,) holds the index of each path's scene."""
         layers = cast(list[DecoderLayer], list(self.transformer_decoder.layers))
         pairs = [layer.multihead_attn.keys_values(memory.encoded) for layer in layers]
         scored = torch.cat([head.encode_fc(memory.encoded) for head in self._heads], -1)
@@ -428,15 +430,15 @@ class OAT(nn.Module):
     def step(
         self, state: State, previous: Tensor, *, return_weights: bool = False
     ) -> tuple[Tensor, State, list[Tensor]]:
-        """Continue by one or more tokens.
+        """Extend the paths by one or more tokens.
 
         Args:
-            state: from `start` or an earlier step.
-            previous: (B, T) the tokens that come next, each the one before a step.
-            return_weights: also give the weights on the scene.
+            state: the state from `start` or an earlier step.
+            previous: (B, T) the new tokens, each of which precedes a step.
+            return_weights: also return the attention weights on the scene.
 
         Returns:
-            scores (B, T, N + 2) as of `forward`, the state behind these tokens, and for each layer the weights
+            scores (B, T, N + 2) as in `forward`, the state after these tokens, and for each layer the attention weights
             (B, heads, T, N + 1) on the objects and the target's token.
         """
         end = state.length + previous.shape[1]
@@ -458,7 +460,7 @@ class OAT(nn.Module):
         return cast(list[ObjectAttention], list(self.cross_attentions))
 
     def _scores(self, x: Tensor, state: State) -> Tensor:
-        """s_h = <E_h m_j + a_h, D_h d_t + b_h> / sqrt(d_model); logit = sum_h w_h s_h + w_0; padding has s = 0."""
+        """s_h = <E_h m_j + a_h, D_h d_t + b_h> / sqrt(d_model); score = sum_h w_h s_h + w_0; s = 0 for padding."""
         parts = []
         for head, scored in zip(self._heads, state.scored.split(self.d_model, -1), strict=True):
             parts.append(head.decode_fc(x) @ scored.mT / self.d_model**0.5)
@@ -472,7 +474,7 @@ class OAT(nn.Module):
         if self.appearance == "none":
             return self.constant_embedding.expand(count, objects, -1)
         if scenes.appearance is None:
-            raise ValueError(f'a network with appearance "{self.appearance}" needs it for every object, got none')
+            raise ValueError(f'appearance "{self.appearance}" needs crops or features of every object, got none')
         if self.appearance == "cnn":
             result: Tensor = self.cnn_embedding(scenes.appearance.flatten(0, 1)).unflatten(0, (count, objects))
             return result
@@ -484,7 +486,7 @@ class OAT(nn.Module):
         return result
 
     def _blank(self, count: int) -> Tensor:
-        """(count, d_appearance) of a token that is no object: an image, or a vector, of ones."""
+        """(count, d_appearance) appearance of a token that is not an object: that of an image or vector of ones."""
         if self.appearance == "none":
             return self.constant_embedding.expand(count, -1)
         if self.appearance == "features":
@@ -496,7 +498,7 @@ class OAT(nn.Module):
         return result
 
     def _fixations(self, memory: Memory, previous: Tensor) -> Tensor:
-        """(B, T, d_model): the tokens of fixations, with the flag on the target where it is marked."""
+        """(B, T, d_model) tokens of fixations, with the flag for fixations on the target if those are marked."""
         objects = memory.tokens.shape[1]
         index = previous.clamp(0, objects - 1).unsqueeze(-1).expand(-1, -1, memory.tokens.shape[-1])
         tokens = memory.tokens.gather(1, index)
@@ -506,11 +508,11 @@ class OAT(nn.Module):
 
 
 def near_objects(position: Tensor, present: Tensor) -> Tensor:
-    """Which objects are near each other, bool (S, N, N): no third one lies in the circle of which they are poles.
+    """Pairs of near objects, bool (S, N, N): no third object lies within the circle whose diameter joins the two.
 
     Args:
-        position: (S, N, 2).
-        present: (S, N) bool; others are near nothing and lie between nothing.
+        position: (S, N, 2) row and column of each object.
+        present: (S, N) bool; absent objects are near no other object and never count as a third one.
 
     Example:
         >>> row = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 3.0]]])
@@ -527,8 +529,8 @@ def log_probabilities(scores: Tensor, *, first: Tensor | None = None) -> Tensor:
     """Log-probabilities of the objects and the end, (B, T, N + 1); the padding class has probability 0.
 
     Args:
-        scores: (B, T, N + 2) of a network.
-        first: (B, T) bool: steps at which the end cannot come, since a path has a fixation at least.
+        scores: (B, T, N + 2) scores of a network.
+        first: (B, T) bool: steps at which the path cannot end, since a path has at least one fixation.
     """
     allowed = scores[..., :-1]
     if first is not None:

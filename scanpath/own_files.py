@@ -1,4 +1,4 @@
-"""Reads and writes our own format: one .json, or three .csv tables, as described in docs/scanpath_format.md."""
+"""Read and write our own format: one .json file, or three .csv tables, as described in docs/scanpath_format.md."""
 
 import csv
 import os
@@ -59,19 +59,19 @@ def _object(name: str, box: list[float], features: np.ndarray | None, where: str
 def _own_path(scene: str, person: str, columns: dict[str, np.ndarray], where: str) -> MeasuredPath:
     lengths = {key: len(v) for key, v in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{where} must have as many of each, got {lengths}")
+        raise ValueError(f"{where} must have equally many values in each list, got {lengths}")
     if ("x" in columns) != ("y" in columns) or not {"x", "objects"} & columns.keys():
         raise ValueError(f"{where} must have x and y, or objects, or all three, got {', '.join(columns) or 'none'}")
     objects = columns.get("objects")
     if objects is not None and (objects != np.rint(objects)).any():
-        raise ValueError(f"{where} must have whole numbers as objects, counted from 0")
+        raise ValueError(f"{where} must have whole numbers from 0 as objects, got {objects.tolist()}")
     xy = np.stack([columns["x"], columns["y"]], 1) if "x" in columns else None
     whole = None if objects is None else objects.astype(np.int64)
     return MeasuredPath(scene, person, xy, whole, columns.get("onset"), columns.get("duration"))
 
 
 def read_tables(folder: Path) -> Reading:
-    """scenes.csv, objects.csv and fixations.csv."""
+    """Read scenes.csv, objects.csv and fixations.csv of a folder."""
     objects: dict[str, list[tuple[int, SceneObject]]] = {}
     for where, row in _rows(folder / "objects.csv", ("scene", "object", "x", "y", "width", "height")):
         box = [_number(row, key, where) for key in ("x", "y", "width", "height")]
@@ -84,7 +84,7 @@ def read_tables(folder: Path) -> Reading:
         name = tidy_name(row["scene"])
         listed = sorted(objects.get(name, []), key=lambda pair: pair[0])
         if [k for k, _ in listed] != list(range(len(listed))) or not listed:
-            raise ValueError(f"{where}: objects of {name} must be counted 0, 1, 2 ..., got {len(listed)} of them")
+            raise ValueError(f"{where}: objects of {name} must be numbered 0, 1, 2 ..., got {len(listed)} of them")
         keys: dict[str, Any] = {
             k: _whole(row, k, where) for k in ("target", "rows", "columns") if row.get(k) not in (None, "")
         }
@@ -112,7 +112,9 @@ def read_tables(folder: Path) -> Reading:
         where = f"{folder / 'fixations.csv'}: trial of {person} on {scene}"
         order = [index for index, _ in rows]
         if len(set(order)) < len(order):
-            raise ValueError(f"{where} must have each index once: number the trials of a person in a column trial")
+            raise ValueError(
+                f"{where} must have each index once: if a person has several trials, number them in a column trial"
+            )
         rows.sort(key=lambda pair: pair[0])
         keys_there = [tuple(values) for _, values in rows]
         if len(set(keys_there)) > 1:
@@ -128,13 +130,13 @@ def _rows(file: Path, needed: tuple[str, ...]) -> Iterable[tuple[str, dict[str, 
             reader = csv.DictReader(opened)
             missing = [key for key in needed if key not in (reader.fieldnames or ())]
             if missing:
-                raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is not there")
+                raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is missing")
             rows = [(f"{file}, line {reader.line_num}", row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} must be a table in UTF-8: {error}") from None
     for where, row in rows:
         if None in row or None in row.values():
-            raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as the first line has")
+            raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as many as the first line")
     return rows
 
 

@@ -1,7 +1,7 @@
-"""An observer with known probabilities: near objects first, some colours before others, seen objects less often.
+"""An observer with known probabilities, who prefers near objects, some colours, and objects not seen before.
 
-Scenes and paths are made from a seed, so they may be shipped; what a network reaches on them can be compared with the
-best that is possible, the observer's own entropy.
+Scenes and paths are generated from a seed, so they may be distributed. The result of a network on them can be compared
+with the best possible one, the observer's own entropy.
 """
 
 import zlib
@@ -21,22 +21,23 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.92, 0.92, 0.90),
     "black": (0.12, 0.12, 0.14),
 }
-FEATURES = ("red", "green", "blue")  # shares of the mean colour, 0 to 1
+FEATURES = ("red", "green", "blue")  # components of the mean colour, 0 to 1
 SIZE = (800, 600)
 
 
 @dataclass(frozen=True)
 class PlantedObserver:
-    """Chooses by softmax of -distance / scale + preference of the colour - `seen` or `stay`.
+    """An observer who chooses the next object by a softmax of -distance / scale + preference - `seen` or `stay`.
 
-    The first fixation starts from the middle of the picture; a path ends with the same probability after each.
+    The distance of the first fixation is measured from the middle of the picture. A path ends with the same probability
+    after each fixation.
 
     Args:
-        scale: distance, in spacings of the scene, at which an object is less likely by a factor of e.
-        preference: nats for colours; a colour is the name of its objects.
-        seen: nats off an object that was looked at before.
-        stay: nats off the object that is looked at now.
-        end: probability after each fixation.
+        scale: distance, in units of the scene's spacing, that lowers the probability of an object by a factor of e.
+        preference: colour -> nats added for objects of this colour; a colour is the name of its objects.
+        seen: nats subtracted for an object that was fixated before.
+        stay: nats subtracted for the current object.
+        end: probability that the path ends after a fixation.
         name: name for display.
     """
 
@@ -48,7 +49,7 @@ class PlantedObserver:
     name: str = "planted observer"
 
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Exact, (steps + 1, n + 1) nats; the last column is the end. See `baselines.Baseline.log_probabilities`."""
+        """Exact log-probabilities, (steps + 1, n + 1) nats; see `baselines.Baseline.log_probabilities`."""
         path = np.asarray(sequence, dtype=np.int64)
         liking = np.array([self.preference.get(o.name, 0.0) for o in scene.objects])
         middle = np.array(scene.size, dtype=np.float64) / 2
@@ -68,7 +69,7 @@ class PlantedObserver:
         return np.concatenate([objects, end], axis=1)
 
     def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
-        """Drawn paths; see `baselines.Baseline.sample`."""
+        """Random paths; see `baselines.Baseline.sample`."""
         paths = []
         for k in range(n):
             rng = np.random.default_rng([seed, zlib.crc32(scene.identifier.encode()), k])
@@ -84,12 +85,12 @@ class PlantedObserver:
 
 
 def planted_scene(identifier: str, seed: int, *, fewest: int = 10, most: int = 16) -> Scene:
-    """Coloured objects at random places that do not overlap; their features are the shares of red, green and blue.
+    """A scene of coloured objects at random places without overlap; their features are their red, green and blue.
 
     Args:
         identifier: identifier of the scene.
         seed: seed of places and colours.
-        fewest, most: objects.
+        fewest, most: smallest and largest number of objects.
     """
     rng = np.random.default_rng(seed)
     side = np.array([70.0, 70.0])
@@ -113,11 +114,11 @@ def planted_dataset(
     """Scenes with paths of the observer on them.
 
     Args:
-        scenes: how many.
-        paths: on each.
+        scenes: number of scenes.
+        paths: number of paths on each scene.
         seed: seed of scenes and paths; another seed gives other scenes.
-        observer: who looks.
-        most: objects of a scene.
+        observer: the observer who looks at the scenes.
+        most: largest number of objects in a scene.
     """
     observer = observer or PlantedObserver()
     made = [planted_scene(f"planted-{seed}-{k}", int(s), most=most) for k, s in enumerate(_seeds(seed, scenes))]
@@ -130,9 +131,9 @@ def planted_dataset(
 
 
 def entropy(observer: PlantedObserver, dataset: Dataset) -> float:
-    """Mean entropy of the observer's next choice over all beginnings of the paths, nats per token.
+    """Mean entropy of the observer's next choice over all prefixes of the paths, nats per token.
 
-    No model can have less negative log-likelihood per token, but for the luck of the draws.
+    Apart from chance, no model can reach a lower negative log-likelihood per token.
     """
     values = []
     for k, trial in enumerate(dataset.trials):

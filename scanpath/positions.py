@@ -1,4 +1,4 @@
-"""The position of an object as a vector: OAT's table of distances, and sinusoids for comparison."""
+"""Encoding of the position of an object as a vector: OAT's distance table, and sinusoids for comparison."""
 
 import math
 from typing import Literal, get_args
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 Kind = Literal["learned", "original", "linear", "exp1", "exp2", "original_update"]
 KINDS: tuple[str, ...] = get_args(Kind)
-_BEYOND = 4  # zero rows behind the table, for the indices of special tokens
+_BEYOND = 4  # rows of zeros after the table, for the indices of special tokens
 _ALPHA = 0.9
 
 
 def distance_table(n: int, channels: int, *, sigma: float = 2.0, seed: int = 0) -> Tensor:
     """Vectors of equal norm whose cosines are exp(-(i - j)^2 / (2 sigma^2)), (n, channels).
 
-    Fang et al. (ECCV 2024) fit such a table by gradient descent. It is known up to a rotation and a factor, so here it
-    is written down: a root of the matrix of cosines, turned at random; the norm is sqrt(channels), as that of normal
-    draws. With fewer channels than rows the nearest table of that rank is given.
+    Fang et al. (ECCV 2024) fit such a table by gradient descent. The cosines define it up to a rotation and a factor,
+    so here it is computed directly: a square root of the matrix of cosines, rotated at random, with norm
+    sqrt(channels), the expected norm of normal draws. With fewer channels than rows, the closest table of that rank is
+    returned.
 
     Args:
-        n: rows: places along the longer side of the grid.
+        n: number of rows, which are the places along the longer side of the grid.
         channels: length of each vector.
         sigma: width of the Gaussian in places; the published best is 2.
         seed: seed of the rotation.
@@ -36,7 +37,7 @@ def distance_table(n: int, channels: int, *, sigma: float = 2.0, seed: int = 0) 
     place = torch.arange(n, dtype=torch.float64)
     cosine = torch.exp(-(place.unsqueeze(1) - place).square() / (2 * sigma**2))
     values, vectors = torch.linalg.eigh(cosine)
-    vectors = vectors * torch.where(vectors[0] < 0, -1.0, 1.0)  # the sign of an eigenvector is not defined
+    vectors = vectors * torch.where(vectors[0] < 0, -1.0, 1.0)  # the sign of an eigenvector is arbitrary
     kept = min(n, channels)
     root = (vectors * values.clamp(min=0).sqrt())[:, -kept:]  # the largest last
     generator = torch.Generator().manual_seed(seed)
@@ -47,17 +48,18 @@ def distance_table(n: int, channels: int, *, sigma: float = 2.0, seed: int = 0) 
 
 
 class PositionEncoding(nn.Module):
-    """The vector of a row, a column and a flag: three vectors of ceil(channels / 3), cut to `channels` together.
+    """The vector of a row, a column and a flag: three vectors of ceil(channels / 3), joined and cut to `channels`.
 
-    Nothing is trained. "learned" looks rows, columns and flags up in a table, between whole numbers by linear
-    interpolation (so that scenes without a grid have places too). The others are sinusoids of the three numbers with
-    43 frequencies at 256 channels, k = 0, 2, ..: original 10000^(-k/86), linear 0.9 k/86, exp1 k^0.9/86,
-    exp2 (k/86)^0.9; original_update turns each original vector away from that of the grid's centre until their cosine
-    is its own power of 7.5 (the published code descends to where the squares agree).
+    Nothing is trained. "learned" looks up rows, columns and flags in a table, with linear interpolation between whole
+    numbers (so that objects without a grid have positions too). The other kinds are sinusoids of the three numbers with
+    43 frequencies at 256 channels, k = 0, 2, ..: original 10000^(-k/86), linear 0.9 k/86, exp1 k^0.9/86, exp2
+    (k/86)^0.9. original_update rotates each original vector away from the vector of the grid's centre until the cosine
+    of the two is the original cosine to the power of 7.5 (the published code finds this point by gradient descent on
+    the squares).
 
     Args:
         kind: one of `KINDS`.
-        rows, columns: size of the grid; the table has max(rows, columns) rows and four rows of zeros behind them.
+        rows, columns: size of the grid; the table has max(rows, columns) rows, followed by four rows of zeros.
         channels: length of the whole vector; 256 as published.
         sigma: see `distance_table`.
         table: (max(rows, columns), ceil(channels / 3)), to be used instead of our own table.
@@ -91,7 +93,7 @@ class PositionEncoding(nn.Module):
             self.register_buffer("table", F.pad(own, (0, 0, 0, _BEYOND)), persistent=False)
         else:
             if table is not None:
-                raise ValueError(f'table goes with positions "learned" only, got {kind!r}')
+                raise ValueError(f'a table needs positions "learned", got {kind!r}')
             width += width % 2  # a sine and a cosine for each frequency
             k = torch.arange(0, width, 2, dtype=torch.float64)
             frequencies = {
@@ -102,17 +104,17 @@ class PositionEncoding(nn.Module):
             self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, position: Tensor, flag: Tensor, known: Tensor | None = None) -> Tensor:
-        """(..., channels) for places.
+        """(..., channels) vectors of positions.
 
         Args:
             position: (..., 2) row and column, in places of the grid.
             flag: (...) 1 for the target, else 0.
-            known: (...) bool; where it is False the row's and the column's channels are 0.
+            known: (...) bool; if it is False, the channels of row and column are 0.
         """
         if self.kind == "learned":
             largest = len(self.table) - 1
             if not torch.compiler.is_compiling() and position.numel() and not 0 <= position.min() <= position.max():
-                raise ValueError("position must hold numbers from 0 on")
+                raise ValueError(f"position must be at least 0, got {float(position.min()):g}")
             if position.numel() and position.max() > largest:
                 raise ValueError(
                     f"position must be at most {largest} with a grid of {self.rows} x {self.columns}, got"
@@ -146,7 +148,7 @@ class PositionEncoding(nn.Module):
 
 
 def _turned_away(vector: Tensor, centre: Tensor) -> Tensor:
-    """`vector` turned within the plane of both until its cosine with `centre` is that cosine to the power of 7.5."""
+    """`vector`, rotated in the plane of both vectors until its cosine with `centre` is the old one to the power 7.5."""
     c = F.normalize(centre, dim=-1)
     norm = vector.norm(dim=-1, keepdim=True)
     along = (vector * c).sum(-1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Scanpaths from files: our own JSON and CSV, Search Target Inference, COCO boxes with COCO-Search18 fixations.
+"""Read scanpaths from files: our own JSON and CSV, Search Target Inference, COCO boxes with COCO-Search18 fixations.
 
-Each reader gives scenes and measured paths; here the fixations are then mapped to objects by one rule, and paths that
-are copies of each other are found, since such copies have leaked from training to test sets before.
+Each reader returns scenes and measured paths. This module then maps the fixations to objects by one rule and finds
+paths that are copies of each other, since such copies have leaked from training to test sets before.
 """
 
 import os
@@ -23,7 +23,7 @@ from .units import check_units
 
 Mapping = Literal["nearest", "inside"]
 Duplicates = Literal["error", "drop"]
-_TELLING = 3  # fixations from which equal positions of two people are no coincidence
+_TELLING = 3  # with this number of fixations or more, equal positions of two people are no coincidence
 
 
 def read_scanpaths(
@@ -42,18 +42,18 @@ def read_scanpaths(
     Args:
         path: a .json file of our own or of Search Target Inference, a folder with our own three .csv tables, or one
             with COCO boxes and COCO-Search18 fixations (.json files, distinguished by their content).
-        mapping: a fixation belongs to the smallest box that contains it; one outside all boxes belongs to the nearest
-            box, or with "inside" is left out. Objects that the file gives are taken as they are.
-        margin: pixels around a box that count as inside, for "inside".
-        duplicates: what to do with equal paths of three or more fixations on one scene: an error, or keep the first.
-        rows: rows of the grid of Search Target Inference, if the target boxes are too few to show it.
+        mapping: a fixation belongs to the smallest box that contains it. A fixation outside all boxes belongs to the
+            nearest box ("nearest") or is left out ("inside"). Objects that the file gives are not changed.
+        margin: distance from a box in pixels that still counts as inside, for "inside".
+        duplicates: "error" refuses equal paths of three or more fixations on one scene; "drop" keeps the first.
+        rows: rows of the grid of Search Target Inference, if there are too few target boxes to find the grid.
         columns: columns of that grid.
         display: width and height in pixels of the screen of COCO-Search18 fixations.
-        padding: position of the picture on the screen, if it did not fill it.
+        padding: position of the picture on the screen, if it did not fill the screen.
 
     Raises:
-        OSError: where a file cannot be read.
-        ValueError: the file has none of these formats, or an impossible value.
+        OSError: a file cannot be read.
+        ValueError: the file has none of these formats, or contains an impossible value.
     """
     path = Path(path)
     for name, value, kinds in (
@@ -89,11 +89,11 @@ def read_scanpaths(
 
 
 def map_fixations(scene: Scene, xy: np.ndarray, *, mapping: Mapping = "nearest", margin: float = 0.0) -> np.ndarray:
-    """The object of each fixation, (n,) int64; -1 if it has none.
+    """The index of the object of each fixation, (n,) int64; -1 if it has none.
 
     Args:
-        scene: with the boxes.
-        xy: (n, 2) in pixels.
+        scene: the scene with the boxes.
+        xy: (n, 2) positions of the fixations in pixels.
         mapping: see `read_scanpaths`.
         margin: see `read_scanpaths`.
     """
@@ -105,7 +105,7 @@ def map_fixations(scene: Scene, xy: np.ndarray, *, mapping: Mapping = "nearest",
     from_centre = np.linalg.norm(xy - low - side / 2, axis=-1)
     inside = distance == 0
     smallest = np.where(inside, area, np.inf).argmin(1)
-    # equally near boxes: the nearer centre
+    # of equally near boxes, the one with the nearest centre
     nearest = np.where(distance == distance.min(1, keepdims=True), from_centre, np.inf).argmin(1)
     found = np.where(inside.any(1), smallest, nearest)
     if mapping == "inside":
@@ -114,10 +114,10 @@ def map_fixations(scene: Scene, xy: np.ndarray, *, mapping: Mapping = "nearest",
 
 
 def with_crops(scene: Scene) -> Scene:
-    """The scene with the picture of each object, cut out of its image by the box."""
+    """The scene with a crop of each object, cut out of the scene's image."""
 
     if scene.image is None:
-        raise ValueError(f"scene {scene.identifier} names no image to cut objects from")
+        raise ValueError(f"scene {scene.identifier} must name an image from which objects can be cut, got none")
     with Image.open(scene.image) as file:
         if file.size != tuple(scene.size):
             raise ValueError(
@@ -130,7 +130,7 @@ def with_crops(scene: Scene) -> Scene:
         left, top = (max(int(np.floor(v)), 0) for v in box[:2])
         crop = pixels[top : int(np.ceil(box[1] + box[3])), left : int(np.ceil(box[0] + box[2]))]
         if not crop.size:
-            raise ValueError(f"box {box} of scene {scene.identifier} is outside of {scene.image}")
+            raise ValueError(f"box {box} of scene {scene.identifier} is outside its image {scene.image}")
         return crop.copy()
 
     return replace(scene, objects=tuple(replace(o, crop=cut(o.box)) for o in scene.objects))
@@ -148,10 +148,10 @@ def _dataset(
     if len(by_name) < len(scenes):
         names = [s.identifier for s in scenes]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"each scene must be there once, {twice} is there {names.count(twice)} times")
+        raise ValueError(f"each scene must be listed once, {twice} is listed {names.count(twice)} times")
     for path in paths:
         if path.scene not in by_name:
-            raise ValueError(f"a trial of {path.person} is on scene {path.scene}, which is not there")
+            raise ValueError(f"a trial of {path.person} is on scene {path.scene}, which is not listed")
     notes = [*notes, *check_units(by_name, paths)]
     trials: list[Trial] = []
     left_out = empty = 0
@@ -177,7 +177,7 @@ def _dataset(
     if left_out:
         notes.append(f"{left_out} fixations left out, farther than {margin:g} px from every object")
     if empty:
-        notes.append(f"{empty} trials left out, without a fixation on an object")
+        notes.append(f"{empty} trials left out, because they have no fixation on an object")
     trials, copies = _without_copies(trials, by_name, duplicates)
     return Dataset(by_name, tuple(trials), (*notes, *copies))
 
@@ -185,7 +185,7 @@ def _dataset(
 def _without_copies(
     trials: list[Trial], scenes: dict[str, Scene], duplicates: Duplicates
 ) -> tuple[list[Trial], list[str]]:
-    """Trials without those whose measured positions, three or more, equal an earlier trial's on the same scene."""
+    """Leave out trials with the same measured positions (three or more) as an earlier trial on the same scene."""
     first: dict[tuple[str, bytes], Trial] = {}
     kept: list[Trial] = []
     notes: list[str] = []
@@ -195,7 +195,9 @@ def _without_copies(
         if measured and len(trial) >= _TELLING and key in first:
             text = f"the paths of {first[key].person} and {trial.person} on {trial.scene} are the same"
             if duplicates == "error":
-                raise ValueError(f'{text} ({len(trial)} fixations): mend the file, or drop copies by duplicates="drop"')
+                raise ValueError(
+                    f'{text} ({len(trial)} fixations): mend the file, or drop copies with duplicates="drop"'
+                )
             notes.append(f"{text}: the second is left out")
             continue
         first[key] = trial

@@ -1,6 +1,6 @@
-"""Saliency metrics: predicted against actual fixation of each object or pixel, regardless of order.
+"""Saliency metrics: predicted against actual fixations of each object or pixel, regardless of their order.
 
-The definitions are those of Bylinskii et al. (IEEE TPAMI 41, 2019) with objects in the place of pixels.
+The definitions are those of Bylinskii et al. (IEEE TPAMI 41, 2019), with objects in place of pixels.
 """
 
 import numpy as np
@@ -8,22 +8,22 @@ from scipy.ndimage import gaussian_filter
 
 from ..runs import auc as roc
 
-_FINE = 4  # raster cells to a standard deviation of the blur
+_FINE = 4  # raster cells per standard deviation of the blur
 
 
 def fixation_counts(paths: list[np.ndarray], objects: int) -> np.ndarray:
-    """(objects,) number of fixations on each object in paths of object indices."""
+    """(objects,) number of fixations on each object, over paths of object indices."""
     together = np.concatenate([np.asarray(p, dtype=np.int64) for p in paths]) if paths else np.empty(0, dtype=np.int64)
     return np.bincount(together, minlength=objects).astype(np.float64)
 
 
 def nss(predicted: np.ndarray, fixations: np.ndarray) -> float:
-    """Normalised scanpath saliency: the prediction with mean 0 and standard deviation 1 over the objects, averaged over
-    the fixations. NaN where all objects are predicted alike.
+    """Normalised scanpath saliency: the prediction, normalised to mean 0 and standard deviation 1 over the objects,
+    averaged over the fixations. NaN if the prediction is the same for all objects.
 
     Args:
-        predicted: (objects,) any measure of how much is looked at each.
-        fixations: (objects,) how often a person looked at each.
+        predicted: (objects,) predicted saliency of each object, in any unit.
+        fixations: (objects,) number of times that a person looked at each object.
 
     Example:
         >>> nss(np.array([1, 0, 0, 1]), np.array([3, 1, 0, 0]))
@@ -37,7 +37,9 @@ def nss(predicted: np.ndarray, fixations: np.ndarray) -> float:
 
 
 def auc(predicted: np.ndarray, fixations: np.ndarray) -> float:
-    """AUC: how often a fixated object has a higher prediction than another one; ties count half. NaN without both.
+    """AUC: how often a fixated object has a higher prediction than one that is not fixated; ties count half.
+
+    NaN if all objects are fixated, or none is.
 
     Example:
         >>> auc(np.array([0.5, 0.3, 0.2, 0.0]), np.array([1, 0, 2, 0]))
@@ -80,17 +82,17 @@ def nss_of_points(predicted: np.ndarray, fixations: np.ndarray, size: tuple[int,
         predicted: (n, 2) predicted positions in pixels.
         fixations: (m, 2) where a person looked.
         size: width and height of the picture.
-        sigma: 0 for the map that is published for OAT, 1 at every predicted pixel and 0 elsewhere: crude, since hardly
-            a person looks at exactly that pixel. Above 0, pixels of the Gaussian that each predicted fixation is
-            blurred with, on a raster of sigma / 4.
+        sigma: 0 for the map published for OAT, which is 1 at every predicted pixel and 0 elsewhere; this map is crude,
+            since people hardly ever look at exactly that pixel. Above 0, the standard deviation in pixels of the
+            Gaussian with which each predicted fixation is blurred, on a raster of sigma / 4.
     """
     points, looks = (np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in (predicted, fixations))
     if sigma < 0 or not len(looks):
-        raise ValueError(f"sigma must be 0 px or more and fixations one at least, got {sigma} and {len(looks)}")
+        raise ValueError(f"sigma must be at least 0 px and fixations at least one, got {sigma} and {len(looks)}")
     cell = max(sigma / _FINE, 1.0)
     shape = tuple(int(np.ceil(side / cell)) for side in size)
     places, seen = (np.clip(np.floor(p / cell).astype(int), 0, np.array(shape) - 1) for p in (points, looks))
-    if sigma == 0:  # the same as a map of ones and zeros, without making it
+    if sigma == 0:  # the same as with a map of ones and zeros, but without building it
         ones = {tuple(p) for p in places.tolist()}
         mean = len(ones) / (shape[0] * shape[1])
         value = np.mean([tuple(p) in ones for p in seen.tolist()])

@@ -1,4 +1,4 @@
-"""ScanMatch: compares scanpaths by aligning strings in which each letter stands for a place."""
+"""ScanMatch: comparison of scanpaths by alignment of strings, in which each letter represents a place."""
 
 import numpy as np
 
@@ -19,18 +19,19 @@ def scanmatch(
 ) -> float:
     """Similarity of two paths, 1 for equal ones (Cristino, Mathot, Theeuwes and Gilchrist, Behav. Res. Methods 2010).
 
-    The picture is cut into bins, a letter each. Two letters are worth threshold - distance of their bins, counted in
-    bins, so that bins farther apart than the threshold are better laid beside a gap. The Needleman-Wunsch score of the
-    two words is divided by that of the longer word with itself. With gap 0 the score is never below 0.
+    The picture is divided into bins, each with its own letter. Aligning two letters gains the threshold minus the
+    distance between their bins, counted in bins, so bins farther apart than the threshold are rather aligned with a
+    gap. The Needleman-Wunsch score of the two words is divided by the score of the longer word with itself. With gap 0
+    the score is never below 0.
 
     Args:
         a: (n, 2) positions in pixels.
         b: (m, 2) positions of the other path.
-        size: width and height of the picture in pixels; positions beside it belong to the bin at its edge.
-        bins: across and down.
-        threshold: in bins. Cristino et al. take twice the standard deviation of saccade lengths.
+        size: width and height of the picture in pixels; positions outside it belong to the nearest bin.
+        bins: number of bins across and down.
+        threshold: distance in bins. Cristino et al. use twice the standard deviation of saccade lengths.
         gap: gain of aligning a letter with a gap, 0 or less.
-        duration_a: (n,) seconds. With durations a letter is repeated for every `duration_bin` of its fixation.
+        duration_a: (n,) seconds. With durations, a letter is repeated for every `duration_bin` of its fixation.
         duration_b: (m,) seconds.
         duration_bin: seconds.
 

@@ -1,6 +1,6 @@
 """Scenes with their objects, trials with their fixations, and data sets of both.
 
-Positions are pixels, x to the right and y down; times are seconds.
+Positions are in pixels, with x to the right and y down; times are in seconds.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ class SceneObject:
     """One object of a scene.
 
     Args:
-        name: need not be unique: three mugs may all be called mug.
+        name: name of the object, which need not be unique: three mugs may all be called mug.
         box: x, y of the upper left corner, width and height in pixels.
-        features: (d,) float32 that say how it looks, if known.
-        crop: (H, W, 3) uint8, its picture, if known.
+        features: (d,) float32 that describe its appearance, if known.
+        crop: (H, W, 3) uint8, picture of the object, if known.
     """
 
     name: str
@@ -43,13 +43,14 @@ class Scene:
     Args:
         identifier: identifier of this picture with this target.
         size: width, height in pixels.
-        objects: in the order that trials count them. On a grid row by row.
-        target: index of the object that is searched for; None if there is none, or none in the picture.
+        objects: the objects, in the order to which the indices in trials refer; on a grid, row by row.
+        target: index of the object that is searched for; None if no object is searched for or it is not in the picture.
         rows: rows of the grid; None for a free layout.
-        columns: columns of the grid.
+        columns: columns of the grid; None for a free layout.
         image: file of the picture.
-        layout: the arrangement, the same for scenes that differ in their target only; by default the identifier.
-        sought: the name of the sought object; by default that of the target.
+        layout: name of the arrangement of objects, the same for scenes that differ only in their target; by default the
+            identifier.
+        sought: name of the object that is searched for; by default that of the target.
     """
 
     identifier: str
@@ -66,14 +67,18 @@ class Scene:
         n = len(self.objects)
         if n < 1 or min(self.size) < 1:
             raise ValueError(
-                f"scene {self.identifier} must have a size above 0 and an object at least, got {self.size}, {n}"
+                f"scene {self.identifier} must have a size above 0 and at least one object, got {self.size} and {n}"
             )
         if self.target is not None and not 0 <= self.target < n:
             raise ValueError(f"target of scene {self.identifier} must be 0 to {n - 1}, got {self.target}")
         if (self.rows is None) != (self.columns is None):
-            raise ValueError(f"scene {self.identifier} must have both rows and columns, or neither")
+            raise ValueError(
+                f"scene {self.identifier} must have rows and columns or neither, got {self.rows} and {self.columns}"
+            )
         if self.rows is not None and self.columns is not None and self.rows * self.columns != n:
-            raise ValueError(f"scene {self.identifier} has {n} objects, {self.rows} x {self.columns} places")
+            raise ValueError(
+                f"scene {self.identifier} must have {self.rows} x {self.columns} objects, one per place, got {n}"
+            )
         lengths = {None if o.features is None else np.shape(o.features) for o in self.objects}
         if len(lengths) > 1:
             raise ValueError(f"features of scene {self.identifier} must have one length for all objects, got {lengths}")
@@ -96,17 +101,17 @@ class Scene:
 
     @cached_property
     def features(self) -> np.ndarray | None:
-        """(n, d) float32, if known."""
+        """(n, d) float32 features of the objects, if known."""
         if self.objects[0].features is None:
             return None
         return np.stack([np.asarray(o.features, dtype=np.float32) for o in self.objects])
 
     @cached_property
     def places(self) -> np.ndarray:
-        """(n, 2) float32: row and column of each object, in places.
+        """(n, 2) float32: row and column of each object.
 
-        On a grid these are whole numbers from 0. In a free layout a place is the median distance from an object to its
-        nearest neighbour, so that one step is about as long as on a grid.
+        On a grid these are whole numbers from 0. In a free layout, the unit is the median distance from an object to
+        its nearest neighbour, so that a step is about as long as on a grid.
         """
         if self.columns is not None:
             return np.stack(np.divmod(np.arange(len(self)), self.columns), axis=1).astype(np.float32)
@@ -114,7 +119,7 @@ class Scene:
 
     @cached_property
     def spacing(self) -> float:
-        """Pixels from an object to its nearest neighbour, the median over the objects."""
+        """Distance in pixels from an object to its nearest neighbour, median over the objects."""
         if len(self) == 1:
             return float(max(self.size))
         distance = np.linalg.norm(self.centres[:, None] - self.centres[None], axis=-1)
@@ -133,10 +138,10 @@ class Trial:
 
     Args:
         scene: identifier of the scene.
-        person: who looked.
+        person: name of the person who looked.
         objects: (n,) int64, index of the object of each fixation.
-        xy: (n, 2) float32 in pixels, where it was measured.
-        onset: (n,) seconds from the start of the picture, if known.
+        xy: (n, 2) float32, measured position of each fixation in pixels.
+        onset: (n,) seconds from the onset of the picture, if known.
         duration: (n,) seconds, if known.
     """
 
@@ -175,10 +180,10 @@ class Dataset:
     """Scenes, the trials on them, and notes of the reader.
 
     Args:
-        scenes: by identifier.
-        trials: each on one of the scenes.
-        notes: one line for each thing that was left out or derived.
-        target_position: whether a model may know the target's position. It is a search only if the position is hidden.
+        scenes: identifier -> scene.
+        trials: the trials, each on one of the scenes.
+        notes: one line for each kind of data that the reader left out or derived.
+        target_position: whether a model may use the target's position. The task is a search only if it is hidden.
     """
 
     scenes: dict[str, Scene]
@@ -194,7 +199,7 @@ class Dataset:
                 raise ValueError(f"scene {scene.identifier} must be listed under its identifier, got {identifier}")
         for trial in self.trials:
             if trial.scene not in self.scenes:
-                raise ValueError(f"trial of {trial.person} is on scene {trial.scene}, which is not there")
+                raise ValueError(f"trial of {trial.person} is on scene {trial.scene}, which is not in the dataset")
             n = len(self.scenes[trial.scene])
             if trial.objects.min() < 0 or trial.objects.max() >= n:
                 raise ValueError(
@@ -211,7 +216,7 @@ class Dataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(trials,) number of fixations."""
+        """(trials,) number of fixations of each trial."""
         return np.array([len(t) for t in self.trials], dtype=np.int64)
 
     def subset(self, trials: Iterable[int]) -> "Dataset":
@@ -225,7 +230,7 @@ class Dataset:
     def without_long_trials(self, sd: float = 3.0) -> "Dataset":
         """The dataset without trials longer than the mean plus `sd` population standard deviations, as for OAT.
 
-        The limit is taken from all trials: it looks at the lengths of test trials too.
+        The limit is computed from all trials, so it also depends on the lengths of test trials.
         """
         limit = self.lengths.mean() + sd * self.lengths.std()
         kept = np.flatnonzero(self.lengths <= limit)

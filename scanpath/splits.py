@@ -20,13 +20,14 @@ def split(
     seed: int = 0,
     trials: Sequence[int] | np.ndarray | None = None,
 ) -> list[Split]:
-    """Folds of trials: each trial is tested once.
+    """Folds of trials; each trial is in the test part of one fold.
 
     Args:
-        dataset: whose trials are split.
-        by: what training and test do not share: a layout, with all its targets and people; a person; or what is
-            searched for. "trial" keeps nothing apart: other people's trials on a tested layout are then learnt.
-        folds: how many; None leaves one layout, person or target out at a time.
+        dataset: the dataset whose trials are split.
+        by: the unit that training and test do not share: a layout (with all its targets and people), a person, or a
+            searched target. "trial" separates single trials only: the training part then contains trials of other
+            people on the tested layouts.
+        folds: number of folds; None leaves out one layout, person or target at a time.
         seed: seed of the partition.
         trials: indices of the trials to split, by default all.
 
@@ -52,7 +53,7 @@ def split(
 
 
 def groups_of(dataset: Dataset, by: By) -> np.ndarray:
-    """(trials,) the layout, person or target of each trial, or its own number, as text."""
+    """(trials,) the layout, person or target of each trial, or the trial's own index, as text."""
     if by == "layout":
         names = [dataset.scenes[t.scene].layout for t in dataset.trials]
     elif by == "person":
@@ -69,7 +70,7 @@ def groups_of(dataset: Dataset, by: By) -> np.ndarray:
 
 
 def shared(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """The shares of test trials whose layout, person and target occur in training, for the report beside a result.
+    """Fractions of test trials whose layout, person and target also occur in training, to be reported with a result.
 
     Example:
         >>> from voxelwave.scanpath.scene import Scene, SceneObject, Trial

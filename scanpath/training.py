@@ -25,11 +25,11 @@ class Training:
     """A finished training.
 
     Args:
-        network: with the weights of the best epoch.
+        network: the network with the weights of the best epoch.
         info: the description of the weights.
         module: the module after the last epoch.
-        best: the curve, and the number of the best epoch.
-        interrupted: whether it was stopped by hand.
+        best: the learning curve, and the number of the best epoch.
+        interrupted: whether the user stopped the training.
     """
 
     network: OAT
@@ -57,10 +57,10 @@ def train(
     """Train with a progress bar, and write folder/last.ckpt after each epoch.
 
     Args:
-        dataset: with the position of the target hidden or given, as the settings ask.
-        settings: how to train.
+        dataset: the scanpaths, with the position of the target hidden or given as in the settings.
+        settings: the settings of the training.
         folder: the folder for the checkpoint.
-        accelerator: Lightning's, "cpu" or "gpu".
+        accelerator: Lightning's accelerator, "cpu" or "gpu".
         resume: continue from folder/last.ckpt.
         notes: stored with the weights.
     """

@@ -10,12 +10,13 @@ class TrainingSettings:
 
     Args:
         network: arguments of the network: d_appearance, d_position, heads, layers, feed_forward, dropout,
-            attention_dropout, object_heads, positions, sigma, steps; mixer, how objects attend to each other, such as
-            workspace(slots=4) or graph_window(hops=1); gates, such as mixture_of_heads(shared=1, active=2).
-        appearance: how the network sees objects: not at all, by the feature vectors of the file, or by crops of the
-            images.
+            attention_dropout, object_heads, positions, sigma, steps; mixer, the mechanism by which objects attend to
+            each other, such as workspace(slots=4) or graph_window(hops=1); gates, such as
+            mixture_of_heads(shared=1, active=2).
+        appearance: description of objects that the network gets: none, the feature vectors of the file, or crops of
+            the images (cnn).
         target_position: whether the network is given the position of the target; hide it to model search.
-        split: what the training and the validation part do not share.
+        split: the unit of the split; training and validation have no layout (or person, or target) in common.
         validation_share: share of the layouts, people or targets that is kept for validation.
         epochs: largest number of epochs.
         patience: epochs without a better validation loss before training stops.
@@ -24,7 +25,7 @@ class TrainingSettings:
         weight_decay: weight decay of AdamW.
         ema_decay: decay of the moving average of the weights, which is validated and kept; 0 turns averaging off.
         mirror: also train on each scanpath in the mirrored scene.
-        alike: put scanpaths of similar length into one batch; a third of the time if some are long.
+        alike: put scanpaths of similar length into one batch, which cuts the time to a third if some are long.
         feature_names: meaning of the numbers of the feature vectors, stored with the weights.
         task: what people did, stored with the weights; by default search, or free viewing if no scene has a target.
         seed: seed of the split, the parameters, the order and the dropout.

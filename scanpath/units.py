@@ -1,4 +1,4 @@
-"""Checks from the numbers alone whether positions are in pixels of the picture and times in seconds."""
+"""Check, from the numbers alone, whether positions are in pixels of the picture and times are in seconds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,23 +7,24 @@ import numpy as np
 from .measured import MeasuredPath
 from .scene import Scene
 
-_SMALLEST_PICTURE = 10  # pixels a side, from which positions of 0 to 1 are shares of it
-_FAR = 0.05  # of the picture's diagonal: farther outside than a tracker's error
-_MOSTLY = 0.5  # share of fixations outside from which the positions are not those of the picture
-_SECONDS = (0.005, 10.0)  # between which the middle duration of a fixation lies, and the middle step between onsets
-_CORNER = 0.6  # share of a side that all fixations keep to if they were measured on a smaller picture
-_ENOUGH = 50  # fixations from which that is no chance
+_SMALLEST_PICTURE = 10  # from this side length in pixels on, positions from 0 to 1 count as fractions of the side
+_FAR = 0.05  # fraction of the picture's diagonal; no error of an eye tracker is larger
+_MOSTLY = 0.5  # with a larger share of fixations far outside, the positions cannot be those of the picture
+_SECONDS = (0.005, 10.0)  # plausible range of the median duration of a fixation, and of the median step between onsets
+_CORNER = 0.6  # if all fixations are within this share of a side, they may belong to a smaller picture
+_ENOUGH = 50  # with this number of fixations or more, that is no coincidence
 
 
 def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> list[str]:
-    """Notes about positions outside of the picture, or in a corner of it.
+    """Notes about positions outside the picture, or in a corner of it.
 
     Args:
-        scenes: by identifier; those of all paths.
+        scenes: identifier -> scene, for all paths.
         paths: the measured paths.
 
     Raises:
-        ValueError: positions are shares of the picture or of another picture, or times are not in seconds.
+        ValueError: positions are fractions of the picture's size or belong to another picture, or times are not in
+            seconds.
     """
     _check_times(paths)
     measured = [path for path in paths if path.xy is not None and len(path.xy)]
@@ -51,7 +52,7 @@ def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> l
 
 
 def _check_shares(scenes: Mapping[str, Scene], measured: Sequence[MeasuredPath]) -> None:
-    """Refuse paths that lie in the first pixel: their positions are shares of width and height."""
+    """Refuse paths that lie within the first pixel, since their positions must be fractions of width and height."""
     for path in measured:
         assert path.xy is not None
         scene = scenes[path.scene]
@@ -90,6 +91,6 @@ def _check_times(paths: Sequence[MeasuredPath]) -> None:
             continue
         mend = "are they milliseconds? divide them by 1000" if middle > high else "multiply them by 1000"
         raise ValueError(
-            f"{name} must be in seconds, or T of COCO-Search18 in milliseconds: read so, the median {what} is "
+            f"{name} must be in seconds (T of COCO-Search18 in milliseconds), got values whose median {what} would be "
             f"{middle:g} s; {mend}"
         )

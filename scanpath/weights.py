@@ -1,4 +1,4 @@
-"""Weights on disk with their description, and a network with the interface of the baselines."""
+"""Weight files with their description, and a trained network with the interface of the baselines."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities
 from .scene import Scene, TargetPosition
 
 FORMAT = "voxelwave-scanpath-1"
-_TABLE = "position.table"  # beside the parameters: no state_dict holds it
+_TABLE = "position.table"  # stored in addition to the parameters, since no state_dict holds it
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class WeightsInfo:
         arguments: arguments of `oat.OAT`, without the table.
         target_position: whether the network needs the target's position.
         task: what people did, such as "search".
-        grid: whether scenes are on the grid of the arguments, or in free layouts.
-        trained_on: identifiers of the layouts that training and validation saw.
-        features: what each number of a feature vector means.
-        longest: fixations of the longest path that training saw.
-        notes: free words for a reader: data, licence, command, seed.
+        grid: whether scenes are on the grid given by the arguments (otherwise they have free layouts).
+        trained_on: identifiers of the layouts used for training and validation.
+        features: meaning of each number of a feature vector.
+        longest: number of fixations of the longest training path.
+        notes: free text for a reader, such as data, licence, command and seed.
     """
 
     arguments: dict[str, Any]
@@ -51,9 +51,9 @@ def save_model(path: str | os.PathLike[str], network: OAT, info: WeightsInfo) ->
     """Write a network as a safetensors file, with its position table and its description.
 
     Args:
-        path: ends in .safetensors.
+        path: the file to write, which ends in .safetensors.
         network: the network with the parameters.
-        info: its arguments are replaced by those of the network.
+        info: the description; its arguments are replaced by those of the network.
     """
     content: dict[str, Any] = {**info.__dict__, "arguments": network.arguments}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -64,14 +64,14 @@ def save_model(path: str | os.PathLike[str], network: OAT, info: WeightsInfo) ->
 
 
 def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
-    """A trained network as a model of scanpaths. Nothing in the file is executed.
+    """Load a trained network as a model of scanpaths. No code in the file is executed.
 
     Args:
         weights: a file that `save_model` wrote, or the name of weights that come with the package.
 
     Raises:
         FileNotFoundError: there is no such file or name.
-        ValueError: it is another file, is damaged, or its parameters do not fit its description.
+        ValueError: the file holds no such weights, is damaged, or its parameters do not fit its description.
     """
     path = find_weights(weights, "scanpath")
     state, metadata = read_weights(path)
@@ -97,7 +97,7 @@ class NetworkModel:
     """A network with the interface of the baselines (`baselines.ScanpathModel`).
 
     Args:
-        network: in evaluation mode.
+        network: the network in evaluation mode.
         info: its description.
         name: name for display.
     """
@@ -136,15 +136,15 @@ class NetworkModel:
 
     @torch.inference_mode()
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Log-probabilities of the next fixation after each beginning of a path, in nats.
+        """Log-probabilities of the next fixation after each prefix of a path, in nats.
 
         Args:
-            scene: the scene that is looked at.
+            scene: the scene that the person looks at.
             sequence: (steps,) object indices.
 
         Returns:
-            (steps + 1, n + 1) float64: row t is what comes after t fixations, the last column is the end. Row 0 has
-            no end (-inf).
+            (steps + 1, n + 1) float64: row t is for the fixation after the first t ones; the last column is the end of
+            the path, which is impossible (-inf) in row 0.
         """
         scores, _ = self._read(scene, sequence, weights=False)
         first = torch.arange(scores.shape[1]).unsqueeze(0) == 0
@@ -152,7 +152,7 @@ class NetworkModel:
 
     @torch.inference_mode()
     def attention(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The attention of each step on each object: weights of the decoder's last layer, mean over heads.
+        """The attention of each step to each object: weights of the decoder's last layer, averaged over heads.
 
         Returns:
             (steps + 1, n + 1), the last column is the target's token; rows sum to 1.
@@ -161,13 +161,13 @@ class NetworkModel:
         return weights[-1][0].mean(0).double().numpy()
 
     def sample(self, scene: Scene, n: int, *, seed: int = 0, max_length: int = 100) -> list[np.ndarray]:
-        """Drawn paths of object indices.
+        """Random paths of object indices.
 
         Args:
-            scene: the scene that is looked at.
-            n: paths.
-            seed: with the scene's name and the number of the path it gives the draws.
-            max_length: a path that has not ended is cut at this length.
+            scene: the scene that the person looks at.
+            n: number of paths.
+            seed: seed of the draws, which also depend on the scene's name and the number of the path.
+            max_length: a path that has not ended before is cut at this length.
         """
         paths = self.decode([scene], "sample", samples=n, seed=seed, max_length=max_length)[0]
         return [np.array(path, dtype=np.int64) for path in paths]
@@ -183,16 +183,16 @@ class NetworkModel:
         seed: int = 0,
         max_length: int | None = None,
     ) -> list[list[list[int]]]:
-        """Paths for scenes, all at once.
+        """Decode paths for several scenes in one batch.
 
         Args:
             scenes: the scenes; their numbers of objects may differ.
-            how: "greedy" and "beam" give one path for each scene, "sample" gives `samples` of them.
-            samples: drawn paths.
+            how: "greedy" and "beam" give one path for each scene, "sample" gives `samples` paths.
+            samples: number of paths to draw for each scene.
             temperature: temperature of the draws.
             width: width of the beam.
             seed: seed of the draws.
-            max_length: fixations at most; by default those of the longest path in training.
+            max_length: largest number of fixations; by default that of the longest training path.
         """
         longest = min(max_length or self.info.longest, self.network.arguments["steps"])
         batch = self.batch(scenes)
@@ -219,7 +219,7 @@ class NetworkModel:
         path = np.asarray(sequence, dtype=np.int64)
         if len(path) and (path.min() < 0 or path.max() >= len(scene)):
             raise ValueError(f"objects must be 0 to {len(scene) - 1}, got {path.min()} to {path.max()}")
-        if self._latest is None or self._latest[0] is not scene:  # most questions come about one scene in a row
+        if self._latest is None or self._latest[0] is not scene:  # most calls in a row are about the same scene
             self._latest = scene, self.network.encode(self.batch([scene]))
         state = self.network.start(self._latest[1], torch.tensor([0]))
         previous = torch.from_numpy(np.concatenate([[BEGIN], path])).unsqueeze(0)

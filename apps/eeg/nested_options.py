@@ -36,9 +36,9 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
         inner: folds within each outer training part.
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
-        objective: figure that the search maximises.
+        objective: the figure by which settings are chosen.
         cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
-        no_explanation: leave out the explanation of the first network on the test subjects of each outer fold.
+        no_explanation: skip the explanation of the first network on the test subjects of each outer fold.
         title: title of the report.
         seed: the seed from which all others are derived.
     """
@@ -116,10 +116,11 @@ class Explain(ThreadOptions):
         positive: the diagnosed class, if the study does not define it.
         label_column: the column of the study that holds the label. Default: label, or in a BIDS folder group, diagnosis
             or label.
-        person_column: the column that names the person; whoever was in the training data is left out entirely.
+        person_column: the column that names the person; people in the training data are left out entirely.
             Default: person, if there is such a column.
         trained: also use the subjects that a single file of weights was trained on; the result mentions it.
-        most_windows: largest number of windows per network; more are thinned out evenly, subject by subject.
+        most_windows: largest number of windows per network; if there are more, each subject keeps an evenly spaced
+            subset.
         steps: steps of the integrated gradients.
         seed: seed of the t-SNE.
     """

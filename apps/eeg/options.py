@@ -22,7 +22,8 @@ class StudyOptions(Options):
         study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip per class.
         positive: the class that is diagnosed. Default: the class that is not called control, healthy or normal.
         label_column: the column that holds the label. Default: label, or in a BIDS folder group, diagnosis or label.
-        person_column: the column that names the person, if one person has several subjects; they stay on one side.
+        person_column: the column that names the person, if one person has several subjects; all of them are put on the
+            same side of every split.
             Default: person, if there is such a column.
     """
 
@@ -41,7 +42,7 @@ class GuardOptions(Options):
     """Options of the audit that precedes a training.
 
     Args:
-        no_audit: leave out the audit of the study and its split.
+        no_audit: skip the audit of the study and its split.
         allow_leakage: train even if the audit fails; the results mention it.
     """
 
@@ -100,7 +101,8 @@ class Diagnose(FolderOptions):
         abstain: half the width of the band around the threshold in which no decision is made.
         stream: read recordings piece by piece, so that memory does not grow with their length; for weights of
             long_recording whose mixer keeps a state of constant size (such as recurrent), at their sampling rate.
-        table: subjects.tsv, participants.tsv or another table with a row per recording or per person, for people.csv.
+        table: subjects.tsv, participants.tsv or another table with a row per recording or per person; OUTPUT then also
+            receives people.csv.
         label_column: the column of that table with the label. Default: label, group or diagnosis.
         person_column: the column with the person, if one person has several recordings. Default: person, else subject.
     """
@@ -134,7 +136,7 @@ class Diagnose(FolderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(StudyOptions):
-    """Check a study, and a split of it, for leakage and for confounds that alone predict the label.
+    """Check a study, and a split of it, for leakage and for confounds that predict the label by themselves.
 
     The audit looks for the same EEG under two names, subjects or near-duplicate windows on both sides of a fold, inner
     folds that reach outside the outer training part, folds that lack a class, and scaling or selection outside the
@@ -148,7 +150,7 @@ class Audit(StudyOptions):
             set (train, validation, test), repeat, start (first sample of a window); or a .json with folds.
         output: a folder for audit.json.
         seconds: length of the windows. Default: that of the nested run, else 4.
-        overlap: share of a window that the next one repeats. Default: that of the nested run, else 0.
+        overlap: fraction of a window that the next window repeats. Default: that of the nested run, else 0.
         sfreq: sampling rate of the windows, Hz. Default: that of the nested run, else 128.
         channels: names of the channels to use, if the recordings have different ones.
         mat_order: order of the columns of .mat files: ced or text.

@@ -209,7 +209,7 @@ class Benchmark(Options):
 class Images(Options):
     """Write the openly licensed images of installed packages as grey PNG files, into train/ and validation/.
 
-    The images come from scikit-image (public domain or CC0) and scikit-learn (CC BY), and, if nilearn is installed, from
+    The images come from scikit-image (public domain or CC0) and scikit-learn (CC BY) and, if nilearn is installed, from
     the MNI152 brain template (slices). LICENCES.tsv in the same folder lists the licence and author of each image.
 
     Args:

@@ -58,13 +58,13 @@ class Train(TrainingSettings, DataOptions, DeviceOptions, ThreadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(ThreadOptions):
-    """Predict scanpaths on one scene, or on every scene of a folder, by trained weights.
+    """Predict scanpaths on one scene, or on every scene of a folder, with trained weights.
 
     OUTPUT receives prediction.json (for each path the objects, positions and log-probabilities; for each object the
     probability that it is fixated and the attention on it) and scanpath.png (numbered fixations over the image of the
-    scene, or over its boxes if there is no image; maps of that probability and of the attention). Several scenes get a
-    folder each, beside predictions.csv; a scene that is broken or does not fit the weights is recorded with its reason,
-    and the others continue (exit code 3).
+    scene, or over its boxes if there is no image; maps of that probability and of the attention). If there are several
+    scenes, each gets a folder of its own, and predictions.csv lists all of them; a scene that is damaged or does not
+    fit the weights is recorded with its reason, and the others continue (exit code 3).
 
     Args:
         input: a .json file with scenes as described in docs/scanpath_format.md, or a folder of such files or of our
@@ -137,17 +137,17 @@ class CrossValidate(DataOptions, WorkerOptions):
     """Evaluate OAT on the scanpaths of DATA by nested cross-validation, beside simpler models and people.
 
     Each layout (or person, or target) is tested once. Settings and the number of epochs are chosen by the likelihood of
-    inner folds within the training part; then the network is trained once on all of it and predicts the test part.
-    Simpler models are fitted on the same training parts; people are compared with each other. OUTPUT receives
-    results.csv, results.json, trials.csv (a row per model and scanpath), results.png, plan.json and cells/ with every
-    single fit and the weights of each fold. After a kill, the same command continues the run.
+    inner folds within the training part; then the network is trained once on the whole training part and predicts the
+    test part. Simpler models are fitted on the same training parts; people are compared with each other. OUTPUT
+    receives results.csv, results.json, trials.csv (a row per model and scanpath), results.png, plan.json and cells/
+    with every single fit and the weights of each fold. After a kill, the same command continues the run.
 
     Args:
         split: what the training and the test part of a fold do not share.
         folds: number of outer folds.
         inner: folds within each training part.
         trials: settings tried in each fold, if there is a space to search.
-        target_position: whether the network is given the position of the target; both trains one of each.
+        target_position: whether the network is given the position of the target; both trains one network of each kind.
         appearance: how the network sees objects: not at all, by the feature vectors of the file, or by crops of the
             images.
         network: settings of all fits: those of the network (d_appearance, d_position, heads, layers, feed_forward,

@@ -15,7 +15,7 @@ class Weights(Options):
     that provide weights. The hashes of the files are checked.
 
     Args:
-        name: show one file with its whole model card.
+        name: show one weight file with its full model card.
         field: only the weights of one field.
     """
 

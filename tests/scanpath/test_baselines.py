@@ -222,7 +222,7 @@ def test_misuse_is_refused():
     scene = grid("g")
     data = dataset([scene], [(scene, [0, 1])])
     for ask in (lambda: StepMarkov().log_probabilities(scene, [0]), lambda: StepMarkov().sample(scene, 1)):
-        with pytest.raises(ValueError, match="step Markov must learn from trials first"):
+        with pytest.raises(ValueError, match="step Markov must be fitted to trials first"):
             ask()
     with pytest.raises(ValueError, match="needs at least one training trial"):
         Random().fit(data, [])

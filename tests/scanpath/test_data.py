@@ -79,7 +79,7 @@ def test_missing_features_are_told_by_the_name_of_the_scene():
     scene = next(iter(grid_dataset().scenes.values()))
     with pytest.raises(ValueError, match="objects of scene s0 have no features"):
         scene_batch([scene], appearance="features")
-    with pytest.raises(ValueError, match="scene s0 names no image"):
+    with pytest.raises(ValueError, match="scene s0 must name an image"):
         scene_batch([scene], appearance="cnn")
     other = replace(scene, objects=tuple(replace(o, features=np.ones(2)) for o in scene.objects))
     three = replace(scene, objects=tuple(replace(o, features=np.ones(3)) for o in scene.objects))

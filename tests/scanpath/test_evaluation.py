@@ -199,7 +199,7 @@ def test_a_model_that_breaks_the_rules_is_named(dataset, model, message):
 def test_misuse_is_refused(dataset):
     with pytest.raises(ValueError, match="samples and max_length must be at least 1, got 0"):
         evaluate_fold({}, dataset, [0], samples=0)
-    with pytest.raises(ValueError, match="which is the name of people"):
+    with pytest.raises(ValueError, match="since this name denotes people"):
         evaluate_fold({PEOPLE: Fixed({})}, dataset, [0], samples=1)
-    with pytest.raises(ValueError, match="a row at least"):
+    with pytest.raises(ValueError, match="at least one row"):
         summarise([])

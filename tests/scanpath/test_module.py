@@ -85,7 +85,7 @@ def test_scenes_on_different_grids_are_no_data_for_one_network():
 
     assert (arguments(scene("a", 2))["rows"], arguments(scene("a", 2))["columns"]) == (2, 3)
     for pair in ((2, 3), (2, None)):
-        with pytest.raises(ValueError, match="scenes on one grid, or free layouts only"):
+        with pytest.raises(ValueError, match="scenes on one grid, or only free layouts"):
             arguments(*(scene(str(rows), rows) for rows in pair))
 
 

@@ -175,7 +175,7 @@ def test_the_gates_give_a_loss_while_training_and_the_network_can_be_copied():
     [
         ({"mixer": "worksapce"}, "did you mean workspace"),
         ({"mixer": "bilevel"}, "needs tokens on a grid"),
-        ({"mixer": 'head_split(mixers=["graph_window", "softmax"], heads=[2, 2])'}, "graph_window alone"),
+        ({"mixer": 'head_split(mixers=["graph_window", "softmax"], heads=[2, 2])'}, "needs the mixer graph_window"),
         ({"gates": "mixture_of_heads(shared=5, active=2)"}, "shared must be between 0 and the 4 heads"),
     ],
 )

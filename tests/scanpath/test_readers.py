@@ -189,20 +189,20 @@ TABLES = {
 @pytest.mark.parametrize(
     ("table", "text", "message"),
     [
-        ("scenes.csv", "scene,width\na,50\n", "height is not there"),
+        ("scenes.csv", "scene,width\na,50\n", "height is missing"),
         ("scenes.csv", "scene,width,height\na,wide,10\n", "line 2: width must be a number, got 'wide'"),
         ("scenes.csv", "scene,width,height\na,nan,10\n", "line 2: width must be a whole number, got 'nan'"),
-        ("scenes.csv", "scene,width,height\na,50,10\na,50,10\n", "each scene must be there once, a is there 2 times"),
-        ("scenes.csv", "scene,width,height\nb,50,10\n", r"line 2: objects of b must be counted 0, 1, 2 \.\.\., got 0"),
-        ("objects.csv", "scene,object,x,y,width,height\na,1,0,0,10,10\n", "must be counted 0, 1, 2"),
+        ("scenes.csv", "scene,width,height\na,50,10\na,50,10\n", "each scene must be listed once, a is listed 2 times"),
+        ("scenes.csv", "scene,width,height\nb,50,10\n", r"line 2: objects of b must be numbered 0, 1, 2 \.\.\., got 0"),
+        ("objects.csv", "scene,object,x,y,width,height\na,1,0,0,10,10\n", "must be numbered 0, 1, 2"),
         ("objects.csv", "scene,object,x,y,width,height\na,0,0,0,10,-1\n", "line 2: box must be .* sides above 0"),
         ("objects.csv", "scene,object,x,y,width,height\na,0,0,0,10,10,7\n", "line 2 must have 6 cells"),
         ("fixations.csv", "scene,person,index,x,y\na,Ann,1,5\n", "line 2 must have 5 cells"),
         ("fixations.csv", "scene,person,index,x,y\na,Ann,1,5,5\na,Ann,1,6,6\n", "Ann on a must have each index once"),
         ("fixations.csv", "scene,person,index,x,y\na,Ann,1,5,5\na,Ann,2,6,\n", "the same columns filled in every row"),
         ("fixations.csv", "scene,person,index,object\na,Ann,1,3\n", "objects of Ann on a must be 0 to 0, got 3 to 3"),
-        ("fixations.csv", "scene,person,index,object\na,Ann,1,0.5\n", "must have whole numbers as objects"),
-        ("fixations.csv", "scene,person,index,x,y\nz,Ann,1,5,5\n", "on scene z, which is not there"),
+        ("fixations.csv", "scene,person,index,object\na,Ann,1,0.5\n", "must have whole numbers from 0 as objects"),
+        ("fixations.csv", "scene,person,index,x,y\nz,Ann,1,5,5\n", "on scene z, which is not listed"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_line(tmp_path, table, text, message):
@@ -243,7 +243,7 @@ def test_fixations_between_objects_can_be_left_out_and_are_counted(files):
     content["trials"][0] |= {"x": [14, 15, 16]}
     dataset = read_scanpaths(files({"own.json": content}), mapping="inside")
     assert [t.person for t in dataset.trials] == ["Bob"]
-    assert "1 trials left out, without a fixation on an object" in dataset.notes
+    assert "1 trials left out, because they have no fixation on an object" in dataset.notes
 
 
 def free(*trials: dict[str, Any]) -> dict[str, Any]:
@@ -371,7 +371,7 @@ def test_few_collages_need_rows_and_columns(files):
     with pytest.raises(ValueError, match=r"found from 10 boxes or more, got 4: give rows and columns"):
         read_scanpaths(folder)
     assert read_scanpaths(folder, rows=2, columns=3).scenes["3.jpg"].target == 3
-    with pytest.raises(ValueError, match="both or not at all"):
+    with pytest.raises(ValueError, match="must be given together"):
         read_scanpaths(folder, rows=2)
 
 
@@ -419,7 +419,7 @@ def test_crops_are_cut_by_the_boxes(tmp_path):
     np.testing.assert_array_equal(scene.objects[1].crop, pixels[:2, 15:])  # what lies beside the picture is cut off
     with pytest.raises(ValueError, match=r"must have 30 x 10 pixels like scene s, got 20 x 10"):
         with_crops(Scene("s", (30, 10), objects, image=tmp_path / "p.png"))
-    with pytest.raises(ValueError, match="names no image"):
+    with pytest.raises(ValueError, match="must name an image"):
         with_crops(Scene("s", (20, 10), objects))
 
 

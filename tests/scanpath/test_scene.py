@@ -41,12 +41,12 @@ def test_a_box_has_four_finite_numbers_and_sides():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objects": ()}, "an object at least"),
+        ({"objects": ()}, "at least one object"),
         ({"size": (0, 5)}, "a size above 0"),
         ({"target": 6}, "target of scene s must be 0 to 5, got 6"),
         ({"target": -1}, "target of scene s must be 0 to 5, got -1"),
-        ({"rows": None}, "both rows and columns, or neither"),
-        ({"rows": 3}, "has 6 objects, 3 x 3 places"),
+        ({"rows": None}, "rows and columns or neither, got None and 3"),
+        ({"rows": 3}, "3 x 3 objects, one per place, got 6"),
         ({"objects": (SceneObject("a", BOX, np.ones(2)), SceneObject("b", BOX)), "columns": 1}, "one length"),
     ],
 )
@@ -76,7 +76,7 @@ def test_an_impossible_trial_is_refused(change, message):
 
 def test_trials_must_be_on_objects_of_known_scenes():
     scene = grid()
-    with pytest.raises(ValueError, match="on scene t, which is not there"):
+    with pytest.raises(ValueError, match="on scene t, which is not in the dataset"):
         Dataset({"s": scene}, (path("t", "Ann", 0),))
     with pytest.raises(ValueError, match="objects of Ann on s must be 0 to 5, got 1 to 6"):
         Dataset({"s": scene}, (path("s", "Ann", 1, 6),))

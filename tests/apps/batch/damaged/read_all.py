@@ -149,8 +149,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Damaged and unusual inputs",
         "",
-        f"This page lists the outcomes of reading {len(results)} inputs that are damaged or unusual. A test reads all of"
-        " them and compares the outcomes with this page, which is written by"
+        f"This page lists the outcomes of reading {len(results)} inputs that are damaged or unusual. A test reads all"
+        " of them and compares the outcomes with this page, which is written by"
         " `python tests/apps/batch/damaged/read_all.py FOLDER docs/damaged_inputs.md`.",
         "",
         f"Reading one input takes at most {SECONDS} s of CPU time and {MEMORY_MIB} MiB of memory beyond that of the"
