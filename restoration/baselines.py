@@ -1,7 +1,7 @@
-"""Classical denoisers to compare the networks with: non-local means, wavelets, total variation, BM3D.
+"""Classical denoisers for comparison with the networks: non-local means, wavelets, total variation, BM3D.
 
-Each takes an image (C, H, W) with 0 and 1 at the ends of the range and the noise level in that unit, and returns the
-denoised image.
+Each takes an image (C, H, W), scaled so that the ends of its range are 0 and 1, and the noise level in that unit, and
+returns the denoised image.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ DENOISERS: dict[str, Baseline] = {"nlm": non_local_means, "wavelet": wavelet, "t
 
 
 def estimated_sigma(image: np.ndarray) -> float:
-    """Noise level of (C, H, W) from the finest wavelet coefficients (Donoho and Johnstone 1994), mean of channels."""
+    """Noise level of (C, H, W) from the finest wavelet coefficients (Donoho and Johnstone 1994), mean over channels."""
     return float(np.mean([estimate_sigma(plane) for plane in image]))
 
 

@@ -1,4 +1,4 @@
-"""Time, memory and quality of restoration on the CPU, in parts that each give tables with a row per case."""
+"""Benchmarks of time, memory and quality of restoration on the CPU; each part gives tables with a row per case."""
 
 import os
 import statistics
@@ -33,10 +33,10 @@ _CT_WINDOWS = ("-1000,2000", "-200,400")
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts measure.
+    """The inputs of all parts of the benchmark.
 
     Args:
-        weights: the file of a denoiser.
+        weights: the weight file of a denoiser.
         data: the folder of real images, with restoration/ and mri_ms_multimodal/; None leaves out the parts `ON_DATA`.
         seed: seed of random weights and of the noise.
     """
@@ -50,7 +50,7 @@ class Setting:
         """The folder of real images.
 
         Raises:
-            ValueError: it is not given.
+            ValueError: `data` is not given.
         """
         if self.data is None:
             raise ValueError(f"the parts {', '.join(ON_DATA)} need data, the folder of real images")
@@ -73,7 +73,7 @@ class Measured:
 
 
 def measure_part(name: str, setting: Setting) -> Measured:
-    """Run a part, one of `PARTS`; the number of torch's threads is put back afterwards."""
+    """Run a part, one of `PARTS`; afterwards the number of torch's threads is restored."""
     threads = torch.get_num_threads()
     try:
         return PARTS[name](setting)
@@ -82,7 +82,7 @@ def measure_part(name: str, setting: Setting) -> Measured:
 
 
 def measure_speed(setting: Setting) -> Measured:
-    """Time MaIR-S x2 on a 64 x 64 input with one thread, with both scans and by its parts."""
+    """Time MaIR-S x2 on a 64 x 64 input with one thread: with both scans, and for each part of the network."""
     torch.set_num_threads(1)
     torch.manual_seed(setting.seed)
     model = MaIR.from_variant("mair-s-x2").eval()
@@ -115,11 +115,11 @@ def compare_scans(
     Args:
         model: a `MaIR` or `MaIRUNet` on the CPU.
         image: (B, in_channels, H, W).
-        repeats: the number of timed passes with the compiled scan.
-        plain_repeats: the same with the other; at most `repeats`.
+        repeats: number of timed passes with the compiled scan.
+        plain_repeats: number of timed passes with the step-by-step scan; at most `repeats`.
 
     Returns:
-        The seconds of both, and the largest absolute difference of their results.
+        The times of both in seconds, and the largest absolute difference between their results.
     """
     compiled, plain = [], []
     use_plain_scan(model)
@@ -152,7 +152,7 @@ def measure_slice(setting: Setting) -> Measured:
 
 def measure_memory(setting: Setting) -> Measured:
     """Measure the peak memory of a small and a large image in tiles of one size, and of one large tile."""
-    # sides that are cut into tiles of one size, 120 pixels with their overlap; the last one is a single tile
+    # images of these sides are divided into tiles of one size, 120 pixels with the overlap; the last is a single tile
     cases = [(299, 100), (799, 100), (299, 300)]
     rows: list[Row] = [asdict(restoration_footprint(setting.weights, side, tile)) for side, tile in cases]
     notes = "Each in a fresh process with one thread; without the process itself, torch, the network and the image."
@@ -223,7 +223,7 @@ def compare_methods(
         evaluation.measure(image)
         report(f"  {evaluation.line()}")
     means = evaluation.means()
-    # methods whose Rician bias was removed are compared with the network whose bias was removed too
+    # if the Rician bias of the methods was removed, they are compared with the network without this bias
     ours = "network-unbiased" if "network-unbiased" in means else "network"
     rows: list[Row] = []
     for method, (psnr, ssim) in means.items():

@@ -1,20 +1,20 @@
 """Read and write bitmaps: PNG, TIFF and other pictures with 8 or 16 bits or float pixels, without losing values.
 
-A picture is read as a viewer shows it. What its header asks of a viewer is done to the pixels:
+A picture is read as a viewer shows it. The pixels are changed as the header requires of a viewer:
 
-| found | outcome |
+| property of the file | outcome |
 | --- | --- |
 | an orientation (EXIF, TIFF) | the pixels are turned |
 | a palette | RGB, 8 bits |
 | TIFF with 0 as white | inverted |
-| TIFF with 1, 2 or 4 bits per pixel | spread over 0 to 255 |
-| PGM, PPM or TIFF with 9 to 15 bits | own values as uint16; `top_value` gives the largest, which is white |
+| TIFF with 1, 2 or 4 bits per pixel | scaled to 0 to 255 |
+| PGM, PPM or TIFF with 9 to 15 bits | unscaled values as uint16; `top_value` gives the value of white |
 | CMYK or YCbCr, in a JPEG | RGB |
 | CMYK, CIELab, raw sensor pixels and other colours, in a TIFF | error |
-| an alpha channel or a transparent colour | left out, warned |
+| an alpha channel or a transparent colour | ignored, with a warning |
 | an animation (PNG, WebP) | error |
-| several pictures in a JPEG (MPO) | the first one, warned |
-| TIFF with pages that differ in size or kind | error; thumbnails are left out, warned |
+| several pictures in a JPEG (MPO) | the first one is read, with a warning |
+| TIFF with pages that differ in size or kind | error; thumbnails are ignored, with a warning |
 """
 
 import math
@@ -38,7 +38,7 @@ BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNM_SUFFIXES = (".pgm", ".ppm")
 _MOST_HEADER = 4096  # bytes of a PNM header with its comments
-# the tag TIFF 274 -> (rows and columns change places, rows are reversed, columns are reversed), done in this order
+# value of TIFF tag 274 -> (swap rows and columns, reverse rows, reverse columns), applied in this order
 _TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -48,11 +48,11 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-_COPIES = 16  # bytes of memory that a pixel takes while it is decoded and copied
+_COPIES = 16  # bytes of memory per pixel during decoding and copying
 
 
 def read_bitmap(path: Path) -> np.ndarray:
-    """Read a bitmap file as (N, C, H, W) in its own dtype; C is 1 or 3, and an alpha channel is left out.
+    """Read a bitmap file as (N, C, H, W) in its own dtype; C is 1 or 3, and an alpha channel is ignored.
 
     Raises:
         ValueError, OSError, MemoryError: the file is damaged, too large, or cannot be read without losing values.
@@ -84,7 +84,7 @@ def read_bitmap(path: Path) -> np.ndarray:
 
 
 def top_value(path: Path) -> int | None:
-    """The value shown as white in a bitmap of 9 to 15 bits (1023 for 10 bits); None where the dtype gives it.
+    """The value of white in a bitmap of 9 to 15 bits (1023 for 10 bits); None if it is the largest of the dtype.
 
     Raises:
         ValueError, OSError: the header of the file is damaged.
@@ -100,7 +100,7 @@ def top_value(path: Path) -> int | None:
 
 
 def _pnm_header(path: Path) -> tuple[bytes, int, int, int, int] | None:
-    """The mark, width, height and largest value of a PGM or PPM file, and where its pixels begin."""
+    """The magic number, width, height and largest value of a PGM or PPM file, and the offset of its pixels."""
     with path.open("rb") as stream:
         head = stream.read(_MOST_HEADER)
     gap = rb"(?:\s|#[^\n]*\n)+"
@@ -112,9 +112,9 @@ def _pnm_header(path: Path) -> tuple[bytes, int, int, int, int] | None:
 
 
 def _read_deep_pnm(path: Path) -> tuple[np.ndarray, str] | None:
-    """A PGM or PPM file of more than 8 bits as uint16 with its own values; None for other files.
+    """The unscaled values of a PGM or PPM file of more than 8 bits, as uint16; None for other files.
 
-    Pillow rescales the values of such a PGM and cuts those of a PPM to 8 bits.
+    Pillow rescales the values of such a PGM file and truncates those of a PPM file to 8 bits.
     """
     header = _pnm_header(path)
     if header is None or header[3] <= 255:
@@ -235,7 +235,7 @@ def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _check_directories(path: Path) -> None:
-    """Refuse a TIFF whose directories do not fit into the file: tifffile would look at each of their entries."""
+    """Refuse a TIFF whose directories do not fit into the file, because tifffile would visit each of their entries."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(16)
@@ -255,7 +255,7 @@ def _check_directories(path: Path) -> None:
                 )
             stream.seek(end)
             place = int.from_bytes(stream.read(link), order)
-        if place and len(seen) > 1:  # one page that names itself as the next is read
+        if place and len(seen) > 1:  # a single page that points to itself as the next page is accepted
             raise ValueError(f"{path} is not a readable TIFF file: its pages form a circle")
 
 
@@ -313,7 +313,7 @@ def _turned(array: np.ndarray, axes: str, orientation: int) -> np.ndarray:
 
 
 def _check_pages(path: Path, series: tifffile.TiffPageSeries) -> None:
-    """Refuse an image with missing parts, which would be read as zeros, or one that is too large for the memory."""
+    """Refuse an image with missing parts, which would be read as zeros, and one that is too large for the memory."""
     stored = path.stat().st_size
     for page in series.pages:
         if page is None:
@@ -322,7 +322,7 @@ def _check_pages(path: Path, series: tifffile.TiffPageSeries) -> None:
             if offset <= 0 or count <= 0 or offset + count > stored:
                 raise ValueError(f"{path} is cut off: {count} bytes at {offset} are missing")
     page, pages = series.keyframe, len(series.pages)
-    # files whose page is one piece of several pictures, as ImageJ's, list that one only
+    # a file that stores several pictures in one piece, as ImageJ does, lists only this piece
     parts = math.prod(page.chunked)
     if pages == len(series) and len(page.dataoffsets) not in (1 if page.is_contiguous else parts, parts):
         raise ValueError(f"{path} is cut off or damaged: it claims {parts} parts and lists {len(page.dataoffsets)}")
@@ -330,7 +330,7 @@ def _check_pages(path: Path, series: tifffile.TiffPageSeries) -> None:
 
 
 def write_bitmap(path: Path, stack: np.ndarray) -> None:
-    """Write (N, C, H, W) into a bitmap that can hold it, see `images.check_target`."""
+    """Write (N, C, H, W) as a bitmap of a format that can hold it, see `images.check_target`."""
     planes = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
     if path.suffix.lower() in TIFF_SUFFIXES:
         with atomic_path(path) as temporary:

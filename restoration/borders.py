@@ -1,4 +1,4 @@
-"""Pixels beyond the border of an image, mirrored."""
+"""Mirroring of positions beyond the border of an image."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def mirrored(position: Tensor, length: int, *, edge_twice: bool = False) -> Tens
     Args:
         position: whole numbers, any shape.
         length: pixels along the axis.
-        edge_twice: repeat the border pixel, as numpy's "symmetric" padding does; else it comes once ("reflect").
+        edge_twice: repeat the border pixel, as numpy's "symmetric" padding does; otherwise it occurs once ("reflect").
 
     Example:
         >>> mirrored(torch.arange(-3, 7), 4).tolist()

@@ -1,7 +1,7 @@
-"""Training data: stacks of slices from files, patches cut from them, and degradations drawn on the fly, all from seeds.
+"""Training data: stacks of slices from files, and patches and degradations that are drawn on the fly from a seed.
 
-Item number i of a `PatchDataset` depends on the seed and on i alone, so a resumed training gets the same patches as one
-that was not interrupted.
+Item number i of a `PatchDataset` depends only on the seed and on i, so a resumed training gets the same patches as an
+uninterrupted one.
 """
 
 import os
@@ -33,13 +33,13 @@ class Patches(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The slices of one image, clean and perhaps degraded.
+    """The clean slices of one image, and their degraded partners if there are any.
 
     Args:
-        clean: (N, C, H * scale, W * scale) float32, 0 and 1 at the ends of the intensity range.
-        degraded: (N, C, H, W) with the same range, for real pairs and super-resolution; else None.
+        clean: (N, C, H * scale, W * scale) float32, scaled so that the ends of the intensity range are 0 and 1.
+        degraded: (N, C, H, W) in the same unit, for real pairs and super-resolution; otherwise None.
         name: the file's name, for messages.
-        intensity_range: the intensities that became 0 and 1, for degradations that depend on them.
+        intensity_range: the intensities that were mapped to 0 and 1, for degradations that depend on them.
     """
 
     clean: Tensor
@@ -62,27 +62,27 @@ class Pair:
 
     @property
     def scale(self) -> int:
-        """The size of clean / the size of degraded."""
+        """The size of `clean` divided by the size of `degraded`."""
         return 1 if self.degraded is None else self.clean.shape[2] // self.degraded.shape[2]
 
 
 class PatchDataset(Dataset[Patches]):
     """Random patches: {"degraded": (C_in, patch, patch), "clean": (C, patch * scale, patch * scale)}.
 
-    An image is drawn with a probability proportional to its number of pixels, then a slice, a position, one of the
-    eight mirrorings and rotations, and the degradation. Images smaller than a patch are refused.
+    For each item, an image is drawn with a probability proportional to its number of pixels; then a slice, a position,
+    one of the eight flips and rotations, and the degradation are drawn. Images smaller than a patch are refused.
 
     Args:
         pairs: the images.
         patch: side of the degraded patch in pixels.
         length: number of items.
-        degrade: makes the degraded patch; None if the pairs have degraded images.
+        degrade: function that returns the degraded patch; None if the pairs have degraded images.
         seed: seed of all draws.
         first: number of the first item, so that later epochs get other patches.
         slices: 1, or the odd number of neighbouring slices that become input channels (2.5-D); the clean patch is from
-            the middle slice. At the ends of a stack the last slice is repeated.
-        margin: pixels around the patch that are degraded with it and then cut off, for degradations that look at
-            neighbours (blur).
+            the middle slice. At the ends of a stack, the last slice is repeated.
+        margin: pixels around the patch that are degraded with it and then cut off, for degradations that depend on
+            neighbouring pixels (blur).
 
     Example:
         >>> degrade = make_degradation("gaussian", sigma=0.1)
@@ -150,15 +150,15 @@ class PatchDataset(Dataset[Patches]):
 
 
 class ValidationDataset(Dataset[Patches]):
-    """Whole slices, each degraded once: items as those of `PatchDataset`, in the size of the images.
+    """Whole slices, each degraded once; the items are like those of `PatchDataset`, but have the size of the images.
 
     Args:
         pairs: the images.
         degrade: as in `PatchDataset`.
         seed: seed of the degradations.
         slices: as in `PatchDataset`.
-        per_stack: the most slices that are taken of a stack, evenly spread.
-        crop: the side in pixels of the middle square to keep, for a short validation; None for whole slices.
+        per_stack: largest number of slices taken from a stack, evenly spaced.
+        crop: side in pixels of the central square to keep, for a shorter validation; None for whole slices.
         margin: as in `PatchDataset`, around the crop.
     """
 
@@ -206,7 +206,7 @@ def load_clean(
     slice_axis: int = 2,
     grey: bool = False,
 ) -> list[Pair]:
-    """Read the images of a folder, or one file, as clean stacks with 0 and 1 at the ends of their range.
+    """Read the images of a folder, or one file, as clean stacks, scaled so that the ends of their range are 0 and 1.
 
     Args:
         path: a folder of bitmaps, volumes and folders of DICOM files.
@@ -230,16 +230,16 @@ def load_pairs(
     slice_axis: int = 2,
     grey: bool = False,
 ) -> list[Pair]:
-    """Read real pairs from two folders, or two files; the images of both are paired in sorted order.
+    """Read real pairs from two folders, or two files; the images of the folders are paired in sorted order.
 
     Args:
-        degraded: the network's inputs.
-        clean: its targets, aligned to the inputs; their size may be a whole multiple.
+        degraded: the inputs of the network.
+        clean: the targets, aligned to the inputs; their size may be an integer multiple of that of the inputs.
         intensity_range: a fixed range for both: "dtype", "LOW,HIGH" or "hu:LOW,HIGH".
         slice_axis, grey: as in `load_clean`.
 
     Raises:
-        ValueError: the numbers of images differ, or two images have another size or place.
+        ValueError: the numbers of images differ, or two paired images differ in size or position.
     """
     files = find_images(degraded), find_images(clean)
     if len(files[0]) != len(files[1]):
@@ -259,7 +259,7 @@ def load_pairs(
 
 
 def unit_stack(image: Image, intensity_range: IntensityRange, *, grey: bool = False) -> Tensor:
-    """An image as (N, C, H, W) float32 with 0 and 1 at the ends of the range; `grey` takes the luminance of colour."""
+    """An image as (N, C, H, W) float32, with the range scaled to 0 to 1; `grey` converts colour to luminance."""
     stack = intensity_range.to_unit(image.stack)
     if grey and image.channels == 3:
         stack = np.tensordot(stack, LUMA.astype(np.float32), axes=(1, 0))[:, None]
@@ -267,10 +267,10 @@ def unit_stack(image: Image, intensity_range: IntensityRange, *, grey: bool = Fa
 
 
 def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], scale: int) -> list[Pair]:
-    """Pairs for super-resolution: each clean image, cut to a multiple of `scale`, with its small version.
+    """Pairs for super-resolution: each clean image, cropped to a multiple of `scale`, with its small version.
 
-    Whole images are reduced instead of patches, so that the pixels at a patch's border are computed from their
-    neighbours too.
+    Whole images are downsampled, not patches, so that the pixels at a patch's border also depend on their neighbours
+    outside the patch.
 
     Args:
         pairs: clean images.
@@ -297,7 +297,7 @@ def _check_slices(slices: int) -> None:
 
 
 def _check_same_place(images: Sequence[Image]) -> None:
-    """Refuse two volumes of one size that do not lie at the same place."""
+    """Refuse two volumes of equal size with different positions in the world."""
     first, second = (image.volume for image in images)
     if first is None or second is None or first.shape != second.shape:
         return
@@ -310,7 +310,7 @@ def _draw(count: int, generator: torch.Generator) -> int:
 
 
 def _window(stack: Tensor, top: int, left: int, size: int, margin: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """The patch with as much of the margin as the image has, and the rows and columns of the patch in it."""
+    """The patch with the part of its margin that is inside the image, and the rows and columns of the patch in it."""
     starts = [max(at - margin, 0) for at in (top, left)]
     stops = [min(at + size + margin, length) for at, length in zip((top, left), stack.shape[-2:], strict=True)]
     inner = [slice(at - start, at - start + size) for at, start in zip((top, left), starts, strict=True)]
@@ -351,20 +351,20 @@ class _Epoch(NamedTuple):
 
     stage: Stage
     steps: int
-    first: int  # number of its first item
+    first: int  # number of the epoch's first item
 
 
 class RestorationData(LightningDataModule):
     """The patches of a training, one epoch at a time, and whole slices for validation.
 
-    An epoch is the steps between two validations. The trainer must ask for a new loader at every epoch
-    (`reload_dataloaders_every_n_epochs=1`); its items are numbered on from those of the last epoch.
+    An epoch consists of the steps between two validations. The trainer must request a new loader for every epoch
+    (`reload_dataloaders_every_n_epochs=1`); the numbers of its items continue those of the previous epoch.
 
     Args:
-        train: images or pairs to learn from.
-        validation: others to measure on.
-        stages: the stages in order; each is cut into epochs of its own.
-        scale: the factor of super-resolution; clean images without partners are reduced by it.
+        train: images or pairs for training.
+        validation: other images or pairs for validation.
+        stages: the stages in order; each is divided into epochs separately.
+        scale: the super-resolution factor, by which clean images without partners are downsampled.
         settings: the degradation, its margin, the length of an epoch, the slices and the seed.
 
     Raises:
@@ -388,7 +388,9 @@ class RestorationData(LightningDataModule):
         degradation = settings.degradation
         if scale > 1 and any(pair.degraded is None for pair in (*train, *validation)):
             if degradation is not None:
-                raise ValueError("degradation must be left out with super-resolution: images are reduced instead")
+                raise ValueError(
+                    "degradation must be left out with super-resolution, which downsamples the images instead"
+                )
             train, validation = (
                 downsampled(pairs, lambda clean: bicubic_resize(clean, 1 / scale), scale)
                 for pairs in (train, validation)
@@ -415,7 +417,7 @@ class RestorationData(LightningDataModule):
         return len(self._plan)
 
     def train_dataloader(self) -> DataLoader[Patches]:
-        """The patches of the trainer's present epoch."""
+        """The patches of the trainer's current epoch."""
         number = self.trainer.current_epoch if self.trainer is not None else 0
         epoch = self._plan[min(number, len(self._plan) - 1)]
         patches = PatchDataset(
@@ -436,7 +438,7 @@ class RestorationData(LightningDataModule):
 
 
 def _planned_epochs(stages: Sequence[Stage], epoch_steps: int) -> list[_Epoch]:
-    """The stages cut into epochs; the last epoch of a stage may be shorter."""
+    """The epochs of all stages; the last epoch of a stage may be shorter."""
     plan: list[_Epoch] = []
     item = 0
     for stage in stages:

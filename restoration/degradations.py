@@ -1,7 +1,7 @@
-"""Seeded degradations: noise as in cameras, MR magnitudes and CT numbers, blur, and MATLAB's bicubic downsampling.
+"""Seeded degradations: noise of cameras, MR magnitudes and CT numbers, blur, and MATLAB's bicubic downsampling.
 
-The plain functions work in the unit of their image. `make_degradation` builds one of them from its name and parameters
-in a configuration file, for values with 0 and 1 at the ends of an intensity range.
+The plain functions work in the unit of their image. `make_degradation` builds a degradation from its name and
+parameters in a configuration file; it works on images scaled so that the ends of the intensity range are 0 and 1.
 """
 
 import inspect
@@ -17,26 +17,26 @@ from .borders import mirrored
 from .images import IntensityRange
 
 Degrade = Callable[[Tensor, torch.Generator, IntensityRange], Tensor]
-"""From (C, H, W) clean values with 0 and 1 at the ends of the range, a generator and the range to degraded values."""
+"""Function of a clean image (C, H, W) from 0 to 1, a generator and the intensity range; returns the degraded image."""
 
 Level = float | Sequence[float]
 """One number, or (low, high), between which a number is drawn for each image."""
 
 WATER_PER_MM = 0.0193  # linear attenuation of water at 70 keV, the mean energy of a 120 kV beam (NIST tables)
 _TRUNCATE = 4.0  # the radius of a Gaussian kernel in standard deviations
-_MOST_NEGATIVE = -0.05  # as a share of the range: an image with lower numbers does not hold magnitudes
+_MOST_NEGATIVE = -0.05  # as a fraction of the range; an image with lower values does not hold magnitudes
 
 
 def gaussian_noise(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Add independent normal noise of standard deviation `sigma`, in the unit of the image."""
+    """Add independent Gaussian noise of standard deviation `sigma`, in the unit of the image."""
     return clean + sigma * torch.randn(clean.shape, generator=generator)
 
 
 def rician_noise(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """The magnitude of an MR signal with normal noise in its real and its imaginary part: |clean + n1 + i n2|.
+    """The magnitude of an MR signal with Gaussian noise in its real and its imaginary part: |clean + n1 + i n2|.
 
-    Where there is no signal the result follows a Rayleigh distribution with mean sigma * sqrt(pi / 2); where the signal
-    is much stronger than the noise it is nearly normal (Gudbjartsson and Patz 1995).
+    Without signal, the result follows a Rayleigh distribution with mean sigma * sqrt(pi / 2); if the signal is much
+    stronger than the noise, the result is nearly Gaussian (Gudbjartsson and Patz 1995).
 
     Args:
         clean: magnitudes, 0 for no signal.
@@ -70,11 +70,11 @@ def ct_noise(
 
     Args:
         hu: (..., H, W) CT numbers. Below -1000 HU they attenuate as -1000 HU and keep their value.
-        photons: the number that enter each ray.
+        photons: number of photons that enter each ray.
         generator: the source of randomness.
         path_mm: the length of the ray; the longer, the more the noise depends on the material.
         cutoff: None for independent pixels; or the frequency in cycles per pixel at which the reconstruction kernel
-            reaches 0: the noise then has the power spectrum f A(f)^2 of filtered back-projection (Riederer et al. 1978)
+            reaches 0; the noise then has the power spectrum f A(f)^2 of filtered back-projection (Riederer et al. 1978)
             with a Hann window A, and the same mean variance.
 
     Example:
@@ -121,15 +121,15 @@ def box_blur(image: Tensor, size_px: int) -> Tensor:
 def bicubic_resize(image: Tensor, factor: float) -> Tensor:
     """Resize (..., H, W) as MATLAB's imresize does: Keys' cubic kernel (1981, a = -0.5), antialiased.
 
-    To reduce an image, the kernel is stretched by 1 / factor. Pixel centres lie at half-integer positions, weights sum
-    to 1, and the image is mirrored beyond its border (the border pixel comes twice). The size is rounded up.
+    For downsampling, the kernel is stretched by 1 / factor. Pixel centres are at half-integer positions, weights sum
+    to 1, and the image is mirrored beyond its border (the border pixel is repeated). The size is rounded up.
 
     Args:
         image: floating point, any unit; values are neither rounded nor clipped.
-        factor: new size / old size; 0.5 halves.
+        factor: new size / old size; 0.5 halves the size.
 
     Example:
-        >>> bicubic_resize(torch.arange(8.0).expand(8, 8), 0.5)[0]  # a ramp stays one, but for its ends
+        >>> bicubic_resize(torch.arange(8.0).expand(8, 8), 0.5)[0]  # a ramp remains a ramp, except at its ends
         tensor([0.4492, 2.4883, 4.5117, 6.5508])
     """
     if factor <= 0:
@@ -146,12 +146,12 @@ def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
     Args:
         kind: "gaussian", "rician", "ct", "gaussian-blur" or "box-blur".
         parameters: each a number, or (low, high), between which one is drawn for each patch.
-            gaussian, rician: `sigma`, as a share of the intensity range (25 of 255 is 0.098). For Rician noise, the
-            range gives the position of the image's own 0.
-            ct: `photons` (drawn evenly on a logarithmic scale), and as fixed numbers `path_mm` and `cutoff` of
+            gaussian, rician: `sigma`, as a fraction of the intensity range (25 of 255 is 0.098). For Rician noise, the
+            range defines the position of the image's own 0.
+            ct: `photons` (drawn uniformly on a logarithmic scale), and the fixed numbers `path_mm` and `cutoff` of
             `ct_noise`. The range must be in HU.
-            gaussian-blur: `sigma_px`; box-blur: `size_px`, fixed. Both also take the `sigma` of Gaussian noise that is
-            added after the blur.
+            gaussian-blur: `sigma_px`; box-blur: `size_px`, a fixed number. Both also take the `sigma` of Gaussian noise
+            that is added after the blur.
 
     Raises:
         ValueError: the kind or a parameter is unknown or missing.
@@ -205,7 +205,7 @@ def _check_width(name: str, width: Any) -> None:
 
 
 def known_sigma(kind: str, **parameters: Any) -> float | None:
-    """The noise level as a share of the range, if it is one number for all pixels and images; else None."""
+    """The noise level as a fraction of the range, if it is one number for all pixels and images; otherwise None."""
     sigma = parameters.get("sigma")
     return float(sigma) if kind in ("gaussian", "rician") and isinstance(sigma, (int, float)) else None
 
@@ -262,7 +262,7 @@ _DEGRADATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def _check_parameter(kind: str, name: str, value: Any) -> None:
-    """Refuse a value that is neither a number of at least 0 nor, if one is drawn, such numbers (low, high)."""
+    """Refuse a value that is neither a number of at least 0 nor, for a parameter that is drawn, a pair (low, high)."""
     if value is None and name == "cutoff":
         return
     drawn = name in ("sigma", "sigma_px", "photons")
@@ -278,7 +278,7 @@ def _parameter_names(kind: str) -> str:
 
 
 def _level(values: Level, generator: torch.Generator) -> float:
-    """The value itself, or one drawn evenly from (low, high)."""
+    """The value itself, or a value drawn uniformly from (low, high)."""
     if isinstance(values, (int, float)):
         return float(values)
     low, high = values

@@ -1,4 +1,4 @@
-"""Measure restored images: a network and classical methods on the same degraded images, and report how."""
+"""Measure the results of a network and of classical methods on the same degraded images."""
 
 import importlib.util
 import os
@@ -29,15 +29,15 @@ Scores = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationImage:
-    """An image to measure on.
+    """A clean image with its degraded version, for the measurement.
 
     Args:
-        name: its name in the table.
-        clean: (C, H * scale, W * scale), 0 and 1 at the ends of the range.
+        name: name of the image in the table.
+        clean: (C, H * scale, W * scale), scaled so that the ends of the range are 0 and 1.
         degraded: (C_in, H, W); C_in is C times the number of neighbouring slices.
-        sigma: the level of the added Gaussian or Rician noise as a share of the range; None if it is not one number.
+        sigma: level of the added Gaussian or Rician noise as a fraction of the range; None if it is not one number.
         rician: whether the added noise was Rician.
-        intensity_range: the intensities that are 0 and 1.
+        intensity_range: the intensities that were mapped to 0 and 1.
         whole: whether the image holds whole numbers, to which results are rounded.
     """
 
@@ -62,10 +62,11 @@ class Evaluation:
     Args:
         network: the model, or None.
         methods: names in `baselines.DENOISERS`; None for all that are installed.
-        scale: the factor of super-resolution, which must be the network's; bicubic then replaces the methods.
+        scale: the super-resolution factor, which must be the network's; if it is above 1, bicubic interpolation
+            replaces the methods.
         y_channel: measure colour images on the Y channel.
         border: pixels left out at each side.
-        tiles: how the network restores an image.
+        tiles: the tiles in which the network restores an image.
         device: where the network runs.
         rows: name of the image -> method -> scores; filled by `measure`.
     """
@@ -94,7 +95,7 @@ class Evaluation:
             self.methods = []
 
     def measure(self, image: EvaluationImage) -> dict[str, Scores]:
-        """Restore one image with every method and keep (PSNR in dB, SSIM) of each."""
+        """Restore one image with every method and store the scores (PSNR in dB, SSIM) of each."""
         biased = image.rician and image.sigma is not None
         results = self._classical(image, unbiased=biased)
         if self.network is not None:
@@ -153,7 +154,7 @@ class Evaluation:
         return f"{_line(f'mean of {len(rows)}', self.means())}\n{'standard deviation (dB)':<24}  {spread}"
 
     def conditions(self) -> str:
-        """How PSNR and SSIM were computed."""
+        """Description of how PSNR and SSIM were computed."""
         channel = "Y channel (BT.601)" if self.y_channel else "all channels"
         ranges = "; ".join(sorted(self._ranges)) if len(self._ranges) < 4 else f"{len(self._ranges)} ranges"
         return (
@@ -163,7 +164,10 @@ class Evaluation:
         )
 
     def _scores(self, result: np.ndarray, image: EvaluationImage) -> Scores:
-        values, clean = np.clip(result, 0, 1), np.clip(image.clean, 0, 1)  # nothing else is visible in a window
+        values, clean = (
+            np.clip(result, 0, 1),
+            np.clip(image.clean, 0, 1),
+        )  # values outside the range are not visible in a window
         if image.whole:
             values = _whole(values, image.intensity_range)
         both = [values, clean]
@@ -179,9 +183,9 @@ def evaluation_images(
 
     Args:
         clean: a folder or one image.
-        settings: the degradation, the intensity range and the slices. In super-resolution clean images are reduced by
-            `degradations.bicubic_resize` and, if they hold whole numbers, rounded, as the small images of benchmark
-            sets are.
+        settings: the degradation, the intensity range and the slices. For super-resolution, clean images are
+            downsampled by `degradations.bicubic_resize` and, if they hold whole numbers, rounded like the small images
+            of benchmark sets.
         info: the description of the weights, whose range, scale and channels are used; None without a network.
 
     Raises:
@@ -262,7 +266,7 @@ def _pair(
 
 
 def write_table(path: Path, evaluation: Evaluation) -> None:
-    """Write a line per image and method, tab-separated: image, method, psnr, ssim; the means come last."""
+    """Write a tab-separated table with a line per image and method (image, method, psnr, ssim); means are last."""
     lines = ["image\tmethod\tpsnr\tssim"]
     for name, row in {**evaluation.rows, "mean": evaluation.means()}.items():
         lines += [f"{name}\t{method}\t{p:.4f}\t{s:.5f}" for method, (p, s) in row.items()]
@@ -278,7 +282,7 @@ def _unbiased(result: np.ndarray, image: EvaluationImage) -> np.ndarray:
 
 
 def _reduced(clean: torch.Tensor, *, scale: int, whole: IntensityRange | None) -> torch.Tensor:
-    """Reduce bicubically; with the range of whole intensities also clip to it and round."""
+    """Downsample with bicubic interpolation; if `whole` is given, also clip to this range and round."""
     small = bicubic_resize(clean, 1 / scale)
     return small if whole is None else torch.from_numpy(_whole(small.clamp(0, 1).numpy(), whole).astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""The memory that a restoration takes, measured in a fresh process for each image."""
+"""The memory that a restoration needs, measured in a new process for each image."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ class Footprint:
         side: side of the square image in pixels.
         tile: largest side of a tile in pixels, without its overlap.
         image_mib: size of the image as float32; the result has this size times scale squared.
-        peak_mib: the largest resident set minus that of the process with torch, the model and the image in memory.
+        peak_mib: the largest resident set minus that of the idle process with torch, the model and the image.
         total_mib: the largest resident set.
     """
 

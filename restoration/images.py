@@ -1,8 +1,8 @@
-"""Read and write images in their own unit, and choose the range of intensities that becomes 0 to 1 for a network.
+"""Read and write images in their own unit, and choose the range of intensities that is mapped to 0 to 1 for a network.
 
-PNG, TIFF and other bitmaps with 8 or 16 bits or float pixels, NIfTI and MGH volumes and DICOM series become an `Image`:
-a stack of slices in the file's own unit. `write_image` writes restored values into the same kind of file: same pixel
-type, same intensity scale, same position in the world. Nothing is rescaled or reduced to 8 bits in between.
+PNG, TIFF and other bitmaps with 8 or 16 bits or float pixels, NIfTI and MGH volumes and DICOM series are read as an
+`Image`, a stack of slices in the file's own unit. `write_image` writes restored values to a file of the same kind, with
+the same pixel type, intensity scale and position in the world. Values are not rescaled or reduced to 8 bits in between.
 """
 
 import os
@@ -20,20 +20,20 @@ from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, top_value, write_bitmap
 
 _VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
-_LITTLE_USED = 1 / 16  # as a share of the range; a 12-bit image in 16-bit pixels just reaches it
+_LITTLE_USED = 1 / 16  # as a fraction of the range; a 12-bit image in 16-bit pixels just reaches it
 
 LUMA = np.array([0.299, 0.587, 0.114])  # the weights of R, G and B in the luminance, ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """The intensities that become 0 and 1 for a network; values outside are kept, not clipped.
+    """The intensities that are mapped to 0 and 1 for a network; values outside this range are not clipped.
 
     Args:
-        low: the intensity that becomes 0.
-        high: the intensity that becomes 1.
+        low: the intensity that is mapped to 0.
+        high: the intensity that is mapped to 1.
         unit: "HU" for a fixed window of CT numbers, "relative" if the numbers have a meaning in one image only.
-        origin: the way in which the range was chosen, for people.
+        origin: description of how the range was chosen.
 
     Example:
         >>> window = IntensityRange(-1000, 1000, unit="HU")
@@ -56,11 +56,11 @@ class IntensityRange:
         return self.high - self.low
 
     def to_unit(self, values: np.ndarray) -> np.ndarray:
-        """float32 values with `low` at 0 and `high` at 1."""
+        """float32 values of the intensities, with `low` mapped to 0 and `high` to 1."""
         return ((np.asarray(values, np.float64) - self.low) / self.span).astype(np.float32)
 
     def from_unit(self, values: np.ndarray) -> np.ndarray:
-        """float64 intensities of values with `low` at 0 and `high` at 1."""
+        """float64 intensities of values from `to_unit`."""
         return np.asarray(values, np.float64) * self.span + self.low
 
     def __str__(self) -> str:
@@ -76,11 +76,11 @@ class Image:
         stack: (N, C, H, W) in the file's dtype and unit; N is 1 for a plain image, C is 1 (grey) or 3 (RGB).
         path: the file or folder.
         kind: "bitmap", "volume" (NIfTI, MGH) or "dicom".
-        groups: the number of volumes that follow each other in N (the time points of a 4-D series).
+        groups: the number of volumes that are stacked along N (the time points of a 4-D series).
         volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
-        modality: DICOM's "CT", "MR" and so on if it is known.
-        top: the value shown as white, where it is not the largest of the dtype (a bitmap of 9 to 15 bits).
+        modality: DICOM's "CT", "MR" and so on, if known.
+        top: the value of white, if it is not the largest of the dtype (a bitmap of 9 to 15 bits).
     """
 
     stack: np.ndarray
@@ -139,7 +139,7 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the images of a folder, sorted: its bitmaps, its volumes, and its sub-folders with DICOM files.
 
-    A file is listed itself, and so is a folder that holds DICOM files: it is one image, a series.
+    If `path` is a file or a folder that holds DICOM files, the list contains only `path` itself.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -166,14 +166,14 @@ def choose_range(image: Image, how: str | Sequence[float]) -> IntensityRange:
     """Choose the intensity range of an image.
 
     Args:
-        image: its pixel type and, for percentiles, its values are used.
+        image: the image, of which the pixel type and, for percentiles, the values are used.
         how: two numbers; or "LOW,HIGH"; "hu:LOW,HIGH" for CT numbers; "dtype" for all values of an integer type;
             "percentiles:LOW,HIGH" of the values of this image, in percent; "auto": dtype for integer bitmaps, 0 to 1
             for float bitmaps, percentiles 0.1 and 99.9 for volumes.
 
     Returns:
-        The range. A `VolumeWarning` reports the choice of "auto" for a volume, and an image that uses little of the
-        range.
+        The range. A `VolumeWarning` reports the range that "auto" chose for a volume, and an image that uses only a
+        small part of the range.
 
     Raises:
         ValueError: `how` is unknown or does not apply to the image.
@@ -228,7 +228,7 @@ def write_image(
         stack: (N, C, H * scale, W * scale) in the unit of `like`; rounded to its dtype.
         like: the image that was restored; its dtype, geometry and headers are used.
         scale: factor of the in-plane size; the spacing shrinks by it and the field of view stays the same.
-        description: the processing, for DICOM's DerivationDescription.
+        description: description of the processing, for DICOM's DerivationDescription.
 
     Returns:
         The path that was written.
@@ -264,7 +264,7 @@ def check_target(path: Path, like: Image) -> None:
     """Refuse a path to which `write_image` cannot write, before the restoration starts.
 
     Raises:
-        ValueError: another kind of file than that of `like`, one that would lose values, or a folder that is not empty.
+        ValueError: the file is of another kind than that of `like`, it would lose values, or the folder is not empty.
     """
     suffix = path.suffix.lower()
     if _as_series(path, like):
@@ -276,7 +276,9 @@ def check_target(path: Path, like: Image) -> None:
         if holds_mosaic(like.path):
             raise ValueError(f"{like.path} holds mosaics, whose result cannot be a DICOM series: give a .nii.gz output")
         if holds_tilted(like.path):
-            raise ValueError(f"{like.path} was tilted, so its result cannot be a DICOM series: give a .nii.gz output")
+            raise ValueError(
+                f"{like.path} had a tilted gantry, so its result cannot be a DICOM series: give a .nii.gz output"
+            )
         check_source(like.path)
     elif like.kind != "bitmap":
         if not is_nifti_name(path):
@@ -371,7 +373,7 @@ def _modality(path: Path) -> str | None:
 
 
 def _has_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, judged by its suffix or the mark in its first bytes."""
+    """Whether a folder holds a DICOM file, recognised by its suffix or by the mark in its first bytes."""
     for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
         if file.suffix.lower() in (".dcm", ".ima", ".dicom"):
             return True

@@ -1,4 +1,4 @@
-"""Restore images of any size in tiles that bound the memory; refuse unsuitable weights; measure the change."""
+"""Restore images of any size in tiles, which limit the memory; refuse unsuitable weights; measure the change."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from .weights import WeightsInfo
 Progress = Callable[[int, int], None]
 """Called with the number of finished slices and the number of all."""
 
-_FAR = 0.5  # as a share of the range, beyond its ends; noise of 50 in 255 rarely reaches further
+_FAR = 0.5  # beyond the ends of the range, as a fraction of it; noise with sigma 50 of 255 rarely reaches further
 
 
 class RestorationNetwork(Protocol):
@@ -43,7 +43,7 @@ class RestorationNetwork(Protocol):
 
 
 class Refused(ValueError):
-    """The weights do not apply to this image; the result would look plausible but be wrong."""
+    """Raised if the weights do not apply to an image; the result would look plausible but be wrong."""
 
 
 def restore(
@@ -58,18 +58,18 @@ def restore(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Restore a stack of slices with a model; the memory for the network depends on the tile, not on the image.
+    """Restore a stack of slices with a model; the memory for the network depends on the size of the tiles only.
 
     Args:
         model: MaIR, MaIRUNet, or another `RestorationNetwork`. If it has several input channels and one output channel,
             the neighbours of a grey slice become the other input channels (2.5-D).
-        image: (N, C, H, W), or (C, H, W), with 0 and 1 at the ends of the intensity range.
+        image: (N, C, H, W), or (C, H, W), scaled so that the ends of the intensity range are 0 and 1.
         tile: largest side of a tile in pixels, without its overlap.
-        overlap: how much a tile sees of its neighbours on each side, as a share of the tile.
-        self_ensemble: average over the eight mirrorings and rotations of the image; takes eight times as long.
+        overlap: overlap with the neighbouring tiles on each side, as a fraction of the tile.
+        self_ensemble: average the results of the eight flips and rotations of the image; takes eight times as long.
         blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap; "cut" places
             them side by side, as in published results.
-        groups: the number of volumes that follow each other in N; in 2.5-D, neighbours come from the same volume only.
+        groups: the number of volumes stacked along N; in 2.5-D, neighbouring slices come from the same volume only.
         device: where the model runs.
         progress: called after each slice.
 
@@ -121,11 +121,11 @@ def slices_of(model: RestorationNetwork, channels: int) -> int:
     """The number of neighbouring slices that the model takes as channels: 1, or an odd number (2.5-D).
 
     Args:
-        model: has in_channels and out_channels.
-        channels: those of the image.
+        model: the network, with in_channels and out_channels.
+        channels: number of channels of the image.
 
     Raises:
-        Refused: the model does not take such an image.
+        Refused: the model cannot restore an image with this number of channels.
     """
     taken, given = model.in_channels, model.out_channels
     if taken == channels == given:
@@ -140,10 +140,10 @@ def slices_of(model: RestorationNetwork, channels: int) -> int:
 
 
 def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
-    """The tiles of one axis: (start, stop) of the pixels a tile sees, and (left, right) of its own part.
+    """The tiles of one axis: (start, stop) of the pixels that a tile reads, and (left, right) of its own part.
 
-    As published: `length // tile + 1` tiles of one size, each seeing a share `overlap` of its size beyond its inner
-    borders. The axis must be extended to a multiple of the number of tiles.
+    As published, there are `length // tile + 1` tiles of equal size, each of which reads an additional fraction
+    `overlap` of its size beyond its inner borders. The axis must be extended to a multiple of the number of tiles.
 
     Example:
         >>> tile_windows(10, 6, 0.2)
@@ -167,7 +167,7 @@ def tile_weights(windows: list[tuple[int, int, int, int]], *, scale: int = 1, sm
     Args:
         windows: from `tile_windows`.
         scale: pixels of the result per pixel of the image.
-        smooth: fade at the borders; else the weight is 1 inside the tile's own part and 0 outside.
+        smooth: fade at the borders; otherwise the weight is 1 inside the tile's own part and 0 outside.
 
     Example:
         >>> [w.tolist() for w in tile_weights([(0, 6, 0, 5), (4, 10, 5, 10)], smooth=False)]
@@ -227,14 +227,14 @@ class Change:
     """The difference between a result and its input, in the image's unit unless noted otherwise.
 
     Attributes:
-        bias: mean of result - input, by which the mean of a region of interest moves on average.
+        bias: mean of result - input, which is the average shift of the mean of a region of interest.
         largest_local_bias: the largest mean of result - input over a Gaussian neighbourhood (sigma 8 pixels), signed.
         rms: root mean square of result - input.
         largest: largest absolute difference of one pixel.
-        edge_ratio: mean slope at the input's strongest edges, result / input, both smoothed (sigma 1.5 pixels); edges
-            were softened if it is below 1.
+        edge_ratio: mean slope at the input's strongest edges, result / input, both smoothed (sigma 1.5 pixels); a value
+            below 1 means that edges were softened.
         structure: correlation of result - input with the smoothed input's local contrast; 0 if only noise was removed.
-        outside: share of the result's pixels outside the intensity range.
+        outside: fraction of the result's pixels outside the intensity range.
         unit: the unit of the first four.
     """
 
@@ -252,7 +252,7 @@ class Change:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """A line for each figure."""
+        """A line of text for each figure."""
         unit = f" {self.unit}" if self.unit not in ("", "relative") else ""
         return [
             f"bias (mean of result - input)     {self.bias:+.4g}{unit}",
@@ -320,7 +320,7 @@ def measure_change(
 
 
 def _planes(degraded: np.ndarray, restored: np.ndarray, scale: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of float64 planes of the input's size."""
+    """Pairs of input and result as float64 planes of the input's size."""
     height, width = degraded.shape[2:]
     for before, after in zip(
         degraded.reshape(-1, height, width), restored.reshape(-1, *restored.shape[2:]), strict=True
@@ -341,7 +341,7 @@ def fitting_range(image: Image, info: WeightsInfo, how: str = "auto") -> Intensi
     | 8-bit | other types | refused: a range is needed | as given |
     | relative | any | `choose_range` | as given |
 
-    A `VolumeWarning` reports an image of which much lies far outside the range: networks were not trained on such
+    A `VolumeWarning` reports an image with many pixels far outside the range, since networks were not trained on such
     values.
 
     Raises:

@@ -28,8 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"mair-x{scale}": {**_CLASSICAL, "scale": scale, "upsampler": "pixelshuffle"} for scale in (2, 3, 4)},
     "mair-denoise": {**_DENOISE, "scale": 1, "upsampler": None},
 }
-"""The published configurations: tiny and small (lightweight super-resolution), classical super-resolution, denoising.
-"""
+"""Published configurations: tiny and small (lightweight super-resolution), classical super-resolution, denoising."""
 
 
 class MaIR(nn.Module):
@@ -45,9 +44,9 @@ class MaIR(nn.Module):
         in_channels: 1 for grey, 3 for colour, an odd number of slices for 2.5-D.
         out_channels: channels of the result; None means `in_channels`. The result corresponds to the middle
             `out_channels` of the input channels, so `in_channels - out_channels` must be even.
-        scale: factor of the size: 2, 3, 4 or 8 with an upsampler, else 1.
-        upsampler: "pixelshuffledirect" (lightweight super-resolution), "pixelshuffle" (classical), or None: the input
-            is added to the result, for denoising.
+        scale: the super-resolution factor: 2, 3, 4 or 8 with an upsampler, otherwise 1.
+        upsampler: "pixelshuffledirect" (lightweight super-resolution), "pixelshuffle" (classical), or None for
+            denoising, where the input is added to the result.
         width: channels C of the feature maps.
         depths: number of blocks in each residual group.
         states: states per channel of the selective scan.
@@ -57,8 +56,8 @@ class MaIR(nn.Module):
         drop_path_rate: the probability that a sample skips the scan of the last block in training; it rises linearly
             from 0 at the first block.
         img_range: factor on the input before the network; the result is divided by it.
-        mean: one value per input channel, subtracted before the network; the middle ones are added to the result. None
-            is the published RGB mean for 3 channels in and out, else 0.
+        mean: one value per input channel, subtracted before the network; the middle values are added to the result.
+            None means the published RGB mean for 3 channels in and out, otherwise 0.
         continuous: scan order without the jumps at stripe borders (`scan_order`); published weights need False.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its inner maps: a fraction of
             the memory for about a third more time.
@@ -201,7 +200,7 @@ class MaIR(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """Blocks with plain and shifted stripes alternately, then a convolution, inside one residual connection."""
+    """Blocks that alternate between plain and shifted stripes, then a convolution, inside one residual connection."""
 
     def __init__(self, blocks: BlockSequence, conv: nn.Module):
         super().__init__()

@@ -107,7 +107,7 @@ class MaIRUNet(nn.Module):
         self.output = nn.Conv2d(2 * width, out_channels, 3, padding=1, bias=bias)
 
     def _add_levels(self, width: int, counts: list[int], checkpoint_blocks: bool) -> None:
-        """Four levels down, three up, and the refinement at full size; `counts` holds the blocks of each."""
+        """Add four levels down, three up, and the refinement at full size; `counts` holds their numbers of blocks."""
         expansion, first_mlp_ratio, mlp_ratio, bias, drop_path_rate = (
             self.arguments[name] for name in ("expansion", "first_mlp_ratio", "mlp_ratio", "bias", "drop_path_rate")
         )

@@ -32,14 +32,14 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: int = 0) -> float:
     """Mean structural similarity (Wang et al. 2004): 1 for equal images.
 
-    An 11 x 11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, over the positions where
-    the window lies inside the image; each plane on its own, then averaged over planes.
+    It uses an 11 x 11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, and is averaged
+    over all positions at which the window is inside the image, and then over planes.
 
     Args:
         restored: (..., H, W), any unit, at least 11 x 11 pixels inside the border.
         clean: the reference, of the same shape and unit.
         data_range: the distance between the two ends of the intensity range.
-        border: pixels left out at each side of H and W first.
+        border: pixels cut off at each side of H and W first.
 
     Example:
         >>> clean = np.random.default_rng(0).random((16, 16))
@@ -65,7 +65,7 @@ def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
 def y_channel(image: np.ndarray, *, data_range: float) -> np.ndarray:
     """(1, H, W) luma Y of (3, H, W) RGB by ITU-R BT.601, black at 16 / 255 and white at 235 / 255 of the data range.
 
-    Not rounded. Papers report PSNR and SSIM of super-resolution on this channel.
+    The values are not rounded. Papers report PSNR and SSIM of super-resolution on this channel.
 
     Example:
         >>> y_channel(np.full((3, 1, 1), 255.0), data_range=255).round(6).tolist()

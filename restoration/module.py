@@ -1,4 +1,4 @@
-"""A restoration network in training: losses, schedules, and averaged weights, as a LightningModule."""
+"""Training of a restoration network as a LightningModule: losses, learning-rate schedules, averaged weights."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from .weights import NETWORKS, Network, load_weights, model_from_variant, read_p
 
 
 def charbonnier(restored: Tensor, clean: Tensor, *, epsilon: float = 1e-6) -> Tensor:
-    """The mean of sqrt(difference^2 + epsilon^2): L1 that is smooth at 0 (Charbonnier et al. 1994).
+    """The mean of sqrt(difference^2 + epsilon^2), an L1 loss that is smooth at 0 (Charbonnier et al. 1994).
 
     The published denoising code uses an epsilon of 1e-6, the paper reportedly 1e-3.
 
@@ -38,7 +38,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def halved(step: int, *, milestones: Sequence[int]) -> float:
-    """The factor on a learning rate that halves at each of the steps in `milestones`.
+    """The factor of a learning rate that halves at each of the steps in `milestones`.
 
     Example:
         >>> [halved(step, milestones=[10, 20]) for step in (9, 10, 20)]
@@ -48,11 +48,11 @@ def halved(step: int, *, milestones: Sequence[int]) -> float:
 
 
 def held_then_cosine(step: int, *, warmup: int, hold: int, steps: int, floor: float) -> float:
-    """The factor on a learning rate: a linear warm-up, then 1 until `hold`, then half a cosine down to `floor`.
+    """The factor of a learning rate: a linear warm-up, then 1 until `hold`, then half a cosine down to `floor`.
 
     Args:
-        step: step of the optimiser, from 0.
-        warmup: steps of the linear start.
+        step: step of the optimizer, from 0.
+        warmup: number of steps of the linear warm-up.
         hold: the step at which the factor begins to fall.
         steps: the step at which the factor reaches `floor`, where it stays.
         floor: the last factor.
@@ -70,9 +70,9 @@ def held_then_cosine(step: int, *, warmup: int, hold: int, steps: int, floor: fl
 
 
 class RestorationModule(SteppedModule):
-    """A network, its loss and optimiser; validation and export use an exponential moving average (EMA) of its weights.
+    """A network, its loss and optimizer; validation and export use an exponential moving average (EMA) of its weights.
 
-    Batches are {"degraded": (B, C_in, H, W), "clean": (B, C, H * scale, W * scale)}, 0 and 1 at the ends of the range.
+    Batches are {"degraded": (B, C_in, H, W), "clean": (B, C, H * scale, W * scale)}, scaled to the range 0 to 1.
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
 
     Args:
@@ -115,12 +115,12 @@ class RestorationModule(SteppedModule):
         return loss
 
     def after_step(self, steps: int) -> None:
-        """Move the averaged weights towards the present ones."""
+        """Update the averaged weights."""
         self.averaged_steps += 1
         update_average(self.ema, self.network, decay=self.settings.ema_decay, step=int(self.averaged_steps))
 
     def validation_step(self, batch: Patches, batch_idx: int) -> None:
-        """Log the PSNR (dB, data_range 1, values clipped to [0, 1], no border left out) of result and input."""
+        """Log the PSNR (dB, data_range 1, values clipped to [0, 1], no border left out) of the result and the input."""
         self._log_psnr("", batch)
 
     def test_step(self, batch: Patches, batch_idx: int) -> None:
@@ -153,8 +153,8 @@ class RestorationModule(SteppedModule):
         """Write the averaged weights as safetensors, with their task and intensity range.
 
         Args:
-            path: ends in .safetensors.
-            notes: free text for people: data, licence, command, seed.
+            path: the file to write, which ends in .safetensors.
+            notes: free text for a reader, such as data, licence, command and seed.
         """
         low, high = self.settings.intensity_range
         save_weights(
@@ -187,11 +187,11 @@ class RestorationModule(SteppedModule):
 
 
 def load_checkpoint(path: Path) -> RestorationModule:
-    """The module of a training checkpoint, on the CPU; nothing in the file is executed.
+    """Load the module of a training checkpoint on the CPU; no code in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint of this module.
+        ValueError: the file is not a checkpoint of this module.
     """
     content = read_checkpoint(path, "a restoration training")
     try:
@@ -213,7 +213,7 @@ def _build(network: str, arguments: dict[str, Any]) -> Network:
 
 
 def _start_from(network: nn.Module, path: Path) -> None:
-    """Copy the parameters whose name and shape fit from a file; at least half of the network's must."""
+    """Copy the parameters whose name and shape fit from a file; at least half of the network's parameters must fit."""
     own = network.state_dict()
     found = load_weights(path)[0].state_dict() if path.suffix == ".safetensors" else read_parameters(path)
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
@@ -223,7 +223,7 @@ def _start_from(network: nn.Module, path: Path) -> None:
 
 
 def _with_and_without_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices and kernels decay; the scan's A and D, norms, skips and biases do not."""
+    """Parameter groups: weight decay for matrices and kernels; none for the scan's A and D, norms, skips and biases."""
     if not weight_decay:
         return [{"params": list(network.parameters())}]
     spared = ("A_logs", "Ds", "dt_projs_bias")

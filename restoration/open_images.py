@@ -11,7 +11,7 @@ from ..runs.files import atomic_path
 from ..volumes import read_volume
 from .images import LUMA, read_image
 
-# name -> (package, file in it, licence, factor of reduction)
+# name -> (package, file in it, licence, downsampling factor)
 _PICTURES: dict[str, tuple[str, str, str, int]] = {
     "astronaut": ("skimage", "data/astronaut.png", "public domain (NASA)", 1),
     "brick": ("skimage", "data/brick.png", "CC0", 1),

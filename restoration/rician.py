@@ -7,7 +7,7 @@ _TABLE = np.linspace(0, 40, 8001)  # signal / sigma; above 40 the mean is sqrt(s
 
 
 def rician_mean(signal: np.ndarray, sigma: float) -> np.ndarray:
-    """The mean of |signal + n1 + i n2| (Gudbjartsson and Patz 1995), which lies above the signal, by 1.25 sigma at 0.
+    """The mean of |signal + n1 + i n2| (Gudbjartsson and Patz 1995), which exceeds the signal (by 1.25 sigma at 0).
 
     Args:
         signal: magnitudes without noise, any shape.
@@ -24,7 +24,7 @@ def rician_mean(signal: np.ndarray, sigma: float) -> np.ndarray:
 def without_rician_bias(mean: np.ndarray, sigma: float) -> np.ndarray:
     """The signal with this Rician mean (first moment, Koay and Basser 2006); 0 for means below that of pure noise.
 
-    Denoisers for normal noise return the mean of the noisy magnitudes; this removes its bias.
+    Denoisers for Gaussian noise return the mean of the noisy magnitudes; this function removes its bias.
 
     Args:
         mean: denoised magnitudes, any shape.

@@ -1,9 +1,9 @@
 """The block of MaIR and MaIRUNet: a selective scan along four nested S-shaped paths, then an MLP.
 
-Feature maps are channel-last, (B, H, W, C), throughout: linear layers, norms and the scan read them without a copy, and
-`on_channels_first` passes them to convolutions without one. Letters: C width of the block, d inner width, N states per
-channel, R rank of the step sizes, K = 4 directions, L = H * W pixels. Parameters have the names and the order of the
-published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
+All feature maps are channel-last, (B, H, W, C): linear layers, norms and the scan read them without a copy, and
+`on_channels_first` passes them to convolutions without a copy. Symbols: C width of the block, d inner width, N states
+per channel, R rank of the step sizes, K = 4 directions, L = H * W pixels. Parameters have the names and the order of
+the published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
 """
 
 import math
@@ -64,7 +64,8 @@ class MLP(nn.Module):
 class DirectionalScan(nn.Module):
     """The selective scan of a channel-last map along each path; it has no parameters.
 
-    `plain` selects the reference: the sequential scan in plain PyTorch on copies in scan order, without gradients.
+    `plain` selects the reference, which runs the sequential scan in plain PyTorch on copies in scan order, without
+    gradients.
     """
 
     plain = False
@@ -72,7 +73,7 @@ class DirectionalScan(nn.Module):
     def forward(
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor, D: Tensor, delta_bias: Tensor
     ) -> Tensor:
-        """Arguments and result as those of `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
+        """Same arguments and result as `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
         if self.plain:
             with torch.no_grad():
                 return directional_forward(x, delta, A, B, C, order, D, delta_bias, True)[0]
@@ -89,8 +90,8 @@ class _ShuffledMean(nn.Module):
 class _DirectionMixing(nn.Conv2d):
     """A 1x1 convolution of 1x1 maps, (B, d*K, 1, 1), with one group for the four directions of each channel.
 
-    Computed as one batched product: `conv2d` computes each group on its own, in 1.2 ms instead of 0.03 ms for 84
-    channels.
+    It is computed as one batched product, because `conv2d` computes each group separately, which takes 1.2 ms instead
+    of 0.03 ms for 84 channels.
     """
 
     def forward(self, means: Tensor) -> Tensor:
@@ -145,12 +146,14 @@ class VisionScan(nn.Module):
         self.gating = SequenceShuffleAttention(inner)
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, width, bias=False)
-        if not self.A_logs.is_meta:  # on the meta device, arithmetic loads a compiler for seconds and computes nothing
+        if (
+            not self.A_logs.is_meta
+        ):  # on the meta device, arithmetic computes nothing but loads a compiler, which takes seconds
             self.reset_scan_parameters()
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Draw step sizes log-uniformly from 1e-3..0.1; states decay at rates 1..N (Gu and Dao 2023, section 3.6)."""
+        """Draw step sizes log-uniformly from 1e-3..0.1; states get decay rates 1..N (Gu and Dao 2023, section 3.6)."""
         nn.init.uniform_(
             self.x_proj_weight, -(self.x_proj_weight.shape[2] ** -0.5), self.x_proj_weight.shape[2] ** -0.5
         )
@@ -164,7 +167,7 @@ class VisionScan(nn.Module):
         """(B, H, W, C) -> (B, H, W, C).
 
         Args:
-            features: the map.
+            features: the feature map.
             order: (4, H*W), the pixels in the order of each direction, see `scan_order`.
         """
         batch, height, width, _ = features.shape
@@ -240,7 +243,7 @@ class BlockSequence(nn.ModuleList):
 
 
 def use_plain_scan(model: nn.Module, plain: bool = True) -> None:
-    """Switch every scan of a model to the step-by-step reference in plain PyTorch, or back to the fast one."""
+    """Switch every scan of a model to the step-by-step reference in plain PyTorch, or back to the fast scan."""
     for module in model.modules():
         if isinstance(module, DirectionalScan):
             module.plain = plain

@@ -1,7 +1,8 @@
 """Nested S-shaped scanning: the order in which a selective scan visits the pixels of a map.
 
-The map is cut into vertical stripes. Within a stripe, rows are read alternately from left to right and from right to
-left, and stripes alternately downwards and upwards. Most neighbours in the sequence are thus neighbours in the image.
+The map is divided into vertical stripes. Within a stripe, rows are read alternately from left to right and from right
+to left; stripes are read alternately downwards and upwards. Most neighbours in the sequence are thus neighbours in the
+image.
  Li et al., MaIR, CVPR 2025 (arXiv 2412.20066), section 3.2.
 """
 
@@ -33,7 +34,7 @@ def scan_order(
     Args:
         height, width: size of the map in pixels.
         stripe_width: width of a stripe in pixels; the last stripe is narrower if it does not divide the map's width.
-        shifted: halve the width of the first stripe, so that the borders lie in the middle of the plain stripes.
+        shifted: halve the width of the first stripe, so that the borders are in the middle of the plain stripes.
         continuous: avoid the jump that the published order makes at every stripe border of a map with an even number
             of rows (see `stripe_path`).
         device: the table's device; None is the CPU.
@@ -55,7 +56,7 @@ def scan_order(
     transposed = stripe_path(width, height, stripe_width, shifted=shifted, continuous=continuous)
     across = transposed % height * width + transposed // height
     table = np.stack([down, last - down, across, last - across]).astype(np.int32)
-    with torch.inference_mode(False):  # a cached table that was made in inference mode could not be used in training
+    with torch.inference_mode(False):  # a cached table created in inference mode could not be used in training
         return torch.from_numpy(table).to(device or "cpu")
 
 
@@ -64,10 +65,10 @@ def stripe_path(
 ) -> np.ndarray:
     """The pixels of a map in the order of direction 0.
 
-    In the published order, consecutive pixels are neighbours inside a stripe, but with an even number of rows a stripe
-    ends on its left edge, and the step into the next one is as long as the stripe is wide. `continuous` reads all rows
-    but one in stripes (an odd number, so that every stripe ends on its right edge) and then the remaining row, at the
-    top or the bottom where the last stripe ends, from right to left: every step has length 1.
+    In the published order, consecutive pixels are neighbours inside a stripe. If the number of rows is even, however, a
+    stripe ends on its left edge, and the step to the next stripe is as long as the stripe is wide. `continuous` reads
+    all rows but one in stripes (an odd number of rows, so that every stripe ends on its right edge) and then the
+    remaining row from right to left, at the top or bottom, where the last stripe ends; every step then has length 1.
 
     Args:
         height, width: size of the map in pixels.

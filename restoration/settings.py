@@ -16,7 +16,7 @@ class Settings:
 
     @classmethod
     def of(cls, options: Any) -> Self:
-        """This group out of a larger one that inherits it."""
+        """Extract this group from a larger group that inherits it."""
         return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
 
 
@@ -116,13 +116,13 @@ class EvaluationSettings(Settings):
         """
         made = self.degradation is not None or self.sigma is not None
         if self.degraded is not None and made:
-            raise ValueError("give --degraded, or else --degradation and --sigma, got both")
+            raise ValueError("give either --degraded, or --degradation and --sigma, got both")
         if self.sigma is not None and "sigma" in (self.noise or {}):
             raise ValueError(f"give sigma once: --sigma is {self.sigma}, and --degradation is {self.noise}")
         if self.degradation is not None and self.noise is None and scale == 1:
             raise ValueError("--degradation bicubic needs --scale or weights for super-resolution")
         if scale > 1 and (self.noise is not None or self.sigma is not None):
-            raise ValueError(f"--degradation must be bicubic for super-resolution by {scale}, and --sigma left out")
+            raise ValueError(f"--degradation must be bicubic and --sigma left out for super-resolution by {scale}")
         if scale == 1 and self.degraded is None and not made:
             raise ValueError("give one of --degraded, --degradation and --sigma")
 
@@ -200,7 +200,7 @@ class ModuleSettings(Settings):
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:
-        ValueError: a value that is unknown, out of range, or does not go with another one.
+        ValueError: a value is unknown, out of range, or incompatible with another one.
     """
 
     network: str = "MaIR"

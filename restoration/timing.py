@@ -1,4 +1,4 @@
-"""The time that a restoration network takes, by its parts."""
+"""The time that each part of a restoration network takes."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _PARTS: list[tuple[type[nn.Module], str]] = [
     (nn.LayerNorm, "layer norms"),
     (nn.Conv2d, "convolutions"),
 ]
-_WHOLE = {SequenceShuffleAttention, MLP}  # modules inside these are not timed on their own
+_WHOLE = {SequenceShuffleAttention, MLP}  # modules inside these are not timed separately
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Train a restoration network: images, patches, the fit with its checkpoints, and the averaged weights.
+"""Train a restoration network: read images, draw patches, fit with checkpoints, and write the averaged weights.
 
 settings = TrainingSettings(module={...}, degradation={"kind": "gaussian", "sigma": 0.1})
 trained = train(Path("images/train"), Path("images/validation"), Path("denoiser"), settings)
@@ -36,7 +36,7 @@ class Trained:
 
     Args:
         module: the network with its averaged weights.
-        steps: optimizer steps, those before a resume included.
+        steps: optimizer steps, including those before a resume.
         metrics: the last logged figures, such as "psnr" in dB.
         interrupted: whether Ctrl-C ended it.
     """
@@ -57,7 +57,7 @@ def train(
     device: str = "cpu",
     report: Callable[[str], None] = print,
 ) -> Trained:
-    """Train a network; writes last.ckpt and metrics.csv at each validation, and weights.safetensors at the end.
+    """Train a network; write last.ckpt and metrics.csv at each validation, and weights.safetensors at the end.
 
     Seeds torch's global generator, from which the parameters and the dropped paths are drawn.
 
@@ -65,14 +65,14 @@ def train(
         train_images: a folder of images, or one image.
         validation_images: images of other people or scenes.
         output: the folder to write to.
-        settings: everything that results depend on.
+        settings: all settings on which the results depend.
         resume: continue from last.ckpt in `output`.
         device: "cpu" or "cuda".
-        report: takes a line about the images and the network.
+        report: called with a line of text about the images and the network.
 
     Raises:
-        FileNotFoundError: `resume` without last.ckpt, or images are missing.
-        ValueError: last.ckpt without `resume`, or settings or images that do not fit.
+        FileNotFoundError: images are missing, or last.ckpt is missing with `resume`.
+        ValueError: last.ckpt exists without `resume`, or settings or images do not fit.
     """
     checkpoint = output / LAST
     check_resume(checkpoint, resume)

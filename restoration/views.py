@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def neighbours(count: int, k: int, slices: int) -> list[int]:
-    """The numbers of the `slices` slices around slice k in a stack of `count`; the end slices are repeated.
+    """The indices of the `slices` slices around slice k in a stack of `count`; the end slices are repeated.
 
     Example:
         >>> neighbours(4, 0, 3)

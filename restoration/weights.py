@@ -1,7 +1,7 @@
-"""Weights on disk: our own safetensors files, which describe their network, and published files, which do not.
+"""Weight files: our own safetensors files, which describe their network, and published files, which do not.
 
-A published file holds parameters only. It does not contain the stripe width, on which no shape depends, and shows the
-variant in its shapes only; so both must be given when it is loaded, and are checked as far as possible.
+A published file holds parameters only. The shapes of the parameters do not depend on the stripe width and do not always
+determine the variant, so both must be given when the file is loaded; they are checked as far as possible.
 """
 
 import json
@@ -36,9 +36,9 @@ class WeightsInfo:
         architecture: "MaIR" or "MaIRUNet".
         arguments: the constructor's arguments, including stripe width and channels.
         task: "denoise", "super-resolution", "deblur" or "dehaze".
-        intensity_range: the intensities that become 0 and 1 for the network.
-        intensity_unit: their unit: "HU", "8-bit", or "relative" if each image is scaled on its own.
-        notes: free text for people: data, licence, command, seed.
+        intensity_range: the intensities that are mapped to 0 and 1 for the network.
+        intensity_unit: their unit: "HU", "8-bit", or "relative" if each image is scaled separately.
+        notes: free text for a reader, such as data, licence, command and seed.
     """
 
     architecture: str
@@ -50,7 +50,7 @@ class WeightsInfo:
 
     @property
     def scale(self) -> int:
-        """The factor of super-resolution; 1 for other tasks."""
+        """The super-resolution factor; 1 for other tasks."""
         return int(self.arguments.get("scale", 1))
 
     @property
@@ -83,10 +83,10 @@ def save_weights(
     intensity_unit: str,
     notes: dict[str, str] | None = None,
 ) -> None:
-    """Write parameters with the description that is needed to use them, as a safetensors file.
+    """Write parameters, with the description that is needed to use them, as a safetensors file.
 
     Args:
-        path: ends in .safetensors.
+        path: the file to write, which ends in .safetensors.
         model: the network, whose constructor arguments are written too.
         task, intensity_range, intensity_unit, notes: see `WeightsInfo`.
     """
@@ -114,14 +114,14 @@ def load_weights(
 ) -> tuple[Network, WeightsInfo]:
     """Load a network in evaluation mode, with the description of its weights.
 
-    A file of ours (`save_weights`) needs no other argument; given ones are checked against it. A published file (.pth,
-    .pt, .ckpt, or safetensors without our metadata) needs `variant` and `stripe_width`; it is assumed to be for 8-bit
-    images divided by 255, like all published ones. Nothing in a file is executed.
+    A file of ours (`save_weights`) needs no other argument; given arguments are checked against it. A published file
+    (.pth, .pt, .ckpt, or safetensors without our metadata) needs `variant` and `stripe_width`; it is assumed to be for
+    8-bit images divided by 255, like all published files. No code in a file is executed.
 
     Args:
         weights: the file, or a name in the catalogue, see `runs.catalogue`.
-        variant: the published configuration.
-        stripe_width: width of the scan's stripes in pixels.
+        variant: name of the published configuration.
+        stripe_width: width in pixels of the stripes of the scan order.
         key: the set of parameters to take from a published file: "params" or "params_ema".
 
     Returns:
@@ -150,11 +150,11 @@ def load_weights(
 
 
 def read_info(path: str | os.PathLike[str]) -> WeightsInfo | None:
-    """The description in a file of ours; None for any other file.
+    """The description in a weight file of ours; None for any other file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file or its metadata are damaged.
+        ValueError: the file is damaged, or its metadata are.
     """
     path = Path(path)
     return _info(path, read_weights(path)[1]) if path.suffix == ".safetensors" else None
@@ -176,25 +176,25 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged metadata: {error}") from None
     if info.architecture not in NETWORKS or not isinstance(info.arguments, dict):
-        raise ValueError(f"{path.name} has damaged metadata: architecture {info.architecture!r}")
+        raise ValueError(f"{path.name} has damaged metadata: unknown architecture {info.architecture!r}")
     check_claims(path, info.arguments)
     return info
 
 
 def read_parameters(path: str | os.PathLike[str], *, key: str = "params") -> dict[str, Tensor]:
-    """Read the named parameters of a .safetensors, .pth, .pt or .ckpt file; nothing in it is executed.
+    """Read the named parameters of a .safetensors, .pth, .pt or .ckpt file; no code in it is executed.
 
     Args:
         path: the file.
-        key: the entry of a pickled checkpoint that holds them. If it is missing, "params", "state_dict" and the file
-            itself are tried.
+        key: the entry of a pickled checkpoint that holds the parameters. If it is missing, "params", "state_dict" and
+            the file itself are tried.
 
     Returns:
-        Name -> tensor on the CPU; a leading "module." is taken off the names.
+        Name -> tensor on the CPU; a leading "module." is removed from the names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds no parameters, or NaN or infinite ones.
+        ValueError: the file is damaged, holds no parameters, or holds NaN or infinite ones.
     """
     return _read(Path(path), key)[0]
 
@@ -262,7 +262,7 @@ def _load_published(
 
 
 def _with_parameters(model: Network, state: dict[str, Tensor], file_name: str, model_name: str) -> Network:
-    """Give a model on the meta device its parameters; a file that does not fit then takes no memory."""
+    """Load parameters into a model on the meta device, so that a file that does not fit takes no memory."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [name for name in (*expected, *found) if expected.get(name) != found.get(name)]

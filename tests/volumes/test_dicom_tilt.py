@@ -87,7 +87,7 @@ def test_a_straightened_series_gives_no_dicom_result(tmp_path, write_classic):
     step = (0.0, 0.8, 3.0)
     write_classic(tmp_path / "in", np.stack([_world_values(step, k=k) for k in range(SLICES)]), step=step)
     image = read_image(tmp_path / "in", fix_tilt=True)
-    with pytest.raises(ValueError, match=r"was tilted, .* give a \.nii\.gz output"):
+    with pytest.raises(ValueError, match=r"had a tilted gantry, .* give a \.nii\.gz output"):
         check_target(tmp_path / "out", image)
     check_target(tmp_path / "out.nii.gz", image)
     assert not writes_dicom(tmp_path / "in", tmp_path / "in", always=False, fix_tilt=True)

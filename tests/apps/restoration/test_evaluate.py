@@ -118,9 +118,9 @@ def test_evaluation_needs_one_kind_of_degradation(folder: Path) -> None:
         (["--slices-per-volume", "0", "--sigma", "25"], "--slices-per-volume must be at least 1"),
         (["--sigma", "25", "-o", "table.json"], "--output must end in .tsv"),
         (["--degradation", "bicubic"], "--degradation bicubic needs --scale or weights for super-resolution"),
-        (["--degradation", "gaussian", "--degraded", "."], "give --degraded, or else --degradation and --sigma"),
+        (["--degradation", "gaussian", "--degraded", "."], "give either --degraded, or --degradation and --sigma"),
         (["--degradation", "{kind: gaussian, sigma: 0.1}", "--sigma", "25"], "give sigma once"),
-        (["--sigma", "25", "--scale", "2"], "must be bicubic for super-resolution by 2"),
+        (["--sigma", "25", "--scale", "2"], "must be bicubic and --sigma left out for super-resolution by 2"),
     ],
 )
 def test_wrong_options_are_named(
