@@ -53,7 +53,7 @@ class WorkerOptions(ThreadOptions):
 
     Args:
         jobs: processes on this machine, or fits running at once on a cluster.
-        cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm's jobs on this machine.
+        cluster: run on a cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm jobs on this machine.
         slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
         threads: CPU threads per fit.
     """

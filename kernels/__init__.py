@@ -1,6 +1,6 @@
-"""Attention and selective scan: the fast operations that the fields share.
+"""Attention and selective scan: the fast operations that all fields share.
 
-`attention` is not listed here, since its folder has the same name: use
+`attention` is not exported here, since its folder has the same name; use
 `from voxelwave.kernels.attention import attention`.
 """
 

@@ -1,4 +1,4 @@
-"""Attention mechanisms, each beside its plain reference."""
+"""Attention mechanisms, each with its plain reference in the same file."""
 
 from .softmax import LinearAttentionState, attention, linear_attention, merge_attention
 

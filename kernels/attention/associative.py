@@ -1,8 +1,8 @@
-"""Linear attention as an associative memory: keys are written with their values, queries read.
+"""Linear attention as an associative memory: keys write their values to the memory, and queries read from it.
 
 Li et al. 2025 (arXiv 2508.08289); Katharopoulos et al. 2020 (arXiv 2006.16236) for the features elu + 1; Yang et al.
 2024 (arXiv 2406.06484) for the delta rule in chunks. With features phi, S_t = S_{t-1} + phi(k_t) v_t^T and
-z_t = z_{t-1} + phi(k_t), a query reads phi(q)^T S / phi(q)·z. Write rules:
+z_t = z_{t-1} + phi(k_t), a query reads phi(q)^T S / phi(q)·z. The write rules are:
 
     hebb   S + phi(k) v^T          decay  a_t S + phi(k) v^T          delta  S + rate phi(k) (v - S^T phi(k))^T
 """
@@ -22,7 +22,7 @@ Feature = Literal["identity", "elu", "taylor", "exp"]
 
 
 class AssociativeState(NamedTuple):
-    """What was written so far."""
+    """The memory after the tokens so far."""
 
     memory: Tensor  # (B, H, features, Dv, or Dv + 1 with the sums z in the last column)
 
@@ -30,7 +30,7 @@ class AssociativeState(NamedTuple):
 def taylor_features(x: Tensor) -> Tensor:
     """Features whose product is 1 + s + s^2 / 2 with s = x·y: [1, x, x_i^2 / sqrt 2, x_i x_j for i < j].
 
-    Each pair occurs once, with weight sqrt 2, which leaves the product of [1, x, vec(x x^T) / sqrt 2] as it is.
+    Each pair occurs once, with a weight that makes the product equal to that of [1, x, vec(x x^T) / sqrt 2].
 
     Example:
         >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
@@ -54,18 +54,18 @@ def exp_features(x: Tensor, count: int, seed: int) -> Tensor:
 class AssociativeMemory:
     """Linear attention with a choice of features and of the write rule. Sums are kept in float32 or wider.
 
-    "hebb" has all patterns; "decay" and "delta" follow time and so have causal self attention only. The cost is
-    O(L F Dv) with F features: D for "identity" and "elu", 1 + D + D (D + 1) / 2 for "taylor". Causal calls return an
-    `AssociativeState` and continue from one.
+    Rule "hebb" supports all patterns; "decay" and "delta" depend on the order of tokens and support causal self
+    attention only. The cost is O(L F Dv) with F features: D for "identity" and "elu", 1 + D + D (D + 1) / 2 for
+    "taylor". Causal calls return an `AssociativeState`, from which a later call can continue.
 
     Args:
-        feature: of keys and queries. "taylor" and "exp" approximate softmax attention with scale 1 / sqrt(D): the
-            former with an error O(s^3), the latter on average.
-        rule: how a pair is written.
+        feature: features of keys and queries. "taylor" and "exp" approximate softmax attention with scale 1 / sqrt(D):
+            "taylor" with an error O(s^3), "exp" in expectation.
+        rule: the write rule.
         normalise: divide by phi(q)·z, so that rows of the weights sum to 1; needs positive features and rule "hebb"
-            or "decay". None: yes, unless the feature is "identity" or the rule "delta".
-        decay: share that stays at each token, one number or one for each head; the call may give `log_decay` instead.
-        rate: learning rate of the delta rule, which divides the features of a key by their length.
+            or "decay". None normalises unless the feature is "identity" or the rule is "delta".
+        decay: factor on the memory at each token, one number or one for each head; a call may give `log_decay` instead.
+        rate: learning rate of the delta rule, which divides the features of a key by their norm.
         count: number of "exp" features.
         seed: seed of the "exp" features.
     """
@@ -92,7 +92,7 @@ class AssociativeMemory:
 
     @property
     def patterns(self) -> frozenset[Pattern]:
-        """All four for "hebb", else causal self attention."""
+        """All four patterns for rule "hebb", otherwise causal self attention."""
         return ALL_PATTERNS if self.rule == "hebb" else frozenset({CS})
 
     @property
@@ -101,7 +101,7 @@ class AssociativeMemory:
         return self.feature != "identity" and self.rule != "delta" if self.normalise is None else self.normalise
 
     def features(self, x: Tensor) -> Tensor:
-        """phi of queries or keys, (..., F)."""
+        """The features phi of queries or keys, (..., F)."""
         if self.feature == "elu":
             return x.clamp_max(0).exp() + x.relu()  # elu + 1; PyTorch's elu takes five times as long
         if self.feature == "taylor":
@@ -126,7 +126,7 @@ class AssociativeMemory:
         """See `Mixer`; `log_decay` (B, H, L), at most 0, replaces the constant decay of rule "decay"."""
         check_call(self, q, k, v, pattern, q_start)
         if q_start or ((state is not None or log_decay is not None) and pattern is not CS):
-            raise ValueError(f"state and log_decay belong to causal self attention from q_start 0, got {pattern.value}")
+            raise ValueError(f"state and log_decay need causal self attention with q_start 0, got {pattern.value}")
         wide = torch.promote_types(q.dtype, torch.float32)
         heads = q.shape[1]
         query, keys = self.features(q.to(wide)), self.features(spread_heads(k, heads).to(wide))
@@ -157,16 +157,16 @@ class AssociativeMemory:
 def delta_memory(
     q: Tensor, k: Tensor, v: Tensor, rate: float, *, memory: Tensor | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """out_t = q_t S_t with S_t = S_{t-1} + rate k_t (v_t - k_t S_{t-1}): the error of a key's value is written.
+    """out_t = q_t S_t with S_t = S_{t-1} + rate k_t (v_t - k_t S_{t-1}), which writes the error of the recalled value.
 
-    Within a chunk the written values u solve (I + rate tril(K K^T, -1)) u = rate (V - K S_0).
+    Within a chunk, the written values u solve (I + rate tril(K K^T, -1)) u = rate (V - K S_0).
 
     Args:
         q: (..., L, D).
         k: (..., L, D); rate |k|^2 > 2 makes the memory diverge.
         v: (..., L, Dv).
-        rate: step size; with 1 and keys of length 1 the pair just written is read exactly.
-        memory: (..., D, Dv); 0 if not given.
+        rate: step size; with 1 and keys of norm 1, the last written pair is recalled exactly.
+        memory: (..., D, Dv), memory before the first token; 0 if not given.
         chunk: tokens in a block.
 
     Returns:
@@ -176,7 +176,7 @@ def delta_memory(
     length = q.shape[-2]
     if not length:
         return q @ state, state
-    chunk = min(chunk, length)  # a step of a stream is no block
+    chunk = min(chunk, length)  # a single step of a stream needs no full block
     queries, keys, values = (to_blocks(x, chunk) for x in (q, k, v))
     eye = torch.eye(chunk, dtype=q.dtype, device=q.device)
     inverse = torch.linalg.solve_triangular(
@@ -203,7 +203,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Explicit weights phi(q) phi(k)^T under the mask and the decay; the delta rule one token at a time."""
+    """Explicit weights phi(q) phi(k)^T with mask and decay; for the delta rule, one token at a time."""
     shared, channels = q.shape[1] // k.shape[1], q.shape[3]
     k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     live = torch.ones(k.shape[0], 1, k.shape[2], 1) if mask is None else mask.mT.to(k)

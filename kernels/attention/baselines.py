@@ -1,6 +1,6 @@
-"""Softmax attention and efficient linear attention behind the interface of the other mechanisms.
+"""Softmax attention and efficient linear attention with the interface of the other mechanisms.
 
-Patterns of both: all four. See `softmax.py` for what they compute and `reference.py` for the obvious versions.
+Both support all four patterns. `softmax.py` contains the computation and `reference.py` the plain versions.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from .softmax import LinearAttentionState, attention, linear_attention
 
 @dataclass(frozen=True)
 class SoftmaxAttention:
-    """out_i = sum_j softmax_j(scale q_i·k_j + bias_ij) v_j; the measure of all others. Rows of the weights sum to 1."""
+    """out_i = sum_j softmax_j(scale q_i·k_j + bias_ij) v_j, for comparison. Rows of the weights sum to 1."""
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
     v_linear: ClassVar[bool] = True
 
     scale: float | None = None
-    with_lse: bool = False  # also return the log-sum-exp, which holds the (Lq, Lk) scores in memory
+    with_lse: bool = False  # also return the log-sum-exp, for which the (Lq, Lk) scores are held in memory
 
     @in_one_type
     def __call__(
@@ -47,9 +47,9 @@ class SoftmaxAttention:
 
 @dataclass(frozen=True)
 class EfficientAttention:
-    """Linear attention of Shen et al. 2021: softmax of the queries over channels, of the keys over tokens.
+    """Linear attention of Shen et al. 2021: softmax of queries over channels and of keys over tokens.
 
-    Causal calls return a `LinearAttentionState` and continue from one. Rows of the weights sum to 1.
+    Causal calls return a `LinearAttentionState`, from which a later call can continue. Rows of the weights sum to 1.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
@@ -70,7 +70,7 @@ class EfficientAttention:
         check_call(self, q, k, v, pattern, q_start)
         if pattern is not CS:
             if state is not None:
-                raise ValueError(f"state belongs to causal self attention, got one with {pattern.value}")
+                raise ValueError(f"state needs causal self attention, got {pattern.value}")
             return Mixed(linear_attention(q, k, v, mask=mask))
         out, after = linear_attention(q, k, v, mask=mask, causal=True, state=state, return_state=True)
         return Mixed(out, state=after)

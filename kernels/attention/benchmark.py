@@ -1,7 +1,7 @@
-"""The cost of every mixer beside PyTorch's fused attention: time, peak memory, growth with the length.
+"""The cost of every mixer, compared with PyTorch's fused attention: time, peak memory, growth with the length.
 
-Each method runs in a process of its own, so that its peak memory is its own. Times are the median of a few calls; a
-method stops at the first length at which one call takes too long or too much memory.
+Each method runs in a separate process, so that its peak memory can be measured. Times are medians of a few calls; a
+method stops at the first length at which one call takes too much time or memory.
 """
 
 import itertools
@@ -42,8 +42,9 @@ _CALLS = 3
 class Method(NamedTuple):
     """A mixer to measure.
 
-    `make` gives it for a length. `goal` is the least ratio of the peer's time to its own at 16,384 tokens,
-    `most_exponent` the largest growth of the time with the length. No length above `longest` is measured.
+    `make` returns the mixer for a length. `goal` is the required ratio of the peer's time to its own at 16,384 tokens,
+    `most_exponent` the largest allowed exponent of the growth of time with length. No length above `longest` is
+    measured.
     """
 
     pattern: Pattern
@@ -72,7 +73,7 @@ METHODS: dict[str, Method] = {
     "associative, delta": Method(CS, lambda _: AssociativeMemory("elu", "delta"), None, 1.1),
     "graph window": Method(
         NS, lambda length: GraphWindowAttention(_path(length), 1), longest=4096
-    ),  # its graph is a matrix
+    ),  # the graph needs a matrix
     "workspace": Method(NS, lambda _: WorkspaceAttention(HEADS, CHANNELS)),
 }
 
@@ -88,18 +89,18 @@ class Cost(NamedTuple):
     length: int
     seconds: float  # wall time, median
     cpu_seconds: float
-    peak_mib: float  # above the process before the call
+    peak_mib: float  # in addition to the process before the call
 
 
 def measure_method(
     name: str, pattern: Pattern, lengths: Sequence[int], *, backward: bool, threads: int = 2, seed: int = 0
 ) -> list[Cost]:
-    """Time a method at rising lengths until it takes too long or too much memory.
+    """Time a method at increasing lengths until it takes too much time or memory.
 
     Args:
         name: a name in `METHODS`, or `PEER` for PyTorch's fused attention.
         pattern: attention pattern of the call.
-        lengths: in rising order.
+        lengths: numbers of tokens in increasing order.
         backward: also compute the gradients of q, k and v.
         threads: CPU threads.
         seed: seed of the random inputs.
@@ -150,7 +151,7 @@ def _call(name: str, pattern: Pattern, length: int, backward: bool, seed: int) -
 
 def _time(call: Callable[[], None], length: int) -> Cost:
     before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from the present size
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
     wall, cpu = _once(call)
     peak = resident_mib("VmHWM") - before
     times = [(wall, cpu)] if wall > _MOST_SECONDS / 4 else [_once(call) for _ in range(_CALLS)]
@@ -165,18 +166,18 @@ def _once(call: Callable[[], None]) -> tuple[float, float]:
 
 
 class Row(NamedTuple):
-    """A method beside the peer, as the table shows it."""
+    """A method compared with the peer, as a row of the table."""
 
     method: str
     pattern: str
-    length: int  # at which the ratio was taken
+    length: int  # number of tokens for which the ratio was computed
     seconds: float
     ratio: float | None  # the peer's CPU time over the method's, at that length
     goal: float | None
     exponent: float | None  # b of time ~ L^b over the three largest lengths
     most_exponent: float | None
     peak_mib: float
-    efficiency_length: int | None  # from which on the method is faster than the peer
+    efficiency_length: int | None  # above this length the method is faster than the peer
     met: bool | None
 
 
@@ -184,8 +185,8 @@ def cost_rows(costs: dict[tuple[str, str], list[Cost]], *, at: int) -> list[Row]
     """The table of all methods.
 
     Args:
-        costs: (method, pattern) -> its costs; the peer's for each pattern among them.
-        at: length at which ratios are taken; the largest common one if a method did not reach it.
+        costs: (method, pattern) -> costs of the method, including those of the peer for each pattern.
+        at: length for which ratios are computed; if a method did not reach it, the largest common length is used.
     """
     rows = []
     for (name, pattern), own in costs.items():
@@ -217,7 +218,7 @@ def _exponent(costs: Sequence[Cost]) -> float | None:
 
 
 def _efficiency_length(own: Sequence[Cost], peer: dict[int, Cost]) -> int | None:
-    """The length from which on the method beats the peer, interpolated on logarithmic axes; None if it never does."""
+    """The length above which the method is faster than the peer, interpolated on logarithmic axes, or None."""
     points = [(c.length, math.log(c.cpu_seconds / peer[c.length].cpu_seconds)) for c in own if c.length in peer]
     if not points or points[-1][1] >= 0:
         return None
@@ -236,7 +237,7 @@ def measure_all(
     seed: int,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[tuple[str, str], list[Cost]]:
-    """Measure the peer and every method, one after the other; (method, pattern) -> costs."""
+    """Measure the peer and every method, one after the other; return (method, pattern) -> costs."""
     todo = [(PEER, CS), (PEER, NS), *((name, method.pattern) for name, method in METHODS.items())]
     found = {}
     for name, pattern in todo:

@@ -1,11 +1,12 @@
-"""Bi-level routing attention: regions choose regions, then their tokens attend to each other.
+"""Bi-level routing attention: regions choose regions, and then their tokens attend to each other.
 
-Zhu, Wang, Ke, Zhang and Lau 2023 (BiFormer, arXiv 2303.08810), section 3.2. A grid of tokens is cut into regions; the
-mean queries and keys of the regions (without gradient) give a region-to-region affinity; the tokens of a region attend
-to all tokens of its best regions. With n regions the cost is O(n^2 C + L top (L / n) D); n near L^(2/3) is best.
+Zhu, Wang, Ke, Zhang and Lau 2023 (BiFormer, arXiv 2303.08810), section 3.2. A grid of tokens is divided into regions.
+The mean queries and keys of the regions (without gradient) give the affinity between regions, and the tokens of a
+region attend to all tokens of its best regions. With n regions the cost is O(n^2 C + L top (L / n) D); n near L^(2/3)
+is best.
 
-Unlike the official code, tokens that fill up a grid take no part in attention, and the scale is that of a head,
-D^(-1/2), not that of all channels.
+There are two differences from the official code: padding tokens take no part in attention, and the scale is
+D^(-1/2) with D the channels of a head, not all channels.
 """
 
 import math
@@ -23,25 +24,26 @@ from .softmax import attention
 
 
 class RegionRoutes(NamedTuple):
-    """Which regions were searched."""
+    """The regions that were chosen."""
 
-    chosen: Tensor  # (B, 1 or H, regions of queries, K), indices of key regions, the best first
+    chosen: Tensor  # (B, 1 or H, query regions, K), indices of key regions, best first
 
 
 @dataclass(frozen=True)
 class BilevelAttention:
-    """Attention of the tokens of a region to those of its `top` best regions.
+    """Attention of the tokens of a region to the tokens of its `top` best regions.
 
-    Self and cross attention, not causal. In cross attention the grids of queries and keys may differ, as those of a
-    fixed and a moving image do; the tokens are in the order of the flattened grid.
+    It supports self and cross attention without causality. In cross attention, the grids of queries and keys may
+    differ, like those of a fixed and a moving image; the tokens are in the order of the flattened grid.
 
     Args:
-        grid: tokens along each axis, of the queries.
-        region: tokens of a region along each axis; see `regions_of`. The last region of an axis may be shorter.
-        top: regions that a region searches; from as many as there are on it is plain attention.
-        key_grid: tokens along each axis of the keys; as `grid` if None.
-        per_head: each head routes for itself (ours); else the affinities are summed over the heads.
-        scale: 1 / sqrt(D) if None.
+        grid: number of tokens along each axis of the queries.
+        region: number of tokens of a region along each axis; see `regions_of`. The last region of an axis may be
+            shorter.
+        top: number of regions to which a region attends; with all regions, this is plain attention.
+        key_grid: number of tokens along each axis of the keys; `grid` if None.
+        per_head: each head chooses separately (ours); otherwise the affinities are summed over the heads.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = NON_CAUSAL
@@ -102,7 +104,7 @@ class BilevelAttention:
             out = attention(q.to(wide), keys, values, mask=mask, scale=self.scale)
             return Mixed(out.to(q.dtype), extras=RegionRoutes(chosen))
 
-        # The tokens of the chosen regions, (B, 1 or H, R, top S), side by side
+        # the tokens of the chosen regions, (B, 1 or H, R, top S), concatenated
         place = columns[chosen].flatten(3).expand(-1, heads, -1, -1)
         picked = seen[torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1), place]
         picked = picked & real_columns[chosen].flatten(3)
@@ -138,7 +140,7 @@ class BilevelAttention:
 
 
 class LocalEnhancement(nn.Module):
-    """A depthwise convolution of the values on their grid ("LEPE"), which BiFormer adds to the attention's output.
+    """A depthwise convolution of the values on their grid ("LEPE"), which BiFormer adds to the output of attention.
 
     Args:
         heads: key heads.
@@ -157,7 +159,7 @@ class LocalEnhancement(nn.Module):
         )
 
     def forward(self, v: Tensor, grid: tuple[int, ...], mask: Tensor | None = None) -> Tensor:
-        """(B, Hk, L, Dv) of values (B, Hk, L, Dv); hidden values count as 0."""
+        """(B, Hk, L, Dv) values -> (B, Hk, L, Dv); masked values count as 0."""
         values = v * key_mask(mask, v)[:, None, :, None].to(v)
         image = values.mT.flatten(1, 2).unflatten(2, grid)  # (B, Hk Dv, *grid)
         local: Tensor = self.convolution(image).flatten(2).unflatten(1, (v.shape[1], v.shape[3]))
@@ -165,12 +167,12 @@ class LocalEnhancement(nn.Module):
 
 
 def regions_of(grid: tuple[int, ...], count: int = 7) -> tuple[int, ...]:
-    """The region sizes with `count` regions along each axis, as BiFormer has it."""
+    """The region sizes that give `count` regions along each axis, as in BiFormer."""
     return tuple(-(-side // count) for side in grid)
 
 
 def _region_index(grid: tuple[int, ...], region: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tokens of each region (R, T) and which of them are real; the others, which fill it up, name token 0."""
+    """The token indices of each region (R, T), and which of them are real; padding has index 0."""
     numbers = torch.arange(math.prod(grid), device=device).view(grid)
     padding = [p for side, size in zip(reversed(grid), reversed(region), strict=True) for p in (0, -side % size)]
     numbers = F.pad(numbers, padding, value=-1)
@@ -192,7 +194,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention under the explicit mask [region of j among those chosen by the region of i]."""
+    """Softmax attention with the explicit mask [region of j is chosen by the region of i]."""
     batch, heads, n_queries, _ = q.shape
     keys = k.detach().repeat_interleave(heads // k.shape[1], 1)
     live = visible_keys(1, k, mask=mask)[:, 0, 0]

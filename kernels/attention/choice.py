@@ -1,8 +1,8 @@
-"""The choice of a mechanism by words in a configuration: the one place that knows all of them by name.
+"""The choice of a mechanism by its name in a configuration; only this file knows all mechanisms by name.
 
 A mixer is written as its name, or as its name with settings: `recurrent`, `power(block=64, window=5)`,
 `head_split(mixers=["softmax", "sliding_window(window=16)"], heads=[2, 2])`. Settings are the arguments of the class,
-except for those that the model around it gives as a `Place`.
+except for those that the surrounding model provides as a `Place`.
 """
 
 import ast
@@ -55,20 +55,20 @@ NAMES = (
     "head_split",
 )
 GATES = "mixture_of_heads"
-_LONGEST = 500  # characters of a text that is parsed
+_LONGEST = 500  # characters of the longest text that is parsed
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a mixer works: what its construction takes from the model around it.
+    """The properties of the surrounding model from which a mixer is constructed.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of a head.
-        grid: tokens along each axis, if they lie on a grid that is known.
+        grid: number of tokens along each axis, if they are on a known grid.
         key_grid: the grid of the keys, if it differs.
         graph: bool (n, n) or (B, n, n), edges between the tokens, if there are any.
-        length: the largest number of tokens, if it is known.
+        length: the largest number of tokens, if known.
     """
 
     heads: int
@@ -88,14 +88,14 @@ _MISSING = {
 
 
 def mixer_of(text: str, place: Place) -> Mixer:
-    """The mixer that a configuration names; weights are drawn from torch's generator.
+    """Make the mixer that a configuration names; its weights are drawn from torch's generator.
 
     Args:
-        text: a name of `NAMES`, or one with settings.
-        place: what the model gives.
+        text: a name of `NAMES`, or a name with settings.
+        place: the properties of the model.
 
     Raises:
-        ValueError: the name or a setting is unknown or out of range, or the model does not give what the mixer needs.
+        ValueError: the name or a setting is unknown or out of range, or the model lacks what the mixer needs.
 
     Example:
         >>> mixer_of("power(block=64, window=5)", Place(heads=4, channels=8))
@@ -118,7 +118,7 @@ def mixer_of(text: str, place: Place) -> Mixer:
 
 
 def needs(text: str) -> frozenset[str]:
-    """The fields of a `Place` that the mixer takes, such as "grid": a model that learns them late makes the mixer then.
+    """The fields of a `Place` that the mixer needs, such as "grid"; a model may have to construct the mixer later.
 
     Raises:
         ValueError: the name is unknown.
@@ -131,7 +131,7 @@ def needs(text: str) -> frozenset[str]:
 
 
 def gates_of(text: str, dim: int, heads: int) -> HeadGates:
-    """The head gates that a configuration names: `mixture_of_heads(shared=1, active=2)`.
+    """Make the head gates that a configuration names, such as `mixture_of_heads(shared=1, active=2)`.
 
     Args:
         text: the name with its settings.
@@ -139,7 +139,7 @@ def gates_of(text: str, dim: int, heads: int) -> HeadGates:
         heads: number of heads of the layer.
 
     Raises:
-        ValueError: another name, or a setting is unknown, missing or out of range.
+        ValueError: the name is another one, or a setting is unknown, missing or out of range.
     """
     name, settings = read_call(text, "gates")
     if name != GATES:
@@ -149,7 +149,7 @@ def gates_of(text: str, dim: int, heads: int) -> HeadGates:
 
 
 def _maker(name: str) -> Callable[..., Mixer]:
-    """What makes the mixer of that name; its parameters are the settings and the fields of `Place`."""
+    """The function that makes the mixer of that name; its parameters are the settings and the fields of `Place`."""
     match name:
         case "softmax":
             return SoftmaxAttention
@@ -204,7 +204,7 @@ def _bilevel(
     per_head: bool = False,
     scale: float | None = None,
 ) -> BilevelAttention:
-    """`regions` is their number along each axis of the queries; `region`, their size in tokens, replaces it."""
+    """`regions` is the number of regions along each axis of the queries; `region`, their size, overrides it."""
     if regions < 1:
         raise ValueError(f"regions must be at least 1, got {regions}")
     size = regions_of(grid, regions) if region is None else tuple(region)
@@ -226,7 +226,7 @@ def read_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
 
     Args:
         text: a name, or a name with keyword settings whose values are Python literals.
-        what: it names, for the message.
+        what: a noun for the error message, such as "mixer".
 
     Example:
         >>> read_call("power(block=64, scale=None)", "mixer")
@@ -261,7 +261,7 @@ def check_settings(
         name: name of the mechanism, for the message.
         make: the class or function.
         settings: argument -> value.
-        given: arguments that are not settings.
+        given: arguments of the class that are not settings.
 
     Raises:
         ValueError: a setting is unknown, missing, or of another type.
@@ -290,7 +290,7 @@ def _options_of(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a literal is of the type: bool is no number, an int is a float, a list is a tuple."""
+    """Whether a literal has the type; a bool does not count as a number, an int counts as float, a list as tuple."""
     for option in _options_of(hint):
         if get_origin(option) is Literal:
             if value in get_args(option):

@@ -1,16 +1,16 @@
-"""Attention with one of its properties taken away: controls that say what a task needs of attention.
+"""Attention without one of its properties: controls that show which properties of attention a task needs.
 
-After "Deconstructing attention" (2025, arXiv 2510.11602). Each variant relaxes one thing and keeps the others:
+After "Deconstructing attention" (2025, arXiv 2510.11602). Each variant removes one property and keeps the others:
 
-    no pairwise term      `KeyScoredAttention` (non_approx): scores of a key alone, a running sum
+    no pairwise term      `KeyScoredAttention` (non_approx): scores depend on the key only, a running sum
     no dependence on x    `FixedMapAttention` (rnd_emb_qk, fixed_seq_qk): queries and keys are constants
     no dependence on the  `MixingLayer(...)(x, addresses=x_0)` (static_emb_qk): queries and keys of the embedding,
      hidden state          values of the layer
     no exact softmax      `AssociativeMemory("taylor")` (taylor)
-    nothing but mixing    `UniformAttention` (ours)
+    no scores at all      `UniformAttention` (ours)
     no token mixing       `GatedUnit` (mlp), in place of a layer
 
-`place_variant` spreads a variant over the layers of a model.
+`place_variant` distributes a variant over the layers of a model.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UniformAttention:
-    """The mean of the visible values, in all patterns; queries and keys give only their number."""
+    """The mean of the visible values, in all patterns; of queries and keys, only the number is used."""
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
     v_linear: ClassVar[bool] = True
@@ -61,9 +61,9 @@ class UniformAttention:
 
 @dataclass(frozen=True)
 class KeyScoredAttention:
-    """Softmax attention whose score of key j is scale SiLU(q_j)·k_j, whoever asks: the kernel of `RecurrentAttention`.
+    """Softmax attention in which key j has the score scale SiLU(q_j)·k_j for every query, as in `RecurrentAttention`.
 
-    Self attention only, as token j gives both q_j and k_j. Causal calls stream with a `PrefixState`.
+    It supports self attention only, because token j gives both q_j and k_j. Causal calls stream with a `PrefixState`.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = frozenset({NS, CS})
@@ -99,14 +99,14 @@ class KeyScoredAttention:
 
 
 class FixedMapAttention(nn.Module):
-    """Softmax attention whose queries and keys were stored once, from random embeddings or from one real sequence.
+    """Softmax attention with stored queries and keys, from random embeddings or from one real sequence.
 
-    Self attention only. The stored sequence is as long as the longest input; a longer one is an error.
+    It supports self attention only. An input that is longer than the stored sequence is an error.
 
     Args:
         query: (H, n, D), stored with the model and not trained.
-        key: (H, n, D).
-        scale: 1 / sqrt(D) if None.
+        key: (H, n, D), likewise.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns = frozenset({NS, CS})
@@ -143,7 +143,10 @@ class FixedMapAttention(nn.Module):
         start = check_call(self, q, k, v, pattern, q_start)
         stored = self.query.shape[1]
         if max(k.shape[2], start + q.shape[2]) > stored:
-            raise ValueError(f"the stored sequence has {stored} tokens, got {max(k.shape[2], start + q.shape[2])}")
+            raise ValueError(
+                f"inputs must have at most {stored} tokens, as the stored sequence, got "
+                f"{max(k.shape[2], start + q.shape[2])}"
+            )
         shape = (q.shape[0], -1, -1, -1)
         query = self.query[:, start : start + q.shape[2]].to(q).expand(shape)
         key = self.key[:, : k.shape[2]].to(q).expand(shape)
@@ -153,7 +156,7 @@ class FixedMapAttention(nn.Module):
 
 
 class GatedUnit(nn.Module):
-    """W_down (SiLU(W_gate x) * W_up x) on each token alone, with as many weights as an attention layer of that width.
+    """W_down (SiLU(W_gate x) * W_up x) for each token, with as many weights as an attention layer of that width.
 
     Args:
         dim: channels; the inner width is 4/3 of it, so that 3 dim inner = 4 dim^2.
@@ -166,7 +169,7 @@ class GatedUnit(nn.Module):
         self.down = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) of tokens (..., dim)."""
+        """(..., dim) -> (..., dim)."""
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
 
@@ -177,10 +180,10 @@ def place_variant(
     softmax: Callable[[], T],
     where: Literal["everywhere", "hybrid", "skip"] = "everywhere",
 ) -> list[T | None]:
-    """One mixer for each layer, the first being layer 1.
+    """A list with one mixer for each layer; layers are counted from 1.
 
-    "everywhere" is the variant in each layer, "hybrid" the variant in odd layers and softmax in even ones, "skip" a
-    hybrid whose odd layers are taken out (None) after training.
+    "everywhere" uses the variant in each layer, "hybrid" uses the variant in odd layers and softmax in even layers, and
+    "skip" is a hybrid whose odd layers are removed (None) after training.
     """
     if where == "everywhere":
         return [variant() for _ in range(depth)]
@@ -200,7 +203,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax over explicit scores: zeros, those of the keys alone, or those of the stored tokens."""
+    """Softmax over explicit scores: zeros, scores of the keys only, or scores of the stored tokens."""
     visible = visible_keys(q.shape[2], k, causal=pattern is CS, q_start=q_start, mask=mask)
     heads = q.shape[1]
     if isinstance(mixer, FixedMapAttention):

@@ -1,4 +1,4 @@
-"""Softmax over an explicit set of keys for each query: where the references of the sparse mechanisms end."""
+"""Softmax over an explicit set of keys for each query, which the references of the sparse mechanisms use."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from torch import Tensor
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """sum_j softmax_j(scale q_i·k_j + bias_ij) v_j over the keys that `visible` names, with all weights formed.
+    """sum_j softmax_j(scale q_i·k_j + bias_ij) v_j over the keys marked in `visible`, computed with all weights.
 
     Args:
         q: (B, H, Lq, D).
         k: (B, Hk, Lk, D).
         v: (B, Hk, Lk, Dv).
-        visible: bool, broadcastable to (B, H, Lq, Lk); a row without a key gives 0.
+        visible: bool, broadcastable to (B, H, Lq, Lk); the output of a row without a key is 0.
         bias: broadcastable to (B, H, Lq, Lk).
         scale: 1 / sqrt(D) if not given.
     """
@@ -22,7 +22,7 @@ def dense_attention(
     if bias is not None:
         scores = scores + bias
     visible = visible.expand(scores.shape)
-    # A row without a key takes part with equal weights, which are set to 0 afterwards: no -inf - -inf.
+    # to avoid -inf - -inf, a row without a key gets equal weights, which are set to 0 afterwards
     blind = ~visible.any(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(~(visible | blind), -torch.inf), -1).masked_fill(blind, 0)
     return weights @ v
@@ -31,7 +31,7 @@ def dense_attention(
 def visible_keys(
     n_queries: int, k: Tensor, *, causal: bool = False, q_start: int = 0, mask: Tensor | None = None
 ) -> Tensor:
-    """Bool (B, 1, Lq, Lk): the keys that the mask and the order of time leave to each query."""
+    """Bool (B, 1, Lq, Lk): the keys that each query may attend to under the mask and causality."""
     batch, n_keys = k.shape[0], k.shape[2]
     visible = torch.ones(batch, 1, n_queries, n_keys, dtype=torch.bool, device=k.device)
     if causal:

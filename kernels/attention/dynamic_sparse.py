@@ -1,12 +1,14 @@
-"""Dynamic hierarchical sparse attention: chunks follow the keys, blocks of queries keep the tokens of the best chunks.
+"""Dynamic hierarchical sparse attention: keys form chunks, and a block of queries attends to the best chunks.
 
-Xiong et al. 2025 (DHSA, arXiv 2510.24606), first version of the official code. A chunk's key is the sum of its keys
-divided by the square root of their number, so that the spread of the scores of independent keys does not depend on the
-chunk's length; a block of queries is pooled alike. The tokens of the best chunks are kept up to a budget.
+Xiong et al. 2025 (DHSA, arXiv 2510.24606), first version of the official code. The boundaries of chunks depend on the
+keys. A chunk's key is the sum of its keys divided by the square root of their number, so that the spread of the scores
+of independent keys does not depend on the length of the chunk; a block of queries is pooled in the same way. The tokens
+of the best chunks are kept up to a budget.
 
-The official code pools all queries of a block and picks chunk boundaries over the whole sequence, so that outputs
-depend on later tokens. Here (ours) a causal block chooses by its first query, and a boundary counts only once the keys
-that decide it are past. Tokens of the own block and the `local` ones before it are always seen.
+The official code pools all queries of a block and chooses chunk boundaries over the whole sequence, so outputs depend
+on later tokens. Here (ours), a causal block chooses chunks by its first query, and a boundary is used only when the
+keys on which it depends are in the past. The tokens of the query's own block and the `local` tokens before it are
+always visible.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from .selection import to_blocks
 
 
 class DynamicSparseState(NamedTuple):
-    """The tokens so far, and the query that chooses for the block under way."""
+    """The tokens so far, and the query that chooses the chunks for the current block."""
 
     keys: Tensor  # (B, Hk, L, D)
     values: Tensor  # (B, Hk, L, Dv)
@@ -32,11 +34,11 @@ class DynamicSparseState(NamedTuple):
 
 
 class KeptTokens(NamedTuple):
-    """What was chosen."""
+    """The tokens that were chosen."""
 
-    boundaries: Tensor  # bool (B, Lk), whether a chunk begins at the key
+    boundaries: Tensor  # bool (B, Lk), True where a chunk begins
     kept: Tensor  # (B, 1 or H, blocks of queries, n), key indices, the best chunk first
-    real: Tensor  # bool, of the same shape: where there were fewer, the rest is filled up
+    real: Tensor  # bool of the same shape, False for padding
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,20 @@ class DynamicSparseAttention:
     """Attention to the tokens of the best chunks, in all patterns.
 
     Args:
-        budget: keys that a block of queries keeps, near ones included; as many as there are: plain attention.
-        local: keys before a block that are always kept, causal self attention only.
-        block: queries that choose together.
-        longest: a chunk begins at least at every multiple of it; block and local are multiples.
-        margin: keys on either side that decide a boundary.
+        budget: number of keys that a block of queries keeps, including near keys; with all keys, this is plain
+            attention.
+        local: number of keys before a block that are always kept, in causal self attention only.
+        block: number of queries that choose together.
+        longest: length of the longest chunk; a chunk begins at every multiple of it, and block and local must be
+            multiples of it.
+        margin: number of keys on either side on which a boundary depends.
         threshold: change (1 - cosine of the mean keys) above which a boundary is possible.
-        radius: a boundary is only at the largest change within so many tokens.
-        per_head: each head chooses for itself (ours); else chunk scores are averaged over the heads.
-        predict: gives the score of a boundary at each key (B, L) from keys (B, Hk, L, D), as `BoundaryPredictor` does,
-            and must look no further than `margin` keys ahead; the change of the mean keys (ours) if None.
-        scale: 1 / sqrt(D) if None.
+        radius: a boundary is possible only at the largest change within this number of tokens.
+        per_head: each head chooses separately (ours); otherwise chunk scores are averaged over the heads.
+        predict: function that returns the score of a boundary at each key (B, L) from keys (B, Hk, L, D), such as
+            `BoundaryPredictor`; it must depend on at most `margin` later keys. If None, the score is the change of the
+            mean keys (ours).
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = ALL_PATTERNS
@@ -95,10 +100,12 @@ class DynamicSparseAttention:
         mask: Tensor | None = None,
         state: DynamicSparseState | None = None,
     ) -> Mixed[DynamicSparseState, KeptTokens]:
-        """See `Mixer`. With a state, q, k and v hold the new tokens only, and the mask is over all."""
+        """See `Mixer`. With a state, q, k and v hold only the new tokens, and the mask covers all tokens."""
         if state is not None:
             if pattern is not CS or q_start is not None:
-                raise ValueError(f"state belongs to causal self attention and replaces q_start, got {pattern.value}")
+                raise ValueError(
+                    f"state needs causal self attention and replaces q_start, got {pattern.value} and q_start {q_start}"
+                )
             q_start = state.keys.shape[2]
             k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
         start = check_call(self, q, k, v, pattern, q_start)
@@ -120,7 +127,7 @@ class DynamicSparseAttention:
             leaders = rows[:, :, :, 0].clone()
             if state is not None and lead:
                 leaders[:, :, 0] = state.leader
-            if pattern not in (CS, CC):  # (padding counts as queries of zeros)
+            if pattern not in (CS, CC):  # padding counts as queries of zeros
                 within = to_blocks(seen.unsqueeze(-1).to(wide), self.block)[:, None] if pattern is NS else 1
                 leaders = (rows * within).sum(3)
             boundaries = self._boundaries(k, seen)
@@ -134,7 +141,7 @@ class DynamicSparseAttention:
         out = out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype)
         after = DynamicSparseState(k, v, leaders[:, :, -1]) if causal else None
         if after is not None and not (start + n_queries) % self.block:
-            after = after._replace(leader=torch.zeros_like(after.leader))  # the next token leads a block of its own
+            after = after._replace(leader=torch.zeros_like(after.leader))  # the next token begins a new block
         return Mixed(out, state=after, extras=KeptTokens(boundaries, kept, real))
 
     def _boundaries(self, k: Tensor, seen: Tensor) -> Tensor:
@@ -150,7 +157,7 @@ class DynamicSparseAttention:
     def _choose(
         self, leaders: Tensor, keys: Tensor, seen: Tensor, boundaries: Tensor, limit: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The visible tokens of the best chunks, (B, 1 or H, R, n), and which are real."""
+        """The visible tokens of the best chunks, (B, 1 or H, R, n), and which of them are not padding."""
         batch, heads, length, channels = keys.shape
         chunk = boundaries.cumsum(1) - 1  # (B, L)
         chunks = int(chunk[:, -1].max()) + 1
@@ -177,7 +184,7 @@ class DynamicSparseAttention:
         slot = torch.arange(room, device=keys.device).expand(*order.shape[:3], room).contiguous()
         rank = torch.searchsorted(ends, slot, right=True).clamp_max(chunks - 1)
         inside = slot - (ends - sizes).gather(-1, rank)
-        in_time = (~seen).to(torch.uint8).argsort(dim=1, stable=True)  # the visible keys first, in order of time
+        in_time = (~seen).to(torch.uint8).argsort(dim=1, stable=True)  # the visible keys first, in temporal order
         ahead = (size.cumsum(1) - size)[:, None, None].expand_as(order).gather(-1, order.gather(-1, rank))
         kept = in_time[:, None, None].expand(*order.shape[:3], -1).gather(-1, (ahead + inside).clamp_max(length - 1))
         return kept, slot < ends[..., -1:]
@@ -228,7 +235,7 @@ class DynamicSparseAttention:
 
 
 def change_of_mean_keys(k: Tensor, margin: int) -> Tensor:
-    """1 - cosine between the means of the `margin` keys before and from each place, (B, L), averaged over the heads."""
+    """1 - cosine between the mean of the `margin` keys before and from each position, (B, L), averaged over heads."""
     sums = F.pad(k, (0, 0, margin, margin)).unfold(2, margin, 1).sum(-1)  # at i: keys i - margin ... i - 1
     length = k.shape[2]
     left, right = sums[:, :, :length], sums[:, :, margin : margin + length]
@@ -237,11 +244,11 @@ def change_of_mean_keys(k: Tensor, margin: int) -> Tensor:
 
 
 def boundary_gain(weights: Tensor, margin: int = 4, epsilon: float = 1e-6) -> Tensor:
-    """The label of a boundary before each key, (B, L), from the weights of a trained model (B, H, L, L).
+    """The gain of a boundary before each key, (B, L), from the weights of a trained model (B, H, L, L).
 
-    r = (max(a, b) + epsilon) / (min(a, b) + epsilon), where a and b are what the later queries (from the row after the
-    `margin` keys that follow) put on the `margin` keys before and after the place, in the mean over heads. 1 where a
-    window does not fit; the paper keeps r > 1.1.
+    r = (max(a, b) + epsilon) / (min(a, b) + epsilon), where a and b are the mean weights over heads that later queries
+    (from the row after the `margin` following keys) put on the `margin` keys before and after the position. r is 1 if a
+    window does not fit; the paper keeps boundaries with r > 1.1.
     """
     mean = weights.mean(1)
     length = mean.shape[-1]
@@ -258,12 +265,14 @@ def boundary_gain(weights: Tensor, margin: int = 4, epsilon: float = 1e-6) -> Te
 
 
 class BoundaryPredictor(nn.Module):
-    """The score of a boundary at each key from the keys around it, trained with `focal_loss` on `boundary_gain` > 1.1.
+    """Predicts the score of a boundary at each key from the keys around it; trained by `focal_loss` on large gains.
+
+    The labels are `boundary_gain` > 1.1.
 
     Args:
         channels: channels of all key heads together.
         hidden: width of the window encoder and of the classifier.
-        margin: keys on either side.
+        margin: number of keys on either side.
     """
 
     def __init__(self, channels: int, *, hidden: int = 32, margin: int = 4) -> None:
@@ -284,7 +293,7 @@ class BoundaryPredictor(nn.Module):
 
 
 def focal_loss(probability: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
-    """Binary cross entropy in which a case weighs (1 - probability of the truth) ** gamma, mean over all."""
+    """Mean binary cross-entropy in which each case has the weight (1 - probability of the true label) ** gamma."""
     entropy = F.binary_cross_entropy(probability, label.to(probability), reduction="none")
     return ((1 - (-entropy).exp()) ** gamma * entropy).mean()
 
@@ -299,7 +308,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention under the mask of the kept sets, which are found one block after the other."""
+    """Softmax attention with the mask of the kept tokens, which are chosen for one block after the other."""
     (batch, heads, n_queries, _), n_keys = q.shape, k.shape[2]
     keys, query = k.detach().repeat_interleave(heads // k.shape[1], 1), q.detach()
     live = visible_keys(1, k, mask=mask)[:, 0, 0]

@@ -4,9 +4,9 @@ Sieber, Amo Alonso, Didier, Zeilinger and Orvieto 2024 (arXiv 2405.15731):
 
     h_i = Lambda_i h_{i-1} + B_i u_i,    y_i = C_i h_i + D_i u_i,    Lambda diagonal
 
-so that y = Phi u with Phi_ij = C_i (prod_{r=j+1}^{i} Lambda_r) B_j, plus D_i where i = j. In all models here B and C
-act alike on each channel of u ("I kron b"): a system is four arrays, and the map Phi is one matrix for each head and,
-where Lambda differs between channels, for each channel.
+so y = Phi u with Phi_ij = C_i (prod_{r=j+1}^{i} Lambda_r) B_j, plus D_i for i = j. In all models here, B and C act in
+the same way on each channel of u ("I kron b"). A system therefore consists of four arrays, and the map Phi is one
+matrix for each head or, if Lambda differs between channels, for each head and channel.
 """
 
 from typing import NamedTuple
@@ -23,12 +23,12 @@ class DynamicalSystem(NamedTuple):
     """Lambda, B, C and D of each step; the state h of a head is an (n, d) matrix, y_i = c_i^T h_i + D_i u_i."""
 
     decay: Tensor  # (..., L, n or 1, d or 1): Lambda
-    write: Tensor  # (..., L, n, d or 1): B, h receives write * u
+    write: Tensor  # (..., L, n, d or 1): B; write * u is added to h
     read: Tensor  # (..., L, n, d or 1): C
     through: Tensor | None = None  # (..., L, 1 or d): D
 
     def run(self, u: Tensor) -> Tensor:
-        """The outputs (..., L, d) for inputs u (..., L, d), by the scan over states."""
+        """The outputs (..., L, d) for inputs u (..., L, d), computed by a scan over the states."""
         received = self.write * u.unsqueeze(-2)  # (..., L, n, d)
         decay = self.decay.expand(*self.decay.shape[:-2], *received.shape[-2:])
         h, _ = gated_scan(decay.flatten(-2), received.flatten(-2))
@@ -36,7 +36,7 @@ class DynamicalSystem(NamedTuple):
         return y if self.through is None else y + self.through * u
 
     def map(self) -> Tensor:
-        """Phi, (..., channels, L, L), with one matrix for all channels (channels = 1) where they are alike."""
+        """Phi, (..., channels, L, L), with a single matrix (channels = 1) if it is the same for all channels."""
         length = self.write.shape[-3]
         shape = (self.read * self.write * self.decay)[..., 0, 0, :].shape
         rows = []
@@ -58,8 +58,8 @@ def linear_attention_system(q: Tensor, k: Tensor, *, normaliser: Tensor | None =
     Args:
         q: phi(q), positive.
         k: phi(k), positive.
-        normaliser: eta (..., L); the sum q_i·(k_1 + ... + k_i) if None. "Normalised attention" learns it instead, as
-            exp(w·u_i), which forms no sum.
+        normaliser: eta (..., L); the sum q_i·(k_1 + ... + k_i) if None. "Normalised attention" uses the learned
+            exp(w·u_i) instead, which needs no sum.
     """
     eta = (q * k.cumsum(-2)).sum(-1) if normaliser is None else normaliser
     before = torch.cat([eta[..., :1], eta[..., :-1]], -1)  # there is no state before the first step
@@ -74,7 +74,7 @@ def state_space_system(delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor
         a: (n, d), positive rates.
         b: (..., L, n).
         c: (..., L, n).
-        d: (d,), what goes straight through.
+        d: (d,), factors of the direct path from input to output.
     """
     decay = torch.exp(-delta.unsqueeze(-2) * a)
     through = None if d is None else d.expand_as(delta)
@@ -96,29 +96,29 @@ def duality_system(x: Tensor, a: float | Tensor, b: Tensor, c: Tensor) -> Dynami
 def gated_rnn_system(
     forget: Tensor, receive: Tensor, read: Tensor, *, reversed_power: float | None = None
 ) -> DynamicalSystem:
-    """A gated RNN (qLSTM), its state one number for each channel, its gates sigma(forget), sigma(receive), sigma(read).
+    """A gated RNN (qLSTM) with one state per channel and the gates sigma(forget), sigma(receive) and sigma(read).
 
     Args:
         forget: (..., L, d), before the sigmoid.
         receive: (..., L, d).
         read: (..., L, d).
-        reversed_power: the state-space gate sigma(-forget)^power in place of sigma(forget).
+        reversed_power: if given, the state-space gate sigma(-forget)^reversed_power replaces sigma(forget).
     """
     decay = torch.sigmoid(forget) if reversed_power is None else torch.sigmoid(-forget) ** reversed_power
     return DynamicalSystem(decay.unsqueeze(-2), torch.sigmoid(receive).unsqueeze(-2), torch.sigmoid(read).unsqueeze(-2))
 
 
 class DualityState(NamedTuple):
-    """The tokens so far."""
+    """The memory after the tokens so far."""
 
     memory: Tensor  # (B, H, D, Dv)
 
 
 class DualityAttention(nn.Module):
-    """SSD as a mixer: W = (q k^T) ⊙ L with L_ts = prod of the decays between, sigmoid(-x)^a with x from the key.
+    """SSD as a mixer: W = (q k^T) ⊙ L, where L_ts is the product of the decays from s to t.
 
-    Causal self attention with a `DualityState`; without causality the sum of a forward and a backward run (ours). Not
-    normalised.
+    The decay of a token is sigmoid(-x)^a with x computed from its key. Causal self attention returns a `DualityState`;
+    without causality, the output is the sum of a forward and a backward run (ours). The weights are not normalised.
 
     Args:
         heads: query heads.
@@ -131,7 +131,7 @@ class DualityAttention(nn.Module):
     def __init__(self, heads: int, channels: int) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.randn(heads, channels) * channels**-0.5)
-        self.gate_bias = nn.Parameter(torch.full((heads,), -3.0))  # keeps about 0.95 at each token
+        self.gate_bias = nn.Parameter(torch.full((heads,), -3.0))  # a decay of about 0.95 per token
         self.log_power = nn.Parameter(torch.zeros(heads))
         self.scale = channels**-0.5
 
@@ -155,12 +155,14 @@ class DualityAttention(nn.Module):
         seen = key_mask(mask, k)[:, None]
         keys, values = spread_heads(k, heads).to(wide), spread_heads(v, heads).to(wide)
         x = torch.einsum("bhld,hd->bhl", keys, self.gate.to(wide)) + self.gate_bias.to(wide).unsqueeze(1)
-        log_decay = -self.log_power.to(wide).exp().unsqueeze(1) * F.softplus(x) * seen  # a masked token fades nothing
+        log_decay = (
+            -self.log_power.to(wide).exp().unsqueeze(1) * F.softplus(x) * seen
+        )  # a masked token does not decay the memory
         query, keys = self.scale * q.to(wide), keys * seen.unsqueeze(-1)
         out, memory = decaying_memory(query, keys, values, log_decay, memory=None if state is None else state.memory)
         if pattern is CS:
             return Mixed(out.to(q.dtype), state=DualityState(memory))
-        # Backward, the step from token s to an earlier t passes the decays of t ... s - 1
+        # in the backward run, the path from token s to an earlier token t has the decays of t ... s - 1
         back, _ = decaying_memory(query.flip(2), keys.flip(2), values.flip(2), log_decay.flip(2))
         own = (query * keys).sum(-1, keepdim=True) * values
         return Mixed((out + back.flip(2) - own).to(q.dtype))
@@ -176,7 +178,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The explicit map: products of decays entry by entry."""
+    """The explicit map, with the product of decays computed for each entry."""
     keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     live = torch.ones_like(keys[:, :, :, 0]) if mask is None else mask[:, :, 0].to(q).expand(keys.shape[:3])
     x = (keys * mixer.gate.unsqueeze(1)).sum(-1) + mixer.gate_bias.unsqueeze(1)

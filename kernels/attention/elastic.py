@@ -1,11 +1,11 @@
-"""Nested submodels: one set of weights that holds several sizes, each a prefix of the next.
+"""Nested submodels: one set of weights that contains several sizes, each a prefix of the next.
 
-After Nemotron Elastic (2025, arXiv 2511.16664), whose router code is not public. Units of each axis (embedding
-channels, attention heads, neurons, layers) are sorted by importance; a size keeps the first of each. While training,
-the rest is masked; afterwards `extract` cuts it off, and the result equals the masked parent.
+After Nemotron Elastic (2025, arXiv 2511.16664), whose router code is not public. The units of each axis (embedding
+channels, attention heads, neurons, layers) are sorted by importance, and a size keeps the first units of each axis.
+During training, the other units are masked; afterwards `extract` removes them, and the result equals the masked model.
 
-A trap: with layer or RMS normalisation a masked model differs from the cut one (0.7 in a toy) unless the norm divides
-by the number of active channels, as `ActiveNorm` does; then they are the same.
+With layer or RMS normalisation, a masked model and the extracted one differ (by 0.7 in a toy model) unless the norm
+divides by the number of active channels, as `ActiveNorm` does.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .mixer import NS, Mixer, Pattern
 
 
 class LayerSize(NamedTuple):
-    """Units of a layer that work, or all that it has."""
+    """Numbers of active units of a layer, or of all its units."""
 
     embedding: int
     heads: int
@@ -27,7 +27,7 @@ class LayerSize(NamedTuple):
 
 
 class LayerMasks(NamedTuple):
-    """Factors on the units of a layer: 0 or 1, or between in a soft choice."""
+    """Factors on the units of a layer: 0 or 1, or values in between for a soft choice."""
 
     embedding: Tensor  # (dim,)
     heads: Tensor  # (heads,)
@@ -40,10 +40,10 @@ def prefix_mask(count: int, length: int, like: Tensor) -> Tensor:
 
 
 class ActiveNorm(nn.Module):
-    """Layer normalisation over the channels that work: mean and variance are divided by their number.
+    """Layer normalisation over the active channels: mean and variance divide by the number of active channels.
 
     Args:
-        dim: all channels.
+        dim: number of all channels.
         epsilon: added to the variance.
     """
 
@@ -53,7 +53,7 @@ class ActiveNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(..., dim) of x (..., dim) and factors (dim,); masked channels are 0."""
+        """Normalise x (..., dim) with factors (dim,); masked channels are 0."""
         active = mask.sum().clamp_min(1)
         mean = (x * mask).sum(-1, keepdim=True) / active
         centred = (x - mean) * mask
@@ -63,10 +63,10 @@ class ActiveNorm(nn.Module):
 
 
 class ElasticLayer(nn.Module):
-    """A pre-norm layer of mixing and neurons, x + W_O heads(norm x), then x + W_2 gelu(W_1 norm x), in any size.
+    """A pre-norm layer of attention and MLP, x + W_O heads(norm x), then x + W_2 gelu(W_1 norm x), in any size.
 
     Args:
-        size: all channels, heads and neurons.
+        size: numbers of all channels, heads and neurons.
         channels: channels of a head; the same in every size.
         mixer: a mechanism without parameters for each head.
     """
@@ -74,7 +74,9 @@ class ElasticLayer(nn.Module):
     def __init__(self, size: LayerSize, channels: int, mixer: Mixer) -> None:
         super().__init__()
         if isinstance(mixer, nn.Module) and any(True for _ in mixer.parameters()):
-            raise ValueError(f"mixer must have no parameters, as they would not be cut, got {type(mixer).__name__}")
+            raise ValueError(
+                f"mixer must have no parameters, as they could not be extracted, got {type(mixer).__name__}"
+            )
         self.size, self.channels, self.mixer = size, channels, mixer
         width = size.heads * channels
         self.mixing_norm, self.neuron_norm = ActiveNorm(size.embedding), ActiveNorm(size.embedding)
@@ -83,12 +85,12 @@ class ElasticLayer(nn.Module):
         self.up, self.down = nn.Linear(size.embedding, size.neurons), nn.Linear(size.neurons, size.embedding)
 
     def masks(self, size: LayerSize) -> LayerMasks:
-        """The factors that leave the first units of each axis."""
+        """The factors that keep the first units of each axis."""
         like = self.output.bias
         return LayerMasks(*(prefix_mask(n, full, like) for n, full in zip(size, self.size, strict=True)))
 
     def forward(self, x: Tensor, masks: LayerMasks | None = None, *, pattern: Pattern = NS) -> Tensor:
-        """(B, L, embedding) of x (B, L, embedding); without masks at full size."""
+        """(B, L, embedding) -> (B, L, embedding); without masks, at full size."""
         masks = self.masks(self.size) if masks is None else masks
         x = x * masks.embedding
         normed = self.mixing_norm(x, masks.embedding)
@@ -103,7 +105,7 @@ class ElasticLayer(nn.Module):
 
     @torch.no_grad()
     def reorder(self, embedding: Tensor, heads: Tensor, neurons: Tensor) -> None:
-        """Sort the units, given the order (indices) of each axis; the function stays the same up to that order."""
+        """Sort the units by the given order (indices) of each axis; apart from this, the function is unchanged."""
         rows = (heads.unsqueeze(1) * self.channels + torch.arange(self.channels, device=heads.device)).flatten()
         for linear, outs, ins in (
             *((projection, rows, embedding) for projection in (self.query, self.key, self.value)),
@@ -119,7 +121,7 @@ class ElasticLayer(nn.Module):
 
     @torch.no_grad()
     def extract(self, size: LayerSize) -> "ElasticLayer":
-        """A layer of that size with the first units of this one."""
+        """A layer of the given size, with the first units of this layer."""
         if any(not 1 <= n <= full for n, full in zip(size, self.size, strict=True)):
             raise ValueError(f"size must be between 1 and {tuple(self.size)} on each axis, got {tuple(size)}")
         small = ElasticLayer(size, self.channels, self.mixer).to(self.output.weight)
@@ -130,14 +132,14 @@ class ElasticLayer(nn.Module):
 
 
 class ElasticStack(nn.Module):
-    """Elastic layers one after the other; a size gives the active part of each layer, or None to skip it."""
+    """A sequence of elastic layers; each layer is given the size of its active part, or None to skip it."""
 
     def __init__(self, layers: Sequence[ElasticLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, sizes: Sequence[LayerSize | None] | None = None, *, pattern: Pattern = NS) -> Tensor:
-        """(B, L, embedding) of x; a skipped layer hands x on."""
+        """(B, L, embedding) -> (B, L, embedding); a skipped layer returns x unchanged."""
         for n, layer in enumerate(self.layers):
             assert isinstance(layer, ElasticLayer)
             size = layer.size if sizes is None else sizes[n]
@@ -146,7 +148,7 @@ class ElasticStack(nn.Module):
         return x
 
     def extract(self, sizes: Sequence[LayerSize | None]) -> "ElasticStack":
-        """The stack that is left; all layers must keep the same embedding."""
+        """The stack of the remaining layers in these sizes; all layers must keep the same embedding."""
         if len({size.embedding for size in sizes if size is not None}) > 1:
             raise ValueError(f"all layers must keep the same embedding, got {list(sizes)}")
         kept = [layer.extract(s) for layer, s in zip(self.layers, sizes, strict=True) if s is not None]  # type: ignore[operator]
@@ -154,14 +156,14 @@ class ElasticStack(nn.Module):
 
 
 def layer_cost(size: LayerSize, channels: int) -> int:
-    """Parameters of an `ElasticLayer` of that size."""
+    """Number of parameters of an `ElasticLayer` of that size."""
     width = size.heads * channels
     projections = 3 * (size.embedding + 1) * width + (width + 1) * size.embedding
     return projections + (size.embedding + 1) * size.neurons + (size.neurons + 1) * size.embedding + 4 * size.embedding
 
 
 def channel_importance(activations: Tensor) -> Tensor:
-    """Sum of magnitudes, (channels,), of (..., channels): outputs of a norm, or neurons before their activation."""
+    """Sum of magnitudes (channels,) of values (..., channels): outputs of a norm, or neurons before the activation."""
     return activations.abs().sum(tuple(range(activations.dim() - 1)))
 
 
@@ -172,15 +174,15 @@ def head_importance(q: Tensor) -> Tensor:
 
 
 def scan_ranking(s: Tensor, groups: int, kept_channels: int) -> tuple[Tensor, Tensor]:
-    """Heads and head channels of a scan, the most important first.
+    """Order of the heads and of the head channels of a scan, most important first.
 
-    Heads of a group share B and C, so each group keeps as many heads as the others and the heads are ranked within
-    their group; the same channels are kept in all heads.
+    The heads of a group share B and C. All groups therefore keep equally many heads, which are ranked within their
+    group, and all heads keep the same channels.
 
     Args:
         s: (B, L, heads, channels), LN(X) W_x.
         groups: number of groups of heads; must divide the number of heads.
-        kept_channels: channels that a head's importance is taken from.
+        kept_channels: number of channels from which the importance of a head is computed.
 
     Returns:
         The order of the heads within each group, (groups, heads / groups), as indices among all heads; and the order of
@@ -197,20 +199,20 @@ def scan_ranking(s: Tensor, groups: int, kept_channels: int) -> tuple[Tensor, Te
 
 
 def depth_importance(full: Tensor, without: Sequence[Tensor]) -> Tensor:
-    """What leaving out each layer changes, (layers,): sum (M_full - M_-j)^2 / sum M_full^2.
+    """The change (layers,) of the output without each layer j: sum (M_full - M_-j)^2 / sum M_full^2.
 
-    The paper takes out the least important layer and measures again, until one is left.
+    The paper removes the least important layer and measures again, until one layer is left.
     """
     return torch.stack([(full - other).square().sum() / full.square().sum() for other in without])
 
 
 class SizeRouter(nn.Module):
-    """Chooses one of several counts on an axis for a wanted budget, by Gumbel softmax.
+    """Chooses one of several numbers of units on an axis for a given budget, by Gumbel softmax.
 
     Args:
-        budgets: number of budgets that can be asked for.
-        counts: units to choose from, ascending.
-        hidden: width.
+        budgets: number of possible budgets.
+        counts: numbers of units to choose from, ascending.
+        hidden: width of the hidden layer.
     """
 
     ascending: Tensor
@@ -223,7 +225,7 @@ class SizeRouter(nn.Module):
         self.choose = nn.Sequential(nn.Linear(budgets, hidden), nn.LeakyReLU(), nn.Linear(hidden, len(counts)))
 
     def forward(self, budget: int, *, temperature: float = 1.0, hard: bool = False) -> tuple[Tensor, Tensor]:
-        """The mask (largest count,) and the expected count. Hard: one choice, its gradient going straight through."""
+        """The mask (largest count,) and the expected count; `hard` makes one choice, with straight-through gradient."""
         wanted = F.one_hot(torch.tensor(budget, device=self.ascending.device), self.budgets).to(self.ascending)
         share = F.gumbel_softmax(self.choose(wanted), tau=temperature, hard=hard)
         masks = torch.stack([prefix_mask(count, self.counts[-1], share) for count in self.counts])
@@ -231,12 +233,12 @@ class SizeRouter(nn.Module):
 
 
 def elastic_loss(student: Tensor, teacher: Tensor, cost: Tensor, target: float, *, weight: float = 1.0) -> Tensor:
-    """KL divergence from the frozen full model (logits, last axis) plus weight |cost - target| / target."""
+    """KL divergence from the frozen full model (last axis of the logits) plus weight |cost - target| / target."""
     task = F.kl_div(student.log_softmax(-1), teacher.detach().log_softmax(-1), reduction="batchmean", log_target=True)
     return task + weight * (cost - target).abs() / target
 
 
 def draw_budget(budgets: int, stage: int, generator: torch.Generator | None = None) -> int:
-    """Which budget a training step takes: all alike in stage 1; budget n with weight n + 1 in stage 2."""
+    """Draw the budget of a training step: with equal weights in stage 1, budget n with weight n + 1 in stage 2."""
     weights = torch.ones(budgets) if stage == 1 else torch.arange(1.0, budgets + 1)
     return int(torch.multinomial(weights, 1, generator=generator))

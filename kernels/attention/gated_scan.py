@@ -1,7 +1,7 @@
-"""The recurrences under linear attention, retention and state-space models: h_t = a_t h_{t-1} + b_t, in chunks.
+"""The recurrence h_t = a_t h_{t-1} + b_t of linear attention, retention and state-space models, computed in chunks.
 
-`gated_scan` runs over elements, `decaying_memory` over sums of outer products that a query reads. The obvious versions
-are in the same file and share no code with them.
+`gated_scan` computes it elementwise; in `decaying_memory`, the state is a sum of outer products that a query reads. The
+plain versions are in the same file and share no code with the fast ones.
 """
 
 from typing import Any
@@ -14,17 +14,18 @@ from torch.autograd.function import once_differentiable
 def gated_scan(
     a: Tensor, b: Tensor, *, h0: Tensor | None = None, reverse: bool = False, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """All h_t = a_t h_{t-1} + b_t along the last axis but one, and the last of them.
+    """All h_t = a_t h_{t-1} + b_t along the second-to-last axis, and the last of them.
 
-    Chunks run side by side, `chunk` steps each, and the same scan carries their ends on: chunk * log_chunk(L) steps in
-    place of L. No gate is divided by, so gates may be 0, negative or larger than 1.
+    Chunks of `chunk` steps are computed in parallel, and the same scan combines their ends, which takes
+    chunk * log_chunk(L) sequential steps instead of L. Nothing is divided by a gate, so gates may be 0, negative or
+    larger than 1.
 
     Args:
         a: (..., L, 1 or M), gates.
-        b: (..., L, M), with the leading sizes of a.
+        b: (..., L, M), inputs, with the leading sizes of a.
         h0: (..., M), the value before the first step; 0 if not given.
-        reverse: run from the last token to the first: h_t = a_t h_{t+1} + b_t.
-        chunk: steps that run one after the other.
+        reverse: compute from the last token to the first: h_t = a_t h_{t+1} + b_t.
+        chunk: number of sequential steps in a chunk.
 
     Returns:
         h (..., L, M) and the value after the last step (..., M), h0 if L = 0.
@@ -51,7 +52,7 @@ def gated_scan(
 def gated_scan_reference(
     a: Tensor, b: Tensor, *, h0: Tensor | None = None, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`gated_scan`, one step after the other."""
+    """The same as `gated_scan`, one step after the other."""
     h = b.new_zeros(*b.shape[:-2], b.shape[-1]) if h0 is None else h0
     steps = range(b.shape[-2])
     states = {}
@@ -61,7 +62,7 @@ def gated_scan_reference(
 
 
 class _GatedScan(torch.autograd.Function):
-    """The gradient of a scan is a scan in the other direction: no step of the forward pass is kept but h."""
+    """The scan with its gradient, which is a scan in the other direction; of the forward pass, only h is kept."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor, chunk: int) -> Tensor:
@@ -90,7 +91,7 @@ def _scan(a: Tensor, b: Tensor, h0: Tensor, chunk: int) -> Tensor:
             h = torch.addcmul(b[..., t, :], a[..., t, :], h)
             steps.append(h)
         return torch.stack(steps, -2) if steps else torch.empty_like(b)
-    full = length // chunk * chunk  # the last chunk, which may be shorter, runs from the carry of the others
+    full = length // chunk * chunk  # the last chunk, which may be shorter, starts from the result of the others
     gates, inputs = (x[..., :full, :].unflatten(-2, (-1, chunk)) for x in (a, b))  # (..., C, chunk, M)
     local = _scan(gates, inputs, torch.zeros_like(inputs[..., 0, :]), chunk)
     products = gates.cumprod(-2)
@@ -105,8 +106,10 @@ def _scan(a: Tensor, b: Tensor, h0: Tensor, chunk: int) -> Tensor:
 def decaying_memory(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, *, memory: Tensor | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """out_t = q_t S_t with the memory S_t = exp(log_decay_t) S_{t-1} + k_t v_tᵀ: block products within chunks, a scan
-    over their ends. O(L (chunk (D + Dv) + D Dv)) multiply-adds; all chunks run side by side.
+    """out_t = q_t S_t with the memory S_t = exp(log_decay_t) S_{t-1} + k_t v_tᵀ.
+
+    It uses block products within chunks and a scan over their ends: O(L (chunk (D + Dv) + D Dv)) multiply-adds, with
+    all chunks computed in parallel.
 
     Args:
         q: (..., L, D).
@@ -128,9 +131,9 @@ def decaying_memory(
     start = q.new_zeros(*q.shape[:-2], channels, value_channels) if memory is None else memory
     if not length:
         return q @ start, start
-    chunk = min(chunk, length)  # a step of a stream is no block
+    chunk = min(chunk, length)  # a single step of a stream needs no full block
     padding = -length % chunk
-    if padding:  # a token of zeros without decay changes neither the memory nor the outputs before it
+    if padding:  # a token of zeros without decay changes neither the memory nor earlier outputs
         q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
     blocks = tuple(x.unflatten(-2, (-1, chunk)) for x in (q, k, v))  # (..., C, T, channels)
     q, k, v = blocks
@@ -156,7 +159,7 @@ def decaying_memory(
 def decaying_memory_reference(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, *, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`decaying_memory`, one token after the other."""
+    """The same as `decaying_memory`, one token after the other."""
     state = q.new_zeros(*q.shape[:-2], q.shape[-1], v.shape[-1]) if memory is None else memory
     outs = []
     for t in range(q.shape[-2]):

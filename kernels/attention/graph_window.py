@@ -1,8 +1,8 @@
-"""Graph-window attention: a token sees the tokens within some hops of it in a graph.
+"""Graph-window attention: a token attends to the tokens within a number of hops in a graph.
 
-arXiv 2505.02130. With adjacency G the window of k hops is [(G + G^T + I)^k > 0]: k = 0 is a token alone, k from the
-diameter on is plain attention in a connected graph, and a graph in pieces never joins them. The paper trains with a
-few hops and evaluates with all.
+arXiv 2505.02130. With adjacency matrix G, the window of k hops is [(G + G^T + I)^k > 0]. With k = 0, a token attends to
+itself only; in a connected graph, k of at least the diameter gives plain attention; the components of a graph that is
+not connected never attend to each other. The paper trains with a few hops and evaluates with all tokens.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from .softmax import attention
 class GraphWindowAttention:
     """Softmax attention within a number of hops. Rows of the weights sum to 1.
 
-    Causal self attention keeps the lower triangle of the window (the paper's `uni`), not paths through earlier tokens
-    only. In cross attention (ours) the first queries are the nodes of the same graph.
+    Causal self attention keeps the lower triangle of the window (`uni` in the paper); hops may still lead through later
+    tokens. In cross attention (ours), the first queries are the nodes of the same graph.
 
     Args:
-        graph: bool (n, n) or (B, n, n), edges between the tokens in any direction; n at least the number of tokens.
-        hops: reach of a token; None is all, also across pieces.
-        everywhere: tokens that see all and are seen by all, such as a class token.
-        softness: if given (ours), tokens are not cut off: each hop takes this much from the score, and `hops` and
-            unconnected pieces still hide.
-        scale: 1 / sqrt(D) if None.
+        graph: bool (n, n) or (B, n, n), edges between the tokens in any direction; n is at least the number of tokens.
+        hops: reach of a token in hops; None lets every token attend to all, also between unconnected components.
+        everywhere: indices of tokens that attend to all tokens and to which all attend, such as a class token.
+        softness: if given (ours), this value is subtracted from the score for each hop; tokens beyond `hops` and in
+            unconnected components remain hidden.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = frozenset({NS, CS, NC})
@@ -77,7 +77,7 @@ class GraphWindowAttention:
         return Mixed(attention(q, k, v, mask=seen, bias=bias, causal=pattern is CS, q_start=start, scale=self.scale))
 
     def distances(self) -> Tensor:
-        """Hops between all tokens, (1 or B, 1, n, n); 0 from and to the tokens that are everywhere."""
+        """Number of hops between all tokens, (1 or B, 1, n, n); 0 from and to the tokens in `everywhere`."""
         distance = hop_distance(self.graph)
         for token in self.everywhere:
             distance[..., token, :] = 0
@@ -89,7 +89,7 @@ UNREACHED = torch.iinfo(torch.int64).max
 
 
 def hop_distance(graph: Tensor) -> Tensor:
-    """Edges on the shortest way between two nodes, in either direction of an edge; `UNREACHED` where there is none.
+    """Number of edges on the shortest path between two nodes, ignoring directions; `UNREACHED` if there is no path.
 
     Args:
         graph: bool (..., n, n).
@@ -117,7 +117,7 @@ def hop_distance(graph: Tensor) -> Tensor:
 
 
 def within_hops(graph: Tensor, hops: int) -> Tensor:
-    """The window, bool (..., n, n): which tokens lie within so many hops of each other."""
+    """The window, bool (..., n, n): the pairs of tokens within this number of hops of each other."""
     return hop_distance(graph) <= hops
 
 
@@ -131,7 +131,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention under the explicit powers of G + G^T + I; a bias for each hop where they are soft."""
+    """Softmax attention with masks from explicit powers of G + G^T + I; with `softness`, a bias for each hop."""
     n = mixer.graph.shape[-1]
     joined = (mixer.graph.reshape(-1, n, n) + 0.0 + mixer.graph.reshape(-1, n, n).mT + torch.eye(n)) > 0
     powers = [torch.eye(n).expand_as(joined) > 0]

@@ -16,10 +16,10 @@ from .softmax import attention
 
 @dataclass(frozen=True)
 class SlidingWindowAttention:
-    """Causal softmax attention to the last `window` tokens, the own one included; O(L window D).
+    """Causal softmax attention to the last `window` tokens, including the token itself; O(L window D).
 
     Args:
-        window: tokens.
+        window: number of tokens in the window.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = frozenset({CS})
@@ -56,13 +56,13 @@ class SlidingWindowAttention:
 
 
 class HeadSplit(nn.Module):
-    """The first heads work with the first mixer, the next with the second, and so on.
+    """The first heads use the first mixer, the next heads the second mixer, and so on.
 
-    The mixers must keep their past in the keys and values (no state).
+    The mixers must not need a state: the past must be in the keys and values.
 
     Args:
-        mixers: mechanisms; modules among them are trained with this one.
-        heads: query heads of each.
+        mixers: the mechanisms; modules among them are trained with this module.
+        heads: number of query heads of each mixer.
     """
 
     def __init__(self, mixers: Sequence[Mixer], heads: Sequence[int]) -> None:
@@ -74,12 +74,12 @@ class HeadSplit(nn.Module):
 
     @property
     def patterns(self) -> frozenset[Pattern]:
-        """Those that all of the mixers have."""
+        """The patterns that all mixers support."""
         return frozenset.intersection(*(mixer.patterns for mixer in self.mixers))
 
     @property
     def v_linear(self) -> bool:
-        """Whether all of the mixers are."""
+        """Whether the output of all mixers is linear in v."""
         return all(mixer.v_linear for mixer in self.mixers)
 
     @in_one_type
@@ -98,7 +98,7 @@ class HeadSplit(nn.Module):
         if sum(self.heads) != q.shape[1]:
             raise ValueError(f"q must have {sum(self.heads)} heads, {self.heads} for the mixers, got {q.shape[1]}")
         shared = q.shape[1] // k.shape[1]
-        if any(count % shared for count in self.heads):  # a group of query heads is split
+        if any(count % shared for count in self.heads):  # the boundary of two mixers divides a group of query heads
             k, v, shared = spread_heads(k, q.shape[1]), spread_heads(v, q.shape[1]), 1
         parts = []
         for mixer, count, stop in zip(self.mixers, self.heads, accumulate(self.heads), strict=True):
@@ -118,7 +118,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The window as a mask; of a split (of windows and softmax), each mixer over all heads, then its own."""
+    """The window as an explicit mask; for a split, each mixer is computed for all heads and its own heads are kept."""
     n_queries = q.shape[2]
     visible = visible_keys(n_queries, k, causal=pattern is CS, q_start=q_start, mask=mask)
     age = torch.arange(n_queries).unsqueeze(1) + q_start - torch.arange(k.shape[2])

@@ -1,4 +1,4 @@
-"""Landmark attention: a query reaches the tokens of an earlier block through the block's landmark.
+"""Landmark attention: a query attends to the tokens of an earlier block through the landmark of that block.
 
 Mohtashami and Jaggi 2023 (arXiv 2305.16300), grouped softmax of section 3.1. Keys form blocks of S tokens; block b
 has a landmark score s_iλb. Query i in block c gives
@@ -6,8 +6,8 @@ has a landmark score s_iλb. Query i in block c gives
     p_i = softmax over { s_ij : j in block c, j <= i } and { s_iλb : b < c }
     w_ij = p_i(j) in the own block,  p_i(λ_b) softmax_{j in b}(s_ij) in an earlier block b
 
-so rows sum to 1, and a landmark carries no value. The landmark of a query's own block is never visible. With `top`
-only the best blocks of each query are kept, and p_i is renormalised: that is the paper's inference.
+so rows sum to 1, and a landmark has no value. The landmark of a query's own block is never visible. With `top`, only
+the best blocks of each query are kept and p_i is renormalised, as at inference in the paper.
 """
 
 from dataclasses import dataclass
@@ -19,35 +19,35 @@ from torch import Tensor
 from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import attend_chosen_blocks, to_blocks, top_k
 
-# Queries whose blocks are chosen at once: their scores stay in the cache.
+# number of queries whose blocks are chosen together, so that their scores stay in the cache
 _ROWS = 2048
 
 
 class LandmarkBlocks(NamedTuple):
-    """The blocks that each query reached."""
+    """The blocks that each query chose."""
 
     chosen: Tensor  # (B, H, Lq, K), block indices, the best first
-    scores: Tensor  # (B, H, Lq, K), their landmark scores; -inf where there were fewer blocks than K
+    scores: Tensor  # (B, H, Lq, K), their landmark scores; -inf if there are fewer than K blocks
 
 
 @dataclass(frozen=True)
 class LandmarkAttention:
     """Attention through landmarks, in all patterns.
 
-    Only causal self attention has a current block, at absolute positions; in the other patterns (ours) every block is
-    reached through its landmark. The cost is O(Lq (Lk / block + top block) D); all blocks (`top=None`, for training)
-    cost as much as softmax attention.
+    Only causal self attention has a current block, at absolute positions; in the other patterns (ours), queries attend
+    to every block through its landmark. The cost is O(Lq (Lk / block + top block) D); with all blocks (`top=None`, for
+    training) it is that of softmax attention.
 
     Args:
-        block: tokens in a block; the last one may be shorter.
-        top: blocks that a query keeps; all if None.
-        score: landmark scores where the call is given no landmark keys (ours, needs no training). "mean" is
-            q·mean key + log of the number of keys, a lower bound of the exact log-sum-exp that is reached when the
-            block's scores are equal; "exact" is that log-sum-exp and makes the weights those of softmax attention.
-        agree: how queries agree on blocks: each for itself, "heads" by the largest score among the heads, or "tokens"
-            by the largest among heads and queries, which looks at later queries and so is not causal.
-        group_dropout: share of (query, block) pairs hidden, for training; draws from PyTorch's global generator.
-        scale: 1 / sqrt(D) if None.
+        block: number of tokens in a block; the last block may be shorter.
+        top: number of blocks that a query keeps; all if None.
+        score: landmark scores if a call gives no landmark keys (ours, needs no training). "mean" is q·mean key + log of
+            the number of keys, a lower bound of the exact log-sum-exp with equality if all scores of the block are
+            equal; "exact" is that log-sum-exp, and the weights are then those of softmax attention.
+        agree: whether queries share their blocks: "none", "heads" by the largest score among the heads, or "tokens" by
+            the largest score among heads and queries, which depends on later queries and so is not causal.
+        group_dropout: fraction of (query, block) pairs hidden in training; draws from PyTorch's global generator.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     v_linear: ClassVar[bool] = True
@@ -68,7 +68,7 @@ class LandmarkAttention:
 
     @property
     def patterns(self) -> frozenset[Pattern]:
-        """All four; only the non-causal two where queries agree on blocks across tokens."""
+        """All four patterns; only the two non-causal ones if queries share blocks across tokens."""
         return NON_CAUSAL if self.agree == "tokens" else ALL_PATTERNS
 
     @property
@@ -118,7 +118,7 @@ class LandmarkAttention:
         return Mixed(out.to(q.dtype), lse, extras=LandmarkBlocks(chosen, kept))
 
     def _pointers(self, keys: Tensor, visible: Tensor, landmarks: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """The landmark keys (B, Hk, C, D) and the term added to their scores (B, 1, 1, C); None for exact scores."""
+        """The landmark keys (B, Hk, C, D) and a term added to their scores (B, 1, 1, C); None for exact scores."""
         count = visible.sum(-1).clamp_min(1).to(keys.dtype)  # (B, C)
         if landmarks is not None:
             expected = (*keys.shape[:3], keys.shape[4])
@@ -140,7 +140,7 @@ class LandmarkAttention:
         visible: Tensor,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        """The blocks that some of the queries keep, and their landmark scores."""
+        """The blocks that each of some queries keeps, and the landmark scores of these blocks."""
         heads, blocks = query.shape[1], keys.shape[2]
         if causal and self.top is not None and len(position):  # later blocks are hidden from all of these queries
             blocks = min(blocks, max(int(position[-1]) // self.block, self.top))
@@ -202,7 +202,7 @@ def reference(
     mask: Tensor | None = None,
     landmarks: Tensor | None = None,
 ) -> Tensor:
-    """Grouped softmax with explicit weights, one query at a time; `agree` as "none", no dropout."""
+    """Grouped softmax with explicit weights, one query at a time, for `agree` "none" and without dropout."""
     size, scale = mixer.block, q.shape[3] ** -0.5 if mixer.scale is None else mixer.scale
     n_keys, shared = k.shape[2], q.shape[1] // k.shape[1]
     rows = []

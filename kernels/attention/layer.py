@@ -1,4 +1,4 @@
-"""The layer around a mixer: projections, and the one door through which heads, scores and weights are changed."""
+"""The layer around a mixer: projections, and one interface for changing heads, scores and weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,31 +10,35 @@ from .mixer import NS, Mixer, Pattern, attention_map, spread_heads
 
 
 class Gates(NamedTuple):
-    """Factors on the head outputs, and the loss that keeps their choice balanced."""
+    """Factors on the head outputs, and a loss that keeps the choice of heads balanced."""
 
     gates: Tensor  # (B, L, H)
-    balance: Tensor  # scalar; 0 where nothing is chosen
+    balance: Tensor  # scalar; 0 if there is no choice of heads
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What is changed inside a `MixingLayer` while it runs. The default changes nothing.
+    """Changes to the computation of a `MixingLayer`. The default changes nothing.
 
-    Pruning, ablation and reinforcement of heads, steering of scores and replaced weights all enter here.
+    Pruning, ablation and amplification of heads, additions to scores and replacement of weights all use this class.
     """
 
     gates: Tensor | None = None  # factor on the head outputs, broadcastable to (B, L, H)
     bias: Tensor | None = None  # added to the scaled scores, broadcastable to (B, H, Lq, Lk)
-    edit_weights: Callable[[Tensor], Tensor] | None = None  # (B, H, Lq, Lk) -> the same shape; mixers linear in v
-    edit_heads: Callable[[Tensor], Tensor] | None = None  # head outputs after the gates, (B, H, Lq, D) -> the same
+    edit_weights: Callable[[Tensor], Tensor] | None = (
+        None  # (B, H, Lq, Lk) -> the same shape; only for mixers that are linear in v
+    )
+    edit_heads: Callable[[Tensor], Tensor] | None = (
+        None  # head outputs after the gates, (B, H, Lq, D) -> the same shape
+    )
 
 
 class LayerOutput(NamedTuple):
-    """What a `MixingLayer` gives."""
+    """The output of a `MixingLayer`."""
 
     out: Tensor  # (B, L, dim)
-    state: object  # the mixer's state after the last token, None where it has none
-    extras: object  # what the mixer chose on the way
+    state: object  # the mixer's state after the last token; None if it has none
+    extras: object  # choices and losses of the mixer
     gates: Gates | None  # of the layer's own head gates
 
 
@@ -44,14 +48,14 @@ class MixingLayer(nn.Module):
     Args:
         dim: channels of x and of the output.
         heads: number of query heads, which divides dim.
-        mixer: the mechanism; a module is trained with the layer.
-        key_heads: number of key heads, which divides heads; as many as heads if not given.
-        gates: module that gives `Gates` from x (B, L, dim), as `HeadGates` of mixture_of_heads.py does.
-        dropout: share of the head outputs set to 0 in training; not every mechanism has weights to drop.
+        mixer: the mechanism; if it is a module, it is trained with the layer.
+        key_heads: number of key heads, which divides heads; equal to heads if not given.
+        gates: module that computes `Gates` from x (B, L, dim), such as `HeadGates` of mixture_of_heads.py.
+        dropout: fraction of the head outputs set to 0 in training; not every mechanism has weights to drop.
         qk_norm: divide queries and keys by their root mean square in each head.
-        bias: the projections have a bias.
+        bias: whether the projections have a bias.
 
-    `edits` may be replaced at any time, also for a layer deep inside a model.
+    The attribute `edits` can be replaced at any time, also for a layer deep inside a model.
     """
 
     def __init__(
@@ -92,18 +96,18 @@ class MixingLayer(nn.Module):
         addresses: Tensor | None = None,
         **options: Any,
     ) -> LayerOutput:
-        """Mix the tokens of x, or those of `context` into x.
+        """Let the tokens of x attend to each other, or to those of `context`.
 
         Args:
             x: (B, L, dim).
             context: (B, Lk, dim), source of keys and values; x itself if not given.
-            pattern: who sees whom.
-            addresses: (B, L, dim), tokens whose queries and keys replace those of x in self attention, such as the
-                model's first embedding; the values stay those of x.
-            options: what else the mixer takes: q_start, mask, bias, state.
+            pattern: the attention pattern.
+            addresses: (B, L, dim), tokens from which queries and keys are computed in self attention instead of x, such
+                as the model's first embedding; the values are still computed from x.
+            options: other arguments of the mixer: q_start, mask, bias, state.
         """
         if context is not None and addresses is not None:
-            raise ValueError("addresses belong to self attention, got a context too")
+            raise ValueError("addresses need self attention, got a context too")
         source = x if context is None else context
         q = self.query_norm(_heads(self.query(x if addresses is None else addresses), self.heads))
         k = self.key_norm(_heads(self.key(source if addresses is None else addresses), self.key_heads))

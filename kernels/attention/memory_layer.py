@@ -1,7 +1,7 @@
-"""Layers that join a neural memory with attention over the near past.
+"""Layers that combine a neural memory with attention over the recent past.
 
-Behrouz, Zhong and Mirrokni 2025 (Titans, arXiv 2501.00663), section 4: memory as a gate, as a layer, as a context.
-Persistent tokens are learned keys and values that every query sees.
+Behrouz, Zhong and Mirrokni 2025 (Titans, arXiv 2501.00663), section 4: memory as a gate, as a layer, or as a context.
+Persistent tokens are learned keys and values to which every query attends.
 """
 
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ from .softmax import attention
 
 
 class PersistentTokens(NamedTuple):
-    """Learned keys and values that every query sees."""
+    """Learned keys and values to which every query attends."""
 
     keys: Tensor  # (H, P, D)
     values: Tensor  # (H, P, Dv)
@@ -27,14 +27,14 @@ class PersistentTokens(NamedTuple):
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, persistent: PersistentTokens | None = None
 ) -> Tensor:
-    """Causal softmax attention to the last `window` tokens, the own one included, and to persistent tokens.
+    """Causal softmax attention to the last `window` tokens, including the token itself, and to persistent tokens.
 
     Args:
         q: (B, H, L, D).
         k: (B, H, L, D).
         v: (B, H, L, Dv).
-        window: tokens.
-        persistent: seen by all.
+        window: number of tokens in the window.
+        persistent: tokens to which all queries attend.
 
     Returns:
         (B, H, L, Dv), in O(L window D); NaN where the window holds a key or value that is not finite.
@@ -47,7 +47,7 @@ def sliding_window_attention(
     rows, keys, values = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, window)).flatten(0, 1) for x in (q, k, v))
     blocks = rows.shape[1]
     parts = [Part(rows, keys, values, causal=True)]
-    if blocks > 1 and window > 1:  # of the block before, query i still sees the keys after i
+    if blocks > 1 and window > 1:  # in the previous block, query i may attend to the keys after i
         reach = torch.full((window, window), HIDDEN, dtype=q.dtype, device=q.device).tril()
         parts.append(Part(rows[:, 1:], keys[:, :-1], values[:, :-1], slice(1, blocks), False, reach))
     if persistent is not None and persistent.keys.shape[1]:
@@ -64,20 +64,20 @@ def sliding_window_attention(
 
 
 class MemoryLayer(nn.Module):
-    """A causal layer of attention and neural memory.
+    """A causal layer that combines attention with a neural memory.
 
-    - "gate": attention over a sliding window, times the sigmoid of the normalised memory branch.
-    - "layer": the memory first, then attention over a sliding window of its outputs.
-    - "context": segments of `window` tokens, one after the other. A segment attends to the persistent tokens, to what
-      the memory recalls for its tokens, and causally to itself; the memory then reads and writes the result and gates
-      it.
+    - "gate": attention over a sliding window, multiplied by the sigmoid of the normalised memory branch.
+    - "layer": the memory, followed by attention over a sliding window of its outputs.
+    - "context": segments of `window` tokens are processed one after the other. A segment attends to the persistent
+      tokens, to the values that the memory recalls for its tokens, and causally to itself; the memory then reads and
+      writes the result and gates it.
 
     Args:
         dim: channels.
-        heads: which divides dim.
-        join: see above.
-        window: tokens of the window or segment.
-        persistent: learned tokens.
+        heads: number of heads, which divides dim.
+        join: the kind of combination, see above.
+        window: number of tokens in the window or segment.
+        persistent: number of persistent tokens.
         chunk: chunk length of the memory.
     """
 
@@ -108,7 +108,7 @@ class MemoryLayer(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, dim) of x (B, L, dim); token t depends on no later one."""
+        """(B, L, dim) -> (B, L, dim); the output of a token does not depend on later tokens."""
         if self.join == "gate":
             mixed = self._near(x) * self.memory_norm(self._remembered(x)).sigmoid()
         elif self.join == "layer":
@@ -153,7 +153,7 @@ class MemoryLayer(nn.Module):
 
 
 def reference(layer: MemoryLayer, x: Tensor) -> Tensor:
-    """The sliding window as an explicit mask over all tokens and persistent ones: what "gate" and "layer" attend to."""
+    """The attention of "gate" and "layer", with the window as an explicit mask over all tokens and persistent ones."""
     q, k, v = layer._split(layer.attention_projection(x))
     keys = torch.cat([layer.persistent_keys.expand(len(x), -1, -1, -1), k], 2)
     values = torch.cat([layer.persistent_values.expand(len(x), -1, -1, -1), v], 2)

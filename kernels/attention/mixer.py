@@ -1,8 +1,9 @@
 """The interface of every attention mechanism: a mixer, called with a pattern.
 
-A mixer is a callable object with two facts about itself, `patterns` and `v_linear`. Parameter-free mechanisms are
-frozen dataclasses, those with parameters are modules; options are fields. In the same file as each mixer is a
-function `reference(mixer, q, k, v, ...)` that gives the same output the slow, obvious way and shares no code with it.
+A mixer is a callable object with two properties, `patterns` and `v_linear`. Mechanisms without parameters are frozen
+dataclasses whose fields are the options; mechanisms with parameters are modules. The file of each mixer also contains a
+function `reference(mixer, q, k, v, ...)`, which computes the same output in a slow, plain way and shares no code with
+the mixer.
 
 Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv) with
 H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
@@ -24,9 +25,9 @@ from .softmax import merge_attention
 
 
 class Pattern(Enum):
-    """Who sees whom, after the four patterns of CAB (Zhang et al. 2022, arXiv 2210.07661).
+    """The keys to which a query may attend, after the four patterns of CAB (Zhang et al. 2022, arXiv 2210.07661).
 
-    In a causal cross pattern every query sees all keys, but output t must not depend on the queries after t.
+    In the causal cross pattern, every query attends to all keys, but output t must not depend on queries after t.
     """
 
     NON_CAUSAL_SELF = "NS"
@@ -45,30 +46,32 @@ Extras_co = TypeVar("Extras_co", covariant=True)
 
 @dataclass(frozen=True)
 class Mixed(Generic[State_co, Extras_co]):
-    """What a mixer returns. `state` and `extras` are named tuples of the mechanism; None where it has none."""
+    """The result of a mixer. `state` and `extras` are named tuples of the mechanism, or None if it has none."""
 
     out: Tensor  # (B, H, Lq, Dv)
-    lse: Tensor | None = None  # (B, H, Lq), of softmax over a set of keys: results over disjoint sets can be merged
-    state: State_co | None = None  # what a causal mechanism keeps of the tokens so far
-    extras: Extras_co | None = None  # its choices and losses
+    lse: Tensor | None = (
+        None  # (B, H, Lq), log-sum-exp of a softmax over keys, with which results over disjoint sets can be merged
+    )
+    state: State_co | None = None  # state of a causal mechanism after the tokens so far
+    extras: Extras_co | None = None  # choices and losses of the mechanism
 
 
 class Mixer(Protocol):
     """A mechanism that mixes values along the tokens.
 
-    Some mixers take more keywords, each under the same name: `bias`, added to the scaled scores, and `state`, what an
-    earlier call over the preceding tokens returned. A keyword that a mixer does not take is an error, as in any
-    Python function.
+    Some mixers take further keywords, with the same names in all mixers: `bias` is added to the scaled scores, and
+    `state` is the result of an earlier call for the preceding tokens. A keyword that a mixer does not take is an error,
+    as in any Python function.
     """
 
     @property
     def patterns(self) -> frozenset[Pattern]:
-        """The patterns that the mechanism has; a call with another one raises `UnsupportedPattern`."""
+        """The patterns that the mechanism supports; a call with another one raises `UnsupportedPattern`."""
         ...
 
     @property
     def v_linear(self) -> bool:
-        """Whether the output is W(q, k) v, so that `attention_map` can be asked for."""
+        """Whether the output is W(q, k) v, as `attention_map` requires."""
         ...
 
     def __call__(
@@ -87,11 +90,11 @@ class Mixer(Protocol):
             q: (B, H, Lq, D).
             k: (B, Hk, Lk, D), H a multiple of Hk.
             v: (B, Hk, Lk, Dv).
-            pattern: who sees whom.
-            q_start: position of the first query among the keys, in causal self attention only: query i sees the keys
-                j <= i + q_start. 0 if not given, which needs Lq = Lk.
-            mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend. Mechanisms that select keys take one answer
-                per key: sizes 1 along heads and queries.
+            pattern: the attention pattern.
+            q_start: position of the first query among the keys, in causal self attention only: query i attends to the
+                keys j <= i + q_start. The default is 0, which needs Lq = Lk.
+            mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend. Mechanisms that select keys need one value
+                per key, with size 1 along heads and queries.
         """
         ...
 
@@ -100,9 +103,9 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def in_one_type(call: Call) -> Call:
-    """Decorate the call of a mixer: under autocast it computes in one type.
+    """Decorator for the call of a mixer: under autocast, all inputs get one type.
 
-    That is the type of its parameters, or that of autocast where it has none.
+    It is the type of the mixer's parameters or, for a mixer without parameters, that of autocast.
     """
 
     @wraps(call)
@@ -120,13 +123,13 @@ def in_one_type(call: Call) -> Call:
 
 
 def mixing(call: Call) -> Call:
-    """Decorate the call of a mixer that does not leave its keys to `attention`: `in_one_type`, and NaN stays in place.
+    """Decorator for the call of a mixer that does not pass its keys to `attention`: `in_one_type`, and NaN is contained.
 
-    Keys that the mask hides count as zeros. Where a key or value is not finite, the queries that may see it give NaN,
-    and the state after it is NaN; the others give what they would give with zeros there. What a mechanism that chooses
-    keys may see is all that the mask and the order of time leave to a query, as the choice depends on all of it. A
-    mechanism that sees less has a method `reached` with the arguments of `reached_queries`; one whose heads choose keys
-    together has a property `heads_choose_together`.
+    Masked keys count as zeros. If a key or value is not finite, the output of every query that may attend to it is NaN,
+    and so is the state after it; the other outputs are the same as with zeros in its place. A query of a mechanism that
+    chooses keys may attend to all keys that the mask and causality allow, because the choice depends on all of them. A
+    mechanism with a smaller reach has a method `reached` with the arguments of `reached_queries`; a mechanism whose
+    heads choose keys together has a property `heads_choose_together`.
     """
     default = inspect.signature(call).parameters["pattern"].default
 
@@ -136,7 +139,7 @@ def mixing(call: Call) -> Call:
             return call(self, q, k, v, **options)  # the mixer reports it
         mask = options.get("mask")
         if mask is not None and mask.ndim <= 4 and mask.shape[-1:] >= k.shape[2:3]:
-            mask = mask[..., mask.shape[-1] - k.shape[2] :]  # with a state it is over all keys so far
+            mask = mask[..., mask.shape[-1] - k.shape[2] :]  # with a state, the mask covers all keys so far
             k, v = without_hidden(mask, k, v)
         k, v, unfit = without_unfit(k, v)
         result = call(self, q, k, v, **options)
@@ -158,15 +161,15 @@ def mixing(call: Call) -> Call:
 
 
 class UnsupportedPattern(ValueError):
-    """A mixer was called with a pattern that its mechanism does not have."""
+    """Raised if a mixer is called with a pattern that its mechanism does not support."""
 
 
 def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, q_start: int | None) -> int:
-    """The position of the first query among the keys, after the shapes and the pattern were found to fit.
+    """Check shapes and pattern of a call, and return the position of the first query among the keys.
 
     Raises:
-        UnsupportedPattern: the mechanism does not have the pattern.
-        ValueError: a shape does not fit, or q_start is missing or does not belong to the pattern.
+        UnsupportedPattern: the mechanism does not support the pattern.
+        ValueError: a shape does not fit, or q_start is missing or does not apply to the pattern.
     """
     if pattern not in mixer.patterns:
         offered = ", ".join(p.value for p in Pattern if p in mixer.patterns)
@@ -179,10 +182,13 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v must have shape (B, Hk, Lk, Dv) to match k {tuple(k.shape)}, got {tuple(v.shape)}")
     if pattern is NS and q.shape[2] != k.shape[2]:
-        raise ValueError(f"{q.shape[2]} queries over {k.shape[2]} keys are no self attention: pattern must be NC or CC")
+        raise ValueError(
+            f"pattern must be NC or CC (cross attention) for {q.shape[2]} queries and {k.shape[2]} keys, got "
+            f"{pattern.value}"
+        )
     if pattern is not CS:
         if q_start is not None:
-            raise ValueError(f"q_start belongs to causal self attention, got q_start={q_start} with {pattern.value}")
+            raise ValueError(f"q_start needs causal self attention, got q_start={q_start} with {pattern.value}")
         return 0
     if q_start is None and q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -198,7 +204,7 @@ def check_call(mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, 
 
 
 def key_mask(mask: Tensor | None, k: Tensor) -> Tensor:
-    """The mask of a mechanism that asks for one answer per key: bool (B, Lk), all True without a mask."""
+    """The mask of a mechanism that needs one value per key: bool (B, Lk), all True without a mask."""
     batch, _, length, _ = k.shape
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool, device=k.device)
@@ -206,12 +212,12 @@ def key_mask(mask: Tensor | None, k: Tensor) -> Tensor:
         raise TypeError(f"mask must be bool (True = may attend), got {mask.dtype}")
     full = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
     if full.shape[1:] != (1, 1, length) or full.shape[0] not in (1, batch):
-        raise ValueError(f"mask must have shape (B or 1, 1, 1, {length}), one answer per key, got {tuple(mask.shape)}")
+        raise ValueError(f"mask must have shape (B or 1, 1, 1, {length}), one value per key, got {tuple(mask.shape)}")
     return full[:, 0, 0].expand(batch, length)
 
 
 def spread_heads(x: Tensor, heads: int) -> Tensor:
-    """Keys or values (B, Hk, L, D) for each of the query heads, (B, H, L, D)."""
+    """Repeat keys or values (B, Hk, L, D) for all query heads, (B, H, L, D)."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
@@ -223,14 +229,14 @@ def attention_map(
     pattern: Pattern = NS,
     **options: Any,
 ) -> Tensor:
-    """The weights W (B, H, Lq, Lk) with out = W v: the mixer's own output for values that are the identity matrix.
+    """The weights W (B, H, Lq, Lk) with out = W v, which are the mixer's output if the values are the identity matrix.
 
     Args:
         mixer: a mixer that is linear in v.
         q: (B, H, Lq, D).
         k: (B, Hk, Lk, D).
-        pattern: who sees whom.
-        options: what else the mixer takes: q_start, mask, bias, ...
+        pattern: the attention pattern.
+        options: other arguments of the mixer: q_start, mask, bias, ...
 
     Raises:
         ValueError: the output of the mixer is not linear in v.
@@ -249,7 +255,7 @@ def attention_map(
 
 
 def merge(parts: Sequence[Mixed[object, object]]) -> Mixed[None, None]:
-    """One result from results over disjoint sets of keys, as if all keys had been seen at once; see `merge_attention`.
+    """Merge results over disjoint sets of keys into the result over all keys; see `merge_attention`.
 
     Raises:
         ValueError: a part has no log-sum-exp.
@@ -257,6 +263,6 @@ def merge(parts: Sequence[Mixed[object, object]]) -> Mixed[None, None]:
     pairs = []
     for position, part in enumerate(parts):
         if part.lse is None:
-            raise ValueError(f"parts[{position}] must come from a softmax over keys: it has no lse")
+            raise ValueError(f"parts[{position}] must be the result of a softmax over keys, with lse, got none")
         pairs.append((part.out, part.lse))
     return Mixed(*merge_attention(pairs))

@@ -1,8 +1,8 @@
-"""Mixture-of-head attention: each token chooses the heads that work for it.
+"""Mixture-of-head attention: each token chooses the heads that are active for it.
 
 Jin, Zhu, Yuan and Yan 2024 (arXiv 2410.11842). The output of a multi-head layer is a sum over heads,
-y_t = sum_h g_{t,h} head_h(t) W_O^h; a router gives the gates g. The first heads are shared by all tokens, the others
-are routed. Any mixer can work inside: `MixingLayer(dim, heads, mixer, gates=HeadGates(dim, heads, ...))`.
+y_t = sum_h g_{t,h} head_h(t) W_O^h, with gates g from a router. The first heads are shared by all tokens, the others
+are routed. It can be used with any mixer: `MixingLayer(dim, heads, mixer, gates=HeadGates(dim, heads, ...))`.
 """
 
 import torch
@@ -16,22 +16,22 @@ from .softmax import attention
 
 
 class HeadGates(nn.Module):
-    """Gates of the heads from the token itself; they depend on no other token, so every pattern is kept.
+    """Gates of the heads, computed from the token itself and no other token, so all patterns remain valid.
 
     With r = softmax(W_r x_t) over the routed heads and K_t the `active` largest of them,
 
         shared:  g_i = 2 a_1 h_s softmax(W_s x_t)_i
         routed:  g_i = 2 a_2 K r_i / sum_{j in K_t} r_j    for i in K_t, else 0,    a = softmax(W_h x_t)
 
-    where 2 a is 1 if all heads are shared or all routed. The factors 2, h_s and K and the division keep the mean gate
-    at 1; they are the official code's, the paper's equations 6 and 7 lack them.
+    where 2 a is replaced by 1 if all heads are shared or all are routed. The factors 2, h_s and K and the division keep
+    the mean gate at 1; they are part of the official code, but not of equations 6 and 7 of the paper.
 
     Args:
         dim: channels of a token.
-        heads: all heads, shared and routed.
-        shared: heads that work for every token.
-        active: routed heads that work for a token, K; at most heads - shared.
-        normalised: False gives the paper's form, a_1 softmax(W_s x)_i and a_2 r_i.
+        heads: number of all heads, shared and routed.
+        shared: number of heads that are active for every token.
+        active: number K of routed heads that are active for a token; at most heads - shared.
+        normalised: False uses the form of the paper, a_1 softmax(W_s x)_i and a_2 r_i.
     """
 
     def __init__(self, dim: int, heads: int, *, shared: int, active: int, normalised: bool = True) -> None:
@@ -47,9 +47,9 @@ class HeadGates(nn.Module):
     def forward(self, x: Tensor) -> Gates:
         """Gates (B, L, H) of tokens x (B, L, dim), and the balance loss.
 
-        The loss is h_r sum_i f_i p_i, with f_i the share of tokens that chose head i and p_i the mean of r_i. It is K
-        when all heads are chosen alike and grows as choice and probability pile up on the same heads; the paper weighs
-        it by 0.01 and averages it over the layers.
+        The loss is h_r sum_i f_i p_i, where f_i is the fraction of tokens that choose head i and p_i the mean of r_i.
+        It is K if all heads are chosen equally often, and larger if choices and probabilities concentrate on the same
+        heads; the paper uses a weight of 0.01 and the mean over the layers.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         between = F.linear(x, self.between).to(wide).softmax(-1)
@@ -73,15 +73,15 @@ class HeadGates(nn.Module):
 
 
 def gates_from_query_norms(q: Tensor, *, shared: int, active: int) -> Gates:
-    """Gates of 0 and 1 for a model that was trained without a router: the heads with the longest queries work.
+    """Gates of 0 and 1 for a model trained without a router: the heads with the largest query norms are active.
 
-    The router is the softmax over the routed heads of the lengths of a token's queries, divided by their standard
-    deviation (section 3.3 of the paper, "continue-tuning").
+    The router is the softmax over the routed heads of a token's query norms, divided by their standard deviation
+    (section 3.3 of the paper, "continue-tuning").
 
     Args:
         q: (B, H, L, D).
-        shared: the first heads, which always work.
-        active: routed heads that work for a token.
+        shared: number of the first heads, which are always active.
+        active: number of routed heads that are active for a token.
     """
     heads = q.shape[1]
     _check_counts(heads, shared, active)
@@ -99,16 +99,16 @@ def attend_where_gated(
 ) -> Tensor:
     """Softmax attention times the gates, computed only for the (token, head) pairs whose gate is not 0.
 
-    Each head gathers the queries that chose it; keys and values are still needed by the others. This saves time from
-    few active heads on; a causal call holds the mask of the gathered queries, (B, H, chosen, Lk).
+    Each head gathers the queries that chose it; keys and values of all tokens are still needed. This saves time only if
+    few heads are active. A causal call stores the mask of the gathered queries, (B, H, chosen, Lk).
 
     Args:
         q: (B, H, L, D).
         k: (B, Hk, Lk, D); Lk = L if causal.
         v: (B, Hk, Lk, Dv).
         gates: (B, L, H).
-        causal: token i sees the tokens j <= i.
-        mask: bool, one answer for each key, (B or 1, 1, 1, Lk).
+        causal: token i attends to the tokens j <= i.
+        mask: bool, one value for each key, (B or 1, 1, 1, Lk).
 
     Returns:
         (B, H, L, Dv).
@@ -118,7 +118,9 @@ def attend_where_gated(
     by_head = gates.transpose(1, 2)  # (B, H, L)
     works = by_head != 0
     most = int(works.sum(-1).max()) if works.numel() else 0
-    place = (~works).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]  # a head's tokens in order, then others
+    place = (
+        (~works).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
+    )  # the tokens of a head in order, then other tokens
     queries = q.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, q.shape[3]))
     seen = mask
     if causal:

@@ -1,12 +1,13 @@
-"""Neural memory: a memory that learns while it reads, by gradient descent with momentum on its own recall error.
+"""Neural memory: a memory that is trained while tokens are read, by gradient descent with momentum on its recall error.
 
 Behrouz, Zhong and Mirrokni 2025 (Titans, arXiv 2501.00663), equations 9 to 14. With gates alpha, eta, theta in [0, 1]
 
     M_t = (1 - alpha_t) M_{t-1} + S_t,   S_t = eta_t S_{t-1} - theta_t grad l(M_t'; k_t, v_t),   y_t = M_t(q_t)
 
-where l = |M(k) - v|^2 / 2 (the paper's factor 2 goes into theta) and t' is the start of the token's chunk; chunks begin
-at multiples of `chunk` from the start of the stream, so that a prefix is read the same way. With chunk 1 it is the
-recurrence of the paper; chunk 1 with alpha = eta = 0 is the delta rule, and one chunk over all is linear attention.
+where l = |M(k) - v|^2 / 2 (the paper's factor 2 is absorbed by theta) and t' is the start of the token's chunk. Chunks
+begin at multiples of `chunk` from the start of the stream, so a prefix of the stream gives the same results. With chunk
+1, this is the recurrence of the paper; chunk 1 with alpha = eta = 0 is the delta rule, and one chunk over all tokens is
+linear attention.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from .mixer import CS, Mixed, Pattern, check_call, key_mask, mixing, spread_head
 
 
 class MemoryGates(NamedTuple):
-    """What each token does to the memory, each (B, H, L) in [0, 1]."""
+    """The gates with which each token changes the memory, each (B, H, L) in [0, 1]."""
 
     forget: Tensor  # alpha
     momentum: Tensor  # eta
@@ -28,29 +29,29 @@ class MemoryGates(NamedTuple):
 
 
 class NeuralMemoryState(NamedTuple):
-    """The memory after the tokens so far; one tensor for each of its layers."""
+    """The memory after the tokens so far, with one tensor for each of its layers."""
 
     memory: tuple[Tensor, ...]  # M, each (B, H, out, in)
     surprise: tuple[Tensor, ...]  # S
-    anchor: tuple[Tensor, ...]  # M at the start of the chunk under way, where its gradients are taken
-    position: int  # tokens of the chunk under way
+    anchor: tuple[Tensor, ...]  # M at the start of the current chunk, at which gradients are computed
+    position: int  # number of tokens in the current chunk
 
 
 class NeuralMemory(nn.Module):
-    """A memory for each head, written and read token by token; causal self attention only.
+    """A memory for each head, which each token writes and reads; it supports causal self attention only.
 
-    The linear memory (depth 1, M of Dv x D) is linear in v. Depth 2 is W_2 silu(W_1 k), whose first layer starts from
-    learned and whose second from zero weights; the paper's residual connection would need Dv = D. Keys and queries are
-    divided by their lengths, as theta |k|^2 > 2 diverges. The gates are a sigmoid of the head's keys, unless the call
-    gives them. A masked token leaves the memory as it is.
+    The linear memory (depth 1, M of Dv x D) is linear in v. The memory of depth 2 is W_2 silu(W_1 k), whose first layer
+    has learned and whose second layer zero initial weights; the residual connection of the paper would need Dv = D.
+    Keys and queries are divided by their norms, since the memory diverges for theta |k|^2 > 2. The gates are a sigmoid
+    of a function of the head's keys, unless the call gives them. A masked token does not change the memory.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of a head, D.
         depth: 1 or 2.
         hidden: width of the deep memory; 2 D if None.
-        chunk: tokens whose gradients are taken at the same memory; 16 to 64 trains in parallel.
-        adapts: False reads a given state and writes nothing.
+        chunk: number of tokens whose gradients are computed at the same memory; 16 to 64 train in parallel.
+        adapts: False reads from a given state without writing to it.
     """
 
     patterns = frozenset({CS})
@@ -70,14 +71,14 @@ class NeuralMemory(nn.Module):
             raise ValueError(f"depth must be 1 or 2 and chunk at least 1, got {depth} and {chunk}")
         self.chunk, self.adapts = chunk, adapts
         self.gate_weight = nn.Parameter(torch.randn(3, heads, channels) * channels**-0.5)
-        # Forgets little, and learns so slowly that a chunk of equal keys does not overshoot
+        # little forgetting, and a learning rate so small that a chunk of equal keys does not overshoot
         self.gate_bias = nn.Parameter(torch.tensor([-4.0, 0.0, -4.0]).view(3, 1).repeat(1, heads))
         width = 2 * channels if hidden is None else hidden
         self.first = nn.Parameter(torch.randn(heads, width, channels) * channels**-0.5) if depth == 2 else None
 
     @property
     def v_linear(self) -> bool:
-        """Only the linear memory is."""
+        """True for the linear memory only."""
         return self.first is None
 
     @mixing
@@ -93,10 +94,10 @@ class NeuralMemory(nn.Module):
         gates: MemoryGates | None = None,
         state: NeuralMemoryState | None = None,
     ) -> Mixed[NeuralMemoryState, MemoryGates]:
-        """See `Mixer`; `gates` replaces those of the keys."""
+        """See `Mixer`; `gates` replaces the gates computed from the keys."""
         check_call(self, q, k, v, pattern, q_start)
         if q_start:
-            raise ValueError(f"q_start must be 0, as the past comes in through state, got {q_start}")
+            raise ValueError(f"q_start must be 0, since the past is given by state, got {q_start}")
         wide = torch.promote_types(q.dtype, torch.float32)
         heads = q.shape[1]
         query, keys = (F.normalize(x.to(wide), dim=-1) for x in (q, spread_heads(k, heads)))
@@ -106,16 +107,18 @@ class NeuralMemory(nn.Module):
             gates = MemoryGates(*(signal + self.gate_bias.to(wide)[:, None, :, None]).sigmoid())
         writes = key_mask(mask, k)[:, None].expand(keys.shape[:3]) & self.adapts
         alpha = gates.forget.to(wide) * writes
-        eta = torch.where(writes, gates.momentum.to(wide), 1.0)  # a masked token keeps S and adds none of it to M
+        eta = torch.where(writes, gates.momentum.to(wide), 1.0)  # a masked token keeps S and does not add S to M
         theta = gates.rate.to(wide) * writes
         state = self._start(query, values) if state is None else state
-        begun = min(q.shape[2], (self.chunk - state.position) % self.chunk)  # tokens that end the chunk under way
+        begun = min(
+            q.shape[2], (self.chunk - state.position) % self.chunk
+        )  # number of tokens that complete the current chunk
         full = (q.shape[2] - begun) // self.chunk
         lengths = [n for n in (begun, *[self.chunk] * full, (q.shape[2] - begun) % self.chunk) if n]
         steps = [query, keys, values, alpha, eta, theta, writes.to(wide)]
         pieces = zip(*(x.split(lengths, 2) for x in steps), strict=True) if lengths else iter(())
         products: list[_Products | None] = [None] * len(lengths)
-        if self.first is None and full:  # those of all whole chunks at once
+        if self.first is None and full:  # the tokens of all complete chunks at once
             whole = slice(begun, begun + full * self.chunk)
             gates_of = (x[:, :, whole].unflatten(2, (full, self.chunk)) for x in (alpha, eta, steps[-1]))
             at = int(begun > 0)
@@ -136,14 +139,14 @@ class NeuralMemory(nn.Module):
         return Mixed(out.to(q.dtype), state=state, extras=gates)
 
     def recall(self, q: Tensor, state: NeuralMemoryState) -> Tensor:
-        """What a memory gives for queries (B, H, L, D) without being changed, (B, H, L, Dv)."""
+        """The values (B, H, L, Dv) that a memory recalls for queries (B, H, L, D), without changing the memory."""
         x = F.normalize(q.to(state.memory[0].dtype), dim=-1)
         for matrix in state.memory[:-1]:
             x = F.silu(x @ matrix.mT)
         return (x @ state.memory[-1].mT).to(q.dtype)
 
     def empty(self, q: Tensor, value_channels: int) -> NeuralMemoryState:
-        """The memory before the first token, for heads and batch of q (B, H, L, D)."""
+        """The memory before the first token, for the heads and the batch of q (B, H, L, D)."""
         wide = torch.promote_types(q.dtype, torch.float32)
         return self._start(q.to(wide), q.new_zeros(*q.shape[:3], value_channels, dtype=wide))
 
@@ -157,10 +160,10 @@ class NeuralMemory(nn.Module):
 
 
 class _Products(NamedTuple):
-    """What the gates of a chunk multiply up to."""
+    """Products of the gates of a chunk."""
 
-    kept: Tensor  # A, (..., T): of 1 - alpha from the start
-    from_start: Tensor  # E, (..., T): of eta from the start
+    kept: Tensor  # A, (..., T): products of 1 - alpha from the start
+    from_start: Tensor  # E, (..., T): products of eta from the start
     old: Tensor  # Q E, (..., T)
     momentum: Tensor  # P, (..., T, T)
     weights: Tensor  # Q P, (..., T, T)
@@ -171,7 +174,7 @@ def _products(alpha: Tensor, eta: Tensor, adds: Tensor) -> _Products:
     eye = torch.eye(alpha.shape[-1], dtype=alpha.dtype, device=alpha.device).expand(*alpha.shape, -1)
     momentum, _ = gated_scan(eta.unsqueeze(-1), eye)
     decay, _ = gated_scan(1 - alpha.unsqueeze(-1), eye)
-    decay = decay * adds.unsqueeze(-2)  # tokens that are masked add nothing to M
+    decay = decay * adds.unsqueeze(-2)  # masked tokens add nothing to M
     from_start = eta.cumprod(-1)
     old = (decay @ from_start.unsqueeze(-1)).squeeze(-1)
     return _Products((1 - alpha).cumprod(-1), from_start, old, momentum, decay @ momentum)
@@ -180,7 +183,7 @@ def _products(alpha: Tensor, eta: Tensor, adds: Tensor) -> _Products:
 def _read_linear(
     inputs: tuple[Tensor, ...], products: _Products, state: NeuralMemoryState
 ) -> tuple[Tensor, NeuralMemoryState]:
-    """The tokens of (a part of) one chunk in closed form.
+    """Read and write the tokens of one chunk, or of a part of it, in closed form.
 
     With u_s = theta_s (v_s - anchor k_s): Y = A (q M) + (Q E) (q S) + ((q k^T) Q P) u.
     """
@@ -197,7 +200,7 @@ def _read_linear(
 
 
 def _read_deep(inputs: tuple[Tensor, ...], state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
-    """The same for W_2 silu(W_1 k): gradients of all tokens at the anchor, then two scans over the weights."""
+    """The same for W_2 silu(W_1 k), with the gradients of all tokens at the anchor and two scans over the weights."""
     q, k, v, alpha, eta, theta, adds = inputs
     first, second = state.anchor
     inner = k @ first.mT  # (B, H, T, hidden)
@@ -231,7 +234,7 @@ def reference(
     mask: Tensor | None = None,
     gates: MemoryGates | None = None,
 ) -> Tensor:
-    """The recurrence, one token at a time, with the gradient of the loss by autograd."""
+    """The recurrence, one token at a time, with the gradient of the loss computed by autograd."""
     shared = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))

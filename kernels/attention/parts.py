@@ -1,7 +1,7 @@
-"""Softmax attention over a union of parts: each part is a batch of small dense blocks, all are normalised together.
+"""Softmax attention over a union of parts; each part is a batch of small dense blocks, with one common normalisation.
 
-The parts of a query see disjoint keys, so that their results can be merged by log-sum-exp. In the backward pass the
-weights of a part are exp(scores - lse) with the lse of the union, so no gradient of the merge itself is needed.
+The parts of a query contain disjoint keys, so their results can be merged by log-sum-exp. In the backward pass, the
+weights of a part are exp(scores - lse) with the lse of the union, so the merge itself needs no gradient.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-HIDDEN = -1e30  # a bias that hides a key; finite, so that a part without a visible key makes no NaN
+HIDDEN = -1e30  # a bias that hides a key; finite, so that a part without a visible key gives no NaN
 
 
 class Part(NamedTuple):
-    """Some blocks of queries and the keys that each of them sees."""
+    """Some blocks of queries, and the keys to which each block attends."""
 
     q: Tensor  # (N, R, T, D)
     k: Tensor  # (N, R, S, D), may be a view with stride 0
     v: Tensor  # (N, R, S, Dv)
     rows: slice | Tensor = slice(None)  # the R blocks among all blocks of queries, each at most once
-    causal: bool = False  # S = T, and key j of a block is seen by the queries i >= j of the block
+    causal: bool = False  # if True, S = T, and query i of a block attends to its keys j <= i
     bias: Tensor | None = None  # added to the scores, broadcastable to (N, R, T, S); has no gradient
 
 
 def attend_parts(parts: Sequence[Part], blocks: int, *, scale: float) -> Tensor:
-    """out (N, blocks, T, Dv): softmax over the keys of all parts; 0 where `HIDDEN` or nothing is all a query has."""
+    """out (N, blocks, T, Dv), softmax over the keys of all parts; 0 for a query whose keys are hidden or missing."""
     layout = [(part.rows, part.causal, part.bias) for part in parts]
     value_channels = parts[0].v.shape[-1]
     tensors = []
-    for part in parts:  # the fused kernel wants as many channels of values as of keys
+    for part in parts:  # the fused kernel needs values with as many channels as the keys
         wide = max(part.q.shape[-1], value_channels)
         tensors += [x if x.shape[-1] == wide else F.pad(x, (0, wide - x.shape[-1])) for x in part[:3]]
     out: Tensor = _Union.apply(layout, blocks, scale, *tensors)

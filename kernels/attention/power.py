@@ -1,9 +1,9 @@
-"""PowerAttention: a static sparse mask with reach 2^n after n layers.
+"""PowerAttention: a static sparse mask with a reach of 2^n after n layers.
 
-Chen, Wang, Zhou et al. 2025 (arXiv 2503.03588). With tokens in blocks, beta(i) = i // block and d = beta(i) - beta(j),
-query i sees key j <= i where d < window, or d is a power of two, or beta(j) < sink. With blocks of one token, window 1
-and no sink a token reaches exactly the distances with at most n ones in binary after n layers: all below 2^n. The paper
-keeps full attention in 2 of every 7 layers.
+Chen, Wang, Zhou et al. 2025 (arXiv 2503.03588). The tokens form blocks. With beta(i) = i // block and
+d = beta(i) - beta(j), query i attends to key j <= i if d < window, or d is a power of two, or beta(j) < sink. With
+blocks of one token, window 1 and no sink, a token reaches after n layers exactly the distances that have at most n ones
+in binary, which include all distances below 2^n. The paper keeps full attention in 2 of every 7 layers.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from .selection import to_blocks
 
 @dataclass(frozen=True)
 class PowerAttention:
-    """Attention to near blocks and to those at distances that are powers of two.
+    """Attention to near blocks and to blocks at distances that are powers of two.
 
-    O(L (window + sink + log2(L / block)) block D) multiply-adds, O(L D) memory. The non-causal form (ours) takes |d|.
-    There are no cross patterns: positions in two sequences are not comparable.
+    It takes O(L (window + sink + log2(L / block)) block D) multiply-adds and O(L D) memory. The non-causal form (ours)
+    uses |d|. Cross patterns are not supported, since positions in two sequences are not comparable.
 
     Args:
-        block: tokens in a block; 64 suits short sequences, the paper uses 256.
-        window: near blocks that are seen, the own one included.
-        sink: first blocks that every query sees.
-        scale: 1 / sqrt(D) if None.
+        block: number of tokens in a block; 64 suits short sequences, the paper uses 256.
+        window: number of near blocks to which a query attends, including its own block.
+        sink: number of first blocks to which every query attends.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns: ClassVar[frozenset[Pattern]] = frozenset({NS, CS})
@@ -70,7 +70,7 @@ class PowerAttention:
         rows = self._blocks(F.pad(query, (0, 0, lead, 0)) if lead else query)  # (B H, R, T, D)
         keys, values = (self._blocks(spread_heads(x, q.shape[1]).to(wide)) for x in (k, v))
         hidden = None
-        if mask is not None or (n_keys % self.block and not causal):  # the filled-up keys come after every query
+        if mask is not None or (n_keys % self.block and not causal):  # the padded keys are after every query
             seen = F.pad(key_mask(mask, k), (0, -n_keys % self.block)).unflatten(1, (-1, self.block))
             bias = torch.zeros_like(seen, dtype=wide).masked_fill(~seen, HIDDEN)
             hidden = bias.repeat_interleave(q.shape[1], 0).unsqueeze(2)  # (B H, C, 1, T)
@@ -86,7 +86,7 @@ class PowerAttention:
         return blocks
 
     def offsets(self, blocks: int) -> list[int]:
-        """The distances in blocks, without the sink, that occur among so many blocks; 0 comes first."""
+        """The distances in blocks, without the sink, that occur among this number of blocks; 0 is the first."""
         powers = [1 << p for p in range(blocks.bit_length()) if self.window <= 1 << p < blocks]
         return [*range(min(self.window, blocks)), *powers]
 
@@ -110,7 +110,7 @@ class PowerAttention:
         count, blocks = q.shape[1], k.shape[1]
         offsets = self.offsets(blocks)
         parts = []
-        near = self.window - 1  # the blocks before the own one lie side by side: one part for the rows that have all
+        near = self.window - 1  # contiguous, so they are one part for the rows that have all of them
         begin = max(0, near - first)
         joined = causal and near > 1 and begin < count
         if joined:
@@ -145,13 +145,13 @@ class PowerAttention:
 
 
 def _windows(x: Tensor, near: int) -> Tensor:
-    """Each `near` neighbouring blocks of (N, C, T, D) as one: (N, C - near + 1, near T, D), a view."""
+    """Windows of `near` neighbouring blocks of (N, C, T, D), as a view (N, C - near + 1, near T, D)."""
     windows: Tensor = x.flatten(1, 2).unfold(1, near * x.shape[2], x.shape[2])
     return windows.mT
 
 
 def power_mask(length: int, *, block: int, window: int, sink: int, causal: bool = True) -> Tensor:
-    """The mask of the paper, bool (length, length): which key (column) each query (row) sees."""
+    """The mask of the paper, bool (length, length): the keys (columns) to which each query (row) attends."""
     allowed = torch.zeros(length, length, dtype=torch.bool)
     for i in range(length):
         for j in range(i + 1 if causal else length):
@@ -170,7 +170,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention under the explicit mask."""
+    """Softmax attention with the explicit mask."""
     allowed = power_mask(k.shape[2], block=mixer.block, window=mixer.window, sink=mixer.sink, causal=pattern is CS)[
         q_start : q_start + q.shape[2]
     ]

@@ -1,14 +1,14 @@
-"""Attention as a recurrence: the query is a learned constant, so the softmax over the past is a running sum.
+"""Attention as a recurrence: the query is a learned constant, so the softmax over past tokens is a running sum.
 
 Feng, Tung, Hajimirsadeghi, Ahmed, Bengio and Mori 2024 (Aaren, arXiv 2405.13956), section 3. With s_j = scale q·k_j,
 
     o_t = sum_{j <= t} e^{s_j} v_j / sum_{j <= t} e^{s_j}
 
-is a prefix of the associative operation on (m, u, w) = (s_j, 1, v_j)
+is a prefix sum under the associative operation on (m, u, w) = (s_j, 1, v_j)
 
     (m1, u1, w1) + (m2, u2, w2) = (m, u1 e^{m1-m} + u2 e^{m2-m}, w1 e^{m1-m} + w2 e^{m2-m}),   m = max(m1, m2)
 
-whose identity is (-inf, 0, 0), which is also the element of a masked token. A new token costs O(Dv).
+whose identity element (-inf, 0, 0) is also used for masked tokens. A new token costs O(Dv).
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from .selection import to_blocks
 
 
 class PrefixState(NamedTuple):
-    """The tokens so far in 2 + Dv numbers for each head."""
+    """Summary of the tokens so far, in 2 + Dv numbers for each head."""
 
     maximum: Tensor  # (..., ): largest score, -inf before the first token
     normaliser: Tensor  # (..., ): sum of exp(s - maximum)
@@ -32,13 +32,13 @@ class PrefixState(NamedTuple):
 def prefix_softmax(
     s: Tensor, v: Tensor, *, state: PrefixState | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor, PrefixState]:
-    """The values averaged with the softmax of the scores up to each token.
+    """The mean of the values up to each token, weighted by the softmax of their scores.
 
     Args:
         s: (..., L), scores; -inf leaves a token out.
         v: (..., L, Dv).
-        state: what an earlier call over the preceding tokens returned.
-        chunk: tokens in a block product; the blocks run side by side.
+        state: the state that an earlier call for the preceding tokens returned.
+        chunk: number of tokens in a block product; the blocks are computed in parallel.
 
     Returns:
         out (..., L, Dv), 0 before the first token that counts; the log-sum-exp (..., L); and the state after the last.
@@ -53,9 +53,9 @@ def prefix_softmax(
         state = PrefixState(empty, torch.zeros_like(empty), v.new_zeros(*v.shape[:-2], v.shape[-1]))
     if not length:
         return torch.zeros_like(v), s, state
-    chunk = min(chunk, length)  # a step of a stream is no block
+    chunk = min(chunk, length)  # a single step of a stream needs no full block
     ones = torch.ones_like(v[..., :1])
-    # The maximum cancels between numerator and denominator, so it carries no gradient.
+    # the maximum cancels between numerator and denominator, so it needs no gradient
     top = torch.maximum(s.detach().cummax(-1).values, state.maximum.detach().unsqueeze(-1))
     blocks = to_blocks(torch.cat([v, ones], -1), chunk)  # (..., C, T, Dv + 1)
     padding = blocks.shape[-3] * chunk - length
@@ -66,7 +66,7 @@ def prefix_softmax(
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=s.device).triu(1)
     exponent = scores.unsqueeze(-2) - shift.unsqueeze(-1)  # (..., C, T, T): key j against token t
     within = exponent.masked_fill(later, -torch.inf).exp() @ blocks
-    faded = (before.unsqueeze(-1) - shift).exp()  # what the sum before the block weighs at each token
+    faded = (before.unsqueeze(-1) - shift).exp()  # weight at each token of the sum before the block
     start = torch.cat([state.memory, state.normaliser.unsqueeze(-1)], -1)
     ends, last = gated_scan(faded[..., -1:], within[..., -1, :], h0=start)
     carried = torch.cat([start.unsqueeze(-2), ends[..., :-1, :]], -2).unsqueeze(-2)
@@ -79,7 +79,7 @@ def prefix_softmax(
 
 
 def pooled_softmax(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The values averaged with the softmax of all scores, (..., 1, Dv), and the log-sum-exp (..., 1)."""
+    """The mean of the values, weighted by the softmax of all scores, (..., 1, Dv), and the log-sum-exp (..., 1)."""
     if not s.shape[-1]:
         return v.sum(-2, keepdim=True), s.sum(-1, keepdim=True) - torch.inf
     blind = torch.isneginf(s).all(-1, keepdim=True)
@@ -89,9 +89,9 @@ def pooled_softmax(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def both_directions(s: Tensor, v: Tensor) -> Tensor:
-    """Averages over the past and over the future side by side, (..., L, 2 Dv).
+    """Concatenated averages over the past and over the future, (..., L, 2 Dv).
 
-    Merging them would give the same total at every token; hence they are concatenated (ours).
+    Merging them would give the same result for every token, so they are concatenated (ours).
     """
     forward, _, _ = prefix_softmax(s, v)
     backward, _, _ = prefix_softmax(s.flip(-1), v.flip(-2))
@@ -99,15 +99,15 @@ def both_directions(s: Tensor, v: Tensor) -> Tensor:
 
 
 class RecurrentAttention(nn.Module):
-    """Attention whose queries are learned constants, one for each head; of q only the number of tokens counts.
+    """Attention with learned constant queries, one for each head; of q, only the number of tokens is used.
 
-    Causal self attention streams with a `PrefixState`. Without causality (ours) it is attention pooling: the same
-    output for every query. Rows of the weights sum to 1.
+    Causal self attention streams with a `PrefixState`. Without causality (ours), this is attention pooling, which has
+    the same output for every query. Rows of the weights sum to 1.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of a head, D.
-        scale: 1 / sqrt(D) if None.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns = frozenset({NS, CS, NC})
@@ -132,9 +132,9 @@ class RecurrentAttention(nn.Module):
     ) -> Mixed[PrefixState, None]:
         check_call(self, q, k, v, pattern, q_start)
         if q_start:
-            raise ValueError(f"q_start must be 0, as the past comes in through state, got {q_start}")
+            raise ValueError(f"q_start must be 0, since the past is given by state, got {q_start}")
         if state is not None and pattern is not CS:
-            raise ValueError(f"state belongs to causal self attention, got one with {pattern.value}")
+            raise ValueError(f"state needs causal self attention, got {pattern.value}")
         wide = torch.promote_types(q.dtype, torch.float32)
         heads = q.shape[1]
         keys, values = spread_heads(k, heads).to(wide), spread_heads(v, heads).to(wide)
@@ -157,7 +157,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The recurrence of the paper (appendix), one token at a time; without causality its last output everywhere."""
+    """The recurrence of the paper (appendix), one token at a time; without causality, its last output for all."""
     shared = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
     scores = mixer.scale * torch.einsum("bhjd,hd->bhj", k, mixer.query)

@@ -1,4 +1,4 @@
-"""Slow, obvious attention that forms every weight; the tests compare `softmax.py` with it."""
+"""Slow, plain attention that computes every weight; the tests compare `softmax.py` with it."""
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def linear_attention_reference(
     """Compute efficient attention row by row; arguments as in `linear_attention`.
 
     Returns:
-        out (B, H, Lq, Dv) and the weights (B, H, Lq, Lk), which `linear_attention` never forms.
+        out (B, H, Lq, Dv) and the weights (B, H, Lq, Lk), which `linear_attention` never computes.
     """
     (batch, heads, n_queries, _), n_keys = q.shape, k.shape[2]
     visible = torch.ones(batch, n_keys, dtype=torch.bool) if mask is None else mask.expand(batch, 1, 1, n_keys)[:, 0, 0]

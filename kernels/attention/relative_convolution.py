@@ -1,11 +1,11 @@
-"""Relative convolutional attention: short filters over time before the heads, learned terms for relative time in them.
+"""Relative convolutional attention: short filters over time, then attention with learned terms for relative positions.
 
-arXiv 2308.03429 (RCMHA; official code MIT). Queries, keys and values each pass a depthwise convolution over time, whose
-kernels the heads share, and with P = `reach`
+arXiv 2308.03429 (RCMHA; official code MIT). Queries, keys and values each pass through a depthwise convolution over
+time, whose kernels are shared by the heads. With P = `reach`, the scores are
 
     s_ij = scale [ (q_i + u)·k_j + q_i·r_{P + j - i} + b_{P + j - i} ]
 
-The scale multiplies the relative terms too. Distances of P and more take the outermost terms.
+The scale also multiplies the relative terms. Distances above P use the outermost terms.
 """
 
 from typing import NamedTuple
@@ -20,36 +20,37 @@ from .softmax import attention
 
 
 class RelativeConvolutionState(NamedTuple):
-    """The tokens so far: filtered keys and values, and the last unfiltered ones that a filter still reaches."""
+    """The tokens so far: filtered keys and values, and the last unfiltered tokens that the filters still need."""
 
     keys: Tensor  # (B, Hk, L, D)
     values: Tensor  # (B, Hk, L, Dv)
-    tails: tuple[Tensor, Tensor, Tensor]  # of q, k and v, (B, heads, kernel - 1, channels)
+    tails: tuple[Tensor, Tensor, Tensor]  # last unfiltered q, k and v, each (B, heads, kernel - 1, channels)
 
 
 class RelativeConvolutionAttention(nn.Module):
     """Softmax attention of filtered tokens with relative terms, in all patterns.
 
-    In causal self attention the filters see tokens t - kernel + 1 ... t; without causality (ours) they are centred;
-    in the causal cross pattern those of the queries are causal. Tokens that the mask hides count as 0, so that no
-    filter reaches over the padding between two records. The relative terms hold (B, H, Lq, Lk) in memory.
+    In causal self attention, the filters cover the tokens t - kernel + 1 ... t; without causality (ours), they are
+    centred; in the causal cross pattern, the filter of the queries is causal. Masked tokens count as 0. The relative
+    terms need a tensor of (B, H, Lq, Lk) in memory.
 
-    A causal call gives a `RelativeConvolutionState`, from which a later call continues; then q, k and v hold the new
-    tokens only and the mask is over all. Keys may also begin before the queries (q_start), as with a memory segment.
+    A causal call returns a `RelativeConvolutionState`, from which a later call can continue; then q, k and v hold only
+    the new tokens, and the mask covers all tokens. Keys may also begin before the queries (q_start), as with a memory
+    segment.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of queries and keys of a head, D.
-        value_channels: D if None.
-        kernel: taps of a filter, odd.
-        reach: distances with terms of their own, P; 4096 in the paper.
-        scale: 1 / sqrt(D) if None.
+        value_channels: channels of values of a head; D if None.
+        kernel: number of taps of a filter, odd.
+        reach: largest distance P with its own terms; 4096 in the paper.
+        scale: factor on the scores; 1 / sqrt(D) if None.
 
-    At the start the filters are the identity and all relative terms 0: plain attention.
+    Initially, the filters are the identity and all relative terms are 0, which gives plain attention.
     """
 
     patterns = ALL_PATTERNS
-    v_linear = False  # each channel of the values has a filter of its own
+    v_linear = False  # each channel of the values has its own filter
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class RelativeConvolutionAttention(nn.Module):
             taps.data[:, -1 if causal else self.kernel // 2] = 1
 
     def centre(self) -> "RelativeConvolutionAttention":
-        """Put the identity of the filters on the centre tap, where the patterns without causality have it."""
+        """Set the filters to the identity of the patterns without causality, whose tap is the centre one."""
         self._identity(causal=False)
         return self
 
@@ -98,7 +99,9 @@ class RelativeConvolutionAttention(nn.Module):
     ) -> Mixed[RelativeConvolutionState, None]:
         if state is not None:
             if pattern is not CS or q_start is not None:
-                raise ValueError(f"state belongs to causal self attention and replaces q_start, got {pattern.value}")
+                raise ValueError(
+                    f"state needs causal self attention and replaces q_start, got {pattern.value} and q_start {q_start}"
+                )
             start = state.keys.shape[2]
             check_call(self, q, k, v, pattern, None)
         else:
@@ -165,7 +168,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Filters tap by tap, the relative terms entry by entry, then softmax over the explicit scores."""
+    """Filters computed tap by tap, relative terms entry by entry, and softmax over the explicit scores."""
     live = visible_keys(1, k, mask=mask).mT  # (B, 1, Lk, 1)
     sources = [q * (live[:, :, q_start : q_start + q.shape[2]] if pattern in (NS, CS) else 1), k * live, v * live]
     filtered = []

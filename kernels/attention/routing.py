@@ -1,16 +1,16 @@
-"""Routing attention: tokens attend within clusters that online k-means finds.
+"""Routing attention: tokens attend within clusters, which are found by online k-means.
 
-Roy, Saffar, Vaswani and Grangier 2021 (arXiv 2003.05997). Each head has C centroids of length 1; queries and keys,
-divided by their lengths, have affinities to them. With C near sqrt(L) the cost is O(L^1.5 D).
+Roy, Saffar, Vaswani and Grangier 2021 (arXiv 2003.05997). Each head has C centroids of norm 1; the affinity of a query
+or key to a centroid is their product after normalisation. With C near sqrt(L), the cost is O(L^1.5 D).
 
-Two ways to form clusters:
+There are two ways to form clusters:
 
-- "balanced", the paper's: each centroid takes its `window` nearest queries and its `window` nearest keys; a token in
-  several clusters gets the mean of its outputs. The choice looks at the whole sequence, so that even with a causal mask
-  the outputs of a prefix change by O(1); hence it is offered without a causal pattern. A query in no cluster (10 of 32
-  at window = L / C, measured) would get 0; here it attends in the cluster of its nearest centroid.
-- "assign" (ours): each token goes to its nearest centroid, and in self attention sees itself too. In cross
-  attention a query chooses only among centroids that have keys. Clusters may be of any size.
+- "balanced", as in the paper: each centroid takes its `window` nearest queries and its `window` nearest keys; a token
+  in several clusters gets the mean of its outputs. This choice depends on the whole sequence: even with a causal mask,
+  later tokens change the outputs of a prefix by O(1), so causal patterns are not supported. A query in no cluster (10
+  of 32 queries at window = L / C, measured) would get 0; here it attends in the cluster of its nearest centroid.
+- "assign" (ours): each token belongs to its nearest centroid, and in self attention also attends to itself. In cross
+  attention, a query chooses only among centroids that have keys. Clusters may have any size.
 """
 
 from typing import Literal, NamedTuple
@@ -25,32 +25,32 @@ from .selection import top_k
 
 
 class RoutedClusters(NamedTuple):
-    """Where the tokens went, and the loss that draws them to their centroids."""
+    """The clusters of the tokens, and the loss that pulls the tokens towards their centroids."""
 
     queries: Tensor  # (B, H, Lq), index of the nearest centroid
     keys: Tensor  # (B, H, Lk)
-    commitment: Tensor  # scalar: mean squared distance to the nearest centroid; the paper weighs it by 1e-4
+    commitment: Tensor  # scalar: mean squared distance to the nearest centroid; its weight in the paper is 1e-4
 
 
 class RoutingAttention(nn.Module):
     """Attention within clusters.
 
-    In training mode each call moves the centroids (a buffer, no gradient); the first one places them by k-means on its
-    own tokens. Tokens that the mask hides enter neither clusters nor centroids.
+    In training mode, each call updates the centroids (a buffer without gradient); the first call initialises them by
+    k-means on its own tokens. Masked tokens belong to no cluster and do not affect the centroids.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of a head, D.
-        clusters: centroids of a head; sqrt(L) is a good number.
-        mode: "assign" or "balanced", see the file.
-        window: queries and keys that a balanced cluster takes; L / clusters, rounded up, if None.
-        decay: share of the old centroid that stays in an update.
-        scale: 1 / sqrt(D) if None.
+        clusters: number of centroids of a head; sqrt(L) is a good choice.
+        mode: "assign" or "balanced", see the docstring of the file.
+        window: number of queries and of keys in a balanced cluster; L / clusters, rounded up, if None.
+        decay: weight of the old centroid in an update.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     v_linear = True
     centroids: Tensor  # (H, C, D)
-    placed: Tensor  # bool scalar: whether the centroids have been placed on data
+    placed: Tensor  # bool scalar: whether the centroids have been initialised from data
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class RoutingAttention(nn.Module):
 
     @property
     def patterns(self) -> frozenset[Pattern]:
-        """All four, or the non-causal two for balanced clusters."""
+        """All four patterns, or the two non-causal ones for balanced clusters."""
         return ALL_PATTERNS if self.mode == "assign" else NON_CAUSAL
 
     @mixing
@@ -107,9 +107,7 @@ class RoutingAttention(nn.Module):
         with torch.no_grad():
             near_q, near_k = unit_q @ centroids.mT, unit_k @ centroids.mT  # (B, H, L, C)
             key_cluster = near_k.argmax(-1)
-            if (
-                self.mode == "assign" and not self_attention
-            ):  # a centroid without keys would leave its queries with nothing to see
+            if self.mode == "assign" and not self_attention:  # a query must not choose a centroid without keys
                 counts = seen[:, None].expand_as(key_cluster).to(wide)
                 stocked = torch.zeros_like(near_q[:, :, :1].sum(2)).scatter_add(2, key_cluster, counts) > 0
                 near_q = near_q.masked_fill(~stocked.unsqueeze(2), -torch.inf)
@@ -136,15 +134,15 @@ class RoutingAttention(nn.Module):
 
     @torch.no_grad()
     def update(self, unit_q: Tensor, unit_k: Tensor, query_seen: Tensor, key_seen: Tensor) -> None:
-        """Move each centroid towards the tokens that are nearest to it, at length 1; one without tokens stays.
+        """Move each centroid towards its nearest tokens and normalise it; a centroid without tokens does not move.
 
-        mu_c <- decay mu_c + (1 - decay) / 2 (sum of its queries + sum of its keys), sums over the batch.
+        mu_c <- decay mu_c + (1 - decay) / 2 (sum of its queries + sum of its keys), with sums over the batch.
 
         Args:
-            unit_q: (B, H, Lq, D), queries divided by their lengths.
-            unit_k: (B, H, Lk, D).
-            query_seen: bool (B, Lq), tokens that count.
-            key_seen: bool (B, Lk).
+            unit_q: (B, H, Lq, D), normalised queries.
+            unit_k: (B, H, Lk, D), normalised keys.
+            query_seen: bool (B, Lq), queries that are not masked.
+            key_seen: bool (B, Lk), keys that are not masked.
         """
         tokens = torch.cat([unit_q, unit_k], 2).transpose(0, 1).flatten(1, 2).to(self.centroids)  # (H, B L, D)
         counts = torch.cat([query_seen, key_seen], 1).flatten()
@@ -171,7 +169,7 @@ class RoutingAttention(nn.Module):
     def _take_nearest(
         self, near_q: Tensor, near_k: Tensor, query_cluster: Tensor, query_seen: Tensor, key_seen: Tensor
     ) -> tuple["_Pairs", "_Pairs"]:
-        """Each centroid's nearest queries, with the queries that no centroid took, and its nearest keys."""
+        """The nearest queries of each centroid, including queries that no centroid took, and its nearest keys."""
         batch, heads, n_queries, clusters = near_q.shape
         window = self.window or -(-near_k.shape[2] // clusters)
         taken = []
@@ -195,14 +193,14 @@ class RoutingAttention(nn.Module):
 
 
 class _Pairs(NamedTuple):
-    """Tokens, as rows of (B H L), and the cluster each works in, among (B H C)."""
+    """Tokens, as rows of (B H L), and the cluster of each of them, among (B H C)."""
 
     row: Tensor
     group: Tensor
 
 
 def _as_pairs(cluster: Tensor, clusters: int, seen: Tensor | None = None) -> _Pairs:
-    """Every token of (B, H, L) that counts, once, in its cluster."""
+    """Every token of (B, H, L) that is not masked, once, in its cluster."""
     batch, heads, length = cluster.shape
     group = cluster + torch.arange(batch * heads, device=cluster.device).view(batch, heads, 1) * clusters
     row = torch.arange(batch * heads * length, device=cluster.device)
@@ -224,17 +222,17 @@ def _attend_in_groups(
 ) -> Tensor:
     """The output of each member: softmax over the keys of its cluster.
 
-    Clusters of like size (up to a factor sqrt 2) are filled up and computed together.
+    Clusters of similar size (within a factor of sqrt 2) are padded and computed together.
 
     Args:
         q: (B, H, Lq, D), already scaled.
         k: (B, H, Lk, D).
         v: (B, H, Lk, Dv).
-        members: P queries.
-        key_members: keys.
+        members: P queries with their clusters.
+        key_members: keys with their clusters.
         groups: number of clusters, B H C.
-        first_query: position of the first query among the keys if keys after a query are hidden from it.
-        own: one more score for each query (B H Lq,), and its value (B H Lq, Dv).
+        first_query: position of the first query among the keys, for causal attention.
+        own: an additional score for each query (B H Lq,), and its value (B H Lq, Dv).
     """
     device, value_channels = q.device, v.shape[3]
     tables = []
@@ -279,13 +277,15 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _softmax_with_own(scores: Tensor, values: Tensor, own: tuple[Tensor, Tensor] | None, row: Tensor) -> Tensor:
-    """The values averaged with the softmax of the scores (g, n, m) and, if given, of each query's own score."""
+    """The mean of the values, weighted by the softmax of the scores (g, n, m) and, if given, each query's own score."""
     top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*row.shape, 1), -torch.inf)
     if own is not None:
         own_scores = own[0][row].unsqueeze(-1)
         top = torch.maximum(top, own_scores.detach())
     top = top.masked_fill(torch.isneginf(top), 0)
-    weights = scores.sub_(top).exp_()  # in place: a new tensor of that size takes longer than the arithmetic
+    weights = scores.sub_(
+        top
+    ).exp_()  # in place, since allocating a new tensor of this size takes longer than the arithmetic
     total, out = weights.sum(-1, keepdim=True), weights @ values
     if own is not None:
         own_weights = (own_scores - top).exp()
@@ -303,7 +303,7 @@ def reference(
     q_start: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention under explicit masks: one mask for all clusters ("assign"), or the mean over a mask for each."""
+    """Attention with explicit masks: one mask for all clusters ("assign"), or the mean over one mask per cluster."""
     (batch, heads, n_queries, _), n_keys = q.shape, k.shape[2]
     keys = k.repeat_interleave(heads // k.shape[1], 1)
     live = torch.ones(batch, n_keys, dtype=torch.bool) if mask is None else mask.expand(batch, 1, 1, n_keys)[:, 0, 0]

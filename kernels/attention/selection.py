@@ -1,4 +1,4 @@
-"""Choosing keys: the best of some scores, and attention of chosen queries to chosen blocks."""
+"""Choice of keys: the largest scores, and attention of queries to the blocks that they chose."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k largest scores along the last axis, the largest first; of equal scores the lower index first.
+    """Indices of the k largest scores along the last axis, largest first; of equal scores, the lower index is first.
 
-    `torch.topk` promises no order of equal scores, so that the same input could choose other keys on another device.
+    `torch.topk` guarantees no order of equal scores, so the same input could choose other keys on another device.
 
     Example:
         >>> top_k(torch.tensor([1.0, 3.0, 2.0, 3.0]), 2).tolist()
@@ -16,16 +16,18 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     """
     if k > 8 or k >= scores.shape[-1]:
         return torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices[..., :k]
-    left = scores.detach().clamp_min(torch.finfo(scores.dtype).min)  # a copy; -inf is left to mark what was taken
+    left = scores.detach().clamp_min(
+        torch.finfo(scores.dtype).min
+    )  # a copy, in which -inf is reserved to mark chosen entries
     chosen = [left[..., :0].long()]
-    for _ in range(k):  # argmax gives the first of equal entries
+    for _ in range(k):  # argmax returns the first of equal entries
         chosen.append(left.argmax(-1, keepdim=True))
         left.scatter_(-1, chosen[-1], -torch.inf)
     return torch.cat(chosen, -1)
 
 
 def to_blocks(x: Tensor, block: int) -> Tensor:
-    """(..., L, D) -> (..., ceil(L / block), block, D), the last block filled up with zeros."""
+    """(..., L, D) -> (..., ceil(L / block), block, D); the last block is padded with zeros."""
     padding = -x.shape[-2] % block
     padded = F.pad(x, (0, 0, 0, padding)) if padding else x  # padding by 0 would copy
     blocks: Tensor = padded.unflatten(-2, (-1, block))
@@ -37,17 +39,17 @@ def attend_chosen_blocks(
 ) -> Tensor:
     """Softmax attention of each query within each of the key blocks that it chose, one result per choice.
 
-    The (query, choice) pairs are sorted by block and cut into tiles of one block each, so that the work is a batch of
-    (tile, block) products whatever the queries chose.
+    The (query, choice) pairs are sorted by block and divided into tiles with one block each, so the computation is a
+    batch of (tile, block) products regardless of the choices.
 
     Args:
         q: (B, H, Lq, D).
         k: (B, Hk, C, S, D), keys in blocks.
         v: (B, Hk, C, S, Dv).
-        visible: bool (B, C, S), which keys count; of a block without one, all do.
+        visible: bool (B, C, S), the keys that are not masked; in a block without such keys, all keys are used.
         chosen: (B, H, Lq, K), block indices.
         scale: factor on the scores.
-        tile: pairs in a product.
+        tile: number of pairs in a product.
 
     Returns:
         (B, H, Lq, K, Dv).
@@ -65,7 +67,7 @@ def attend_chosen_blocks(
     first_pair, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
     in_order = group[order]
     slot_in_order = first_tile[in_order] * tile + torch.arange(len(order), device=device) - first_pair[in_order]
-    slot = torch.empty_like(order).scatter_(0, order, slot_in_order)  # position of each pair among the tiles
+    slot = torch.empty_like(order).scatter_(0, order, slot_in_order)  # position of each pair within the tiles
     owner = torch.repeat_interleave(torch.arange(len(tiles), device=device), tiles)  # the group of each tile
     row = torch.zeros(len(owner) * tile, dtype=torch.long, device=device)
     row[slot] = torch.arange(batch * heads * n_queries, device=device).repeat_interleave(n_chosen)
