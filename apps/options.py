@@ -54,7 +54,7 @@ class WorkerOptions(ThreadOptions):
     Args:
         jobs: processes on this machine, or fits running at once on a cluster.
         cluster: run on a cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm jobs on this machine.
-        slurm: submitit's parameters, such as slurm_partition, mem_gb, timeout_min.
+        slurm: parameters of submitit, such as slurm_partition, mem_gb, timeout_min.
         threads: CPU threads per fit.
     """
 

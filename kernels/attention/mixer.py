@@ -123,7 +123,7 @@ def in_one_type(call: Call) -> Call:
 
 
 def mixing(call: Call) -> Call:
-    """Decorator for the call of a mixer that does not pass its keys to `attention`: `in_one_type`, and NaN is contained.
+    """Decorator for the call of a mixer that does not pass its keys to `attention`; includes `in_one_type`.
 
     Masked keys count as zeros. If a key or value is not finite, the output of every query that may attend to it is NaN,
     and so is the state after it; the other outputs are the same as with zeros in its place. A query of a mechanism that

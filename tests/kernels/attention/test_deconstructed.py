@@ -44,7 +44,7 @@ def test_a_fixed_map_of_the_own_tokens_is_plain_attention_and_ignores_others(qkv
 
 
 def test_a_sequence_longer_than_the_stored_one_is_an_error(qkv):
-    with pytest.raises(ValueError, match="the stored sequence has 8 tokens, got 9"):
+    with pytest.raises(ValueError, match="at most 8 tokens, as the stored sequence, got 9"):
         FixedMapAttention.random(2, 8, 4)(*qkv)
 
 
@@ -65,7 +65,7 @@ def test_static_embeddings_give_queries_and_keys_and_the_layer_the_values(genera
     )
     expected = layer.output(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
     assert_close(layer(x, pattern=CS, addresses=embedding).out, expected)
-    with pytest.raises(ValueError, match="addresses belong to self attention"):
+    with pytest.raises(ValueError, match="addresses need self attention"):
         layer(x, x, addresses=embedding)
 
 
