@@ -1,6 +1,5 @@
 """Networks for EEG under one signature, their predictions, and their weights on disk."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from ..runs.catalogue import find_weights
 from ..runs.finite import check_finite
-from ..runs.json_files import write_json
-from ..runs.weight_file import read_weights, write_weights
+from ..runs.json_files import read_json, write_json
+from ..runs.json_types import check_record
+from ..runs.weight_file import check_claims, check_number_kinds, read_weights, write_weights
 from .adhdeepnet import ADHDeepNet
 from .eegnet import EEGNet
 from .long_recording import LongRecordingNet
@@ -157,6 +157,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     card = _read_card(card_file)
     state, _ = read_weights(weights)
     network = build_network(card.network, card.arguments)
+    check_number_kinds(weights, state, network.state_dict())
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -166,11 +167,12 @@ def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
 
 def _read_card(path: Path) -> ModelCard:
     try:
-        content = json.loads(path.read_text())
-        if content.pop("format") != FORMAT:
+        content = read_json(path)
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError("another format")
-        for name in ("classes", "channels", "subjects"):
-            content[name] = tuple(content[name])
-        return ModelCard(**content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        check_record(content, ModelCard, path.name)
+        check_claims(path, content["arguments"])
+        lists = {name: tuple(content[name]) for name in ("classes", "channels", "subjects") if name in content}
+        return ModelCard(**{**content, **lists})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model card of an EEG network: {error}") from None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..runs.files import atomic_path
 from ..runs.json_files import parse_json
-from ..runs.weight_file import check_finite_weights, read_plain, read_weights, write_weights
+from ..runs.weight_file import check_finite_weights, check_number_kinds, read_plain, read_weights, write_weights
 from .nestedmorph import NestedMorph
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
@@ -136,6 +136,7 @@ def load_nestedmorph(
     config = dict(record or {}) | {"official": official, "keep_unused": unused == "keep"}
     model = NestedMorph(**{name: bool(config.get(name)) for name in ("official", "keep_unused", "diffeomorphic")})
     wanted = model.state_dict()
+    check_number_kinds(path, state, wanted)
     model.load_state_dict({name: state[name] for name in wanted})
     return model.eval()
 

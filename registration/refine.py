@@ -77,7 +77,7 @@ def refine(
 
     Example:
         >>> noise = torch.rand(1, 1, 28, 28, 28, generator=torch.Generator().manual_seed(0))
-        >>> texture = F.avg_pool3d(noise, 5, stride=1)
+        >>> texture = torch.nn.functional.avg_pool3d(noise, 5, stride=1)
         >>> u = refine(texture[..., :-2], texture[..., 2:], similarity="ncc")  # shifted by two voxels
         >>> [round(float(part.mean()), 1) + 0.0 for part in u[0, :, 4:-4, 4:-4, 4:-4]]
         [0.0, 0.0, 2.0]

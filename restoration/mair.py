@@ -249,3 +249,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f'resi_connection must be "1conv" or "3conv", got {arguments["resi_connection"]!r}')
     if arguments["stripe_width"] < 1:
         raise ValueError(f"stripe_width must be at least 1, got {arguments['stripe_width']}")
+    if not arguments["img_range"] > 0:
+        raise ValueError(f"img_range must be above 0, got {arguments['img_range']}")
+    if not isinstance(arguments["continuous"], bool):
+        raise ValueError(f"continuous must be true or false, got {arguments['continuous']!r}")

@@ -223,3 +223,5 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f"width must be even, got {arguments['width']}")
     if arguments["stripe_width"] < 1:
         raise ValueError(f"stripe_width must be at least 1, got {arguments['stripe_width']}")
+    if not isinstance(arguments["continuous"], bool):
+        raise ValueError(f"continuous must be true or false, got {arguments['continuous']!r}")

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from ..runs.catalogue import find_weights
 from ..runs.json_files import parse_json
-from ..runs.weight_file import check_claims, check_finite_weights, read_plain, read_weights, write_weights
+from ..runs.weight_file import (
+    check_claims,
+    check_finite_weights,
+    check_number_kinds,
+    read_plain,
+    read_weights,
+    write_weights,
+)
 from . import mair, mair_unet
 from .mair import MaIR
 from .mair_unet import MaIRUNet
@@ -25,6 +32,7 @@ from .mair_unet import MaIRUNet
 FORMAT = "voxelwave-restoration-1"
 
 Network = MaIR | MaIRUNet
+UNITS = ("relative", "HU", "8-bit")
 NETWORKS: dict[str, type[MaIR] | type[MaIRUNet]] = {"MaIR": MaIR, "MaIRUNet": MaIRUNet}
 
 
@@ -93,6 +101,8 @@ def save_weights(
     low, high = intensity_range
     if not low < high:
         raise ValueError(f"intensity_range must be (low, high) with low < high, got {intensity_range}")
+    if intensity_unit not in UNITS:
+        raise ValueError(f"intensity_unit must be one of {', '.join(UNITS)}, got {intensity_unit!r}")
     metadata = {
         "format": FORMAT,
         "architecture": type(model).__name__,
@@ -144,9 +154,9 @@ def load_weights(
     try:
         with torch.device("meta"):
             model = NETWORKS[info.architecture](**info.arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path.name} holds arguments that {info.architecture} does not take: {error}") from None
-    return _with_parameters(model, state, path.name, info.architecture), info
+    return _with_parameters(model, state, path, info.architecture), info
 
 
 def read_info(path: str | os.PathLike[str]) -> WeightsInfo | None:
@@ -177,6 +187,8 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
         raise ValueError(f"{path.name} has damaged metadata: {error}") from None
     if info.architecture not in NETWORKS or not isinstance(info.arguments, dict):
         raise ValueError(f"{path.name} has damaged metadata: unknown architecture {info.architecture!r}")
+    if info.intensity_unit not in UNITS or not low < high or not isinstance(info.notes, dict):
+        raise ValueError(f"{path.name} has damaged metadata: range {low} to {high} {info.intensity_unit!r}")
     check_claims(path, info.arguments)
     return info
 
@@ -258,10 +270,10 @@ def _load_published(
             model = model_from_variant(variant, stripe_width=stripe_width)
     task = "super-resolution" if model.scale > 1 else variant.rsplit("-", 1)[1]
     info = WeightsInfo(type(model).__name__, model.arguments, task, (0.0, 255.0), "8-bit")
-    return _with_parameters(model, state, path.name, variant), info
+    return _with_parameters(model, state, path, variant), info
 
 
-def _with_parameters(model: Network, state: dict[str, Tensor], file_name: str, model_name: str) -> Network:
+def _with_parameters(model: Network, state: dict[str, Tensor], path: Path, model_name: str) -> Network:
     """Load parameters into a model on the meta device, so that a file that does not fit takes no memory."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -270,9 +282,10 @@ def _with_parameters(model: Network, state: dict[str, Tensor], file_name: str, m
         name = wrong[0]
         fitting = " or ".join(matching_variants(state)) or "no published configuration"
         raise ValueError(
-            f"{file_name} does not fit {model_name}: {name} must have shape {expected.get(name, 'none, it is unknown')}"
+            f"{path.name} does not fit {model_name}: {name} must have shape {expected.get(name, 'none, it is unknown')}"
             f", got {found.get(name, 'nothing')} ({len(set(wrong))} parameters differ; its shapes fit {fitting})"
         )
+    check_number_kinds(path, state, model.state_dict())
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.eval()
 

@@ -172,14 +172,14 @@ def read_plain(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def check_claims(path: Path, arguments: Any) -> None:
-    """Refuse the description of a network with implausible numbers of layers or channels.
+    """Refuse the description of a network with implausible or negative numbers of layers or channels.
 
     Args:
         path: the weight file.
         arguments: the arguments of the network, as plain values.
 
     Raises:
-        ValueError: a number is too large; the message names the file.
+        ValueError: a number is too large or negative; the message names the file.
     """
     total, left = 0.0, [arguments]
     while left:
@@ -190,9 +190,20 @@ def check_claims(path: Path, arguments: Any) -> None:
             left += value
             total += len(value)
         elif isinstance(value, int | float):
-            total += abs(value) if math.isfinite(value) else math.inf
+            total += value if math.isfinite(value) and value >= 0 else math.inf
     if total > _LARGEST_CLAIM:
         raise ValueError(f"{path.name} is damaged: its description claims a network of impossible size")
+
+
+def check_number_kinds(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse whole numbers where a network has fractions, or the reverse, which torch would round without a word.
+
+    Raises:
+        ValueError: the kind of a tensor differs; the message names the file and the first such tensor.
+    """
+    for name, tensor in expected.items():
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{path.name} is damaged: {name} must be {tensor.dtype}, got {state[name].dtype}")
 
 
 def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:

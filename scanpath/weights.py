@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..runs.catalogue import find_weights
 from ..runs.json_files import parse_json
-from ..runs.weight_file import check_claims, read_weights, write_weights
+from ..runs.json_types import check_record
+from ..runs.weight_file import check_claims, check_number_kinds, read_weights, write_weights
 from .data import scene_batch
 from .decoding import beam, greedy, sample
 from .oat import BEGIN, OAT, Memory, SceneBatch, log_probabilities
@@ -83,10 +84,14 @@ def load_model(weights: str | os.PathLike[str]) -> "NetworkModel":
     table = state.pop(_TABLE, None)
     try:
         content = parse_json(metadata["info"], "its description")
-        lists = {name: tuple(content[name]) for name in ("trained_on", "features")}
+        check_record(content, WeightsInfo, "its description")
+        lists = {name: tuple(content[name]) for name in ("trained_on", "features") if name in content}
         info = WeightsInfo(**{**content, **lists})
         check_claims(path, info.arguments)
+        if info.longest < 1:
+            raise ValueError(f"longest must be at least 1, got {info.longest}")
         network = OAT(**info.arguments, table=table)
+        check_number_kinds(path, state, network.state_dict())
         network.load_published(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path.name} is damaged or was written for another version: {error}") from None

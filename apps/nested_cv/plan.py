@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 
 from ...runs.functions import with_present_names
 from ...runs.json_files import write_json
+from ...runs.json_types import check_record
 from ...runs.record import package_versions
-from .records import EstimatorSpec, Plan, Split, check_record
+from .records import EstimatorSpec, Plan, Split
 from .seeds import derive_seed
 from .splits import Cohort, check_splits, make_splits
 from .statistics import OBJECTIVES

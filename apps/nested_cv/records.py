@@ -1,12 +1,10 @@
-"""Types of the JSON files of a nested run, and the check of a file against its type.
+"""Types of the JSON files of a nested run; `runs.json_types.check_record` compares a file with its type.
 
 `Plan` is plan.json, `FitCell` and `FitResult` are the cell.json and result.json of a fit, `Results` is results.json and
 `Explanation` is explain/explanation.json. Each type has the keys of its file, in the order of the file.
 """
 
-from collections.abc import Iterator, Mapping
-from types import UnionType
-from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ...runs.cells import Cell
 
@@ -428,76 +426,3 @@ class Explanation(ExplanationFigures):
     model: str
     images: dict[str, str]
     captions: dict[str, str]
-
-
-def check_record(content: object, kind: Any, source: object) -> None:
-    """Refuse content of a JSON file that lacks a key of its type or has a value of another type; more keys may follow.
-
-    Args:
-        content: as `json.loads` returned it.
-        kind: a TypedDict of this file.
-        source: the file, for the message.
-
-    Raises:
-        ValueError: names the first place that differs.
-
-    Example:
-        >>> check_record({"train": [0], "valid": [1]}, InnerSplit, "plan.json")
-        Traceback (most recent call last):
-        ValueError: plan.json: validation is missing; the file was changed, or another program wrote it
-    """
-    for problem in _problems(content, kind, ""):
-        raise ValueError(f"{source}: {problem}; the file was changed, or another program wrote it")
-
-
-def _problems(content: object, kind: Any, place: str) -> Iterator[str]:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is NotRequired:
-        yield from _problems(content, arguments[0], place)
-    elif is_typeddict(kind):
-        yield from _problems_of_object(content, kind, place)
-    elif origin in (UnionType, Union):
-        if all(any(True for _ in _problems(content, one, place)) for one in arguments):
-            yield _wrong(place, " or ".join(_name(one) for one in arguments), content)
-    elif origin is Literal:
-        if content not in arguments:
-            yield _wrong(place, "one of " + ", ".join(map(str, arguments)), content)
-    elif origin in (list, dict):
-        if not isinstance(content, origin):
-            yield _wrong(place, _name(kind), content)
-            return
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in items:
-            yield from _problems(value, arguments[-1], _inside(place, key))
-    elif kind is not Any and not _is_a(content, kind):
-        yield _wrong(place, _name(kind), content)
-
-
-def _problems_of_object(content: object, kind: Any, place: str) -> Iterator[str]:
-    if not isinstance(content, Mapping):
-        yield _wrong(place, "an object", content)
-        return
-    hints = get_type_hints(kind, include_extras=True)
-    for key, hint in hints.items():
-        if key in content:
-            yield from _problems(content[key], hint, _inside(place, key))
-        elif get_origin(hint) is not NotRequired:
-            yield f"{_inside(place, key)} is missing"
-
-
-def _is_a(content: object, kind: type) -> bool:
-    if kind in (int, float):
-        return isinstance(content, (int, kind)) and not isinstance(content, bool)
-    return isinstance(content, kind)
-
-
-def _inside(place: str, key: object) -> str:
-    return f"{place}.{key}" if place else str(key)
-
-
-def _wrong(place: str, expected: str, content: object) -> str:
-    return f"{place or 'the content'} must be {expected}, got {type(content).__name__} {str(content)[:40]!r}"
-
-
-def _name(kind: Any) -> str:
-    return "an object" if is_typeddict(kind) else getattr(get_origin(kind) or kind, "__name__", str(kind))

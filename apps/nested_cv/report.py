@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from ...runs.auc import auc
 from ...runs.files import atomic_path
+from ...runs.json_types import check_record
 from . import report_figures as figures
 from .plan import CELLS, NESTED, PREDICTIONS, PUBLISHED, RESULTS
 from .records import (
@@ -33,7 +34,6 @@ from .records import (
     OptimismRow,
     Results,
     SubjectRow,
-    check_record,
 )
 from .report_figures import is_number
 from .results import read_curve

@@ -1,13 +1,14 @@
 """Checkpoints from which no training can continue are refused in one line."""
 
 import re
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
-from voxelwave.runs.weight_file import check_resumable
+from voxelwave.runs.weight_file import check_claims, check_number_kinds, check_resumable
 
 
 class Line(L.LightningModule):
@@ -94,3 +95,15 @@ def test_flipped_bytes_within_the_weights_are_found(checkpoint, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(whole.replace(weights, bytes(len(weights))))
     with pytest.raises(ValueError, match=r"is not a readable checkpoint of a training: \S+ in it is damaged"):
         check_resumable(tmp_path / "last.ckpt", "a training", Line())
+
+
+def test_whole_numbers_in_place_of_weights_are_refused():
+    state = {"layer.weight": torch.ones(1, 2, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged: layer\.weight must be torch\.float32, got torch"):
+        check_number_kinds(Path("w.safetensors"), state, Line().state_dict())
+
+
+@pytest.mark.parametrize("arguments", [{"width": 10**9}, {"depths": [1, -2]}, {"width": float("nan")}])
+def test_a_description_of_an_impossible_network_is_refused(arguments):
+    with pytest.raises(ValueError, match="claims a network of impossible size"):
+        check_claims(Path("w.safetensors"), arguments)

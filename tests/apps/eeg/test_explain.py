@@ -20,13 +20,14 @@ from voxelwave.apps.eeg.explanation import (
     thinned,
 )
 from voxelwave.apps.nested_cv.plan import Design, make_plan
-from voxelwave.apps.nested_cv.records import Explanation, check_record
+from voxelwave.apps.nested_cv.records import Explanation
 from voxelwave.apps.nested_cv.splits import Cohort
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.channels import CED_ORDER
 from voxelwave.eeg.networks import NETWORKS
 from voxelwave.eeg.synthetic import CLASSES, synthetic_signal
 from voxelwave.eeg.windows import WindowOptions, Windows, standardize
+from voxelwave.runs.json_types import check_record
 
 PEOPLE, WINDOWS, TIMES, SFREQ = 6, 2, 128, 64.0
 CHANNEL = CED_ORDER.index("Pz")

@@ -13,11 +13,12 @@ from typing import get_type_hints
 import pytest
 
 from voxelwave.apps.nested_cv.plan import Design, WindowUnits
-from voxelwave.apps.nested_cv.records import Explanation, PlannedCohort, PlannedDesign, PlannedWindows, check_record
+from voxelwave.apps.nested_cv.records import Explanation, PlannedCohort, PlannedDesign, PlannedWindows
 from voxelwave.apps.nested_cv.report import _windowing, read_results, write_report
 from voxelwave.apps.nested_cv.splits import Cohort
 from voxelwave.apps.nested_cv.statistics import METRICS
 from voxelwave.apps.nested_cv.tripod import tripod_items
+from voxelwave.runs.json_types import check_record
 
 SUBJECTS = [f"s{i}" for i in range(1, 9)]
 LABELS = ["control", "case"] * 4
