@@ -1,4 +1,4 @@
-"""Whether autocast is on, for the functions that choose the types of their operations themselves."""
+"""Detection of autocast, for functions that choose the types of their operations themselves."""
 
 import torch
 from torch import Tensor

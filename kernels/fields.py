@@ -1,9 +1,9 @@
 """Displacement fields on the CPU by the compiled kernels (csrc/fields.cpp): the inner loop of registration.
 
-The plain versions are in `registration.warp`, `registration.similarity` and `registration.refine`, which also serve
-other devices and types. Here an image is (D, H, W) and a field (D, H, W, 4), both float32 and contiguous; a field holds
-the displacement along (d, h, w) in voxels and a 0, so that the processor loads a vector at once. `serves` tells whether
-the library can be used. No result depends on the number of threads.
+The plain versions are in `registration.warp`, `registration.similarity` and `registration.refine`, which also work on
+other devices and types. Here an image is (D, H, W) and a field (D, H, W, 4), both float32 and contiguous. A field holds
+the displacement along (d, h, w) in voxels and a 0, so that the processor can load a whole vector at once. `serves`
+returns whether the library can be used. No result depends on the number of threads.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from torch import Tensor
 from . import native
 
 WINDOW = 5  # width of the window of `Correlation`, in voxels
-_REACH = 4.0  # a Gaussian ends there, in sigmas; the weights beyond sum to 6e-5
+_REACH = 4.0  # radius of a Gaussian kernel in sigmas; the weights beyond it sum to 6e-5
 
 _Lengths = ctypes.c_int64 * 3
 _Numbers = ctypes.c_float * 3
@@ -25,7 +25,7 @@ _Argument = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled library computes these tensors: float32 on the CPU."""
+    """Whether the compiled library can process these tensors, which must be float32 on the CPU."""
     usable = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
     return usable and native.library() is not None
 
@@ -43,12 +43,12 @@ def planar(field: Tensor) -> Tensor:
 
 
 def warp(image: Tensor, field: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """image[x + field[x]], linear between voxels; points outside have the value of the border.
+    """image[x + field[x]] with linear interpolation; points outside the image get the value at its border.
 
     Args:
         image: (D', H', W').
         field: (D, H, W, 4).
-        out: memory for the result.
+        out: tensor for the result.
 
     Returns:
         (D, H, W).
@@ -59,13 +59,13 @@ def warp(image: Tensor, field: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def resample(image: Tensor, matrix: np.ndarray, shape: Sequence[int], *, outside: float = 0.0) -> Tensor:
-    """image[matrix x] on a grid, linear between voxels.
+    """image[matrix x] on a grid, with linear interpolation.
 
     Args:
         image: (D', H', W').
         matrix: (4, 4), from voxels of the grid to voxels of the image.
         shape: (D, H, W) of the grid.
-        outside: the value of points more than half a voxel outside the image.
+        outside: value for points that are more than half a voxel outside the image.
 
     Returns:
         (D, H, W).
@@ -77,13 +77,13 @@ def resample(image: Tensor, matrix: np.ndarray, shape: Sequence[int], *, outside
 
 
 def compose(outer: Tensor, inner: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
-    """The displacement of (id + outer) after (id + scale * inner), as `registration.warp.compose`.
+    """The displacement of (id + outer) after (id + scale * inner), as in `registration.warp.compose`.
 
     Args:
         outer: (D, H, W, 4).
         inner: (D, H, W, 4).
         scale: factor of `inner`.
-        out: memory for the result, which must be another field than `outer`.
+        out: tensor for the result, which must not be `outer`.
     """
     out = torch.empty_like(outer) if out is None else out
     _call("compose", outer, inner, ctypes.c_float(scale), _shape(outer), out)
@@ -91,13 +91,13 @@ def compose(outer: Tensor, inner: Tensor, scale: float = 1.0, *, out: Tensor | N
 
 
 def descent(image: Tensor, slope: Tensor, scale: Sequence[float], *, out: Tensor | None = None) -> Tensor:
-    """-slope * gradient(image) * scale: the direction in which a similarity falls.
+    """The descent direction of a loss, -slope * gradient(image) * scale.
 
     Args:
         image: (D, H, W); its gradient is that of `registration.warp.gradient`.
-        slope: (D, H, W), the derivative of the loss by each voxel of the image.
+        slope: (D, H, W), derivative of the loss with respect to each voxel of the image.
         scale: factors of the three components.
-        out: memory for the result.
+        out: tensor for the result.
 
     Returns:
         (D, H, W, 4).
@@ -108,18 +108,18 @@ def descent(image: Tensor, slope: Tensor, scale: Sequence[float], *, out: Tensor
 
 
 def determinant(field: Tensor) -> Tensor:
-    """The Jacobian determinant of id + field, (D, H, W), as `registration.warp.jacobian_determinant`."""
+    """The Jacobian determinant of id + field, (D, H, W), as in `registration.warp.jacobian_determinant`."""
     out = field.new_empty(field.shape[:3])
     _call("determinant", field, _shape(field), out)
     return out
 
 
 class Smoother:
-    """Gaussian smoothing of fields, renormalised on the border.
+    """Gaussian smoothing of fields; at the border, the weights are renormalised.
 
     Args:
         shape: (D, H, W).
-        sigmas: along (d, h, w), in voxels; one below 0.05 smooths nothing.
+        sigmas: along (d, h, w), in voxels; a sigma below 0.05 does not smooth.
         spacing: along (d, h, w), in mm, for the length of vectors.
     """
 
@@ -145,7 +145,8 @@ class Correlation:
     Args:
         fixed: (D, H, W).
         mask: (D, H, W), 1 for the voxels to use and 0 elsewhere.
-        terms: number of voxels in each window, and mean and sum of squared deviations of `fixed` there, each (D, H, W).
+        terms: for each window, the number of voxels and the mean and the sum of squared deviations of `fixed`, each
+            (D, H, W).
     """
 
     def __init__(self, fixed: Tensor, mask: Tensor, terms: tuple[Tensor, Tensor, Tensor]):
@@ -154,7 +155,7 @@ class Correlation:
         self._voxels = float(mask.sum())
 
     def __call__(self, warped: Tensor, scale: Sequence[float], *, out: Tensor | None = None) -> tuple[float, Tensor]:
-        """The loss, minus the mean squared correlation, and -slope * gradient(warped) * scale, (D, H, W, 4)."""
+        """The loss (the negative mean squared correlation) and -slope * gradient(warped) * scale, (D, H, W, 4)."""
         field = warped.new_empty(*warped.shape, 4) if out is None else out
         loss = torch.empty(warped.shape[0], dtype=torch.float64)
         images = (warped, self._fixed, self._mask, *self._terms)
@@ -163,7 +164,7 @@ class Correlation:
 
 
 def _weights(n: int, sigma: float) -> Tensor:
-    """The weights of the neighbours of each of n positions, (n, 2 * radius + 1); 0 where there is no neighbour."""
+    """The weights of the neighbours of each of n positions, (n, 2 * radius + 1); 0 beyond the border."""
     radius = min(math.ceil(_REACH * sigma), n - 1) if sigma > 0.05 else 0
     offset = torch.arange(-radius, radius + 1, dtype=torch.float32)
     place = torch.arange(n)[:, None] + offset

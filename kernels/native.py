@@ -1,7 +1,7 @@
-"""The compiled CPU kernels: loads the library beside this file and picks the build for this CPU.
+"""The compiled CPU kernels: load the library in this folder and choose the build for this CPU.
 
 The library (csrc/) contains one build per instruction-set level and depends on neither torch nor Python. It is missing
-where the package was built without a compiler; this is reported once, and the callers then use plain PyTorch.
+if the package was built without a compiler; this is reported once, and the callers then use plain PyTorch.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("cpu.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 
-# vw_cpu_level() -> the builds that the CPU can run, best first; anything but x86-64 has only "generic"
+# vw_cpu_level() -> the builds that the CPU can run, best first; CPUs other than x86-64 have only "generic"
 _LEVELS = {4: ("v4", "v3", "v2"), 3: ("v3", "v2"), 2: ("v2",), 1: ("generic",)}
 _chosen_level: str | None = None
 
@@ -61,8 +61,8 @@ def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = Non
     """A function of the library, from the build of the chosen level.
 
     Args:
-        name: without the suffix of the level.
-        result: C type of what it returns; None for void.
+        name: name of the function without the suffix of the level.
+        result: C type of the returned value; None for void.
     """
     loaded = library()
     assert loaded is not None

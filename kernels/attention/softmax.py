@@ -2,7 +2,7 @@
 
 Tensors are as in PyTorch's `scaled_dot_product_attention`: q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv) with
 H a multiple of Hk; query head h reads key head h // (H / Hk). A `mask` is boolean and True means "may attend".
-`reference.py` holds slow, obvious versions with the same arguments.
+`reference.py` holds slow, plain versions with the same arguments.
 """
 
 import math
@@ -171,7 +171,7 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
             )
     logs = torch.stack([lse for _, lse in parts])
     largest = logs.detach().amax(0)
-    largest = largest.masked_fill(largest == -math.inf, 0)  # a row that sees no key in any part
+    largest = largest.masked_fill(largest == -math.inf, 0)  # a row without a visible key in any part
     shares = (logs - largest).exp()
     total = shares.sum(0)
     unseen = total == 0
@@ -230,19 +230,20 @@ def linear_attention(
 
     Shen, Zhang, Zhao, Yi and Li, "Efficient attention: attention with linear complexities", WACV 2021.
 
-    The queries are normalised over their D channels and the keys over the tokens. The (Lq, Lk) matrix is never formed
-    and the cost is O(L D Dv). The implied weights W_ij = sum_c softmax_c(q_i)_c softmax_j(k_c)_j are positive and their
-    rows sum to 1. Scores are not scaled by 1 / sqrt(D). With `causal`, the softmax of the keys runs over the tokens up
-    to and including i, in chunks with a running maximum, so that very large or small keys neither overflow nor vanish.
+    The queries are normalised over their D channels and the keys over the tokens. The (Lq, Lk) matrix is not computed,
+    and the cost is O(L D Dv). The implied weights W_ij = sum_c softmax_c(q_i)_c softmax_j(k_c)_j are positive, and
+    their rows sum to 1. Scores are not scaled by 1 / sqrt(D). With `causal`, the softmax of the keys is taken over the
+    tokens up to and including i, in chunks with a running maximum, so that very large or small keys neither overflow
+    nor vanish.
 
     Args:
         q: (B, H, Lq, D).
         k: (B, Hk, Lk, D), H a multiple of Hk.
         v: (B, Hk, Lk, Dv).
         mask: bool, broadcastable to (B, H, Lq, Lk), with size 1 along heads and queries since it hides a key from all
-            queries; True = may attend. Where no key is visible the output is 0.
-        causal: token i sees the tokens j <= i; Lq and Lk must be equal.
-        state: causal only: the state that a call over the preceding tokens returned.
+            queries; True = may attend. If no key is visible, the output is 0.
+        causal: token i attends to the tokens j <= i; Lq and Lk must be equal.
+        state: causal only: the state that a call for the preceding tokens returned.
         return_state: causal only: also return the state after the last token.
 
     Returns:
@@ -349,7 +350,7 @@ def _plain(
 def _visible(
     mask: Tensor | None, bias: Tensor | None, causal: bool, q_start: int, q: Tensor, k: Tensor
 ) -> Tensor | None:
-    """Whether a query may see a key: bool, 4-D, broadcastable to (B, H, Lq, Lk); None if each sees all."""
+    """Whether a query may attend to a key: bool, 4-D, broadcastable to (B, H, Lq, Lk); None if all are visible."""
     visible = None if mask is None else four_axes(mask)
     if bias is not None:
         finite = four_axes(bias) != -math.inf
@@ -374,7 +375,7 @@ def _key_mask(mask: Tensor, score_shape: tuple[int, ...]) -> Tensor:
 
 
 def _context(keys: Tensor, values: Tensor) -> Tensor:
-    """(B, Hk, D, Dv): values weighted by the softmax of the keys over the tokens; 0 where every key is -inf."""
+    """(B, Hk, D, Dv): values weighted by the softmax of the keys over the tokens; 0 if all keys are -inf."""
     if keys.shape[2] == 0:
         return keys.mT @ values
     largest = keys.detach().amax(2, keepdim=True)
@@ -423,7 +424,7 @@ def _linear_chunk(
     query: Tensor, keys: Tensor, values: Tensor, maximum: Tensor, normaliser: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of one chunk of tokens and the state after it."""
-    # The maximum cancels between numerator and denominator, so it carries no gradient.
+    # the maximum cancels between numerator and denominator, so it needs no gradient
     running = torch.maximum(keys.detach().cummax(2).values, maximum.detach().unsqueeze(2))  # (B, Hk, T, D)
     shift = running.masked_fill(running == -math.inf, 0)
     past = (maximum.detach().unsqueeze(2) - shift).exp()  # weight of the past, relative to each token's maximum

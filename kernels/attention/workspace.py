@@ -1,9 +1,10 @@
 """Workspace attention: a few slots select tokens, and all tokens read the slots.
 
-Our construction after "The consciousness prior" (Bengio 2017, arXiv 1709.08568), which names no formula: few elements
-enter a bottleneck and are broadcast from there. Slot s of a head selects the k best keys of scale sigma_s·k_j and
-holds their average value c_s and key kappa_s under the softmax p_s; a token reads out_i = sum_s softmax_s(scale
-q_i·kappa_s) c_s. The weights have rank at most S, at most S k columns that are not 0, and rows that sum to 1.
+This is our construction after "The consciousness prior" (Bengio 2017, arXiv 1709.08568), which gives no formula: a few
+elements enter a bottleneck, from which they are broadcast. Slot s of a head selects the k keys with the largest
+scale sigma_s·k_j and holds their mean value c_s and mean key kappa_s, weighted by the softmax p_s; a token reads
+out_i = sum_s softmax_s(scale q_i·kappa_s) c_s. The weights have rank at most S, at most S k columns that are not 0, and
+rows that sum to 1.
 """
 
 from typing import NamedTuple
@@ -17,27 +18,27 @@ from .selection import top_k
 
 
 class Slots(NamedTuple):
-    """What entered the workspace."""
+    """The contents of the workspace."""
 
-    chosen: Tensor  # (B, H, S, k), key indices, the best first
-    weights: Tensor  # (B, H, S, k), shares of the chosen keys
+    chosen: Tensor  # (B, H, S, k), key indices, best first
+    weights: Tensor  # (B, H, S, k), weights of the chosen keys
     values: Tensor  # (B, H, S, Dv), the broadcast values
-    diversity: Tensor  # scalar: mean overlap of two slots' weights; as a loss it drives tied slots apart
+    diversity: Tensor  # scalar: mean overlap of the weights of two slots; as a loss, it makes slots differ
 
 
 class WorkspaceAttention(nn.Module):
-    """Attention through a bottleneck of slots, O(L S D). Self and cross, not causal.
+    """Attention through a bottleneck of slots, O(L S D). It supports self and cross attention without causality.
 
-    The gradient of the selection goes straight through: forward, a slot's weights are the softmax over its k best keys;
-    backward, they are differentiated as the softmax over all keys if `straight_through` is set.
+    In the forward pass, a slot's weights are the softmax over its k best keys. In the backward pass with
+    `straight_through`, they are differentiated as if they were the softmax over all keys.
 
     Args:
-        heads: query heads.
+        heads: number of query heads.
         channels: channels of a head, D.
         slots: number of slots of each head, S.
-        top: keys that a slot selects; all if there are fewer.
-        straight_through: see above; then gradients differ from finite differences on purpose.
-        scale: 1 / sqrt(D) if None.
+        top: number of keys that a slot selects; all if there are fewer.
+        straight_through: see above; gradients then differ from finite differences by design.
+        scale: factor on the scores; 1 / sqrt(D) if None.
     """
 
     patterns = frozenset({NS, NC})
@@ -97,13 +98,13 @@ class WorkspaceAttention(nn.Module):
 class SlotVerifier(nn.Module):
     """The energy of a set of slots: a sum of sparse factors, each over at most `order` slots.
 
-    Trained with `verifier_loss` to be low for true sets of slots and high for sets shuffled over the batch.
+    It is trained with `verifier_loss` to be low for true sets of slots and high for sets shuffled over the batch.
 
     Args:
         channels: channels of a slot's value.
         slots: number of slots.
-        order: slots in a factor; the factors are the runs of so many neighbouring slots.
-        hidden: width of a factor.
+        order: number of slots in a factor; there is a factor for each run of `order` neighbouring slots.
+        hidden: width of the hidden layer of a factor.
     """
 
     def __init__(self, channels: int, slots: int, *, order: int = 2, hidden: int = 32) -> None:

@@ -2,7 +2,7 @@
 
     python kernels/csrc/build.py OUTPUT [--compiler "g++"] [--machine x86_64|aarch64] [--system linux|darwin|win32]
 
-`pip install` calls `build` for its own machine, through commands.py; README.md beside this file covers other machines.
+`pip install` calls `build` for its own machine, through commands.py; README.md in this folder covers other machines.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def build(output: Path, compiler: list[str] | None = None, machine: str = "", sy
         system: linux, darwin or win32; this system by default.
 
     Raises:
-        RuntimeError: the library cannot be built; contains the compiler's messages.
+        RuntimeError: the library cannot be built; the text contains the compiler's messages.
     """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         (machine or platform.machine()).lower(), machine or platform.machine()

@@ -13,10 +13,10 @@ SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
 class BuildKernels(build_ext):
-    """Builds one library for all Python versions; without a compiler the package is installed without it."""
+    """Builds one library for all Python versions; without a compiler, the package is installed without the library."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # because of the second dot Python does not take the library for a module
+        # because of the second dot, Python does not mistake the library for a module
         return "/".join([*fullname.split(".")[:-1], "cpu.native" + SUFFIX])
 
     def build_extension(self, ext: Extension) -> None:

@@ -1,4 +1,4 @@
-// What every compiled kernel declares: how functions are exported, and the suffix of the instruction-set level.
+// Declarations of all compiled kernels: the export of functions, and the suffix of the instruction-set level.
 
 #pragma once
 

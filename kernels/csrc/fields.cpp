@@ -1,9 +1,10 @@
 // Displacement fields on the CPU: warping, composition, smoothing, Jacobian determinants, and the descent direction of
-// local correlation. One compilation per instruction-set level; plain C on raw pointers, called by kernels/fields/cpu.py.
+// local correlation. It is compiled once per instruction-set level; the interface is plain C on raw pointers, which
+// kernels/fields.py calls.
 //
 // An image is (D, H, W) floats. A field is (D, H, W, 4) floats: the displacement along (d, h, w) in voxels and a 0, so
-// that one 128-bit load fetches a vector. Every voxel is computed the same way whatever the number of threads, and sums
-// are taken per slice, so no result depends on the threads.
+// that one 128-bit load fetches a vector. No result depends on the number of threads: each voxel is always computed in
+// the same way, and sums are computed per slice.
 
 #include <cmath>
 #include <cstdint>
@@ -31,7 +32,7 @@ struct Shape {
   int64_t slice() const { return h * w; }
 };
 
-// Calls work(voxel, point) with the number and the position of each voxel
+// Calls work(voxel, point) with the index and the position of each voxel
 template <class Work>
 void for_each_voxel(Shape n, int64_t threads, const Work &work) {
   parallel_for(threads, n.d, [&](int64_t d, int64_t) {
@@ -46,7 +47,7 @@ struct Cell {
   f4 weight;
 };
 
-// Finds the cell of a point, which is moved to the border if it is outside.
+// Finds the cell of a point; a point outside is moved to the border.
 struct Locator {
   f4 last, last_cell;
   int64_t step_d, step_h, step_w;  // 0 along an axis of one voxel
@@ -89,8 +90,8 @@ INLINE f4 sample_field(const float *field, const Locator &at, f4 point) {
   return between(near, far, wd);
 }
 
-// ---- smoothing along one axis. The weights of position i are weights[i * (2 * radius + 1) + k] for its neighbour
-// i + k - radius, and 0 where there is none; between `radius` and n - radius they do not depend on i.
+// ---- smoothing along one axis. weights[i * (2 * radius + 1) + k] is the weight at position i of its neighbour
+// i + k - radius, and 0 beyond the border; between `radius` and n - radius the weights do not depend on i.
 
 void smooth_row(const float *in, int64_t n, const float *weights, int64_t radius, float *out) {
   const int64_t taps = 2 * radius + 1;
@@ -323,7 +324,7 @@ struct Correlation {
 
 }  // namespace
 
-// out[x] = image[x + field[x]], linear between voxels, the border's value outside
+// out[x] = image[x + field[x]] with linear interpolation; outside the image, the value at its border
 VW_EXPORT void VW_NAME(vw_field_warp)(const float *image, const int64_t *image_shape, const float *field,
                                       const int64_t *shape, float *out, int64_t threads) {
   const Locator at{Shape(image_shape)};
@@ -333,8 +334,8 @@ VW_EXPORT void VW_NAME(vw_field_warp)(const float *image, const int64_t *image_s
   });
 }
 
-// out[x] = image[matrix x], linear between voxels; `outside` where a point lies more than half a voxel outside. `matrix` is
-// (3, 4), from voxels of `out` to voxels of `image`.
+// out[x] = image[matrix x] with linear interpolation; `outside` for points more than half a voxel outside the image.
+// `matrix` is (3, 4), from voxels of `out` to voxels of `image`.
 VW_EXPORT void VW_NAME(vw_field_affine)(const float *image, const int64_t *image_shape, const double *matrix,
                                         const int64_t *shape, float outside, float *out, int64_t threads) {
   const Shape m(image_shape), n(shape);
@@ -357,7 +358,7 @@ VW_EXPORT void VW_NAME(vw_field_affine)(const float *image, const int64_t *image
   });
 }
 
-// out = (id + outer) after (id + scale * inner), less id
+// out = (id + outer) after (id + scale * inner), minus id
 VW_EXPORT void VW_NAME(vw_field_compose)(const float *outer, const float *inner, float scale, const int64_t *shape,
                                          float *out, int64_t threads) {
   const Shape n(shape);
@@ -368,8 +369,8 @@ VW_EXPORT void VW_NAME(vw_field_compose)(const float *outer, const float *inner,
   });
 }
 
-// Smooths along the three axes. `weights` holds the tables of the axes one after the other, `scratch` a field; `longest`
-// (h floats) receives the largest squared length, in units of `unit` per voxel, among the rows (., h, .).
+// Smooths along the three axes. `weights` holds the concatenated tables of the axes, and `scratch` has room for a field;
+// `longest` (h floats) receives the largest squared length, in units of `unit` per voxel, among the rows (., h, .).
 VW_EXPORT void VW_NAME(vw_field_smooth)(const float *field, const int64_t *shape, const float *weights,
                                         const int64_t *radius, const float *unit, float *scratch, float *out,
                                         float *longest, int64_t threads) {
@@ -411,8 +412,9 @@ VW_EXPORT void VW_NAME(vw_field_descent)(const float *image, const float *slope,
 }
 
 // The descent direction of the squared local correlation of `warped` and `fixed`: -slope * gradient(warped) * scale.
-// `fixed` is multiplied by the mask already; count, mean and variance are the window's number of voxels in the mask, and
-// mean and sum of squared deviations of `fixed` there. `loss` (d doubles) receives the sum of the correlations of a slice.
+// `fixed` must already be multiplied by the mask. For each window, count is the number of voxels in the mask, and mean
+// and variance are the mean and the sum of squared deviations of `fixed` over them. `loss` (d doubles) receives the sum
+// of the correlations of each slice.
 VW_EXPORT void VW_NAME(vw_field_correlation)(const float *warped, const float *fixed, const float *mask,
                                              const float *count, const float *mean, const float *variance,
                                              const int64_t *shape, const float *scale, float *field, double *loss,

@@ -1,9 +1,9 @@
-// Selective scan on the CPU, forward and backward, one compilation per instruction-set level.
+// Selective scan on the CPU, forward and backward; compiled once per instruction-set level.
 //
 // Each SIMD lane holds one channel. The states of a channel are a loop over registers, B and C are broadcast scalars,
 // and only the gradients of B and C are summed across lanes, once per chunk and group. Time is split into chunks of
-// CHUNK steps; the state at the start of a chunk is the checkpoint from which the backward pass recomputes it. The
-// interface is plain C on raw pointers (struct Scan below, mirrored in kernels/scan/cpu.py), without torch or Python.
+// CHUNK steps; the state at the start of a chunk is its checkpoint, from which the backward pass recomputes the chunk.
+// The interface is plain C on raw pointers (struct Scan below, mirrored in kernels/scan/cpu.py), without torch or Python.
 //
 // Compile with -DVW_LEVEL=<suffix> and the flags of that level, using GCC or Clang (vector extensions).
 
@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #endif
 
-// The native width: on an AVX2 target, 16 lanes were 7 times slower than 8 because registers spill.
+// The native vector width; on an AVX2 target, 16 lanes were 7 times slower than 8 because registers spill.
 #if defined(__AVX512F__)
 #define VW_LANES 16
 #elif defined(__AVX2__)

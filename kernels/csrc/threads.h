@@ -1,4 +1,4 @@
-// Threads of the compiled kernels: those of OpenMP where the compiler supports it, which on Linux is torch's pool.
+// Threads of the compiled kernels: OpenMP if the compiler supports it (on Linux, torch's pool), otherwise our own.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-"""Measures the scan on this machine, beside its peers in the same process and beside the limits of the machine."""
+"""Measure the scan on this machine, compared with its peers in the same process and with the limits of the machine."""
 
 import ctypes
 import functools
@@ -33,7 +33,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: `goal` is the value that it should reach, `met` whether it does (None: no goal)."""
+    """One measurement: `goal` is the value that it should reach, `met` whether it does (None without a goal)."""
 
     name: str
     value: float
@@ -44,7 +44,7 @@ class Row:
 
 
 class _Setting(NamedTuple):
-    """What all measurements of one run share."""
+    """The settings that all measurements of one run share."""
 
     device: Device
     threads: int
@@ -63,11 +63,12 @@ class _Setting(NamedTuple):
 def bench_kernels(
     device: Device = "cpu", *, threads: int = 2, repeats: int = 15, quick: bool = False, seed: int = 0
 ) -> list[Row]:
-    """Time the selective scan against its peers and the limits of the machine, print a table and return its rows.
+    """Time the selective scan, compare it with its peers and the limits of the machine, and print and return a table.
 
-    Peers run in the same process with the same threads and inputs: the published recurrence of mamba_ssm in sequential
-    PyTorch, a Hillis-Steele scan over the full (B, L, D, N) tensor, and ggml's ssm_scan if ggml-python is installed.
-    Times are the smallest of the repeats, since other processes only ever add time; smallest and median are given.
+    The peers run in the same process with the same threads and inputs: the published recurrence of mamba_ssm in
+    sequential PyTorch, a Hillis-Steele scan over the full (B, L, D, N) tensor, and ggml's ssm_scan if ggml-python is
+    installed. Ratios use the smallest time of the repeats, since other processes can only add time; the table shows
+    smallest and median time.
 
     Args:
         device: "cpu", or "cuda" for times and ratios of the Triton kernels.
@@ -137,7 +138,7 @@ def _gradient_of(out: Tensor) -> Tensor:
 
 
 def own_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
-    """Our scan, with the arguments of the peers."""
+    """Our scan with the arguments of the peers."""
     out = selective_scan(u, delta, A, B, C, D, None, delta_bias, delta_softplus=True)
     assert isinstance(out, Tensor)
     return out
@@ -147,7 +148,7 @@ def own_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
 
 
 def _speed(setting: _Setting) -> Iterator[Row]:
-    """Time of the forward pass, and of forward and backward pass, beside the peers."""
+    """Time of the forward pass, and of forward and backward pass, compared with the peers."""
     device, repeats = setting.device, setting.repeats
     for channels, length, states in setting.sizes:
         inputs = setting.inputs(channels, length, states)
@@ -183,7 +184,7 @@ def _memory(setting: _Setting) -> Iterator[Row]:
 
 
 def peak_allocation(work: Callable[[], object]) -> int:
-    """Largest number of bytes that `work` keeps allocated on the CPU through torch at any time, results included."""
+    """Largest number of bytes that `work` has allocated on the CPU through torch at any time, including results."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +200,7 @@ def peak_allocation(work: Callable[[], object]) -> int:
 
 
 def _thread_scaling(setting: _Setting) -> Iterator[Row]:
-    """Gain of all threads over one thread."""
+    """Speed-up by all threads, compared with one thread."""
     inputs, threads, repeats = setting.inputs(*SIZES[1]), setting.threads, setting.repeats
     times = {}
     for count in (1, threads):
@@ -214,7 +215,7 @@ def _thread_scaling(setting: _Setting) -> Iterator[Row]:
 
 
 def _length_scaling(setting: _Setting) -> Iterator[Row]:
-    """Slope of log time over log length; 1 is linear."""
+    """Slope of log time against log length; 1 means linear growth."""
     lengths = [2**k for k in range(10, 15 if setting.quick else 19)]
     times = []
     with torch.no_grad():
@@ -229,7 +230,7 @@ def _length_scaling(setting: _Setting) -> Iterator[Row]:
 
 
 def _directional(setting: _Setting) -> Iterator[Row]:
-    """Four directions at once, beside index_select, scan and inverse index_select."""
+    """Four directions at once, compared with index_select, scan and inverse index_select."""
     width, length, states, directions = 180, 4096, 16, 4
     generator = torch.Generator().manual_seed(setting.seed)
     flat = setting.inputs(directions * width, length, states)
@@ -238,7 +239,7 @@ def _directional(setting: _Setting) -> Iterator[Row]:
     B, C = (v.permute(0, 3, 1, 2).contiguous() for v in (flat.B, flat.C))
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(directions)]).to(setting.device)
     inverse = torch.argsort(order, 1)
-    # the peer starts and ends with channels first, as its network would hold the image
+    # the peer starts and ends with channels first, the layout in which its network holds the image
     image = x.transpose(1, 2).contiguous()
     raster = (flat.delta.unflatten(1, (directions, width)), flat.B, flat.C)
 
@@ -263,7 +264,7 @@ def _directional(setting: _Setting) -> Iterator[Row]:
 
 
 def _accuracy(setting: _Setting) -> Iterator[Row]:
-    """Largest error against float64 over the largest value, of the output and of the worst gradient."""
+    """Largest error against float64 divided by the largest value, of the output and of the worst gradient."""
     inputs = setting.inputs(32, 1024, 16)
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -276,14 +277,14 @@ def _accuracy(setting: _Setting) -> Iterator[Row]:
 
 
 class _Limits(NamedTuple):
-    """What this machine can do at best, measured by loops in the library."""
+    """The highest rates of this machine, measured by loops in the library."""
 
     exp2: float  # exponentials per second
     fma: float  # multiply-adds of a lane per second
     bandwidth: float  # bytes per second
 
     def seconds(self, elements: int, operations: int, n_bytes: int) -> dict[str, float]:
-        """Time that each limit allows at least for `elements` states and steps of so many multiply-adds each."""
+        """The shortest time under each limit for `elements` (states x steps) with `operations` multiply-adds each."""
         return {
             "exp2": elements / self.exp2,
             "fma": operations * elements / self.fma,
@@ -292,7 +293,7 @@ class _Limits(NamedTuple):
 
 
 def _floor(setting: _Setting) -> Iterator[Row]:
-    """The time that exponentials, multiply-adds and memory take at least on this machine, over our own time."""
+    """The least time for exponentials, multiply-adds and memory on this machine, divided by our own time."""
     limits = _limits(setting.threads)
     yield Row("exp2 from L1", limits.exp2 / 1e9, "G/s")
     yield Row("multiply-add issue", limits.fma / 1e9, "G lanes/s")

@@ -11,8 +11,8 @@ from torch import Tensor
 class GgmlScan:
     """ggml's forward scan of one sequence, called without arguments; a context manager that frees ggml's memory.
 
-    ggml takes its inputs position by position and supports neither `D` nor a bias of `delta`. Transposing and adding
-    the bias are done in advance and not timed, in ggml's favour.
+    ggml reads its inputs position by position and supports neither `D` nor a bias of `delta`. The transposition and the
+    addition of the bias are done in advance and not timed, which favours ggml.
 
     Args:
         u, delta: (1, D, L) float32.

@@ -1,7 +1,7 @@
 """The compiled CPU scan (csrc/selective_scan.cpp), called through ctypes.
 
-It runs on as many threads as torch, in torch's own pool where both use OpenMP; no result depends on their number.
-`serves` returns False for float64 and where there is no library. The caller then uses `reference`.
+It uses as many threads as torch, and torch's own pool if both use OpenMP; no result depends on their number. `serves`
+returns False for float64 and if there is no library; the caller then uses `reference`.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ class _Scan(ctypes.Structure):
 
 
 def serves(u: Tensor) -> bool:
-    """Whether the compiled library computes this input."""
+    """Whether the compiled library can process this input."""
     return u.device.type == "cpu" and u.dtype in _TYPES and u.numel() > 0 and native.library() is not None
 
 
@@ -62,10 +62,10 @@ def scan_forward(
     checkpointed: bool = True,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.scan_forward`, with the checkpoints in an order that `scan_backward` knows.
+    """Same as `reference.scan_forward`, with the checkpoints in the order that `scan_backward` expects.
 
     Args:
-        out: memory for the result, contiguous, in the shape and type of u.
+        out: tensor for the result, contiguous, with the shape and type of u.
     """
     call = _Call(u, A, B, C, delta_softplus)
     batch, channels, length = u.shape
@@ -97,7 +97,7 @@ def scan_backward(
     initial_state: Tensor | None,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """As `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
+    """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
     call = _Call(u, A, B, C, delta_softplus)
     batch, channels, length = u.shape
     call.sequence(u=u, delta=delta, z=z, grad_out=grad_out)
@@ -129,7 +129,7 @@ def directional_forward(
     *,
     checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.directional_forward`.
+    """Same as `reference.directional_forward`.
 
     Raises:
         ValueError: a row of `permutation` is not a permutation.
@@ -163,7 +163,7 @@ def directional_backward(
     delta_softplus: bool,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """As `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
+    """Same as `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
     batch, length, width = x.shape
     directions, states = permutation.shape[0], A.shape[1]
     call = _Call(x, A, B, C, delta_softplus, permutation)
@@ -193,7 +193,7 @@ def _check_permutation(permutation: Tensor) -> None:
 
 
 def _first(parts: Tensor | None, like: Tensor | None = None) -> Tensor | None:
-    """The sum that the library left in the first part, in the type of `like`; does not keep the other parts alive."""
+    """The sum that the library stored in the first part, in the type of `like`; the other parts can be freed."""
     if parts is None:
         return None
     result = parts[0] if like is None else parts[0].to(like.dtype)
@@ -258,7 +258,7 @@ class _Call:
                 self.in_place(**{name: tensor.contiguous()})
 
     def in_place(self, **tensors: Tensor | None) -> None:
-        """Pass tensors as they lie in memory."""
+        """Pass tensors in their memory layout, without a copy."""
         for name, tensor in tensors.items():
             if tensor is not None and tensor.numel() > 0:
                 self.alive.append(tensor)
@@ -273,7 +273,7 @@ class _Call:
     def parameter_gradients(
         self, varying: tuple[int, ...], D: Tensor | None, delta_bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Memory for the gradients of A, B, C, D and delta_bias, whose first axis the library sums over."""
+        """Tensors for the gradients of A, B, C, D and delta_bias; the library sums over their first axis."""
         scan = self.scan
         scan.splits = splits = self._splits()
         dA = torch.empty(scan.batch, scan.channels, scan.states, dtype=torch.float32)
@@ -289,10 +289,10 @@ class _Call:
         return dA, dB, dC, dD, dbias
 
     def _splits(self) -> int:
-        """Number of tasks per group; depends on shapes only, which fixes the order of the sums.
+        """Number of tasks per group; it depends on shapes only, which fixes the order of the sums.
 
-        Each task takes some of the group's channels and has its own dB and dC, which together may take half the memory
-        of u.
+        Each task processes some of the group's channels and has its own dB and dC; all of these together may take half
+        the memory of u.
         """
         scan = self.scan
         blocks = -(-self.width // native.function("vw_scan_lanes", ctypes.c_int)())

@@ -1,6 +1,6 @@
 """The scans as PyTorch operators, with gradients and shape functions for autograd and torch.compile.
 
-Three modules compute them: `triton` on CUDA, `cpu` with the compiled library, and `reference` for everything else.
+Three modules compute the scans: `triton` on CUDA, `cpu` with the compiled library, and `reference` for all other cases.
 Each satisfies `ScanPath`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
 """
 
@@ -22,7 +22,8 @@ _DirectionalInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, _Opti
 class ScanPath(Protocol):
     """A module that computes both scans; `reference` documents arguments and results.
 
-    The order of the numbers within the checkpoints may differ: only the same path's backward pass reads them.
+    The order of the numbers within the checkpoints may differ between paths, since only the backward pass of the same
+    path reads them.
     """
 
     CHECKPOINT_STEPS: int
@@ -348,7 +349,7 @@ directional_scan_operator.register_autograd(_differentiate_directional, setup_co
 
 
 class _Gradients(torch.autograd.Function):
-    """An operator that gives gradients, for the transforms of torch.func; it has no gradient itself."""
+    """An operator that computes gradients, for the transforms of torch.func; it has no gradient itself."""
 
     generate_vmap_rule = True
 
@@ -372,9 +373,9 @@ def _once_differentiable(operator: Any, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The operator as a function that `torch.func.grad` can differentiate, which an operator's formula does not allow.
+    """The operator as a function that `torch.func.grad` can differentiate; a registered formula does not allow this.
 
-    Forward mode (`torch.func.jvp`) is refused by PyTorch, second derivatives by `_Gradients`.
+    PyTorch refuses forward mode (`torch.func.jvp`), and `_Gradients` refuses second derivatives.
     """
 
     generate_vmap_rule = True
@@ -388,7 +389,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 class _DirectionalScan(torch.autograd.Function):
-    """As `_SelectiveScan`, of images."""
+    """Same as `_SelectiveScan`, for images."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(_save_directional)
@@ -401,14 +402,14 @@ class _DirectionalScan(torch.autograd.Function):
 
 
 def run_selective_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`selective_scan_operator`, within the transforms of torch.func too."""
+    """`selective_scan_operator`, which also works within the transforms of torch.func."""
     inside = torch._C._are_functorch_transforms_active()
     result: tuple[Tensor, Tensor, Tensor] = (_SelectiveScan.apply if inside else selective_scan_operator)(*inputs)
     return result
 
 
 def run_directional_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """`directional_scan_operator`, within the transforms of torch.func too."""
+    """`directional_scan_operator`, which also works within the transforms of torch.func."""
     inside = torch._C._are_functorch_transforms_active()
     result: tuple[Tensor, Tensor] = (_DirectionalScan.apply if inside else directional_scan_operator)(*inputs)
     return result
@@ -428,7 +429,7 @@ def _on_cuda(u: Tensor) -> bool:
 def _fake_checkpoints(u: Tensor, A: Tensor, batch: int, channels: int, length: int, checkpointed: bool) -> Tensor:
     if not checkpointed:
         return A.new_empty(0)
-    # not through _path, which looks at the number of elements: torch.compile would then compile each length anew
+    # not by _path, which depends on the number of elements, so that torch.compile would compile each length again
     steps = triton.CHECKPOINT_STEPS if _on_cuda(u) else reference.CHECKPOINT_STEPS
     return A.new_empty(batch, (length + steps - 1) // steps, channels, A.shape[1])
 

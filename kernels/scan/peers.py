@@ -1,4 +1,4 @@
-"""The selective scan as others write it in PyTorch, and inputs like those of a trained model, for the benchmarks."""
+"""Other PyTorch implementations of the selective scan, and inputs like those of a trained model, for benchmarks."""
 
 import math
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def trained_inputs(
 def sequential_recurrence(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The published recurrence in plain PyTorch: exp(delta A) and delta B u of all steps at once, then step by step."""
+    """The published recurrence in plain PyTorch: exp(delta A) and delta B u for all steps at once, then a loop."""
     delta = F.softplus(delta + delta_bias[:, None])
     repeat = u.shape[1] // B.shape[1]
     decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))

@@ -1,9 +1,9 @@
-"""The selective scan in plain PyTorch: a slow, obvious version, and a fallback that needs no compiler.
+"""The selective scan in plain PyTorch: a slow, plain version, and a fallback that needs no compiler.
 
-`selective_scan_reference` and `directional_scan_reference` are the formula in a few lines. Autograd differentiates
-them, which keeps one state per step and takes time quadratic in L. `scan_forward` and `scan_backward` are the same
-recurrence with explicit gradients and with states recomputed from checkpoints, in O(B D L) memory. They serve float64
-and machines without a compiled kernel, and they document the arguments and results of the other paths.
+`selective_scan_reference` and `directional_scan_reference` write the formula in a few lines. Autograd differentiates
+them, which stores one state per step and takes time quadratic in L. `scan_forward` and `scan_backward` compute the same
+recurrence with explicit gradients and recompute states from checkpoints, in O(B D L) memory. They are used for float64
+and on machines without a compiled kernel, and they document the arguments and results of the other paths.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Every so many steps the state is stored; the backward pass recomputes the states in between.
+# number of steps between two stored states; the backward pass recomputes the states in between
 CHECKPOINT_STEPS = 128
 
 
@@ -74,12 +74,12 @@ def directional_scan_reference(
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
-    """The type of sums and states: float64 for float64 input, else float32, since half precision loses small terms."""
+    """The type of sums and states: float64 for float64 input, otherwise float32; half precision loses small terms."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
 def group_count(B: Tensor, C: Tensor) -> int:
-    """G of a B or C of shape (B, G, N, L); 1 if neither has groups. Accepts arguments that are not yet checked."""
+    """G of a B or C of shape (B, G, N, L); 1 if neither has groups. The arguments need not have been checked."""
     for X in (B, C):
         if isinstance(X, Tensor) and X.ndim == 4:
             return X.shape[1]
@@ -142,9 +142,9 @@ def scan_forward(
         checkpointed: keep the states that `scan_backward` needs.
 
     Returns:
-        out (B, D, L) in the type of u; the last state (B, D, N); and the checkpoints, that is the states before steps
-        0, CHECKPOINT_STEPS, ..., (B, ceil(L / CHECKPOINT_STEPS), D, N), or no element without `checkpointed`. States
-        are float32, or float64 if u is.
+        out (B, D, L) in the type of u; the last state (B, D, N); and the checkpoints, which are the states before steps
+        0, CHECKPOINT_STEPS, ..., (B, ceil(L / CHECKPOINT_STEPS), D, N), or an empty tensor without `checkpointed`.
+        States are float32, or float64 if u is float64.
     """
     g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
     real, batch, length = g.x.dtype, u.shape[0], u.shape[2]
@@ -190,7 +190,7 @@ def scan_backward(
         checkpoints: as `scan_forward` returned them.
 
     Returns:
-        Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each in its argument's shape and type.
+        Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each with the shape and type of its argument.
     """
     g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
     real, split = g.x.dtype, g.A.shape[:2]
@@ -235,7 +235,7 @@ def scan_backward(
 
 
 class _Sums(NamedTuple):
-    """Results of the walk from the last step to the first, with g_t the gradient of h_t and gp_t = g_t a_t h_{t-1}."""
+    """Results of the loop from the last step to the first; g_t is the gradient of h_t, and gp_t = g_t a_t h_{t-1}."""
 
     y: Tensor | None  # (B, G, M, L): output before skip and gate, if there is a gate
     gB: Tensor  # (B, G, M, L): sum over states of g_t B_t
@@ -247,7 +247,7 @@ class _Sums(NamedTuple):
 
 
 def _walk_back(inputs: _Grouped, gy: Tensor, carry: Tensor, checkpoints: Tensor, *, gated: bool) -> _Sums:
-    """Rebuild the states of each chunk from its checkpoint and sum the gradients, last chunk first.
+    """Recompute the states of each chunk from its checkpoint and sum the gradients, last chunk first.
 
     Args:
         gy: (B, G, M, L), gradient of the output before skip and gate.
@@ -351,7 +351,7 @@ def directional_backward(
         checkpoints: as `directional_forward` returned them.
 
     Returns:
-        Gradients of x, delta, A, B, C, D, delta_bias, each in its argument's shape and type; None for None.
+        Gradients of x, delta, A, B, C, D, delta_bias, each with the shape and type of its argument; None for None.
     """
     u, delta_, B_, C_ = _to_scan_order(x, delta, B, C, permutation)
     grad = _to_scan_order(x, grad_out, B, C, permutation)[1]

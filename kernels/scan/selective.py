@@ -4,8 +4,8 @@
     h_t  = exp(dl_t A) h_{t-1} + dl_t u_t B_t           h_{-1} = initial_state or 0; (D, N) per batch item
     y_t  = sum_n C_t[n] h_t[n] + D u_t                  out_t = y_t silu(z_t) if z is given
 
-Three paths give the same answer: compiled SIMD code on the CPU (`cpu`), Triton on CUDA (`triton`), and plain PyTorch
-(`reference`) for float64 and where there is no compiled library. `operators` chooses between them; the operators
+Three paths give the same results: compiled SIMD code on the CPU (`cpu`), Triton on CUDA (`triton`), and plain PyTorch
+(`reference`) for float64 and if there is no compiled library. `operators` chooses between them; the operators
 `voxelwave::selective_scan` and `voxelwave::directional_scan` work with torch.compile and autograd like built-in ones.
 """
 
@@ -35,9 +35,9 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the linear recurrence of a selective state-space model over the last axis, in time and memory O(L).
 
-    u, delta, z and a varying B or C share one type (float32, float16, bfloat16 or float64); sums and states are float32
-    (float64 for float64) in every case. Under autocast everything is float32. Every tensor argument has a gradient,
-    and so has the last state.
+    u, delta, z and a varying B or C have the same type (float32, float16, bfloat16 or float64); sums and states are
+    always float32 (float64 for float64). Under autocast, all types are float32. All tensor arguments and the last state
+    are differentiable.
 
     Args:
         u: (B, D, L), the input sequence of each channel.
@@ -103,7 +103,7 @@ def selective_scan_step(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute one step of `selective_scan` for streaming; updates `state` in place and keeps no gradient.
+    """Compute one step of `selective_scan` for streaming; `state` is updated in place, without gradients.
 
     Args:
         state: (B, D, N), float32 (float64 for float64 input); start from zeros.
@@ -169,10 +169,10 @@ def directional_scan(
 ) -> Tensor:
     """Scan an image with channels last along K paths at once, without permuting it in memory.
 
-    For each direction k the sequence is x[:, permutation[k, t]] for t = 0, 1, ...; delta, B, C and the result stay in
-    image order, so out[:, permutation[k, t], k] is the output of step t. The result equals gathering along each
-    direction, `selective_scan` over K*C channels in K groups (channel k*C + c), and gathering with the inverse
-    permutation.
+    For each direction k the sequence is x[:, permutation[k, t]] for t = 0, 1, ...; delta, B, C and the result are in
+    image order, so out[:, permutation[k, t], k] is the output of step t. The result is the same as that of gathering
+    along each direction, applying `selective_scan` to K*C channels in K groups (channel k*C + c), and gathering with
+    the inverse permutation.
 
     Args:
         x: (B, L, C), the image, with its positions in any fixed order, such as raster order.
@@ -236,7 +236,7 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _to_float32(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float16, torch.bfloat16):
-        return tensor  # the checks report anything that is not a tensor
+        return tensor  # the checks report arguments that are not tensors
     return tensor.float()
 
 
@@ -251,7 +251,7 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-# A layout becomes text only when an error is raised: torch.compile cannot print sizes that it leaves dynamic.
+# A layout is formatted only when an error is raised, since torch.compile cannot print dynamic sizes.
 
 
 def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str | tuple[int, ...]) -> None:
@@ -296,7 +296,7 @@ def _check_vector(name: str, tensor: Tensor | None, channels: int, other: Tensor
 
 
 def _check_input_matrix(name: str, X: Tensor, u: Tensor, states: int, groups: int) -> Tensor:
-    """B or C, checked, as (B, G, N, L) in the type of u or (D, N) in the type of the state."""
+    """Check B or C and return it as (B, G, N, L) in the type of u, or (D, N) in the type of the state."""
     batch, channels, length = u.shape
     if not isinstance(X, Tensor) or X.ndim not in (2, 3, 4):
         _check_tensor(name, X, ndim=4, layout="(D, N), (B, N, L) or (B, G, N, L)")
@@ -314,7 +314,7 @@ def _check_input_matrix(name: str, X: Tensor, u: Tensor, states: int, groups: in
 
 
 def _step_matrix(name: str, X: Tensor, u: Tensor, states: int) -> Tensor:
-    """B or C of one step, checked, as (D, N) or (B, D, N)."""
+    """Check B or C of one step and return it as (D, N) or (B, D, N)."""
     batch, channels = u.shape
     if not isinstance(X, Tensor) or X.ndim not in (2, 3):
         _check_tensor(name, X, ndim=3, layout="(D, N) or (B, G, N)")

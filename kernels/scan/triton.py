@@ -1,9 +1,10 @@
 """The selective scan on CUDA, through the Triton kernels of `triton_device`; `reference` documents the arguments.
 
-The sequence is cut into segments that run at the same time. A first pass computes what each segment does to a state
-that enters as 0, a short scan over the segments gives the state that enters each, and a second pass runs the segments
-from there. The backward pass does the same from the last step to the first. Where batch items and channels alone fill
-the GPU there is one segment and no first pass. Costs and expected times are in `triton.md`.
+The sequence is divided into segments that are processed in parallel. A first pass computes the end state of each
+segment for an initial state of 0, a short scan over the segments gives the state that enters each segment, and a second
+pass processes the segments from these states. The backward pass does the same from the last step to the first. If batch
+items and channels alone fill the GPU, there is one segment and no first pass. Costs and expected times are in
+`triton.md`.
 
 Triton is imported at the first call, since it does not exist for macOS and Windows.
 """
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from .reference import group_count
 
-# Steps between two stored states, which take N/16 times the memory of u; the registers of the backward kernel do not
-# hold a longer chunk.
+# Steps between two stored states, which take N/16 times the memory of u. A longer chunk does not fit into the registers
+# of the backward kernel.
 CHECKPOINT_STEPS = 16
-# Channels of one program, the lanes of a warp.
+# Channels of one program, one per lane of a warp.
 LANES = 32
-# States that one lane holds; more states take more warps.
+# States per lane; more states need more warps.
 LANE_STATES = 16
 LOG2_E = 1.4426950408889634
 # At its default level ptxas moves loads so far ahead that the 16-state backward kernel spills; at level 1 it does not.
@@ -49,7 +50,7 @@ class ScanShape(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Programs side by side in a group."""
+        """Number of programs into which the channels of a group are divided."""
         return -(-self.width // LANES)
 
     @property
@@ -64,7 +65,7 @@ class ScanShape(NamedTuple):
         return {"NQ": in_lane // vector, "NV": vector, "NL": self.padded_states // in_lane, "BD": LANES}
 
     def segment(self, segment: int | None = None) -> int:
-        """Steps per program, a multiple of CHECKPOINT_STEPS: `segment`, or all steps, or as few as fill the GPU."""
+        """Steps per program, a multiple of CHECKPOINT_STEPS: `segment` if given, else as many as still fill the GPU."""
         if segment is None:
             warps = self.batch * self.groups * self.blocks * self.tile["NL"]
             wanted = 1 if warps >= FULL_GPU_WARPS else -(-FULL_GPU_WARPS // warps)
@@ -87,7 +88,7 @@ class _Inputs(NamedTuple):
     permutation: Tensor | None  # (K, L)
 
     def prepared(self, shape: ScanShape) -> "_Inputs":
-        """The inputs in the layout that the kernels read: contiguous, with padded states and with A log2(e) for A."""
+        """The inputs in the layout of the kernels: contiguous, with padded states, and A multiplied by log2(e)."""
         B, C = (_padded(X, shape) for X in (self.B, self.C))
         D, z, bias, permutation = (
             None if X is None else X.contiguous() for X in (self.D, self.z, self.bias, self.permutation)
@@ -96,12 +97,12 @@ class _Inputs(NamedTuple):
         return _Inputs(u, delta, _decay_rates(self.A), B, C, D, z, bias, self.softplus, permutation)
 
     def pointer(self, tensor: Tensor | None) -> Tensor:
-        """The tensor; for an absent one, a placeholder that the kernel does not read."""
+        """The tensor itself; if it is absent, a placeholder that the kernel does not read."""
         return self.A if tensor is None else tensor
 
 
 class _Grid(NamedTuple):
-    """How one call is split into programs, and the arguments that its kernels share."""
+    """The division of one call into programs, and the arguments that its kernels share."""
 
     shape: ScanShape
     steps: int  # steps per segment
@@ -113,7 +114,7 @@ class _Grid(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """Programs of one segment."""
+        """Number of programs for one segment."""
         return self.shape.batch * self.shape.groups * self.shape.blocks
 
     @property
@@ -148,10 +149,10 @@ def scan_forward(
     checkpointed: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.scan_forward`, without float64.
+    """Same as `reference.scan_forward`, without float64.
 
     Args:
-        segment: steps that one program walks, for tests and tuning.
+        segment: steps per program, for tests and tuning.
     """
     B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
     inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
@@ -175,9 +176,9 @@ def scan_backward(
     *,
     segment: int | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """As `reference.scan_backward`, from the checkpoints of this module's `scan_forward`.
+    """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`.
 
-    No atomic additions: the same input gives the same bits.
+    There are no atomic additions, so the same input gives the same bits.
     """
     B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
     inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
@@ -211,7 +212,7 @@ def directional_forward(
     checkpointed: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.directional_forward`, without float64."""
+    """Same as `reference.directional_forward`, without float64."""
     batch, length, width = x.shape
     shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
     inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
@@ -234,7 +235,7 @@ def directional_backward(
     *,
     segment: int | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """As `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
+    """Same as `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
     batch, length, width = x.shape
     shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
     inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
@@ -297,11 +298,11 @@ def _forward(
 
 
 class _Gradients(NamedTuple):
-    """Gradients of `_Inputs` and of the state before the first step; not meaningful where the input is absent."""
+    """Gradients of `_Inputs` and of the state before the first step; undefined for absent inputs."""
 
-    u: Tensor  # in the shape of delta: the directions share u, and the caller adds their gradients
+    u: Tensor  # has the shape of delta: the directions share u, and the caller adds their gradients
     delta: Tensor
-    A: Tensor  # float32, as the rest unless stated
+    A: Tensor  # float32, like the others unless stated
     B: Tensor  # (B, L, G, N) or (D, N)
     C: Tensor
     D: Tensor
@@ -322,7 +323,7 @@ def _backward(
     batch, length, groups, _, states = shape
     delta = inputs.delta
     real = functools.partial(torch.empty, dtype=torch.float32, device=delta.device)
-    # float32 where the gradients of several directions are still to be added
+    # float32 if the gradients of several directions have yet to be added
     du = torch.empty(
         delta.shape, device=delta.device, dtype=delta.dtype if inputs.permutation is None else torch.float32
     )
@@ -393,12 +394,12 @@ def _segment_starts(grid: _Grid, i: _Inputs, w: Tensor, first: Tensor | None, *,
 
 
 def _decay_rates(A: Tensor) -> Tensor:
-    """A log2(e), finite, since absent steps multiply it by 0."""
+    """A log2(e), made finite, since it is multiplied by 0 for absent steps."""
     return (A.to(torch.float32) * LOG2_E).clamp_min(-1e38).contiguous()
 
 
 def _padded(X: Tensor, shape: ScanShape) -> Tensor:
-    """B or C (B, L, G, N) padded with zeros to a power of two of states; a constant one (D, N) as it is."""
+    """B or C (B, L, G, N), padded with zeros so that the number of states is a power of two; (D, N) is unchanged."""
     if X.ndim == 2:
         return X.to(torch.float32).contiguous()
     return F.pad(X, (0, shape.padded_states - shape.states)).contiguous()

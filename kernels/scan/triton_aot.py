@@ -1,7 +1,7 @@
 """Machine code of the Triton scan, without a GPU: registers, spills, instructions, and the expected time on an H100.
 
 `aot_report` compiles the kernels for an architecture and reads the machine code with the tools in the Triton wheel.
-`expected_time` derives a time on one H100 from its counts and the bytes moved. Nothing here is measured on a GPU.
+`expected_time` derives the time on one H100 from these counts and the bytes moved. Nothing here is measured on a GPU.
 `voxelwave bench kernels --machine-code` prints both, for the tables of triton.md.
 """
 
@@ -47,7 +47,7 @@ SHAPES = (
 
 
 class KernelReport(NamedTuple):
-    """One compiled kernel; instructions and exponentials are those of one lane per channel, state and step."""
+    """One compiled kernel; instructions and exponentials are counted for one lane, per channel, state and step."""
 
     kernel: str
     capability: int
@@ -67,19 +67,19 @@ class ExpectedTime(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """Fraction of the roofline: the time to move the fewest possible bytes over the expected time."""
+        """Fraction of the roofline: the time to move the fewest possible bytes, divided by the expected time."""
         return self.floor_microseconds / self.microseconds
 
 
 def aot_report(capability: int, states: int, *, directional: bool = True) -> list[KernelReport]:
     """Compile the kernels as MaIR uses them (float32, softplus, bias, D, no gate) and read the machine code.
 
-    Needs neither a GPU nor a driver.
+    This needs neither a GPU nor a driver.
 
     Args:
         capability: 80 for A100, 90 for H100.
         states: N.
-        directional: image order with index tables; else (B, D, L) with L a multiple of 16.
+        directional: image order with index tables; otherwise (B, D, L) with L a multiple of 16.
 
     Returns:
         One report for each of `KERNELS`.
@@ -106,7 +106,7 @@ def fewest_bytes(shape: ScanShape, *, backward: bool, directional: bool, item_si
     Args:
         shape: sizes of the scan.
         backward: the backward pass instead of the forward pass without checkpoints.
-        directional: the groups share their input, as in `directional_scan`.
+        directional: whether the groups share their input, as in `directional_scan`.
         item_size: bytes per value of u, delta, B and C.
     """
     batch, length, groups, _, states = shape
@@ -123,7 +123,7 @@ def expected_time(
 ) -> ExpectedTime:
     """Time of one float32 pass on an H100 if each kernel runs at its memory, issue or exponential bound.
 
-    Latency, cache misses of B and C, and launches (about 3 microseconds each) come on top.
+    Latency, cache misses of B and C, and launches (about 3 microseconds each) are not included.
     """
     batch, length, groups, _, states = shape
     elements = batch * length * shape.channels
@@ -139,7 +139,7 @@ def expected_time(
         first_pass = fewest - 4 * (elements + batch * length * groups * states)
         first, second = "segment_ends", "scan_segments"
     passes = [(first, first_pass), (second, moved)] if shape.segment() < length else [(second, moved)]
-    # lanes beyond the width of a group and states beyond N take time too
+    # lanes beyond the width of a group and states beyond N also take time
     lane_steps = batch * length * groups * shape.blocks * LANES * shape.padded_states
     seconds, bounds = 0.0, []
     for name, n_bytes in passes:
@@ -193,7 +193,7 @@ def compile_kernel(
     names = kernel.arg_names
     signature = {n: _argument_type(n, flags, element_type) for n in names}
     constants = {(names.index(n),): value for n, value in flags.items()}
-    # what a launch would find out itself: pointers are aligned; L, N and the segment are multiples of 16
+    # facts that a launch would detect: pointers are aligned; L, N and the segment are multiples of 16
     multiples = {"L", "segment", "N"} if flags["NQ"] * flags["NV"] == LANE_STATES else {"L", "segment"}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_p") or n in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
@@ -250,9 +250,9 @@ def _loops(code: str) -> list[tuple[int, int, Counter[str]]]:
 def _per_element(code: str, lane_states: int, backward: bool) -> tuple[float, float]:
     """Instructions and exponentials per channel, state and step.
 
-    The compiler may unroll loops. The number of steps in a loop follows from its exponentials: forward, a step has one
-    per state and one for the softplus; backward, four steps have 4 + 3 per state (the last state is not recomputed)
-    and 4 + 4 for softplus and sigmoid.
+    The compiler may unroll loops. The number of steps in a loop follows from its exponentials: in the forward pass, a
+    step has one per state and one for the softplus; in the backward pass, four steps have 4 + 3 per state (the last
+    state is not recomputed) and 4 + 4 for softplus and sigmoid.
     """
 
     def count(kinds: Counter[str], start: str = "") -> int:

@@ -1,6 +1,6 @@
-"""Times the Triton scan on a GPU beside peers in the same process, for `voxelwave bench kernels --device cuda`.
+"""Time the Triton scan on a GPU, with peers in the same process, for `voxelwave bench kernels --device cuda`.
 
-It has not run on a GPU yet, so the project states no GPU times.
+It has not run on a GPU yet, so the project publishes no GPU times.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .peers import parallel_scan, trained_inputs
 from .triton import ScanShape
 from .triton_aot import H100_BYTES_PER_S, fewest_bytes
 
-# Written between two runs, so that no run finds its inputs in the L2 cache (50 MiB on an H100).
+# This memory is written between two runs, so that no run finds its inputs in the L2 cache (50 MiB on an H100).
 FLUSHED_BYTES = 256 * 2**20
 # The parallel scan in PyTorch holds a few tensors of all states; beyond this size it is left out.
 PARALLEL_SCAN_ELEMENTS = 2**29
@@ -48,10 +48,12 @@ class GpuRow(NamedTuple):
     what: str  # "forward", "forward with checkpoints", "backward"
     median_us: float
     fastest_us: float
-    gigabytes_per_s: float  # the fewest bytes possible over the median; more are moved
-    h100_floor_fraction: float  # the time that an H100's memory needs for the fewest bytes, over the median
+    gigabytes_per_s: float  # the fewest possible bytes divided by the median time; the kernel moves more bytes
+    h100_floor_fraction: (
+        float  # the time that the memory of an H100 needs for the fewest bytes, divided by the median time
+    )
     peer_ratio: dict[str, float]  # time of the peer / our median
-    max_error: float | None  # largest error against float64, over the largest value
+    max_error: float | None  # largest error against float64, divided by the largest value
 
 
 def gpu_benchmark(*, quick: bool = False, seed: int = 0, repeats: int = 50) -> list[GpuRow]:
@@ -103,7 +105,7 @@ def _rows(shape: ScanShape, dtype: torch.dtype, seed: int, repeats: int, device:
 
 
 def _peers(shape: ScanShape, arguments: _Arguments, grad_out: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
-    """The peers that run at this size; the backward pass runs on the graph of one forward pass, many times."""
+    """The peers that can run at this size; the backward pass is repeated on the graph of one forward pass."""
     peers: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "backward": {}}
     scans: dict[str, Callable[..., Tensor]] = {}
     if shape.batch * shape.channels * shape.length * shape.states <= PARALLEL_SCAN_ELEMENTS:
@@ -138,7 +140,7 @@ def _peers(shape: ScanShape, arguments: _Arguments, grad_out: Tensor) -> dict[st
 def _errors(
     shape: ScanShape, arguments: _Arguments, grad_out: Tensor, out: Tensor, gradients: tuple[Tensor | None, ...]
 ) -> dict[str, float]:
-    """Largest error against float64 over the largest value, of out and of the worst gradient."""
+    """Largest error against float64 divided by the largest value, of out and of the worst gradient."""
     if shape.length > REFERENCE_STEPS or shape.batch > 1:
         return {}
     u, delta, A, B, C, D, bias = (v.double() for v in arguments if isinstance(v, Tensor))

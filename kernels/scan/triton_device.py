@@ -1,17 +1,18 @@
 """Triton kernels of the selective scan; `triton` prepares their arguments and launches them.
 
-A program is one warp per 16 states. It walks one segment of the sequence for 32 channels of one group: lane = channel,
-states in registers, time step after time step. Tiles of states are (NR, NL, BD): NR states in the registers of a lane,
-NL warps, BD = 32 lanes. State n = (q * NL + nl) * NV + v for register r = q * NV + v, so that a lane reads NV = 4
-neighbouring states of B and C with one 16-byte load, the same for all lanes, and no layout is ever converted.
+A program has one warp per 16 states. It processes one segment of the sequence, step by step, for 32 channels of one
+group, with one channel per lane and the states in registers. Tiles of states are (NR, NL, BD): NR states in the
+registers of a lane, NL warps, BD = 32 lanes. Register r = q * NV + v holds state n = (q * NL + nl) * NV + v, so a lane
+reads NV = 4 neighbouring states of B and C with one 16-byte load, which is the same for all lanes, and no layout is
+ever converted.
 
 Tensors with channels are read in one of two layouts:
 - scan order, (B, D, L): a lane reads four steps of its channel at once if L is a multiple of 16 (VECTOR);
 - DIRECTIONAL, (B, L, K, C) in image order: 32 lanes read 32 neighbouring channels at the position that `perm` lists.
 
-B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), with N padded with zeros to a
-power of two NP. A is given as A' = A log2(e), so that exp(dl A) = exp2(dl A'), and is finite: a step beyond the end has
-dl = 0 and u = 0 and leaves every state unchanged.
+B and C (and the partial sums of their gradients) have the states last: (B, L, G, NP), where N is padded with zeros to a
+power of two NP. A is given as A' = A log2(e), so that exp(dl A) = exp2(dl A'), and must be finite: a step beyond the
+end has dl = 0 and u = 0 and leaves every state unchanged.
 """
 
 # Device code is written in Triton's language: it has no starred tuples, and Python's types cannot describe its tuples.
@@ -21,16 +22,16 @@ dl = 0 and u = 0 and leaves every state unchanged.
 import triton
 import triton.language as tl
 
-# Steps that are loaded together; the backward pass keeps their states in registers.
+# Number of steps that are loaded together; the backward pass keeps their states in registers.
 STEPS = tl.constexpr(4)
-# Steps between two stored states. A multiple of STEPS; `triton.CHECKPOINT_STEPS` is the same number.
+# Number of steps between two stored states, a multiple of STEPS; must equal `triton.CHECKPOINT_STEPS`.
 CHUNK = tl.constexpr(16)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _softplus(x):
-    # log1p(y) = y p(y) with p fitted on [0, 1]; relative error 2e-7 in float32, for small step sizes too
+    # log1p(y) = y p(y) with p fitted on [0, 1]; relative error 2e-7 in float32, also for small step sizes
     y = tl.exp(-tl.abs(x))
     p = 0.00523268804
     p = p * y - 0.0295052137
@@ -212,10 +213,11 @@ def segment_ends(
     REVERSE: tl.constexpr, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
     NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """First pass: the state at the end of each segment if it enters as 0, and the sum of the step sizes.
+    """First pass: the state at the end of each segment for an initial state of 0, and the sum of the step sizes.
 
-    Forward, w = u and M = B: h <- a h + (dl w) M. REVERSE, w = gradient of out and M = C: r <- a (r + w silu(z) M),
-    from the last step to the first. Writes (B, segments, D, N) and (B, segments, D), float32.
+    Forward, with w = u and M = B: h <- a h + (dl w) M. With REVERSE, w = gradient of out and M = C:
+    r <- a (r + w silu(z) M), from the last step to the first. The results are (B, segments, D, N) and (B, segments, D),
+    float32.
     """
     batch, seg, group, _block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
@@ -272,8 +274,8 @@ def carry_states(
 ):  # fmt: skip
     """Between the passes: the state that enters each segment, (B, segments, D, N), from the results of the first pass.
 
-    The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) enters the first segment,
-    or the last one if REVERSE.
+    The decay over a segment is exp(A times the sum of its step sizes). `first` (B, D, N) is the state that enters the
+    first segment, or with REVERSE the last segment.
     """
     batch, _seg, group, _block, first = _place(G, n_blocks, 1, width, BD)
     lane = tl.arange(0, BD)[None, :]
@@ -383,10 +385,10 @@ def backward_segments(
 ):  # fmt: skip
     """Second pass, backward: chunk by chunk from the last step of the segment to the first.
 
-    Each chunk runs forward from its checkpoint and keeps every STEPS-th state; each group of STEPS runs again and keeps
-    all its states, and then runs backwards. `carry` is a_t g_t, which each step passes to the one before it. Each
-    program writes its own sums over channels (dB, dC) and over steps (dA, dD, ...); they are added afterwards in a
-    fixed order, without atomic additions.
+    Each chunk is recomputed forward from its checkpoint, keeping every STEPS-th state; each group of STEPS steps is
+    computed again, keeping all its states, and then processed backwards. `carry` is a_t g_t, which each step passes to
+    the previous step. Each program writes its own sums over channels (dB, dC) and over steps (dA, dD, ...); they are
+    added afterwards in a fixed order, without atomic additions.
     """
     batch, seg, group, block, first = _place(G, n_blocks, n_segments, width, BD)
     lane = tl.arange(0, BD)[None, :]
@@ -414,7 +416,7 @@ def backward_segments(
     dz = _start(dz_p, batch, group, first, L, G, width, False, DIRECTIONAL)
     stride = G * width
     dBC = dBC_p + ((batch.to(tl.int64) * L * G + group) * n_blocks + block) * (2 * NP)
-    # place of value v of the joined tile (NR, NL, 2) of dB and dC in a row [dB: NP, dC: NP]
+    # position of value v of the joined tile (NR, NL, 2) of dB and dC in a row [dB: NP, dC: NP]
     v = tl.arange(0, 2 * NP)
     r = v // 2 // NL
     place_BC = (v % 2) * NP + ((r // NV) * NL + v // 2 % NL) * NV + r % NV
