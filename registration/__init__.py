@@ -1,1 +1,1 @@
-"""Align two brain scans: NestedMorph, dense-field refinement, losses, metrics, training."""
+"""Alignment of two brain scans: NestedMorph, dense-field refinement, losses, metrics, training."""

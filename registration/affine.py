@@ -1,4 +1,4 @@
-"""Rigid and affine alignment of two volumes of any orientation, from many starts."""
+"""Rigid and affine alignment of two volumes of any orientation, from many starting points."""
 
 import hashlib
 import itertools
@@ -17,12 +17,12 @@ from ..volumes import Volume, VolumeWarning
 from .checks import check_images
 from .linear import Kind, Metric, Samples, coarsened, fit, samples_of, similarity, without_outliers
 
-_CACHE_VERSION = 3  # raise it when the same inputs and options give another matrix
-_LEVELS = ((8.0, 8_000), (4.0, 30_000), (2.0, 60_000))  # spacing in mm, and samples of the fixed image
-# Measured on T1w and b0 of one session: 2 mm or 3 degrees change the similarity by 0.003 to 0.008, chance by 0.001.
+_CACHE_VERSION = 3  # increase it when the same inputs and options give another matrix
+_LEVELS = ((8.0, 8_000), (4.0, 30_000), (2.0, 60_000))  # spacing in mm, and number of samples of the fixed image
+# Measured on T1w and b0 of one session: 2 mm or 3 degrees change the similarity by 0.003 to 0.008; noise, by 0.001.
 _LEAST_GAIN = 0.001
-_PRICE_OF_OVERLAP = 0.05  # of similarity, for losing all overlap: a small overlap is similar by chance
-_TRIED = 8  # turned starts that get a coarse fit
+_PRICE_OF_OVERLAP = 0.05  # in similarity, for the loss of all overlap; a small overlap can be similar by chance
+_TRIED = 8  # number of rotated starting points that get a coarse fit
 # the 24 rotations of a cube, in degrees about x, y and z
 _RIGHT_ANGLES = (
     *itertools.product((0, 90, 180, 270), (0,), (0, 90, 180, 270)),
@@ -52,26 +52,26 @@ def align_affine(
 ) -> np.ndarray:
     """The matrix that maps points of the fixed space to points of the moving space (a pull-back), RAS mm.
 
-    Several starts compete: the scanner's own geometry, and turns about the centres of mass and of the grids. Rigid
-    fits and then affine ones follow from coarse to fine, and each is kept only if it raises the similarity on samples
-    that it was not fitted to: two scans of one session are often aligned best by the scanner's geometry, and an affine
-    fit to a thin slab can diverge.
+    The candidates for the starting point are the scanner's geometry, and rotations about the centres of mass and about
+    the centres of the grids. Rigid and then affine fits follow, from coarse to fine. A fit is kept only if it raises
+    the similarity on samples to which it was not fitted, because two scans of one session are often aligned best by the
+    scanner's geometry, and an affine fit to a thin slab can diverge.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         kind: "affine" (12 parameters) or "rigid" (6).
-        metric: "mi" (mutual information: any two contrasts) or "ncc" (squared correlation: one contrast).
+        metric: "mi" (mutual information, for any two contrasts) or "ncc" (squared correlation, for one contrast).
         moving_mask: on the grid of `moving`; voxels that are 0 are not compared.
         fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
         seed: seed for the sampling of the images; equal seeds give equal results.
-        cache_dir: folder in which results are kept and found again by the content of all arguments.
+        cache_dir: folder in which results are kept, and found again if the content of all arguments is the same.
 
     Returns:
         (4, 4) float64; `warped(x) = moving(matrix @ x)`.
 
     Raises:
-        ValueError: images that are not 3-D, constant or not finite, or masks on another grid.
+        ValueError: an image is not 3-D, constant or not finite, or a mask is on another grid.
     """
     if kind not in ("affine", "rigid"):
         raise ValueError(f'kind must be "affine" or "rigid", got {kind!r}')
@@ -97,7 +97,7 @@ def align_affine(
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Two volumes thinned to the finest working spacing, and how they are compared."""
+    """Two volumes, downsampled to the finest working spacing, and the settings of their comparison."""
 
     moving: Volume
     fixed: Volume
@@ -138,16 +138,16 @@ class _Pair:
 
 
 def _align(pair: _Pair, kind: Kind) -> np.ndarray:
-    """The best start, improved by rigid and then affine fits, as far as each raises the similarity.
+    """The best starting point, improved by those rigid and then affine fits that raise the similarity.
 
-    A stage is judged on other samples than those that it was fitted to.
+    The similarity of a stage is computed on samples to which the stage was not fitted.
     """
     levels = [pair.samples(mm, count) for mm, count in _LEVELS]
     scores = [pair.samples(mm, count, seed=1) for mm, count in _LEVELS]
 
     def better(new: np.ndarray, old: np.ndarray) -> np.ndarray:
         after, before = (similarity(scores[-1], world, pair.metric) for world in (new, old))
-        if before.overlap <= 0.3 * after.overlap:  # the images hardly meet in the old geometry
+        if before.overlap <= 0.3 * after.overlap:  # the images hardly overlap in the old geometry
             return new
         lost = max(0.0, 1 - after.overlap / before.overlap)
         enough = _LEAST_GAIN + _PRICE_OF_OVERLAP * lost
@@ -175,9 +175,9 @@ def _align(pair: _Pair, kind: Kind) -> np.ndarray:
 
 
 def _turned_starts(pair: _Pair, samples: Samples) -> list[np.ndarray]:
-    """The most similar of many turns, about the centres of mass and about the centres of the grids.
+    """The rotations with the highest similarity, about the centres of mass and about the centres of the grids.
 
-    The latter help where the images show different parts of a body.
+    Those about the centres of the grids help if the images show different parts of a body.
     """
     masses = _centre_of_mass(pair.fixed, pair.fixed_mask), _centre_of_mass(pair.moving, pair.moving_mask)
     grids = _centre_of_grid(pair.fixed), _centre_of_grid(pair.moving)
@@ -190,7 +190,7 @@ def _turned_starts(pair: _Pair, samples: Samples) -> list[np.ndarray]:
 
 
 def _distinct(worlds: list[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
-    """The first `_TRIED` maps that differ by more than 20 mm at a distance of 60 mm from the centre."""
+    """The first `_TRIED` maps that differ from each other by more than 20 mm at 60 mm from the centre."""
     corners = np.concatenate([centre + 60 * np.vstack([np.eye(3), -np.eye(3)]), np.ones((6, 1))], axis=1).T
     kept: list[np.ndarray] = []
     for world in worlds:

@@ -15,11 +15,11 @@ from ..volumes.volume import LPS
 from .checks import check_3d, check_images
 from .mutual_information import HISTOGRAM_BINS
 
-# The functions import ants themselves: it takes seconds to load, and only SyN needs it.
+# ants is imported in the functions, since it takes seconds to load and only SyN needs it.
 
 
 def to_ants(volume: Volume) -> Any:
-    """Convert a volume (D, H, W) to a float32 ANTs image with the same voxels; its geometry becomes LPS mm, exactly."""
+    """Convert a volume (D, H, W) to a float32 ANTs image with the same voxels; the geometry is converted to LPS mm."""
     import ants
 
     check_3d("volume", volume)
@@ -34,9 +34,9 @@ def to_ants(volume: Volume) -> Any:
 
 
 def from_ants(image: Any) -> Volume:
-    """Convert an ANTs image with one component to a volume; its geometry becomes RAS+ mm.
+    """Convert an ANTs image with one component to a volume; the geometry is converted to RAS+ mm.
 
-    The inverse of `to_ants`, for scripts that continue with an image that ANTs made.
+    This is the inverse of `to_ants`, for scripts that continue with an image computed by ANTs.
     """
     lps = np.eye(4)
     lps[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
@@ -54,14 +54,15 @@ def syn(
     moving_mask: Volume | None = None,
     seed: int = 0,
 ) -> tuple[DisplacementField, DisplacementField]:
-    """Symmetric normalisation by ANTs with its default settings (Avants 2008): the baseline for our methods.
+    """Symmetric normalisation by ANTs with its default settings (Avants 2008), the baseline for our methods.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         metric: metric of the deformable stage: "mattes" (mutual information, the ANTs default) or "CC" (local
             correlation).
-        initial: (4, 4), the start, as from `align_affine`. Without it ANTs first aligns the centres of mass.
+        initial: (4, 4), the starting point, such as a result of `align_affine`. Without it, ANTs first aligns the
+            centres of mass.
         fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
         moving_mask: on the grid of `moving`; voxels that are 0 are not compared.
         seed: seed for the sampling of the metric.
@@ -72,7 +73,7 @@ def syn(
         inverse: on the grid of `moving`, from moving space into fixed space.
 
     Raises:
-        ValueError: images that are not 3-D, constant or not finite, or masks on another grid.
+        ValueError: an image is not 3-D, constant or not finite, or a mask is on another grid.
     """
     import ants
 
@@ -87,7 +88,7 @@ def syn(
             moving_image,
             type_of_transform="SyN",
             syn_metric=metric,
-            syn_sampling=4 if metric == "CC" else HISTOGRAM_BINS,  # a radius in voxels, or a number of bins
+            syn_sampling=4 if metric == "CC" else HISTOGRAM_BINS,  # radius in voxels, or number of bins
             initial_transform=start,
             mask=None if fixed_mask is None else to_ants(fixed_mask),
             moving_mask=None if moving_mask is None else to_ants(moving_mask),
@@ -115,7 +116,7 @@ def _write_affine(world: np.ndarray, path: Path) -> str:
 
 @contextlib.contextmanager
 def _ants_environment(*, seed: int | None = None) -> Iterator[None]:
-    """Set the environment variables that ANTs reads, for one call: PyTorch's number of threads, and a seed."""
+    """Set the environment variables of ANTs for one call: the number of threads of PyTorch, and a seed."""
     # ITK reads the number of threads once, at its first parallel call; a value that the user set is kept
     wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(torch.get_num_threads())}
     wanted = {name: value for name, value in wanted.items() if name not in os.environ}

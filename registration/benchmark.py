@@ -1,4 +1,4 @@
-"""The registration figures of the README: our method and ANTs' SyN on the same images in one run.
+"""The registration benchmark of the README: our method and ANTs' SyN on the same images in one run.
 
 Both methods start from the same images, and their times include their own affine part.
 """
@@ -93,10 +93,10 @@ def known_field_benchmark(
 ) -> list[FieldResult]:
     """Warp the T1 image by a random smooth field, register it to the T2 image, and compare with the true field.
 
-    The displacement w that makes the moving image, moving(y) = T1(y + w(y)), is white noise smoothed by a Gaussian of
-    `sigma_mm` and scaled so that its longest vector inside the brain is `peak_mm` long. The true displacement on the
-    fixed grid is u with id + u the inverse of id + w, by fixed-point iteration to 0.001 voxel. The brain is where T1 is
-    not 0.
+    The moving image is moving(y) = T1(y + w(y)). The displacement w is white noise, smoothed by a Gaussian of
+    `sigma_mm` and scaled so that its longest vector inside the brain has the length `peak_mm`. The true displacement u
+    on the fixed grid is defined by id + u = (id + w)^-1 and computed by fixed-point iteration to 0.001 voxel. The brain
+    is the region where T1 is not 0.
 
     Args:
         t1: skull-stripped, (D, H, W), on the grid of `t2` and aligned with it.
@@ -111,7 +111,7 @@ def known_field_benchmark(
         One result per seed and method.
 
     Raises:
-        ValueError: the images lie on different grids.
+        ValueError: the images are on different grids.
     """
     if t1.shape != t2.shape or not np.allclose(t1.affine, t2.affine, atol=1e-3):
         raise ValueError(f"t1 and t2 must lie on one grid, got {t1.shape} and {t2.shape} or different affines")
@@ -155,13 +155,13 @@ def label_benchmark(
     """Register two people and compare the overlap of their label maps.
 
     The moving labels are resampled on the fixed grid once, by nearest neighbour. FreeSurfer's cortical parcels
-    (1000 to 1999 left, 2000 to 2999 right) count as the cortex, 3 and 42, as in the coarser label maps.
+    (1000 to 1999 left, 2000 to 2999 right) are mapped to the cortex, 3 and 42, as in the coarser label maps.
 
     Args:
-        moving: skull-stripped.
-        fixed: skull-stripped.
+        moving: a skull-stripped scan with labels.
+        fixed: a skull-stripped scan with labels.
         labels: the labels to score; those absent from either map are ignored.
-        methods: "field" and "syn" of `register`, and "diffeomorphic" for the field that composes small steps only.
+        methods: "field" and "syn" of `register`, and "diffeomorphic" for "field" with its option diffeomorphic.
         seed: seed of the affine part and of SyN.
         progress: called with a line about each run.
 
@@ -216,7 +216,7 @@ def _voxels(field: DisplacementField) -> Tensor:
 
 
 def _folds(field: DisplacementField) -> float:
-    """Folded voxels in percent: central differences, including the border."""
+    """Folded voxels in percent, by central differences, including the border."""
     return 100 * float((jacobian_determinant(_voxels(field)) <= 0).float().mean())
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of NestedMorph, each case in a fresh process."""
+"""Time and memory of NestedMorph, with each case in a new process."""
 
 import json
 import statistics
@@ -36,7 +36,7 @@ class ModelCost:
         fastest: seconds of the fastest run.
         slowest: seconds of the slowest run.
         repeats: number of runs.
-        peak_mib: peak resident set beyond the idle process with model and images in memory.
+        peak_mib: peak resident set, minus that of the idle process with model and images in memory.
     """
 
     size: tuple[int, int, int]
@@ -51,10 +51,11 @@ class ModelCost:
 def model_cost_table(
     cases: Sequence[Case] = CASES, *, threads: int = 2, expand_chunk: int | None = 512
 ) -> list[ModelCost]:
-    """Measure seconds and peak extra memory of NestedMorph on the CPU, float32, batch 1.
+    """Measure time and peak additional memory of NestedMorph on the CPU, float32, batch 1.
 
-    "forward" runs in inference mode; "training step" is forward, local NCC and diffusion energy, backward, and a step
-    of Adam (amsgrad) with its moments. Each case runs in its own process, so that none reuses memory of another.
+    "forward" runs in inference mode; "training step" consists of the forward pass, local NCC and diffusion energy, the
+    backward pass, and a step of Adam (amsgrad) with its moments. Each case runs in its own process, so that no case
+    reuses memory of another.
 
     Args:
         cases: (size, mode, repeats) each.

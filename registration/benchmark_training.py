@@ -1,4 +1,4 @@
-"""A check of training: fit NestedMorph to one pair; within a few hundred steps the loss falls and the Dice rises."""
+"""A check of training: fit NestedMorph to one pair, and measure the fall of the loss and the rise of the Dice."""
 
 import time
 import warnings
@@ -61,10 +61,10 @@ def overfit(
     network: nn.Module | None = None,
     affine: AffineKind = "affine",
 ) -> OverfitResult:
-    """Train on one pair of images after the affine, and measure before and after; labels are used to measure only.
+    """Train on one affinely aligned pair of images, and measure before and after; labels are only used to measure.
 
-    OUTPUT receives network.safetensors and network.ckpt, which `register` takes, and overfit.json with the result and
-    the loss of every step. The figures say nothing about other pairs.
+    OUTPUT receives network.safetensors and network.ckpt, which `register` accepts, and overfit.json with the result and
+    the loss of every step. The figures do not apply to other pairs.
 
     Args:
         moving: an image and its labels, (D, H, W) each.

@@ -1,4 +1,4 @@
-"""Checks of the scans to align."""
+"""Checks of the scans that are to be aligned."""
 
 import numpy as np
 

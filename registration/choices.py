@@ -1,4 +1,4 @@
-"""The choices that options name: methods, similarities, contrasts, tasks and splits. Loads nothing."""
+"""The possible values of options: methods, similarities, contrasts, tasks and splits. Imports no heavy library."""
 
 from typing import Literal, get_args
 

@@ -1,14 +1,14 @@
-"""Training pairs, read, aligned, resampled to one grid and augmented, as a MONAI data set.
+"""Training pairs as a MONAI data set: read, aligned, resampled to one grid and augmented.
 
 Pairs are listed and split in `pairs`; `prepare` and `augmentation` change their images, and `pair_dataset` combines
 the two. A prepared item is a dictionary:
 
 | key | value |
 | --- | --- |
-| moving, fixed | (1, D, H, W) float32 in [0, 1], both on the training grid, the affine applied |
+| moving, fixed | (1, D, H, W) float32 in [0, 1], both on the training grid, after the affine |
 | moving_labels, fixed_labels | (1, D, H, W) int64, if the pair has both |
 | spacing | (3,) float32, mm |
-| subject | name |
+| subject | name of the subject |
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from .grids import to_grid, training_grid, unit_range, with_channel
 from .pairs import PAIR_FILES, Pair
 from .series import load_fixed, sidecar
 
-_CACHE_VERSION = 1  # raise it when `prepare` gives other tensors for the same files and options
+_CACHE_VERSION = 1  # increase it when `prepare` gives other tensors for the same files and options
 
 
 def prepare(
@@ -117,9 +117,9 @@ def prepare_volumes(
 
 
 def augmentation(*, labels: bool) -> Compose:
-    """Random changes of a prepared item, for training only; seed them with `.set_random_state(seed)`.
+    """Random augmentation of a prepared item, for training only; seed it with `.set_random_state(seed)`.
 
-    Each axis is flipped with probability 0.5, in both images at once. The moving image and its labels are then rotated
+    Each axis is flipped with probability 0.5, in both images together. The moving image and its labels are then rotated
     by up to 6 degrees, shifted by up to 3 voxels and scaled by up to 5 %, and the contrast of each image is changed by
     a gamma of 0.8 to 1.25.
 
@@ -157,7 +157,7 @@ def pair_dataset(
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """A MONAI data set of prepared items; each pair is prepared once and augmented anew every time it is read.
+    """A MONAI data set of prepared items; each pair is prepared once, and augmented again each time it is read.
 
     Args:
         pairs: at least one; either all or none with both label maps.
@@ -166,11 +166,11 @@ def pair_dataset(
         affine: see `prepare`.
         augment: whether to apply `augmentation`, for training only.
         seed: seed of the augmentation.
-        cache_dir: folder in which prepared items and affine results are kept and found again as long as the files and
-            options are the same; by default they are kept in memory.
+        cache_dir: folder in which prepared items and affine results are kept; they are used again if files and options
+            are the same. By default they are kept in memory.
 
     Raises:
-        ValueError: no pairs, or label maps for some pairs only.
+        ValueError: there are no pairs, or only some pairs have label maps.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one pair, got none")
@@ -182,7 +182,7 @@ def pair_dataset(
     steps: list[Any] = [_Prepare(options, cache_dir)]
     if augment:
         steps.append(augmentation(labels=labelled.pop()))
-    transform = Compose(steps).set_random_state(seed)  # MONAI's Compose draws new states for its parts
+    transform = Compose(steps).set_random_state(seed)  # MONAI's Compose draws new random states for its parts
     items = [_item(pair, options) for pair in pairs]
     if cache_dir is None:
         return CacheDataset(items, transform, progress=False, num_workers=1)
@@ -190,7 +190,7 @@ def pair_dataset(
 
 
 class _Prepare(Transform):
-    """The deterministic part, whose result MONAI's caching data sets keep."""
+    """The deterministic part, whose result the caching data sets of MONAI store."""
 
     def __init__(self, options: dict[str, Any], cache_dir: str | os.PathLike[str] | None):
         self.options = options
@@ -203,7 +203,7 @@ class _Prepare(Transform):
 
 
 class _PlainTensors(Transform):
-    """Convert MONAI's tensors to plain ones and labels to whole numbers."""
+    """Convert MONAI's tensors to plain tensors, and labels to integers."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         for name in PAIR_FILES:
@@ -214,7 +214,7 @@ class _PlainTensors(Transform):
 
 
 def _item(pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
-    """The content that MONAI hashes for its cache on disk: pair, options, and size and time of each file."""
+    """The content that MONAI hashes for its cache on disk: pair, options, and size and change time of each file."""
     files = [file for name in PAIR_FILES if (file := getattr(pair, name)) is not None]
     if pair.contrast != "image":
         files += [file for end in (".bval", ".bvec") if (file := sidecar(pair.fixed, end)).is_file()]

@@ -1,6 +1,6 @@
-"""Diffusion MRI for registration: mean b0, mean DWI and FA maps, and b-vectors that rotate with the head.
+"""Diffusion MRI for registration: mean b0, mean DWI and FA maps, and rotation of b-vectors.
 
-b-vectors are in FSL's form: along the voxel axes, the first axis negated where the affine's determinant is positive.
+b-vectors are in FSL's form: along the voxel axes, with the first axis negated if the affine's determinant is positive.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..volumes import Volume
 
-B0_MAX = 50.0  # s/mm^2; scanners write 0, 5 or so for "no diffusion weighting"
+B0_MAX = 50.0  # s/mm^2; for volumes without diffusion weighting, scanners write 0, 5 or a similar number
 
 
 def read_gradients(bval: str | os.PathLike[str], bvec: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -32,10 +32,10 @@ def read_gradients(bval: str | os.PathLike[str], bvec: str | os.PathLike[str]) -
 
 
 def known_directions(bvals: np.ndarray, bvecs: np.ndarray) -> np.ndarray:
-    """The b-vectors (T, 3) with 0, no direction, for NaN in an unweighted volume, as MRtrix and scanners write it.
+    """The b-vectors (T, 3) with NaN, which MRtrix and scanners write for unweighted volumes, replaced by 0.
 
     Raises:
-        ValueError: another shape, b-values that are not finite, or a weighted volume without a finite direction.
+        ValueError: the shape is wrong, a b-value is not finite, or a weighted volume has no finite direction.
 
     Example:
         >>> known_directions(np.array([0.0, 1000.0]), np.array([[np.nan] * 3, [1.0, 0.0, 0.0]])).tolist()
@@ -86,7 +86,7 @@ def mean_dwi(series: Volume, bvals: np.ndarray) -> Volume:
 
 
 def fractional_anisotropy(series: Volume, bvals: np.ndarray, bvecs: np.ndarray) -> Volume:
-    """FA of the diffusion tensor, in 0..1, (D, H, W) float32; 0 where there is no signal.
+    """FA of the diffusion tensor, in 0..1, (D, H, W) float32; 0 in voxels without signal.
 
     The tensor is fitted to the logarithm of the signal by least squares (Basser et al., J. Magn. Reson. B 1994), as
     scanners do: the median difference to the FA map of a Siemens Prisma is 0.002.
@@ -127,21 +127,21 @@ def fractional_anisotropy(series: Volume, bvals: np.ndarray, bvecs: np.ndarray) 
 def rotate_bvecs(
     bvecs: np.ndarray, linear: np.ndarray, *, moving_affine: np.ndarray, fixed_affine: np.ndarray
 ) -> np.ndarray:
-    """The b-vectors of a diffusion series after it was resampled to the grid of a fixed image.
+    """The b-vectors of a diffusion series after resampling to the grid of a fixed image.
 
-    Gradients follow the rotation of the transform only, not its scale and shear (finite strain: Alexander et al.,
-    IEEE TMI 2001; Leemans and Jones, MRM 2009). One rotation is used for the whole image.
+    Only the rotation of the transform is applied to the gradients, not its scale and shear (finite strain: Alexander et
+    al., IEEE TMI 2001; Leemans and Jones, MRM 2009). One rotation is used for the whole image.
 
     Args:
-        bvecs: (T, 3), in FSL's form, for the grid of the moving series. Vectors of length 0 keep it; NaN,
-            which some programs write at b = 0, becomes length 0.
+        bvecs: (T, 3), in FSL's form, for the grid of the moving series. Vectors of length 0 are not changed; NaN,
+            which some programs write at b = 0, becomes a vector of length 0.
         linear: (3, 3) or (4, 4), fixed world -> moving world (a pull-back), RAS: the affine, or the linear part of a
             deformable transform.
         moving_affine: (4, 4), voxel -> world, of the grid on which the series was acquired.
         fixed_affine: (4, 4), voxel -> world, of the grid to which it was resampled.
 
     Returns:
-        (T, 3), in FSL's form, for the fixed grid; unit length.
+        (T, 3) unit vectors in FSL's form, for the fixed grid.
 
     Example:
         >>> turned = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x of the fixed world is y of the moving world

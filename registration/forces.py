@@ -1,4 +1,4 @@
-"""The forces that drive a refinement: a dissimilarity of the warped and the fixed image, and its slope."""
+"""The forces that drive a refinement: a dissimilarity of the warped and the fixed image, and its gradient."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from ..kernels import fields
 from .levels import Level
 from .similarity import box_sum, mind_loss, mutual_information_loss
 
-Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped -> loss, and its gradient * number of voxels
+Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped image -> loss, and gradient of the loss * number of voxels
 
 _WINDOW = fields.WINDOW  # width of the correlation window, in voxels of the level; 7 gave the same Dice on one pair
 
@@ -50,7 +50,7 @@ def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
 
 
 class CorrelationForce:
-    """`local_ncc_loss` with the terms of the fixed image computed once; `compiled` is the same with its gradient."""
+    """`local_ncc_loss` with precomputed terms of the fixed image; `compiled` gives the same loss and its gradient."""
 
     def __init__(self, fixed: Tensor, mask: Tensor) -> None:
         self.mask, self.fixed = mask, fixed * mask

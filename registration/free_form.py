@@ -12,7 +12,7 @@ from .levels import Level, along
 from .warp import gradient, warp
 
 _BENDING = 0.03
-_STEP_MM = 0.6  # first step of Adam on the control points, for the 2 mm level; it falls to 0 along a cosine
+_STEP_MM = 0.6  # initial learning rate of Adam on the control points at the 2 mm level; it falls to 0 by a cosine
 
 
 def fit_level(
@@ -26,20 +26,21 @@ def fit_level(
     *,
     direction: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Adam on the control points, in mm, of a cubic B-spline added to `start`.
+    """Fit a cubic B-spline displacement, which is added to `start`, by Adam on its control points.
 
     Args:
-        level: both images.
+        level: both images at one resolution.
         start: (1, 3, D, H, W) in voxels of the level.
-        control: the B-spline's displacement on the previous level, dense, in mm; None on the first.
-        force: of the level's fixed image.
+        control: the dense displacement of the B-spline on the previous level, in mm; None on the first level.
+        force: the force against the level's fixed image.
         count: number of iterations.
         control_mm: distance between control points.
-        finest_mm: voxel size of the finest level; the length of the steps follows it.
-        direction: (3,), a unit vector along the axes of the grid; the B-spline then has one component along it.
+        finest_mm: voxel size of the finest level, to which the learning rate is proportional.
+        direction: (3,), a unit vector along the axes of the grid; if given, the B-spline has only the component along
+            it.
 
     Returns:
-        The displacement in voxels, the B-spline's part of it, (1, 3 or 1, D, H, W) in mm, and the last loss.
+        The displacement in voxels, the part of the B-spline (1, 3 or 1, D, H, W) in mm, and the last loss.
     """
     axes = None if direction is None else direction.to(start).view(1, 3, 1, 1, 1)
     bases = [
@@ -73,7 +74,7 @@ def fit_level(
 
 
 def spline_basis(n: int, step: float) -> Tensor:
-    """The cubic B-splines, (n, number of control points), at n voxels with a control point every `step` voxels."""
+    """The values of the cubic B-splines at n voxels, (n, control points), with a control point every `step` voxels."""
     points = math.ceil((n - 1) / step) + 3
     x = (torch.arange(n)[:, None] / step - (torch.arange(points) - 1)).abs()
     return torch.where(x < 1, 2 / 3 - x**2 + x**3 / 2, (2 - x).clamp(min=0) ** 3 / 6)
@@ -87,7 +88,7 @@ def separable(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def bending_slope(points: Tensor) -> Tensor:
-    """Half the gradient of the sum of squared second differences, with mixed ones counted twice."""
+    """Half the gradient of the sum of squared second differences, in which mixed differences count twice."""
     slope = torch.zeros_like(points)
     for a in (2, 3, 4):
         bend, n = points.diff(n=2, dim=a), points.shape[a]

@@ -1,4 +1,4 @@
-"""The grid that a network sees, and scans resampled to it and scaled to the unit range."""
+"""The input grid of a network, and the resampling and scaling of scans for it."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from ..volumes.resample import resample
 
 
 def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | None = None) -> Volume:
-    """The isotropic grid that a network sees, with the axes of `fixed`, ordered and directed nearest to RAS.
+    """The isotropic input grid of a network, with the axes of `fixed`, permuted and flipped to be closest to RAS.
 
     Args:
         fixed: the grid is centred on the content of this image.
         spacing_mm: voxel spacing along all three axes.
-        size: voxels per axis; the image is cropped or padded with 0 to it. By default all of `fixed` fits.
+        size: voxels per axis; the image is cropped or padded with 0 to this size. By default, the grid covers `fixed`.
 
     Returns:
-        An empty volume. A size that cuts off more than 2 % of the content of `fixed` gives a warning.
+        An empty volume on the grid. A size that cuts off more than 2 % of the content of `fixed` gives a warning.
 
     Raises:
         ValueError: size or spacing_mm is not positive.
@@ -59,10 +59,10 @@ def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | Non
 
 
 def unit_range(volume: Volume) -> Volume:
-    """Scale intensities to [0, 1] and clip those beyond.
+    """Scale intensities to [0, 1] and clip values outside this range.
 
-    0 is the 0.5th percentile of all voxels, 1 the 99.5th percentile of the voxels above it, so that the amount of empty
-    background hardly matters and a blank background stays 0.
+    0 is the 0.5th percentile of all voxels, and 1 the 99.5th percentile of the voxels above it, so that the amount of
+    empty background hardly matters and a background of 0 stays 0.
 
     Raises:
         ValueError: the volume is constant.
@@ -81,8 +81,8 @@ def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = No
 
     Args:
         volume: (D, H, W).
-        grid: a volume whose shape and affine are used.
-        transform: from the world of `grid` into that of `volume`; None if both share one world.
+        grid: a volume whose shape and affine define the grid.
+        transform: transform from the world of `grid` to that of `volume`; None if both share one world.
 
     Returns:
         (1, D, H, W) float32.
@@ -96,7 +96,7 @@ def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = No
 
 
 def _content(volume: Volume) -> np.ndarray:
-    """The voxels with content: those above a tenth of the robust intensity range."""
+    """Mask of the voxels above a tenth of the robust intensity range."""
     low, high = np.percentile(volume.array, [1, 99])
     content = volume.array > low + 0.1 * (high - low)
     return content if content.any() else np.ones(volume.shape, bool)

@@ -6,21 +6,21 @@ from torch import Tensor
 
 from .warp import jacobian_determinant
 
-BORDER = 2  # voxels on each side that Learn2Reg leaves out of its Jacobian measures
+BORDER = 2  # number of voxels on each side that the Jacobian measures of Learn2Reg leave out
 
 
 def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Tensor | None = None) -> float:
-    """Standard deviation of the logarithm of the Jacobian determinant: how unevenly the field compresses and expands.
+    """Standard deviation of the log Jacobian determinant, a measure of uneven compression and expansion.
 
     Args:
-        displacement: (B, 3, D, H, W) in voxels, each axis at least 5 long for Learn2Reg's definition.
+        displacement: (B, 3, D, H, W) in voxels, with at least 5 voxels per axis for Learn2Reg's definition.
         learn2reg: use Learn2Reg's definition (Hering et al. 2023): log(clip(det J + 3, 1e-9, 1e9)) without a border of
-            2 voxels. The 3 keeps folds finite and makes the values several times smaller. Otherwise the plain one:
-            log(max(det J, 1e-9)) over the whole volume. A published number needs the name of its definition.
+            2 voxels. The 3 keeps folds finite and makes the values several times smaller. False uses the plain
+            definition, log(max(det J, 1e-9)) over the whole volume. State the definition with any published number.
         mask: (D, H, W), nonzero at the voxels to use; all by default.
 
     Returns:
-        The population standard deviation over these voxels, 0 for a translation.
+        The population standard deviation over these voxels; 0 for a translation.
     """
     if learn2reg:
         determinant = _counted(displacement, mask, border=BORDER)
@@ -33,12 +33,12 @@ def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Te
 def non_positive_jacobian_fraction(
     displacement: Tensor, *, border: int = BORDER, mask: ArrayLike | Tensor | None = None
 ) -> float:
-    """Fraction of voxels where the map folds, that is, where its Jacobian determinant is 0 or negative; 0 to 1.
+    """Fraction (0 to 1) of voxels where the map folds, which means that its Jacobian determinant is 0 or negative.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
         border: voxels left out on each side: 2 as in Learn2Reg, whose central differences need neighbours; 0 for the
-            whole volume with one-sided differences on the border, as in the published NestedMorph evaluation.
+            whole volume, with one-sided differences on the border, as in the published NestedMorph evaluation.
         mask: (D, H, W), nonzero at the voxels to use; all by default.
 
     Example:

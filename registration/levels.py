@@ -1,4 +1,4 @@
-"""Images at one resolution of a refinement: scaled, smoothed, and on a coarser grid."""
+"""The images of a refinement at one resolution: scaled, smoothed, and on a coarser grid."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from torch import Tensor
 def normalized(image: Tensor) -> Tensor:
     """The image in [0, 1]: 0 for the darkest 1 %, 1 for the brightest 0.5 % of the foreground.
 
-    The scale then depends neither on a few bright vessels nor on negative values from interpolation in a background
-    of 0.
+    The scale then depends neither on a few bright vessels nor on negative values that interpolation causes in a
+    background of 0.
     """
     values = image.float().flatten()
     values = values[:: max(1, values.numel() // 1_000_000)]  # enough for a quantile
@@ -28,7 +28,7 @@ def normalized(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Both images on a coarse grid with the corners of the full one; `spacing` is (1, 3, 1, 1, 1) in mm."""
+    """Both images on a coarse grid that has the corners of the full grid; `spacing` is (1, 3, 1, 1, 1) in mm."""
 
     fixed: Tensor
     moving: Tensor
@@ -37,7 +37,7 @@ class Level:
 
 
 def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[float], target_mm: float) -> Level:
-    """Bring both images and the mask to about `target_mm`, along the axes that are finer than that.
+    """Downsample both images and the mask to about `target_mm`, along the axes that are finer than that.
 
     Args:
         fixed, moving, mask: (1, 1, D, H, W).
@@ -50,7 +50,7 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
         coarse = max(min(n, 8), round((n - 1) * mm / target_mm) + 1)
         shape.append(n if coarse > 0.8 * n else coarse)
         steps.append(mm * (n - 1) / (shape[-1] - 1) if n > 1 else mm)
-    # against aliasing: sigma is half the factor, less the blur of the voxel itself
+    # against aliasing: sigma is half the factor, minus the blur of the voxel itself
     factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
     sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
 
@@ -64,7 +64,7 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
 
 
 def smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Gaussian smoothing with sigmas in voxels, renormalised on the border; one small matrix per axis beats conv3d."""
+    """Gaussian smoothing with sigmas in voxels, renormalised at the border; small matrices are faster than conv3d."""
     for axis, (n, sigma) in enumerate(zip(image.shape[2:], sigmas, strict=True)):
         if sigma > 0.05 and n > 1:
             index = torch.arange(n, device=image.device, dtype=image.dtype)
@@ -74,7 +74,7 @@ def smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 def along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """The matrix (m, n) applied along one axis of length n of an image (B, C, D, H, W)."""
+    """Apply a matrix (m, n) along one axis of length n of an image (B, C, D, H, W)."""
     if axis == 2:
         return image @ matrix.T
     if axis == 1:

@@ -1,8 +1,8 @@
-"""Rigid and affine fits of two volumes: mutual information of samples, its gradient by hand, and L-BFGS.
+"""Rigid and affine fits of two volumes by L-BFGS on the mutual information of samples, with an exact gradient.
 
-The fixed image is sampled at points of a jittered lattice. A map sends them into the moving image, whose grey values
-and the fixed ones fill a joint histogram by cubic B-splines (Mattes et al., IEEE TMI 2003). Its normalised mutual
-information (Studholme et al., Pattern Recognition 1999) hardly depends on how far the images overlap.
+The fixed image is sampled at points of a jittered lattice. The map transforms these points to the moving image. The
+grey values of both images fill a joint histogram by cubic B-splines (Mattes et al., IEEE TMI 2003), whose normalised
+mutual information (Studholme et al., Pattern Recognition 1999) hardly depends on the size of the overlap.
 """
 
 import math
@@ -21,12 +21,12 @@ Kind = Literal["rigid", "affine"]
 Metric = Literal["mi", "ncc"]
 
 BINS = 32
-_LEAST_SAMPLES = 64  # in the overlap, for a similarity to mean anything
-_RADIUS_MM = 60.0  # a rotation or strain of 1 moves a point of a head this far, so that parameters are all in mm
-_RAMP = 2.0  # voxels over which samples fade out at the border of the moving image
+_LEAST_SAMPLES = 64  # number in the overlap that a meaningful similarity requires
+_RADIUS_MM = 60.0  # a rotation or strain of 1 moves a point of the head by this distance, so all parameters are in mm
+_RAMP = 2.0  # number of voxels over which the weight of samples falls to 0 at the border of the moving image
 _STRAIN = 0.05  # weight of the penalty on the squared strain of an affine fit, in units of the similarity
 
-# rotations about the three axes, then stretches and shears; each turns or strains by 1 at a factor of 1
+# rotations about the three axes, then stretches and shears; a factor of 1 means a rotation or strain of 1
 _DIRECTIONS = torch.tensor(
     [
         [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
@@ -45,7 +45,7 @@ _DIRECTIONS = torch.tensor(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of the fixed image, and the moving image that they are compared with, at one resolution.
+    """Samples of the fixed image, and the moving image with which they are compared, at one resolution.
 
     Args:
         points: (N, 3), world mm.
@@ -72,15 +72,15 @@ def samples_of(
     moving_mask: Volume | None = None,
     fixed_mask: Volume | None = None,
 ) -> Samples:
-    """Smooth both images to a resolution and sample the fixed one.
+    """Smooth both images to a resolution and sample the fixed image.
 
     Args:
         moving: (D, H, W).
         fixed: (D, H, W).
-        spacing_mm: the resolution; the images are smoothed as a grid of this spacing needs.
-        count: about how many points to sample.
+        spacing_mm: the resolution; the images are smoothed for a grid of this spacing.
+        count: approximate number of points to sample.
         seed: seed of the jitter of the points within their cells.
-        moving_mask: on the grid of `moving`; only points that fall on its nonzero voxels are compared.
+        moving_mask: on the grid of `moving`; only points that map to its nonzero voxels are compared.
         fixed_mask: on the grid of `fixed`; only its nonzero voxels are sampled.
     """
     coarse_moving, coarse_fixed = coarsened(moving, spacing_mm), coarsened(fixed, spacing_mm)
@@ -102,14 +102,14 @@ def samples_of(
 
 
 def coarsened(volume: Volume, spacing_mm: float) -> Volume:
-    """The volume at a coarser resolution: smoothed by a Gaussian and thinned, one product of matrices per axis.
+    """The volume at a coarser resolution: smoothed by a Gaussian and subsampled, by one matrix product per axis.
 
     Args:
         volume: (D, H, W).
-        spacing_mm: axes finer than this become as fine as a whole number of their voxels allows.
+        spacing_mm: axes finer than this are subsampled by the largest integer factor that does not go beyond it.
 
     Returns:
-        float32; its first voxel is in the place of the first voxel of `volume`.
+        float32; its first voxel is at the position of the first voxel of `volume`.
     """
     steps = [max(1, int(spacing_mm / mm + 0.1)) for mm in volume.spacing]
     array = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))
@@ -121,7 +121,7 @@ def coarsened(volume: Volume, spacing_mm: float) -> Volume:
 
 
 def _thinning(n: int, step: int) -> Tensor:
-    """Gaussian weights of n voxels for every `step`-th of them, each row summing to 1."""
+    """Gaussian weights of n voxels for every `step`-th voxel; each row sums to 1."""
     sigma = 0.42 * math.sqrt(step**2 - 1)
     distance = torch.arange(0, n, step)[:, None] - torch.arange(n)
     weights = torch.exp(-((distance / sigma) ** 2) / 2)
@@ -129,7 +129,7 @@ def _thinning(n: int, step: int) -> Tensor:
 
 
 def without_outliers(volume: Volume) -> Volume:
-    """The volume, float32, clipped to its 0.1st and 99.9th percentile: a few bright voxels would empty most bins."""
+    """The volume (float32), clipped to its 0.1st and 99.9th percentiles, so that bright outliers do not waste bins."""
     array = volume.array.astype(np.float32)
     some = array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
     low, high = np.percentile(some, [0.1, 99.9]).astype(np.float32)
@@ -138,11 +138,11 @@ def without_outliers(volume: Volume) -> Volume:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How well a map aligns two images.
+    """The similarity of two images under a map.
 
     Args:
         value: normalised mutual information, 1 to 2, or squared correlation, 0 to 1; lowest without overlap.
-        overlap: the share of the samples that fall into the moving image.
+        overlap: fraction of the samples that map into the moving image.
     """
 
     value: float
@@ -150,7 +150,7 @@ class Similarity:
 
 
 def similarity(samples: Samples, world: np.ndarray, metric: Metric = "mi") -> Similarity:
-    """The similarity under a map (4, 4) from fixed to moving world."""
+    """The similarity under a map (4, 4) from the fixed to the moving world."""
     value, overlap, _ = _compare(samples, torch.from_numpy(world), metric, with_slope=False)
     return Similarity(value, overlap)
 
@@ -159,10 +159,10 @@ def fit(samples: Samples, start: np.ndarray, kind: Kind, *, metric: Metric = "mi
     """The map near `start` with the highest similarity.
 
     Args:
-        samples: at one resolution.
+        samples: the samples at one resolution.
         start: (4, 4), fixed world -> moving world.
-        kind: "rigid" turns and moves `start`; "affine" strains it as well.
-        metric: "mi" for any two contrasts, "ncc" for one.
+        kind: "rigid" fits rotation and translation; "affine" also fits stretches and shears.
+        metric: "mi" for any two contrasts, "ncc" for one contrast.
         iterations: the largest number of iterations.
 
     Returns:
@@ -192,17 +192,17 @@ def fit(samples: Samples, start: np.ndarray, kind: Kind, *, metric: Metric = "mi
 
 
 def _moved(start: Tensor, centre: Tensor, free: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """`start` after a small motion about `centre`, and its derivative by each parameter.
+    """`start` after a small motion about `centre`, and its derivative with respect to each parameter.
 
     Args:
         free: (3 + K,): the translation in units of the radius, and the factors of K directions.
-        directions: (K, 3, 3), whose sum is the logarithm of the linear part.
+        directions: (K, 3, 3); their weighted sum is the logarithm of the linear part.
 
     Returns:
         (4, 4) and (3 + K, 4, 4).
     """
     logarithm = (free[3:, None, None] * directions).sum(dim=0)
-    # the exponential of [[M, N], [0, M]] holds that of M and its derivative in the direction N
+    # the exponential of [[M, N], [0, M]] contains that of M and its derivative in the direction N
     blocks = torch.zeros(len(directions), 6, 6, dtype=free.dtype)
     blocks[:, :3, :3] = blocks[:, 3:, 3:] = logarithm
     blocks[:, :3, 3:] = directions
@@ -219,7 +219,7 @@ def _moved(start: Tensor, centre: Tensor, free: Tensor, directions: Tensor) -> t
 
 
 def _compare(samples: Samples, world: Tensor, metric: Metric, *, with_slope: bool) -> tuple[float, float, Tensor]:
-    """The similarity, the overlap, and the derivative of the similarity by the map, (4, 4)."""
+    """The similarity, the overlap, and the derivative of the similarity with respect to the map, (4, 4)."""
     to_voxel = samples.to_voxel @ world
     voxels = (samples.points @ to_voxel[:3, :3].T + to_voxel[:3, 3]).float()
     inside, by_place = _inside(voxels, samples.moving.shape)
@@ -245,9 +245,10 @@ def _compare(samples: Samples, world: Tensor, metric: Metric, *, with_slope: boo
 
 
 def _inside(voxels: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """How far points lie inside a grid, (N,), from 0 half a voxel outside to 1, and the derivatives, (N, 3).
+    """The weight of points by their distance from the border of a grid, (N,), and its derivatives, (N, 3).
 
-    The ramp keeps the similarity continuous when points enter or leave: without it, fits stopped at false optima.
+    It rises from 0, half a voxel outside, to 1. This ramp keeps the similarity continuous when points enter or leave
+    the grid; without it, fits stopped at false optima.
     """
     size = torch.tensor(shape, dtype=torch.float32)
     width = torch.minimum(torch.tensor(_RAMP), size / 4)
@@ -267,7 +268,7 @@ def _mutual_information(moving: Tensor, fixed: Tensor, weight: Tensor) -> tuple[
         weight: 0 to 1, (N,).
 
     Returns:
-        The value, and its derivatives by each moving value and by each weight, (N,).
+        The value, and its derivatives with respect to each moving value and each weight, (N,).
     """
     row = fixed.round().long().clamp(0, BINS - 1) * (BINS + 3)
     first = moving.floor()
@@ -285,7 +286,7 @@ def _mutual_information(moving: Tensor, fixed: Tensor, weight: Tensor) -> tuple[
     if entropy <= 1e-9:
         return 1.0, torch.zeros_like(moving), torch.zeros_like(moving)
     value = (entropy_fixed + entropy_moving) / entropy
-    # d entropy / d p = -log p - 1; the constants cancel, since the shares of a sample sum to 1
+    # d entropy / d p = -log p - 1; the constants cancel, since the weights of a sample sum to 1
     by_bin = ((value * logs[0] - logs[1] - logs[2]) / entropy).float().flatten()
     at_bins = [by_bin[place + k] for k in range(4)]
     by_grey, by_weight = torch.zeros_like(moving), torch.zeros_like(moving)
@@ -306,7 +307,7 @@ def _spline_slope(t: Tensor) -> list[Tensor]:
 
 
 def _correlation(moving: Tensor, fixed: Tensor, weight: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The squared correlation of weighted grey values, with the derivatives of `_mutual_information`."""
+    """The squared correlation of weighted grey values, with the same derivatives as `_mutual_information`."""
     total = float(weight.sum())
     m = moving - float((weight * moving).sum()) / total
     f = fixed - float((weight * fixed).sum()) / total
@@ -320,14 +321,14 @@ def _correlation(moving: Tensor, fixed: Tensor, weight: Tensor) -> tuple[float, 
 
 
 def _sample(image: Tensor, voxels: Tensor) -> Tensor:
-    """Channels of an image (C, D, H, W) at voxel positions (N, 3), linear between voxels: (C, N)."""
+    """Channels of an image (C, D, H, W) at voxel positions (N, 3), by linear interpolation: (C, N)."""
     size = torch.tensor(image.shape[1:], dtype=torch.float32)
     grid = ((2 * voxels + 1) / size - 1).flip(1)[None, None, None]
     return F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0, :, 0, 0]
 
 
 def _interpolated(image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
-    """An image (D, H, W) at voxel positions (N, 3), linear between voxels, and its exact derivative there.
+    """An image (D, H, W) at voxel positions (N, 3), by linear interpolation, and its exact derivative there.
 
     Returns:
         (N,) and (3, N).
@@ -357,7 +358,7 @@ def _in_bins(values: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
 
 
 def _lattice(fixed: Volume, mask: Volume | None, count: int, seed: int) -> np.ndarray:
-    """World points (N, 3): one in each cell of a lattice, about cubic in mm, at a random place in its cell."""
+    """World points (N, 3): one random point in each cell of a lattice whose cells are about cubic in mm."""
     pitch_mm = (np.prod(fixed.shape) * np.prod(fixed.spacing) / count) ** (1 / 3)
     steps = np.array([max(1.0, pitch_mm / mm) for mm in fixed.spacing])
     cells = [np.arange(max(1, math.floor(n / step))) for n, step in zip(fixed.shape, steps, strict=True)]

@@ -49,8 +49,8 @@ def hd95_mm(
 ) -> dict[int, float]:
     """The 95th percentile of the distances between the surfaces of each label in mm, NaN if a map lacks the label.
 
-    MONAI's definition: for each surface voxel of one mask the distance to the nearest surface voxel of the other, the
-    95th percentile of these distances in each direction, and the larger of the two.
+    This is MONAI's definition: for each surface voxel of one mask, the distance to the nearest surface voxel of the
+    other mask is computed; the result is the larger of the 95th percentiles of these distances in both directions.
 
     Args:
         labels: (D, H, W) of whole numbers.
@@ -70,7 +70,7 @@ def hd95_mm(
         if not (a.any() and b.any()):
             distances[int(label)] = float("nan")
             continue
-        # cropped to both masks: a structure is a small part of a brain
+        # cropped to both masks, since a structure is a small part of the brain
         occupied = (a | b).nonzero()
         box = tuple(slice(low, high + 1) for low, high in zip(occupied.amin(0), occupied.amax(0), strict=True))
         first, second = (_surface_points(mask[box].numpy(), spacing) for mask in (a, b))
@@ -93,7 +93,7 @@ def _percentile_95(points: np.ndarray, others: np.ndarray) -> float:
 def same_shape(
     name: str, image: ArrayLike | Tensor, reference_name: str, reference: ArrayLike | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return two volumes as tensors on the CPU; refuse other shapes than one (D, H, W)."""
+    """Return two volumes as tensors on the CPU; refuse them unless both have the same shape (D, H, W)."""
     first, second = _tensor(image), _tensor(reference)
     if first.ndim != 3:
         raise ValueError(f"{name} must have shape (D, H, W), got {tuple(first.shape)}")
@@ -108,6 +108,6 @@ def _tensor(values: ArrayLike | Tensor) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()
     array = np.asarray(values)
-    if array.dtype.kind == "u":  # PyTorch can compare few of the unsigned types
+    if array.dtype.kind == "u":  # PyTorch can compare only some of the unsigned types
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))

@@ -1,4 +1,4 @@
-"""Train a registration network without ground truth: similar images, smooth displacements, optionally label overlap."""
+"""Training of a registration network without ground truth, by similarity, smoothness and optionally label overlap."""
 
 import json
 import os
@@ -46,7 +46,7 @@ class RegistrationModule(SteppedModule):
         learning_rate: learning rate of the first epoch.
         epochs: E above, the length of the training.
         diffeomorphic: whether a new `NestedMorph` predicts a velocity.
-        spacing_mm: spacing of the training grid; stored with the weights, since a network fits this spacing only.
+        spacing_mm: spacing of the training grid; stored with the weights, since a network works at this spacing only.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RegistrationModule(SteppedModule):
         self._log_evaluation("val", batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the same figures as `validation_step` with names "test_*"."""
+        """Log the same metrics as `validation_step`, with names "test_*"."""
         self._log_evaluation("test", batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class RegistrationModule(SteppedModule):
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, float]:
         """Return losses, "non_positive_jacobian_percent", "sdlogj", and with label maps "dice" and "affine_dice".
 
-        "affine_dice" is the Dice of the same labels before the network, to compare with.
+        "affine_dice" is the Dice of the same labels before the network, for comparison.
         """
         warped, displacement = self(batch["moving"], batch["fixed"])
         values = {name: float(value) for name, value in self.losses(batch, warped, displacement).items()}
@@ -182,7 +182,7 @@ def common_labels(moving_labels: Tensor, fixed_labels: Tensor) -> list[int]:
 
 
 def mean_dice(labels: Tensor, reference: Tensor, label_list: Sequence[int]) -> float:
-    """Return the mean Dice over `label_list` and the batch, both (B, 1, D, H, W), ignoring labels that a map lacks."""
+    """Return the mean Dice of two maps (B, 1, D, H, W) over `label_list` and the batch; absent labels are ignored."""
     scores = [
         list(dice(one[0], other[0], label_list=label_list).values())
         for one, other in zip(labels, reference, strict=True)

@@ -1,4 +1,4 @@
-"""Normalised mutual information of two volumes under a linear map, and the samples that it is computed from."""
+"""Normalised mutual information of two volumes under a linear map, and the samples from which it is computed."""
 
 import numpy as np
 from scipy.ndimage import map_coordinates
@@ -16,7 +16,7 @@ def normalized_mutual_information(
     mask: Volume | None = None,
     samples: int = 100_000,
 ) -> tuple[float, float]:
-    """How well `world` aligns two images of any contrast: (H(m) + H(f)) / H(m, f), in 1..2 (Studholme 1999).
+    """The normalised mutual information of two images under a map, (H(m) + H(f)) / H(m, f), in 1..2 (Studholme 1999).
 
     Args:
         moving: (D, H, W), any unit.
@@ -47,7 +47,7 @@ def lattice(fixed: Volume, mask: Volume | None, samples: int) -> tuple[np.ndarra
 
 
 def nmi_of_samples(moving: Volume, points: np.ndarray, values: np.ndarray, world: np.ndarray) -> tuple[float, float]:
-    """Compute `normalized_mutual_information` from the samples of the fixed image that `lattice` gives."""
+    """Compute `normalized_mutual_information` from the samples of the fixed image that `lattice` returns."""
     voxels = (np.linalg.inv(moving.affine) @ world @ points)[:3]
     limits = np.array(moving.shape)[:, None] - 1
     inside = ((voxels >= 0) & (voxels <= limits)).all(axis=0)

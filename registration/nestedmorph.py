@@ -1,9 +1,9 @@
 """NestedMorph (Kumar et al., WACV 2025, arXiv 2410.02550): one network pass from two volumes to a displacement.
 
-(moving, fixed), each (B, 1, D, H, W) in [0, 1], give warped (B, 1, D, H, W) and displacement (B, 3, D, H, W), voxels.
-A four-stage encoder of convolutional embeddings and efficient attention takes both images at once; the decoder
-upsamples by patch expansion, and at each stage a gate weights the encoder's features per voxel. `nestedmorph_files.py`
-reads and writes files of weights.
+From (moving, fixed), each (B, 1, D, H, W) in [0, 1], the network computes warped (B, 1, D, H, W) and displacement
+(B, 3, D, H, W) in voxels. A four-stage encoder of convolutional embeddings and efficient attention reads both images
+together; the decoder upsamples by patch expansion, and at each stage a gate weights the encoder's features per voxel.
+`nestedmorph_files.py` reads and writes weight files.
 """
 
 from typing import Any
@@ -24,21 +24,21 @@ Size = tuple[int, int, int]
 
 
 class NestedMorph(nn.Module):
-    """The registration network. The names of its parameters are the published ones.
+    """The registration network. Its parameters have the published names.
 
     Args:
         official: compute the same as the published code, for weights that were trained with it. This has two effects.
-            The two fine decoder stages reinterpret the row-major memory of their tokens (B, N, C) as (B, C, D, H, W)
-            without a transpose, so that channel c of voxel n is element c * N + n of the memory and the skip
-            connections are added at shuffled positions; and the 10.7 million parameters that the published model
-            allocates and never uses are present (see `keep_unused`), so that its state_dict loads strictly. The
-            default transposes, which is right for new training; weights of one layout are useless in the other.
-        keep_unused: have the unused parameters (21,958,433 in all) or not (11,221,402); by default as `official`. They
-            get no gradient.
+            First, the two fine decoder stages reinterpret the row-major memory of their tokens (B, N, C) as
+            (B, C, D, H, W) without a transpose, so channel c of voxel n is element c * N + n of the memory, and the
+            skip connections are added at shuffled positions. Second, the 10.7 million parameters that the published
+            model allocates but never uses are present (see `keep_unused`), so that its state_dict loads strictly. The
+            default transposes, as is right for a new training; weights of one layout are useless in the other.
+        keep_unused: whether the unused parameters are present (21,958,433 parameters in all) or not (11,221,402); by
+            default the value of `official`. They get no gradient.
         diffeomorphic: treat the network's output as a stationary velocity and integrate it by scaling and squaring.
-            The published model does not: its output is the displacement itself.
-        expand_chunk: number of tokens that the last patch expansion processes at once; None for all. It bounds the
-            memory and does not change the result.
+            The published model does not do this; its output is the displacement itself.
+        expand_chunk: number of tokens that the last patch expansion processes at once; None for all tokens. It limits
+            the memory and does not change the result.
 
     Example:
         >>> model = NestedMorph().eval()
@@ -69,7 +69,7 @@ class NestedMorph(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments for an equal model, as plain values for a file."""
+        """The constructor arguments, as plain values for a file."""
         return {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,10 +78,10 @@ class NestedMorph(nn.Module):
         Args:
             moving: (B, 1, D, H, W) in [0, 1].
             fixed: the same shape, on the same grid. Images of any size are padded with 0 to multiples of 32, and the
-                displacement is cropped again; nothing is resampled.
+                displacement is cropped to the original size; nothing is resampled.
 
         Returns:
-            warped: (B, 1, D, H, W), the moving image on the fixed grid, 0 where x + displacement[x] lies outside it.
+            warped: (B, 1, D, H, W), the moving image on the fixed grid; 0 if x + displacement[x] is outside the image.
             displacement: (B, 3, D, H, W) in voxels, ordered (d, h, w): warped[x] = moving[x + displacement[x]].
         """
         output = self.network_output(moving, fixed)
@@ -394,10 +394,10 @@ class _PatchExpand(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm3d):
-    """Batch normalisation whose input and incoming gradient are contiguous.
+    """Batch normalisation that makes its input and its incoming gradient contiguous.
 
-    On the CPU, PyTorch 2.14's backward is silently wrong at batch 1 for a gradient in channels-last order with stride
-    C along the batch, as from transposed tokens, whatever the order of the input.
+    On the CPU, the backward pass of PyTorch 2.14 is silently wrong for batch 1 if the gradient is in channels-last
+    order with stride C along the batch, as it is for transposed tokens. The order of the input does not matter.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -438,7 +438,7 @@ class _Gate(nn.Module):
 
 
 class _MultiScale(nn.Module):
-    """Local context of the encoder's features plus one global map from the decoder's."""
+    """Local context of the encoder's features plus one global map from the decoder's features."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Files with NestedMorph's weights: the published form, Lightning checkpoints, safetensors.
+"""Weight files of NestedMorph: the published form, Lightning checkpoints, safetensors.
 
 The published layout and the aligned one (see `NestedMorph`) have tensors of the same names and shapes, so the tensors
-cannot show which layout a file needs. Our files record it; a file without a record is refused or named in a warning.
+do not show which layout a file needs. Our files record the layout; a file without a record is refused or gives a
+warning.
 """
 
 import json
@@ -25,7 +26,7 @@ from .nestedmorph import NestedMorph
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
 
 _scalar: Any = np.float64().__reduce__()[0]  # numpy._core.multiarray.scalar
-# The published files hold the best score as a NumPy scalar; older NumPy wrote it under another module's name.
+# The published files hold the best score as a NumPy scalar, which older NumPy wrote under the name of another module.
 _SAFE: list[Any] = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, np.dtypes.Float64DType]
 
 # (channels of the first stage, input channels of the flow head) of earlier revisions of the published code
@@ -38,7 +39,7 @@ _OLDER = {
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """A network and the grid that it was trained on.
+    """A network and the spacing of the grid on which it was trained.
 
     Args:
         network: `network(moving, fixed) -> (warped, displacement)` on (1, 1, D, H, W) in [0, 1].
@@ -50,7 +51,7 @@ class TrainedNetwork:
 
 
 def read_trained_network(path: str | os.PathLike[str]) -> TrainedNetwork:
-    """Read NestedMorph's weights and, if the file records it, the spacing that they were trained at.
+    """Read weights of NestedMorph and, if the file records it, the spacing at which they were trained.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,20 +90,20 @@ def load_nestedmorph(
 ) -> NestedMorph:
     """Load a model in evaluation mode from a file of weights.
 
-    Nothing in the file is executed: pickles are read with `weights_only=True`.
+    No code in the file is executed: pickles are read with `weights_only=True`.
 
     Args:
         path: a published checkpoint (`.pth.tar`: epoch, state_dict, best_dsc, optimizer), a state_dict saved by
             PyTorch, a checkpoint of our training (`.ckpt`), or a safetensors file.
-        official: whether the weights were trained in the published layout. Needed only if the file does not record it
-            and is not a published checkpoint; it must agree with the record. A bare state_dict with exactly the
-            published names is taken as official, with a warning.
+        official: whether the weights were trained in the published layout. This is needed only if the file does not
+            record its layout and is not a published checkpoint; otherwise it must agree with the record. A bare
+            state_dict with exactly the published names is read as official, with a warning.
         unused: "drop" the 10.7 million parameters that the published model never uses, or "keep" them, so that
-            `save_published` can write the same file again. A file without them cannot "keep" them.
+            `save_published` can write the same file again. If the file lacks them, "keep" is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no weights of NestedMorph, or damaged ones, weights of an older revision, or its
+        ValueError: the file holds no weights of NestedMorph, damaged weights, or weights of an older revision, or its
             layout is unknown.
     """
     path = Path(path)
@@ -115,7 +116,7 @@ def load_nestedmorph(
     if record is not None:
         recorded = bool(record.get("official"))
         if official is not None and official != recorded:
-            raise ValueError(f"official must be {recorded}, as {path.name} records, or not be given, got {official}")
+            raise ValueError(f"official must be {recorded}, as recorded in {path.name}, or be left out, got {official}")
         official = recorded
     elif official is None:
         if not complete:
@@ -144,8 +145,9 @@ def load_nestedmorph(
 def save_nestedmorph(path: str | os.PathLike[str], model: NestedMorph) -> None:
     """Write weights and layout as safetensors, which `load_nestedmorph` reads without further arguments.
 
-    Converts published weights: `save_nestedmorph("n.safetensors", load_nestedmorph("published.pth.tar"))`. A training
-    writes its weights with `export_network`, which adds its options.
+    This example converts published weights:
+    `save_nestedmorph("n.safetensors", load_nestedmorph("published.pth.tar"))`. A training writes its weights with
+    `export_network`, which adds the options of the training.
     """
     write_weights(path, model.state_dict(), {RECORD: json.dumps(model.config)})
 
@@ -155,8 +157,8 @@ def published_state_dict(model: NestedMorph, *, unused: Mapping[str, Tensor] | N
 
     Args:
         model: a model of the official layout, with or without the unused parameters.
-        unused: source of the entries that the model lacks, such as the state_dict of the original file; they are
-            freshly initialised by default, which changes no output.
+        unused: source of the entries that the model lacks, such as the state_dict of the original file. By default
+            they are newly initialised, which does not change any output.
     """
     if not model.official:
         raise ValueError(
@@ -224,7 +226,7 @@ def _record_of(contents: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _without_prefix(path: Path, state: Any) -> dict[str, Tensor]:
-    """The network's own tensors: a training checkpoint puts a prefix such as "network." before their names."""
+    """The network's tensors without the prefix, such as "network.", that a training checkpoint adds to their names."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{path.name} must hold a state_dict, got {type(state).__name__}")
     end = "flow.weight"

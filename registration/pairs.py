@@ -30,7 +30,7 @@ class Pair:
         fixed_subject: the subject of `fixed` if it differs from `subject`.
         contrast: map computed from a 4-D diffusion series in `fixed`: "b0" (mean), "fa" or "dwi" (mean of the weighted
             volumes), using the .bval and .bvec files beside it. "image" for a 3-D file.
-        split: "train", "val" or "test" if it is already decided.
+        split: "train", "val" or "test", if already decided.
     """
 
     moving: Path
@@ -54,16 +54,16 @@ def read_pairs(
     """Read a list of pairs: .csv, .tsv, or .json (a list of objects).
 
     The columns are the fields of `Pair`; `moving` and `fixed` are required, the others may be absent or empty. Without
-    `subject`, every pair counts as a subject of its own.
+    `subject`, every pair counts as a different subject.
 
     Args:
         path: the list.
-        folder: the folder that relative paths start from; by default the folder of the list.
+        folder: the folder to which relative paths refer; by default the folder of the list.
         must_exist: refuse a list that names a missing file.
 
     Raises:
-        ValueError: missing columns, or unknown columns or values; names the line (or the entry).
-        FileNotFoundError: the list or a file that it names is missing; names the line.
+        ValueError: columns are missing, or columns or values are unknown; the text names the line (or the entry).
+        FileNotFoundError: the list or a file that it names is missing; the text names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +97,7 @@ def find_pairs(
             each T1w. "patient-to-patient": each T1w and the T1w of every other subject; two sessions of one subject
             are not paired.
         contrast: map computed from the diffusion series, see `Pair`.
-        atlas: image file, for "atlas-to-patient"; its label map lies beside it as `*_dseg`.
+        atlas: image file, for "atlas-to-patient"; its label map is in the same folder as `*_dseg`.
 
     Raises:
         ValueError: no pairs were found, or an atlas is missing or given for another task.
@@ -148,7 +148,7 @@ def split_by_subject(
     or more subjects and test at least one of three or more, unless its fraction is 0.
 
     Raises:
-        ValueError: fractions do not sum to 1, some pairs only have a split, or a subject is in two splits.
+        ValueError: fractions do not sum to 1, only some pairs have a split, or a subject is in two splits.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be three numbers that sum to 1, got {fractions}")

@@ -21,15 +21,15 @@ def draw_registration(
 ) -> None:
     """Write a PNG with a row for each plane through the middle of the fixed image's content.
 
-    Columns: fixed; moving in the scanner's space; warped; checkerboard of fixed and warped; a regular grid deformed by
-    the deformable part, over the length of the displacement in mm.
+    The columns are: fixed; moving in the scanner's space; warped; checkerboard of fixed and warped; a regular grid
+    deformed by the deformable part, drawn over the length of the displacement in mm.
 
     Args:
         path: the PNG to write.
         fixed: (D, H, W).
         moving: (D, H, W) on its own grid.
         warped: (D, H, W) on the grid of `fixed`.
-        forward: on the grid of `fixed`, from fixed space into moving space.
+        forward: the transform on the grid of `fixed`, from fixed space into moving space.
     """
     grid = _display_grid(fixed)
     images = [_window(resample(volume, grid).array) for volume in (fixed, moving, warped)]

@@ -1,10 +1,10 @@
 """Refine an alignment: fit a dense displacement to one pair of images, coarse to fine, without any training.
 
 Two optimizers share the resolution levels. If both images have one contrast, many small smooth steps are composed (a
-greedy diffeomorphic scheme as in Avants et al., MedIA 2008), driven by local correlation, which follows the folds of
-the cortex. Between contrasts the similarity is weaker and biased at tissue borders, so a cubic B-spline free-form
+greedy diffeomorphic scheme as in Avants et al., MedIA 2008), driven by local correlation, which aligns the folds of the
+cortex. Between contrasts, the similarity is weaker and biased at tissue borders, so a cubic B-spline free-form
 deformation with a bending penalty (Rueckert et al., IEEE TMI 1999) is fitted by Adam. All gradients of fields are
-derived by hand.
+analytic.
 """
 
 import math
@@ -24,7 +24,11 @@ from .warp import compose, gradient, jacobian_determinant, resize_displacement, 
 
 _SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 _FINEST_SIDE = 80  # voxels along the mean side of the finest level: 2 mm for a human brain
-_COMPOSITIVE_ITERATIONS: dict[float, int] = {4: 20, 2: 60, 1: 40}  # by coarseness relative to that level
+_COMPOSITIVE_ITERATIONS: dict[float, int] = {
+    4: 20,
+    2: 60,
+    1: 40,
+}  # number of iterations by coarseness relative to that level
 _NATIVE = {0.5: 15}  # level of the standard effort; on four pairs of people the mean Dice rose from 0.753 to 0.763
 _FREE_FORM_ITERATIONS: dict[float, int] = {2: 30, 1: 20}
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
@@ -51,15 +55,15 @@ def refine(
 ) -> Tensor:
     """The displacement that aligns the moving image to the fixed one, starting from an affine or a network's result.
 
-    Nothing is random: equal inputs give equal fields. Where the map would fold, the field is smoothed until it does
-    not.
+    There is no randomness: equal inputs give equal fields. Around folds of the map, the field is smoothed until there
+    are none.
 
     Args:
         moving: (1, 1, D, H, W), any unit, on the grid of `fixed`.
         fixed: (1, 1, D, H, W), any unit.
         spacing: voxel spacing along (d, h, w), in mm. Smoothness is the same in mm along every axis.
         fixed_mask: (1, 1, D, H, W); voxels that are 0 are not compared.
-        displacement: the start, (1, 3, D, H, W) in voxels; None for no displacement.
+        displacement: the starting point, (1, 3, D, H, W) in voxels; None for no displacement.
         similarity: "ncc" for one contrast, "mi" or "mind" between contrasts; "auto" takes "ncc" if the grey values of
             both images are sufficiently correlated, else "mi".
         diffeomorphic: compose small smooth steps only, even between contrasts, so that the map can be inverted
@@ -168,7 +172,7 @@ def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tupl
 
 
 def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
-    """Choose "ncc" if the grey values inside both foregrounds are clearly correlated, else "mi"."""
+    """Choose "ncc" if the grey values inside both foregrounds are clearly correlated, otherwise "mi"."""
     warped = warp(moving, start, padding="border")
     inside = (fixed > 0.1) & (warped > 0.1) & (mask > 0)
     if inside.sum() < 64:
@@ -180,7 +184,7 @@ def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
 def _compose_steps(
     level: Level, displacement: Tensor, force: Force, count: int, similarity: str
 ) -> tuple[Tensor, float]:
-    """Greedy gradient descent on maps: each step is smoothed and composed with the map, which is slightly smoothed."""
+    """Greedy gradient descent on maps: each smoothed step is composed with the map, which is then slightly smoothed."""
     voxel = level.spacing.flatten()
     size = float(voxel.min())  # sigmas are in voxels of the finest axis, and the same in mm along the others
     update_sigmas = [_SMOOTH_UPDATE[similarity] * size / float(mm) for mm in voxel]
@@ -211,7 +215,7 @@ def _compiled_steps(
     update_sigmas: Sequence[float],
     total_sigmas: Sequence[float],
 ) -> tuple[Tensor, float]:
-    """The same steps by the compiled kernels."""
+    """The same steps, computed by the compiled kernels."""
     spacing = level.spacing.flatten().tolist()
     shape, moving = level.moving.shape[2:], level.moving[0, 0]
     smooth_update = fields.Smoother(shape, update_sigmas, spacing)
@@ -242,12 +246,12 @@ def _compiled_steps(
 
 @torch.no_grad()
 def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: int = 60) -> Tensor:
-    """Smooth a displacement around every voxel whose Jacobian determinant is below `least`, until there is none.
+    """Smooth a displacement around every voxel whose Jacobian determinant is below `least`, until none is left.
 
     Args:
         displacement: (1, 3, D, H, W) in voxels.
         least: the smallest allowed determinant, by `jacobian_determinant`.
-        rounds: the largest number of rounds; the smoothed neighbourhood grows with each, so that few are needed.
+        rounds: the largest number of rounds; the smoothed neighbourhood grows with each round, so few are needed.
 
     Returns:
         The displacement without folds, (1, 3, D, H, W); voxels far from a fold keep their values.

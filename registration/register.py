@@ -1,4 +1,4 @@
-"""Align two scans: affine, then a network if one is given, then refinement of a dense field."""
+"""Align two scans: affine registration, then a network if one is given, then refinement of a dense field."""
 
 import os
 import time
@@ -27,7 +27,7 @@ from .warp import jacobian_determinant, warp
 
 Progress = Callable[[str], None]
 
-_LEAST_GAIN = 0.005  # in normalised mutual information, for a refinement to be kept
+_LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
 _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time and gains nothing
 
 
@@ -40,7 +40,7 @@ class Registration:
         forward: on the fixed grid, from fixed space into moving space, including the affine part; it warps the moving
             image.
         inverse: on the moving grid, from moving space into fixed space; it warps the fixed image.
-        affine: (4, 4), the affine part of `forward` alone, fixed world -> moving world, RAS mm.
+        affine: (4, 4), the affine part of `forward`, fixed world -> moving world, RAS mm.
         metrics: normalised mutual information before and after, and Jacobian measures of the deformable part.
         seconds: wall time of each step.
     """
@@ -69,9 +69,9 @@ def register(
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         settings: the method and its options.
-        network: for the method "nestedmorph"; its displacement starts the refinement. Without `spacing_mm` it sees the
-            grid of the refinement.
-        device: "auto", "cpu" or "cuda", where network and refinement run; "auto" takes a GPU if there is one.
+        network: the network for the method "nestedmorph"; its displacement is the starting point of the refinement. If
+            its `spacing_mm` is unknown, its input is on the grid of the refinement.
+        device: "auto", "cpu" or "cuda", where network and refinement run; "auto" uses a GPU if there is one.
         cache_dir: folder in which affine results are kept for later runs.
         progress: called with a line about each step.
 
@@ -79,8 +79,8 @@ def register(
         The warped image, both transforms and the measurements.
 
     Raises:
-        ValueError: an image is not 3-D or is constant, the method or device is unknown, or the method "nestedmorph"
-            has no network, or another one has.
+        ValueError: an image is not 3-D or is constant, the method or device is unknown, the method "nestedmorph" has no
+            network, or another method has one.
     """
     method = settings.method or ("field" if network is None else "nestedmorph")
     if method not in METHODS:
@@ -136,7 +136,7 @@ def _deformable(
     device: torch.device,
     steps: _Steps,
 ) -> tuple[DisplacementField, DisplacementField]:
-    """The forward and inverse transforms with a dense displacement after the affine."""
+    """The forward and inverse transforms, with a dense displacement in addition to the affine."""
     grid = working_grid(fixed)
     start = None
     if network is not None:
@@ -164,12 +164,12 @@ def _deformable(
 
 
 def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
-    """The last of no displacement, the network's and the refined one that still raises the mutual information.
+    """The displacement to keep: zero, the network's, or the refined one, the last that raises the mutual information.
 
-    Each must raise the normalised mutual information in the foreground above the last one kept. Two scans of one person
-    are often aligned by the affine already; a refinement then fits noise and the bias of the similarity at tissue
-    borders. On such pairs the value changed by less than 0.002 (and the error against the published rigid transform
-    grew by 1 mm); on pairs that needed a deformation it rose by 0.09.
+    Each candidate must raise the normalised mutual information in the foreground above that of the last one kept. Two
+    scans of one person are often already aligned by the affine; a refinement then fits noise and the bias of the
+    similarity at tissue borders. On such pairs the value changed by less than 0.002 (and the error against the
+    published rigid transform grew by 1 mm); on pairs that needed a deformation, it rose by 0.09.
 
     Args:
         start: the network's displacement, (1, 3, D, H, W) in voxels; None without a network.
@@ -178,7 +178,7 @@ def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tens
         fixed: (1, 1, D, H, W) in [0, 1].
 
     Returns:
-        The displacement to keep, (1, 3, D, H, W) in voxels. Dropping the refined one gives a warning.
+        The displacement to keep, (1, 3, D, H, W) in voxels. If the refined one is dropped, a warning is given.
     """
     grid = np.eye(4)
     target = Volume(fixed[0, 0].cpu().numpy(), grid)
@@ -196,7 +196,7 @@ def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tens
             kept, best = candidate, after
     if kept is not refined:
         warnings.warn(
-            f"refining does not raise the mutual information ({best:.4f} before, {after:.4f} after); the alignment"
+            f"refinement does not raise the mutual information ({best:.4f} before, {after:.4f} after); the alignment"
             " before it is kept",
             VolumeWarning,
             stacklevel=3,
@@ -212,7 +212,7 @@ def network_displacement(
     grid: Volume,
     spacing_mm: float | None = None,
 ) -> Tensor:
-    """The displacement that a network adds to the affine, in voxels of `grid`.
+    """The displacement by a network in addition to the affine, in voxels of `grid`.
 
     Args:
         network: `network(moving, fixed) -> (warped, displacement)`.
@@ -220,7 +220,7 @@ def network_displacement(
         fixed: (D, H, W).
         affine: fixed world -> moving world.
         grid: the grid of the result.
-        spacing_mm: spacing of the grid that the network sees, as in its training; by default it sees `grid`.
+        spacing_mm: spacing of the network's input grid, as in its training; by default the input grid is `grid`.
 
     Returns:
         (1, 3, D, H, W) float32 on `grid`.
@@ -238,7 +238,7 @@ def working_grid(fixed: Volume) -> Volume:
     """The grid on which the field is refined: that of `fixed`, with axes finer than 1 mm coarsened to about 1 mm.
 
     Returns:
-        An empty volume that begins at the first voxel of `fixed` and covers all of it.
+        An empty volume that begins at the first voxel of `fixed` and covers `fixed` completely.
     """
     step = np.array([max(1.0, _WORKING_SPACING_MM / spacing) for spacing in fixed.spacing])
     step[step < 1.25] = 1.0  # not worth an interpolation
@@ -248,7 +248,7 @@ def working_grid(fixed: Volume) -> Volume:
 
 
 def jacobian_figures(forward: DisplacementField, affine: AffineTransform) -> dict[str, float]:
-    """How strongly the map changes local volume beyond its affine part, by Learn2Reg's definitions (see `jacobian`).
+    """Measures of the change of local volume beyond the affine part, by Learn2Reg's definitions (see `jacobian`).
 
     Returns:
         "sdlogj", "non_positive_jacobian_percent", "jacobian_min", "jacobian_max".

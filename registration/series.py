@@ -1,4 +1,4 @@
-"""The 3-D image by which a diffusion series is registered, and the gradient files beside the series."""
+"""The 3-D image that represents a diffusion series in a registration, and the gradient files of the series."""
 
 import warnings
 from pathlib import Path
@@ -13,7 +13,7 @@ from .pairs import Pair, without_suffix
 
 
 def sidecar(image: Path, suffix: str) -> Path:
-    """Return the path beside an image with the same name and another suffix, such as ".bval".
+    """Return the path of a file in the folder of an image, with the same name and another suffix, such as ".bval".
 
     Example:
         >>> sidecar(Path("dwi/sub-1_dwi.nii.gz"), ".bval").as_posix()
@@ -24,9 +24,9 @@ def sidecar(image: Path, suffix: str) -> Path:
 
 
 def gradients_of(image: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Return the b-values (T,) and b-vectors (T, 3) of a series: from the files beside it, else its DICOM headers.
+    """Return the b-values (T,) and b-vectors (T, 3) of a series, from the files beside it or from its DICOM headers.
 
-    The b-vectors are None where only a .bval file lies beside the image; the whole is None where there are no b-values.
+    The b-vectors are None if there is only a .bval file beside the image; the result is None if there are no b-values.
     """
     bval, bvec = sidecar(image, ".bval"), sidecar(image, ".bvec")
     if bval.is_file():
@@ -35,7 +35,7 @@ def gradients_of(image: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
 
 
 def load_fixed(pair: Pair) -> Volume:
-    """Read the fixed image of a pair, (D, H, W); of a diffusion series, compute the map that `pair.contrast` names.
+    """Read the fixed image of a pair, (D, H, W); for a diffusion series, compute the map given by `pair.contrast`.
 
     Raises:
         ValueError: the file is 4-D and the contrast is "image", or the gradients do not match the series.
@@ -63,10 +63,10 @@ def load_fixed(pair: Pair) -> Volume:
 
 
 def reference_image(volume: Volume, path: Path) -> Volume:
-    """Return the 3-D image that represents a series: its mean b0 if b-values lie beside it, else the mean of all.
+    """Return the 3-D image that represents a series: its mean b0 if there are b-values, otherwise the mean of all.
 
     Args:
-        volume: (D, H, W), returned as it is, or (D, H, W, T).
+        volume: (D, H, W), returned unchanged, or (D, H, W, T).
         path: the file of `volume`.
     """
     if volume.array.ndim == 3:

@@ -7,14 +7,14 @@ from .choices import Effort, Method, Similarity
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrationSettings:
-    """Settings that the result of a registration depends on.
+    """The settings on which the result of a registration depends.
 
     Args:
         method: field (no network), nestedmorph (needs a trained network) or syn (ANTs). Default: nestedmorph with a
             network, field without.
         similarity: similarity measure of the refinement: ncc (local correlation, one contrast), mi (mutual
             information) or mind (self-similarity); auto takes ncc or mi, depending on how similar the contrasts are.
-        effort: how fine the refinement of images of one contrast becomes: fast ends at 2 mm for a human brain,
+        effort: finest resolution of the refinement for images of one contrast: fast ends at 2 mm for a human brain,
             standard at 1 mm, which aligns the cortex better.
         diffeomorphic: compose small smooth steps only, even between different contrasts, so that the map never folds.
         seed: seed for the random sampling of the affine registration.

@@ -16,10 +16,10 @@ _EPSILON = 1e-5  # as in the published loss; images are expected in [0, 1]
 
 
 def box_sum(image: Tensor, window: int | Sequence[int]) -> Tensor:
-    """The sum over a window around each voxel, with 0 outside the image: a convolution with ones in few additions.
+    """The sum over a window around each voxel, with 0 outside the image: a convolution with ones, by few additions.
 
-    Sums over powers of two are combined, so that a width of 9 costs four additions per axis; unlike differences of
-    cumulative sums this loses no digits. It is its own adjoint.
+    Sums over powers of two are combined, so a width of 9 needs four additions per axis. Unlike differences of
+    cumulative sums, this loses no precision. The operation is its own adjoint.
 
     Args:
         image: (..., D, H, W).
@@ -50,7 +50,7 @@ def _sum_along(image: Tensor, axis: int, width: int) -> Tensor:
     n = image.shape[axis]
     pad = [0, 0, 0, 0, 0, 0]
     pad[2 * (-1 - axis)] = pad[2 * (-1 - axis) + 1] = width // 2
-    power, length = F.pad(image, pad), 1  # power[i]: the sum of `length` voxels from i on
+    power, length = F.pad(image, pad), 1  # power[i] is the sum of `length` voxels, starting at i
     total = power.narrow(axis, 0, n)
     offset = 1
     while 2 * length <= width:
@@ -71,11 +71,11 @@ def local_ncc_loss(
     mask: Tensor | None = None,
     published: bool = False,
 ) -> Tensor:
-    """Minus the mean squared correlation of both images in a window around each voxel, in [-1, 0].
+    """The negative mean squared correlation of both images in a window around each voxel, in [-1, 0].
 
-    Since the correlation is squared, a dark-bright and a bright-dark edge agree, which is useful between contrasts,
-    too. Of a window that extends beyond the image or mask, the part inside is used. The gradient is derived by hand: it
-    stores six volumes instead of some thirty.
+    Since the correlation is squared, a dark-bright edge matches a bright-dark edge, which is useful between contrasts.
+    If a window extends beyond the image or mask, only the part inside is used. The gradient is analytic and stores six
+    volumes; autograd would store about thirty.
 
     Args:
         warped: (B, 1, D, H, W), about [0, 1].
@@ -136,7 +136,9 @@ class _LocalNCC(torch.autograd.Function):
         w, f, inside, w_mean, f_mean, covariance, w_variance, f_variance, total = ctx.saved_tensors
         ratio = covariance / (w_variance * f_variance + _EPSILON)
         by_covariance = inside * ratio * (-2 * grad / total)
-        by_variances = inside * ratio * ratio * (grad / total)  # times the other variance: the derivative by a variance
+        by_variances = (
+            inside * ratio * ratio * (grad / total)
+        )  # derivative with respect to a variance, multiplied by the other variance
         grads: list[Tensor | None] = [None, None]
         sides = [(w, w_mean, f, f_mean, f_variance), (f, f_mean, w, w_mean, w_variance)]
         for i, (own, own_mean, other, other_mean, other_variance) in enumerate(sides):
@@ -156,7 +158,7 @@ def mutual_information_loss(
     mask: Tensor | None = None,
     patch: int | None = None,
 ) -> Tensor:
-    """Minus the mutual information of both images, in nats; over the whole image, or the mean over cubic patches.
+    """The negative mutual information of both images, in nats, over the whole image or as the mean over cubic patches.
 
     The joint histogram follows Mattes et al. (IEEE TMI 2003): a cubic B-spline window for the warped image, which makes
     the loss differentiable, and a box for the fixed one. Bins span the range of each image inside the mask.
@@ -166,8 +168,8 @@ def mutual_information_loss(
         fixed: (B, 1, D, H, W).
         bins: bins per image, at least 5. Patches hold few voxels and need fewer bins.
         mask: nonzero at the voxels to use.
-        patch: side of the cubes, in voxels, that have one histogram each; None for one histogram per image. The mean
-            over cubes is weighted by their numbers of voxels.
+        patch: side in voxels of the cubic patches, each of which has its own histogram; None for one histogram per
+            image. The mean over patches is weighted by their numbers of voxels.
 
     Returns:
         The loss, a scalar.
@@ -200,7 +202,7 @@ def mutual_information_loss(
 
 
 def _region_index(shape: Sequence[int], patch: int | None, device: torch.device) -> Tensor:
-    """The number of the patch in which each voxel lies, (B, 1, D, H, W)."""
+    """The index of the patch that contains each voxel, (B, 1, D, H, W)."""
     index = torch.arange(shape[0], device=device).view(-1, 1, 1, 1, 1)
     for axis, n in enumerate(shape[2:]):
         side = patch or n
@@ -247,8 +249,9 @@ class _SplineHistogram(torch.autograd.Function):
 def mind_ssc(image: Tensor, *, radius: int = 2, dilation: int = 2) -> Tensor:
     """The self-similarity context of each voxel: 12 numbers in [0, 1] that hardly depend on the contrast.
 
-    Heinrich et al., MICCAI 2013: the similarity of the patches at two of the voxel's six neighbours, for the twelve
-    pairs of neighbours that are not opposite each other, as exp(-distance / local noise); 1 for the most similar pair.
+    Heinrich et al., MICCAI 2013. Each number is the similarity exp(-distance / local noise) of the patches around two
+    of the voxel's six neighbours, for the twelve pairs of neighbours that are not opposite each other; it is 1 for the
+    most similar pair.
 
     Args:
         image: (B, 1, D, H, W), any unit.
@@ -318,10 +321,9 @@ def mind_loss(
 
 
 def diffusion_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """The mean squared first derivative of a displacement: a third of the sum over the axes of forward differences.
+    """The mean squared first derivative of a displacement, by forward differences, averaged over the three axes.
 
-    With `spacing` both the vectors and the distances are in mm, so that the energy of a map does not depend on its
-    grid.
+    With `spacing`, both the vectors and the distances are in mm, so the energy of a map does not depend on its grid.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
@@ -345,10 +347,10 @@ def diffusion_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1
 
 
 def bending_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
-    """The mean squared second derivative of a displacement: 0 for every affine map.
+    """The mean squared second derivative of a displacement, which is 0 for every affine map.
 
-    Rueckert et al., IEEE TMI 1999, equation 4: the squares of the three pure and, twice, the three mixed derivatives,
-    summed over axes and averaged over components and voxels; in 1/mm^2.
+    Rueckert et al., IEEE TMI 1999, equation 4: the squares of the three pure derivatives, and twice those of the three
+    mixed derivatives, are summed over axes and averaged over components and voxels; the unit is 1/mm^2.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.

@@ -1,4 +1,4 @@
-"""Structural similarity of volumes, for comparisons with published registrations that report it."""
+"""Structural similarity of volumes, for comparison with published registrations that report it."""
 
 from monai.metrics import SSIMMetric
 from numpy.typing import ArrayLike
@@ -10,14 +10,15 @@ from .metrics import same_shape
 def ssim(image: ArrayLike | Tensor, reference: ArrayLike | Tensor, *, data_range: float) -> float:
     """Structural similarity of two volumes, 1 for equal ones.
 
-    Wang et al. 2004 in three dimensions, as computed by MONAI's `SSIMMetric`: Gaussian window of 11 voxels with sigma
-    1.5, K1 = 0.01, K2 = 0.03, mean over the windows inside the volume, in float32.
+    This is the definition of Wang et al. 2004 in three dimensions, as computed by MONAI's `SSIMMetric`: a Gaussian
+    window of 11 voxels with sigma 1.5, K1 = 0.01, K2 = 0.03, and the mean over the windows inside the volume, in
+    float32.
 
     Args:
         image: (D, H, W), each axis at least 11 long.
         reference: (D, H, W), on the same grid.
-        data_range: largest minus smallest value that the images can take, 1 for [0, 1]. The result depends on it, so
-            every published value needs it.
+        data_range: largest minus smallest possible value of the images, 1 for [0, 1]. The result depends on it, so
+            state it with every published value.
     """
     image, reference = same_shape("image", image, "reference", reference)
     if min(image.shape) < 11:

@@ -33,7 +33,7 @@ class TrainingResult:
 
     Args:
         weights: the best network, for `voxelwave registration register --weights`.
-        checkpoint: the same as a Lightning checkpoint.
+        checkpoint: the same network as a Lightning checkpoint.
         metric: name of the metric that decided which epoch is best.
         value: its value in that epoch.
         test: metrics of the best network on the test pairs; empty without test pairs.
@@ -67,13 +67,13 @@ def train(
             fixed_labels, subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
         output: the folder to write to.
         settings: the data, the loss and the optimizer.
-        device: "auto", "cpu" or "cuda"; "auto" takes a GPU if there is one.
+        device: "auto", "cpu" or "cuda"; "auto" uses a GPU if there is one.
         resume: continue from the last checkpoint in OUTPUT.
 
     Raises:
         ValueError: the pairs cannot be used, OUTPUT already holds a training and `resume` is not set, or the settings
             differ from those of the training to resume.
-        FileNotFoundError: a file is missing, or the checkpoint to resume from.
+        FileNotFoundError: a file, or the checkpoint to resume from, is missing.
     """
     accelerator = "gpu" if choose_device(device) == "cuda" else "cpu"
     output = Path(output)
@@ -156,7 +156,7 @@ def _check_same_options(checkpoint: Path, module: RegistrationModule) -> None:
     changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and before.get(name) != now[name]]
     if changed:
         words = ", ".join(f"{name} ({before.get(name)} before, {now[name]} now)" for name in changed)
-        raise ValueError(f"a resumed training must keep its options, got another {words}")
+        raise ValueError(f"a resumed training must keep its options, got different ones: {words}")
 
 
 def _finish(

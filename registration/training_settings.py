@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .choices import Contrast, Task, TrainingSimilarity
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"  # below the output of a training
+CHECKPOINT = Path("checkpoints") / "last.ckpt"  # path within the output folder of a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,11 @@ class TrainingSettings:
             (self-similarity).
         smoothness: weight of the roughness of the displacement (mean squared first derivatives, in voxels).
         label_weight: weight of the soft Dice loss over the label maps; 0 trains without them.
-        diffeomorphic: the network predicts a velocity field, integrated by scaling and squaring, so that nothing folds.
+        diffeomorphic: the network predicts a velocity field, which is integrated by scaling and squaring, so that the
+            map does not fold.
         learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
-        epochs: passes through the training pairs.
-        batch_size: pairs per step.
+        epochs: number of passes through the training pairs.
+        batch_size: number of pairs per step.
         seed: seed for the split, the weights, the augmentation and the order of the pairs.
     """
 

@@ -1,7 +1,7 @@
 """Displacement and velocity fields in voxels: warping, composition, integration, inversion, derivatives.
 
-A displacement u is (B, 3, D, H, W), in voxels, ordered (d, h, w), and pulls back: it lives on the fixed grid, and the
-fixed voxel x corresponds to the moving point x + u(x). The map is written id + u.
+A displacement u is (B, 3, D, H, W), in voxels, ordered (d, h, w). It is a pull-back: it is defined on the fixed grid,
+and the fixed voxel x corresponds to the moving point x + u(x). The map is written id + u.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def warp(
         moving: (B, C, D', H', W'), any intensity unit; labels may be integers, which `mode="nearest"` keeps exactly.
         displacement: (B, 3, D, H, W) in voxels, ordered (d, h, w). A batch of 1 is applied to every image of `moving`.
         mode: "bilinear" (trilinear in 3-D) for intensities, "nearest" for labels.
-        padding: value of points outside `moving`: "zeros" (fading over the last half-covered voxel), or that of the
-            nearest "border" voxel.
+        padding: value of points outside `moving`: "zeros" (values fade to 0 over the border voxel), or "border", the
+            value of the nearest voxel.
 
     Returns:
         The warped image, (B, C, D, H, W), in the type of `moving`.
@@ -97,7 +97,7 @@ def _sampling_grid(displacement: Tensor, moving_shape: Sequence[int]) -> Tensor:
 
 
 def _sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`grid_sample` on all CPU threads: PyTorch parallelises only over the batch, so one grid is cut into slabs."""
+    """`grid_sample` on all CPU threads; since PyTorch parallelises only over the batch, the grid is cut into slabs."""
     batch, n_slices = grid.shape[:2]
     slabs = torch.get_num_threads()
     if image.device.type != "cpu" or batch > 1 or slabs == 1 or n_slices < 2 * slabs:
@@ -112,10 +112,10 @@ def _sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The displacement of (id + outer) after (id + inner): `inner` is applied to a point first, `outer` to the result.
+    """The displacement of (id + outer) after (id + inner): first `inner` is applied to a point, then `outer`.
 
-    warp(image, compose(outer, inner)) equals warp(warp(image, outer), inner), without the second interpolation of the
-    image. Outside its grid, `outer` has its value at the border.
+    warp(image, compose(outer, inner)) equals warp(warp(image, outer), inner), but the image is interpolated only once.
+    Outside its grid, `outer` has its value at the border.
 
     Args:
         outer: (B, 3, D', H', W') in voxels; it is read at the points to which `inner` maps.
@@ -138,11 +138,11 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """The displacement at time 1 of the flow along a stationary velocity, by scaling and squaring.
 
-    Arsigny et al., MICCAI 2006. `integrate(-velocity)` is the inverse, up to the interpolation error.
+    The method is that of Arsigny et al., MICCAI 2006. `integrate(-velocity)` is the inverse, up to interpolation error.
 
     Args:
         velocity: (B, 3, D, H, W) in voxels per unit of time.
-        steps: number of times that the map for 1 / 2^steps of the time is composed with itself.
+        steps: number of squarings; the first map is that for the time 1 / 2^steps.
 
     Returns:
         The displacement, (B, 3, D, H, W) in voxels.
@@ -167,19 +167,20 @@ def invert_displacement(
 ) -> tuple[Tensor, Tensor]:
     """The displacement v whose map id + v inverts id + u, by fixed-point iteration, and its residual.
 
-    v <- v - step * (v + u(x + v)). The step of a voxel is halved whenever its residual would grow, so that the
-    iteration also converges where u is steep (Chen et al., Medical Physics 2008, with this safeguard). For transforms
-    in world coordinates see `volumes.invert`.
+    The iteration is v <- v - step * (v + u(x + v)). The step of a voxel is halved whenever its residual would grow, so
+    the iteration also converges if u is steep (Chen et al., Medical Physics 2008, with this safeguard). For transforms
+    in world coordinates, see `volumes.invert`.
 
     Args:
         displacement: u, (B, 3, D, H, W) in voxels.
         iterations: the largest number of iterations.
-        tolerance: residual in voxels; the iteration stops when that of every voxel is at most this.
+        tolerance: residual in voxels; the iteration stops when the residual of every voxel is at most this value.
 
     Returns:
         inverse: v, (B, 3, D, H, W) in voxels.
-        residual: |v(x) + u(x + v(x))|, (B, 1, D, H, W) in voxels: the distance between x and its image under both maps.
-            Where u folds, several points map to x and v finds one of them; `jacobian_determinant` shows such places.
+        residual: |v(x) + u(x + v(x))|, (B, 1, D, H, W) in voxels, which is the distance between x and its image under
+            both maps. Where u folds, several points map to x, and v finds one of them; `jacobian_determinant` shows
+            such places.
 
     Example:
         >>> shift = torch.full((1, 3, 4, 4, 4), 0.5)
@@ -209,7 +210,7 @@ def invert_displacement(
 def gradient(field: Tensor) -> Tensor:
     """The derivatives of each channel along each axis, per voxel: central inside, one-sided on the border.
 
-    The same differences as in `numpy.gradient`; along an axis of length 1 the derivative is 0.
+    The differences are the same as in `numpy.gradient`; along an axis of length 1, the derivative is 0.
 
     Args:
         field: (B, C, D, H, W).
@@ -238,14 +239,14 @@ def gradient(field: Tensor) -> Tensor:
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """The determinant of the Jacobian of id + u: the volume that a voxel of the fixed grid covers in the moving image.
 
-    Central differences, one-sided on the border voxels (`gradient`). Learn2Reg's measures leave out a border of 2
-    voxels, see `jacobian`. Where the determinant is 0 or less, the map folds.
+    It uses central differences, and one-sided ones on the border voxels (`gradient`). Learn2Reg's measures leave out a
+    border of 2 voxels, see `jacobian`. The map folds where the determinant is 0 or less.
 
     Args:
         displacement: (B, 3, D, H, W) in voxels.
 
     Returns:
-        (B, 1, D, H, W), 1 where the volume does not change.
+        (B, 1, D, H, W); 1 means no change of volume.
 
     Example:
         >>> shrink = -0.1 * voxel_grid((4, 4, 4))
