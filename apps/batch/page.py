@@ -1,7 +1,7 @@
-"""`voxelwave batch page`: the page of a folder of results, which works from a disk without a network.
+"""`voxelwave batch page`: the page of a folder of results, which opens from a disk and needs no network.
 
-It shows the content of manifest.jsonl and the previews in the folders of the cases. Both are written without anything
-that identifies a person; only the known fields of a line in the manifest are shown.
+It shows the content of manifest.jsonl and the previews in the folders of the cases. Neither contains data that identify
+a person; only the known fields of a line in the manifest are shown.
 """
 
 import shutil
@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).parent / "template"
 PAGE = Path(__file__).parents[1] / "page"
 STYLE, SORT = "report.css", "sort.js"  # shared with the reports
 VIEWER = ("niivue.umd.js", "niivue.LICENSE.txt")
-_MOST_COLUMNS = 8  # of figures; the others are in the details of a case
+_MOST_COLUMNS = 8  # largest number of columns with metrics; other metrics are in the details of a case
 
 
 def page(options: Page) -> None:
@@ -36,10 +36,10 @@ def write_index(output: Path) -> Path:
     """Write index.html of a folder of results and return its path.
 
     Args:
-        output: holds manifest.jsonl and the folders of the cases.
+        output: the folder that holds manifest.jsonl and the folders of the cases.
 
     Raises:
-        OSError: if `output` holds no manifest.
+        OSError: `output` holds no manifest.
     """
     output = Path(output)
     if not (output / MANIFEST).is_file():

@@ -1,9 +1,9 @@
 """Preview of a case for the page of a batch: a small picture, and a script that holds the images at reduced size.
 
-Both are in a hidden folder, so that patterns such as *.png match results only. A page that is opened from a disk may
-load scripts beside it but not read files, so the images are scripts. Their size is limited: a volume has at most 2^20
-voxels of 256 grey levels (1.4 MB of text before compression), a picture at most 1,024 pixels a side. They hold only
-intensities, positions and roles: no header and no file name.
+Both are in a hidden folder, so that patterns such as *.png match only results. A page that is opened from a disk may
+load scripts but cannot read files, so the images are stored as scripts. Their size is limited: a volume has at most
+2^20 voxels of 256 grey levels (1.4 MB of text before compression), a picture at most 1,024 pixels per side. They
+contain only intensities, positions and roles, but no headers and no file names.
 """
 
 import base64
@@ -27,12 +27,12 @@ PREVIEWS = ".preview"
 SCRIPT, PICTURE, DRAWING = f"{PREVIEWS}/images.js", f"{PREVIEWS}/small.png", f"{PREVIEWS}/small.svg"
 MOST_VOXELS, LONGEST_SIDE = 1 << 20, 1024
 _LEVELS = 254  # grey levels 1 to 255; the viewer draws 0 as transparent
-_HEIGHT = 112  # of the small picture, in pixels
+_HEIGHT = 112  # height of the small picture, in pixels
 _BITMAPS = (".png", ".tif", ".tiff", ".bmp", ".pgm", ".ppm")
 
 
 def write_preview(case: "Case", folder: Path) -> list[str]:
-    """Write images.js and small.png (small.svg of a recording) from a finished case into .preview in its folder.
+    """Write images.js and small.png (small.svg for a recording) of a finished case to .preview in its folder.
 
     Args:
         case: the case, in which a DICOM series is one folder.
@@ -58,7 +58,7 @@ def write_preview(case: "Case", folder: Path) -> list[str]:
 
 
 def _volume_paths(case: "Case", folder: Path) -> list[tuple[str, str, Path]]:
-    """Role, window and position of each volume, the bottom layer first."""
+    """Role, window and position of each volume, bottom layer first."""
     if case.kind == "pair":
         inputs = dict(zip(case.roles, case.inputs, strict=True))
         return [
@@ -97,7 +97,7 @@ def _volumes(paths: list[tuple[str, str, Path]]) -> tuple[dict[str, Any], bytes]
 def block_mean(volume: Volume, most_voxels: int = MOST_VOXELS) -> tuple[Volume, tuple[int, int, int]]:
     """Reduce a volume to at most `most_voxels` voxels by averaging blocks; also returns the size of a block.
 
-    The finest axis is made coarser first. An incomplete last block is left out.
+    The finest axis is coarsened first. An incomplete last block is left out.
 
     Example:
         >>> image = Volume(np.arange(8.0).reshape(8, 1, 1), np.diag([1.0, 4.0, 4.0, 1.0]))
@@ -132,7 +132,7 @@ def _grey_levels(array: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _nifti(levels: Volume, low: float, high: float) -> bytes:
-    """A .nii.gz whose scaled values are those of the image, clipped to the window."""
+    """A .nii.gz file whose scaled values are those of the image, clipped to the window."""
 
     image = nib.Nifti1Image(levels.array, levels.affine)
     slope = (high - low) / _LEVELS
@@ -145,7 +145,8 @@ def _nifti(levels: Volume, low: float, high: float) -> bytes:
 def _middle_slice(levels: Volume) -> np.ndarray:
     """The middle slice (rows, columns) across the axis with the fewest voxels, resampled to square pixels.
 
-    In radiological convention: the patient's right is on the left; in sagittal slices the face points to the right.
+    It is in radiological convention, with the patient's right side on the left; in sagittal slices, the face points to
+    the right.
     """
 
     canonical = nib.as_closest_canonical(nib.Nifti1Image(levels.array, levels.affine))
@@ -206,6 +207,6 @@ def _recording(folder: Path) -> tuple[dict[str, Any], bytes]:
         bars.append(f'<rect x="{number}" y="{50 - height:.2f}" width="0.9" height="{height:.2f}" fill="#0b63a5"/>')
     box = f'viewBox="0 0 {max(1, len(windows))} 50" preserveAspectRatio="none" width="160" height="50"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><title>probability of each window</title>'
-    # a line at probability one half, for orientation
+    # a line at a probability of one half
     line = f'<path d="M0 25H{len(windows)}" stroke="#888" stroke-dasharray="3" vector-effect="non-scaling-stroke"/>'
     return {"windows": windows, "notes": []}, f"{head}{''.join(bars)}{line}</svg>\n".encode()

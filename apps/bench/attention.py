@@ -19,7 +19,7 @@ from .options import Attention
 PAGE, RECORD = "attention.html", "attention.json"
 _TEMPLATE = Path(__file__).parent / "template"
 _STYLE = Path(__file__).parents[1] / "page" / "report.css"
-_AT = 16384  # tokens at which the goals are stated
+_AT = 16384  # number of tokens for which the goals are defined
 _COLUMNS = (
     "method",
     "pattern",

@@ -1,4 +1,4 @@
-"""`voxelwave batch benchmark`: one run over many series against one process per series, and a run that is killed."""
+"""`voxelwave batch benchmark`: one run over many series, compared with one process per series and with killed runs."""
 
 import hashlib
 import json
@@ -77,9 +77,9 @@ class Cost:
 
     Args:
         seconds: wall time.
-        cpu_seconds: CPU time of the command and its children; other load on the machine changes it little.
+        cpu_seconds: CPU time of the command and its children, which depends little on other load on the machine.
         peak_mib: peak memory of the command and all its children together.
-        code: its exit code.
+        code: exit code of the command.
     """
 
     seconds: float
@@ -100,7 +100,7 @@ class Cost:
 
 
 def measure(command: list[str], *, allowed: tuple[int, ...]) -> Cost:
-    """Run a command, and measure time and peak memory of it and its children.
+    """Run a command, and measure its time and peak memory, including its children.
 
     Raises:
         OSError: the command ended with an exit code that is not in `allowed`.
@@ -156,7 +156,7 @@ def contents(output: Path) -> dict[str, str]:
 
 
 def make_series(data: Path, folder: Path, *, count: int, broken: int, slices: int) -> None:
-    """Write series of neighbouring images of real series, as new patients, studies and series in nested folders.
+    """Write series of neighbouring images from real series, as new patients, studies and series in nested folders.
 
     Raises:
         ValueError: `data` holds no series that can be used.
@@ -225,7 +225,7 @@ def _cut(paths: list[Path]) -> None:
 
 
 def _without_slice(paths: list[Path]) -> None:
-    """Move the last slice away, so that a slice is missing."""
+    """Move the last slice elsewhere, so that a slice is missing."""
     _change(paths[-1], lambda image: _shift(image, by=2.7))
 
 
@@ -271,7 +271,7 @@ def _one_by_one(folder: Path, output: Path, options: list[str]) -> dict[str, Any
 def _killed(
     folder: Path, output: Path, options: list[str], kills: int, seed: int, undisturbed_s: float
 ) -> dict[str, Any]:
-    """Kill a run repeatedly, each time within half the time of a whole run; then finish it and compare the results."""
+    """Kill a run repeatedly, each time within half the time of a full run; then finish it and compare the results."""
     chance, target = random.Random(seed), output / "killed"
     command = _command(folder, target, *options)
     done: list[int] = []

@@ -35,8 +35,8 @@ class Kernels(Options):
 class Attention(ThreadOptions):
     """Measure time, memory and growth of every attention mechanism against PyTorch's fused attention, in one run.
 
-    Four heads of 32 channels, at 1,024 to 65,536 tokens. A method stops before a length at which a call would take more
-    than 20 seconds or 8 GiB. OUTPUT receives attention.html (tables and curves) and attention.json.
+    Each call has four heads of 32 channels and 1,024 to 65,536 tokens. A method stops before a length at which a call
+    would take more than 20 seconds or 8 GiB. OUTPUT receives attention.html (tables and curves) and attention.json.
 
     Args:
         output: the folder to write to.
@@ -55,10 +55,10 @@ class Attention(ThreadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchBenchmark(ThreadOptions):
-    """Measure batches on a folder of series made from the real ones of DATA, some of them broken.
+    """Measure batches on a folder of series that are derived from the real ones in DATA, some of them damaged.
 
-    Parts: "cost", the time and peak memory of `restoration restore` for the whole folder, compared with one process per
-    series, and of a second run that finds everything done; "kills", the same run killed by SIGKILL at random times and
+    The parts are: "cost", time and peak memory of `restoration restore` for the whole folder, of a second run that
+    finds everything done, and of one process per series; "kills", the same run, killed by SIGKILL at random times and
     started again, whose results are then compared byte by byte with those of the undisturbed run. Memory is that of all
     processes together (Linux: proportional set size). OUTPUT receives the folders and benchmark-batch.json.
 
@@ -66,12 +66,13 @@ class BatchBenchmark(ThreadOptions):
         data: a folder with real DICOM series of single images, in any nesting.
         output: the folder to write to; it must not hold an earlier benchmark.
         part: which figures to measure.
-        series: number of series, including the broken ones.
-        broken: number of broken ones: an empty file, cut pixels, a missing slice, no position, a tilt, in turn.
-        slices: slices of a series.
-        kills: how often the run is killed.
-        jobs: processes of the run.
-        threads: CPU threads of a process.
+        series: number of series, including the damaged ones.
+        broken: number of damaged series; the kinds alternate: an empty file, truncated pixels, a missing slice, a
+            missing position, a tilt.
+        slices: number of slices per series.
+        kills: number of times that the run is killed.
+        jobs: number of processes of the run.
+        threads: CPU threads per process.
         weights: weights of the denoiser, a file or a name that `voxelwave weights` lists.
         seed: seed of the times of the kills.
     """

@@ -1,8 +1,8 @@
-"""The scene of the demo: a shelf with fourteen coloured things, drawn by this program, so free to distribute.
+"""The scene of the demo: a shelf with fourteen coloured objects, drawn by this program and so free to distribute.
 
     python -m voxelwave.apps.demo.drawing FOLDER
 
-writes shelf.png and shelf.json as in data/.
+writes shelf.png and shelf.json, which are also in data/.
 """
 
 import sys
@@ -29,7 +29,7 @@ _THINGS = (
 
 
 def draw_shelf(folder: Path) -> Scene:
-    """Write shelf.png and shelf.json into a folder; an object's features are the mean colour of its pixels."""
+    """Write shelf.png and shelf.json to a folder; the features of an object are the mean colour of its pixels."""
     width, height = SIZE
     image = Image.new("RGB", (width * _FINE, height * _FINE), _WALL)
     pen = ImageDraw.Draw(image)

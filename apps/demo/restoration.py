@@ -1,4 +1,4 @@
-"""The restoration part of `voxelwave demo`: add noise to a real slice and remove it with the shipped weights."""
+"""The restoration part of `voxelwave demo`: add noise to a real slice and remove it with the included weights."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,10 +20,10 @@ WEIGHTS = "denoise-grey"
 
 
 def demo_restoration(output: Path) -> None:
-    """Add Rician noise to a slice of the FLAIR scan, restore it, and show the images and what was removed.
+    """Add Rician noise to a slice of the FLAIR scan, restore it, and show the images and the removed part.
 
     The network estimates the mean of the noisy magnitudes; the Rician bias of that mean is then removed by a formula.
-    Writes restoration.png (clean, noisy, restored, removed) and prints the PSNR before and after.
+    The function writes restoration.png (clean, noisy, restored, removed) and prints the PSNR before and after.
 
     Args:
         output: the folder to write to.

@@ -1,4 +1,4 @@
-"""The scanpath part of `voxelwave demo`: the order in which a simulated observer looks at the things on a shelf."""
+"""The scanpath part of `voxelwave demo`: the order in which a simulated observer looks at the objects on a shelf."""
 
 import shutil
 from importlib.resources import as_file, files
@@ -16,9 +16,9 @@ WEIGHTS, SEED, SAMPLES = "planted-observer", 6, 20
 def demo_scanpath(output: Path) -> None:
     """Predict scanpaths on the drawing of a shelf with the weights that come with the package.
 
-    The weights were trained on a simulated observer with known rules: near things first, red and yellow things before
-    others, things already seen less often. Writes scanpath.png and prediction.json beside the scene, and prints the
-    first scanpath and the things that are looked at most.
+    The weights were trained on a simulated observer with known rules: near objects first, red and yellow objects before
+    others, objects already seen less often. The function writes scanpath.png and prediction.json to the folder of the
+    scene, and prints the first scanpath and the objects that are fixated most.
 
     Args:
         output: the folder to write to.

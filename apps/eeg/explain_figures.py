@@ -18,7 +18,7 @@ from ..nested_cv.records import ExplanationFigures
 from .explanation import Found
 
 _CLASS_COLOURS = "#3b6ea5", "#c8553d"
-_FEW = 5  # networks whose features are drawn
+_FEW = 5  # largest number of networks whose features are drawn
 
 
 def draw(
@@ -186,7 +186,7 @@ def _tsne(found: list[Found], windows: Windows) -> Figure:
 
 
 def _info(windows: Windows) -> tuple[mne.Info | None, list[int]]:
-    """MNE's info of the channels with known positions and their indices; None if there are too few for a map."""
+    """MNE's info of the channels with known positions, and their indices; None if they are too few for a map."""
     rows = [i for i, name in enumerate(windows.channels) if name in positions()]
     if len(rows) < 4:
         return None, rows

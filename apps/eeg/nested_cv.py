@@ -33,7 +33,7 @@ BY_ACCURACY = "validation_accuracy"  # the figure by which the published code se
 
 
 def nested_cv(options: NestedCV) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     chosen = list(DEFAULT_NAMES) if options.models is None else options.models
     _check_models(chosen, options.model_options or {}, NAMES)
     study = read_study_of(options)
@@ -114,7 +114,7 @@ def _plan(
 
 
 class Clock:
-    """Wall time of a run over all its sessions, kept on disk so that a kill loses at most the time of the last fit."""
+    """Wall time of a run over all its sessions, saved on disk so that a kill loses at most the time of the last fit."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -144,12 +144,12 @@ def _window_units(data: Windows, estimators: dict[str, EstimatorSpec]) -> Window
 
 
 def _audit(study: Study, options: WindowOptions, output: Path, cache: Path, seed: int) -> list[Check]:
-    """The audit of study and plan, before anything is fitted."""
+    """The audit of study and plan, before the first fit."""
     return audit(study, options=options, splits=read_splits(output), cache=cache, seed=seed, finished=False)
 
 
 def _with_run(checks: list[Check], study: Study, options: WindowOptions, output: Path, cache: Path) -> list[Check]:
-    """The audit with what the finished fits and predictions show, before the confounds."""
+    """The audit, including the checks of finished fits and predictions, which are placed before the confounds."""
     if not checks:
         return []
     found = check_run(read_splits(output), load_windows(study, replace(options, scaling="window"), cache))

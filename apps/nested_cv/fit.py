@@ -26,7 +26,7 @@ class Likelihood(TypedDict):
 
 
 class Fit(Protocol):
-    """A fitted model. `epochs` is the best epoch if it was stopped early; `curve` has one entry per epoch."""
+    """A fitted model. With early stopping, `epochs` is the best epoch; `curve` has one entry per epoch."""
 
     epochs: int
     curve: list[dict[str, float]]
@@ -51,7 +51,7 @@ class Estimator(Protocol):
     name: str
 
     def suggest(self, trial: "optuna.Trial") -> Settings:
-        """Settings to try; {} if there is nothing to search."""
+        """The settings to try next; {} if there is nothing to search."""
 
     def fit(
         self,
@@ -62,7 +62,7 @@ class Estimator(Protocol):
         epochs: int | None,
         folder: Path | None,
     ) -> Fit | LikelihoodFit:
-        """Fit on subjects: stopped early on `validation`, or for exactly `epochs` epochs.
+        """Fit to subjects: with early stopping on `validation`, or for exactly `epochs` epochs.
 
         The weights are written into `folder`, if given.
         """
@@ -87,7 +87,7 @@ def fit_cell(cell: FitCell, folder: Path) -> FitResult:
         "epochs" and "subjects"; or "failed" with the reason if a probability is not finite.
 
     Raises:
-        ValueError: a subject would be fitted and predicted, or the model predicted only some of the subjects.
+        ValueError: a subject is in both the training and the predicted part, or the model left out some subjects.
     """
     estimator = _estimator_of(cell)
     with limited_threads(cell["threads"]):  # torch may have been loaded just now
@@ -125,7 +125,7 @@ def fit_likelihood_cell(cell: FitCell, folder: Path) -> FitResult:
         "epochs", "nats" and "tokens"; or "failed" with the reason if the likelihood is not finite.
 
     Raises:
-        ValueError: a unit would be fitted and predicted.
+        ValueError: a unit is in both the training and the predicted part.
     """
     estimator = _estimator_of(cell)
     with limited_threads(cell["threads"]):

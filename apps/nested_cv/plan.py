@@ -38,8 +38,9 @@ class Design:
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
         batch: number of settings drawn at once; a larger batch keeps more workers busy, but the sampler learns less.
-        objective: figure that the search maximises, mean over inner folds per subject: "auc", "balanced_accuracy" or
-            "brier"; or "likelihood", the mean log-likelihood per token, for estimators with a `LikelihoodFit`.
+        objective: the figure by which the search chooses settings, computed per subject and averaged over inner folds:
+            "auc", "balanced_accuracy" or "brier"; or "likelihood", the mean log-likelihood per token, for estimators
+            with a `LikelihoodFit`.
         protocol: "nested", "published" (selection on the test fold, to demonstrate optimism) or "both".
         published: the models that run under the published protocol.
         seed: the seed from which all others are derived.
@@ -91,20 +92,20 @@ def make_plan(
     published: dict[str, EstimatorSpec] | None = None,
     splits: list[Split] | None = None,
 ) -> Plan:
-    """Everything that is decided before the first fit, as plain values.
+    """All decisions that are made before the first fit, as plain values.
 
     Args:
         cohort: the subjects.
-        models: name -> how a worker builds the model; the headline of the report is about the first.
+        models: name -> how a worker builds the model; the headline of the report is about the first model.
         design: folds, search and protocol.
         options: further options of the command, for the report.
         data: a hash of the data.
-        windows: units of the random split of windows, which runs beside the published protocol.
+        windows: units of the random split of windows, which runs in addition to the published protocol.
         published: name -> how a worker builds the model under the published protocol, if this differs.
         splits: the folds; by default those of `make_splits`.
 
     Raises:
-        ValueError: a fold cannot have both classes, or a published model is not among the models.
+        ValueError: a fold cannot contain both classes, or a published model is not among the models.
     """
     unknown = set(design.published) - set(models)
     if unknown:

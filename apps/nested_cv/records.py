@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from ...runs.cells import Cell
 
 Settings = dict[str, int | float | str | bool | None]
-CurveRow = dict[str, float]  # "epoch" and whatever the model records in each epoch
+CurveRow = dict[str, float]  # "epoch" and the figures that the model records in each epoch
 Interval = list[float]  # [low, high]
 MetricName = Literal["balanced_accuracy", "sensitivity", "specificity", "accuracy", "f1", "mcc", "auc", "brier"]
 
@@ -74,7 +74,7 @@ class PlannedWindows(TypedDict):
 
 
 class Plan(TypedDict):
-    """Everything that is decided before the first fit; `make_plan` describes the parts."""
+    """All decisions that are made before the first fit; `make_plan` describes the parts."""
 
     design: PlannedDesign
     cohort: PlannedCohort
@@ -92,7 +92,7 @@ class Plan(TypedDict):
 
 
 class FitCell(Cell):
-    """One fit: stopped early on `validation`, or run for `epochs`; `keep` asks for the weights."""
+    """One fit: with early stopping on `validation`, or run for `epochs`; `keep` keeps the weights."""
 
     estimator: EstimatorSpec
     model: str
@@ -221,7 +221,7 @@ class Figures(TypedDict):
 
 
 class SecondaryFigures(Figures):
-    """Metrics of another way to score the same predictions; `unit` is "subject" or "window"."""
+    """Metrics of the same predictions, scored in another way; `unit` is "subject" or "window"."""
 
     unit: str
 

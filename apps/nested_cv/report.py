@@ -1,4 +1,4 @@
-"""`voxelwave report`: a finished run as one HTML file, which loads nothing else and prints well.
+"""`voxelwave report`: a finished run as one HTML file, which needs no other file and can be printed.
 
 The page is built from the files of the run: results.json (every figure), predictions.csv (the repeats in which each
 subject was classified correctly), cells/ (learning curves of the inner folds) and explain/explanation.json with its
@@ -70,7 +70,7 @@ class Subject:
     """A subject in the list of the page.
 
     Args:
-        row: its row in results.json.
+        row: the subject's row in results.json.
         class_number: 0 or 1.
         right: for each repeat, whether the model of the headline classified the subject correctly.
     """
@@ -251,7 +251,7 @@ def _metrics_shown(models: Sequence[ModelResults]) -> list[str]:
 
 
 def _what_was_done(results: Results) -> list[str]:
-    """The run in sentences: its own description, the windows, and the protocol."""
+    """A description of the run in sentences: the data, the windows, and the protocol."""
     splits, options = results["splits"], results["options"]
     times = splits["repeats"]
     again = f", {times} times with different partitions" if times > 1 else ""
@@ -269,7 +269,7 @@ def _what_was_done(results: Results) -> list[str]:
 
 
 def _nested_search(results: Results) -> list[str]:
-    """The search of the nested protocol in sentences."""
+    """A description of the search of the nested protocol in sentences."""
     inner, options = results["splits"]["inner"], results["options"]
     return [
         f"Settings, number of epochs and decision threshold were chosen by {inner} inner folds within the training "
@@ -298,7 +298,7 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     negative, positive = results["classes"]
     sensitivity, specificity = _mean(main, "sensitivity"), _mean(main, "specificity")
     sentences = [
-        ("Balanced accuracy is the mean of sensitivity and specificity: 0.5 is guessing, 1 is no error.", False),
+        ("Balanced accuracy is the mean of sensitivity and specificity: 0.5 means guessing, 1 means no errors.", False),
         (
             f"Of 100 {positive} subjects about {100 * sensitivity:.0f} were classified as {positive}; "
             f"of 100 {negative} subjects about {100 * (1 - specificity):.0f} were wrongly classified as {positive}.",
@@ -308,7 +308,9 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     if low > 0.5:
         sentences.append(("The interval lies above 0.5.", False))
     elif high < 0.5:
-        sentences.append(("The interval lies below 0.5: worse than guessing. Check the labels and the folds.", True))
+        sentences.append(
+            ("The interval lies below 0.5: the model is worse than guessing. Check the labels and the folds.", True)
+        )
     else:
         sentences.append(
             ("The interval includes 0.5: these data do not show that the model is better than guessing.", True)
@@ -321,7 +323,9 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     elif others:
         sentences.append((f"Next best on the same folds: {name_of(others[0])} ({_fixed(_mean(others[0]))}).", False))
     if mean >= SUSPICIOUS:
-        sentences.append(("A result this close to 1 is more often leakage than skill; read the audit first.", True))
+        sentences.append(
+            ("A result this close to 1 is more often caused by leakage than by skill; read the audit first.", True)
+        )
     return sentences
 
 
@@ -445,7 +449,7 @@ def _of_folds(model: ModelResults) -> list[float]:
 
 
 def _score_scale(models: Iterable[ModelResults]) -> figures.Span:
-    """One scale for the balanced accuracies of all models, their intervals and folds."""
+    """A common scale for the balanced accuracies of all models, their intervals and folds."""
     found = [(m["metrics"]["balanced_accuracy"], _of_folds(m)) for m in models]
     values = [v for metric, folds in found for v in (metric["mean"], *metric["interval_nb"], *folds)]
     return figures.scale_of([min(max(v, 0), 1) for v in values], include=(0.4, 0.8))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from .records import CalibrationBin, CurveRow, Permutation, RocCurve
 
 ROW_HEIGHT = 26
-MARGIN_PERCENT = 3.0  # margin left and right of a stretched scale, for the marks at its ends
+MARGIN_PERCENT = 3.0  # margin at the left and right of a stretched scale, for the marks at its ends
 EMPTY = Markup("")
 
 Span = tuple[float, float]
@@ -183,7 +183,7 @@ class Plot:
         )
 
     def draw(self, parts: Iterable[Markup], *, y_numbers: bool = True) -> Markup:
-        """The whole picture: frame, ticks, names, then `parts` in their order."""
+        """The complete picture: frame, ticks, names, then `parts` in their order."""
         (x0, y0), (x1, y1) = self.at(self.x[0], self.y[0]), self.at(self.x[1], self.y[1])
         frame = [
             Markup('<path class="frame" d="M{:.1f} {:.1f}V{:.1f}H{:.1f}"/>').format(x0, y1 if y_numbers else y0, y0, x1)
@@ -226,7 +226,7 @@ def roc(curve: RocCurve, *, title: str) -> Markup:
 
 
 def calibration(bins: Sequence[CalibrationBin], *, title: str, positive: str) -> Markup:
-    """Observed share of the positive class over predicted probability, a mark per bin with its interval."""
+    """Observed share of the positive class against predicted probability, with a mark and an interval per bin."""
     plot = Plot((0, 1), (0, 1), f"predicted probability of {positive}", f"observed share of {positive}", title)
     parts = [plot.line([0, 1], [0, 1], "reference")]
     parts += [plot.line([b["predicted"]] * 2, [b["low"], b["high"]], "interval") for b in bins]
@@ -236,7 +236,7 @@ def calibration(bins: Sequence[CalibrationBin], *, title: str, positive: str) ->
 
 
 def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, title: str, x_label: str) -> Markup:
-    """The score of each subject as a dot, with a band of the picture for each class; overlapping dots are moved apart.
+    """The score of each subject as a dot, in a separate band for each class; overlapping dots are moved apart.
 
     Args:
         rows: subject, class (0 or 1), score in 0..1.
@@ -262,7 +262,7 @@ def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, ti
 
 
 def permutation(result: Permutation, observed: float, *, title: str, x_label: str) -> Markup:
-    """The observed score beside the mean and the 95 % range of the scores under shuffled labels."""
+    """The observed score, with the mean and the 95 % range of the scores under shuffled labels."""
     span, mean = result["null_interval"], result["null_mean"]
     plot = Plot(scale_of([*span, observed, mean], step=0.05), (0, 1.25), x_label, "", title, width=480, height=130)
     parts = [
@@ -275,7 +275,7 @@ def permutation(result: Permutation, observed: float, *, title: str, x_label: st
 
 
 def learning_curves(drawn: Sequence[Sequence[CurveRow]], *, title: str) -> Markup | None:
-    """Loss over epochs, a line per curve and part of the data; None if no curve has an epoch."""
+    """Loss against epochs, with a line per curve and part of the data; None if no curve has an epoch."""
     rows = [row for curve in drawn for row in curve]
     kinds = [kind for kind in ("train_loss", "validation_loss") if any(kind in row for row in rows)]
     losses = [row[kind] for row in rows for kind in kinds if kind in row]

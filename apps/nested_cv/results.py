@@ -47,7 +47,7 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts supplied by the calling command; results.json holds them unchanged.
+    """Facts from the calling command, which results.json holds unchanged.
 
     Args:
         title: title of the report.
@@ -61,7 +61,7 @@ class Facts:
         description: sentences on how the data were read and cut.
         models: model -> title and description.
         caveats: other possible explanations of the figures.
-        hardware: in words.
+        hardware: description of the hardware.
         created: date and time.
         seconds_run: wall time of the run, over all sessions of a resumed run.
     """
@@ -170,7 +170,7 @@ def subject_scores(table: Table, labels: np.ndarray) -> Scores:
 
 
 def window_scores(table: Table, labels: np.ndarray) -> Scores:
-    """Windows as units; subjects remain the clusters of the bootstrap."""
+    """Scores with windows as units; subjects remain the clusters of the bootstrap."""
     repeats = int(table.repeat.max()) + 1
     order = np.lexsort((table.window, table.subject, table.repeat))
     shape = (repeats, -1)
@@ -307,7 +307,7 @@ def _optimism(
     labels: np.ndarray,
     weights: np.ndarray,
 ) -> list[OptimismRow]:
-    """A model under more and more optimistic protocols, pooled over folds, with bootstrap intervals over subjects."""
+    """A model under increasingly optimistic protocols, pooled over folds, with bootstrap intervals over subjects."""
     rows = []
     for model in dict.fromkeys(model for protocol, model in tables if protocol in (TEST_EPOCH, PUBLISHED)):
         for protocol in (NESTED, TEST_EPOCH, PUBLISHED):

@@ -1,4 +1,4 @@
-"""Nested cross-validation of any estimator: the search runs inside, and each outer test part is predicted once.
+"""Nested cross-validation of any estimator: settings are searched in inner folds; outer test parts are predicted once.
 
 An estimator predicts the probability of a class for each subject, or the likelihood of measurements.
 
@@ -7,7 +7,7 @@ optima) and the threshold; then the model is fitted once on the whole outer trai
 part once. The published protocol, which selects on the test fold, is available for comparison and is marked as such.
 
 The work is divided into cells (see `runs.cells`). The next cells of a group depend only on seeds and results, so the
-figures are the same for any number of processes, any order of cells, and after a kill.
+results are the same for any number of processes, for any order of cells, and after a kill.
 """
 
 import json
@@ -78,7 +78,7 @@ def run_plan(
     """Run the unfinished cells of a plan and return all outcomes, in the order of the plan.
 
     Args:
-        folder: the folder of the run; one run at a time works in it.
+        folder: the folder of the run, in which only one run can work at a time.
         plan: a plan that `open_plan` accepted.
         pool: runs the cells.
         tell: called with each cell, its result, and True if the cell was finished before.
@@ -209,7 +209,7 @@ def _published(plan: Plan, model: str, split: Split) -> Group[Outcome]:
 
 
 def _test_epoch(plan: Plan, nested: Outcome, split: Split) -> Group[Outcome]:
-    """The settings of the nested run; the epoch is chosen on the test fold."""
+    """The settings of the nested run, with the epoch chosen on the test fold."""
     train, test = split["train"], split["test"]
     cell = _cell(plan, nested.model, split, TEST_EPOCH, nested.settings, train=train, validation=test)
     result = _fit_results((yield [cell]))[0]
@@ -326,7 +326,7 @@ def _cell(
     keep: bool = False,
     seed_words: tuple[str | int, ...] = ("outer",),
 ) -> FitCell:
-    """One fit as plain values: stopped early on `validation`, which it predicts, or run for a number of epochs."""
+    """One fit as plain values: with early stopping on `validation`, which it predicts, or for a number of epochs."""
     design = plan["design"]
     return {
         "id": f"{model}-r{split['repeat']}-f{split['fold']}-{name}",

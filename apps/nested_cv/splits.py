@@ -11,7 +11,7 @@ from .seeds import derive_seed
 
 
 class LeakError(ValueError):
-    """A person on both sides of a split."""
+    """Raised if a person is on both sides of a split."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def make_splits(cohort: Cohort, *, outer: int, inner: int, repeats: int = 1, see
 def check_splits(cohort: Cohort, splits: Sequence[Split]) -> None:
     """Refuse splits with a leak or a gap; called before every run and every resumed run.
 
-    In each split no person is on both sides, the inner folds cover the outer training part once and nothing else, and
-    every part has both classes. In each repeat every subject is tested exactly once.
+    In each split, no person may be on both sides, the inner folds must cover the outer training part exactly once and
+    nothing else, and every part must have both classes. In each repeat, every subject must be tested exactly once.
 
     Raises:
         LeakError: a person is on both sides, or a tested subject is in an inner fold.

@@ -1,6 +1,6 @@
-"""Metrics of predictions of subjects, with intervals and tests. Subjects are resampled, never folds or windows.
+"""Metrics of predictions for subjects, with intervals and tests. Subjects are resampled, never folds or windows.
 
-Every metric is computed with weights, one row for each bootstrap resample; weights of 1 give the plain metric, which
+Every metric is computed with weights, in one row for each bootstrap resample; weights of 1 give the plain metric, which
 the tests compare with scikit-learn. Metrics are computed for each repeat and then averaged.
 """
 
@@ -205,7 +205,7 @@ def confusion(scores: Scores) -> list[list[float]]:
 def permutation_test(scores: Scores, count: int, seed: int) -> Permutation:
     """Test whether decisions and labels are associated: labels are shuffled over subjects, predictions are fixed.
 
-    All repeats share a shuffle. p = (1 + shuffles at least as good) / (1 + shuffles).
+    All repeats use the same shuffles. p = (1 + shuffles at least as good) / (1 + shuffles).
     """
     generator = np.random.default_rng(seed)
     said = scores.decision.mean(0)  # balanced accuracy is linear in the decisions, so repeats can be averaged first
@@ -268,7 +268,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def choose_threshold(label: np.ndarray, score: np.ndarray) -> float:
-    """The threshold with the best balanced accuracy; of equally good ones the nearest to 0.5.
+    """The threshold with the best balanced accuracy; of equally good thresholds, the one nearest to 0.5.
 
     Candidates are 0.5 and the midpoints between neighbouring scores.
 
@@ -293,7 +293,7 @@ def _balanced_accuracy(label: np.ndarray, said: np.ndarray) -> np.ndarray:
 
 
 def _weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted area under the ROC curve: the share of pairs of classes in the right order, ties counting half."""
+    """Weighted area under the ROC curve: the share of (positive, negative) pairs in the right order, ties half."""
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
     ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)

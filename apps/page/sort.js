@@ -1,4 +1,4 @@
-// A click on a column's head sorts the table by it; numbers by data-value, the rest as text; empty cells stay last.
+// A click on the head of a column sorts the table by it: numbers by data-value, other cells as text; empty cells are last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();

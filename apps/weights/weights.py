@@ -8,7 +8,7 @@ def weights(options: Weights) -> None:
     """Run the command."""
     entries = [e for e in list_weights(options.field) if options.name in (None, e.name)]
     if options.name is not None and not entries:
-        raise FileNotFoundError(f"no weights named {options.name}; voxelwave weights lists all")
+        raise FileNotFoundError(f"no weights are named {options.name}; voxelwave weights lists all")
     for entry in entries:
         check_hash(entry)
         print(f"{entry.name}  ({entry.field}, {entry.size / 2**20:.1f} MB)")

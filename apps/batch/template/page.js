@@ -1,5 +1,5 @@
 
-// Rows of the table are shown or hidden by status and words; a row with a preview opens in the viewer.
+// The rows of the table are filtered by status and words; a row with a preview opens in the viewer.
 const byId = (id) => document.getElementById(id);
 const rows = () => [...byId("cases").tBodies[0].rows];
 const withPreview = () => rows().filter((row) => row.dataset.script && !row.hidden);
@@ -16,7 +16,7 @@ function applyFilter() {
 byId("status").addEventListener("change", applyFilter);
 byId("words").addEventListener("input", applyFilter);
 
-// A page from a disk may not read files, but may load scripts: each preview calls voxelwavePreview(name, content).
+// A page opened from a disk cannot read files but can load scripts; each preview calls voxelwavePreview(name, content).
 const waiting = new Map();
 window.voxelwavePreview = (name, content) => waiting.get(name)?.(content);
 
@@ -76,7 +76,7 @@ function slider(role, opacity, onInput) {
   return label;
 }
 
-// volumes: NiiVue, made once
+// volumes: NiiVue, created once
 
 let viewer = null;
 async function showVolumes(volumes) {
@@ -123,7 +123,7 @@ function colourBox(image, checked) {
   return label;
 }
 
-// pictures one over the other
+// pictures, one on top of the other
 
 function showPictures(pictures) {
   byId("stage").className = "";
