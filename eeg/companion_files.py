@@ -81,7 +81,7 @@ def check_opened(path: Path, opened: list[Path]) -> list[Note]:
 
 
 def _differing(path: Path, named: Path, own: Path | None, remedy: str) -> list[Note]:
-    if named.stem == path.stem or named == own:
+    if named.stem == path.stem or (own is not None and named.resolve() == own.resolve()):
         return []
     if own is not None and own.is_file():
         raise ValueError(f"{path} names {named.name}, but {own.name} lies beside it: {remedy}, or move one away")
@@ -105,4 +105,6 @@ def _opened_by_mne(file: Path) -> list[Path]:
             raw = reader(file, preload=False, verbose="ERROR")
     except Exception:  # each reader raises its own type; the error is reported when the recording is read
         return []
-    return [Path(name) for name in raw.filenames if name is not None]
+    here = file.parent.resolve()  # MNE resolves the names; those of this folder stay as the caller wrote the folder
+    opened = [Path(name) for name in raw.filenames if name is not None]
+    return [file.parent / part.name if part.parent.resolve() == here else part for part in opened]

@@ -166,12 +166,17 @@ def open_plan(folder: Path, plan: Plan) -> None:
     check_plan(before)
     differences = _differences(before["design"], plan["design"]) + _differences(before["options"], plan["options"])
     now: dict[str, Any] = {**plan}
-    parts = ("cohort", "models", "published_models", "splits", "windows", "data")
-    differences += [part for part in parts if now[part] != {**before}[part]]
+    then: dict[str, Any] = {**before}
+    parts = [p for p in ("cohort", "models", "published_models", "splits", "windows") if now[p] != then[p]]
+    differences += [_first_difference(part, then[part], now[part]) for part in parts]
+    if now["data"] != then["data"]:
+        differences.append("the recordings differ")
     if differences:
+        read_otherwise = {"cohort", "splits"} & {*parts} or now["data"] != then["data"]
+        hint = ", with the version that began it" if read_otherwise else ""
         raise ValueError(
             f"{folder} holds a run with another plan ({'; '.join(differences[:4])});"
-            " choose another --output, or continue with the same options and data"
+            f" choose another --output, or continue with the same options and data{hint}"
         )
     if before["versions"] != plan["versions"]:
         changed = "; ".join(_differences(before["versions"], plan["versions"]))
@@ -189,6 +194,19 @@ def random_windows(plan: Plan, model: str) -> bool:
     """Whether the model also runs on a random split of windows."""
     windows = plan["windows"]
     return plan["design"]["protocol"] == "both" and windows is not None and model in windows["estimators"]
+
+
+def _first_difference(name: str, before: object, now: object) -> str:
+    """The first place where two plans differ, with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return _first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        if len(before) != len(now):
+            return f"{name} had {len(before)} entries, now {len(now)}"
+        place = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        return _first_difference(f"{name}.{place}", before[place], now[place])
+    return f"{name} was {str(before)[:60]}, now {str(now)[:60]}"
 
 
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

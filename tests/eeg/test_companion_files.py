@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from pathlib import Path
 
 import mne
 import numpy as np
@@ -46,6 +47,7 @@ def write_eeglab(folder, stem, x, *, data=None):
 
 def write_split_fif(folder, stem, x):
     """A .fif in three parts."""
+    folder.mkdir(exist_ok=True)
     raw = mne.io.RawArray(x * 1e-6, mne.create_info(list(NAMES), 128.0, "eeg"), verbose="error")
     raw.save(folder / f"{stem}_raw.fif", split_size="2MB", buffer_size_sec=60, verbose="error")
     return folder / f"{stem}_raw.fif"
@@ -76,6 +78,17 @@ def test_a_part_of_another_split_recording_is_refused(tmp_path):
     os.replace(tmp_path / "a_raw.fif", tmp_path / "b_raw.fif")  # its next part is called a_raw-1.fif
     with pytest.raises(ValueError, match=r"names a_raw-1\.fif, but b_raw-1\.fif lies beside it"):
         read_recording(tmp_path / "b_raw.fif")
+
+
+def test_a_split_recording_is_read_from_a_relative_path_too(tmp_path, monkeypatch):
+    write_split_fif(tmp_path / "study", "a", np.random.default_rng(0).normal(size=(3, 128 * 1500)) * 20)
+    whole = read_recording(tmp_path / "study/a_raw.fif")
+    monkeypatch.chdir(tmp_path)
+    again = read_recording(Path("study/a_raw.fif"))
+    assert np.array_equal(again.signal, whole.signal)
+    assert again.notes == whole.notes
+    parts = companion_files(Path("study/a_raw.fif"))
+    assert parts == [Path("study") / name for name in ("a_raw.fif", "a_raw-1.fif", "a_raw-2.fif")]
 
 
 @pytest.mark.parametrize("kind", WRITERS)

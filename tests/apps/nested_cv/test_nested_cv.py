@@ -251,8 +251,11 @@ def test_a_model_without_settings_is_fitted_once_per_fold(toy_run, tmp_path):
 def test_a_folder_with_another_plan_is_refused_and_the_difference_is_named(finished, toy_run):
     with pytest.raises(ValueError, match=r"with another plan \(trials was 3, now 4"):
         open_plan(finished[0], toy_run.toy_plan(trials=4))
-    with pytest.raises(ValueError, match="models"):
+    with pytest.raises(ValueError, match=r"\(models\.\w+\.arguments\.pause was .*, now 1\.0"):
         open_plan(finished[0], toy_run.toy_plan(pause=1.0))
+    other = {**toy_run.toy_plan(), "data": "0" * 64}
+    with pytest.raises(ValueError, match=r"\(the recordings differ\); .* with the version that began it"):
+        open_plan(finished[0], other)
 
 
 def test_a_folder_with_other_files_is_refused(toy_run, tmp_path):
