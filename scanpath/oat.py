@@ -231,6 +231,31 @@ class OneDPositionalEncoding(nn.Module):
         self.register_buffer("pos_embedding", step_table(steps, channels))
 
 
+def _encoder_layer(
+    d_model: int,
+    heads: int,
+    feed_forward: int,
+    dropout: float,
+    attention_dropout: float,
+    mixer: str | None,
+    gates: str | None,
+    place: Place,
+) -> EncoderLayer:
+    """A layer with the mechanism and the gates of these words."""
+    chosen = None if mixer is None else mixer_of(mixer, place)
+    mixture = None if gates is None else gates_of(gates, d_model, heads)
+    return EncoderLayer(d_model, heads, feed_forward, dropout, attention_dropout, chosen, mixture)
+
+
+def _check_sizes(appearance: str, features: int, d_model: int, heads: int) -> None:
+    if appearance not in ("cnn", "features", "none"):
+        raise ValueError(f'appearance must be "cnn", "features" or "none", got {appearance!r}')
+    if appearance == "features" and features < 1:
+        raise ValueError(f'appearance "features" needs features, the length of the vectors, got {features}')
+    if d_model % heads or d_model % 2:
+        raise ValueError(f"d_appearance + d_position must be even and divisible by heads ({heads}), got {d_model}")
+
+
 class OAT(nn.Module):
     """The network, which maps scenes and the fixations so far to scores of the next fixation.
 
@@ -277,33 +302,13 @@ class OAT(nn.Module):
         mixer: str | None = None,
         gates: str | None = None,
     ):
+        given = {name: value for name, value in locals().items() if name not in ("self", "table", "__class__")}
         super().__init__()
-        d_model = d_appearance + d_position
-        if appearance not in ("cnn", "features", "none"):
-            raise ValueError(f'appearance must be "cnn", "features" or "none", got {appearance!r}')
-        if appearance == "features" and features < 1:
-            raise ValueError(f'appearance "features" needs features, the length of the vectors, got {features}')
-        if d_model % heads or d_model % 2:
-            raise ValueError(f"d_appearance + d_position must be even and divisible by heads ({heads}), got {d_model}")
         self.arguments: dict[str, Any] = {
-            "rows": rows,
-            "columns": columns,
-            "appearance": appearance,
-            "features": features,
-            "d_appearance": d_appearance,
-            "d_position": d_position,
-            "heads": heads,
-            "layers": layers,
-            "feed_forward": feed_forward,
-            "dropout": dropout,
-            "attention_dropout": attention_dropout,
-            "object_heads": object_heads,
-            "positions": positions,
-            "sigma": sigma,
-            "steps": steps,
-            "vocabulary": vocabulary,
-            **{name: text for name, text in (("mixer", mixer), ("gates", gates)) if text is not None},
+            name: value for name, value in given.items() if value is not None or name not in ("mixer", "gates")
         }
+        d_model = d_appearance + d_position
+        _check_sizes(appearance, features, d_model, heads)
         self.mixer, self.late = mixer, mixer is not None and "graph" in needs(mixer)
         if self.late and read_call(mixer or "", "mixer")[0] != "graph_window":
             raise ValueError(f"a graph of objects needs the mixer graph_window, got mixer {mixer}")
@@ -313,16 +318,7 @@ class OAT(nn.Module):
             positions, rows=rows, columns=columns, channels=d_position, sigma=sigma, table=table
         )
         shape = (d_model, heads, feed_forward, dropout, dropout if attention_dropout is None else attention_dropout)
-        self.transformer_encoder = Layers(
-            [
-                EncoderLayer(
-                    *shape,
-                    None if mixer is None else mixer_of(mixer, place),
-                    None if gates is None else gates_of(gates, d_model, heads),
-                )
-                for _ in range(layers)
-            ]
-        )
+        self.transformer_encoder = Layers([_encoder_layer(*shape, mixer, gates, place) for _ in range(layers)])
         self.transformer_decoder = Layers([DecoderLayer(*shape) for _ in range(layers)])
         if vocabulary is not None:
             self.generator = nn.Linear(d_model, vocabulary + 2)

@@ -98,6 +98,38 @@ def _load_matrix(p, row, stride, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.cons
 
 
 @triton.jit
+def _constant(p, channel, N, lane, left, CONST: tl.constexpr, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr,
+              BD: tl.constexpr):  # fmt: skip
+    """B or C (D, N) of these channels -> (NR, NL, BD); not read if the matrix varies."""
+    tile = tl.zeros((NQ * NV, NL, BD), tl.float32)
+    if CONST:
+        tile = _load_states(p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    return tile
+
+
+@triton.jit
+def _matrix_at(constant, p, row, stride, CONST: tl.constexpr, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr,
+               BD: tl.constexpr):  # fmt: skip
+    """B or C of one step -> (NR, NL, BD)."""
+    if CONST:
+        return constant
+    else:
+        return _load_matrix(p, row, stride, NQ, NV, NL, BD)
+
+
+@triton.jit
+def _advance(h, dl, u, A, B):
+    """The states after a step."""
+    return tl.exp2(dl[None] * A) * h + (dl * u)[None] * B
+
+
+@triton.jit
+def _sum_states(tile, BD: tl.constexpr):
+    """(NR, NL, BD) -> (1, BD)."""
+    return tl.reshape(tl.sum(tl.sum(tile, 0), 0), (1, BD))
+
+
+@triton.jit
 def _rows(perm_p, group, t, L, DIRECTIONAL: tl.constexpr, RAGGED: tl.constexpr):
     """Positions of the steps t .. t + 3, and whether each step exists.
 
@@ -126,6 +158,15 @@ def _start(p, batch, group, first, L, G, width, shared: tl.constexpr, DIRECTIONA
     if shared:
         return p + batch.to(tl.int64) * L * width + first
     return p + batch.to(tl.int64) * L * G * width + group * width + first
+
+
+@triton.jit
+def _starts(tensors, batch, group, first, L, G, width, DIRECTIONAL: tl.constexpr):
+    """`_start` for six tensors that the groups do not share."""
+    starts = ()
+    for k in tl.static_range(6):
+        starts = starts + (_start(tensors[k], batch, group, first, L, G, width, False, DIRECTIONAL),)
+    return starts
 
 
 @triton.jit
@@ -312,10 +353,8 @@ def scan_segments(
     A = _load_states(A_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
     bias = _load_vector(bias_p, channel, lane, left, HAS_BIAS, BD)
     skip = _load_vector(D_p, channel, lane, left, HAS_D, BD)
-    if CONST_B:
-        B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
-    if CONST_C:
-        C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
+    constant_B = _constant(B_p, channel, N, lane, left, CONST_B, NQ, NV, NL, BD)
+    constant_C = _constant(C_p, channel, N, lane, left, CONST_C, NQ, NV, NL, BD)
     B_start = _matrix_start(B_p, batch, group, L, G, NP)
     C_start = _matrix_start(C_p, batch, group, L, G, NP)
     u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
@@ -343,12 +382,10 @@ def scan_segments(
         dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
         ys = ()
         for s in tl.static_range(STEPS):
-            if not CONST_B:
-                B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
-            if not CONST_C:
-                C = _load_matrix(C_start, rows[s], G * NP, NQ, NV, NL, BD)
-            h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
-            y = tl.reshape(tl.sum(tl.sum(h * C, 0), 0), (1, BD))
+            B = _matrix_at(constant_B, B_start, rows[s], G * NP, CONST_B, NQ, NV, NL, BD)
+            C = _matrix_at(constant_C, C_start, rows[s], G * NP, CONST_C, NQ, NV, NL, BD)
+            h = _advance(h, dls[s], us[s], A, B)
+            y = _sum_states(h * C, BD)
             if HAS_D:
                 y += skip * us[s]
             if HAS_Z:
@@ -374,6 +411,165 @@ def _sum_lanes(x, V: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def _store_matrix_gradients(p, dB, dC, exists, RAGGED: tl.constexpr, NQ: tl.constexpr, NV: tl.constexpr,
+                            NL: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+    """Sum dB and dC (NR, NL, BD) of one step over the lanes, and write them as a row [dB: NP, dC: NP]."""
+    NP: tl.constexpr = NQ * NV * NL
+    # position of value v of the joined tile (NR, NL, 2)
+    v = tl.arange(0, 2 * NP)
+    r = v // 2 // NL
+    place = (v % 2) * NP + ((r // NV) * NL + v // 2 % NL) * NV + r % NV
+    both = tl.reshape(tl.permute(tl.join(dB, dC), (0, 1, 3, 2)), (2 * NP, BD))
+    sums = _sum_lanes(both, 2 * NP, BD)
+    if RAGGED:
+        tl.store(p + place, sums, mask=place < tl.where(exists, 2 * NP, 0))
+    else:
+        tl.store(p + place, sums)
+
+
+@triton.jit
+def _states_in_chunk(
+    h3, t_chunk, u, delta, perm_p, constant_B, B_start, A, bias, group, lane, left, L, G, width,
+    SOFTPLUS: tl.constexpr, CONST_B: tl.constexpr, DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr,
+    RAGGED: tl.constexpr, NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The states before the second, third and fourth group of steps of a chunk, from those before the first."""
+    h2 = h3
+    h1 = h3
+    for j in range(CHUNK // STEPS - 1):
+        t = t_chunk + j * STEPS
+        rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+        us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
+        raw = _load_steps(delta, t, rows, exist, lane, left, L, G * width, DIRECTIONAL, VECTOR, RAGGED)
+        dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+        h1, h2 = h2, h3
+        for s in tl.static_range(STEPS):
+            B = _matrix_at(constant_B, B_start, rows[s], G * NQ * NV * NL, CONST_B, NQ, NV, NL, BD)
+            h3 = _advance(h3, dls[s], us[s], A, B)
+    return h1, h2, h3
+
+
+@triton.jit
+def _step_back(
+    before_step, carry, dl, raw, u, gy, z, exists, A, B, C, skip, bias,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, RAGGED: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """One step backwards, from the states before it and the gradient that the next step passes on.
+
+    Returns:
+        carry, and the terms of the gradients: of u, delta and z at this step, of D, of A, and of B and C.
+    """
+    x = dl * u
+    decay = tl.exp2(dl[None] * A)
+    p = decay * before_step
+    h = p + x[None] * B
+    dz = gy
+    if HAS_Z:
+        y = _sum_states(h * C, BD)
+        if HAS_D:
+            y += skip * u
+        gate = _sigmoid(z)
+        dz = gy * y * gate * (1.0 + z * (1.0 - gate))
+        gy = gy * z * gate
+    g = carry + C * gy[None]
+    gp = g * p
+    sum_gB = _sum_states(g * B, BD)
+    du = dl * sum_gB
+    if HAS_D:
+        du += skip * gy
+    ddl = u * sum_gB + _sum_states(gp * A, BD) * LN_2
+    if SOFTPLUS:
+        ddl *= _sigmoid(raw + bias)
+    if RAGGED:
+        ddl = tl.where(exists, ddl, 0.0)
+    return decay * g, du, ddl, dz, gy * u, gp * dl[None], g * x[None], h * gy[None]
+
+
+@triton.jit
+def _group_back(
+    before, sums, inputs, outputs, t, perm_p, A_start, check, constant_B, constant_C,
+    B_start, C_start, skip, bias, group, lane, left, L, G, width, N, n_blocks,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, CONST_B: tl.constexpr, CONST_C: tl.constexpr,
+    DIRECTIONAL: tl.constexpr, VECTOR: tl.constexpr, RAGGED: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """STEPS steps backwards: the steps run forward from the states before them, which are kept, and then back.
+
+    `before` are the states before this group of steps, and the two groups of the chunk before it; `sums` are the carry
+    and the gradients of A, B, C, D and the bias so far; `inputs` point to u, delta, the gradient of out and z,
+    `outputs` to the gradients of u, delta, z, and of B and C. Returns the new `before` and `sums`.
+    """
+    h1, h2, h3 = before
+    carry, dA, dB, dC, dD, dbias = sums
+    u, delta, gout, z = inputs
+    du, ddelta, dz, dBC = outputs
+    stride = G * width
+    NP: tl.constexpr = NQ * NV * NL
+    rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
+    us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
+    raw = _load_steps(delta, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    gs = _load_steps(gout, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    zs = gs
+    if HAS_Z:
+        zs = _load_steps(z, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
+    A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
+    h = h3
+    befores = ()
+    for s in tl.static_range(STEPS):
+        befores = befores + (h,)
+        B = _matrix_at(constant_B, B_start, rows[s], G * NP, CONST_B, NQ, NV, NL, BD)
+        h = _advance(h, dls[s], us[s], A, B)
+    # A is read again, or the compiler would keep the decays from above and run out of registers; the barrier keeps it
+    # from merging the two reads
+    tl.debug_barrier()
+    A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
+    h3, h2 = h2, h1
+    h1 = _load_states(check, N, lane, left, NQ, NV, NL, BD)
+    dus, ddls, dzs = (), (), ()
+    for s in tl.static_range(STEPS - 1, -1, -1):
+        B = _matrix_at(constant_B, B_start, rows[s], G * NP, CONST_B, NQ, NV, NL, BD)
+        C = _matrix_at(constant_C, C_start, rows[s], G * NP, CONST_C, NQ, NV, NL, BD)
+        carry, du_s, ddl_s, dz_s, dD_s, dA_s, dB_s, dC_s = _step_back(
+            befores[s], carry, dls[s], raw[s], us[s], gs[s], zs[s], exist[s], A, B, C, skip, bias,
+            SOFTPLUS, HAS_D, HAS_Z, RAGGED, BD,
+        )  # fmt: skip
+        dA, dbias = dA + dA_s, dbias + ddl_s
+        dus, ddls, dzs = (du_s,) + dus, (ddl_s,) + ddls, (dz_s,) + dzs
+        if HAS_D:
+            dD += dD_s
+        if CONST_B:
+            dB += dB_s
+        if CONST_C:
+            dC += dC_s
+        if not (CONST_B and CONST_C):  # the half of a constant matrix is written but not read
+            to = dBC + rows[s].to(tl.int64) * (G * n_blocks * 2 * NP)
+            _store_matrix_gradients(to, dB_s, dC_s, exist[s], RAGGED, NQ, NV, NL, BD)
+    _store_steps(du, dus, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    _store_steps(ddelta, ddls, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    if HAS_Z:
+        _store_steps(dz, dzs, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
+    return (h1, h2, h3), (carry, dA, dB, dC, dD, dbias)
+
+
+@triton.jit
+def _store_sums(
+    sums, place, outputs, N, lane, left, CONST_B: tl.constexpr, CONST_C: tl.constexpr,
+    NQ: tl.constexpr, NV: tl.constexpr, NL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of A, D and the bias over a segment, and those of B and C if these are constant."""
+    _carry, dA, dB, dC, dD, dbias = sums
+    dA_p, dB_p, dC_p, dD_p, dbias_p = outputs
+    _store_states(dA_p + place * N, dA, N, lane, left, NQ, NV, NL, BD)
+    if CONST_B:
+        _store_states(dB_p + place * N, dB, N, lane, left, NQ, NV, NL, BD)
+    if CONST_C:
+        _store_states(dC_p + place * N, dC, N, lane, left, NQ, NV, NL, BD)
+    tl.store(dD_p + place + lane, dD, mask=lane < left)
+    tl.store(dbias_p + place + lane, dbias, mask=lane < left)
+
+
+@triton.jit
 def backward_segments(
     gout_p, u_p, delta_p, A_p, B_p, C_p, D_p, z_p, bias_p, perm_p, carry_p, check_p,
     du_p, ddelta_p, dz_p, dBC_p, dA_p, dB_p, dC_p, dD_p, dbias_p, dfirst_p,
@@ -394,147 +590,48 @@ def backward_segments(
     lane = tl.arange(0, BD)[None, :]
     left = width - first
     channel = group * width + first
-    NR: tl.constexpr = NQ * NV
-    NP: tl.constexpr = NR * NL
+    NP: tl.constexpr = NQ * NV * NL
     A_start = A_p + channel.to(tl.int64) * N
     bias = _load_vector(bias_p, channel, lane, left, HAS_BIAS, BD)
     skip = _load_vector(D_p, channel, lane, left, HAS_D, BD)
-    if CONST_B:
-        B = _load_states(B_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
-        dB = tl.zeros((NR, NL, BD), tl.float32)
-    if CONST_C:
-        C = _load_states(C_p + channel.to(tl.int64) * N, N, lane, left, NQ, NV, NL, BD)
-        dC = tl.zeros((NR, NL, BD), tl.float32)
+    constant_B = _constant(B_p, channel, N, lane, left, CONST_B, NQ, NV, NL, BD)
+    constant_C = _constant(C_p, channel, N, lane, left, CONST_C, NQ, NV, NL, BD)
     B_start = _matrix_start(B_p, batch, group, L, G, NP)
     C_start = _matrix_start(C_p, batch, group, L, G, NP)
     u = _start(u_p, batch, group, first, L, G, width, True, DIRECTIONAL)
-    delta = _start(delta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    gout = _start(gout_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    z = _start(z_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    du = _start(du_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    ddelta = _start(ddelta_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    dz = _start(dz_p, batch, group, first, L, G, width, False, DIRECTIONAL)
-    stride = G * width
+    own = (delta_p, gout_p, z_p, du_p, ddelta_p, dz_p)
+    delta, gout, z, du, ddelta, dz = _starts(own, batch, group, first, L, G, width, DIRECTIONAL)
     dBC = dBC_p + ((batch.to(tl.int64) * L * G + group) * n_blocks + block) * (2 * NP)
-    # position of value v of the joined tile (NR, NL, 2) of dB and dC in a row [dB: NP, dC: NP]
-    v = tl.arange(0, 2 * NP)
-    r = v // 2 // NL
-    place_BC = (v % 2) * NP + ((r // NV) * NL + v // 2 % NL) * NV + r % NV
 
-    dA = tl.zeros((NR, NL, BD), tl.float32)
-    dD = tl.zeros((1, BD), tl.float32)
-    dbias = tl.zeros((1, BD), tl.float32)
-    carry = tl.zeros((NR, NL, BD), tl.float32)
+    states = tl.zeros((NQ * NV, NL, BD), tl.float32)
+    carry = states
     if HAS_CARRY:
-        place = (batch * n_segments + seg).to(tl.int64) * stride + channel
+        place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
         carry = _load_states(carry_p + place * N, N, lane, left, NQ, NV, NL, BD)
+    sums = (carry, states, states, states, tl.zeros((1, BD), tl.float32), tl.zeros((1, BD), tl.float32))
     begin = seg * segment
     n_seg_chunks = tl.cdiv(tl.minimum(begin + segment, L) - begin, CHUNK)
     for i in range(n_seg_chunks):
         t_chunk = begin + (n_seg_chunks - 1 - i) * CHUNK
-        place = (batch * n_chunks + t_chunk // CHUNK).to(tl.int64) * stride + channel
-        # the states before the four groups of steps of this chunk; the first is read again when it is needed
-        h3 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
-        h2 = h3
-        h1 = h3
+        place = (batch * n_chunks + t_chunk // CHUNK).to(tl.int64) * (G * width) + channel
+        # the states before the first group of steps of this chunk, which are read again when they are needed
+        h = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
         A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
-        for j in range(CHUNK // STEPS - 1):
-            t = t_chunk + j * STEPS
-            rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
-            us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
-            raw = _load_steps(delta, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
-            h1, h2 = h2, h3
-            for s in tl.static_range(STEPS):
-                if not CONST_B:
-                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
-                h3 = tl.exp2(dls[s][None] * A) * h3 + (dls[s] * us[s])[None] * B
+        before = _states_in_chunk(
+            h, t_chunk, u, delta, perm_p, constant_B, B_start, A, bias, group, lane, left, L, G, width,
+            SOFTPLUS, CONST_B, DIRECTIONAL, VECTOR, RAGGED, NQ, NV, NL, BD,
+        )  # fmt: skip
         for j in range(CHUNK // STEPS):
-            t = t_chunk + CHUNK - STEPS - j * STEPS
-            rows, exist = _rows(perm_p, group, t, L, DIRECTIONAL, RAGGED)
-            us = _load_steps(u, t, rows, exist, lane, left, L, width, DIRECTIONAL, VECTOR, RAGGED)
-            raw = _load_steps(delta, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            gs = _load_steps(gout, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            if HAS_Z:
-                zs = _load_steps(z, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            dls = _step_sizes(raw, bias, exist, SOFTPLUS, RAGGED)
-            A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
-            h = h3
-            befores = ()
-            for s in tl.static_range(STEPS):
-                befores = befores + (h,)
-                if not CONST_B:
-                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
-                h = tl.exp2(dls[s][None] * A) * h + (dls[s] * us[s])[None] * B
-            # A is read again, or the compiler would keep the decays from above and run out of registers; the barrier
-            # keeps it from merging the two reads
-            tl.debug_barrier()
-            A = _load_states(A_start, N, lane, left, NQ, NV, NL, BD)
-            h3, h2 = h2, h1
-            h1 = _load_states(check_p + place * N, N, lane, left, NQ, NV, NL, BD)
-            dus = ()
-            ddls = ()
-            dzs = ()
-            for s in tl.static_range(STEPS - 1, -1, -1):
-                if not CONST_B:
-                    B = _load_matrix(B_start, rows[s], G * NP, NQ, NV, NL, BD)
-                if not CONST_C:
-                    C = _load_matrix(C_start, rows[s], G * NP, NQ, NV, NL, BD)
-                x = dls[s] * us[s]
-                before = tl.exp2(dls[s][None] * A)
-                p = before * befores[s]
-                h = p + x[None] * B
-                gy = gs[s]
-                if HAS_Z:
-                    y = tl.reshape(tl.sum(tl.sum(h * C, 0), 0), (1, BD))
-                    if HAS_D:
-                        y += skip * us[s]
-                    gate = _sigmoid(zs[s])
-                    dzs = (gy * y * gate * (1.0 + zs[s] * (1.0 - gate)),) + dzs
-                    gy = gy * zs[s] * gate
-                g = carry + C * gy[None]
-                carry = before * g
-                gp = g * p
-                dA += gp * dls[s][None]
-                sum_gB = tl.reshape(tl.sum(tl.sum(g * B, 0), 0), (1, BD))
-                sum_gAp = tl.reshape(tl.sum(tl.sum(gp * A, 0), 0), (1, BD)) * LN_2
-                dx = dls[s] * sum_gB
-                if HAS_D:
-                    dx += skip * gy
-                    dD += gy * us[s]
-                ddl = us[s] * sum_gB + sum_gAp
-                if SOFTPLUS:
-                    ddl *= _sigmoid(raw[s] + bias)
-                if RAGGED:
-                    ddl = tl.where(exist[s], ddl, 0.0)
-                dbias += ddl
-                dus = (dx,) + dus
-                ddls = (ddl,) + ddls
-                if CONST_B:
-                    dB += g * x[None]
-                if CONST_C:
-                    dC += h * gy[None]
-                if not (CONST_B and CONST_C):
-                    # a constant matrix is summed above; its half of the row is written but not read
-                    both = tl.join(g * x[None], h * gy[None])
-                    both = tl.reshape(tl.permute(both, (0, 1, 3, 2)), (2 * NP, BD))
-                    sums = _sum_lanes(both, 2 * NP, BD)
-                    to = dBC + rows[s].to(tl.int64) * (G * n_blocks * 2 * NP)
-                    if RAGGED:
-                        tl.store(to + place_BC, sums, mask=place_BC < tl.where(exist[s], 2 * NP, 0))
-                    else:
-                        tl.store(to + place_BC, sums)
-            _store_steps(du, dus, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            _store_steps(ddelta, ddls, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-            if HAS_Z:
-                _store_steps(dz, dzs, t, rows, exist, lane, left, L, stride, DIRECTIONAL, VECTOR, RAGGED)
-    place = (batch * n_segments + seg).to(tl.int64) * stride + channel
-    _store_states(dA_p + place * N, dA, N, lane, left, NQ, NV, NL, BD)
-    if CONST_B:
-        _store_states(dB_p + place * N, dB, N, lane, left, NQ, NV, NL, BD)
-    if CONST_C:
-        _store_states(dC_p + place * N, dC, N, lane, left, NQ, NV, NL, BD)
-    tl.store(dD_p + place + lane, dD, mask=lane < left)
-    tl.store(dbias_p + place + lane, dbias, mask=lane < left)
+            before, sums = _group_back(
+                before, sums, (u, delta, gout, z), (du, ddelta, dz, dBC), t_chunk + CHUNK - STEPS - j * STEPS,
+                perm_p, A_start, check_p + place * N, constant_B, constant_C, B_start, C_start, skip, bias, group,
+                lane, left, L, G, width, N, n_blocks,
+                SOFTPLUS, HAS_D, HAS_Z, CONST_B, CONST_C, DIRECTIONAL, VECTOR, RAGGED, NQ, NV, NL, BD,
+            )  # fmt: skip
+    place = (batch * n_segments + seg).to(tl.int64) * (G * width) + channel
+    _store_sums(
+        sums, place, (dA_p, dB_p, dC_p, dD_p, dbias_p), N, lane, left, CONST_B, CONST_C, NQ, NV, NL, BD
+    )  # fmt: skip
     if seg == 0:
-        _store_states(dfirst_p + (batch * G * width + channel).to(tl.int64) * N, carry, N, lane, left, NQ, NV, NL, BD)
+        place = (batch * G * width + channel).to(tl.int64)
+        _store_states(dfirst_p + place * N, sums[0], N, lane, left, NQ, NV, NL, BD)
