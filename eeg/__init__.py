@@ -1,1 +1,1 @@
-"""Diagnosis from raw EEG: reading recordings, windows, features, networks, and an audit of leakage."""
+"""Diagnosis from raw EEG: reading of recordings, windows, features, networks, and an audit for leakage."""

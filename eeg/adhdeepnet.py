@@ -1,11 +1,11 @@
-"""ADHDeepNet (Amini et al., arXiv 2509.08779): from windows of raw EEG to class scores.
+"""ADHDeepNet (Amini et al., arXiv 2509.08779), which maps windows of raw EEG to class scores.
 
-The published layers, with the semantics that Keras gives them. Every convolution before a batch norm is linear, so the
-forward pass reorders them without changing a result beyond rounding:
+The layers are the published ones, with the semantics of Keras. Every convolution before a batch norm is linear, so the
+forward pass can reorder them; its results differ only by rounding:
 
 - the spatial filters are applied before the temporal ones (256 mixed channels instead of 64 x 19); the statistics of
   the first batch norm are computed from lagged products of the input, because the signals that it normalises are never
-  formed;
+  computed;
 - the average pools at the end of towers a, b and d are applied first: a filter with a pool is a longer filter with
   stride 2;
 - long filters of single channels are products with Toeplitz matrices.
@@ -42,17 +42,18 @@ _BLOCK = 32  # samples of output per Toeplitz product in the first block; 16 to 
 class ADHDeepNet(nn.Module):
     """Temporal and spatial filters, four towers, squeeze-and-excitation, one dense layer.
 
-    The defaults are the published ones, with 174,626 numbers as Keras counts them. Input (batch, n_chans, n_times),
-    any unit, since batch norm follows; output (batch, n_outputs) logits, whose softmax is the output of the Keras
-    model. If the number of samples before a pool is odd, the last sample is dropped, in every tower.
+    The defaults are the published ones, with 174,626 parameters as Keras counts them. The input is (batch, n_chans,
+    n_times) in any unit, since a batch norm follows; the output is (batch, n_outputs) logits, whose softmax is the
+    output of the Keras model. If the number of samples before a pool is odd, the last sample is dropped, in every
+    tower.
 
     Args:
-        n_chans: electrodes.
-        n_times: samples of a window, at least 4.
-        n_outputs: classes.
-        sfreq: sampling rate in Hz; no layer needs it, explanations do.
-        F1: temporal filters.
-        D: spatial filters for each temporal filter.
+        n_chans: number of electrodes.
+        n_times: number of samples in a window, at least 4.
+        n_outputs: number of classes.
+        sfreq: sampling rate in Hz, which no layer needs but explanations do.
+        F1: number of temporal filters.
+        D: number of spatial filters for each temporal filter.
         kernel_length: samples of a temporal filter.
         se_nodes: width of the squeeze-and-excitation ("Dense_nodes").
         drop_prob: probability of both dropouts.
@@ -129,7 +130,7 @@ class ADHDeepNet(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """The 256 values (batch, 256) that the last layer sees."""
+        """The 256 features (batch, 256) that are the input of the last layer."""
         return self.after_first_block(self.first_block(x))
 
     def first_block(self, x: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class ADHDeepNet(nn.Module):
         depthwise, pointwise = self.last
         h = filter_channels(h, _taps(depthwise))
         h = batch_norm_elu(_mix(pointwise, h), self.norm4)
-        # The second excitation scales whole channels, so it may wait until after the mean over time.
+        # The second excitation scales whole channels, so it can be applied after the mean over time.
         scale: Tensor = self.excite2(h.mean(-1).T)
         return dropout(h, self.drop_prob, self.training).mean(-1).T * scale
 
@@ -185,7 +186,7 @@ class ADHDeepNet(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Scale filters whose norm exceeds `max_norm` back to it, as Keras does after every optimiser step."""
+        """Scale filters whose norm exceeds `max_norm` back to it, as Keras does after every optimizer step."""
         _max_norm(self.spatial.weight, dim=2, limit=self.max_norm)
         _max_norm(self.classify.weight, dim=1, limit=self.max_norm)
 
@@ -247,7 +248,7 @@ class ADHDeepNet(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """A factor between 0 and 1 for every channel of every window (Hu et al. 2018): (batch, channels) -> the same."""
+    """A factor between 0 and 1 for every channel of every window (Hu et al. 2018), (batch, channels)."""
 
     def __init__(self, channels: int, nodes: int):
         super().__init__()

@@ -8,10 +8,10 @@ from .adhdeepnet import ADHDeepNet
 
 
 class LiteralADHDeepNet(ADHDeepNet):
-    """The same parameters and results; every layer of the published table is computed literally."""
+    """A network with the same parameters and results, which computes every layer of the published table literally."""
 
     def features(self, x: Tensor) -> Tensor:
-        """The 256 values (batch, 256) that the last layer sees."""
+        """The 256 features (batch, 256) that are the input of the last layer."""
         self._check(x)
         h = self.norm1(self.temporal(x.unsqueeze(1)))  # (batch, F1, n_chans, n_times)
         h = F.elu(self.norm2(self.spatial(h)))  # (batch, F1 * D, 1, n_times)

@@ -1,4 +1,4 @@
-"""Audit of a study and a split: checks for everything that would make a result too optimistic."""
+"""Audit of a study and a split: checks for faults that would make a result too optimistic."""
 
 import csv
 import json
@@ -235,7 +235,7 @@ def _check_both_sides(
     pairs: Sequence[tuple[int, int, float]],
     stretches: Sequence[tuple[int, int, float]],
 ) -> Check:
-    """Check for windows that are nearly alike or overlap in time but lie in different parts of one fold."""
+    """Check for windows that are nearly equal or overlap in time but are in different parts of one fold."""
     units = [(windows.subjects[s], int(b)) for s, b in zip(windows.subject, windows.start, strict=True)]
     names = windows.subjects
     problems = []
@@ -286,7 +286,7 @@ _SELECTED_INSIDE = ("train", "training", "validation", "valid", "val", "dev", "d
 
 
 def check_declared(splits: SplitFile) -> list[Check]:
-    """Check the declarations of the split file about scaling and selection, in any case and several spellings."""
+    """Check the declarations of the split file about scaling and selection; case and spelling may vary."""
     scaling, selected = splits.declared.get("scaling"), splits.declared.get("selected_on")
     return [_check_scaling(scaling), _check_selection(selected, splits)]
 

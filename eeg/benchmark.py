@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def networks(arguments: dict[str, Any], *, others: bool) -> dict[str, nn.Module]:
-    """The networks to compare; the literal one comes second and has the same weights as ours.
+    """The networks to compare; the second one is the literal network, with the same weights as ours.
 
     Args:
         arguments: arguments of ADHDeepNet.

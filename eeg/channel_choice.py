@@ -1,4 +1,4 @@
-"""Selects, names, orders and re-references the channels of a file."""
+"""Selection, naming, ordering and re-referencing of the channels of a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from .electrode_positions import names_by_position
 from .note import Note, first_names
 from .raw_file import RawFile
 
-_OF_FILE = "file:"  # prefix of a name that the 10-20 system uses for another place
+_OF_FILE = "file:"  # prefix of a name that the 10-20 system uses for another position
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def name_channels(file: RawFile) -> ChannelNames:
 
 
 def _by_standard_name(written: Sequence[str], numbered: set[str]) -> ChannelNames:
-    # in a series such as C1 to C32 beside a whole 10-20 cap, C3 and C4 may be 10-20 electrodes, C1 and C5 cannot
+    # in a series such as C1 to C32 next to a complete 10-20 cap, C3 and C4 may be 10-20 electrodes, but not C1 and C5
     foreign = {name for name in numbered if standard_name(name) not in CED_ORDER}
     names = standard_names([_own_name(name) if name in foreign else name for name in written])
     return ChannelNames(dict(zip(names, written, strict=True)), notes=tuple(_name_notes(written, names)))
@@ -193,7 +193,7 @@ def montage_notes(file: RawFile, names: ChannelNames) -> list[Note]:
 def referenced(raw: Any, reference: str | Sequence[str] | None, names: ChannelNames) -> tuple[Any, list[Note]]:
     """The raw object with another reference, and notes.
 
-    The reference "average" is the mean of all scalp channels that are not marked as bad; otherwise it names channels.
+    The reference is either "average", the mean of all scalp channels that are not marked as bad, or names of channels.
 
     Raises:
         ValueError: a channel of the reference is missing, or the average has only bad channels.

@@ -1,4 +1,4 @@
-"""Names of EEG channels in one spelling of the 10-20 system and its extensions, however the amplifier spells them."""
+"""Conversion of the names of EEG channels to one spelling of the 10-20 system and its extensions."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import mne
 import numpy as np
 
 # The 19 electrodes of the 10-20 system in the order of the .ced file that comes with the ADHD recordings (T7 T8 P7 P8
-# were T3 T4 T5 T6), and in the order that the prose of that data set lists.
+# were T3 T4 T5 T6), and in the order of the text that describes that data set.
 _CED = "Fp1 Fp2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T7 T8 P7 P8 Fz Cz Pz"
 _TEXT = "Fz Cz Pz C3 T7 C4 T8 Fp1 Fp2 F3 F4 F7 F8 P3 P4 P7 P8 O1 O2"
 CED_ORDER = tuple(_CED.split())
@@ -19,15 +19,15 @@ _EARS = frozenset(("A1", "A2", "M1", "M2"))
 _PREFIX = re.compile(r"^(EEG|POL)[\s_:-]+", re.IGNORECASE)
 _REFERENCE = re.compile(r"[\s_-]+(REF|LE|RE|AR|AVG|AVE|A1A2|A1\+A2|M1M2|A1|A2|M1|M2|CZREF|VREF)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<before>[A-Za-z]*?)[ _.-]*(?P<number>\d{1,3})(?P<after>[A-Za-z]?)$")
-_NO_ELECTRODES = re.compile(  # letters before the numbers of inputs that carry no EEG
+_NO_ELECTRODES = re.compile(  # letters before the numbers of inputs without EEG
     "(DC|X|EXG?|AUX|E[MCKO]G|MISC|STI|TRIG|RESP|BIP|ACC|GSR|TEMP|S[PA]O|PULSE)", re.IGNORECASE
 )
 _FEW = 4  # F11, F12 or CB1, CB2 are additions to a 10-20 cap; four names with the same letters are another system
-_MANY = 8  # this many 10-20 names are no coincidence, however many further inputs an amplifier numbers
+_MANY = 8  # this number of 10-20 names is no coincidence, regardless of the number of other inputs
 
 
 def standard_name(name: str) -> str:
-    """The channel's name in the 10-20 system and its extensions; a name that is not in it is returned stripped.
+    """The channel's name in the 10-20 system and its extensions; other names are returned without outer spaces.
 
     Prefixes ("EEG "), named references ("-REF", "-LE", "-A2") and padding dots are removed, case is ignored, and the
     old T3 T4 T5 T6 become T7 T8 P7 P8. A bipolar derivation ("Fp1-F7") is not an electrode and stays unchanged.
@@ -45,7 +45,7 @@ def _bare(name: str) -> str:
 
 
 def named_reference(name: str) -> str | None:
-    """The reference that a channel's name carries, such as "REF" in "EEG Fp1-REF"."""
+    """The reference given in a channel's name, such as "REF" in "EEG Fp1-REF"."""
     found = _REFERENCE.search(_PREFIX.sub("", name.strip()))
     return found.group(1).upper() if found else None
 
@@ -59,7 +59,7 @@ def standard_names(names: Sequence[str]) -> tuple[str, ...]:
     """Standard names of all channels of a file.
 
     Raises:
-        ValueError: if two channels are the same electrode.
+        ValueError: two channels are the same electrode.
     """
     found = [standard_name(name) for name in names]
     for name in set(found):
@@ -73,8 +73,8 @@ def is_ten_twenty(names: Sequence[str]) -> bool:
     """Whether the names of a file's EEG channels, taken together, are those of the 10-20 system and its extensions.
 
     Many caps number their electrodes: A1 to D32 (BioSemi), E1 to E128 (EGI), 1 to 61, 1L to 20L. Some of those names
-    (C1, F3, P7) are also 10-20 names, and a Cz may be among them. So the names in numbered series are counted against
-    the names outside such series.
+    (C1, F3, P7) are also 10-20 names, and a Cz may be among them. The names in numbered series are therefore counted
+    against the names outside such series.
 
     Example:
         >>> is_ten_twenty(["Fp1", "Fp2", "C3", "C4", "DC01"]), is_ten_twenty([f"C{i}" for i in range(1, 33)])

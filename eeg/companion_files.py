@@ -12,7 +12,10 @@ from .note import Note
 _NAMED = re.compile(r"\s*(DataFile|MarkerFile)\s*=\s*(.+?)\s*$", re.IGNORECASE)
 _USUAL = {"datafile": (".eeg", ".dat"), "markerfile": (".vmrk",)}
 _PART_OF_BIDS = re.compile(r"_split-(\d+)")
-BESIDE = {".vhdr": (".eeg", ".vmrk", ".dat"), ".set": (".fdt",)}  # usual companions of a header, with its name
+BESIDE = {
+    ".vhdr": (".eeg", ".vmrk", ".dat"),
+    ".set": (".fdt",),
+}  # usual companion files of a header, which have its name
 
 
 def companion_files(file: Path) -> list[Path]:
@@ -34,7 +37,7 @@ def companion_files(file: Path) -> list[Path]:
 
 
 def named_in_brainvision(header: Path) -> Iterator[tuple[str, Path]]:
-    """(key, path) for the data file and the marker file that a BrainVision header names; "$b" is the header's name."""
+    """(key, path) of the data file and the marker file named in a BrainVision header; "$b" is the header's name."""
     if not header.is_file():
         return
     for line in header.read_bytes().decode("utf-8", "replace").splitlines():
@@ -66,7 +69,7 @@ def check_opened(path: Path, opened: list[Path]) -> list[Note]:
 
     Args:
         path: the .set or .fif file.
-        opened: the files that MNE reads samples from, in their order.
+        opened: the files from which MNE reads samples, in their order.
 
     Raises:
         ValueError: the folder also holds a file with the usual name, so either may be meant.

@@ -17,9 +17,11 @@ Kind = Literal["number", "category", "names"]
 Value = float | str
 
 _SIGNIFICANT = 0.05
-_SIGNIFICANT_OF_MANY = 0.005  # for the many traits of files: at 0.05, one in twenty would be significant by chance
-_DECISIVE = 0.9  # AUC from which a confound alone makes any result worthless
-_MOSTLY = 0.75  # share of numbers from which a column counts as numeric
+_SIGNIFICANT_OF_MANY = (
+    0.005  # level for the many traits of files; at 0.05, one in twenty would be significant by chance
+)
+_DECISIVE = 0.9  # AUC of a confound from which any result is worthless
+_MOSTLY = 0.75  # smallest share of numbers in a numeric column
 _NUMBER = re.compile(r"[<>~=]*\s*([+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?)\s*(?:[a-zA-Zµ%]{1,6}\.?)?")
 
 
@@ -75,11 +77,11 @@ def check_confounds(
 def as_quantity(values: Sequence[Value]) -> tuple[list[Value], Kind, str]:
     """Convert values to a quantity that may predict the label.
 
-    A column of numbers may hold a few words, decimal commas and units: "?", "7,5", "8 y". The words count as missing.
+    A column of numbers may contain a few words, decimal commas and units: "?", "7,5", "8 y". Words count as missing.
 
     Returns:
         The values: numbers (NaN if missing) or words (empty if missing); their kind: numbers, categories, or names that
-        differ for each subject; and a remark on values that were left out, or on why nothing is checked.
+        differ for each subject; and a remark on values that were left out, or the reason why nothing is checked.
 
     Example:
         >>> as_quantity(["7,5", "8", "9.25", "?"])
@@ -116,7 +118,7 @@ def _sort_key(value: Value) -> Value:
 
 
 def _same_ranking(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two quantities rank the subjects alike, up to direction and rounding."""
+    """Whether two quantities rank the subjects in the same order, up to direction and rounding."""
     return abs(float(np.corrcoef(a, b)[0, 1])) > 0.999
 
 
@@ -151,7 +153,7 @@ def _check(
 
 
 def _check_row_order(labels: np.ndarray, permutations: int, seed: int) -> Check:
-    """Check whether the order of the rows follows the label; listing one class after the other is usual."""
+    """Check whether the order of the rows depends on the label; it is common to list one class after the other."""
     check = "confound: row order"
     if np.count_nonzero(np.diff(labels)) == 1:
         text = "the table lists one class after the other: harmless unless a split takes rows in order"

@@ -1,4 +1,4 @@
-"""How well a quantity other than the EEG predicts the label: cross-validated AUC, interval, permutation test."""
+"""Prediction of the label from a quantity other than the EEG: cross-validated AUC, interval, permutation test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from ..runs.auc import auc
 
 @dataclass(frozen=True)
 class Confound:
-    """How well one quantity predicts the label.
+    """The accuracy with which one quantity predicts the label.
 
     Args:
-        auc: mean over the test folds.
+        auc: mean AUC over the test folds.
         interval: 95 % confidence interval, see `_interval`.
-        p: one-sided, by permuting the quantity over subjects and repeating the whole cross-validation.
+        p: one-sided p-value, from permuting the quantity over subjects and repeating the whole cross-validation.
         n: number of subjects with a value.
     """
 
@@ -36,10 +36,10 @@ def confound_auc(
     bootstraps: int = 500,
     seed: int = 0,
 ) -> Confound:
-    """Predict the label from one quantity alone, in repeated stratified cross-validation.
+    """Predict the label from a single quantity, in repeated stratified cross-validation.
 
-    The score of a number is its size, in the direction found in the training part; the score of a category is the share
-    of positives that it has there (with one subject of each class added).
+    The score of a number is its value, with the sign determined in the training part; the score of a category is its
+    share of positives in the training part (with one subject of each class added).
 
     Args:
         values: one per subject; numbers, or words for categories.
@@ -51,7 +51,7 @@ def confound_auc(
         seed: seed of folds and permutations.
 
     Raises:
-        ValueError: if a class has fewer than two subjects.
+        ValueError: a class has fewer than two subjects.
     """
     y = np.asarray(labels, np.int64)
     smallest = int(np.bincount(y, minlength=2).min())

@@ -1,4 +1,4 @@
-"""Search for duplicated EEG: windows that are nearly alike, and recordings that share a stretch at any offset."""
+"""Search for duplicated EEG: windows that are nearly equal, and recordings that share a stretch at any offset."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import butter, sosfiltfilt
 
-_PROJECTION = 128  # dimensions; the error of a correlation is then about 0.09
-_SLACK = 0.3  # candidates may be this far below the threshold, so that the projection's error loses no pair
+_PROJECTION = 128  # number of dimensions; the error of a correlation is then about 0.09
+_SLACK = 0.3  # candidates may be below the threshold by this much, so that the projection's error loses no pair
 _BLOCK = 1024
 _CHUNK = 256
 # Hz; a filtered copy still agrees in the bands that the filter passed
 _BANDS = ((1.0, 12.0), (2.0, 8.0), (8.0, 14.0), (14.0, 28.0))
 _COARSE = 16.0  # Hz, rate of the envelopes in which copies are sought
 _CANDIDATE = 0.7  # correlation of envelopes from which all channels are compared
-_LEAST_POWER = 1e-3  # share of the recording's power; a band with less holds only residues of a filter
+_LEAST_POWER = 1e-3  # share of the recording's power; a band with less contains only residues of a filter
 
 
 def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int = 0) -> list[tuple[int, int, float]]:
@@ -28,7 +28,7 @@ def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int 
     Args:
         x: (n, channels, times), each channel of each window of mean 0 and standard deviation 1.
         threshold: least absolute correlation over all channels.
-        seed: of the projection.
+        seed: seed of the projection.
 
     Returns:
         (i, j, correlation) with i < j.
@@ -54,11 +54,11 @@ def near_duplicate_windows(x: np.ndarray, *, threshold: float = 0.95, seed: int 
 
 @dataclass(frozen=True, eq=False)
 class _Band:
-    """All recordings in one band.
+    """All recordings in one frequency band.
 
     Args:
-        signals: each (channels, samples), minus the mean over channels, so independent of the reference.
-        envelopes: each (samples at the coarse rate,), logarithm of the power over the channels.
+        signals: (channels, samples) of each recording, minus the mean over channels, so independent of the reference.
+        envelopes: (samples at the coarse rate,) of each recording, logarithm of the power over the channels.
     """
 
     signals: list[np.ndarray]
@@ -79,19 +79,19 @@ def shared_stretches(
 ) -> list[tuple[int, int, float]]:
     """Pairs of recordings that share a stretch of signal, at any position in either.
 
-    Three stretches of every recording are sought in all others, forwards and backwards, by normalised cross-correlation
-    (FFT) of the power over all channels. A hit is aligned to a fraction of a sample and compared channel by channel,
-    each with the channel that fits it best. So a copy is found despite another reference, order or gain of the
-    channels, a filter, a shift by a fraction of a sample, another sampling rate or reversed time.
+    Three stretches of every recording are searched for in all others, forwards and backwards, by normalised
+    cross-correlation (FFT) of the power over all channels. A match is aligned to a fraction of a sample, and each
+    channel is compared with the channel that fits it best. A copy is therefore found even with another reference, order
+    or gain of the channels, a filter, a shift by a fraction of a sample, another sampling rate or reversed time.
 
     Args:
-        signals: each (channels, samples), one set of channels, from 0.5 Hz up.
-        sfreq: Hz, at least 32.
-        seconds: length of a stretch; shorter recordings are compared whole.
+        signals: (channels, samples) of each recording, with the same channels, high-pass filtered at 0.5 Hz.
+        sfreq: sampling rate in Hz, at least 32.
+        seconds: length of a stretch; shorter recordings are compared as a whole.
         threshold: least absolute correlation, mean over channels.
 
     Returns:
-        (i, j, correlation) with i < j, the best of each pair.
+        (i, j, correlation) with i < j, for the best match of each pair.
     """
     best: dict[tuple[int, int], float] = {}
     for low, high in _BANDS:
@@ -171,7 +171,7 @@ def _norms(x: np.ndarray, length: int) -> np.ndarray:
 
 
 def _agreement(band: _Band, stretch: _Stretch, j: int, begin: int, sfreq: float) -> float:
-    """Mean correlation of channels at the best place near `begin`, each with the channel that fits it best."""
+    """Mean correlation of channels at the best offset near `begin`, each with the channel that fits it best."""
     step, margin = max(1, round(sfreq / _COARSE)), max(2, round(0.1 * sfreq))
     part = band.signals[stretch.recording][:, stretch.span.start * step : stretch.span.stop * step]
     part = part[:, ::-1] if stretch.backwards else part
@@ -206,14 +206,14 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _one_to_one(correlations: np.ndarray) -> float:
-    """Mean correlation of the best assignment of channels to channels, without its lowest tenth: bad electrodes."""
+    """Mean correlation of the best one-to-one assignment of channels, without the lowest tenth (bad electrodes)."""
     pairs = linear_sum_assignment(-correlations)
     values = np.sort(correlations[pairs])
     return float(values[len(values) // 10 :].mean())
 
 
 def _shifted(x: np.ndarray, samples: float) -> np.ndarray:
-    """The signals moved by a fraction of a sample."""
+    """The signals, shifted by a fraction of a sample."""
     count = x.shape[1]
     phase = np.exp(-2j * np.pi * rfftfreq(count) * samples)
     moved: np.ndarray = irfft(rfft(x, axis=1) * phase, count, axis=1)

@@ -2,8 +2,8 @@
 
 
 In EDF+ (Kemp and Olivan 2003), the first annotation channel of each record begins with the onset of the record:
-`+onset 0x14 0x14 0x00`. In a file of the kind "EDF+D" or "BDF+D", time may pass between two records; MNE reads such a
-file as if none passed.
+`+onset 0x14 0x14 0x00`. In a file of the kind "EDF+D" or "BDF+D", there may be a gap between two records; MNE reads
+such a file as if there were no gaps.
 """
 
 import re
@@ -19,7 +19,7 @@ from .note import Note, first_names
 _ONSET = re.compile(rb"^([+-]\d+(?:\.\d*)?)\x14")
 _MARK = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?))?\x14([^\x00]*)\x14\x00")
 _ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
-_ORIGIN = 256  # bytes of the header before the fields of the channels, and of those fields per channel
+_ORIGIN = 256  # bytes of the header before the fields of the channels, and bytes of these fields per channel
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class EdfHeader:
     Args:
         kind: the reserved field, such as "EDF+C" or "BDF+D".
         record_s: duration of a record, seconds.
-        labels: of all channels, those of annotations among them.
-        units: of all channels, decoded as Latin-1, as MNE does.
+        labels: labels of all channels, including annotation channels.
+        units: units of all channels, decoded as Latin-1, as by MNE.
         ranges: (physical minimum, physical maximum) of each channel.
         samples: samples of each channel in a record.
         sample_bytes: bytes of a sample: 2, or 3 for BDF.
@@ -46,12 +46,12 @@ class EdfHeader:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the header declares the file discontinuous: time may pass between two records."""
+        """Whether the header declares the file discontinuous, so that there may be gaps between records."""
         return self.kind.startswith(("EDF+D", "BDF+D"))
 
 
 def read_edf_header(path: Path) -> EdfHeader | None:
-    """The header of an EDF or BDF file; None if its numbers cannot be parsed, which MNE then reports or repairs."""
+    """The header of an EDF or BDF file; None if its numbers cannot be parsed, a fault that MNE reports or repairs."""
     with path.open("rb") as stream:
         head = stream.read(_ORIGIN)
         try:
@@ -70,10 +70,10 @@ def read_edf_header(path: Path) -> EdfHeader | None:
 
 
 def check_edf_header(path: Path) -> None:
-    """Refuse a header of EDF or BDF for which MNE would make up a rate or a scale, and a file without signals.
+    """Refuse a header of EDF or BDF for which MNE would invent a rate or a scale, and a file without signals.
 
     Raises:
-        ValueError: names the field.
+        ValueError: a field is impossible; the message names it.
     """
     header = read_edf_header(path)
     if header is None:
@@ -92,11 +92,11 @@ def check_edf_header(path: Path) -> None:
 
 
 def annotations_on_data_clock(path: Path, sfreq: float) -> tuple[mne.Annotations | None, list[Note]]:
-    """Annotations of a file in which time passes between records, in seconds of the samples that it holds.
+    """Annotations of a file with gaps between records, on a clock that counts only the stored samples, in seconds.
 
     Args:
         path: an EDF or BDF file.
-        sfreq: the highest sampling rate of the file, Hz; records that are less than a sample apart follow each other.
+        sfreq: the highest sampling rate of the file, Hz; between records less than a sample apart there is no gap.
 
     Returns:
         The annotations with an "EDGE boundary" at each gap, or None if there is no gap; and notes.
@@ -140,7 +140,7 @@ def annotations_on_data_clock(path: Path, sfreq: float) -> tuple[mne.Annotations
 
 
 def annotation_encoding(path: Path) -> str:
-    """The encoding of a file's annotations: "utf8", as EDF+ asks, or "latin1" where they are not UTF-8."""
+    """The encoding of a file's annotations: "utf8", as EDF+ requires, or "latin1" if they are not UTF-8."""
     header = read_edf_header(path)
     if header is None:
         return "utf8"

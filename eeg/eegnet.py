@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-_MOMENTUM, _EPS = 0.01, 1e-3  # of batch normalisation: the defaults of Keras, in which the network was published
+_MOMENTUM, _EPS = 0.01, 1e-3  # of batch normalisation; the defaults of Keras, with which the network was published
 _SPATIAL_MAX_NORM, _OUTPUT_MAX_NORM = 1.0, 0.25
 _SEPARABLE_S = 16  # samples
 _POOL_1, _POOL_2 = 4, 8  # samples
@@ -13,16 +13,17 @@ _POOL_1, _POOL_2 = 4, 8  # samples
 class EEGNet(nn.Sequential):
     """Temporal filters, spatial filters for each of them, a separable convolution, and one linear layer.
 
-    Input (n, channels, times), output logits (n, outputs). The norms of the spatial filters and of the weights into an
-    output are limited. Parameters and initial weights are those of braindecode's EEGNet, so its weight files load.
+    The input is (n, channels, times); the output is logits (n, outputs). The norms of the spatial filters and of the
+    weights of each output are limited. Parameters and initial weights are those of braindecode's EEGNet, so its weight
+    files load.
 
     Args:
-        n_chans: channels.
-        n_times: samples of a window.
-        n_outputs: classes.
-        sfreq: Hz; the temporal filters last half a second, as in the paper.
-        F1: temporal filters.
-        D: spatial filters per temporal filter.
+        n_chans: number of channels.
+        n_times: number of samples in a window.
+        n_outputs: number of classes.
+        sfreq: sampling rate in Hz; the temporal filters last half a second, as in the paper.
+        F1: number of temporal filters.
+        D: number of spatial filters per temporal filter.
         drop_prob: probability of both dropouts.
 
     Raises:
@@ -67,7 +68,7 @@ class EEGNet(nn.Sequential):
         nn.init.zeros_(output.get_parameter("bias"))
 
     def _count_features(self, n_chans: int, n_times: int) -> int:
-        """Features of a window, by a pass of zeros in training mode.
+        """Number of features of a window, found by a pass of zeros in training mode.
 
         As in braindecode, the pass draws random numbers and updates the running averages of the batch norms; without
         it, a training with the same seed would give other weights than before.

@@ -9,17 +9,17 @@ import numpy as np
 
 from .channels import CED_ORDER, is_scalp_name
 
-_FEWEST = 8  # electrodes for which a sphere through them is well determined
+_FEWEST = 8  # number of electrodes that determine a sphere well
 _ROUGHNESS = 0.15  # largest deviation of the electrodes from their sphere, root mean square over the radius
 _FARTHEST_DEG = 12.0  # about 2 cm on an adult head; neighbours of the 10-10 system are about 18 degrees apart
 _TEN_TEN = re.compile(r"^(Fp|AF|F|FT|FC|T|C|TP|CP|P|PO|O|I)(z|\d+)$")
 
 
 def names_by_position(places: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The 10-05 name of each electrode that lies within 12 degrees of that name's place on an average head.
+    """The 10-05 name of each electrode that is within 12 degrees of that name's position on an average head.
 
     Directions from the centre of the head are compared, so the size of the head and the unit do not matter; the
-    standard is the average head or the sphere of the 10-10 system, whichever fits better. The 19 places of the 10-20
+    standard is the average head or the sphere of the 10-10 system, whichever fits better. The 19 positions of the 10-20
     system are matched to their nearest electrodes first, then those of the 10-10 system, then all others; no electrode
     and no name is used twice.
 
@@ -27,7 +27,7 @@ def names_by_position(places: Mapping[str, np.ndarray]) -> dict[str, str]:
         places: name in the file -> (3,) with x to the right ear and y to the nose.
 
     Returns:
-        name in the file -> standard name; empty if the electrodes are too few or do not lie on a head.
+        name in the file -> standard name; empty if there are too few electrodes or they are not on a head.
     """
     usable = {name: np.asarray(place, float) for name, place in places.items() if np.isfinite(place).all()}
     directions = _directions(np.array([*usable.values()])) if len(usable) >= _FEWEST else None
@@ -52,16 +52,16 @@ def names_by_position(places: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def neighbours(channels: Sequence[str]) -> np.ndarray:
-    """Which electrodes are neighbours on an average head, bool (n, n): no third one lies between them.
+    """Pairs of neighbouring electrodes on an average head, bool (n, n): no third electrode is between them.
 
-    Electrodes are between two others within the sphere of which these two are poles (the Gabriel graph). The graph is
-    connected, and thins out with the density of the cap by itself.
+    An electrode is between two others if it is within the sphere whose diameter joins these two (the Gabriel graph).
+    The graph is connected, and adapts to the density of the cap.
 
     Args:
         channels: names in the 10-05 system.
 
     Raises:
-        ValueError: an electrode has no standard place, or a place is taken twice.
+        ValueError: an electrode has no standard position, or two electrodes have the same position.
 
     Example:
         >>> neighbours(["Fz", "Cz", "Pz"]).astype(int).tolist()
@@ -70,12 +70,12 @@ def neighbours(channels: Sequence[str]) -> np.ndarray:
     places = {name.lower(): place for name, place in _standard_directions()[0].items()}
     unknown = [name for name in channels if name.lower() not in places]
     if unknown:
-        raise ValueError(f"electrodes must have a place in the 10-05 system, got {', '.join(unknown)}")
+        raise ValueError(f"electrodes must have a position in the 10-05 system, got {', '.join(unknown)}")
     found = np.array([places[name.lower()] for name in channels])
     squared = ((found[:, None] - found[None]) ** 2).sum(axis=2)
     apart = ~np.eye(len(found), dtype=bool)
     if (squared[apart] == 0).any():
-        raise ValueError(f"each electrode must have a place of its own, got {', '.join(channels)}")
+        raise ValueError(f"electrodes must have different positions, got {', '.join(channels)}")
     between = squared[:, :, None] + squared[:, None, :] < squared.T[None, :, :]  # [k, i, j]: k between i and j
     return np.asarray(apart & ~between.any(axis=0))
 
@@ -86,13 +86,13 @@ def _angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _misfit(directions: np.ndarray, standard: Mapping[str, np.ndarray]) -> float:
-    """Root mean square angle from the 19 places of the 10-20 system to their nearest electrodes, degrees."""
+    """Root mean square angle from the 19 positions of the 10-20 system to their nearest electrodes, degrees."""
     nearest = _angles(directions, np.array([standard[name] for name in CED_ORDER])).min(axis=0)
     return float(np.sqrt((nearest**2).mean()))
 
 
 def _directions(places: np.ndarray) -> np.ndarray | None:
-    """Unit vectors (n, 3) from the centre of the sphere through places (n, 3); None if they do not lie on one."""
+    """Unit vectors (n, 3) from the centre of the sphere through positions (n, 3); None if there is no such sphere."""
     scale = np.abs(places - places.mean(axis=0)).max()
     if not scale > 0:
         return None
@@ -113,8 +113,8 @@ def _directions(places: np.ndarray) -> np.ndarray | None:
 def _standard_directions() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Unit vectors of the standard electrodes on an average head (10-05) and on a sphere (10-10).
 
-    Digitised positions lie as on the head; makers of caps publish positions on a sphere whose vertex is Cz. Both are
-    in the frame of MNE's heads: ears on x, nose on y.
+    Digitised positions have the shape of the head; makers of caps publish positions on a sphere whose vertex is Cz.
+    Both are in MNE's head frame: ears on x, nose on y.
     """
     found = []
     for montage_name in ("colin27_1005", "easycap-M1"):

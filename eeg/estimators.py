@@ -1,7 +1,7 @@
 """Models for nested cross-validation: networks, and simple models on features, with one interface.
 
-An estimator holds the windows of a study; subjects are given by index. It follows the protocol `Estimator` of
-the cross-validation, which knows nothing of EEG.
+An estimator holds the windows of a study; subjects are given by index. It implements the protocol `Estimator` of
+the cross-validation, which does not depend on EEG.
 """
 
 import functools
@@ -35,14 +35,14 @@ from .windows import Scaler, WindowOptions, Windows, load_windows
 
 _M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
 _PAIRS = ((0, 1), (0, 2), (1, 2))
-# The 19 published augmentations, as MAGNIFICATIONSxSIGMAS: none, each single pair, and two of each together.
+# The 19 published augmentations, as MAGNIFICATIONSxSIGMAS: none, each single pair, and two values of each combined.
 AUGMENTATIONS = (
     "none",
     *(f"{m}x{s}" for m in _M for s in _S),
     *(f"{_M[a]},{_M[b]}x{_S[c]},{_S[d]}" for a, b in _PAIRS for c, d in _PAIRS),
 )
 
-# The published space without F2 and optimizer, which the published code never reads, and with the augmentation.
+# The published space with the augmentation, but without F2 and optimizer, which the published code never reads.
 PUBLISHED_SPACE: dict[str, tuple[Any, ...]] = {
     "F1": (8, 16, 32, 64),
     "D": (2, 4, 8),
@@ -88,7 +88,7 @@ _DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "majority": {},
 }
 NAMES = tuple(_DEFAULT_SPACES)
-DEFAULT_NAMES = tuple(name for name in NAMES if name != LONG_RECORDING)  # of a run that names no models
+DEFAULT_NAMES = tuple(name for name in NAMES if name != LONG_RECORDING)  # models of a run that does not name any
 NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow", LONG_RECORDING)
 
 
@@ -121,13 +121,13 @@ class NetworkEstimator(_Searched):
     """A network trained by `EEGModule`.
 
     Args:
-        name: of `NETWORK_NAMES`.
-        windows: of the study.
+        name: one of `NETWORK_NAMES`.
+        windows: the windows of the study.
         options: "space": a table setting -> choices, or "published", "reduced", "none"; "settings": fixed settings;
             "epochs": the maximum (100); "patience" of early stopping (15); "reduce_patience" of the learning rate (10);
-            "batch": batch size if it is not searched (64); "class_weights": weigh classes by their number of windows
-            (True); "monitor": the figure that decides which epoch is best, "validation_loss" or, as published,
-            "validation_accuracy"; "norm_momentum": weight of a new batch in the running averages of batch
+            "batch": batch size if it is not searched (64); "class_weights": weight classes inversely to their numbers
+            of windows (True); "monitor": the figure that decides which epoch is best, "validation_loss" or, as
+            published, "validation_accuracy"; "norm_momentum": weight of a new batch in the running averages of batch
             normalisation (None: the network's own, 0.01 as in Keras, for which about 400 steps are needed; use a larger
             value for a training of few epochs).
     """
@@ -213,7 +213,7 @@ class NetworkFit:
         self._estimator = estimator
 
     def predict(self, subjects: Sequence[int]) -> Predictions:
-        """Probabilities of all windows of the subjects; those of a recording that is read at once are one number."""
+        """Probabilities of all windows of the subjects; a recording that is read at once has one probability."""
         windows = self._estimator.windows
         rows = windows.rows(subjects)
         if self._estimator.name == LONG_RECORDING:
@@ -245,8 +245,8 @@ class LinearEstimator(_Searched):
     """Logistic regression on standardised features, with balanced classes; it has no epochs.
 
     Args:
-        name: "bandpower" and "amplitude" use features of windows, "length" the duration of the recording.
-        windows: of the study.
+        name: "bandpower" and "amplitude" use features of windows, "length" uses the duration of the recording.
+        windows: the windows of the study.
         options: "space" and "settings", as for networks.
     """
 
@@ -267,7 +267,7 @@ class LinearEstimator(_Searched):
         epochs: int | None,
         folder: Path | None,
     ) -> "LinearFit":
-        """Fit on the windows of the subjects; for "length", each subject is one row."""
+        """Fit to the windows of the subjects; for "length", each subject is one row."""
         rows = self.windows.rows(train)
         if self.name == "length":
             rows = rows[np.unique(self.windows.subject[rows], return_index=True)[1]]
@@ -344,7 +344,7 @@ def build(name: str, windows: Windows, options: dict[str, Any] | None = None) ->
 
     Args:
         name: one of `NAMES`.
-        windows: of a study.
+        windows: the windows of a study.
         options: see `NetworkEstimator` and `LinearEstimator`.
     """
     if name not in NAMES:
@@ -371,10 +371,10 @@ def from_plan(
         study: path of the study.
         name: one of `NAMES`.
         windows: fields of `WindowOptions`.
-        options: of the estimator.
+        options: options of the estimator.
         positive: the class of output 1.
         cache: a folder for the cut windows.
-        by_window: treat each window as a subject of its own, to show what a random split of windows would report.
+        by_window: treat each window as a separate subject, to show the result of a random split of windows.
         label_column: the column of the label in the table of the study.
     """
     keep_freed_memory()  # a worker calls this first; it is not part of `fit`, because it affects the whole process
@@ -392,7 +392,7 @@ def _windows(
 
 
 def windows_as_subjects(windows: Windows) -> Windows:
-    """The same windows, each a subject of its own."""
+    """The same windows, each as a separate subject."""
     names = tuple(f"{windows.subjects[s]}@{t}" for s, t in zip(windows.subject, windows.start, strict=True))
     return replace(
         windows,

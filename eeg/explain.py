@@ -23,8 +23,8 @@ class Attribution:
 
     Args:
         x: (n, channels, times) the windows.
-        gradient: the same shape: the mean gradient of the margin along the path from an all-zero window.
-        margin: (n,) logit of the positive class minus that of the negative one.
+        gradient: (n, channels, times) mean gradient of the margin along the path from an all-zero window.
+        margin: (n,) logit of the positive class minus that of the negative class.
         at_zero: the margin of an all-zero window.
     """
 
@@ -40,7 +40,7 @@ class Attribution:
 
     @property
     def completeness_error(self) -> float:
-        """Mean |sum - (f(x) - f(0))| as a share of the mean |f(x) - f(0)|; 0 would be exact."""
+        """Mean |sum - (f(x) - f(0))| relative to the mean |f(x) - f(0)|; 0 means exact."""
         expected = self.margin - self.at_zero
         error = np.abs(self.values.sum(axis=(1, 2)) - expected).mean()
         return float(error / max(np.abs(expected).mean(), np.finfo(float).tiny))
@@ -52,9 +52,9 @@ def integrated_gradients(network: nn.Module, x: Tensor, *, steps: int = 24) -> A
     The path integral is a Gauss-Legendre sum, which needs fewer points than equal steps.
 
     Args:
-        network: in evaluation mode; gives logits (n, 2).
+        network: a network in evaluation mode that returns logits (n, 2).
         x: (n, channels, times), scaled as in training.
-        steps: points of the sum.
+        steps: number of points in the sum.
 
     Example:
         >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
@@ -88,13 +88,13 @@ def _margin(network: nn.Module, x: Tensor) -> Tensor:
 def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS) -> np.ndarray:
     """Divide integrated gradients among frequency bands.
 
-    Integrated gradients are the window times a mean gradient, sample by sample. By Parseval's theorem, their sum over
-    time is a sum over frequencies of the product of both spectra; each band gets the terms of its frequencies, so the
-    parts add up to the whole.
+    Integrated gradients are the product of the window and a mean gradient, sample by sample. By Parseval's theorem,
+    their sum over time is a sum over frequencies of the product of both spectra; each band gets the terms of its
+    frequencies, so the parts add up to the total.
 
     Args:
-        attribution: of some windows.
-        sfreq: Hz.
+        attribution: the attribution of some windows.
+        sfreq: sampling rate in Hz.
         bands: name -> (low, high) in Hz.
 
     Returns:
@@ -103,7 +103,7 @@ def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[fl
     x, gradient = attribution.x.astype(float), attribution.gradient
     product = np.fft.rfft(x, axis=-1) * np.fft.rfft(gradient, axis=-1).conj()
     times = x.shape[-1]
-    twice = np.full(product.shape[-1], 2.0)  # of a real signal rfft gives one of each pair of frequencies
+    twice = np.full(product.shape[-1], 2.0)  # for a real signal, rfft returns one of each pair of frequencies
     twice[0] = 1
     if times % 2 == 0:
         twice[-1] = 1
@@ -114,13 +114,13 @@ def by_band(attribution: Attribution, sfreq: float, bands: Mapping[str, tuple[fl
 
 
 def shares(parts: np.ndarray) -> np.ndarray:
-    """Mean absolute attribution over windows (first axis), as shares that sum to 1."""
+    """Mean absolute attribution over windows (first axis), as shares whose sum is 1."""
     size = np.abs(parts).mean(axis=0)
     return np.asarray(size / max(size.sum(), np.finfo(float).tiny))
 
 
 def occlude_channels(network: nn.Module, x: Tensor, label: Tensor) -> np.ndarray:
-    """Rise of the cross-entropy (nats per window) when one channel is set to zero: (channels,)."""
+    """Increase of the cross-entropy (nats per window) if a channel is set to zero, (channels,)."""
     changed = []
     for channel in range(x.shape[1]):
         hidden = x.clone()
@@ -132,7 +132,7 @@ def occlude_channels(network: nn.Module, x: Tensor, label: Tensor) -> np.ndarray
 def occlude_bands(
     network: nn.Module, x: Tensor, label: Tensor, sfreq: float, bands: Mapping[str, tuple[float, float]] = BANDS
 ) -> np.ndarray:
-    """Rise of the cross-entropy (nats per window) when one band is removed from all channels: (bands,)."""
+    """Increase of the cross-entropy (nats per window) if a band is removed from all channels, (bands,)."""
     spectrum = torch.fft.rfft(x)
     frequencies = torch.fft.rfftfreq(x.shape[-1], 1 / sfreq)
     changed = []
@@ -169,12 +169,12 @@ class FilterTable:
 
     Args:
         frequencies: (bins,) Hz.
-        response: (F1, bins) magnitude of each temporal filter, the largest 1.
-        peak: (F1,) Hz of the largest.
+        response: (F1, bins) magnitude response of each temporal filter, scaled to a largest value of 1.
+        peak: (F1,) frequency of the largest response in Hz.
         band: (F1,) index into the bands, -1 for none.
-        weight: (F1, D) share of each spatial filter in the margin's gradient times activation; they sum to 1.
-        spatial: (F1, D, channels) filters: the weights with which channels are summed to extract a source.
-        pattern: (F1, D, channels) how that source projects to the channels (Haufe et al. 2014).
+        weight: (F1, D) share of each spatial filter in the margin's gradient times activation; the shares sum to 1.
+        spatial: (F1, D, channels) spatial filters, the weights with which channels are summed to extract a source.
+        pattern: (F1, D, channels) projection of that source to the channels (Haufe et al. 2014).
     """
 
     frequencies: np.ndarray
@@ -191,14 +191,14 @@ def first_filters(
 ) -> FilterTable:
     """Frequency responses of the temporal filters, spatial filters and their patterns, and the weight of each.
 
-    A spatial filter is not a map of activity; its pattern is: the covariance of the windows after the temporal filter,
-    times the spatial filter, divided by the variance of its output.
+    A spatial filter is not a map of activity, but its pattern is one. The pattern is the covariance of the windows
+    after the temporal filter, times the spatial filter, divided by the variance of the filter's output.
 
     Args:
-        network: trained, in evaluation mode.
+        network: a trained network in evaluation mode.
         x: (n, channels, times).
         bands: name -> (low, high) in Hz.
-        bins: frequencies from 0 to half the sampling rate.
+        bins: number of frequencies from 0 to half the sampling rate.
     """
     taps, spatial = (tensor.detach() for tensor in network.filters())
     response = np.abs(np.fft.rfft(taps.numpy(), 2 * (bins - 1), axis=-1))

@@ -1,6 +1,6 @@
-"""Layers of a convolutional network for signals in (channels, batch, times), fast on a CPU and exact.
+"""Layers of a convolutional network for signals in (channels, batch, times), which are fast on a CPU and exact.
 
-Each equals the plain layers of PyTorch up to rounding; the tests compare them. Times in comments were
+Each layer equals the plain layers of PyTorch up to rounding; the tests compare them. Times in comments were
 measured on two cores of an AMD EPYC with 64 windows of 256 channels and 512 samples.
 """
 
@@ -65,10 +65,10 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
     Args:
         h: (C, batch, times).
         taps: (C, k), applied as cross-correlation; the first tap is (k - 1) // 2 samples before the output sample.
-        pool: the mean of samples 2 t and 2 t + 1 for each t; a last odd sample is dropped.
+        pool: return the mean of samples 2 t and 2 t + 1 for each t; the last sample of an odd number is dropped.
 
     Returns:
-        (C, batch, times), or half the times.
+        (C, batch, times), or (C, batch, times // 2) with `pool`.
     """
     left, stride, n_out = (taps.shape[-1] - 1) // 2, 1, h.shape[-1]
     if pool:  # the mean of two neighbours is one filter: the mean of the filter and its copy a sample later
@@ -126,13 +126,13 @@ def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
 def _by_diagonal(matrix: Tensor) -> Tensor:
     """(n, n) -> (n, n + 1), in which [m, lag] is matrix[m, m + lag], 0 beyond the edge."""
     n = len(matrix)
-    padded = F.pad(matrix, (0, n + 1)).flatten()  # every row has n + 1 zeros behind
+    padded = F.pad(matrix, (0, n + 1)).flatten()  # every row is followed by n + 1 zeros
     rows = torch.arange(n, device=matrix.device).unsqueeze(1)
     return padded[rows * (2 * n + 1) + rows + torch.arange(n + 1, device=matrix.device)]
 
 
 def _fft_length(least: int) -> int:
-    """The next length that has only the prime factors 2, 3 and 5."""
+    """The smallest length of at least `least` that has only the prime factors 2, 3 and 5."""
     while True:
         rest = least
         for prime in (2, 3, 5):

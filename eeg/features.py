@@ -23,7 +23,7 @@ class Features:
 
     Args:
         values: (rows, features) float64; a row is a window or a subject.
-        names: of the columns.
+        names: names of the columns.
     """
 
     values: np.ndarray
@@ -33,11 +33,12 @@ class Features:
 def band_power(windows: Windows, bands: Mapping[str, tuple[float, float]] = BANDS) -> Features:
     """Logarithms of absolute and relative band power and of the theta/beta ratio, per window and channel.
 
-    Power is integrated from Welch's spectrum (Hann segments of 2 s or the window, half overlapping). Relative power is
-    the share of a band in the sum of all. Absolute power of windows that were scaled is relative to that scale.
+    Power is integrated from Welch's spectrum (Hann segments of 2 s, or of the window if it is shorter, with half
+    overlap). Relative power is the share of a band in the sum of all bands. The absolute power of scaled windows is
+    relative to their scale.
 
     Args:
-        windows: scaled or not.
+        windows: the windows, scaled or not.
         bands: name -> (low, high) in Hz; frequencies above half the sampling rate are cut off.
 
     Returns:
@@ -62,7 +63,7 @@ def welch_band_power(x: np.ndarray, sfreq: float, bands: Mapping[str, tuple[floa
     """Power in each band, (n, bands, channels), in the square of the unit of `x` (n, channels, times).
 
     Raises:
-        ValueError: if a band holds no frequency of the spectrum.
+        ValueError: a band contains no frequency of the spectrum.
     """
     frequencies, density = welch(x, sfreq, nperseg=min(x.shape[-1], round(2 * sfreq)), axis=-1)
     step = frequencies[1] - frequencies[0]

@@ -1,4 +1,4 @@
-"""Checks the tags of a FIF file, because MNE never returns if a tag points backwards."""
+"""Checks of the tags of a FIF file, needed because MNE never returns if a tag points backwards."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Groups the files of a class folder by person, from the names of files and folders."""
+"""Grouping of the files of a class folder by person, from the names of files and folders."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,7 @@ _NUMBERED = (
     "run|ses|session|sess|visit|day|night|part|split|block|trial|rec|recording|record|segment|seg|epoch|chunk|clip|take"
     "|repeat|rep|acq|task"
 )
-# words that say which recording of a person a file is: run-1, ses02, task-rest, EC, raw
+# words that identify one of several recordings of a person: run-1, ses02, task-rest, EC, raw
 _RECORDING = (
     rf"(?:(?:{_NUMBERED})[-_. ]?\d+|(?:task|ses|acq|run|desc|space|recording|split)-[a-z0-9]+"
     r"|eyes[-_. ]?(?:open|closed?)|open|closed?|eo|ec|rest|resting|resting[-_. ]?state|baseline|pre|post|task|raw|eeg"
@@ -51,8 +51,8 @@ class ClassFile:
     """A recording of a class.
 
     Args:
-        file: its path.
-        place: its path relative to the study's folder; the first part is the folder or archive of the class.
+        file: path of the file.
+        place: path relative to the study's folder; its first part is the folder or archive of the class.
     """
 
     file: Path
@@ -88,10 +88,10 @@ def _is_later_part(file: Path, there: set[tuple[Path, str]]) -> bool:
 
 
 def _parts_of(first: Path) -> set[Path] | None:
-    """The files of a split FIF recording, by what each names as the next; None if the first cannot be opened."""
+    """The files of a split FIF recording, each of which names the next; None if the first cannot be opened."""
     try:
         raw = mne.io.read_raw_fif(first, preload=False, on_split_missing="ignore", verbose="ERROR")
-    except Exception:  # damaged, or in an archive: then the name decides
+    except Exception:  # if the file is damaged or in an archive, the name decides
         return None
     return {Path(name).resolve() for name in raw.filenames if name is not None}
 
@@ -160,7 +160,7 @@ def _without_recording(stem: str) -> str:
 
 
 def _refuse_unknown_folders(files: Sequence[ClassFile], owners: Sequence[_Owner]) -> None:
-    """Refuse folders that hold several names but are neither recognised as groups nor as people."""
+    """Refuse folders with several names that are recognised neither as groups nor as people."""
     inside: dict[str, set[str]] = defaultdict(set)
     for owner in owners:
         inside[owner.folder].add(owner.name)

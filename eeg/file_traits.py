@@ -1,4 +1,4 @@
-"""Traits of a recording's file other than the EEG: mains, date, reference, filters, resolution, offset, names."""
+"""Traits of a recording's file other than the EEG: mains frequency, date, reference, filters, resolution, names."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -16,7 +16,7 @@ from .windows import WindowOptions
 Trait = float | str  # a number, or a word of a category
 
 _SECONDS = 60.0  # the part of the file that is examined
-_QUANTISED = 5e-3  # largest distance from a whole number of steps
+_QUANTISED = 5e-3  # largest deviation from a whole number of steps
 
 
 def file_traits(path: Path, options: WindowOptions) -> dict[str, Trait]:
@@ -102,7 +102,7 @@ def _spectrum(x: np.ndarray, sfreq: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mains(x: np.ndarray, sfreq: float) -> str:
-    """The mains frequency, "50 Hz" or "60 Hz", that exceeds its neighbours in the spectrum; else "none"."""
+    """The mains frequency, "50 Hz" or "60 Hz", if it exceeds its neighbours in the spectrum; otherwise "none"."""
     frequency, power = _spectrum(x, sfreq)
     found = {}
     for mains in (50.0, 60.0):

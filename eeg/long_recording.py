@@ -1,10 +1,10 @@
 """A network that classifies a whole recording of any length at once.
 
-A second of EEG becomes one token: the logarithms of the power behind learned filters, as in ShallowConvNet. A few
-layers mix the tokens, by any mechanism of `kernels.attention.choice`; attention pooling (Ilse et al. 2018, arXiv
-1802.04712) combines them into one vector. A token depends only on its own second, so with a mechanism whose state has
-constant size the network can read a stream: the result for seconds given one at a time, for days, equals that of one
-call.
+Each second of EEG becomes one token, the logarithm of the power after learned filters, as in ShallowConvNet. A few
+layers mix the tokens by any mechanism of `kernels.attention.choice`; attention pooling (Ilse et al. 2018, arXiv
+1802.04712) combines them into one vector. A token depends only on its own second. If the state of the mechanism has
+constant size, the network can therefore read a stream of any length: giving the seconds one at a time has the same
+result as a single call.
 """
 
 import math
@@ -22,8 +22,8 @@ from ..kernels.attention.mixer import CS, NS, Mixed, Mixer, Pattern
 from ..kernels.attention.recurrent import PrefixState, pooled_softmax, prefix_softmax
 from .electrode_positions import neighbours
 
-_LEAST_POWER = 1e-4  # of scaled windows; keeps the logarithm of a flat channel finite
-_LOWEST_HZ, _HIGHEST_HZ = 2.0, 40.0  # of the filters at the start
+_LEAST_POWER = 1e-4  # for scaled windows; keeps the logarithm of a flat channel finite
+_LOWEST_HZ, _HIGHEST_HZ = 2.0, 40.0  # range of the initial filters
 _KERNEL_S = 0.5
 _POWER_HZ = 32.0  # rate at which power is sampled; the output of filters half a second long varies no faster
 
@@ -31,32 +31,32 @@ _POWER_HZ = 32.0  # rate at which power is sampled; the output of filters half a
 class RecordingState(NamedTuple):
     """The state of a stream; its size does not grow with the recording."""
 
-    rest: Tensor  # (B, n_chans, samples of the second under way)
+    rest: Tensor  # (B, n_chans, samples of the current second)
     mixers: tuple[object, ...]  # the state of each layer, None before the first second
     pooled: PrefixState | None
     logits: Tensor | None  # (B, n_outputs) after the last whole second
 
 
 class LongRecordingNet(nn.Module):
-    """Logits of whole recordings.
+    """A network that computes the logits of whole recordings.
 
     Args:
-        n_chans: channels.
-        n_outputs: classes.
-        sfreq: Hz.
+        n_chans: number of channels.
+        n_outputs: number of classes.
+        sfreq: sampling rate in Hz.
         mixer: mechanism of the layers, see `mixer_of`; causal if possible. Mechanisms that need a grid, a graph or the
-            length beforehand are refused.
+            length in advance are refused.
         dim: channels of a token.
         heads: heads of each layer; must divide dim.
         depth: number of layers.
         filters: number of temporal filters, which are initialised as waves from 2 to 40 Hz.
         components: number of spatial filters, each combined with every temporal filter. Not used with `electrode_hops`.
-        electrode_hops: the electrodes of a second attend to each other within so many steps of the graph of
-            neighbouring electrodes while training, and without limit in evaluation (arXiv 2505.02130); None: spatial
-            filters instead.
+        electrode_hops: if given, the electrodes within a second attend to each other: in training within this number of
+            steps in the graph of neighbouring electrodes, in evaluation without limit (arXiv 2505.02130). None uses
+            spatial filters instead.
         channels: names of the electrodes in the 10-05 system, for `electrode_hops`.
         drop_prob: probability of the dropout in the layers and before the output.
-        drop_seconds: share of the seconds that are hidden while training.
+        drop_seconds: share of the seconds that are hidden in training.
 
     Raises:
         ValueError: an argument is out of range, or an electrode has no standard position.
@@ -156,7 +156,7 @@ class LongRecordingNet(nn.Module):
         self._check_shape(x)
         x = torch.cat([state.rest, x], -1)
         whole = x.shape[-1] // self.second
-        rest = x[..., whole * self.second :].clone()  # a view would keep all that was read
+        rest = x[..., whole * self.second :].clone()  # a view would keep all samples in memory
         if not whole:
             return state._replace(rest=rest)
         tokens, _ = self._tokens(x, torch.full((len(x),), whole))
@@ -227,7 +227,7 @@ class LongRecordingNet(nn.Module):
 
 
 class _SpatialStem(nn.Module):
-    """Log power of spatial components behind temporal filters, as a token of one second."""
+    """Log power of temporally filtered spatial components, as a token of one second."""
 
     def __init__(self, n_chans: int, second: int, dim: int, filters: int, components: int) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class _SpatialStem(nn.Module):
 
 
 class _ElectrodeStem(nn.Module):
-    """Log power of each electrode behind temporal filters; the electrodes attend to each other; their mean."""
+    """Mean over electrodes of their log power after temporal filters, where the electrodes attend to each other."""
 
     def __init__(
         self,
@@ -274,7 +274,7 @@ class _ElectrodeStem(nn.Module):
 
 
 class _ElectrodeWindow(nn.Module):
-    """Graph-window attention within some hops while training, and over all electrodes in evaluation."""
+    """Graph-window attention within some hops in training, and over all electrodes in evaluation."""
 
     patterns = frozenset({NS})
     v_linear = True
@@ -290,7 +290,7 @@ class _ElectrodeWindow(nn.Module):
 
 
 class _LogPower(nn.Module):
-    """Logarithm of the power of each channel behind temporal filters that start as waves from low to high."""
+    """Log power of each channel after temporal filters, which are initialised as waves from low to high frequency."""
 
     def __init__(self, second: int, filters: int) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def _numbers(state: object) -> int:
-    """Numbers in a state."""
+    """Count of the numbers in a state."""
     if isinstance(state, Tensor):
         return state.numel()
     return sum(map(_numbers, state)) if isinstance(state, tuple) else 0

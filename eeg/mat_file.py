@@ -34,7 +34,7 @@ def open_mat(path: Path, order: str | Sequence[str], sfreq: float) -> RawFile:
         sfreq: Hz.
 
     Raises:
-        ValueError: the file is damaged or holds another array.
+        ValueError: the file is damaged or does not hold such an array.
     """
     if isinstance(order, str):
         if order not in ("ced", "text"):

@@ -1,8 +1,9 @@
-"""Checks MATLAB files of version 5 to 7 element by element, because some damaged files crash SciPy.
+"""Checks of MATLAB files of version 5 to 7, element by element, because some damaged files crash SciPy.
 
-The format (MathWorks, "MAT-File Format"): a header of 128 bytes, then elements, each a tag with type and size in bytes
-and then its data; an array is an element of elements. A wrong size inside an array can end the process in SciPy's
-compiled reader, and a compressed element is inflated in one piece. So all elements are checked first.
+A file (MathWorks, "MAT-File Format") has a header of 128 bytes and then elements; each element is a tag with type and
+size in bytes, followed by its data, and an array is an element that contains elements. A wrong size inside an array can
+crash SciPy's compiled reader, and a compressed element is inflated in one piece. All elements are therefore checked
+first.
 """
 
 import mmap
@@ -16,12 +17,12 @@ from ..runs.memory import inflate_within_memory
 
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
-_TEXT, _WORDS = (1, 16), (5, 6)  # types of names, and of sizes and flags; some programs take the other of each pair
+_TEXT, _WORDS = (1, 16), (5, 6)  # types of names, and types of sizes and flags; programs may use either type of a pair
 _CELL, _STRUCT, _OBJECT, _CHAR, _SPARSE = 1, 2, 3, 4, 5
 _NUMBERS = range(6, 16)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17: 2, 18: 4}  # bytes of a value
 _COMPLEX = 0x0800
-_DEEPEST = 100  # arrays within arrays
+_DEEPEST = 100  # largest depth of nested arrays
 
 
 def check_matlab(path: Path) -> None:
@@ -53,7 +54,7 @@ def check_matlab(path: Path) -> None:
 
 
 class _DamagedError(Exception):
-    """The elements contradict each other."""
+    """Raised if the elements contradict each other."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ PREDICTED_AT_ONCE = 128
 
 
 def noise_levels(sigmas: Sequence[float], magnifications: Sequence[float]) -> list[float]:
-    """Standard deviations of the noise on the copies of a window: 0 for itself, then one copy for each pair.
+    """Standard deviations of the noise on the copies of a window: 0 for the window itself, then one for each pair.
 
-    Additive Gaussian noise as published: x + m e with e of standard deviation s, for every m and s; the training part
-    grows by 1 + len(sigmas) * len(magnifications).
+    The noise is additive and Gaussian, as published: x + m e with e of standard deviation s, for every m and s. The
+    training part grows by the factor 1 + len(sigmas) * len(magnifications).
 
     Example:
         >>> noise_levels([0.1, 0.01], [1, 2])
@@ -73,7 +73,7 @@ class WindowData(Dataset[Batch]):
 
 
 class KerasAdam(torch.optim.Adam):
-    """Adam with the epsilon where Keras has it: lr_t m / (sqrt(v) + eps), lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)."""
+    """Adam with the epsilon of Keras: lr_t m / (sqrt(v) + eps), lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)."""
 
     def __init__(self, parameters: Any, lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__(parameters, lr=lr, betas=betas, eps=1e-7)
@@ -87,20 +87,21 @@ class KerasAdam(torch.optim.Adam):
 
 
 class EEGModule(SeededModule):
-    """A network, its loss, noise, optimiser and schedule. Output 1 is the positive class.
+    """A network, its loss, noise, optimizer and schedule. Output 1 is the positive class.
 
     All hyper-parameters are plain values, so a checkpoint loads with `torch.load(weights_only=True)`.
 
     Args:
         network: a name of `networks.NETWORKS`.
-        arguments: of its constructor.
+        arguments: arguments of its constructor.
         lr: learning rate of Adam, as Keras computes it.
-        class_weights: factor on the loss of each class; None for equal ones.
-        sigmas, magnifications: of the noise on copies of training windows, in the units of the scaled windows;
-            drawn again in every epoch (the published code draws once). Empty for none.
-        reduce_patience: epochs without a better validation loss until the learning rate halves.
+        class_weights: factor on the loss of each class; None for equal weights.
+        sigmas, magnifications: parameters of the noise on copies of training windows, in the units of the scaled
+            windows; the noise is drawn again in every epoch (the published code draws it once). Empty for no noise.
+        reduce_patience: epochs without a better validation loss after which the learning rate is halved.
         least_lr: the smallest learning rate.
-        seed: of order, noise and dropout in each epoch; the initial weights are drawn from torch's global generator.
+        seed: seed of order, noise and dropout in each epoch; the initial weights are drawn from torch's global
+            generator.
     """
 
     def __init__(
@@ -120,7 +121,9 @@ class EEGModule(SeededModule):
         if not lr > 0:
             raise ValueError(f"lr must be above 0, got {lr}")
         if bool(sigmas) != bool(magnifications):
-            raise ValueError(f"sigmas and magnifications go together, got {list(sigmas)} and {list(magnifications)}")
+            raise ValueError(
+                f"sigmas and magnifications must be given together, got {list(sigmas)} and {list(magnifications)}"
+            )
         self.save_hyperparameters(
             {
                 "network": network,
@@ -139,7 +142,7 @@ class EEGModule(SeededModule):
         self.class_weights = None if class_weights is None else torch.tensor([float(w) for w in class_weights])
 
     def forward(self, x: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Logits (batch, 2) of windows (batch, channels, times), or of recordings with so many samples each."""
+        """Logits (batch, 2) of windows (batch, channels, times), or of recordings with `samples` samples each."""
         logits: Tensor = self.network(x) if samples is None else self.network(x, samples)
         return logits
 
@@ -153,12 +156,12 @@ class EEGModule(SeededModule):
         return loss
 
     def after_step(self, steps: int) -> None:
-        """Apply the norm constraints of Keras."""
+        """Apply Keras' constraints on norms."""
         if isinstance(self.network, ADHDeepNet):
             self.network.constrain()
 
     def on_validation_epoch_start(self) -> None:
-        """Discard the predictions of the last epoch."""
+        """Clear the predictions of the last epoch."""
         self._seen: list[Batch] = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -167,7 +170,7 @@ class EEGModule(SeededModule):
         self._seen.append({"logits": self(batch["x"], batch.get("samples")), **kept})
 
     def on_validation_epoch_end(self) -> None:
-        """Loss and accuracy over windows, AUC over subjects (mean probability)."""
+        """Log loss and accuracy over windows, and AUC over subjects (mean probability)."""
         self._log_figures("validation")
 
     def on_test_epoch_start(self) -> None:
@@ -222,8 +225,8 @@ def best_epoch(monitor: Monitor = "validation_loss", *, patience: int = 15) -> B
     """A callback that keeps the best epoch and stops after `patience` epochs without a lower validation loss.
 
     Args:
-        monitor: the figure that decides which epoch is best; the published code takes "validation_accuracy".
-        patience: in epochs.
+        monitor: the figure that decides which epoch is best; the published code uses "validation_accuracy".
+        patience: number of epochs.
     """
     if monitor not in ("validation_loss", "validation_accuracy"):
         raise ValueError(f'monitor must be "validation_loss" or "validation_accuracy", got {monitor!r}')
@@ -261,7 +264,7 @@ def subject_auc(probability: Tensor, label: Tensor, subject: Tensor) -> float:
 
 
 def load_checkpoint(path: Path) -> EEGModule:
-    """The module of a training checkpoint, on the CPU; nothing in the file is executed.
+    """Load the module of a training checkpoint on the CPU; no code in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.

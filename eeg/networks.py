@@ -1,4 +1,4 @@
-"""Networks for EEG under one signature, their predictions, and their weights on disk."""
+"""Networks for EEG with one signature, their predictions, and their weight files."""
 
 import os
 from collections.abc import Callable
@@ -41,11 +41,11 @@ def build_network(name: str, arguments: dict[str, Any]) -> nn.Module:
     """A network of `NETWORKS` with random weights drawn from torch's generator.
 
     Args:
-        name: of the network.
-        arguments: n_chans, n_outputs, sfreq, n_times for a network of windows, and the network's own.
+        name: name of the network.
+        arguments: n_chans, n_outputs, sfreq, n_times for a network of windows, and the network's own arguments.
 
     Raises:
-        ValueError: an unknown name or argument, or windows that are too short for the network.
+        ValueError: the name or an argument is unknown, or the windows are too short for the network.
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
@@ -60,7 +60,7 @@ def predict_windows(network: nn.Module, x: np.ndarray | Tensor) -> np.ndarray:
     """Probability of the positive class of each window, (n,) float64.
 
     Args:
-        network: gives logits (n, 2).
+        network: a network that returns logits (n, 2).
         x: (n, channels, times), scaled as in training.
     """
     network.eval()
@@ -77,13 +77,13 @@ class ModelCard:
 
     Args:
         network: a name of `NETWORKS`.
-        arguments: of its constructor.
+        arguments: arguments of its constructor.
         classes: (negative, positive); output 1 is the positive class.
-        channels: names in the order of the input.
-        sfreq: Hz.
-        windows: the options by which recordings became windows.
-        unit: of the windows before scaling, "uV" or "unknown".
-        scaler: "mean" and "sd" of each channel where windows are scaled by the training windows; else None.
+        channels: names of the channels in the order of the input.
+        sfreq: sampling rate in Hz.
+        windows: the options by which recordings were cut into windows.
+        unit: unit of the windows before scaling, "uV" or "unknown".
+        scaler: "mean" and "sd" of each channel if windows are scaled by the training windows; otherwise None.
         threshold: probability from which a subject counts as positive.
         subjects: names of the training subjects and of the validation subjects, on whom the epoch was chosen.
         notes: settings, seed, epochs and the like.
@@ -105,7 +105,7 @@ class ModelCard:
     def window_options(self) -> WindowOptions:
         """Options to cut a recording for these weights, with the channels of the training.
 
-        Channels given as "Cz=A1" stay so, and a file of the same cap is read as in the training.
+        Channels given as "Cz=A1" are kept in this form, so that a file of the same cap is read as in the training.
         """
         given = tuple(self.windows.get("channels") or ())
         channels = given if any("=" in name for name in given) else self.channels
@@ -122,7 +122,7 @@ class ModelCard:
         """Check that a recording has the rate and the unit of the training.
 
         Raises:
-            ValueError: what differs.
+            ValueError: rate or unit differ; the message names both values.
         """
         if recording.file_sfreq < self.sfreq:
             raise ValueError(
@@ -133,13 +133,13 @@ class ModelCard:
 
 
 def save_network(folder: Path, network: nn.Module, card: ModelCard) -> None:
-    """Write model.safetensors and, last, model.json beside it."""
+    """Write model.safetensors and then model.json to a folder."""
     write_weights(folder / WEIGHTS, network.state_dict(), {"format": FORMAT})
     write_json(folder / CARD, {"format": FORMAT, **asdict(card)})
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
-    """A network in evaluation mode on the CPU, and its card; nothing in the files is executed.
+    """A network in evaluation mode on the CPU, and its card; no code in the files is executed.
 
     Args:
         path: model.safetensors with model.json beside it, their folder, or a name that `voxelwave weights` lists.

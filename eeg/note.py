@@ -1,4 +1,4 @@
-"""Notes: findings and decisions while a recording is read."""
+"""Notes: findings and decisions made while reading a recording."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ class Note:
     """A finding or a decision made while reading a recording.
 
     Args:
-        text: for people; no code depends on its wording.
-        kind: "defect" if the signal itself may be wrong, else "remark".
+        text: text for people; no code depends on its wording.
+        kind: "defect" if the signal itself may be wrong, otherwise "remark".
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Finds subjects that are the same person, from several signs together."""
+"""Detection of subjects that are the same person, from several signs together."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ def join_persons(*signs: Sequence[str]) -> tuple[str, ...]:
     """The person behind each subject: two subjects that share a value of any sign are one person.
 
     Args:
-        signs: each with one value per subject, such as the person column of a table and a hash of the recording. The
-            first one names the people.
+        signs: sequences with one value per subject, such as the person column of a table and a hash of the recording.
+            The first sequence gives the names of the people.
 
     Example:
         >>> join_persons(("a", "b", "c", "d"), ("1", "1", "2", "3"), ("x", "y", "y", "z"))

@@ -1,4 +1,4 @@
-"""A recording as a reader opened it."""
+"""A recording as opened by a reader."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +14,11 @@ class RawFile:
 
     Args:
         raw: MNE's raw object.
-        volts: factor from the numbers of the file to volts; None: the file names no voltage and MNE applied none.
+        volts: factor from the numbers of the file to volts; None if the file gives no unit of voltage.
         rates: sampling rates in the file, Hz.
         sample_type: how the file stores a sample, e.g. "int16".
         notes: decisions made while reading.
-        places: positions of electrodes in the file: channel -> (3,) in metres, in the frame of the head.
+        places: channel -> (3,) position of the electrode in the file, in metres, in the head frame.
         unscaled: the channels whose factor to volts MNE did not apply.
     """
 

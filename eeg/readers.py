@@ -1,4 +1,4 @@
-"""Opens recordings with MNE's readers, after checks for faults of each format that MNE would pass over in silence."""
+"""Open recordings with MNE's readers, after checks for faults of each format that MNE does not report."""
 
 import re
 import tempfile
@@ -132,7 +132,7 @@ def open_with_mne(path: Path, include: Sequence[str] | None = None) -> RawFile:
 
 
 def _mne_raw(path: Path, include: Sequence[str] | None, notes: list[Note]) -> Any:
-    """MNE's raw object, without samples; a damaged or hostile header is refused first."""
+    """MNE's raw object, without samples; damaged or malicious headers are refused first."""
     suffix = path.suffix.lower()
     options: dict[str, Any] = {}
     encoding: dict[str, Any] = {}

@@ -27,7 +27,7 @@ class Recording:
         unit: "uV", or "unknown" if the file gives no unit or an implausible one.
         sfreq: sampling rate of `signal`, Hz.
         channels: names in the 10-20 system (T7 T8 P7 P8), in the order of `signal`; electrodes without such a name keep
-            the name in the file, prefixed with "file:" if the 10-20 system uses it for another place.
+            the name in the file, prefixed with "file:" if the 10-20 system uses it for another position.
         bad_spans: (start, stop) in seconds without EEG: marked bad, cut (start = stop), missing, or constant.
         notes: findings and decisions made while reading.
         source: the file.
@@ -63,28 +63,29 @@ def read_recording(
     mat_sfreq: float = 128.0,
     span: tuple[float, float] | None = None,
 ) -> Recording:
-    """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat of the ADHD data set.
+    """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat file of the ADHD data set.
 
-    MNE re-references, filters and resamples, in this order, each stretch between two cuts separately. A file in a BIDS
-    folder is read by mne-bids if that is installed, so that channels.tsv and events.tsv are used.
+    MNE re-references, filters and resamples, in this order; each stretch between two cuts is processed separately. A
+    file in a BIDS folder is read by mne-bids if that is installed, so that channels.tsv and events.tsv are used.
 
     Args:
-        path: the file; it may lie in a .zip, as folder.zip/v10p.mat.
+        path: the file; it may be in a .zip, such as folder.zip/v10p.mat.
         sfreq: resample to this rate, Hz.
-        channels: the channels wanted, in this order, in any spelling of the 10-20 system, or as "Cz=A1" for the
-            channel A1 of a cap with names of its own. By default all scalp electrodes in the order of the file, or all
-            EEG channels if none has a 10-20 name.
+        channels: the channels to read, in this order, in any spelling of the 10-20 system, or as "Cz=A1" for the
+            channel A1 of a cap with its own names. By default all scalp electrodes in the order of the file, or all EEG
+            channels if none has a 10-20 name.
         band: (low, high) edges in Hz of a zero-phase FIR filter; None leaves a side open.
         reference: "average", or the channel(s) to refer to; None keeps the reference of the file.
         unit: the unit of the numbers in the file, overriding the header.
-        mat_order: the columns of a .mat: "ced" (the .ced file of the ADHD data set), "text" (its prose), or names.
-        mat_sfreq: the sampling rate of a .mat, which carries none, Hz.
-        span: (start, stop) in seconds of the part to read; times in the result count from its start. What is judged by
-            the whole recording (pauses, quality, amplitude) is judged by the part.
+        mat_order: order of the columns of a .mat file: "ced" (the .ced file of the ADHD data set), "text" (its
+            description), or names.
+        mat_sfreq: sampling rate of a .mat file, which does not contain it, Hz.
+        span: (start, stop) in seconds of the part to read; times in the result are relative to its start. Properties of
+            the whole recording (pauses, quality, amplitude) are then judged from this part.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file that cannot be read, missing channels, or options that do not fit the file.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, a channel is missing, or an option does not fit the file.
     """
     path = Path(path)
     _check_options(band, sfreq, mat_sfreq)
@@ -127,7 +128,7 @@ class _Opened:
 
     file: RawFile
     names: ChannelNames
-    kept: dict[str, str]  # name in the result -> name in the file, in the order wanted
+    kept: dict[str, str]  # name in the result -> name in the file, in the requested order
     notes: list[Note]
 
 
@@ -164,7 +165,7 @@ def _open(
 
 
 def _crop(raw: Any, start: float, stop: float) -> None:
-    """Keep the samples from `start` up to but without `stop`, in seconds."""
+    """Keep the samples from `start` (included) to `stop` (excluded), in seconds."""
     sfreq = float(raw.info["sfreq"])
     first, last = round(start * sfreq), min(round(stop * sfreq), raw.n_times) - 1
     if not 0 <= first <= last:

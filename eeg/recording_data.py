@@ -15,14 +15,14 @@ Batch = dict[str, Tensor]
 
 
 class RecordingData(Dataset[Batch]):
-    """Batches of recordings from lists of indices; the shorter ones of a batch are padded with zeros.
+    """Batches of recordings from lists of indices; the shorter recordings of a batch are padded with zeros.
 
     With noise levels, index i is copy i // n of recording i % n, as in `WindowData`.
 
     Args:
         windows: the windows of the study.
         subjects: indices of the subjects, one recording each.
-        scaler: fitted on the training windows, if the windows are not scaled yet.
+        scaler: a scaler fitted on the training windows, if the windows are not scaled yet.
         levels: standard deviations of the noise on the copies.
 
     Raises:

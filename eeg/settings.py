@@ -1,4 +1,4 @@
-"""Parsing of the settings of a training, and the data of a training as tensors."""
+"""Parsing of the settings of a training, and conversion of its data to tensors."""
 
 from typing import Any
 

@@ -4,28 +4,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PUBLISHED_HZ = 250  # for which the lengths of the paper are given
+_PUBLISHED_HZ = 250  # sampling rate to which the lengths in the paper refer
 _FILTER, _POOL, _STRIDE = 25, 75, 15  # samples at that rate
 _LEAST_POWER = 1e-6
 
 
 class ShallowConvNet(nn.Module):
-    """Temporal and spatial filters, their power in overlapping stretches as logarithm, and one convolution over time.
+    """Temporal and spatial filters, the log of their power in overlapping stretches, and one convolution over time.
 
-    Input (n, channels, times), output logits (n, outputs). The lengths of filters and stretches, published for 250 Hz,
-    scale with `sfreq`. Parameters and initial weights are those of braindecode's ShallowFBCSPNet, so its weight files
-    load.
+    The input is (n, channels, times); the output is logits (n, outputs). The lengths of filters and stretches,
+    published for 250 Hz, scale with `sfreq`. Parameters and initial weights are those of braindecode's ShallowFBCSPNet,
+    so its weight files load.
 
     Args:
-        n_chans: channels.
-        n_times: samples of a window.
-        n_outputs: classes.
-        sfreq: Hz.
+        n_chans: number of channels.
+        n_times: number of samples in a window.
+        n_outputs: number of classes.
+        sfreq: sampling rate in Hz.
         filters: number of temporal filters, and of spatial filters over all of them.
         drop_prob: probability of the dropout before the last layer.
 
     Raises:
-        ValueError: the windows are shorter than a filter and a stretch.
+        ValueError: the windows are shorter than a filter and a stretch together.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ShallowConvNet(nn.Module):
 
 
 class _TemporalSpatialFilters(nn.Module):
-    """Temporal filters and, with nothing between, spatial filters over all of them: computed as one convolution."""
+    """Temporal filters, directly followed by spatial filters over all of them, computed as one convolution."""
 
     def __init__(self, n_chans: int, filters: int, length: int) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ def microvolt_factors(raw: Any, found: RawFile, kept: Sequence[str], unit: Unit 
     """Factors from MNE's numbers to microvolts (channels, 1), the unit of the result, and notes.
 
     Raises:
-        ValueError: the unit is unknown, or the file gives a unit for some channels only.
+        ValueError: the unit is unknown, or the file gives a unit only for some channels.
     """
     if unit is not None and unit not in _MICROVOLTS:
         raise ValueError(f'unit must be "uV", "mV" or "V", got {unit!r}')
@@ -41,7 +41,7 @@ def microvolt_factors(raw: Any, found: RawFile, kept: Sequence[str], unit: Unit 
 
 
 def amplitude_notes(signal: np.ndarray) -> list[Note]:
-    """A note if the amplitude of a signal (channels, samples) in microvolts is not that of scalp EEG."""
+    """A note if the amplitude of a signal (channels, samples) in microvolts is implausible for scalp EEG."""
     centred = signal - np.median(signal, axis=1, keepdims=True)
     sd = float(np.median(1.4826 * np.median(np.abs(centred), axis=1)))
     low, high = _PLAUSIBLE_UV

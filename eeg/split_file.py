@@ -1,4 +1,4 @@
-"""Reads split files, written by users or nested runs: the training, validation and test subjects of each fold."""
+"""Read split files of users or nested runs: the training, validation and test subjects of each fold."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -30,13 +30,13 @@ _SETS = {
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the study.
+    """One fold of the study.
 
     Args:
         repeat: number of the repetition.
-        fold: its name.
-        parts: "train", "test" and perhaps "validation".
-        inner: divisions of the training part, each with "train" and "validation".
+        fold: name of the fold.
+        parts: "train", "test" and optionally "validation".
+        inner: folds within the training part, each with "train" and "validation".
     """
 
     repeat: int
@@ -56,11 +56,11 @@ class SplitFile:
 
     Args:
         source: the file.
-        folds: all of them.
+        folds: all folds.
         by_window: whether windows are listed rather than subjects.
         declared: "scaling" (window, recording, fold, none, all) and "selected_on" (train, validation, test, none),
             if the file gives them, in lower case.
-        persons: subject -> the person behind it, where several subjects are one person.
+        persons: subject -> person, if several subjects are one person.
         windows: the window options of the nested run, if the file is its plan.
         protocols: the protocols of the nested run, if the file is its plan.
     """
@@ -150,7 +150,7 @@ def _from_json(path: Path, content: dict[str, Any]) -> SplitFile:
 
 
 def _known_parts(fold: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a fold under our names, whatever case and synonym the file uses."""
+    """The parts of a fold under our names; the file may use synonyms in upper or lower case."""
     return {_SETS[key.strip().lower()]: part for key, part in fold.items() if key.strip().lower() in _SETS}
 
 

@@ -1,4 +1,4 @@
-"""Recordings of any length read piece by piece, for a network that keeps a state instead of the recording."""
+"""Reading of recordings of any length piece by piece, for a network that keeps a state instead of the recording."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from .recording import Recording, seconds_of
 from .whole_recordings import joined
 from .windows import WindowOptions, cut, scaled
 
-PIECE_S = 600.0  # about 12 MB for each 19 channels at 128 Hz while it is read
+PIECE_S = 600.0  # takes about 12 MB per 19 channels at 128 Hz while it is read
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def stream_recording(
     """Diagnose a recording while it is read; memory does not grow with its length.
 
     Args:
-        network: with a mechanism that streams.
+        network: a network whose mechanism can read a stream.
         card: the model card of its weights.
         path: the file.
-        piece_s: seconds that are in memory at once.
+        piece_s: number of seconds that are in memory at the same time.
 
     Returns:
         None if the recording has no whole second free of bad spans.

@@ -19,7 +19,7 @@ TABLE = "subjects.tsv"
 PERSON = "person"
 BIDS_LABELS = ("group", "diagnosis", "label")
 _PART = re.compile(r"[_-]?part[_-]?\d+$", re.IGNORECASE)
-# names of a healthy control group; they must match as a whole: not HCM, not "Normal pressure hydrocephalus"
+# names of a healthy control group, which must match completely; HCM or "Normal pressure hydrocephalus" do not
 _CONTROL = r"controls?|healthy|normals?|hcs?|ctrls?"
 _BESIDE_CONTROL = (
     r"group|class|set|data|eegs?|subjects?|participants?|persons?|people|individuals?|volunteers?|child(?:ren)?|adults?"
@@ -28,7 +28,7 @@ _BESIDE_CONTROL = (
 
 
 class LabelError(ValueError):
-    """One subject carries two labels."""
+    """Raised if a subject has two labels."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Subject:
     """One subject.
 
     Args:
-        subject: the name in the study.
+        subject: name of the subject in the study.
         files: the recordings, one or several runs.
-        label: the class.
+        label: class of the subject.
         extra: further columns of the table, such as site, age, sex.
         person: the subject's own name, or the name in the person column if several subjects are one person.
     """
@@ -64,7 +64,7 @@ class Study:
     """Subjects in the order of the table.
 
     Args:
-        subjects: each once.
+        subjects: the subjects, each listed once.
         classes: (negative, positive).
         folder: the folder to which file names are relative.
         notes: remarks on the list of subjects for readers of the results.
@@ -99,16 +99,16 @@ def read_study(
         path: a table (.tsv, .csv) with columns subject, file, label and any others; a folder that holds subjects.tsv;
             a BIDS folder, whose participants.tsv gives the labels; or a folder with one sub-folder or .zip of
             recordings per class, whose name is the label ("ADHD_part1" and "ADHD_part2" are both "ADHD"). Several rows
-            with one subject are several runs of it; so are files of a class folder whose names mark them as runs.
-        positive: the class that is diagnosed. By default the one that is not called control, healthy or normal.
+            with the same subject are several runs of it; so are files of a class folder whose names mark them as runs.
+        positive: the class that is diagnosed. By default the class that is not called control, healthy or normal.
         label_column: the column of the label, if it is not "label" (BIDS: "group", "diagnosis" or "label").
         person_column: the column of the person, if several subjects may be one person; by default "person", if present.
 
     Raises:
-        FileNotFoundError: if there is no study.
-        LabelError: if rows of one subject disagree about the label.
-        ValueError: for a table with missing columns or cells; file names from which the person cannot be told; or a
-            number of classes other than two.
+        FileNotFoundError: there is no study.
+        LabelError: rows of one subject have different labels.
+        ValueError: the table lacks columns or cells, the person cannot be determined from file names, or the number of
+            classes is not two.
     """
     path = Path(path)
     notes: list[str] = []
@@ -129,7 +129,7 @@ def read_study(
 
 
 def study_digest(study: Study) -> str:
-    """SHA-256 over names, labels and the contents of all files of the study, including those beside the headers."""
+    """SHA-256 over names, labels and the contents of all files of the study, including companion files of headers."""
     digest = hashlib.sha256()
     for subject in study.subjects:
         digest.update(f"{subject.subject}\t{subject.label}\t{[file.name for file in subject.files]}\n".encode())
@@ -142,7 +142,7 @@ def study_digest(study: Study) -> str:
 
 
 def _parts(file: Path) -> list[Path]:
-    """The file and what belongs to it, or the archive that it lies in."""
+    """The file and its companion files, or the archive that contains it."""
     archive = next((p for p in file.parents if p.suffix.lower() == ".zip" and p.is_file()), None)
     if archive is not None:
         return [archive]

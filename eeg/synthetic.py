@@ -25,14 +25,14 @@ def synthetic_signal(
     """Synthetic EEG of one person: a background, and an oscillation on some channels.
 
     The background has a 1/f spectrum. Its amplitude (10 to 30 uV), its slope (0.8 to 1.4) and the mixing of its sources
-    into the electrodes are drawn for each person, so windows of one person are alike and people differ. The phase and
+    into the electrodes are drawn for each person, so windows of one person are similar and people differ. The phase and
     the amplitude of the oscillation drift.
 
     Args:
         generator: generator of all random numbers.
         planted_uv: standard deviation of the oscillation; 0 for none.
         seconds, sfreq, channels: length, sampling rate and channels of the recording.
-        planted: channels that carry the oscillation.
+        planted: channels with the oscillation.
         frequency: frequency of the oscillation, Hz.
 
     Returns:
@@ -70,13 +70,13 @@ def write_synthetic_study(
     frequency: float = 10.0,
     seed: int = 0,
 ) -> Path:
-    """Write recordings (.fif) and subjects.tsv; every other subject is a "case", which carries the oscillation.
+    """Write recordings (.fif) and subjects.tsv; every other subject is a "case", which has the oscillation.
 
     Args:
-        folder: the folder to write into.
+        folder: the folder to write to.
         subjects: number of subjects.
-        seconds: the mean length of a recording; each differs by up to a tenth, independent of the class.
-        difference_uv: standard deviation of the oscillation in cases; 0 makes the classes alike.
+        seconds: mean length of a recording; lengths vary by up to a tenth, independently of the class.
+        difference_uv: standard deviation of the oscillation in cases; 0 makes the classes equal.
         planted, frequency: see `synthetic_signal`.
         seed: seed of all random numbers.
 

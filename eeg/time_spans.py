@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 _PAUSE_S = 1.0
-_ROUNDING = 1e-12  # a generous bound of the relative error of a sum in float64
+_ROUNDING = 1e-12  # a generous bound on the relative error of a sum in float64
 _LARGEST = 1e10  # volts, or numbers of a file without a unit; larger values are damage and overflow float32 if squared
-_STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # marks of a cut between two samples
+_STEPS = ("edge boundary", "bad boundary", "boundary", "new segment")  # annotations that mark a cut between two samples
 
 
 def fill_missing(raw: Any, names: Sequence[str]) -> list[tuple[float, float]]:
-    """Interpolate over samples of these channels that cannot be measurements, and return their spans in seconds."""
+    """Interpolate over impossible samples of these channels, and return their spans in seconds."""
     gaps = ~(np.abs(raw.get_data(picks=list(names))) <= _LARGEST)
     if not gaps.any():
         return []
@@ -29,19 +29,19 @@ def _interpolated(signal: np.ndarray) -> np.ndarray:
 
 
 def marked_spans(marked: np.ndarray, sfreq: float, least_s: float = 0.0) -> list[tuple[float, float]]:
-    """Spans of marked samples (samples,), in seconds; those shorter than `least_s` are left out."""
+    """Spans of marked samples (samples,), in seconds; spans shorter than `least_s` are left out."""
     edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8)))
     found = [(float(a / sfreq), float(b / sfreq)) for a, b in edges.reshape(-1, 2)]
     return [(a, b) for a, b in found if b - a >= least_s]
 
 
 def pauses(data: np.ndarray, sfreq: float, largest: float) -> list[tuple[float, float]]:
-    """Spans of a second or more in which all channels are constant; the whole recording if they always are.
+    """Spans of a second or more in which all channels are constant, possibly the whole recording.
 
     Args:
         data: (channels, samples).
-        sfreq: Hz.
-        largest: the largest absolute sample before a change of reference, which leaves rounding errors of that size.
+        sfreq: sampling rate in Hz.
+        largest: the largest absolute sample before a change of reference, which determines the rounding errors.
     """
     moving = data[np.ptp(data, axis=1) > max(0.0, _ROUNDING * largest)]
     if len(moving) == 0:

@@ -31,7 +31,7 @@ class Parts:
         module: the network with its loss and optimizer.
         training, validation: windows, or whole recordings, of the two parts.
         subjects: indices of the (training, validation) subjects.
-        scaler: fitted on the training windows, if the windows are scaled by fold.
+        scaler: a scaler fitted on the training windows, if the windows are scaled by fold.
         arguments: arguments of the network.
     """
 
@@ -77,7 +77,7 @@ def prepare(data: Windows, options: TrainingOptions, persons: Sequence[str] = ()
 def data_of(
     network: str, windows: Windows, subjects: Sequence[int], scaler: Scaler | None, levels: Sequence[float] = (0.0,)
 ) -> WindowData | RecordingData:
-    """What a network of that name reads of the subjects: their windows, or their recordings."""
+    """The data of the subjects for a network of that name: their windows, or their recordings."""
     if network == LONG_RECORDING:
         return RecordingData(windows, subjects, scaler, levels=levels)
     return WindowData(*tensors_of(windows, windows.rows(subjects), scaler), levels=levels)
@@ -92,7 +92,7 @@ def seeded_module(
     reduce_patience: int,
     seed: int,
 ) -> EEGModule:
-    """A module whose initial weights depend on the seed alone; the state of torch's generator is unchanged.
+    """A module whose initial weights depend only on the seed; the state of torch's generator is unchanged.
 
     Args:
         network: a name of `networks.NETWORKS`.
@@ -118,7 +118,7 @@ def seeded_module(
 def fit(
     parts: Parts, options: TrainingOptions, checkpoint: Path, *, accelerator: str = "cpu", resume: bool = False
 ) -> tuple[BestEpoch, bool]:
-    """Train, write a checkpoint after each epoch, and put the best epoch's weights into the network.
+    """Train, write a checkpoint after each epoch, and load the best epoch's weights into the network.
 
     Args:
         parts: the network and its data.
@@ -166,7 +166,7 @@ def fit(
 
 
 def validation_scores(parts: Parts) -> np.ndarray:
-    """Probability of each validation subject, the mean over its windows, in the order of `parts.subjects[1]`."""
+    """Probability of each validation subject, averaged over its windows, in the order of `parts.subjects[1]`."""
     if isinstance(parts.validation, RecordingData):
         return predict_recordings(parts.module.network, parts.validation.x)
     probability = predict_windows(parts.module.network, parts.validation.x)

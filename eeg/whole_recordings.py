@@ -1,4 +1,4 @@
-"""Whole recordings: the windows of each are joined, padded to one length, and predicted at once."""
+"""Prediction of whole recordings: the windows of each are joined, padded to one length, and predicted at once."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ AT_ONCE = 8  # recordings per pass
 def joined(x: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Join windows (n, channels, times) of a recording to (channels, samples), with each sample once.
 
-    Samples that a window shares with the previous one are left out; bad spans between windows are missing.
+    Samples that a window shares with the previous window are used once; bad spans between windows are missing.
 
     Args:
         x: windows in the order of the recording.
@@ -29,7 +29,7 @@ def joined(x: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def filled_up(recordings: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Pad recordings (channels, samples) with zeros to one tensor (n, channels, most samples); also their lengths."""
+    """Pad recordings (channels, samples) with zeros to one tensor (n, channels, most samples); return also lengths."""
     samples = torch.tensor([x.shape[1] for x in recordings])
     x = torch.zeros(len(recordings), recordings[0].shape[0], int(samples.max()))
     for row, recording in zip(x, recordings, strict=True):
@@ -42,8 +42,8 @@ def predict_recordings(network: nn.Module, recordings: Sequence[np.ndarray]) -> 
     """Probability of the positive class of each recording, (n,) float64.
 
     Args:
-        network: gives logits (n, 2) of whole recordings.
-        recordings: (channels, samples) each, scaled as in training.
+        network: a network that returns logits (n, 2) of whole recordings.
+        recordings: (channels, samples) of each recording, scaled as in training.
     """
     network.eval()
     found = []

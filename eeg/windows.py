@@ -1,4 +1,4 @@
-"""Windows of a study: cut from recordings, bad spans left out, scaled; and a scaler fitted on training windows."""
+"""Windows of a study, cut from recordings without bad spans and scaled; and a scaler fitted on training windows."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from .study import Study, study_digest
 Scaling = Literal["window", "recording", "fold", "none"]
 
 _CACHE_FORMAT = 3
-_LEAST_SD = 1e-6  # relative to the channel's largest value: a flat channel becomes zeros, not noise of rounding
+_LEAST_SD = 1e-6  # relative to the channel's largest value, so that a flat channel becomes zeros and not rounding noise
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class WindowOptions:
 
     Args:
         seconds: length of a window.
-        overlap: share of a window that the next window repeats, at least 0 and below 1.
+        overlap: fraction of a window that the next window repeats, at least 0 and below 1.
         sfreq: sampling rate of the windows, Hz; None keeps that of the files.
-        band: (low, high) of a filter, Hz.
+        band: (low, high) edges of a band-pass filter, Hz.
         reference: "average", channel names, or None for the reference of the file.
         channels: names in the desired order, or "Cz=A1" for the channel A1 of a cap without 10-20 names; None takes the
             channels of the first recording, which all others must then have.
         scaling: "window" (each channel of each window to mean 0, sd 1), "recording" (the same over the recording),
             "fold" (unscaled here; the estimator fits a `Scaler` on its training windows) or "none".
         unit: the unit of the numbers in the files, overriding their headers.
-        mat_order: columns of a .mat file.
-        mat_sfreq: rate of a .mat file, Hz.
+        mat_order: order of the columns of a .mat file.
+        mat_sfreq: sampling rate of a .mat file, Hz.
     """
 
     seconds: float = 4.0
@@ -76,7 +76,7 @@ class WindowOptions:
         """Options from a configuration that a user wrote.
 
         Raises:
-            ValueError: an unknown option, or a word in place of a number.
+            ValueError: an option is unknown, or a word is given in place of a number.
         """
         given = given or {}
         known = [field.name for field in fields(cls)]
@@ -90,7 +90,7 @@ class WindowOptions:
         return cls(**given)
 
     def read(self, path: Path, span: tuple[float, float] | None = None) -> Recording:
-        """One recording, or the `span` of it in seconds, read with these options."""
+        """One recording, or its part `span` in seconds, read with these options."""
         return read_recording(
             path,
             sfreq=self.sfreq,
@@ -116,10 +116,10 @@ class Windows:
         subjects: names of the subjects with at least one window.
         labels: (subjects,) 1 for the positive class.
         classes: (negative, positive).
-        sfreq: Hz.
-        channels: in the order of `x`.
+        sfreq: sampling rate in Hz.
+        channels: names of the channels in the order of `x`.
         seconds: (subjects,) length of the recordings.
-        unit: of `x` before scaling: "uV" or "unknown".
+        unit: unit of `x` before scaling: "uV" or "unknown".
         options: the options with which the windows were cut.
         excluded: (subject, reason) of the subjects without a window.
         notes: findings while reading, with the names of the subjects.
@@ -187,7 +187,7 @@ class Scaler:
 
 
 def cut(recording: Recording, options: WindowOptions) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of a recording that touch no bad span; a remainder at the end is dropped.
+    """The windows of a recording that do not overlap a bad span; a remainder at the end is dropped.
 
     Returns:
         (n, channels, times) float32 in the recording's unit, unscaled, and the first samples (n,).
@@ -237,7 +237,7 @@ def load_windows(study: Study, options: WindowOptions | None = None, cache: str 
             loaded when the hash agrees.
 
     Raises:
-        ValueError: if recordings differ in channels or rate, or no subject of a class has a window.
+        ValueError: recordings differ in channels or rate, or no subject of a class has a window.
     """
     options = options or WindowOptions()
     if cache is None:

@@ -23,7 +23,7 @@ def persons_of(study: Study, data: Windows) -> tuple[str, ...]:
     """The person of each subject with windows; subjects with equal recordings are one person.
 
     Raises:
-        LabelError: one recording under two labels.
+        LabelError: a recording has two labels.
     """
     label: dict[str, tuple[str, int]] = {}
     for name, digest, own in zip(data.subjects, data.digests, data.labels.tolist(), strict=True):

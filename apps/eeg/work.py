@@ -23,7 +23,7 @@ from .people_table import PeopleTable, RecordingOf, means_of_people
 DIAGNOSIS = "diagnosis.json"
 NO_DEVICE = (
     "Research software, not a medical device: a probability measures how similar a recording is to those of a training "
-    "group; it is no statement about a person's health."
+    "group; it is not a statement about a person's health."
 )
 
 

@@ -97,9 +97,9 @@ def test_the_graph_of_electrodes_joins_near_ones_and_all():
     assert not graph.diagonal().any()
     assert graph[CED_ORDER.index("Cz")].nonzero()[0].tolist() == [CED_ORDER.index(n) for n in ("C3", "C4", "Fz", "Pz")]
     assert int(hop_distance(torch.from_numpy(graph)).max()) < 19
-    with pytest.raises(ValueError, match="place in the 10-05 system, got E7"):
+    with pytest.raises(ValueError, match="position in the 10-05 system, got E7"):
         neighbours(["Cz", "E7"])
-    with pytest.raises(ValueError, match="a place of its own"):
+    with pytest.raises(ValueError, match="different positions"):
         neighbours(["Cz", "cz"])
 
 
