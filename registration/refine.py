@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+import scipy.ndimage
 import torch
 from torch import Tensor
 
@@ -264,27 +265,40 @@ def unfold(displacement: Tensor, *, least: float = _LEAST_DETERMINANT, rounds: i
     """
     determinant, shape = jacobian_determinant(displacement), displacement.shape[2:]
     for i in range(rounds):
-        bad = (determinant < least).nonzero()
-        if not len(bad):
+        bad = determinant[0, 0] < least
+        if not bad.any():
             break
         if i == 0:
             displacement = displacement.clone()
         reach = 4 + i // 2
-        box = [
-            slice(low, high + 1) for low, high in zip(bad.amin(0)[2:].tolist(), bad.amax(0)[2:].tolist(), strict=True)
-        ]
-        box = _grown(box, 2 * reach, shape)  # only this part changes
-        part = displacement[:, :, *box]
-        near = torch.zeros_like(part[:, :1])
-        near[0, 0][tuple((bad[:, 2:] - bad.new_tensor([s.start for s in box])).T)] = 1
-        near = box_sum(near, 2 * (reach // 2) + 1).clamp(max=1)
-        near = box_sum(near, 2 * (reach // 2) + 1) / (2 * (reach // 2) + 1) ** 3
-        displacement[:, :, *box] = part + near * (smooth(part, (1.0 + 0.1 * i,) * 3) - part)
-        # differences reach one voxel further, and need one more to be central there
-        changed, wide = _grown(box, 1, shape), _grown(box, 2, shape)
-        inner = [slice(c.start - w.start, c.stop - w.start) for c, w in zip(changed, wide, strict=True)]
-        determinant[:, :, *changed] = jacobian_determinant(displacement[:, :, *wide])[:, :, *inner]
+        for box in _boxes_around(bad, 2 * reach):  # only these parts change
+            part = displacement[:, :, *box]
+            near = bad[*box].float()[None, None]
+            near = box_sum(near, 2 * (reach // 2) + 1).clamp(max=1)
+            near = box_sum(near, 2 * (reach // 2) + 1) / (2 * (reach // 2) + 1) ** 3
+            displacement[:, :, *box] = part + near * (smooth(part, (1.0 + 0.1 * i,) * 3) - part)
+            # differences reach one voxel further, and need one more to be central there
+            changed, wide = _grown(box, 1, shape), _grown(box, 2, shape)
+            inner = [slice(c.start - w.start, c.stop - w.start) for c, w in zip(changed, wide, strict=True)]
+            determinant[:, :, *changed] = jacobian_determinant(displacement[:, :, *wide])[:, :, *inner]
     return displacement
+
+
+def _boxes_around(where: Tensor, margin: int) -> list[list[slice]]:
+    """Boxes, none of which meets another, around all nonzero voxels of (D, H, W), with a margin."""
+    found: list[list[slice]] = []
+    labels, _ = scipy.ndimage.label(where.cpu().numpy())
+    waiting = [_grown(box, margin, where.shape) for box in scipy.ndimage.find_objects(labels)]
+    while waiting:
+        box = waiting.pop()
+        met = [other for other in found if all(a.start < b.stop and b.start < a.stop for a, b in zip(box, other, strict=True))]
+        if not met:
+            found.append(box)
+            continue
+        found = [other for other in found if other not in met]
+        parts = list(zip(box, *met, strict=True))
+        waiting.append([slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in parts])
+    return found
 
 
 def _grown(box: Sequence[slice], margin: int, shape: Sequence[int]) -> list[slice]:

@@ -8,13 +8,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "runs": 0,
     "kernels": 1,
-    "volumes": 1,
-    "attention_analysis": 2,
-    "eeg": 2,
-    "registration": 2,
-    "restoration": 2,
-    "scanpath": 2,
-    "apps": 3,
+    "volumes": 2,
+    "attention_analysis": 3,
+    "eeg": 3,
+    "registration": 3,
+    "restoration": 3,
+    "scanpath": 3,
+    "apps": 4,
 }
 LISTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from ..runs.files import atomic_path
-from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, set_nifti_affine
+from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, save_image, set_nifti_affine
 from .sampling import apply_affine
 from .transforms import AffineTransform, CompositeTransform, DisplacementField, Transform
 from .volume import LPS, perpendicular_axes
@@ -99,8 +99,7 @@ def _write_field(path: Path, field: DisplacementField) -> None:
     image = nib.Nifti1Image(vectors, None)
     image.header.set_intent(VECTOR_INTENT)
     set_nifti_affine(image, field.affine, code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    save_image(path, image)
 
 
 def _read_field(path: Path) -> DisplacementField:

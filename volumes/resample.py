@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..kernels import transforms
 from .sampling import apply_affine, inside, sample_linear, sample_nearest, voxel_blocks
-from .transforms import Transform
+from .transforms import CompositeTransform, DisplacementField, Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
@@ -53,25 +54,11 @@ def resample(
     # volumes lie one after the other, as NIfTI files have them
     outside = _background(volume, guess=order == "linear")
     resampled = np.full((*like.shape, series.shape[3]), outside, dtype, order="F")
-    to_voxel = np.linalg.inv(volume.affine)
-    lost = 0
-    for slab, voxels in voxel_blocks(like.shape):
-        points = apply_affine(like.affine, voxels)
-        moved = points if transform is None else transform.map(points)
-        known = ~np.isnan(moved[:, 0])
-        lost += len(moved) - int(np.count_nonzero(known))
-        read = apply_affine(to_voxel, np.where(known[:, None], moved, 0.0))
-        read_from = known & inside(volume.shape, read)
-        if not read_from.any():
-            continue
-        for number in range(series.shape[3]):
-            values = np.full(len(read), outside, dtype)
-            if order == "nearest":
-                values[read_from] = sample_nearest(series[..., number], read[read_from])
-            else:
-                channel = torch.from_numpy(np.ascontiguousarray(series[..., number], dtype=dtype))[None]
-                values[read_from] = sample_linear(channel, read[read_from])[:, 0]
-            resampled[slab, ..., number] = values.reshape(resampled[slab, ..., number].shape)
+    source = _source(volume, like, transform)
+    if source is not None and (order == "nearest" or dtype == np.float32):
+        lost = _read_compiled(source, series, outside, order == "nearest", resampled)
+    else:
+        lost = _read_plain(volume, like, transform, outside, order == "nearest", resampled)
     if lost:
         warnings.warn(
             f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and read {outside:g}",
@@ -84,6 +71,67 @@ def resample(
         background=volume.background,
         header=volume.header,
     )
+
+
+def _source(volume: Volume, like: Volume, transform: Transform | None) -> transforms.Source | None:
+    """How the compiled kernels read `volume`; None without them, or for more than one displacement field."""
+    parts = transform.parts if isinstance(transform, CompositeTransform) else () if transform is None else (transform,)
+    fields = [number for number, part in enumerate(parts) if isinstance(part, DisplacementField)]
+    if len(fields) > 1 or not transforms.available():
+        return None
+    where = fields[0] if fields else len(parts)
+    start, end = like.affine, np.linalg.inv(volume.affine)
+    for part in parts[:where]:
+        start = part.matrix @ start
+    for part in reversed(parts[where + 1 :]):
+        end = end @ part.matrix
+    if not fields:
+        return transforms.Source(like.shape, start, end)
+    field = parts[where]
+    return transforms.Source(like.shape, start, end, field.vectors_mm, np.linalg.inv(field.affine))
+
+
+def _read_compiled(
+    source: transforms.Source, series: np.ndarray, outside: float, nearest: bool, out: np.ndarray
+) -> int:
+    """Fill `out`, (D, H, W, T), from `series`, (D', H', W', T); return the number of voxels outside the field."""
+    if nearest:
+        index, lost = source.nearest(series.shape[:3])
+        known = index >= 0
+        for number in range(series.shape[3]):
+            out[..., number][known] = np.ascontiguousarray(series[..., number]).ravel()[index[known]]
+        return lost
+    lost = 0
+    for number in range(series.shape[3]):
+        out[..., number], lost = source.linear(series[..., number], outside)
+    return lost
+
+
+def _read_plain(
+    volume: Volume, like: Volume, transform: Transform | None, outside: float, nearest: bool, out: np.ndarray
+) -> int:
+    """The same in slabs of points, for every type and any chain of transforms."""
+    series = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    to_voxel = np.linalg.inv(volume.affine)
+    lost = 0
+    for slab, voxels in voxel_blocks(like.shape):
+        points = apply_affine(like.affine, voxels)
+        moved = points if transform is None else transform.map(points)
+        known = ~np.isnan(moved[:, 0])
+        lost += len(moved) - int(np.count_nonzero(known))
+        read = apply_affine(to_voxel, np.where(known[:, None], moved, 0.0))
+        read_from = known & inside(volume.shape, read)
+        if not read_from.any():
+            continue
+        for number in range(series.shape[3]):
+            values = np.full(len(read), outside, out.dtype)
+            if nearest:
+                values[read_from] = sample_nearest(series[..., number], read[read_from])
+            else:
+                channel = torch.from_numpy(np.ascontiguousarray(series[..., number], dtype=out.dtype))[None]
+                values[read_from] = sample_linear(channel, read[read_from])[:, 0]
+            out[slab, ..., number] = values.reshape(out[slab, ..., number].shape)
+    return lost
 
 
 def _background(volume: Volume, *, guess: bool) -> float:

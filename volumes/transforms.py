@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..kernels import transforms
 from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume
 from .warning import VolumeWarning
@@ -112,19 +113,14 @@ class DisplacementField:
             >>> half.vectors_mm[0, 0, 0].tolist()
             [-1.0, 1.0, 2.0]
         """
-        displacement = np.asarray(displacement, dtype=np.float64)
+        displacement = np.asarray(displacement)
         if displacement.ndim != 4 or displacement.shape[0] != 3:
             raise ValueError(f"displacement must have shape (3, D, H, W), got {displacement.shape}")
         affine = np.asarray(affine, dtype=np.float64)
         target = affine if moving_affine is None else np.asarray(moving_affine, dtype=np.float64)
-        vectors = np.empty((*displacement.shape[1:], 3), np.float32)
-        for slab, voxels in voxel_blocks(displacement.shape[1:]):
-            moved = voxels + displacement[:, slab].reshape(3, -1).T
-            world = apply_affine(target, moved)
-            if pre is not None:
-                world = pre.map(world)
-            vectors[slab] = (world - apply_affine(affine, voxels)).reshape(vectors[slab].shape)
-        return cls(vectors, affine)
+        to_moving = target if pre is None else pre.matrix @ target
+        vectors = _linear_in_position(to_moving[:3, :3], displacement, to_moving - affine)
+        return cls(np.ascontiguousarray(np.moveaxis(vectors, 0, 3)), affine)
 
     def to_voxels(self, *, moving_affine: np.ndarray | None = None) -> np.ndarray:
         """The (3, D, H, W) float32 voxel displacement: moving[x + displacement[x]] belongs at fixed voxel x.
@@ -133,11 +129,8 @@ class DisplacementField:
             moving_affine: (4, 4) of the moving grid, if it is not the field's own grid.
         """
         inverse = np.linalg.inv(self.affine if moving_affine is None else moving_affine)
-        displacement = np.empty((3, *self.shape), np.float32)
-        for slab, voxels in voxel_blocks(self.shape):
-            moved = apply_affine(self.affine, voxels) + self.vectors_mm[slab].reshape(-1, 3)
-            displacement[:, slab] = (apply_affine(inverse, moved) - voxels).T.reshape(displacement[:, slab].shape)
-        return displacement
+        position = inverse @ self.affine - np.eye(4)
+        return _linear_in_position(inverse[:3, :3], np.moveaxis(self.vectors_mm, 3, 0), position)
 
     def map(self, points: np.ndarray) -> np.ndarray:
         """The moving points (N, 3) that belong to fixed world points (N, 3), RAS+ mm; NaN outside the field's grid."""
@@ -162,6 +155,29 @@ class DisplacementField:
             The inverse; `residual_mm` is the largest |T(x) - y| over the points x inside the field's grid. A warning is
             raised if it exceeds ten times the tolerance. Where the field folds, one of several solutions is returned.
         """
+        if transforms.available():
+            vectors, worst, unsolved = transforms.invert(
+                self.vectors_mm,
+                self.affine,
+                self.linear_part().matrix,
+                like.affine,
+                like.shape,
+                iterations=iterations,
+                tolerance_mm=tolerance_mm,
+            )
+        else:
+            vectors, worst, unsolved = self._plain_inverse(like, iterations, tolerance_mm)
+        if worst > 10 * tolerance_mm:
+            warnings.warn(
+                f"the inverse displacement is off by up to {worst:.2g} mm in {unsolved} of {np.prod(like.shape)}"
+                " voxels: the field folds or is too steep there",
+                VolumeWarning,
+                stacklevel=2,
+            )
+        return DisplacementField(vectors, like.affine, worst)
+
+    def _plain_inverse(self, like: Volume, iterations: int, tolerance_mm: float) -> tuple[np.ndarray, float, int]:
+        """The vectors of the inverse, the largest error in mm, and the number of voxels beyond ten tolerances."""
         mapping = _SplitField(self)
         vectors = np.empty((*like.shape, 3), np.float32)
         worst, unsolved = 0.0, 0
@@ -177,14 +193,7 @@ class DisplacementField:
             judged = inside(self.shape, apply_affine(mapping.to_voxel, search.best))
             worst = max(worst, float(search.error[judged].max(initial=0.0)))
             unsolved += int((search.error[judged] > 10 * tolerance_mm).sum())
-        if worst > 10 * tolerance_mm:
-            warnings.warn(
-                f"the inverse displacement is off by up to {worst:.2g} mm in {unsolved} of {np.prod(like.shape)}"
-                " voxels: the field folds or is too steep there",
-                VolumeWarning,
-                stacklevel=2,
-            )
-        return DisplacementField(vectors, like.affine, worst)
+        return vectors, worst, unsolved
 
     @cached_property
     def _channels(self) -> torch.Tensor:
@@ -206,6 +215,29 @@ class DisplacementField:
             matrix = np.eye(4)
             matrix[:3, 3] = vectors.mean(axis=0)
         return AffineTransform(matrix)
+
+
+def _linear_in_position(matrix: np.ndarray, vectors: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """matrix @ vectors[x] + position @ x for each voxel x.
+
+    Args:
+        matrix: (3, 3).
+        vectors: (3, D, H, W).
+        position: (4, 4), of which the last row is not used.
+
+    Returns:
+        (3, D, H, W) float32.
+    """
+    d, h, w = (np.arange(n, dtype=np.float64) for n in vectors.shape[1:])
+    out = np.empty(vectors.shape, np.float32)
+    for row, weights, place in zip(out, matrix, position[:3], strict=True):
+        plane = place[1] * h[:, None] + place[2] * w + place[3]
+        for i, depth in enumerate(d):  # a slice at a time stays in the cache
+            row[i] = place[0] * depth + plane
+            for weight, component in zip(weights, vectors, strict=True):
+                if weight:
+                    row[i] += np.float32(weight) * component[i]
+    return out
 
 
 class _SplitField:
