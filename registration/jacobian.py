@@ -23,11 +23,31 @@ def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Te
         The population standard deviation over these voxels; 0 for a translation.
     """
     if learn2reg:
-        determinant = _counted(displacement, mask, border=BORDER)
-        logarithm = (determinant + 3).clamp(1e-9, 1e9).log()
-    else:
-        logarithm = _counted(displacement, mask, border=0).clamp(min=1e-9).log()
-    return float(logarithm.std(correction=0))
+        return _spread(_counted(displacement, mask, border=BORDER))
+    return float(_counted(displacement, mask, border=0).clamp(min=1e-9).log().std(correction=0))
+
+
+def _spread(determinant: Tensor) -> float:
+    """The standard deviation of the logarithm by Learn2Reg's definition."""
+    return float((determinant + 3).clamp(1e-9, 1e9).log().std(correction=0))
+
+
+def field_measures(displacement: Tensor) -> dict[str, float]:
+    """Learn2Reg's measures and the range of one displacement (1, 3, D, H, W) in voxels, of any size.
+
+    Returns:
+        "sdlogj" and "non_positive_jacobian_percent", without a border of 2 voxels where the axis is long enough, and
+        "jacobian_min" and "jacobian_max" of all voxels.
+    """
+    determinant = jacobian_determinant(displacement.detach())[0, 0]
+    border = [BORDER if n > 2 * BORDER else 0 for n in determinant.shape]
+    inner = determinant[*(slice(b, n - b) for b, n in zip(border, determinant.shape, strict=True))].double()
+    return {
+        "sdlogj": _spread(inner),
+        "non_positive_jacobian_percent": 100 * float((inner <= 0).double().mean()),
+        "jacobian_min": float(determinant.min()),
+        "jacobian_max": float(determinant.max()),
+    }
 
 
 def non_positive_jacobian_fraction(

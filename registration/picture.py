@@ -1,72 +1,123 @@
-"""A picture of a registration: fixed, moving, warped, checkerboard and displacement, in three planes."""
+"""A picture of a registration in three planes, with the outlines of the fixed image over the moving one."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from skimage.filters import threshold_otsu
 
 from ..runs.files import atomic_path
 from ..volumes import DisplacementField, Volume, resample
+from ..volumes.sampling import apply_affine
 
 _PLANES = ("sagittal", "coronal", "axial")  # planes across the x, y and z axis of a RAS grid
+_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # of the three axes
 _TILE_MM = 20.0  # side of a tile of the checkerboard
 _LINE_MM = 8.0  # distance between the lines of the grid
+_BAR_MM = 50.0  # length of the scale bar
+_SHOWN_MM = 0.1  # a deformable part below this is not drawn
+_OUTLINE = "#ff8c00"
 
 
 def draw_registration(
-    path: str | os.PathLike[str], *, fixed: Volume, moving: Volume, warped: Volume, forward: DisplacementField
+    path: str | os.PathLike[str],
+    *,
+    fixed: Volume,
+    moving: Volume,
+    warped: Volume,
+    forward: DisplacementField,
+    note: str = "",
 ) -> None:
     """Write a PNG with a row for each plane through the middle of the fixed image's content.
 
-    The columns are: fixed; moving in the scanner's space; warped; checkerboard of fixed and warped; a regular grid
-    deformed by the deformable part, drawn over the length of the displacement in mm.
+    Columns: fixed; moving in the scanner's space and warped, both under the outlines of fixed; checkerboard of fixed
+    and warped; and, if the map is not affine, a regular grid deformed by the deformable part, over the length of the
+    displacement in mm. The sides of the patient are marked, and a bar shows 50 mm.
 
     Args:
         path: the PNG to write.
         fixed: (D, H, W).
         moving: (D, H, W) on its own grid.
         warped: (D, H, W) on the grid of `fixed`.
-        forward: the transform on the grid of `fixed`, from fixed space into moving space.
+        forward: on the grid of `fixed`, from fixed space into moving space.
+        note: a line below the title, such as the stage that was kept.
     """
     grid = _display_grid(fixed)
-    images = [_window(resample(volume, grid).array) for volume in (fixed, moving, warped)]
-    points = grid_points_mm(grid)
-    moved = forward.map(points)
+    centre = _centre(fixed, grid)
+    windows = [_window(volume.array) for volume in (fixed, moving, warped)]
     linear = forward.linear_part()
-    rest = np.where(np.isnan(moved), 0.0, moved - linear.map(points)).reshape(*grid.shape, 3)
-    centre = _centre(images[0])
-    spacing = grid.spacing[0]
+    rows = []
+    for axis in (2, 1, 0):
+        plane = _plane(grid, axis, centre[axis])
+        cuts = [
+            np.clip((resample(volume, plane).array.take(0, axis) - low) / (high - low), 0, 1)
+            for volume, (low, high) in zip((fixed, moving, warped), windows, strict=True)
+        ]
+        points = grid_points_mm(plane)
+        moved = forward.map(points)
+        rest = np.where(np.isnan(moved), 0.0, moved - linear.map(points)).reshape(*plane.shape, 3).take(0, axis)
+        rows.append((axis, cuts, rest))
+    lengths = [np.linalg.norm(rest, axis=2) for _, _, rest in rows]
+    longest = max(float(np.percentile(length, 99.5)) for length in lengths)
+    deformed = longest > _SHOWN_MM
 
-    figure = Figure(figsize=(15, 9.2), layout="constrained", facecolor="black")
+    figure = Figure(figsize=(15 if deformed else 12, 9.6), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 5)
-    length = np.linalg.norm(rest, axis=3)
-    longest = max(float(np.percentile(length, 99.5)), 1.0)
-    for row, axis in enumerate((2, 1, 0)):
-        cut = [np.take(image, centre[axis], axis) for image in images]
-        tiles = (np.indices(cut[0].shape) // round(_TILE_MM / spacing)).sum(axis=0) % 2 == 0
-        panels = {
-            "fixed": cut[0],
-            "moving (scanner space)": cut[1],
-            "warped": cut[2],
-            "fixed | warped": np.where(tiles, cut[0], cut[2]),
-        }
-        for column, (title, image) in enumerate(panels.items()):
-            _show(axes[row, column], image, title if row == 0 else "", cmap="gray", vmax=1.0)
-        plane = [k for k in range(3) if k != axis]
-        heat = _show(
-            axes[row, 4], np.take(length, centre[axis], axis), "deformable part" if row == 0 else "", vmax=longest
-        )
-        _draw_lines(axes[row, 4], np.take(rest, centre[axis], axis)[..., plane] / spacing, spacing)
-        axes[row, 0].set_ylabel(_PLANES[axis], color="white")
-    bar = figure.colorbar(heat, ax=axes[:, 4], shrink=0.6)
-    bar.set_label("displacement beyond the affine part (mm)", color="white")
-    bar.ax.tick_params(colors="white")
+    names = [Path(volume.source or "").name or what for volume, what in ((moving, "moving"), (fixed, "fixed"))]
+    figure.suptitle(f"{names[0]} aligned to {names[1]}" + (f"\n{note}" if note else ""), color="white", fontsize=13)
+    axes = figure.subplots(3, 5 if deformed else 4)
+    for row, (axis, cuts, rest) in enumerate(rows):
+        _draw_row(axes[row], axis, cuts, grid.spacing[0], titled=row == 0)
+        if deformed:
+            panel = axes[row, 4]
+            heat = _show(panel, lengths[row], "deformable part" if row == 0 else "", vmax=max(longest, 1.0))
+            _draw_lines(panel, rest[..., [k for k in range(3) if k != axis]] / grid.spacing[0], grid.spacing[0])
+    if deformed:
+        bar = figure.colorbar(heat, ax=axes[:, 4], shrink=0.6)
+        bar.set_label("displacement beyond the affine part (mm)", color="white")
+        bar.ax.tick_params(colors="white")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw_row(axes: np.ndarray, axis: int, cuts: list[np.ndarray], spacing: float, *, titled: bool) -> None:
+    """Draw the four panels of a plane across `axis`; `cuts` are fixed, moving and warped in [0, 1]."""
+    fixed, moving, warped = cuts
+    tiles = (np.indices(fixed.shape) // max(1, round(_TILE_MM / spacing))).sum(axis=0) % 2 == 0
+    panels = {
+        "fixed": fixed,
+        "moving (scanner space)": moving,
+        "warped": warped,
+        "fixed | warped": np.where(tiles, fixed, warped),
+    }
+    content = fixed[fixed > 0.02]
+    level = float(threshold_otsu(content)) if content.size and np.ptp(content) > 0 else None
+    for number, (title, image) in enumerate(panels.items()):
+        _show(axes[number], image, title if titled else "", cmap="gray", vmax=1.0)
+        if number in (1, 2) and level is not None and fixed.min() < level < fixed.max() and min(fixed.shape) > 1:
+            axes[number].contour(fixed.T, levels=[level], colors=_OUTLINE, linewidths=0.7)
+    across, up = (ends for k, ends in enumerate(_ENDS) if k != axis)
+    marks = {"color": "white", "fontsize": 11, "transform": axes[0].transAxes}
+    axes[0].text(0.02, 0.5, across[0], va="center", **marks)
+    axes[0].text(0.98, 0.5, across[1], ha="right", va="center", **marks)
+    axes[0].text(0.5, 0.98, up[1], ha="center", va="top", **marks)
+    axes[0].set_ylabel(_PLANES[axis], color="white")
+    length = _BAR_MM / spacing
+    if length < 0.8 * fixed.shape[0]:
+        axes[0].plot([2, 2 + length], [2, 2], color="white", linewidth=2)
+        axes[0].text(3 + length, 2, f"{_BAR_MM:g} mm", color="white", fontsize=9, va="center")
+
+
+def _plane(grid: Volume, axis: int, position: int) -> Volume:
+    """The grid's plane across `axis` at `position`."""
+    shape = tuple(1 if k == axis else n for k, n in enumerate(grid.shape))
+    affine = grid.affine.copy()
+    affine[:3, 3] += position * affine[:3, axis]
+    return Volume(np.broadcast_to(np.float32(0), shape), affine)
 
 
 def grid_points_mm(volume: Volume) -> np.ndarray:
@@ -88,16 +139,21 @@ def _display_grid(fixed: Volume) -> Volume:
     return Volume(np.broadcast_to(np.float32(0), shape), affine)
 
 
-def _window(array: np.ndarray) -> np.ndarray:
-    """Grey values in [0, 1] between the 1st and 99.5th percentile of the foreground."""
-    content = array[array > array.min()]
+def _window(array: np.ndarray) -> tuple[float, float]:
+    """The grey values of black and white: the 1st and 99.5th percentile of the foreground."""
+    values = array.ravel()[:: max(1, array.size // 1_000_000)]
+    content = values[values > values.min()]
     low, high = np.percentile(content, (1, 99.5)) if content.size else (0.0, 1.0)
-    return np.clip((array - low) / max(high - low, 1e-6), 0, 1)
+    return float(low), float(max(high, low + 1e-6))
 
 
-def _centre(image: np.ndarray) -> tuple[int, ...]:
-    content = np.argwhere(image > 0.1)
-    return tuple(content.mean(axis=0).round().astype(int)) if len(content) else tuple(n // 2 for n in image.shape)
+def _centre(fixed: Volume, grid: Volume) -> tuple[int, ...]:
+    """The voxel of `grid` at the middle of the content of `fixed`."""
+    low, high = _window(fixed.array)
+    content = np.argwhere(fixed.array > low + 0.1 * (high - low))
+    middle = content.mean(axis=0) if len(content) else (np.array(fixed.shape) - 1) / 2
+    place = apply_affine(np.linalg.inv(grid.affine) @ fixed.affine, middle[None])[0]
+    return tuple(np.clip(place.round().astype(int), 0, np.array(grid.shape) - 1).tolist())
 
 
 def _show(axis: Axes, image: np.ndarray, title: str, *, vmax: float, cmap: str | None = None) -> AxesImage:

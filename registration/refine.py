@@ -291,7 +291,11 @@ def _boxes_around(where: Tensor, margin: int) -> list[list[slice]]:
     waiting = [_grown(box, margin, where.shape) for box in scipy.ndimage.find_objects(labels)]
     while waiting:
         box = waiting.pop()
-        met = [other for other in found if all(a.start < b.stop and b.start < a.stop for a, b in zip(box, other, strict=True))]
+        met = [
+            other
+            for other in found
+            if all(a.start < b.stop and b.start < a.stop for a, b in zip(box, other, strict=True))
+        ]
         if not met:
             found.append(box)
             continue
@@ -299,6 +303,10 @@ def _boxes_around(where: Tensor, margin: int) -> list[list[slice]]:
         parts = list(zip(box, *met, strict=True))
         waiting.append([slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in parts])
     return found
+
+
+def _meet(first: list[slice], second: list[slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
 
 
 def _grown(box: Sequence[slice], margin: int, shape: Sequence[int]) -> list[slice]:

@@ -18,12 +18,12 @@ from .affine import align_affine
 from .ants import syn
 from .choices import METHODS
 from .grids import to_grid, training_grid, unit_range
-from .jacobian import non_positive_jacobian_fraction, sdlogj
+from .jacobian import field_measures
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
 from .refine import refine
 from .settings import RegistrationSettings
-from .warp import jacobian_determinant, warp
+from .warp import warp
 
 Progress = Callable[[str], None]
 
@@ -255,10 +255,4 @@ def jacobian_figures(forward: DisplacementField, affine: AffineTransform) -> dic
     """
     # in voxels of the fixed grid as the affine moves it, so that the affine itself is no displacement
     displacement = torch.from_numpy(forward.to_voxels(moving_affine=affine.matrix @ forward.affine))[None]
-    determinant = jacobian_determinant(displacement)
-    return {
-        "sdlogj": sdlogj(displacement),
-        "non_positive_jacobian_percent": 100 * non_positive_jacobian_fraction(displacement),
-        "jacobian_min": float(determinant.min()),
-        "jacobian_max": float(determinant.max()),
-    }
+    return field_measures(displacement)

@@ -296,11 +296,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.nii"
     write_volume(path, Volume(numbers(), np.eye(4)))
 
-    def fail(image, name):
-        name.write_bytes(b"half")
+    def fail(image):
+        image.file_map["image"].fileobj.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("voxelwave.volumes.nifti.nib.save", fail)
+    monkeypatch.setattr("voxelwave.volumes.nifti.nib.Nifti1Image.to_file_map", fail)
     with pytest.raises(OSError, match="disk full"):
         write_volume(path, Volume(numbers(seed=1), np.eye(4)))
     assert np.array_equal(read_volume(path).array, numbers())
@@ -320,3 +320,13 @@ def test_published_scans_are_read_without_a_word(shared_data):
             volume, reference = read_volume(shared_data / name), loaded(shared_data / name)
             np.testing.assert_allclose(volume.affine, reference.affine)
             np.testing.assert_array_equal(volume.array, np.asanyarray(reference.dataobj))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
+def test_equal_images_give_equal_files_that_gzip_reads(tmp_path, name):
+    image = Volume(numbers().astype(np.float32), np.eye(4))
+    for folder in ("first", "second"):
+        write_volume(tmp_path / folder / name, image)
+    first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
+    assert first == second
+    assert numbers().astype(">f4" if name.endswith("mgz") else "<f4").tobytes(order="F") in gzip.decompress(first)
