@@ -13,6 +13,7 @@ from typing import get_args
 
 import scipy.ndimage
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import fields
@@ -37,6 +38,7 @@ _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the 
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
 _CONTROL = {2: 6.0, 1: 4.0}  # spacing of the control points, in voxels of the finest level
 _MARGIN = 4  # voxels of the finest level around the foreground
+_FADE_MM = 30.0  # outside the box around the foreground, the displacement falls to 0 over this distance
 _LEAST_DETERMINANT = 0.2
 
 
@@ -117,9 +119,19 @@ def refine(
         size = " x ".join(str(n) for n in level.fixed.shape[2:])
         report(f"{chosen} at {coarseness * finest_mm:.3g} mm ({size}): {count} iterations, loss {loss:.4f}")
     field = resize_displacement(unfold(field), images[0].shape[2:])
-    refined = start.clone()
-    refined[box] = field
-    return unfold(refined)
+    return unfold(start + _faded(field - start[box], box, fixed.shape[2:], [_FADE_MM / mm for mm in spacing]))
+
+
+def _faded(inside: Tensor, box: Sequence[slice], shape: Sequence[int], widths: Sequence[float]) -> Tensor:
+    """A displacement given in a box, continued over the whole grid: it fades to 0 outside, over `widths` voxels."""
+    margins = [(s.start, n - s.start - size) for s, n, size in zip(box[2:], shape, inside.shape[2:], strict=True)]
+    whole: Tensor = F.pad(inside, [m for margin in reversed(margins) for m in margin], mode="replicate")
+    for axis, ((before, after), width) in enumerate(zip(margins, widths, strict=True)):
+        place = torch.arange(shape[axis], device=inside.device)
+        outside = (before - place).clamp(min=0) + (place - (shape[axis] - 1 - after)).clamp(min=0)
+        weight = 0.5 + 0.5 * torch.cos(math.pi * (outside / width).clamp(max=1))
+        whole *= weight.view([-1 if a == axis else 1 for a in range(3)])
+    return whole
 
 
 def _check(

@@ -8,7 +8,7 @@ import torch
 
 from ..kernels import transforms
 from .sampling import apply_affine, inside, sample_linear, sample_nearest, voxel_blocks
-from .transforms import CompositeTransform, DisplacementField, Transform
+from .transforms import AffineTransform, CompositeTransform, Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
@@ -76,18 +76,19 @@ def resample(
 def _source(volume: Volume, like: Volume, transform: Transform | None) -> transforms.Source | None:
     """How the compiled kernels read `volume`; None without them, or for more than one displacement field."""
     parts = transform.parts if isinstance(transform, CompositeTransform) else () if transform is None else (transform,)
-    fields = [number for number, part in enumerate(parts) if isinstance(part, DisplacementField)]
-    if len(fields) > 1 or not transforms.available():
+    if not transforms.available():
         return None
-    where = fields[0] if fields else len(parts)
-    start, end = like.affine, np.linalg.inv(volume.affine)
-    for part in parts[:where]:
-        start = part.matrix @ start
-    for part in reversed(parts[where + 1 :]):
-        end = end @ part.matrix
-    if not fields:
+    start, end, field = like.affine, np.eye(4), None
+    for part in parts:
+        if isinstance(part, AffineTransform):
+            start, end = (part.matrix @ start, end) if field is None else (start, part.matrix @ end)
+        elif field is None:
+            field = part
+        else:
+            return None
+    end = np.linalg.inv(volume.affine) @ end
+    if field is None:
         return transforms.Source(like.shape, start, end)
-    field = parts[where]
     return transforms.Source(like.shape, start, end, field.vectors_mm, np.linalg.inv(field.affine))
 
 
