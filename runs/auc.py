@@ -4,7 +4,7 @@ import numpy as np
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties counting half.
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order; ties count half.
 
     Args:
         scores: (..., n), higher for the positive class.

@@ -43,8 +43,8 @@ def run_cell(folder: str, cell: Cell) -> Result:
         cell: the cell.
 
     Raises:
-        ValueError: the cell's folder holds another cell, or a number of its result is not finite: an undefined figure
-            is None, or is left to a .csv file. Errors of the function pass through.
+        ValueError: the cell's folder holds another cell, or a number of its result is not finite (an undefined figure
+            must be None, or be written to a .csv file). Errors of the function are passed on.
     """
     done = find_result(Path(folder), cell)
     if done is not None:

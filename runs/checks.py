@@ -12,8 +12,8 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
     """Refuse to resume from a missing checkpoint, or to overwrite an existing one.
 
     Raises:
-        FileNotFoundError: `resume` without the checkpoint.
-        UsageError: the checkpoint without `resume`.
+        FileNotFoundError: `resume` is set, but there is no checkpoint.
+        UsageError: there is a checkpoint, but `resume` is not set.
     """
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"--resume needs {checkpoint}, which does not exist")
@@ -22,14 +22,14 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
 
 
 def check_same_training(record: Path, now: Mapping[str, object]) -> None:
-    """Refuse to resume a training with other data or options than those it started with.
+    """Refuse to resume a training with other data or options than at its start.
 
     Args:
         record: the JSON file that was written when the training began; runs of 0.1.0 have none.
-        now: the same facts now, as values that JSON can hold.
+        now: the current values of the same facts, as values that JSON can hold.
 
     Raises:
-        ValueError: something differs; the message lists the differences.
+        ValueError: a fact differs; the message lists the differences.
     """
     if not record.is_file():
         return

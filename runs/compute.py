@@ -10,10 +10,10 @@ def use_threads(threads: int | None) -> None:
 
 
 def choose_device(device: str) -> str:
-    """The device for "auto", "cpu" or "cuda"; "auto" takes a GPU if there is one.
+    """The device for "auto", "cpu" or "cuda"; "auto" uses a GPU if there is one.
 
     Raises:
-        ValueError: "cuda" without a GPU, or an unknown device.
+        ValueError: the device is "cuda" but there is no GPU, or the device is unknown.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')

@@ -68,7 +68,7 @@ def output_lock(output: Path) -> Iterator[None]:
 
 @contextmanager
 def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder whose files are all moved to `folder` if the block succeeds; if it fails, none is.
+    """A temporary folder; all its files are moved to `folder` if the block succeeds, and none if it fails.
 
     Other files in `folder` are kept. Only one run at a time can write to it.
 
@@ -98,9 +98,9 @@ def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[
 
 @contextmanager
 def outputs_beside(output: Path) -> Iterator[Path]:
-    """A temporary folder for an output and its report: all in it is moved beside `output` if the block succeeds.
+    """A temporary folder for an output and its report; all its files are moved to the folder of `output`.
 
-    If the block fails, nothing is. Only one run at a time can write to the output.
+    If the block fails, no file is moved. Only one run at a time can write to the output.
 
     Args:
         output: the file or folder to write, for the lock; the block writes it into the temporary folder.
@@ -127,7 +127,7 @@ def outputs_beside(output: Path) -> Iterator[Path]:
 def _staged(output: Path) -> Iterator[Path]:
     """A temporary folder beside an output that no other run is writing to."""
     with output_lock(output):
-        for left in output.parent.glob(f".{escape(output.name)}.*.part"):  # by runs that were killed
+        for left in output.parent.glob(f".{escape(output.name)}.*.part"):  # left by killed runs
             shutil.rmtree(left, ignore_errors=True)
         temporary = output.parent / f".{output.name}.{secrets.token_hex(4)}.part"
         temporary.mkdir()

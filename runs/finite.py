@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def check_finite(values: np.ndarray | Tensor, what: str) -> None:
-    """Refuse NaN and infinity: they are never a result, and no result can be computed from them.
+    """Refuse NaN and infinity, which are never a result and from which no result can be computed.
 
     Args:
         values: an array of any shape.

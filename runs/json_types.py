@@ -1,4 +1,4 @@
-"""The check of the content of a JSON file against a type: nothing in a file is trusted that its type does not name."""
+"""Check of the content of a JSON file against a type, so that only data of the expected type are used."""
 
 import dataclasses
 import math
@@ -8,15 +8,16 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 
 def check_record(content: object, kind: Any, source: object) -> None:
-    """Refuse content of a JSON file that lacks a key of its type or has a value of another type; more keys may follow.
+    """Refuse content of a JSON file that lacks a key of its type or has a value of another type; extra keys are
+    ignored.
 
     Args:
-        content: as `json.loads` returned it.
+        content: the content as returned by `json.loads`.
         kind: a TypedDict or a dataclass of this file; fields of a dataclass that have a default may be missing.
         source: the file, for the message.
 
     Raises:
-        ValueError: names the first place that differs.
+        ValueError: the content does not fit; the message names the first place that differs.
 
     Example:
         >>> from typing import TypedDict

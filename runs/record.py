@@ -20,7 +20,7 @@ _PACKAGES = (
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file; for a folder, of the names and hashes of its files in order of name."""
+    """The SHA-256 of a file; for a folder, that of the names and hashes of its files in order of name."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -38,8 +38,8 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
     Args:
         path: the .json to write.
         inputs: name -> file or folder; None values are left out.
-        content: plain values, paths and arrays as nested lists; e.g. options, metrics, seconds, notes. A figure that is
-            NaN or infinite becomes null.
+        content: options, metrics, seconds, notes and so on, as plain values, paths and arrays. A figure that is NaN or
+            infinite becomes null.
     """
     record = {
         "inputs": {k: {"path": str(p), "sha256": sha256(p)} for k, p in inputs.items() if p is not None},
@@ -61,12 +61,12 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command line of this process, in a form that can be typed again."""
+    """The command line of this process, in a form that can be entered again."""
     return shlex.join(["voxelwave", *sys.argv[1:]])
 
 
 def hardware() -> str:
-    """Processor, cores and GPU in words."""
+    """A description of processor, cores and GPU."""
     torch = sys.modules.get("torch")
     parts = [platform.machine(), f"{os.cpu_count()} cores"]
     with contextlib.suppress(OSError):

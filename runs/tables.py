@@ -1,4 +1,4 @@
-"""Tables: on the screen, and as CSV files that are written completely or not at all."""
+"""Tables on the screen, and as CSV files that are written completely or not at all."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     """Read a .csv or .tsv file whose first line names the columns.
 
     Returns:
-        The names of the columns; and for each further row the number of its line and column -> cell.
+        The names of the columns; and for each further row its line number and a dictionary column -> cell.
 
     Raises:
         ValueError: the file is not a table in UTF-8, or a row has another number of cells.
@@ -42,7 +42,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         raise ValueError(f"{path} must be a table in UTF-8: {error}") from None
     for line, row in rows:
         if None in row or None in row.values():
-            raise ValueError(f"{path}:{line} must have {len(columns)} columns, as the first line has")
+            raise ValueError(f"{path}:{line} must have {len(columns)} columns, as many as the first line")
     return columns, rows
 
 

@@ -10,11 +10,12 @@ from threadpoolctl import threadpool_limits
 
 
 class _ThreadLimits:
-    """The limits of all open blocks of `limited_threads`: nested ones, and those of other threads of a Dask worker."""
+    """The limits of all open blocks of `limited_threads`: nested blocks, and blocks in other threads of a Dask
+    worker."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: list[int] = []  # the last one is in force
+        self._counts: list[int] = []  # the last one applies
         self._environment: str | None = None  # before the first block
         self._libraries: threadpool_limits | None = None  # remembers the numbers before the first block
 

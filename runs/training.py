@@ -21,8 +21,8 @@ class Batches(Sampler[list[int]]):
 
     Args:
         items: number of items.
-        batch: items in a batch; the last batch may be smaller.
-        shuffle: gives the generator that draws the order of the next epoch; None keeps the order.
+        batch: number of items in a batch; the last batch may be smaller.
+        shuffle: function that returns the generator for the order of the next epoch; None keeps the order.
     """
 
     def __init__(self, items: int, batch: int, shuffle: Callable[[], np.random.Generator] | None):
@@ -48,7 +48,7 @@ class SteppedModule(LightningModule):
         """Called after each optimizer step.
 
         Args:
-            steps: optimizer steps so far, this one included.
+            steps: optimizer steps so far, including this one.
         """
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class SteppedModule(LightningModule):
 
 
 class SeededModule(SteppedModule):
-    """A module whose random draws depend on its seed and step alone, so that a resumed training repeats them.
+    """A module whose random draws depend only on its seed and step, so that a resumed training repeats them.
 
     Its hyper-parameters hold "seed"; `network` is the network that is trained.
     """
@@ -109,11 +109,11 @@ def from_all_processes(part: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, present: nn.Module, *, decay: float, step: int) -> None:
-    """Move averaged weights towards the present ones: average <- d average + (1 - d) present.
+    """Update averaged weights with the current ones: average <- d average + (1 - d) present.
 
     Args:
-        average, present: networks of one architecture.
-        decay: the largest d; early on it is (1 + step) / (10 + step).
+        average, present: networks with the same architecture.
+        decay: the largest d; during the first steps, d is (1 + step) / (10 + step).
         step: optimizer steps so far.
     """
     d = min(decay, (1 + step) / (10 + step))
@@ -126,9 +126,9 @@ class BestEpoch(Callback):
 
     Args:
         monitor: the figure that decides which epoch is best.
-        mode: "min" if a lower figure is better, else "max".
-        patience: epochs without a better `stop_on` until training stops.
-        stop_on: the figure that decides when to stop, lower is better; default `monitor`.
+        mode: "min" if a lower figure is better, otherwise "max".
+        patience: epochs without a better `stop_on` after which training stops.
+        stop_on: the figure that decides when to stop, of which lower is better; by default `monitor`.
         figures: logged figures to record; "lr" records the learning rate.
     """
 
@@ -177,7 +177,7 @@ class BestEpoch(Callback):
         return 0 if not any(map(math.isfinite, scores)) else 1 + int(np.argmin(scores))
 
     def restore(self, module: SeededModule) -> None:
-        """Put the best epoch's weights back into the network, if there was a validation part."""
+        """Load the best epoch's weights into the network, if there was a validation part."""
         if self.weights:
             module.averaged.load_state_dict(self.weights)
 
@@ -213,7 +213,7 @@ def fit_quietly(
     best: BestEpoch,
     gradient_clip: float | None = None,
 ) -> None:
-    """Fit on the CPU without progress bars, logs or files, and put the best epoch's weights back.
+    """Fit on the CPU without progress bars, logs or files, and load the best epoch's weights.
 
     Raises:
         KeyboardInterrupt: the training was interrupted.

@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: safetensors and `weights_only=True`, so that nothing in a file is executed."""
+"""Weight files and checkpoints, read by safetensors and `weights_only=True`, so that no code in a file is executed."""
 
 import math
 import os
@@ -25,7 +25,7 @@ def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], met
     Args:
         path: the file to write; must end in .safetensors.
         state: name -> tensor, on any device.
-        metadata: stored in the file's header.
+        metadata: text entries for the file's header.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -137,7 +137,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _check_sums(path: Path, what: str) -> None:
-    """Refuse a checkpoint whose checksums do not fit its content, which torch does not look at."""
+    """Refuse a checkpoint whose checksums, which torch does not check, do not fit its content."""
     if not zipfile.is_zipfile(path):
         return  # torch reports it
     with zipfile.ZipFile(path) as archive:
@@ -196,7 +196,7 @@ def check_claims(path: Path, arguments: Any) -> None:
 
 
 def check_number_kinds(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse whole numbers where a network has fractions, or the reverse, which torch would round without a word.
+    """Refuse integers in place of a network's fractions, or the reverse, which torch would round silently.
 
     Raises:
         ValueError: the kind of a tensor differs; the message names the file and the first such tensor.
@@ -207,7 +207,7 @@ def check_number_kinds(path: Path, state: Mapping[str, Tensor], expected: Mappin
 
 
 def check_finite_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse weights with NaN or infinity, since every result computed with them would be NaN or infinite too.
+    """Refuse weights with NaN or infinity, since every result computed with them would also be NaN or infinite.
 
     Raises:
         ValueError: a weight is not finite; the message names the file and the first such tensor.

@@ -1,4 +1,4 @@
-"""Text on one line, for messages."""
+"""Formatting of text for messages of one line."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def one_line(message: object) -> str:
-    """Fold an error or a text onto one line; an error without a message becomes the name of its type.
+    """Convert an error or a text to one line; an error without a message becomes the name of its type.
 
     Example:
         >>> one_line(ValueError("no such\\n   file"))
@@ -19,7 +19,7 @@ def one_line(message: object) -> str:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first four names of a list, and how many more there are.
+    """The first four names of a list, and the number of the others.
 
     Example:
         >>> first_few(["a", "b", "c", "d", "e", "f"])

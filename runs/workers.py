@@ -40,7 +40,7 @@ class Pool(Protocol):
 
 
 class InProcess:
-    """One cell after the other in this process."""
+    """Runs one cell after the other in this process."""
 
     slots, pause, shared = 1, 0.0, False
 
@@ -189,8 +189,8 @@ def open_pool(
 
     Args:
         folder: the folder of the run; the workers of a cluster must have access to it.
-        jobs: processes on this machine; on a cluster the largest number of cells that run at once.
-        cluster: "dask://host:port", "slurm", "slurm-local" (the same jobs as processes on this machine), or None.
+        jobs: number of processes on this machine; on a cluster, the largest number of cells that run at once.
+        cluster: "dask://host:port", "slurm", "slurm-local" (Slurm jobs as processes on this machine), or None.
         slurm: parameters of submitit.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images with one geometry: arrays with a voxel -> world affine (RAS+ mm), and the readers and writers of files."""
+"""Images as arrays with a voxel -> world affine (RAS+ mm), and the readers and writers of image files."""
 
 from .itk import read_transform, write_transform
 from .read import read_volume, write_volume

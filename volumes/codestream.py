@@ -1,4 +1,4 @@
-"""The size in the header of a compressed image, read before a decoder allocates memory or invents missing data."""
+"""The size in the header of a compressed image, which is read before a decoder allocates memory or fills in data."""
 
 _JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # start of frame of JPEG and JPEG-LS

@@ -1,6 +1,6 @@
-"""Reads a DICOM series as one `Volume`. Outcome for unusual input:
+"""Read a DICOM series as one `Volume`. The table lists the outcome for unusual input:
 
-| found | outcome |
+| input | outcome |
 | --- | --- |
 | colour images | error |
 | a compressed image whose decoder is missing | error that names the package |
@@ -66,18 +66,18 @@ def read_series(path: Path, *, fix_tilt: bool = False) -> tuple[dict[Path, Datas
 
 
 def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
-    """A folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists odd input.
+    """Read a folder with one DICOM series, or one DICOM file, as a `Volume`; the table above lists unusual input.
 
     Args:
         path: the folder or file.
         fix_tilt: straighten slices of a tilted gantry, with one interpolation; without it they are refused.
 
     Returns:
-        (columns, rows, slices) or (columns, rows, slices, volumes): int16 where the values fit, other integers, or
-        float32 where the rescale slope asks for it.
+        (columns, rows, slices) or (columns, rows, slices, volumes): int16 if the values fit, otherwise larger integers,
+        or float32 if the rescale slope requires it.
 
     Raises:
-        ValueError, OSError: one line for a series whose values or place in the world cannot be trusted.
+        ValueError, OSError: the values of the series or its position in the world cannot be trusted; one line.
     """
     with warnings.catch_warnings():
         # pydicom's warnings about odd value representations do not concern the image
@@ -101,7 +101,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
 
 
 def _background(dataset: Dataset) -> float | None:
-    """The rescaled padding value of a file, else air (-1000 HU) for a CT; None if the file gives neither."""
+    """The rescaled padding value of a file, otherwise air (-1000 HU) for a CT; None if neither applies."""
     padding = dataset.get("PixelPaddingValue")
     rescale = [float(dataset.get(name, default)) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))]
     if isinstance(padding, int) and np.isfinite(rescale).all():
@@ -110,7 +110,7 @@ def _background(dataset: Dataset) -> float | None:
 
 
 def holds_tilted(path: Path) -> bool:
-    """Whether the slices of a DICOM series are those of a tilted gantry."""
+    """Whether the slices of a DICOM series come from a tilted gantry."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return is_tilted(frames_of(one_series(path, read_headers(path))))

@@ -15,9 +15,14 @@ from .mosaic import numbers_of
 from .warning import warn
 
 _ACQUISITION, _IMAGE = "GEMS_ACQU_01", "GEMS_IMAG_01"
-_FIRST_LETTER, _FIRST, _LAST_LETTER, _LAST = 0x18, 0x19, 0x1A, 0x1B  # of group 0019: letter and place of end slices
-_NEAR_MM = 2.0  # of a slice to the recorded end of the scan
-_CENTRE, _TOP_RIGHT, _BOTTOM_RIGHT = 0x42, 0x48, 0x4B  # of group 0027: R, A and S of points of the image
+_FIRST_LETTER, _FIRST, _LAST_LETTER, _LAST = (
+    0x18,
+    0x19,
+    0x1A,
+    0x1B,
+)  # elements of group 0019: letter and position of the end slices
+_NEAR_MM = 2.0  # distance of a slice to the recorded end of the scan
+_CENTRE, _TOP_RIGHT, _BOTTOM_RIGHT = 0x42, 0x48, 0x4B  # elements of group 0027: R, A and S of points of the image
 _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}  # axis, sign in RAS
 _LPS_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1), "F": (2, -1)}
 

@@ -38,9 +38,9 @@ from .dicom_groups import functional_groups, shared_groups
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
 _LARGEST_IS = 2**31 - 1
-_LOOKED_AT = 16  # number of files of a series whose headers are tested before the computation
+_LOOKED_AT = 16  # number of files of a series whose headers are checked before the computation
 _WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of a number in binary values
-SERIES_OFFSET = 1000  # added to the series number, so that derived series sort behind those of the scanner
+SERIES_OFFSET = 1000  # added to the series number, so that derived series are sorted after those of the scanner
 # attributes that apply only to the source's pixels or bytes
 _UNTRUE = (
     "ModalityLUTSequence",
@@ -64,7 +64,7 @@ _UNTRUE = (
     "DoubleFloatPixelPaddingRangeLimit",
 )
 
-# enhanced MR images have these only while their pixels are as they were measured (PS3.3 C.8.13.4)
+# enhanced MR images may have these attributes only if their pixels are as measured (PS3.3 C.8.13.4)
 _MR_PULSE_SEQUENCE = (
     "PulseSequenceName",
     "MRAcquisitionType",
@@ -109,7 +109,7 @@ def in_zone_of(now: datetime, header: Dataset) -> datetime:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that is not empty, or a file of that name."""
+    """Refuse a folder that is not empty, or an existing file with that name."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder must not exist or be empty, got {folder}")
 
@@ -146,8 +146,8 @@ def derive(
         series_uid: UID of the new series.
         now: time of the derivation.
         sources: references to all source images in the series of `dataset`.
-        resampled: the pixels have other positions than those of the sources.
-        moved: the anatomy has another position, too.
+        resampled: whether the pixels have other positions than those of the sources.
+        moved: whether the anatomy has another position, too.
     """
     description = one_line(description).replace("\\", "/")  # a backslash separates values in DICOM
     use_characters_of(dataset, description)
@@ -196,7 +196,7 @@ def derive(
 
 
 def derived_series_number(header: Dataset, offset: int) -> int:
-    """The number of a derived series: the source's (0 if it has none) plus `offset`, within the range of an IS."""
+    """The number of a derived series: the source's number (0 if none) plus `offset`, within the range of an IS."""
     try:
         number = int(header.get("SeriesNumber") or 0)
     except (TypeError, ValueError, OverflowError):  # text that is no number
@@ -205,7 +205,7 @@ def derived_series_number(header: Dataset, offset: int) -> int:
 
 
 def use_characters_of(dataset: Dataset, text: str) -> None:
-    """Set a character set that covers a text: the header's own if possible, else Unicode."""
+    """Set a character set that can represent a text: the header's own if possible, otherwise Unicode."""
     if text.isascii():
         return
     names = dataset.get("SpecificCharacterSet") or []
@@ -246,7 +246,7 @@ def _little_endian(dataset: Dataset) -> Dataset:
 
 
 def check_source(source: Path) -> None:
-    """Refuse a series whose headers cannot become those of derived images, before anything is computed.
+    """Refuse a series whose headers cannot be used for derived images, before anything is computed.
 
     Args:
         source: the series, or the multi-frame file.

@@ -31,7 +31,7 @@ def encode(planes: np.ndarray, frames: Sequence[Frame], header: Dataset) -> tupl
         raise ValueError("volume must hold finite values, got NaN or infinite ones")
     whole = planes.dtype.kind in "iu"
     signed = int(header.get("PixelRepresentation", 0))
-    finest = min(frames, key=lambda frame: abs(frame.slope))  # images of one series may have slopes of their own
+    finest = min(frames, key=lambda frame: abs(frame.slope))  # images of one series may have different slopes
     tries = []
     if whole or not _holds_fractions(header):
         tries += [(finest.slope, finest.intercept, signed), (finest.slope, finest.intercept, 1 - signed)]
@@ -88,7 +88,7 @@ def set_pixels(
     if any((frame.slope, frame.intercept) != (encoding.slope, encoding.intercept) for frame in sources):
         _remove_philips_scale(dataset)
     if signed != int(dataset.get("PixelRepresentation", 0)):
-        # their type depends on the sign of the pixels: with the other sign they would be misread
+        # their type depends on the sign of the pixels; with the other sign, they would be misread
         for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
             if keyword in dataset:
                 del dataset[keyword]
@@ -105,7 +105,7 @@ def set_pixels(
 
 
 def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
-    """Write the rescale where the source has one, or at the top level if one is needed."""
+    """Write the rescale at the position of the source's rescale, or at the top level if one is needed."""
     found = False
     for holder in functional_groups(dataset):
         for inner in holder.get("PixelValueTransformationSequence") or []:
@@ -118,7 +118,7 @@ def _set_rescale(dataset: Dataset, slope: str, intercept: str) -> None:
 
 
 def same_maps(headers: Sequence[Dataset], frames: Sequence[Frame]) -> bool:
-    """Whether all frames of a series have the same map to real-world values, which then holds for mixtures too."""
+    """Whether all frames of a series have the same map to real-world values, which then also applies to mixtures."""
     scales = {(frame.slope, frame.intercept) for frame in frames}
     holders = [holder for header in headers for holder in [header, *functional_groups(header)] if _MAPS in holder]
     maps = {tuple(str(item) for item in holder[_MAPS].value or []) for holder in holders}

@@ -1,4 +1,4 @@
-"""The slices in DICOM headers, one `Frame` for each, of classic and of enhanced images."""
+"""The slices described by DICOM headers, as one `Frame` each, for classic and enhanced images."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace

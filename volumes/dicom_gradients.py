@@ -21,7 +21,7 @@ def read_dicom_gradients(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.n
 
     Returns:
         b-values (T,) in s/mm^2 and b-vectors (T, 3) in FSL's form for the grid of `read_volume`, equal to dcm2niix;
-        zeros for a volume without direction. None if no volume is weighted, or for another manufacturer's series.
+        zeros for a volume without direction. None if no volume is weighted, or for a series of another manufacturer.
 
     Raises:
         ValueError, OSError: the series cannot be read, or only some of its volumes have a b-value.

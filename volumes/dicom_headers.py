@@ -1,4 +1,4 @@
-"""Reads and checks the headers of the DICOM images in a folder: one series, no damaged file, no duplicate."""
+"""Read and check the headers of the DICOM images in a folder: one series, no damaged file, no duplicate."""
 
 import zlib
 from collections import defaultdict
@@ -51,7 +51,7 @@ def _is_image(file: Path, header: Dataset) -> bool:
 
 
 def is_other_object(header: Dataset) -> bool:
-    """Whether a header without an image size belongs to a report, a plan or the like, and not to a cut-off image."""
+    """Whether a header without an image size belongs to a report, a plan or the like, not to a cut-off image."""
     # the file meta information at the start is the most likely part to survive, but may be cut off too
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     if not isinstance(kind, UID) or "Image Storage" in kind.name:

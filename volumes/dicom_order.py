@@ -1,4 +1,4 @@
-"""Groups the slices of a DICOM series into volumes, and orders the volumes.
+"""Group the slices of a DICOM series into volumes, and order the volumes.
 
 A volume is one phase: one time point, echo, b-value and so on. The frames of an enhanced image are sorted by the
 indices of its dimensions that are not spatial, then by temporal position, trigger delay, inversion time and echo time;
@@ -58,7 +58,7 @@ def _check_counts(path: Path, places: list[list[Frame]], normal: np.ndarray) -> 
 
 
 def _one_phase(path: Path, slices: list[Frame]) -> list[Frame]:
-    """Refuse a single stack of an enhanced image whose slices are of different phases."""
+    """Refuse a single stack of an enhanced image whose slices belong to different phases."""
     if not slices[0].enhanced:
         return slices
     names = {0: "echo times", 1: "b-values", 3: "temporal positions", 4: "segments"}

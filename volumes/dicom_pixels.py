@@ -17,7 +17,7 @@ from .dicom_frames import Frame
 from .mosaic import is_mosaic, tiles
 
 _HUGE_RATIO = 10_000  # no lossless compression reaches this ratio
-_COPIES = 16  # bytes that a pixel takes while it is decoded, scaled and copied
+_COPIES = 16  # bytes per pixel while it is decoded, scaled and copied
 
 
 def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame]]) -> np.ndarray:
@@ -52,7 +52,7 @@ def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Integers as int16 if they fit, else as the next larger type."""
+    """Integers as int16 if they fit, otherwise as the next larger type."""
     if values.dtype.kind == "f":
         return values
     low, high = int(values.min()), int(values.max())
@@ -61,7 +61,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def _check_size(file: Path, header: Dataset) -> int:
-    """Check that the file holds all its pixels; return the bytes that reading them takes."""
+    """Check that the file holds all its pixels; return the number of bytes that reading them needs."""
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     pixels = frames * rows * columns
     expected = -(-pixels * int(header.get("BitsAllocated", 16)) // 8)  # segmentations have one bit for each

@@ -1,4 +1,4 @@
-"""Writes the results of a registration of DICOM images: the moved series, and the transform as a DICOM object.
+"""Write the results of a registration of DICOM images: the moved series, and the transform as a DICOM object.
 
 Both belong to the moving image's patient and study, and use the fixed image's frame of reference. The transform is a
 Deformable Spatial Registration (DICOM PS3.3: A.39.2, C.20.3): a grid of vectors in LPS mm maps each point of the
@@ -101,7 +101,7 @@ def write_registered_series(
     fixed: Path | None = None,
     linear: np.ndarray | None = None,
 ) -> Path:
-    """Write a DICOM series that was resampled onto another image's grid as a derived series of its own study.
+    """Write a DICOM series that was resampled to the grid of another image, as a derived series of its own study.
 
     Each new slice has the header of the moving slice of the same rank, with the position and size of the new grid;
     classic images stay one per slice, enhanced ones multi-frame. Private elements are left out, since some describe the
@@ -115,7 +115,7 @@ def write_registered_series(
         description: a description of the processing.
         frame_of_reference: UID of the frame of reference of the new grid.
         fixed: the DICOM image that defines the grid, if there is one; it gives the patient's position on the table.
-        linear: (4, 4), fixed world -> moving world, RAS mm: rotates the diffusion gradients.
+        linear: (4, 4), fixed world -> moving world, RAS mm, by which the diffusion gradients are rotated.
 
     Returns:
         The folder.
@@ -221,7 +221,7 @@ def write_deformable_registration(
 def _registration_object(
     header: Dataset, field: DisplacementField, frame_of_reference: str, description: str
 ) -> Dataset:
-    """A Deformable Spatial Registration object for the patient and study of a header, without content yet."""
+    """A Deformable Spatial Registration object for the patient and study of a header, still without content."""
     now, tool = current_time(), equipment()
     digest = hashlib.sha256(_grid(field).VectorGridData).hexdigest()
     place = [f"{value:.10g}" for value in field.affine.ravel()]
@@ -389,7 +389,7 @@ def _place_frames(dataset: Dataset, measures: Dataset, orientation: Dataset, pos
 
 
 def _rotation(linear: np.ndarray) -> np.ndarray:
-    """(3, 3), moving world -> fixed world, LPS: the rotation nearest to a pull-back (finite strain)."""
+    """(3, 3), moving world -> fixed world, LPS, the rotation nearest to a pull-back (finite strain)."""
     left, _, right = np.linalg.svd(LPS[:3, :3] @ np.asarray(linear)[:3, :3] @ LPS[:3, :3])
     result: np.ndarray = (left @ right).T
     return result

@@ -1,4 +1,4 @@
-"""Checks that the slices of a DICOM series form a regular stack, and computes its affine."""
+"""Check that the slices of a DICOM series form a regular stack, and compute its affine."""
 
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _is_even(shifts: np.ndarray, along: np.ndarray) -> bool:
 def _check_straight(
     path: Path, frames: list[Frame], positions: np.ndarray, normal: np.ndarray, *, fix_tilt: bool
 ) -> bool:
-    """Refuse stacks side by side and tilted slices (gantry tilt); True if a tilt is to be straightened."""
+    """Refuse stacks side by side and tilted slices (gantry tilt); return True if a tilt is to be straightened."""
     _check_one_stack(path, frames, normal)
     if _is_straight(positions, normal):
         return False

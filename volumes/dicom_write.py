@@ -36,22 +36,24 @@ def write_derived_series(
 
     The images correspond to those of the source: classic files stay one per slice, an enhanced multi-frame file stays
     one file. Values are stored uncompressed: integers exactly if they fit into 16 bits, else rounded to the source's
-    own rescale slope if it covers their range, else to 1 / 65,534 of the range. The same values from the same series
-    get the same UIDs, so that sending them again creates no duplicates; if SOURCE_DATE_EPOCH (seconds since 1970) is
-    set, it is used as the time, and the files are identical too. The folder appears complete or not at all.
+    own rescale slope if it covers their range, otherwise to 1 / 65,534 of the range. The same values from the same
+    series get the same UIDs, so that sending them again creates no duplicates; if SOURCE_DATE_EPOCH (seconds since
+    1970) is set, it is used as the time, and the files are identical too. The folder appears complete or not at all.
 
     Args:
         folder: the folder to write; must not exist, or be empty.
         volume: (columns, rows, slices) or (columns, rows, slices, volumes) as `read_volume` returns it for the source;
-            values in the source's output unit (HU). The in-plane size may differ; number and positions of slices not.
+            values in the source's output unit (HU). The in-plane size may differ, but not the number and positions of
+            slices.
         source_folder: the source series or multi-frame file.
-        description: a description of the processing; SeriesDescription gets its start, DerivationDescription all of it.
+        description: a description of the processing; SeriesDescription holds its start, DerivationDescription all of
+            it.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the volume does not lie on the source's slices, or the folder is not empty.
+        ValueError: the volume is not on the slices of the source, or the folder is not empty.
     """
     folder, source_folder = Path(folder), Path(source_folder)
     check_free(folder)
@@ -90,7 +92,7 @@ def write_derived_series(
 
 
 def _check_grid(volume: Volume, shape: tuple[int, ...], stacks: list[list[Any]], source: Path) -> None:
-    """Refuse a volume whose slices are not the source's."""
+    """Refuse a volume whose slices are not those of the source."""
     if shape[2:] != (len(stacks[0]), len(stacks)):
         raise ValueError(
             f"volume must have {len(stacks[0])} slices and {len(stacks)} volumes to match {source}, got {shape[2:]}"
@@ -109,7 +111,7 @@ def _check_grid(volume: Volume, shape: tuple[int, ...], stacks: list[list[Any]],
 
 
 def _set_geometry(dataset: Dataset, volume: Volume, slices: list[int]) -> None:
-    """Size, spacing and first pixel, if the volume has another in-plane grid than the image."""
+    """Set size, spacing and first pixel, if the volume has another in-plane grid than the image."""
     columns, rows = volume.shape[:2]
     if (int(dataset.Columns), int(dataset.Rows)) == (columns, rows):
         return

@@ -1,6 +1,6 @@
-"""Transforms on disk, in the forms of ITK and ANTs (LPS mm).
+"""Transform files in the formats of ITK and ANTs (LPS mm).
 
-| file | holds |
+| file | content |
 | --- | --- |
 | .h5 | affines and displacement fields, one after the other (ITK composite) |
 | .mat, .txt, .tfm | one linear transform |
@@ -58,7 +58,7 @@ def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
     """Write a transform for ITK and ANTs; the file suffix selects the format (see the table of the module).
 
     Raises:
-        ValueError: for another suffix, or a format that cannot hold this kind of transform.
+        ValueError: the suffix is another one, or the format cannot hold this kind of transform.
     """
     path = Path(path)
     name = path.name.lower()
@@ -79,7 +79,7 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     """Read a transform in one of ITK's formats (see the table of the module).
 
     Raises:
-        ValueError, OSError: one line for a file that is missing, cut off, or holds something else.
+        ValueError, OSError: the file is missing, cut off, or no transform; the message is one line.
     """
     path = Path(path)
     if not path.is_file():
@@ -246,7 +246,7 @@ def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
 
 
 def _linear(read: Any) -> AffineTransform:
-    """Any linear ITK transform, whatever its parameters, computed from the images of four points."""
+    """Any linear ITK transform, regardless of its parameters, computed from the images of four points."""
     points = 100.0 * np.vstack([np.zeros(3), np.eye(3), np.ones(3)])
     moved = _itk_map(read, points)
     matrix = np.eye(4)

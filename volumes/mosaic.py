@@ -29,8 +29,8 @@ class Mosaic:
 
     Args:
         positions: (slices, 3), the centre of each tile's first pixel, in LPS mm, in the order of the tiles.
-        descending: the slices run against the normal of the image plane (row x column direction), also in the volume.
-        times: (slices,), when each slice was acquired, in ms after the volume's first; None if the header has none.
+        descending: whether the slices are ordered against the normal of the image plane (row x column direction).
+        times: (slices,), acquisition time of each slice in ms after the first one; None if the header has no times.
     """
 
     positions: np.ndarray

@@ -1,6 +1,6 @@
-"""Reads and writes NIfTI (.nii, .nii.gz) and FreeSurfer (.mgz) files. Outcome for unusual input:
+"""Read and write NIfTI (.nii, .nii.gz) and FreeSurfer (.mgz) files. The table lists the outcome for unusual input:
 
-| found | outcome |
+| input | outcome |
 | --- | --- |
 | 2-D image | read as one slice, warned |
 | 4-D (or more) with one volume | read as 3-D |
@@ -99,7 +99,7 @@ def load_image(path: Path) -> Any:
 
     Raises:
         ValueError: the file is not a NIfTI or MGH file, is cut off or damaged, or claims an impossible size.
-        OSError: for a file that is missing or cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     image = _opened(path)
     _check_complete(path, image)
@@ -157,10 +157,10 @@ def _check_complete(path: Path, image: Any) -> None:
 
 
 def read_nifti(path: Path) -> Volume:
-    """A NIfTI or MGH file as a `Volume`; the table of the module lists the outcome for unusual input.
+    """Read a NIfTI or MGH file as a `Volume`; the table of the module lists the outcome for unusual input.
 
     Raises:
-        ValueError, OSError: one line for a file whose values or position in space cannot be trusted.
+        ValueError, OSError: the values or the position in space cannot be trusted; the message is one line.
     """
     image = load_image(path)
     affine = _mgh_affine(path, image) if isinstance(image, nib.MGHImage) else nifti_affine(path, image)
@@ -212,9 +212,9 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
 
     Args:
         path: the file; it appears complete or not at all.
-        volume: the image. Its dtype is kept if the format supports it, else widened to the next one that does.
-        space: "scanner" for an image in its original space (the code of its header, else 1), "aligned" for one moved
-            onto another (code 2).
+        volume: the image. Its dtype is kept if the format supports it, otherwise widened to the next supported one.
+        space: "scanner" for an image in its original space (the code of its header, or 1), "aligned" for an image that
+            was resampled to another one (code 2).
     """
     facts = volume.header or HeaderFacts()
     if path.name.lower().endswith(MGH_SUFFIXES):
@@ -288,7 +288,7 @@ def nifti_affine(path: Path, image: Any) -> np.ndarray:
 
 
 def set_nifti_affine(image: Any, affine: np.ndarray, *, code: int) -> None:
-    """Set sform and qform of a nibabel NIfTI image; a sheared affine has no qform, so then its code is 0."""
+    """Set sform and qform of a nibabel NIfTI image; a sheared affine has no qform, whose code is then 0."""
     image.set_sform(affine, code)
     image.set_qform(affine, code if perpendicular_axes(affine) else 0)
     image.header.set_xyzt_units(xyz="mm")

@@ -1,4 +1,4 @@
-"""Reading and writing of images of any supported format."""
+"""Reading and writing of images in any supported format."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from .volume import Volume
 
 
 def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None, fix_tilt: bool = False) -> Volume:
-    """An image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
+    """Read an image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
 
     Args:
         path: .nii, .nii.gz, .mgz, a folder, or a DICOM file of any name, which may be enhanced multi-frame.
@@ -22,8 +22,8 @@ def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None,
         The image with its RAS+ affine. Unusual input that could be read raises a `VolumeWarning`.
 
     Raises:
-        ValueError, OSError: one line for a file whose values or position in space cannot be trusted; see the tables in
-            `nifti` and `dicom`.
+        ValueError, OSError: the values or the position in space cannot be trusted (one line); see the tables in `nifti`
+            and `dicom`.
     """
     path = Path(path)
     if not path.exists():
@@ -45,10 +45,11 @@ def write_volume(
     Args:
         path: the file to write; missing folders are created.
         volume: the image; its dtype is kept if the format supports it (bool becomes uint8).
-        space: "scanner" for an image in its own space (NIfTI code 1), "aligned" for one moved onto another (code 2).
+        space: "scanner" for an image in its own space (NIfTI code 1), "aligned" for an image that was resampled to
+            another one (code 2).
 
     Raises:
-        ValueError: for another suffix, or a dtype that is not real.
+        ValueError: the suffix is another one, or the dtype is not real.
 
     Example:
         >>> import tempfile, numpy as np

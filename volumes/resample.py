@@ -1,4 +1,4 @@
-"""One interpolation of an image onto another image's grid."""
+"""Resampling of an image to the grid of another image, with one interpolation."""
 
 import warnings
 from typing import Literal
@@ -22,17 +22,17 @@ def resample(
     *,
     order: Literal["linear", "nearest"] = "linear",
 ) -> Volume:
-    """The image on the grid of `like`, read once from the original: out[x] = volume[transform(x)].
+    """The image on the grid of `like`, interpolated once from the original: out[x] = volume[transform(x)].
 
-    Points outside `volume` get its background: the one given in its file, air for a CT, else 0. If none is known, a
-    minimum of -900 or less is taken for the air of a CT, with a warning (not with "nearest"). Points outside the grid
-    of a displacement field also get the background, with a warning. A 4-D image is moved volume by volume. Memory
-    beyond the result is limited to some hundred MB.
+    Points outside `volume` get its background: the value given in its file, air for a CT, otherwise 0. If none is
+    known, a minimum of -900 or less is taken for the air of a CT, with a warning (not with "nearest"). Points outside
+    the grid of a displacement field also get the background, with a warning. A 4-D image is resampled volume by volume.
+    Memory in addition to the result is limited to some hundred MB.
 
     Args:
         volume: the moving image, (D, H, W) or (D, H, W, T).
         like: an image on the fixed grid (shape and affine); its values are not used.
-        transform: from the fixed world into the moving world; None if both are the same.
+        transform: transform from the fixed world to the moving world; None if both are the same.
         order: "linear" for intensities, "nearest" for labels.
 
     Returns:
@@ -51,7 +51,7 @@ def resample(
         raise ValueError(f'order must be "linear" or "nearest", got "{order}"')
     series = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     dtype = series.dtype if order == "nearest" else _linear_dtype(series.dtype)
-    # volumes lie one after the other, as NIfTI files have them
+    # volumes are stored one after the other, as in NIfTI files
     outside = _background(volume, guess=order == "linear")
     resampled = np.full((*like.shape, series.shape[3]), outside, dtype, order="F")
     source = _source(volume, like, transform)
@@ -61,7 +61,8 @@ def resample(
         lost = _read_plain(volume, like, transform, outside, order == "nearest", resampled)
     if lost:
         warnings.warn(
-            f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and read {outside:g}",
+            f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and get the value"
+            f" {outside:g}",
             VolumeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Sampling of an array between its voxels."""
+"""Sampling of an array at positions between its voxels."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-_BLOCK = 1 << 20  # points handled at once: bounds the memory of coordinates
+_BLOCK = 1 << 20  # number of points processed at once, which limits the memory of coordinates
 
 
 def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def sample_nearest(array: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
-    """(N,) whether voxel coordinates `points` (N, 3) lie in a voxel of the grid, its outer half included as in ITK."""
+    """(N,) whether voxel coordinates (N, 3) are inside the grid, including the outer half of its border voxels."""
     # a small tolerance, so that a grid's own rounded border is inside
     edge = 0.5 + 1e-6
     near = (points >= -edge) & (points <= np.array(shape) - 1 + edge)

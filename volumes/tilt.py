@@ -18,12 +18,12 @@ def straighten(
 
     Args:
         values: (volumes, slices, rows upwards, columns).
-        slices: one volume's slices in their order.
-        step: (3,) from slice to slice, in LPS mm.
+        slices: the slices of one volume, in their order.
+        step: (3,) vector from slice to slice, in LPS mm.
         background: the value outside a slice.
 
     Returns:
-        float32 values on the new grid, and the slices with its first pixels' positions.
+        float32 values on the new grid, and the slices with the positions of their first pixels on it.
     """
     row, column = np.mean([frame.orientation for frame in slices], axis=0).reshape(2, 3)
     between_rows, between_columns = slices[0].spacing

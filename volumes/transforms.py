@@ -1,4 +1,4 @@
-"""Maps from one image's space into another's, in RAS+ mm; `itk` reads and writes them.
+"""Maps from the space of one image into that of another, in RAS+ mm; `itk` reads and writes them.
 
 Every transform is a pull-back: it maps a world point of the fixed image to the corresponding point of the moving image.
 `resample` in this folder samples the moving image at those points.
@@ -28,7 +28,7 @@ class AffineTransform:
         matrix: (4, 4), fixed world -> moving world, RAS+ mm.
 
     Raises:
-        ValueError: for a matrix that is not a finite, invertible (4, 4) with last row 0 0 0 1.
+        ValueError: the matrix is not a finite, invertible (4, 4) matrix with last row 0 0 0 1.
 
     Example:
         >>> shift = np.eye(4)
@@ -64,11 +64,11 @@ class DisplacementField:
 
     Args:
         vectors_mm: (D, H, W, 3), RAS mm; kept as float32.
-        affine: (4, 4), voxel -> fixed world mm, of the grid that the vectors lie on.
+        affine: (4, 4), voxel -> fixed world mm, of the grid on which the vectors are defined.
         residual_mm: for a field computed by `inverse`, its largest error.
 
     Raises:
-        ValueError: for another shape, values that are not finite, or an affine that is not invertible.
+        ValueError: the shape is wrong, values are not finite, or the affine is not invertible.
     """
 
     vectors_mm: np.ndarray
@@ -143,8 +143,8 @@ class DisplacementField:
     def inverse(self, like: Volume, *, iterations: int = 60, tolerance_mm: float = 0.01) -> "DisplacementField":
         """The inverse map, moving world -> fixed world, on the grid of `like` (an image in the moving world).
 
-        The overall linear part is inverted exactly and the rest by iteration, so large shifts and rotations are no
-        problem; outside its grid, the field is extrapolated by the linear part plus the remainder at the border.
+        The overall linear part is inverted exactly and the remainder by iteration, so shifts and rotations may be
+        large; outside its grid, the field is extrapolated by the linear part plus the remainder at the border.
 
         Args:
             like: an image whose grid (shape and affine) is that of the inverse.
@@ -153,7 +153,7 @@ class DisplacementField:
 
         Returns:
             The inverse; `residual_mm` is the largest |T(x) - y| over the points x inside the field's grid. A warning is
-            raised if it exceeds ten times the tolerance. Where the field folds, one of several solutions is returned.
+            raised if it exceeds ten times the tolerance. If the field folds, one of several solutions is returned.
         """
         if transforms.available():
             vectors, worst, unsolved = transforms.invert(
@@ -283,7 +283,7 @@ class _SplitField:
 
 
 class _Search:
-    """The search, for many targets at once, for the points that a map takes there; most are found in a few steps.
+    """The search for the points that a map takes to given targets, for many targets at once; it needs few steps.
 
     Args:
         mapping: the map.
@@ -305,7 +305,7 @@ class _Search:
         return not len(self._busy)
 
     def step(self, *, newton: bool) -> None:
-        """Move each point that is not found yet; one that comes no closer goes back and takes half a step next time."""
+        """Move each point that is not found yet; if it comes no closer, move it back and halve its next step."""
         trial = self._trial(newton)
         mapped = self._mapping.linear.map(trial)
         left = self._target[self._busy] - mapped - self._mapping.remainder(trial)
@@ -332,7 +332,7 @@ class _Search:
 
 @dataclass(frozen=True, eq=False)
 class CompositeTransform:
-    """Transforms one after the other.
+    """A sequence of transforms.
 
     Args:
         parts: the transforms in order of application, from fixed to moving space.

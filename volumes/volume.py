@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-_LEAST_MM = 1e-9  # smallest voxel edge; a smaller one is a sign of a damaged header
+_LEAST_MM = 1e-9  # smallest voxel edge; a smaller edge is a sign of a damaged header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ (ours) <-> LPS (DICOM, ITK), its own inverse
 
 
 @dataclass(frozen=True)
 class HeaderFacts:
-    """Fields of a NIfTI or MGH header other than values and affine, kept so that they are written with the image.
+    """Fields of a NIfTI or MGH header other than values and affine, which are written again with the image.
 
     Args:
         step: the interval between the volumes of a series (the TR), in `unit`; None if unknown.
@@ -41,7 +41,7 @@ class Volume:
         header: further fields of the file's header; None if there is no such file.
 
     Raises:
-        ValueError: for an array that is not 3-D or 4-D, or an affine that is not a finite, invertible (4, 4) matrix.
+        ValueError: the array is not 3-D or 4-D, or the affine is not a finite, invertible (4, 4) matrix.
     """
 
     array: np.ndarray
@@ -86,7 +86,7 @@ class Volume:
         return "".join(code or "?" for code in nib.aff2axcodes(self.affine))
 
     def with_array(self, array: np.ndarray) -> "Volume":
-        """Other values on the same grid, e.g. a mask or a filtered image; the background is unknown."""
+        """A volume with other values on the same grid, such as a mask; its background is unknown."""
         return replace(self, array=array, background=None)
 
 

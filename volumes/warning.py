@@ -1,10 +1,10 @@
-"""The warning of the readers about unusual input."""
+"""The warning that readers give for unusual input."""
 
 import warnings
 
 
 class VolumeWarning(UserWarning):
-    """A file was read although something is unusual; the text gives the finding and the decision."""
+    """Warning that a file was read although it is unusual; the text gives the finding and the decision."""
 
 
 def warn(text: str) -> None:
