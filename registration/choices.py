@@ -5,6 +5,8 @@ from typing import Literal, get_args
 Method = Literal["nestedmorph", "field", "syn"]
 Similarity = Literal["auto", "ncc", "mi", "mind"]
 Effort = Literal["fast", "standard"]
+Transform = Literal["auto", "rigid", "affine", "deformable"]
+PhaseAxis = Literal["i", "i-", "j", "j-", "k", "k-"]
 TrainingSimilarity = Literal["ncc", "mi", "mind"]
 AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]

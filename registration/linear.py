@@ -155,7 +155,15 @@ def similarity(samples: Samples, world: np.ndarray, metric: Metric = "mi") -> Si
     return Similarity(value, overlap)
 
 
-def fit(samples: Samples, start: np.ndarray, kind: Kind, *, metric: Metric = "mi", iterations: int = 50) -> np.ndarray:
+def fit(
+    samples: Samples,
+    start: np.ndarray,
+    kind: Kind,
+    *,
+    metric: Metric = "mi",
+    iterations: int = 50,
+    tether: float = 0.0,
+) -> np.ndarray:
     """The map near `start` with the highest similarity.
 
     Args:
@@ -164,6 +172,9 @@ def fit(samples: Samples, start: np.ndarray, kind: Kind, *, metric: Metric = "mi
         kind: "rigid" fits rotation and translation; "affine" also fits stretches and shears.
         metric: "mi" for any two contrasts, "ncc" for one contrast.
         iterations: the largest number of iterations.
+        tether: the price of a motion away from `start`, in units of the similarity per mm^2 of translation and of
+            rotation at 60 mm from the centre: what the images hardly show, such as the position along the axis of a
+            few slices, stays where it is.
 
     Returns:
         (4, 4), fixed world -> moving world.
@@ -178,7 +189,9 @@ def fit(samples: Samples, start: np.ndarray, kind: Kind, *, metric: Metric = "mi
         gradient = -(slopes * slope).sum(dim=(1, 2))
         gradient[6:] += 2 * _STRAIN * free[6:]
         strain = float((free[6:] ** 2).sum())
-        return _STRAIN * strain - value, (gradient / _RADIUS_MM).numpy()
+        gradient[:6] += 2 * tether * _RADIUS_MM**2 * free[:6]
+        motion = float((free[:6] ** 2).sum()) * _RADIUS_MM**2
+        return _STRAIN * strain + tether * motion - value, (gradient / _RADIUS_MM).numpy()
 
     found = scipy.optimize.minimize(
         loss,

@@ -5,7 +5,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,21 +15,52 @@ from torch import Tensor, nn
 from ..runs.compute import choose_device
 from ..runs.finite import check_finite
 from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
+from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
 from .choices import METHODS
 from .grids import to_grid, training_grid, unit_range
 from .jacobian import field_measures
+from .linear import Kind
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
 from .refine import refine
 from .settings import RegistrationSettings
+from .stages import StageResult, align_in_stages
 from .warp import warp
 
 Progress = Callable[[str], None]
 
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
 _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time and gains nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which stages of a registration were kept.
+
+    Args:
+        transform: "rigid", "affine" or "deformable", with "auto" filled in.
+        similarity: of the deformation, with "auto" filled in; "" without one.
+        stages: what was tried, in order.
+    """
+
+    transform: str = ""
+    similarity: str = ""
+    stages: tuple[StageResult, ...] = ()
+
+    def __str__(self) -> str:
+        """One line."""
+        if not self.stages:
+            return f"kept: {self.transform} alignment"
+        kept = [stage.name for stage in self.stages if stage.kept]
+        dropped = [str(stage) for stage in self.stages if not stage.kept]
+        line = f"kept: {', then '.join(kept) or 'the geometry of the scanner'}"
+        return line + (f"; {'; '.join(dropped)}" if dropped else "")
+
+    def as_json(self) -> dict[str, Any]:
+        """For a record."""
+        return asdict(self) | {"line": str(self)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +75,7 @@ class Registration:
         affine: (4, 4), the affine part of `forward`, fixed world -> moving world, RAS mm.
         metrics: normalised mutual information before and after, and Jacobian measures of the deformable part.
         seconds: wall time of each step.
+        choice: what was tried and kept, and why.
     """
 
     warped: Volume
@@ -51,6 +84,7 @@ class Registration:
     affine: np.ndarray
     metrics: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
+    choice: Choice = field(default_factory=lambda: Choice())
 
 
 def register(
@@ -59,6 +93,7 @@ def register(
     settings: RegistrationSettings = RegistrationSettings(),  # noqa: B008  it is frozen
     *,
     network: TrainedNetwork | None = None,
+    facts: PairFacts | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -71,6 +106,7 @@ def register(
         settings: the method and its options.
         network: the network for the method "nestedmorph"; its displacement is the starting point of the refinement. If
             its `spacing_mm` is unknown, its input is on the grid of the refinement.
+        facts: what is known about the scans besides their grids: whose they are, and how they were made.
         device: "auto", "cpu" or "cuda", where network and refinement run; "auto" uses a GPU if there is one.
         cache_dir: folder in which affine results are kept for later runs.
         progress: called with a line about each step.
@@ -93,11 +129,16 @@ def register(
     if method == "syn":
         with steps.timed("affine and SyN (ANTs)"):
             forward, inverse = syn(moving, fixed, seed=settings.seed)
-        affine = forward.linear_part()
+        affine, choice = forward.linear_part(), Choice("deformable", "mi")
+    elif method == "field" and facts is not None and facts.one_subject and settings.transform != "affine":
+        with steps.timed("stages"):
+            staged = align_in_stages(moving, fixed, settings, facts, progress=lambda text: steps.report(f"  {text}"))
+        forward, inverse, affine = staged.forward, staged.inverse, staged.linear
+        transform = "rigid" if settings.transform == "auto" else settings.transform
+        choice = Choice(transform, staged.similarity, tuple(staged.stages))
     else:
-        with steps.timed("affine"):
-            affine = AffineTransform(align_affine(moving, fixed, seed=settings.seed, cache_dir=cache_dir))
-        forward, inverse = _deformable(moving, fixed, affine, settings, network, place, steps)
+        forward, inverse, affine, choice = _by_search(moving, fixed, settings, network, place, steps, cache_dir)
+    steps.report(str(choice))
     with steps.timed("resampling"):
         warped = resample(moving, fixed, forward)
     for values, what in (
@@ -109,7 +150,7 @@ def register(
         check_finite(values, what)
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
-    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds)
+    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
 
 
 @dataclass(frozen=True)
@@ -125,6 +166,28 @@ class _Steps:
         yield
         self.seconds[name] = time.perf_counter() - started
         self.report(f"{name:<24}{self.seconds[name]:6.1f} s")
+
+
+def _by_search(
+    moving: Volume,
+    fixed: Volume,
+    settings: RegistrationSettings,
+    network: TrainedNetwork | None,
+    device: torch.device,
+    steps: _Steps,
+    cache_dir: str | os.PathLike[str] | None,
+) -> tuple[DisplacementField, DisplacementField, AffineTransform, Choice]:
+    """A linear map from many starts, and a deformation where the settings allow one."""
+    transform = "deformable" if settings.transform == "auto" else settings.transform
+    kind: Kind = "rigid" if transform == "rigid" else "affine"
+    with steps.timed(kind):
+        linear = AffineTransform(align_affine(moving, fixed, kind=kind, seed=settings.seed, cache_dir=cache_dir))
+    if transform == "deformable":
+        forward, inverse = _deformable(moving, fixed, linear, settings, network, device, steps)
+    else:
+        forward = compose_to_field([linear], fixed)
+        inverse = compose_to_field([linear.inverse()], moving)
+    return forward, inverse, linear, Choice(transform, settings.similarity if transform == "deformable" else "")
 
 
 def _deformable(

@@ -44,6 +44,8 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
             raise UsageError(f"--weights needs --method nestedmorph, got --method {self.chosen_method}")
         if self.weights is None and self.chosen_method == "nestedmorph":
             raise UsageError("--method nestedmorph needs a trained network: give --weights, or use --method field")
+        if self.transform in ("rigid", "affine") and self.chosen_method != "field":
+            raise UsageError(f"--transform {self.transform} needs --method field, got --method {self.chosen_method}")
         must_exist(self.weights, "file of weights")
 
 
@@ -68,6 +70,8 @@ class Register(MethodOptions, FolderOptions):
             affine.mat, record.json, picture.png.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
+        reversed_b0: a b0 image of the same session with the phase encoding turned round, on the grid of the diffusion
+            scan: the distortion is measured from the two.
         dicom: write DICOM results even if only MOVING is DICOM.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
             CT is refused. With it, no DICOM results are written.
@@ -82,6 +86,7 @@ class Register(MethodOptions, FolderOptions):
     output: Path
     moving_labels: Path | None = None
     fixed_labels: Path | None = None
+    reversed_b0: Path | None = None
     dicom: bool = False
     fix_tilt: bool = False
     pairs: Path | None = None
@@ -99,12 +104,15 @@ class Register(MethodOptions, FolderOptions):
             return
         if self.moving is None or self.fixed is None:
             raise UsageError("expected MOVING and FIXED, or --input with --pairs or --bids")
-        for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels):
+        for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels, self.reversed_b0):
             must_exist(path, "scan")
 
     def _check_folder(self) -> None:
-        if any(path is not None for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels)):
-            raise UsageError("--input and --pairs name the scans: leave out MOVING, FIXED and label maps")
+        of_one_pair = (self.moving, self.fixed, self.moving_labels, self.fixed_labels, self.reversed_b0)
+        if any(path is not None for path in of_one_pair):
+            raise UsageError(
+                "--input and --pairs name the scans: leave out MOVING, FIXED, label maps and --reversed-b0"
+            )
         if self.input is not None and not self.input.is_dir():
             raise FileNotFoundError(f"no folder at {self.input}")
         must_exist(self.pairs, "table of pairs")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...registration.acquisition import facts_of
 from ...registration.choices import Method
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair, read_pairs
@@ -103,8 +104,9 @@ def _measure(
     pair: Pair, settings: RegistrationSettings, network: TrainedNetwork | None, device: str, cache: Path | None
 ) -> dict[str, float]:
     moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)
+    facts = facts_of(pair, series=(False, pair.contrast != "image"))
     started = time.perf_counter()
-    result = register(moving, fixed, settings, network=network, device=device, cache_dir=cache)
+    result = register(moving, fixed, settings, network=network, facts=facts, device=device, cache_dir=cache)
     figures = result.metrics | {"seconds": time.perf_counter() - started}
     moving_labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
     if moving_labels is not None and fixed_labels is not None:

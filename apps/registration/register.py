@@ -58,13 +58,26 @@ def _register_pair(options: Register) -> int:
     network = None if options.weights is None else read_trained_network(options.weights)
     with outputs_together(options.output, replaces=OPTIONAL_FILES) as folder, collected_notes() as notes:
         check_no_series(options.output)
-        work = Alignment(options.settings, network, options.device, options.cache, options.dicom, options.fix_tilt)
+        work = Alignment(
+            options.settings,
+            network,
+            options.device,
+            options.cache,
+            options.dicom,
+            options.fix_tilt,
+            options.reversed_b0,
+        )
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}
         write_record(
             folder / "record.json",
-            inputs={**{name: getattr(pair, name) for name in PAIR_FILES}, "weights": options.weights},
+            inputs={
+                **{name: getattr(pair, name) for name in PAIR_FILES},
+                "weights": options.weights,
+                "reversed_b0": options.reversed_b0,
+            },
             options={**asdict(options.settings), "device": options.device},
+            choice=done.choice.as_json(),
             metrics=done.metrics,
             seconds=seconds,
             notes=notes,

@@ -1,14 +1,15 @@
 """Align pairs of scans, with the network in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...registration.acquisition import facts_of
 from ...registration.choices import contrast_named
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
-from ...registration.register import Progress, Registration, register
+from ...registration.register import Choice, Progress, Registration, register
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
 from ...runs.finite import check_finite
@@ -29,11 +30,13 @@ class Aligned:
         metrics: name -> value.
         seconds: wall time of each step.
         dicom: whether DICOM results were written.
+        choice: which stages were kept.
     """
 
     metrics: dict[str, float]
     seconds: dict[str, float]
     dicom: bool
+    choice: Choice
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Alignment:
         cache: folder in which affine alignments are kept.
         dicom: write DICOM results even if only the moving scan is DICOM.
         fix_tilt: straighten the slices of a tilted gantry.
+        reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan turned round.
     """
 
     settings: RegistrationSettings
@@ -55,6 +59,7 @@ class Alignment:
     cache: Path | None
     dicom: bool
     fix_tilt: bool = False
+    reversed_b0: Path | None = None
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -67,7 +72,8 @@ class Alignment:
             files.get("fixed_labels"),
             contrast=contrast_named(case.contrast),
         )
-        return {"metrics": self.align(pair, folder).metrics}
+        aligned = self.align(pair, folder)
+        return {"metrics": aligned.metrics, "choice": aligned.choice.as_json()}
 
     def align(self, pair: Pair, output: Path, *, progress: Progress | None = None) -> Aligned:
         """Align one pair of files and write the results into a folder.
@@ -83,16 +89,18 @@ class Alignment:
         to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom, fix_tilt=self.fix_tilt)
         moving_volume = read_volume(pair.moving, fix_tilt=self.fix_tilt)
         moving = reference_image(moving_volume, pair.moving)
-        if pair.contrast == "image":
-            fixed = reference_image(read_volume(pair.fixed, fix_tilt=self.fix_tilt), pair.fixed)
-        else:
-            fixed = load_fixed(pair)
+        fixed_volume = read_volume(pair.fixed, fix_tilt=self.fix_tilt)
+        fixed = reference_image(fixed_volume, pair.fixed) if pair.contrast == "image" else load_fixed(pair)
+        facts = facts_of(pair, series=(moving_volume.array.ndim == 4, fixed_volume.array.ndim == 4))
+        if self.reversed_b0 is not None:
+            facts = replace(facts, reversed_b0=reference_image(read_volume(self.reversed_b0), self.reversed_b0))
         labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
         result = register(
             moving,
             fixed,
             self.settings,
             network=self.network,
+            facts=facts,
             device=self.device,
             cache_dir=self.cache,
             progress=progress,
@@ -111,7 +119,7 @@ class Alignment:
         draw_registration(
             output / "picture.png", fixed=fixed, moving=moving, warped=result.warped, forward=result.forward
         )
-        return Aligned(metrics, result.seconds, to_dicom)
+        return Aligned(metrics, result.seconds, to_dicom, result.choice)
 
 
 def batch_work(
