@@ -283,20 +283,34 @@ class LinearEstimator(_Searched):
         return fit
 
 
-class LinearFit:
-    """A fitted logistic regression."""
+class _FitWithoutEpochs:
+    """What fits that are not trained in epochs share."""
 
     epochs = 0
 
-    def __init__(self, estimator: LinearEstimator, pipeline: Pipeline):
-        self._estimator, self.pipeline = estimator, pipeline
+    def __init__(self, estimator: "LinearEstimator | MajorityEstimator"):
+        self._estimator = estimator
         self.curve: list[dict[str, float]] = []
 
     def predict(self, subjects: Sequence[int]) -> Predictions:
         """Probabilities of all windows of the subjects."""
         rows = self._estimator.windows.rows(subjects)
-        probability = self.pipeline.predict_proba(self._estimator.features.values[rows])[:, 1]
-        return self._estimator._predictions(rows, probability)
+        return self._estimator._predictions(rows, self._probability(rows))
+
+    def _probability(self, rows: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+class LinearFit(_FitWithoutEpochs):
+    """A fitted logistic regression."""
+
+    def __init__(self, estimator: LinearEstimator, pipeline: Pipeline):
+        super().__init__(estimator)
+        self._features, self.pipeline = estimator.features.values, pipeline
+
+    def _probability(self, rows: np.ndarray) -> np.ndarray:
+        probability: np.ndarray = self.pipeline.predict_proba(self._features[rows])[:, 1]
+        return probability
 
     def numbers(self) -> dict[str, Any]:
         """Mean and scale of each feature, coefficients and intercept."""
@@ -321,19 +335,15 @@ class MajorityEstimator(_Searched):
         return MajorityFit(self, float(self.windows.labels[np.asarray(train)].mean()))
 
 
-class MajorityFit:
+class MajorityFit(_FitWithoutEpochs):
     """Predicts the same probability for every subject."""
 
-    epochs = 0
-
     def __init__(self, estimator: MajorityEstimator, share: float):
-        self._estimator, self.share = estimator, share
-        self.curve: list[dict[str, float]] = []
+        super().__init__(estimator)
+        self.share = share
 
-    def predict(self, subjects: Sequence[int]) -> Predictions:
-        """The share, for all windows of the subjects."""
-        rows = self._estimator.windows.rows(subjects)
-        return self._estimator._predictions(rows, np.full(len(rows), self.share))
+    def _probability(self, rows: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), self.share)
 
 
 EEGEstimator = NetworkEstimator | LinearEstimator | MajorityEstimator

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.scan.reference import directional_forward
+from ..kernels.scan.reference import DirectionalInputs, directional_forward
 from ..kernels.scan.selective import directional_scan
 from .scan_order import DIRECTIONS
 
@@ -76,7 +76,7 @@ class DirectionalScan(nn.Module):
         """Same arguments and result as `kernels.scan.directional_scan`; delta_bias is added before the softplus."""
         if self.plain:
             with torch.no_grad():
-                return directional_forward(x, delta, A, B, C, order, D, delta_bias, True)[0]
+                return directional_forward(DirectionalInputs(x, delta, A, B, C, order, D, delta_bias, True))[0]
         return directional_scan(x, delta, A, B, C, order, D, delta_bias, delta_softplus=True)
 
 

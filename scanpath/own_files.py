@@ -66,8 +66,8 @@ def _own_path(scene: str, person: str, columns: dict[str, np.ndarray], where: st
     if objects is not None and (objects != np.rint(objects)).any():
         raise ValueError(f"{where} must have whole numbers from 0 as objects, got {objects.tolist()}")
     xy = np.stack([columns["x"], columns["y"]], 1) if "x" in columns else None
-    whole = None if objects is None else objects.astype(np.int64)
-    return MeasuredPath(scene, person, xy, whole, columns.get("onset"), columns.get("duration"))
+    indices = None if objects is None else objects.astype(np.int64)
+    return MeasuredPath(scene, person, xy, indices, columns.get("onset"), columns.get("duration"))
 
 
 def read_tables(folder: Path) -> Reading:
@@ -82,16 +82,16 @@ def read_tables(folder: Path) -> Reading:
     scenes = []
     for where, row in _rows(folder / "scenes.csv", ("scene", "width", "height")):
         name = tidy_name(row["scene"])
-        listed = sorted(objects.get(name, []), key=lambda pair: pair[0])
-        if [k for k, _ in listed] != list(range(len(listed))) or not listed:
-            raise ValueError(f"{where}: objects of {name} must be numbered 0, 1, 2 ..., got {len(listed)} of them")
+        in_order = sorted(objects.get(name, []), key=lambda pair: pair[0])
+        if [k for k, _ in in_order] != list(range(len(in_order))) or not in_order:
+            raise ValueError(f"{where}: objects of {name} must be numbered 0, 1, 2 ..., got {len(in_order)} of them")
         keys: dict[str, Any] = {
             k: _whole(row, k, where) for k in ("target", "rows", "columns") if row.get(k) not in (None, "")
         }
         keys |= {k: row[k] for k in ("layout", "sought") if row.get(k)}
         image = folder / row["image"] if row.get("image") else None
         size = _whole(row, "width", where), _whole(row, "height", where)
-        scenes.append(Scene(name, size, tuple(o for _, o in listed), image=image, **keys))
+        scenes.append(Scene(name, size, tuple(o for _, o in in_order), image=image, **keys))
     trials: dict[tuple[str, str, str], list[tuple[float, dict[str, float]]]] = {}
     for where, row in _rows(folder / "fixations.csv", ("scene", "person", "index")):
         filled = {

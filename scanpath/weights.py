@@ -141,16 +141,7 @@ class NetworkModel:
 
     @torch.inference_mode()
     def log_probabilities(self, scene: Scene, sequence: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Log-probabilities of the next fixation after each prefix of a path, in nats.
-
-        Args:
-            scene: the scene that the person looks at.
-            sequence: (steps,) object indices.
-
-        Returns:
-            (steps + 1, n + 1) float64: row t is for the fixation after the first t ones; the last column is the end of
-            the path, which is impossible (-inf) in row 0.
-        """
+        """Log-probabilities of the next fixation after each prefix of a path, as those of `baselines.Baseline`."""
         scores, _ = self._read(scene, sequence, weights=False)
         first = torch.arange(scores.shape[1]).unsqueeze(0) == 0
         return log_probabilities(scores.double(), first=first)[0].numpy()

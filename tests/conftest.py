@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors; read when NumPy and PyTorch are loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,6 +58,53 @@ def dicom_errors() -> Callable[[Path], set[str]]:
         return {re.sub(r"\[\d+\]| Item #\d+", "", line) for line in lines}
 
     return errors
+
+
+@pytest.fixture(scope="session")
+def synthetic_windows() -> Callable[..., Any]:
+    """`synthetic_windows(people=, count=, planted_uv=, planted=)`: windows of 2 s at 64 Hz of synthetic EEG.
+
+    Each person has `count` windows; every other person is a case and carries 10 Hz of `planted_uv` on the channels
+    `planted`.
+    """
+    return _synthetic_windows
+
+
+def _synthetic_windows(*, people: int, count: int, planted_uv: float, planted: tuple[str, ...]) -> Any:
+    from voxelwave.eeg.channels import CED_ORDER  # MNE takes a second to load
+    from voxelwave.eeg.synthetic import CLASSES, synthetic_signal
+    from voxelwave.eeg.windows import WindowOptions, Windows, standardize
+
+    sfreq, times, seconds = 64.0, 128, 2 * count
+    signals = [
+        synthetic_signal(
+            np.random.default_rng([0, i]),
+            planted_uv=planted_uv * (i % 2),
+            seconds=seconds,
+            sfreq=sfreq,
+            planted=planted,
+        )
+        for i in range(people)
+    ]
+    raw = np.stack(signals).reshape(people, len(CED_ORDER), count, times).transpose(0, 2, 1, 3)
+    raw = raw.reshape(-1, len(CED_ORDER), times)
+    return Windows(
+        x=standardize(raw),
+        subject=np.repeat(np.arange(people), count),
+        start=np.tile(np.arange(count) * times, people),
+        log_variance=np.log(raw.var(axis=2)).astype(np.float32),
+        subjects=tuple(f"s{i:02d}" for i in range(people)),
+        labels=np.arange(people) % 2,
+        classes=CLASSES,
+        sfreq=sfreq,
+        channels=CED_ORDER,
+        seconds=np.full(people, float(seconds)),
+        unit="uV",
+        options=WindowOptions(seconds=2.0, sfreq=sfreq),
+        excluded=(),
+        notes=(),
+        digests=tuple(f"d{i}" for i in range(people)),
+    )
 
 
 @pytest.fixture(scope="session")

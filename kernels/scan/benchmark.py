@@ -21,7 +21,8 @@ from torch import Tensor
 from .. import native
 from . import cpu
 from .benchmark_ggml import GgmlScan
-from .peers import ScanInputs, parallel_scan, sequential_recurrence, trained_inputs
+from .peers import TrainedInputs, parallel_scan, sequential_recurrence, trained_inputs
+from .reference import ScanInputs
 from .selective import directional_scan, selective_scan
 
 # (D, L, N) at batch 1 and 4 groups: MaIR's light and classical super-resolution
@@ -56,7 +57,7 @@ class _Setting(NamedTuple):
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
         return SIZES[: 1 if self.quick else None]
 
-    def inputs(self, channels: int, length: int, states: int) -> ScanInputs:
+    def inputs(self, channels: int, length: int, states: int) -> TrainedInputs:
         return trained_inputs(channels, length, states, groups=GROUPS, seed=self.seed, device=self.device)
 
 
@@ -127,7 +128,7 @@ def _time(work: Callable[[], object], repeats: int, device: str = "cpu", warm: i
     return min(times), f"{min(times) * 1e3:.2f}/{statistics.median(times) * 1e3:.2f} ms"
 
 
-def _with_gradients(scan: Callable[..., Tensor], inputs: ScanInputs) -> Callable[[], object]:
+def _with_gradients(scan: Callable[..., Tensor], inputs: TrainedInputs) -> Callable[[], object]:
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     grad_out = _gradient_of(inputs.u)
     return lambda: torch.autograd.grad(scan(*leaves), leaves, grad_out)
@@ -300,11 +301,11 @@ def _floor(setting: _Setting) -> Iterator[Row]:
     yield Row("memory, a = b + c with write-allocate", limits.bandwidth / 1e9, "GB/s")
     for channels, length, states in setting.sizes:
         u, delta, A, B, C, D, bias = setting.inputs(channels, length, states)
-        arguments = (u, delta, A, B, C, D, None, bias, True, None)
+        inputs = ScanInputs(u, delta, A, B, C, D, None, bias, True, None)
         out = torch.empty_like(u)
-        forward = functools.partial(cpu.scan_forward, *arguments, checkpointed=False, out=out)
-        checkpoints = cpu.scan_forward(*arguments)[2]
-        backward = functools.partial(cpu.scan_backward, _gradient_of(u), None, *arguments, checkpoints)
+        forward = functools.partial(cpu.scan_forward, inputs, checkpointed=False, out=out)
+        checkpoints = cpu.scan_forward(inputs)[2]
+        backward = functools.partial(cpu.scan_backward, _gradient_of(u), None, inputs, checkpoints)
         # per state and step: 9 multiply-adds forward (5 of them for the exponential), 16 backward
         passes: tuple[tuple[str, Callable[[], object], int, int], ...] = (
             ("forward", forward, 9, 4 * (3 * channels + 2 * GROUPS * states) * length),

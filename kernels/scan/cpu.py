@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from .reference import group_count
+from .reference import DirectionalInputs, ScanInputs, group_count
 
 # CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
 CHECKPOINT_STEPS = 128
@@ -48,16 +48,7 @@ def serves(u: Tensor) -> bool:
 
 
 def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     *,
     checkpointed: bool = True,
     out: Tensor | None = None,
@@ -67,6 +58,7 @@ def scan_forward(
     Args:
         out: tensor for the result, contiguous, with the shape and type of u.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
     call = _Call(u, A, B, C, delta_softplus)
     batch, channels, length = u.shape
     call.sequence(u=u, delta=delta, z=z)
@@ -85,19 +77,11 @@ def scan_forward(
 def scan_backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
     call = _Call(u, A, B, C, delta_softplus)
     batch, channels, length = u.shape
     call.sequence(u=u, delta=delta, z=z, grad_out=grad_out)
@@ -117,15 +101,7 @@ def scan_backward(
 
 
 def directional_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     *,
     checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -134,6 +110,7 @@ def directional_forward(
     Raises:
         ValueError: a row of `permutation` is not a permutation.
     """
+    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
     batch, length, width = x.shape
     directions = permutation.shape[0]
     _check_permutation(permutation)
@@ -152,18 +129,11 @@ def directional_forward(
 
 def directional_backward(
     grad_out: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Same as `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
+    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
     batch, length, width = x.shape
     directions, states = permutation.shape[0], A.shape[1]
     call = _Call(x, A, B, C, delta_softplus, permutation)

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, reference, triton
-
-# the inputs of the two operators, in order
-_Optional = Tensor | None
-_ScanInputs = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, _Optional, _Optional, _Optional, bool, _Optional, bool
-]  # fmt: skip
-_DirectionalInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, _Optional, _Optional, bool, bool]
+from .reference import DirectionalInputs, ScanInputs
 
 
 class ScanPath(Protocol):
@@ -30,16 +24,7 @@ class ScanPath(Protocol):
 
     def scan_forward(
         self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        initial_state: Tensor | None,
+        inputs: ScanInputs,
         *,
         checkpointed: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -48,30 +33,13 @@ class ScanPath(Protocol):
         self,
         grad_out: Tensor,
         grad_last_state: Tensor | None,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        initial_state: Tensor | None,
+        inputs: ScanInputs,
         checkpoints: Tensor,
     ) -> tuple[Tensor | None, ...]: ...
 
     def directional_forward(
         self,
-        x: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        permutation: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
+        inputs: DirectionalInputs,
         *,
         checkpointed: bool = True,
     ) -> tuple[Tensor, Tensor]: ...
@@ -79,15 +47,7 @@ class ScanPath(Protocol):
     def directional_backward(
         self,
         grad_out: Tensor,
-        x: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        permutation: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
+        inputs: DirectionalInputs,
         checkpoints: Tensor,
     ) -> tuple[Tensor | None, ...]: ...
 
@@ -102,6 +62,14 @@ class _Context(Protocol):
     def saved_tensors(self) -> tuple[Tensor, ...]: ...
     def set_materialize_grads(self, value: bool) -> None: ...
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+def _save(ctx: _Context, inputs: ScanInputs | DirectionalInputs, checkpointed: bool, checkpoints: Tensor) -> None:
+    """Keep the tensors of a forward pass, in their order."""
+    ctx.set_materialize_grads(False)
+    ctx.delta_softplus, ctx.checkpointed = inputs.delta_softplus, checkpointed
+    tensors = [value for name, value in inputs._asdict().items() if name != "delta_softplus"]
+    ctx.save_for_backward(*tensors, checkpoints)
 
 
 @torch.library.custom_op("voxelwave::selective_scan", mutates_args=())
@@ -119,9 +87,8 @@ def selective_scan_operator(
     checkpointed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, the last state, and the checkpoints (B, ceil(L / steps), D, N), or none unless `checkpointed`."""
-    out, last_state, checkpoints = _path(u).scan_forward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed=checkpointed
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    out, last_state, checkpoints = _path(u).scan_forward(inputs, checkpointed=checkpointed)
     return out.contiguous(), last_state.contiguous(), checkpoints  # contiguous, as the fake operator promises
 
 
@@ -142,9 +109,8 @@ def selective_scan_backward_operator(
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias and initial_state."""
-    gradients = _path(u).scan_backward(
-        grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpoints
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    gradients = _path(u).scan_backward(grad_out, grad_last_state, inputs, checkpoints)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (_operator_result(g, u) for g in gradients)
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
@@ -187,11 +153,8 @@ def _selective_scan_backward_shapes(
     return tuple(_fake_gradient(v, u) for v in (u, delta, A, B, C, D, z, delta_bias, initial_state))
 
 
-def _save_scan(ctx: _Context, inputs: _ScanInputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, checkpointed = inputs
-    ctx.set_materialize_grads(False)
-    ctx.delta_softplus, ctx.checkpointed = delta_softplus, checkpointed
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, output[2])
+def _save_scan(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _save(ctx, ScanInputs(*inputs[:-1]), inputs[-1], output[2])
 
 
 def _differentiate_scan(
@@ -251,9 +214,8 @@ def directional_scan_operator(
     checkpointed: bool,
 ) -> tuple[Tensor, Tensor]:
     """out, and the checkpoints (B, ceil(L / steps), K*C, N), or none unless `checkpointed`."""
-    return _path(x).directional_forward(
-        x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed=checkpointed
-    )
+    inputs = DirectionalInputs(x, delta, A, B, C, permutation, D, delta_bias, delta_softplus)
+    return _path(x).directional_forward(inputs, checkpointed=checkpointed)
 
 
 @torch.library.custom_op("voxelwave::directional_scan_backward", mutates_args=())
@@ -271,9 +233,8 @@ def directional_scan_backward_operator(
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, delta, A, B, C, D and delta_bias."""
-    gradients = _path(x).directional_backward(
-        grad_out, x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpoints
-    )
+    inputs = DirectionalInputs(x, delta, A, B, C, permutation, D, delta_bias, delta_softplus)
+    gradients = _path(x).directional_backward(grad_out, inputs, checkpoints)
     dx, ddelta, dA, dB, dC, dD, dbias = (_operator_result(g, x) for g in gradients)
     return dx, ddelta, dA, dB, dC, dD, dbias
 
@@ -314,11 +275,8 @@ def _directional_scan_backward_shapes(
     return tuple(_fake_gradient(v, x) for v in (x, delta, A, B, C, D, delta_bias))
 
 
-def _save_directional(ctx: _Context, inputs: _DirectionalInputs, output: tuple[Tensor, Tensor]) -> None:
-    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus, checkpointed = inputs
-    ctx.set_materialize_grads(False)
-    ctx.delta_softplus, ctx.checkpointed = delta_softplus, checkpointed
-    ctx.save_for_backward(x, delta, A, B, C, permutation, D, delta_bias, output[1])
+def _save_directional(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, DirectionalInputs(*inputs[:-1]), inputs[-1], output[1])
 
 
 def _differentiate_directional(

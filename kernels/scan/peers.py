@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class ScanInputs(NamedTuple):
+class TrainedInputs(NamedTuple):
     """Inputs of a scan with softplus and without gate, in the order of the peers' arguments."""
 
     u: Tensor  # (B, D, L)
@@ -30,7 +30,7 @@ def trained_inputs(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> ScanInputs:
+) -> TrainedInputs:
     """Random inputs with step sizes log-uniform in 1e-3 to 1e-1 and A near -(1 .. N), as in a trained model.
 
     Args:
@@ -47,7 +47,7 @@ def trained_inputs(
     C = torch.randn(batch, groups, states, length, generator=generator)
     D = torch.randn(channels, generator=generator)
     u, delta, B, C = (v.to(device, dtype) for v in (u, delta, B, C))
-    return ScanInputs(u, delta, A.to(device), B, C, D.to(device), torch.log(torch.expm1(target)).to(device))
+    return TrainedInputs(u, delta, A.to(device), B, C, D.to(device), torch.log(torch.expm1(target)).to(device))
 
 
 def sequential_recurrence(

@@ -95,6 +95,35 @@ def _per_channel(X: Tensor, channels: int) -> Tensor:
     return X.repeat_interleave(channels // X.shape[1], dim=1)
 
 
+class ScanInputs(NamedTuple):
+    """Arguments of a scan, as in `selective_scan`, with B and C as (B, G, N, L) or (D, N)."""
+
+    u: Tensor  # (B, D, L)
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    initial_state: Tensor | None
+
+
+class DirectionalInputs(NamedTuple):
+    """Arguments of a scan along directions, as in `directional_scan`."""
+
+    x: Tensor  # (B, L, C)
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    permutation: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+
+
 class _Grouped(NamedTuple):
     """Inputs in the type of the state, with D channels split into G groups of M = D / G."""
 
@@ -107,9 +136,8 @@ class _Grouped(NamedTuple):
     C: Tensor  # as B
 
 
-def _grouped(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
-) -> _Grouped:
+def _grouped(inputs: ScanInputs) -> _Grouped:
+    u, delta, A, B, C, _, _, delta_bias, delta_softplus, _ = inputs
     real, groups = state_dtype(u), group_count(B, C)
     split = (groups, u.shape[1] // groups)
     raw = delta.to(real) if delta_bias is None else delta.to(real) + delta_bias.to(real)[:, None]
@@ -122,23 +150,14 @@ def _grouped(
 
 
 def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     *,
     checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward pass without autograd.
 
     Args:
-        u: (B, D, L); the other arguments as in `selective_scan`, with B and C as (B, G, N, L) or (D, N).
+        inputs: the arguments of the scan.
         checkpointed: keep the states that `scan_backward` needs.
 
     Returns:
@@ -146,7 +165,8 @@ def scan_forward(
         0, CHECKPOINT_STEPS, ..., (B, ceil(L / CHECKPOINT_STEPS), D, N), or an empty tensor without `checkpointed`.
         States are float32, or float64 if u is float64.
     """
-    g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
+    u, D, z, initial_state = inputs.u, inputs.D, inputs.z, inputs.initial_state
+    g = _grouped(inputs)
     real, batch, length = g.x.dtype, u.shape[0], u.shape[2]
     h = g.x.new_zeros(batch, *g.A.shape)
     if initial_state is not None:
@@ -170,16 +190,7 @@ def scan_forward(
 def scan_backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `scan_forward`; None for an argument that is None.
@@ -187,12 +198,14 @@ def scan_backward(
     Args:
         grad_out: (B, D, L), gradient of out.
         grad_last_state: (B, D, N), gradient of the last state, or None.
+        inputs: those of `scan_forward`.
         checkpoints: as `scan_forward` returned them.
 
     Returns:
         Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state, each with the shape and type of its argument.
     """
-    g = _grouped(u, delta, A, B, C, delta_bias, delta_softplus)
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
+    g = _grouped(inputs)
     real, split = g.x.dtype, g.A.shape[:2]
     grad = grad_out.to(real)
     if z is not None:
@@ -303,61 +316,46 @@ def _to_image_order(out: Tensor, permutation: Tensor) -> Tensor:
 
 
 def directional_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     *,
     checkpointed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass of `directional_scan` without autograd.
 
     Args:
-        x: (B, L, C); the other arguments as in `directional_scan`.
+        inputs: the arguments of the scan.
         checkpointed: keep the states that `directional_backward` needs.
 
     Returns:
         out (B, L, K, C) in the type of x, and the checkpoints of `scan_forward` for K*C channels.
     """
+    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
     u, delta, B, C = _to_scan_order(x, delta, B, C, permutation)
-    out, _, checkpoints = scan_forward(
-        u, delta, A, B, C, D, None, delta_bias, delta_softplus, None, checkpointed=checkpointed
-    )
+    in_order = ScanInputs(u, delta, A, B, C, D, None, delta_bias, delta_softplus, None)
+    out, _, checkpoints = scan_forward(in_order, checkpointed=checkpointed)
     return _to_image_order(out, permutation).contiguous(), checkpoints
 
 
 def directional_backward(
     grad_out: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     checkpoints: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `directional_forward`.
 
     Args:
         grad_out: (B, L, K, C), gradient of out.
+        inputs: those of `directional_forward`.
         checkpoints: as `directional_forward` returned them.
 
     Returns:
         Gradients of x, delta, A, B, C, D, delta_bias, each with the shape and type of its argument; None for None.
     """
+    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
     u, delta_, B_, C_ = _to_scan_order(x, delta, B, C, permutation)
     grad = _to_scan_order(x, grad_out, B, C, permutation)[1]
-    du, ddelta, dA, dB, dC, dD, _, dbias, _ = scan_backward(
-        grad, None, u, delta_, A, B_, C_, D, None, delta_bias, delta_softplus, None, checkpoints
-    )
+    in_order = ScanInputs(u, delta_, A, B_, C_, D, None, delta_bias, delta_softplus, None)
+    du, ddelta, dA, dB, dC, dD, _, dbias, _ = scan_backward(grad, None, in_order, checkpoints)
     assert du is not None
     assert ddelta is not None
     assert dB is not None

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import group_count
+from .reference import DirectionalInputs, ScanInputs, group_count
 
 # Steps between two stored states, which take N/16 times the memory of u. A longer chunk does not fit into the registers
 # of the backward kernel.
@@ -135,16 +135,7 @@ class _Grid(NamedTuple):
 
 
 def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     *,
     checkpointed: bool = True,
     segment: int | None = None,
@@ -154,24 +145,13 @@ def scan_forward(
     Args:
         segment: steps per program, for tests and tuning.
     """
-    B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
-    inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
-    return _forward(_scan_shape(u, A, B, C), inputs, initial_state, checkpointed, segment)
+    return _forward(_scan_shape(inputs), _in_scan_order(inputs), inputs.initial_state, checkpointed, segment)
 
 
 def scan_backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
+    inputs: ScanInputs,
     checkpoints: Tensor,
     *,
     segment: int | None = None,
@@ -180,10 +160,8 @@ def scan_backward(
 
     There are no atomic additions, so the same input gives the same bits.
     """
-    B_, C_ = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
-    inputs = _Inputs(u, delta, A, B_, C_, D, z, delta_bias, delta_softplus, None)
-    shape = _scan_shape(u, A, B, C)
-    g = _backward(shape, inputs, grad_out, grad_last_state, checkpoints, segment)
+    u, _, A, B, C, D, z, delta_bias, _, initial_state = inputs
+    g = _backward(_scan_shape(inputs), _in_scan_order(inputs), grad_out, grad_last_state, checkpoints, segment)
     dB, dC = (dX if dX.ndim == 2 else dX.permute(0, 2, 3, 1) for dX in (g.B, g.C))
     return (
         g.u.to(u.dtype),
@@ -199,47 +177,28 @@ def scan_backward(
 
 
 def directional_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     *,
     checkpointed: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same as `reference.directional_forward`, without float64."""
-    batch, length, width = x.shape
-    shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
-    inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
-    out, _, checkpoints = _forward(shape, inputs, None, checkpointed, segment)
+    shape, prepared = _in_image_order(inputs)
+    out, _, checkpoints = _forward(shape, prepared, None, checkpointed, segment)
     return out, checkpoints
 
 
 def directional_backward(
     grad_out: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    permutation: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    inputs: DirectionalInputs,
     checkpoints: Tensor,
     *,
     segment: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Same as `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
-    batch, length, width = x.shape
-    shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
-    inputs = _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
-    g = _backward(shape, inputs, grad_out, None, checkpoints, segment)
+    x, _, A, B, C, _, D, delta_bias, _ = inputs
+    shape, prepared = _in_image_order(inputs)
+    g = _backward(shape, prepared, grad_out, None, checkpoints, segment)
     return (
         g.u.sum(2, dtype=torch.float32).to(x.dtype),
         g.delta,
@@ -262,10 +221,23 @@ def device_code() -> ModuleType:
     return triton_device
 
 
-def _scan_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ScanShape:
-    batch, channels, length = u.shape
-    groups = group_count(B, C)
-    return ScanShape(batch, length, groups, channels // groups, A.shape[1])
+def _scan_shape(inputs: ScanInputs) -> ScanShape:
+    batch, channels, length = inputs.u.shape
+    groups = group_count(inputs.B, inputs.C)
+    return ScanShape(batch, length, groups, channels // groups, inputs.A.shape[1])
+
+
+def _in_scan_order(inputs: ScanInputs) -> _Inputs:
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, _ = inputs
+    B, C = (X if X.ndim == 2 else X.permute(0, 3, 1, 2) for X in (B, C))
+    return _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, None)
+
+
+def _in_image_order(inputs: DirectionalInputs) -> tuple[ScanShape, _Inputs]:
+    x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
+    batch, length, width = x.shape
+    shape = ScanShape(batch, length, permutation.shape[0], width, A.shape[1])
+    return shape, _Inputs(x, delta, A, B, C, D, None, delta_bias, delta_softplus, permutation)
 
 
 def _forward(

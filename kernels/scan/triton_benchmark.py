@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import reference, triton
 from .peers import parallel_scan, trained_inputs
+from .reference import ScanInputs
 from .triton import ScanShape
 from .triton_aot import H100_BYTES_PER_S, fewest_bytes
 
@@ -20,9 +21,6 @@ FLUSHED_BYTES = 256 * 2**20
 PARALLEL_SCAN_ELEMENTS = 2**29
 # The float64 reference needs one launch per step and operation; longer sequences are not compared with it.
 REFERENCE_STEPS = 4096
-
-# Arguments of `triton.scan_forward`
-_Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, None, Tensor, bool, None]
 
 SIZES = [
     (ScanShape(1, 4096, 4, 60, 16), torch.float32),
@@ -77,16 +75,16 @@ def _rows(shape: ScanShape, dtype: torch.dtype, seed: int, repeats: int, device:
     inputs = trained_inputs(
         shape.channels, length, states, batch=batch, groups=groups, seed=seed, device=device, dtype=dtype
     )
-    arguments: _Arguments = (*inputs[:6], None, inputs.delta_bias, True, None)
-    out, _, checkpoints = triton.scan_forward(*arguments)
+    arguments = ScanInputs(*inputs[:6], None, inputs.delta_bias, True, None)
+    out, _, checkpoints = triton.scan_forward(arguments)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1)).to(out)
     ours: dict[str, Callable[[], object]] = {
-        "forward": lambda: triton.scan_forward(*arguments, checkpointed=False),
-        "forward with checkpoints": lambda: triton.scan_forward(*arguments),
-        "backward": lambda: triton.scan_backward(grad_out, None, *arguments, checkpoints),
+        "forward": lambda: triton.scan_forward(arguments, checkpointed=False),
+        "forward with checkpoints": lambda: triton.scan_forward(arguments),
+        "backward": lambda: triton.scan_backward(grad_out, None, arguments, checkpoints),
     }
     peers = _peers(shape, arguments, grad_out)
-    gradients = triton.scan_backward(grad_out, None, *arguments, checkpoints)
+    gradients = triton.scan_backward(grad_out, None, arguments, checkpoints)
     errors = _errors(shape, arguments, grad_out, out, gradients)
     rows = []
     for what, run in ours.items():
@@ -104,7 +102,7 @@ def _rows(shape: ScanShape, dtype: torch.dtype, seed: int, repeats: int, device:
     return rows
 
 
-def _peers(shape: ScanShape, arguments: _Arguments, grad_out: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
+def _peers(shape: ScanShape, arguments: ScanInputs, grad_out: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
     """The peers that can run at this size; the backward pass is repeated on the graph of one forward pass."""
     peers: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "backward": {}}
     scans: dict[str, Callable[..., Tensor]] = {}
@@ -138,15 +136,15 @@ def _peers(shape: ScanShape, arguments: _Arguments, grad_out: Tensor) -> dict[st
 
 
 def _errors(
-    shape: ScanShape, arguments: _Arguments, grad_out: Tensor, out: Tensor, gradients: tuple[Tensor | None, ...]
+    shape: ScanShape, arguments: ScanInputs, grad_out: Tensor, out: Tensor, gradients: tuple[Tensor | None, ...]
 ) -> dict[str, float]:
     """Largest error against float64 divided by the largest value, of out and of the worst gradient."""
     if shape.length > REFERENCE_STEPS or shape.batch > 1:
         return {}
     u, delta, A, B, C, D, bias = (v.double() for v in arguments if isinstance(v, Tensor))
-    exact: _Arguments = (u, delta, A, B, C, D, None, bias, True, None)
-    expected, _, checkpoints = reference.scan_forward(*exact)
-    expected_gradients = reference.scan_backward(grad_out.double(), None, *exact, checkpoints)
+    exact = ScanInputs(u, delta, A, B, C, D, None, bias, True, None)
+    expected, _, checkpoints = reference.scan_forward(exact)
+    expected_gradients = reference.scan_backward(grad_out.double(), None, exact, checkpoints)
 
     def error(actual: Tensor, truth: Tensor) -> float:
         return ((actual.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item()

@@ -1,6 +1,7 @@
 """Losses, schedules, averaged weights and hyper-parameters of a training."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,24 +9,6 @@ import torch
 
 from voxelwave.restoration.module import RestorationModule, charbonnier, halved, held_then_cosine, load_checkpoint
 from voxelwave.restoration.settings import ModuleSettings
-
-_TINY = {
-    "network": "MaIR",
-    "arguments": {
-        "in_channels": 1,
-        "scale": 1,
-        "upsampler": None,
-        "width": 8,
-        "depths": [1],
-        "states": 1,
-        "expansion": 1.0,
-        "stripe_width": 4,
-        "drop_path_rate": 0.0,
-    },
-    "lr": 2e-3,
-    "schedule": "cosine",
-    "steps": 24,
-}
 
 
 def test_rate_halves_at_the_published_steps() -> None:
@@ -46,8 +29,8 @@ def test_charbonnier_is_nearly_l1() -> None:
     torch.testing.assert_close(charbonnier(x, y), (x - y).abs().mean(), atol=1e-6, rtol=1e-6)
 
 
-def test_the_average_starts_at_the_weights_and_follows_them() -> None:
-    module = RestorationModule(ModuleSettings(**_TINY))
+def test_the_average_starts_at_the_weights_and_follows_them(tiny_module: dict[str, Any]) -> None:
+    module = RestorationModule(ModuleSettings(**tiny_module))
     for average, present in zip(module.ema.parameters(), module.network.parameters(), strict=True):
         torch.testing.assert_close(average, present, rtol=0, atol=0)
     with torch.no_grad():
@@ -60,8 +43,8 @@ def test_the_average_starts_at_the_weights_and_follows_them() -> None:
         torch.testing.assert_close(new, old + share)
 
 
-def test_scan_parameters_norms_and_biases_do_not_decay() -> None:
-    module = RestorationModule(ModuleSettings(**{**_TINY, "optimizer": "adamw", "weight_decay": 0.1}))
+def test_scan_parameters_norms_and_biases_do_not_decay(tiny_module: dict[str, Any]) -> None:
+    module = RestorationModule(ModuleSettings(**{**tiny_module, "optimizer": "adamw", "weight_decay": 0.1}))
     groups = module.configure_optimizers()["optimizer"].param_groups
     spared = {id(p) for p in groups[1]["params"]}
     names = {name for name, p in module.network.named_parameters() if id(p) in spared}
@@ -70,8 +53,8 @@ def test_scan_parameters_norms_and_biases_do_not_decay() -> None:
     assert groups[1]["weight_decay"] == 0
 
 
-def test_mixup_blends_within_the_batch() -> None:
-    module = RestorationModule(ModuleSettings(**{**_TINY, "mixup": 1.2}))
+def test_mixup_blends_within_the_batch(tiny_module: dict[str, Any]) -> None:
+    module = RestorationModule(ModuleSettings(**{**tiny_module, "mixup": 1.2}))
     x = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
     seen = set()
     for step in range(30):
@@ -90,21 +73,23 @@ def test_mixup_blends_within_the_batch() -> None:
         ({"steps": 0}, "steps"),
     ],
 )
-def test_wrong_options_are_named(options: dict, words: str) -> None:
+def test_wrong_options_are_named(tiny_module: dict[str, Any], options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ModuleSettings(**{**_TINY, **options})
+        ModuleSettings(**{**tiny_module, **options})
 
 
-def test_start_from_keeps_what_fits(tmp_path: Path) -> None:
-    small = RestorationModule(ModuleSettings(**_TINY))
+def test_start_from_keeps_what_fits(tiny_module: dict[str, Any], tmp_path: Path) -> None:
+    small = RestorationModule(ModuleSettings(**tiny_module))
     small.export(tmp_path / "x.safetensors")
-    large = {**_TINY, "arguments": {**_TINY["arguments"], "scale": 2, "upsampler": "pixelshuffledirect"}}  # type: ignore[dict-item]
+    large = {**tiny_module, "arguments": {**tiny_module["arguments"], "scale": 2, "upsampler": "pixelshuffledirect"}}
     module = RestorationModule(ModuleSettings(**{**large, "start_from": str(tmp_path / "x.safetensors")}))
     torch.testing.assert_close(module.network.conv_first.weight, small.network.conv_first.weight)
 
 
-def test_hyper_parameters_are_plain_values_that_build_the_same_module(tmp_path: Path) -> None:
-    module = RestorationModule(ModuleSettings(**{**_TINY, "betas": (0.8, 0.9), "intensity_range": (-1000, 2000)}))
+def test_hyper_parameters_are_plain_values_that_build_the_same_module(
+    tiny_module: dict[str, Any], tmp_path: Path
+) -> None:
+    module = RestorationModule(ModuleSettings(**{**tiny_module, "betas": (0.8, 0.9), "intensity_range": (-1000, 2000)}))
     torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "m.ckpt")
     again = load_checkpoint(tmp_path / "m.ckpt")
     assert again.hparams == module.hparams
@@ -119,11 +104,11 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "eeg.ckpt")
 
 
-def test_a_checkpoint_of_version_0_1_0_loads(tmp_path: Path) -> None:
-    module = RestorationModule(ModuleSettings(**_TINY))
+def test_a_checkpoint_of_version_0_1_0_loads(tiny_module: dict[str, Any], tmp_path: Path) -> None:
+    module = RestorationModule(ModuleSettings(**tiny_module))
     hyper_parameters = {
         "network": "MaIR",
-        "arguments": _TINY["arguments"],
+        "arguments": tiny_module["arguments"],
         "loss": "l1",
         "optimizer": "adam",
         "lr": 0.002,

@@ -1,6 +1,7 @@
 """A training on tiny pictures: its files, resuming, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,24 +12,6 @@ from voxelwave.restoration.module import load_checkpoint
 from voxelwave.restoration.settings import TrainingSettings
 from voxelwave.restoration.training import Trained, train
 from voxelwave.restoration.weights import load_weights
-
-_TINY = {
-    "network": "MaIR",
-    "arguments": {
-        "in_channels": 1,
-        "scale": 1,
-        "upsampler": None,
-        "width": 8,
-        "depths": [1],
-        "states": 1,
-        "expansion": 1.0,
-        "stripe_width": 4,
-        "drop_path_rate": 0.0,
-    },
-    "lr": 2e-3,
-    "schedule": "cosine",
-    "steps": 24,
-}
 
 
 @pytest.fixture
@@ -43,9 +26,11 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _train(pictures: Path, output: Path, *, steps: int = 24, resume: bool = False) -> Trained:
+def _train(
+    tiny_module: dict[str, Any], pictures: Path, output: Path, *, steps: int = 24, resume: bool = False
+) -> Trained:
     settings = TrainingSettings(
-        module=_TINY,
+        module=tiny_module,
         degradation={"kind": "gaussian", "sigma": 0.1},
         stages=[{"steps": steps, "batch": 2, "patch": 16}],
         epoch_steps=8,
@@ -56,10 +41,12 @@ def _train(pictures: Path, output: Path, *, steps: int = 24, resume: bool = Fals
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(pictures: Path) -> None:
-    _train(pictures, pictures / "whole")
-    _train(pictures, pictures / "parts", steps=8)
-    _train(pictures, pictures / "parts", resume=True)
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
+    tiny_module: dict[str, Any], pictures: Path
+) -> None:
+    _train(tiny_module, pictures, pictures / "whole")
+    _train(tiny_module, pictures, pictures / "parts", steps=8)
+    _train(tiny_module, pictures, pictures / "parts", resume=True)
     whole, parts = (torch.load(pictures / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
     assert whole["global_step"] == parts["global_step"] == 24
     for name, tensor in whole["state_dict"].items():
@@ -67,8 +54,8 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(pictures: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_training_lowers_the_loss_and_exports_the_average(pictures: Path) -> None:
-    _train(pictures, pictures / "out", steps=24)
+def test_training_lowers_the_loss_and_exports_the_average(tiny_module: dict[str, Any], pictures: Path) -> None:
+    _train(tiny_module, pictures, pictures / "out", steps=24)
     module = load_checkpoint(pictures / "out/last.ckpt")
     model, info = load_weights(pictures / "out/weights.safetensors")
     assert (info.task, info.intensity_unit, info.arguments["stripe_width"]) == ("denoise", "relative", 4)
@@ -78,16 +65,18 @@ def test_training_lowers_the_loss_and_exports_the_average(pictures: Path) -> Non
     rows = (pictures / "out/metrics.csv").read_text()
     assert "psnr" in rows
     with pytest.raises(ValueError, match="--resume"):
-        _train(pictures, pictures / "out")
+        _train(tiny_module, pictures, pictures / "out")
     with pytest.raises(FileNotFoundError, match="--resume"):
-        _train(pictures, pictures / "other", resume=True)
+        _train(tiny_module, pictures, pictures / "other", resume=True)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_training_returns_its_steps_and_figures(pictures: Path) -> None:
+def test_a_training_returns_its_steps_and_figures(tiny_module: dict[str, Any], pictures: Path) -> None:
     lines: list[str] = []
     settings = TrainingSettings(
-        module=_TINY, degradation={"kind": "gaussian", "sigma": 0.1}, stages=[{"steps": 1, "batch": 1, "patch": 16}]
+        module=tiny_module,
+        degradation={"kind": "gaussian", "sigma": 0.1},
+        stages=[{"steps": 1, "batch": 1, "patch": 16}],
     )
     trained = train(pictures / "train", pictures / "validation", pictures / "out", settings, report=lines.append)
     assert (trained.steps, trained.interrupted) == (1, False)
@@ -95,7 +84,7 @@ def test_a_training_returns_its_steps_and_figures(pictures: Path) -> None:
     assert lines[0].startswith("2 training images, 2 for validation; ")
 
 
-def test_degraded_partners_of_one_part_alone_are_refused(pictures: Path) -> None:
-    settings = TrainingSettings(module=_TINY, train_degraded=pictures / "train", intensity_range="dtype")
+def test_degraded_partners_of_one_part_alone_are_refused(tiny_module: dict[str, Any], pictures: Path) -> None:
+    settings = TrainingSettings(module=tiny_module, train_degraded=pictures / "train", intensity_range="dtype")
     with pytest.raises(ValueError, match="must be given together, got one of them"):
         train(pictures / "train", pictures / "validation", pictures / "out", settings)

@@ -25,8 +25,8 @@ from voxelwave.apps.nested_cv.splits import Cohort
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.channels import CED_ORDER
 from voxelwave.eeg.networks import NETWORKS
-from voxelwave.eeg.synthetic import CLASSES, synthetic_signal
-from voxelwave.eeg.windows import WindowOptions, Windows, standardize
+from voxelwave.eeg.synthetic import CLASSES
+from voxelwave.eeg.windows import Windows
 from voxelwave.runs.json_types import check_record
 
 PEOPLE, WINDOWS, TIMES, SFREQ = 6, 2, 128, 64.0
@@ -34,34 +34,9 @@ CHANNEL = CED_ORDER.index("Pz")
 
 
 @pytest.fixture(scope="module")
-def windows() -> Windows:
+def windows(synthetic_windows) -> Windows:
     """Two windows of 2 s of each of 6 people; the cases carry 10 Hz on Pz."""
-    raw = np.stack(
-        [
-            synthetic_signal(
-                np.random.default_rng([0, i]), planted_uv=30.0 * (i % 2), seconds=4, sfreq=SFREQ, planted=("Pz",)
-            )
-            for i in range(PEOPLE)
-        ]
-    )
-    raw = raw.reshape(PEOPLE, len(CED_ORDER), WINDOWS, TIMES).transpose(0, 2, 1, 3).reshape(-1, len(CED_ORDER), TIMES)
-    return Windows(
-        x=standardize(raw),
-        subject=np.repeat(np.arange(PEOPLE), WINDOWS),
-        start=np.tile(np.arange(WINDOWS) * TIMES, PEOPLE),
-        log_variance=np.log(raw.var(axis=2)).astype(np.float32),
-        subjects=tuple(f"s{i}" for i in range(PEOPLE)),
-        labels=np.arange(PEOPLE) % 2,
-        classes=CLASSES,
-        sfreq=SFREQ,
-        channels=CED_ORDER,
-        seconds=np.full(PEOPLE, 4.0),
-        unit="uV",
-        options=WindowOptions(seconds=2.0, sfreq=SFREQ),
-        excluded=(),
-        notes=(),
-        digests=tuple(f"d{i}" for i in range(PEOPLE)),
-    )
+    return synthetic_windows(people=PEOPLE, count=WINDOWS, planted_uv=30.0, planted=("Pz",))
 
 
 class Alpha(nn.Module):

@@ -15,6 +15,7 @@ import voxelwave.kernels.scan
 from voxelwave.kernels.scan import reference as scan_reference
 from voxelwave.kernels.scan import triton as scan_triton
 from voxelwave.kernels.scan import triton_benchmark
+from voxelwave.kernels.scan.reference import DirectionalInputs, ScanInputs
 from voxelwave.kernels.scan.triton_benchmark import gpu_benchmark
 
 IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -84,18 +85,19 @@ def assert_same(actual, expected, tolerance=TOLERANCE):
 
 def check_scan(inputs, segment=None, tolerance=TOLERANCE):
     """Compare outputs and gradients, including the gradient of the last state if there is an initial state."""
-    arguments = list(inputs.values())
-    expected = scan_reference.scan_forward(*to_float64(arguments))
-    actual = scan_triton.scan_forward(*arguments, segment=segment)
+    arguments = ScanInputs(**inputs)
+    exact = ScanInputs(*to_float64(arguments))
+    expected = scan_reference.scan_forward(exact)
+    actual = scan_triton.scan_forward(arguments, segment=segment)
     assert_same(actual, expected, tolerance)
     assert actual[0].dtype == inputs["u"].dtype
     generator = torch.Generator().manual_seed(1)
     grad_out = torch.randn(*actual[0].shape, generator=generator).to(inputs["u"])
     initial = inputs["initial_state"]
     grad_last = None if initial is None else torch.randn(*initial.shape, generator=generator).to(initial)
-    exact = to_float64([grad_out, grad_last, *arguments])
-    gradients = scan_triton.scan_backward(grad_out, grad_last, *arguments, actual[2], segment=segment)
-    assert_same(gradients, scan_reference.scan_backward(*exact, expected[2]), tolerance)
+    gradients = scan_triton.scan_backward(grad_out, grad_last, arguments, actual[2], segment=segment)
+    exact_gradients = scan_reference.scan_backward(*to_float64([grad_out, grad_last]), exact, expected[2])
+    assert_same(gradients, exact_gradients, tolerance)
     originals = [v for name, v in inputs.items() if name != "delta_softplus"]
     for gradient, original in zip(gradients, originals, strict=True):
         if original is not None:
@@ -161,7 +163,7 @@ def test_interpreter_agrees_along_index_tables(length, width, directions, states
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    arguments = [
+    arguments = DirectionalInputs(
         normal(1, length, width),
         normal(1, length, directions, width),
         -torch.rand(directions * width, states, generator=generator),
@@ -171,13 +173,14 @@ def test_interpreter_agrees_along_index_tables(length, width, directions, states
         normal(directions * width),
         normal(directions * width),
         True,
-    ]
-    expected = scan_reference.directional_forward(*to_float64(arguments))
-    actual = scan_triton.directional_forward(*arguments, segment=16)
+    )
+    exact = DirectionalInputs(*to_float64(arguments))
+    expected = scan_reference.directional_forward(exact)
+    actual = scan_triton.directional_forward(arguments, segment=16)
     assert_same(actual, expected)
     grad_out = normal(*actual[0].shape)
-    gradients = scan_triton.directional_backward(grad_out, *arguments, actual[1], segment=16)
-    assert_same(gradients, scan_reference.directional_backward(*to_float64([grad_out, *arguments]), expected[1]))
+    gradients = scan_triton.directional_backward(grad_out, arguments, actual[1], segment=16)
+    assert_same(gradients, scan_reference.directional_backward(grad_out.double(), exact, expected[1]))
 
 
 @in_interpreter
@@ -236,11 +239,12 @@ def test_an_empty_image_runs_no_kernel(monkeypatch):
     monkeypatch.setattr(scan_triton, "device_code", None)
     x, delta, B = torch.zeros(0, 5, 3), torch.zeros(0, 5, 2, 3), torch.zeros(0, 5, 2, 4)
     permutation = torch.arange(5, dtype=torch.int32).repeat(2, 1)
-    arguments = (x, delta, -torch.ones(6, 4), B, B, permutation, torch.ones(6), torch.ones(6), True)
-    actual, expected = (path.directional_forward(*arguments) for path in (scan_triton, scan_reference))
+    rates, ones = -torch.ones(6, 4), torch.ones(6)
+    arguments = DirectionalInputs(x, delta, rates, B, B, permutation, ones, ones, True)
+    actual, expected = (path.directional_forward(arguments) for path in (scan_triton, scan_reference))
     assert [v.shape for v in actual] == [v.shape for v in expected]
     gradients, expected = (
-        path.directional_backward(actual[0], *arguments, actual[1]) for path in (scan_triton, scan_reference)
+        path.directional_backward(actual[0], arguments, actual[1]) for path in (scan_triton, scan_reference)
     )
     for gradient, truth in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, truth, rtol=0, atol=0)
@@ -251,4 +255,4 @@ def test_missing_triton_is_one_clear_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "voxelwave.kernels.scan.triton_device", raising=False)
     monkeypatch.delattr(voxelwave.kernels.scan, "triton_device", raising=False)
     with pytest.raises(ImportError, match="needs Triton"):
-        scan_triton.scan_forward(*scan_inputs(1, 1, 1, 1).values())
+        scan_triton.scan_forward(ScanInputs(**scan_inputs(1, 1, 1, 1)))
