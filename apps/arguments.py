@@ -25,8 +25,8 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     """Read the keyword arguments for a class of options from the command line.
 
     A parameter becomes a flag (`moving_labels` becomes --moving-labels, `output` also -o), or a positional argument if
-    it is not keyword-only. A boolean is a flag without a value. `--config file.yaml` sets any of them; the command line
-    wins.
+    it is not keyword-only. A boolean is a flag without a value. `--config file.yaml` can set any of them; the command
+    line takes precedence.
 
     Args:
         options: a dataclass of options; its docstring and those of its bases describe the fields under "Args:".
@@ -160,7 +160,7 @@ def _with_values(words: list[str], flags: set[str]) -> list[str]:
 
 
 def _explained(error: Exception, options: Callable[..., Any], argv: list[str]) -> str:
-    """The parser's error message in plain words, with the name of the option as it is typed."""
+    """The parser's error message in plain words, with the name of the option as the user types it."""
     text, parameters = one_line(error), inspect.signature(options).parameters
     known = [_shown(p) for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     if found := re.match(r'Parser key "(\w+)[^"]*"?: *(.*)$', text):
@@ -203,7 +203,7 @@ _TYPES = {"dict": "a mapping", "list": "a list", "int": "a number", "float": "a 
 
 
 def _given(reason: str) -> str:
-    """The value in an error of jsonargparse, shortened; what it is where the value is not in there."""
+    """The value in an error of jsonargparse, shortened; a description of it if the error lacks it."""
     if found := re.search(r"not (\w+)(?: - .*)?$", reason.partition(" Given value type")[0]):
         described = _TYPES.get(found[1], found[1])
     else:

@@ -1,6 +1,6 @@
-"""The `voxelwave` command: a table of verbs, each a class of options and a function that is imported when it is called.
+"""The `voxelwave` command: a table of verbs, each with a class of options and a function that is imported when needed.
 
-`--help` and wrong usage load the options only; a missing input is reported before torch or another heavy package loads.
+`--help` and wrong usage load only the options; a missing input is reported before torch or another heavy package loads.
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 some cases failed, 4 refused by a safety check, 130 interrupted (Ctrl-C),
 143 terminated by SIGTERM.
@@ -75,7 +75,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "measure time, memory and PSNR, compared with simpler methods",
         ),
         "images": Verb(
-            "restoration.options:Images", "restoration.images:images", "gather openly licensed images to train on"
+            "restoration.options:Images", "restoration.images:images", "gather openly licensed images for training"
         ),
     },
     "eeg": {
@@ -165,7 +165,7 @@ TOP_LEVEL: dict[str, Verb] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code. Also the `voxelwave` script."""
+    """Run one command and return its exit code; this is also the `voxelwave` script."""
     argv = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

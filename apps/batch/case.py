@@ -24,12 +24,12 @@ class Case:
         inputs: the files.
         kind: the kind of input, such as a DICOM series.
         description: a short description for people, without free text of the header.
-        reason: why the case cannot be run, if that is known already.
+        reason: the reason why the case cannot be run, if already known.
         roles: the roles of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
-        modality: DICOM's code, such as "MR"; None if it is unknown.
-        label: series description and place of the files; may identify a person.
-        size: bytes of the inputs.
-        warnings: remarks made while the inputs were searched.
+        modality: DICOM's code, such as "MR"; None if unknown.
+        label: series description and path of the files; may identify a person.
+        size: size of the inputs in bytes.
+        warnings: remarks made during the search for inputs.
         contrast: for a pair, the image that represents a fixed diffusion series.
     """
 
@@ -61,7 +61,7 @@ class Case:
 
 
 def with_unique_names(cases: Iterable[Case]) -> list[Case]:
-    """Cases sorted by name; cases of the same name, ignoring case, also get a hash of their place."""
+    """Cases sorted by name; cases whose names are equal (ignoring case) also get a hash of their path."""
     same: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         same[case.identifier.lower()].append(case)
@@ -77,7 +77,7 @@ def with_unique_names(cases: Iterable[Case]) -> list[Case]:
 
 
 def file_name(text: str) -> str:
-    """Text as a name that is valid on every file system."""
+    """A text, converted to a file name that is valid on every file system."""
     slug = re.sub(r"[^\w.+=-]+", "_", printable(text)).strip("._-")[:80]
     return slug or "case"
 

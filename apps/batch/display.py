@@ -14,7 +14,7 @@ from .case import Case
 
 @dataclass
 class Counts:
-    """How many cases ended in each state."""
+    """The number of cases that ended in each state."""
 
     done: int = 0
     found: int = 0
@@ -41,7 +41,7 @@ class Counts:
         return self.done + self.found + self.failed + self.refused
 
     def words(self, everything: int) -> str:
-        """The counts as one line."""
+        """The counts as one line of text."""
         parts = [f"{self.done} of {everything} done"]
         parts += [f"{self.found} done before and unchanged"] if self.found else []
         parts += [f"{self.failed} failed"] if self.failed else []

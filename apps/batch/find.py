@@ -1,8 +1,8 @@
-"""Work in a folder: DICOM series in any nesting, NIfTI, pictures, EEG recordings and pairs of scans become cases.
+"""Find the cases in a folder: DICOM series in any nesting, NIfTI, pictures and EEG recordings.
 
 | found | outcome |
 | --- | --- |
-| DICOM images of one patient, study and series with one size, orientation and spacing, wherever they lie | one case |
+| DICOM images of one patient, study and series with one size, orientation and spacing, in any folders | one case |
 | a series of several sizes, orientations or spacings (a localizer) | one case per stack |
 | DICOMDIR, reports, dose, segmentations, screenshots without a position in space | left out, counted |
 | images listed in DICOMDIR but missing | their series is a broken case; a note if the whole series is missing |
@@ -13,7 +13,7 @@
 | a folder or file without permission to read | a broken case |
 | links to folders | followed, each folder once |
 
-Names of patients, dates and free text stay out of the names of cases: see `is_harmless`.
+Names of patients, dates and free text never become part of the name of a case, see `is_harmless`.
 """
 
 import fnmatch
@@ -101,13 +101,13 @@ def find_cases(
     suffixes: dict[str, Sequence[str]] | None = None,
     keep_identifiers: bool = False,
 ) -> Found:
-    """All the work below a folder.
+    """Find all cases below a folder.
 
     Args:
         folder: the folder to search.
         kinds: the kinds of input to find: "dicom", "nifti", "image", "eeg".
-        output: a folder to leave out, since it holds results.
-        suffixes: kind -> endings of file names, for "image" and "eeg".
+        output: a folder of results, which is left out.
+        suffixes: kind -> suffixes of file names, for "image" and "eeg".
         keep_identifiers: name cases by patient, series and file.
 
     Raises:
@@ -147,13 +147,13 @@ def find_cases(
 def choose(
     cases: Sequence[Case], *, include: str | None = None, modality: str | None = None, series: str | None = None
 ) -> list[Case]:
-    """The cases that pass all filters; case is ignored; separate patterns with commas.
+    """The cases that pass all filters, which ignore case; several patterns are separated by commas.
 
     Args:
-        cases: to choose from.
-        include: globs such as "T1*,*FLAIR*": of the series description, the file name or the path in the folder.
+        cases: the cases to choose from.
+        include: patterns such as "T1*,*FLAIR*" for the series description, the file name or the path in the folder.
         modality: codes such as "MR" or "MR,CT".
-        series: globs of the series description only.
+        series: patterns for the series description only.
     """
 
     def fits(case: Case) -> bool:
@@ -169,7 +169,7 @@ def choose(
 
 
 def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | None]]:
-    """All regular files below a folder in order of name, each with its problem, if any; no folder is read twice."""
+    """All regular files below a folder in order of name, each with its problem or None; no folder is read twice."""
     seen: set[tuple[int, int]] = set()  # by device and number
     if output is not None and output.is_dir():
         seen.add(_place_of(output.stat()))

@@ -1,4 +1,4 @@
-"""The manifest of a folder of results: one JSON line per case, and the case record beside each result."""
+"""The manifest of a folder of results, with one JSON line per case, and the case record beside each result."""
 
 import contextlib
 import json

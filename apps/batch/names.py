@@ -1,4 +1,4 @@
-"""Names that may be shown: BIDS names and words of imaging; anything else becomes a short hash."""
+"""Names that may be shown: BIDS names and imaging terms; any other name is replaced by a short hash."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def is_harmless(name: str) -> bool:
 
 
 def shown_name(name: str, *, keep_identifiers: bool = False) -> str:
-    """A part of a path as it may be shown: unchanged if it is harmless, else as a short hash.
+    """A part of a path in the form in which it may be shown: unchanged if harmless, otherwise as a short hash.
 
     Example:
         >>> shown_name("Doe_John.nii.gz")
@@ -68,7 +68,7 @@ def shown_name(name: str, *, keep_identifiers: bool = False) -> str:
 
 
 def shown_path(path: Path, root: Path, *, keep_identifiers: bool = False) -> str:
-    """A path as it may be shown: relative to `root`, each part as `shown_name`."""
+    """A path in the form in which it may be shown: relative to `root`, with each part converted by `shown_name`."""
     return "/".join(
         part if part == ".." else shown_name(part, keep_identifiers=keep_identifiers)
         for part in relative(path, root).split("/")
@@ -81,7 +81,7 @@ def relative(path: Path, root: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped, so that a terminal shows it on one line and every file can hold it.
+    """Text with escaped control characters, which a terminal shows on one line and every file can hold.
 
     Example:
         >>> printable("two" + chr(10) + "lines")
@@ -92,7 +92,7 @@ def printable(text: str) -> str:
 
 
 def name_stem(name: str) -> str:
-    """A name without its ending.
+    """A file name without its suffix.
 
     Example:
         >>> name_stem("scan.nii.gz"), name_stem("1.2.840.dcm"), name_stem("IM0001")

@@ -37,7 +37,7 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
     """A case per session of a BIDS folder that has the two images.
 
     Args:
-        folder: holds the folders sub-*.
+        folder: the folder that holds the folders sub-*.
         moving: the BIDS name of the moving image: a suffix such as "T1w", or with entities such as "acq-highres_T1w";
             if it contains "ses-1", the image of that session is used for every session of the subject.
         fixed: the same for the fixed image.

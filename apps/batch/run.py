@@ -1,9 +1,9 @@
-"""Runs one work on many cases: each worker loads the weights once, and each case is done completely or not at all.
+"""Process many cases: each worker loads the weights once, and each case is done completely or not at all.
 
-A folder of results holds a folder for each case (the files that the work wrote, and case.json, the hashes of everything
-they depend on), manifest.jsonl (a line per case), index.html, and .voxelwave (locks and unfinished work). A case whose
-inputs, options and weights match the hashes in case.json is not done again. A second run on the folder, a part of a job
-array or a worker of a cluster waits for a case that is being processed elsewhere, and then finds it done.
+A folder of results holds a folder for each case (with the result files and case.json, which has the hashes of all data
+on which they depend), manifest.jsonl (a line per case), index.html, and .voxelwave (locks and unfinished work). A case
+whose inputs, options and weights match the hashes in case.json is not done again. A second run on the folder, a part of
+a job array or a worker of a cluster waits for a case that is being processed elsewhere, and then finds it done.
 """
 
 import contextlib
@@ -58,10 +58,10 @@ class FolderRun:
     """The work of a run over a folder, and its inputs and outputs.
 
     Args:
-        work: builds the work, once per worker.
+        work: the specification by which each worker builds the work.
         output: the folder of results.
         root: the folder of inputs; paths are recorded relative to it.
-        options: everything else that the results depend on, as plain values.
+        options: all other options on which the results depend, as plain values.
         weights: the file of weights; its hash is recorded.
         notes: lines about files that are not cases.
         finish: called with the folder at the end, to write files about all cases.
@@ -85,7 +85,7 @@ def run_batch(
         cases: the cases; their names must be unique.
         run: the work, its inputs and its outputs.
         how: the user's options: jobs, cluster, part and so on.
-        open_workers: returns the pool, in place of jobs and cluster.
+        open_workers: function that returns the pool, in place of jobs and cluster.
 
     Returns:
         The exit code: 0 all done, 1 the disk is full, 3 some failed, 4 all were refused, 130 or 143 interrupted.
@@ -137,7 +137,7 @@ def _open_workers(how: FolderOptions, folder: Path) -> Pool:
 
 
 def _report_unfinished(error: BaseException, counts: str) -> int:
-    """Report how far an interrupted run came, and return its exit code."""
+    """Report the state of an interrupted run, and return its exit code."""
     if isinstance(error, DiskFullError):
         print(
             f"voxelwave: error: {error}; {counts}; free some space and run the same command again",

@@ -34,7 +34,7 @@ from .preview import write_preview
 
 
 class WorkSpec(TypedDict):
-    """How a worker builds the work, in plain values.
+    """The specification by which a worker builds the work, in plain values.
 
     Args:
         factory: name of the function that builds it, see `runs.functions`.
@@ -54,7 +54,7 @@ _IDENTIFYING = (
 
 
 class CaseRefused(ValueError):
-    """The work does not apply to this case; its result would look plausible but be wrong."""
+    """Raised if the work does not apply to a case; its result would look plausible but be wrong."""
 
 
 class Work(Protocol):
@@ -81,11 +81,11 @@ class ShrinkableWork(Work, Protocol):
 
     @property
     def size_in_words(self) -> str:
-        """The size of what is processed at once, for a note, such as "tiles of 100 pixels"."""
+        """The size of the units of processing, for a note, such as "tiles of 100 pixels"."""
         ...
 
     def smaller(self) -> "ShrinkableWork | None":
-        """The same work with less memory, or None if it cannot be split any further."""
+        """The same work with less memory, or None if the work cannot be split any further."""
         ...
 
 
@@ -94,10 +94,10 @@ class Batch:
     """Where and how the cases of a run are processed.
 
     Args:
-        work: how to build the work.
+        work: the specification of the work.
         output: the folder of results.
         root: the folder to which shown paths are relative.
-        options: everything else that the results depend on.
+        options: all other options on which the results depend.
         threads: CPU threads of a case.
         keep_identifiers: whether names of files and patients may be shown and written.
     """
@@ -130,7 +130,7 @@ class CaseCell(Cell):
 
 
 def run_case(cell: CaseCell, folder: Path) -> Result:
-    """Do one case in a worker: the function of a cell.
+    """Process one case in a worker; this is the function of a cell.
 
     Returns:
         "status": "done", "found" (done before and unchanged), "failed", "refused", "busy" (another run processes it),
@@ -174,7 +174,7 @@ class Task:
     notes: list[str] = field(default_factory=list)
 
     def run(self, *, recorded: bool) -> Result:
-        """Skip, do or fail the case, and record it; `recorded`: whether the manifest lists it as done."""
+        """Skip or process the case and record the outcome; `recorded` tells whether the manifest lists it as done."""
         started, clock = datetime.now(UTC), time.perf_counter()
         entry = self._first_entry()
         status, error = "done", None
@@ -286,7 +286,7 @@ class Task:
             raise _Unusable(_in_words(error)) from error
 
     def _staged(self) -> Case:
-        """A DICOM series as a folder of its own, whose file names are numbers."""
+        """A case whose DICOM series is a separate folder, in which the file names are numbers."""
         if self.case.kind != "dicom":
             return self.case
         folder = self.scratch / "series"
@@ -337,7 +337,7 @@ class Task:
         return printable(text)
 
     def _names(self) -> set[str]:
-        """Words in file names and in the header that may identify the person."""
+        """The words in file names and in the header that may identify the person."""
         words = set()
         for path in self.case.inputs:
             for part in relative(path, self.batch.root).split("/"):

@@ -21,7 +21,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "fail": "bold red", "not checked
 
 
 def audit(options: Audit) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     splits = None if options.splits is None else read_splits(options.splits)
     windows = (None if splits is None else splits.windows) or WindowOptions()
     windows = replace(windows, **options.given_windows)

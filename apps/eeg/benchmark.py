@@ -1,4 +1,4 @@
-"""`voxelwave eeg benchmark`: training speed of ADHDeepNet beside other networks."""
+"""`voxelwave eeg benchmark`: training speed of ADHDeepNet, compared with other networks."""
 
 import os
 import platform

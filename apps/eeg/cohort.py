@@ -28,7 +28,7 @@ def cohort_of(study: Study, data: Windows) -> Cohort:
     """The subjects with windows; subjects with equal recordings, or of one person, form a group.
 
     Raises:
-        LabelError: one recording under two labels.
+        LabelError: a recording has two labels.
     """
     extra = {s.subject: s.extra for s in study.subjects}
     persons = persons_of(study, data)
@@ -50,7 +50,7 @@ def facts_of(
     seconds: float,
     title: str | None,
 ) -> Facts:
-    """The facts of the report beside its figures: flow of subjects, audit, descriptions, limits."""
+    """The facts of the report other than its figures: flow of subjects, audit, descriptions, limits."""
     extra = {s.subject: s.extra for s in study.subjects}
     windows = np.bincount(data.subject, minlength=len(data.subjects))
     positive = data.classes[1]

@@ -1,4 +1,4 @@
-"""`voxelwave eeg diagnose`: the probability of the diagnosed class for recordings, by a trained network."""
+"""`voxelwave eeg diagnose`: estimate the probability of the diagnosed class for recordings with a trained network."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from .work import batch_work, diagnose_single
 
 
 def diagnose(options: Diagnose) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     use_threads(options.threads)
     streamed = {"stream": True} if options.stream else {}
     work = batch_work(

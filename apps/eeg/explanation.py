@@ -122,7 +122,7 @@ def single_case(
 ) -> tuple[Case, list[str]]:
     """One network and the subjects of a study outside its training data, or all subjects if `trained`; and notes.
 
-    A subject counts as trained on if any subject of the same person was.
+    A subject counts as training data if any subject of the same person was used for training.
     """
     network, card = load_network(weights)
     if card.network not in WINDOW_NETWORKS:

@@ -1,4 +1,4 @@
-"""Reads the study and acts on its audit, before every training."""
+"""Reading of the study and reaction to its audit, before every training."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .options import GuardOptions, StudyOptions
 
 
 def read_study_of(options: StudyOptions) -> Study:
-    """The study that a command was given; its notes are printed."""
+    """Read the study of a command, and print its notes."""
     study = read_study(
         options.study, options.positive, label_column=options.label_column, person_column=options.person_column
     )

@@ -1,4 +1,4 @@
-"""The table of people: for recordings that are diagnosed, the person and, if known, the label of each."""
+"""The table of people: the person and, if known, the label of each diagnosed recording."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,13 +31,13 @@ class TableRow:
 
 @dataclass(frozen=True)
 class PeopleTable:
-    """The rows of a table of people, and the file that it was read from."""
+    """The rows of a table of people, and the file from which it was read."""
 
     source: Path
     rows: tuple[TableRow, ...]
 
     def row_of(self, file: Path) -> TableRow | None:
-        """The row of a recording, found by its path, else by its name or the sub-... at the start of its name."""
+        """The row of a recording, found by its path, its name, or the sub-... at the start of its name."""
         path = file.resolve()
         names = {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]}
         by_file = (row for row in self.rows if row.file == path)
@@ -89,9 +89,9 @@ class RecordingOf:
     """The part of a recording's result that people.csv uses.
 
     Args:
-        person, label: from the table; the label may be empty.
+        person, label: person and label from the table; the label may be empty.
         windows: number of windows.
-        probability: mean over the windows.
+        probability: mean probability over the windows.
     """
 
     person: str
@@ -108,7 +108,7 @@ class PersonMean:
         person: the person's name.
         label: the labels of the person's recordings.
         recordings, windows: number of recordings and of windows.
-        probability: mean over all windows.
+        probability: mean probability over all windows.
     """
 
     person: str

@@ -34,7 +34,7 @@ NETWORK = {
 def planted(options: Planted) -> int:
     """Run the command and return its exit code."""
     study = options.output / "study"
-    if not (study / "subjects.tsv").is_file():  # a study is complete once it has its table
+    if not (study / "subjects.tsv").is_file():  # the table is written last, so a study with a table is complete
         write_synthetic_study(
             study,
             subjects=options.subjects,

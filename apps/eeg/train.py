@@ -24,11 +24,11 @@ from .guard import may_train, persons_of, read_study_of
 from .options import CHECKPOINT, Train
 
 CURVE = "curve.csv"
-BEGUN = "training.json"  # data and options of the training; --resume must be given the same
+BEGUN = "training.json"  # data and options of the training, which must be the same for --resume
 
 
 def train(options: Train) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(options.device)]
     use_threads(options.threads)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Diagnose recordings with a trained network that stays in memory."""
+"""Diagnosis of recordings with a trained network that stays in memory."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -62,7 +62,7 @@ class WindowRow:
         subject: name of the recording.
         file: its path.
         start_s: start of the window in seconds.
-        probability: of the positive class.
+        probability: probability of the positive class.
     """
 
     subject: str
@@ -79,7 +79,7 @@ class Diagnosis:
     """A trained network in memory, and the threshold that turns its probabilities into decisions.
 
     Args:
-        network: in evaluation mode.
+        network: the network in evaluation mode.
         card: its model card.
         weights: the weight file.
         threshold: the probability from which a recording counts as positive.
@@ -143,7 +143,7 @@ class Diagnosis:
     def _rows(
         self, file: Path, start_s: np.ndarray, probability: np.ndarray, seconds: float, notes: list[str]
     ) -> tuple[RecordingRow, list[WindowRow], list[str]]:
-        """The rows of a recording of which each window, or the whole, has a probability."""
+        """The rows of a recording, for which each window or the whole recording has a probability."""
         mean = float(probability.mean())
         if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(self.card.subjects):
             notes.append("the weights were trained on a subject of this name, so this probability is optimistic")
@@ -220,7 +220,7 @@ class Diagnosis:
         print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
 
     def _with_people(self, rows: Rows) -> tuple[Rows, Rows | None]:
-        """Add person and label to the rows if a table gives them, make a row per person, and print who is missing."""
+        """Add person and label from the table, if given, to the rows; return rows per person; print who is missing."""
         if self.people is None:
             return rows, None
         found = []

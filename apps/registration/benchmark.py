@@ -25,7 +25,7 @@ from .overlap import overlap
 
 
 class Part(NamedTuple):
-    """The figures of one part, and the files that they come from."""
+    """The figures of one part, and the files from which they were computed."""
 
     title: str
     rows: list[dict[str, Any]]

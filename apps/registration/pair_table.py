@@ -43,8 +43,8 @@ class PairResult:
     Args:
         pair: the files.
         method: the method.
-        figures: name -> value; those of `FIGURES` and others. Empty for a pair that failed.
-        error: the reason why the pair failed, on one line; empty for success.
+        figures: name -> value, for the names in `FIGURES` and others. Empty for a pair that failed.
+        error: the reason why the pair failed, on one line; empty if it did not fail.
     """
 
     pair: Pair
@@ -72,7 +72,7 @@ def measure_pairs(
 
     Args:
         pairs: the list, see `voxelwave.registration.pairs.read_pairs`.
-        methods: the methods, in the order to run.
+        methods: the methods, in the order in which they run.
         settings: the other settings of `voxelwave.registration.register.register`.
         weights: the network for "nestedmorph".
         split: "all", or only the pairs of one split.

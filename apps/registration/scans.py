@@ -1,4 +1,4 @@
-"""Reads and writes files of the registration commands (label maps, b-vectors, DICOM results), and collects notes."""
+"""Reading and writing of files for the registration commands (label maps, b-vectors, DICOM results), and notes."""
 
 import shutil
 import warnings
@@ -28,7 +28,7 @@ WARPED_DICOM, REGISTRATION_DICOM = "warped_dicom", "registration.dcm"
 
 
 def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Registration) -> None:
-    """Write warped.bval and warped.bvec, the gradients rotated with the head, if the series has them."""
+    """Write warped.bval and warped.bvec, with rotated gradients, if the series has gradients."""
     bvals, bvecs = gradients_of(moving) or (None, None)
     if bvals is None or bvecs is None:
         return
@@ -58,7 +58,7 @@ def writes_dicom(moving: Path, fixed: Path, *, always: bool, fix_tilt: bool = Fa
     """Whether a registration writes DICOM results: if both images are DICOM, or with `always` if MOVING is.
 
     Raises:
-        ValueError: with `always`, MOVING is no DICOM image, or no DICOM image can be derived from it.
+        ValueError: with `always`, MOVING is not a DICOM image, or no DICOM image can be derived from it.
     """
     if always and not is_dicom(moving):
         raise ValueError(f"--dicom needs a DICOM series as MOVING, since the result takes its headers, got {moving}")
@@ -119,7 +119,7 @@ def read_labels(path: Path | None) -> Volume | None:
 
 @contextmanager
 def collected_notes() -> Iterator[list[str]]:
-    """Collect the warnings of the block about its files for the record; they are shown as usual, too."""
+    """Collect the warnings about files within the block for the record; they are also shown as usual."""
     notes: list[str] = []
     show = warnings.showwarning
 

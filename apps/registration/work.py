@@ -19,7 +19,12 @@ from .overlap import overlap
 from .scans import REGISTRATION_DICOM, read_labels, write_dicom, write_rotated_bvecs, writes_dicom
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
-OPTIONAL_FILES = ("warped_labels.nii.gz", "warped.bval", "warped.bvec", REGISTRATION_DICOM)  # of some pairs only
+OPTIONAL_FILES = (
+    "warped_labels.nii.gz",
+    "warped.bval",
+    "warped.bvec",
+    REGISTRATION_DICOM,
+)  # written for some pairs only
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`voxelwave restoration restore`: restore images, volumes and DICOM series by trained weights."""
+"""`voxelwave restoration restore`: restore images, volumes and DICOM series with trained weights."""
 
 import sys
 from dataclasses import asdict

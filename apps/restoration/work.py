@@ -31,9 +31,9 @@ class Restored:
 
     Args:
         written: the file or folder.
-        intensity_range: the intensities that were 0 and 1 for the network.
-        change: the difference to the input.
-        seconds: the time of the network.
+        intensity_range: the intensities that were mapped to 0 and 1 for the network.
+        change: the difference between result and input.
+        seconds: computing time of the network.
     """
 
     written: Path
@@ -106,7 +106,7 @@ class Restoration:
             progress: called after each slice.
 
         Raises:
-            Refused: the weights do not apply to the image, or the result's mean differs too much.
+            Refused: the weights do not apply to the image, or the mean of the result differs too much from the input's.
             ValueError, OSError: the image cannot be read, or the result cannot be written.
         """
         image = read_image(source, slice_axis=self.settings.slice_axis, fix_tilt=self.settings.fix_tilt)
@@ -146,7 +146,7 @@ def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) 
 
     Args:
         weights: a file, or the name of weights that come with the package.
-        task: the task that the weights must be for; None for any.
+        task: the required task of the weights; None for any task.
         device: "auto", "cpu" or "cuda".
         settings: the fields of `RestoreSettings`.
 

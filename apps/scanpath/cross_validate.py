@@ -151,7 +151,7 @@ def _baselines(plan: Plan, fold: int, reading: Reading, mode: TargetPosition, sa
 
 
 def baseline_cell(cell: BaselineCell, folder: Path) -> Result:
-    """Fit the simpler models, and write their rows and those of people; the function of a cell."""
+    """Fit the simpler models, and write their rows and those of people; this is the function of a cell."""
     dataset = read_dataset(cell["data"], long_trials=cell["long_trials"], duplicates=cell["duplicates"])
     dataset = dataset.with_target_position(cell["target_position"])
     write_rows(folder / ROWS, baseline_rows(dataset, cell["train"], cell["predict"], samples=cell["samples"]))

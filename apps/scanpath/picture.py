@@ -14,7 +14,7 @@ from ...runs.files import atomic_path
 from ...scanpath.scene import Scene
 
 _PATH, _OTHERS, _TARGET = "#d1246b", "#3b5bdb", "#0b7a3b"
-_SIDE = 5.2  # inches of a panel's longer side
+_SIDE = 5.2  # length of a panel's longer side in inches
 _NUMBERED = 30  # values are written into the objects of a scene with at most this many
 
 
@@ -83,7 +83,7 @@ def _draw_paths(axis: "Axes", scene: "Scene", paths: list[dict[str, Any]]) -> No
     for other in paths[1:]:
         axis.plot(other["x"], other["y"], color=_OTHERS, alpha=0.25, linewidth=1.0)
     x, y = np.array(paths[0]["x"]), np.array(paths[0]["y"])
-    # fixations on one object would hide each other: they are drawn in a ring around its centre
+    # fixations on one object would hide each other, so they are drawn in a ring around its centre
     size = float(min(scene.boxes[:, 2:].min(), 0.1 * max(scene.size)))
     objects = np.array(paths[0]["objects"])
     for k in np.unique(objects):

@@ -24,7 +24,7 @@ PREDICTION, PICTURE, TABLE = "prediction.json", "scanpath.png", "predictions.csv
 
 
 def predict(options: Predict) -> int:
-    """Run the command; gives its exit code."""
+    """Run the command and return its exit code."""
     use_threads(options.threads)
     model = load_model(options.weights)
     found = list(_scenes(options.input))
@@ -77,8 +77,8 @@ def predict_scene(model: NetworkModel, scene: Scene, decode: str, how: dict[str,
     """Predict paths on one scene, the probability that each object is fixated, and the attention on it.
 
     Args:
-        model: trained weights.
-        scene: a scene that fits them.
+        model: the trained network.
+        scene: a scene that fits the network.
         decode: "greedy", "sample" or "beam".
         how: options of `NetworkModel.decode`.
     """
@@ -125,7 +125,7 @@ def predict_scene(model: NetworkModel, scene: Scene, decode: str, how: dict[str,
 
 
 def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, picture: bool = True) -> None:
-    """Write prediction.json and, unless it is not wanted, scanpath.png into a folder."""
+    """Write prediction.json and, if `picture` is set, scanpath.png to a folder."""
     write_json(folder / PREDICTION, prediction)
     if picture:
         draw_prediction(folder / PICTURE, scene, prediction)

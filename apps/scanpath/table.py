@@ -42,7 +42,7 @@ def write_figures(output: Path, rows: list[Row], table: Table) -> None:
 
 
 def plain(figures: dict[str, Any]) -> dict[str, dict[str, float | str]]:
-    """Figures as JSON values; an infinite one, as from a likelihood of 0, becomes the text "inf"."""
+    """Figures as JSON values; an infinite figure, such as from a likelihood of 0, becomes the text "inf"."""
 
     def finite(value: float) -> float | str:
         return value if abs(value) < float("inf") else str(value)

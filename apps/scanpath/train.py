@@ -17,7 +17,7 @@ from ...scanpath.weights import save_model
 from .options import Train
 
 CURVE = "curve.csv"
-BEGUN = "training.json"  # the facts that --resume must find unchanged
+BEGUN = "training.json"  # the facts that must be unchanged for --resume
 _MAY_CHANGE = ("epochs", "patience")
 
 
@@ -64,7 +64,7 @@ def _digest(dataset: Dataset) -> str:
 
 
 def _write(options: Train, done: Training) -> None:
-    """The weights, the curve and the record."""
+    """Write the weights, the curve and the record."""
     save_model(options.output / WEIGHTS, done.network, done.info)
     write_table(options.output / CURVE, done.best.curve)
     recorded = (
