@@ -6,33 +6,19 @@ Both methods start from the same images, and their times include their own affin
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from ..volumes import DisplacementField, Volume, resample
+from ..volumes import DisplacementField, Volume
 from .choices import Method
-from .metrics import dice
 from .register import register
 from .settings import RegistrationSettings
 from .warp import invert_displacement, jacobian_determinant, warp
 
 Progress = Callable[[str], None]
-
-# the 30 structures usually scored on FreeSurfer labels (VoxelMorph, Dalca et al. 2018)
-_LEFT_AND_MIDDLE = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31)
-_RIGHT = (41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60, 63)
-FREESURFER_LABELS = _LEFT_AND_MIDDLE + _RIGHT
-
-
-class LabelledScan(NamedTuple):
-    """An image and its label map, (D, H, W) each, in one world space."""
-
-    image: Volume
-    labels: Volume
 
 
 @dataclass(frozen=True)
@@ -57,27 +43,6 @@ class FieldResult:
     ratio: float
     p95_mm: float
     non_positive_jacobian_percent: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class LabelResult:
-    """Overlap of label maps after a registration.
-
-    Args:
-        method: the method of `register`, or "diffeomorphic".
-        dice: mean over the labels.
-        dice_by_label: the Dice of each label.
-        non_positive_jacobian_percent: folded voxels, in percent, with central differences over the whole volume.
-        jacobian_min: the smallest Jacobian determinant.
-        seconds: wall time of the registration.
-    """
-
-    method: str
-    dice: float
-    dice_by_label: dict[int, float]
-    non_positive_jacobian_percent: float
-    jacobian_min: float
     seconds: float
 
 
@@ -143,57 +108,6 @@ def known_field_benchmark(
     return results
 
 
-def label_benchmark(
-    moving: LabelledScan,
-    fixed: LabelledScan,
-    *,
-    labels: Sequence[int] = FREESURFER_LABELS,
-    methods: Sequence[Literal["field", "diffeomorphic", "syn"]] = ("field", "diffeomorphic", "syn"),
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[LabelResult]:
-    """Register two people and compare the overlap of their label maps.
-
-    The moving labels are resampled on the fixed grid once, by nearest neighbour. FreeSurfer's cortical parcels
-    (1000 to 1999 left, 2000 to 2999 right) are mapped to the cortex, 3 and 42, as in the coarser label maps.
-
-    Args:
-        moving: a skull-stripped scan with labels.
-        fixed: a skull-stripped scan with labels.
-        labels: the labels to score; those absent from either map are ignored.
-        methods: "field" and "syn" of `register`, and "diffeomorphic" for "field" with its option diffeomorphic.
-        seed: seed of the affine part and of SyN.
-        progress: called with a line about each run.
-
-    Returns:
-        One result per method.
-    """
-    fixed_labels, moving_labels = _with_cortex(fixed.labels), _with_cortex(moving.labels)
-    results = []
-    for method in methods:
-        settings = RegistrationSettings(
-            method="syn" if method == "syn" else "field", diffeomorphic=method == "diffeomorphic", seed=seed
-        )
-        started = time.perf_counter()
-        found = register(moving.image, fixed.image, settings).forward
-        seconds = time.perf_counter() - started
-        warped_labels = resample(moving_labels, fixed_labels, found, order="nearest").array
-        scores = dice(warped_labels, fixed_labels.array, label_list=labels)
-        by_label = {label: score for label, score in scores.items() if np.isfinite(score)}
-        result = LabelResult(
-            method=method,
-            dice=float(np.mean(list(by_label.values()))),
-            dice_by_label=by_label,
-            non_positive_jacobian_percent=_folds(found),
-            jacobian_min=float(jacobian_determinant(_voxels(found)).min()),
-            seconds=seconds,
-        )
-        results.append(result)
-        if progress is not None:
-            progress(f"{method}: Dice {result.dice:.4g}, {seconds:.4g} s")
-    return results
-
-
 def _smooth_field(image: Volume, brain: np.ndarray, peak_mm: float, sigma_mm: float, seed: int) -> Tensor:
     """A random displacement on the grid of an image, (1, 3, D, H, W) in voxels."""
     generator = np.random.default_rng(seed)
@@ -218,10 +132,3 @@ def _voxels(field: DisplacementField) -> Tensor:
 def _folds(field: DisplacementField) -> float:
     """Folded voxels in percent, by central differences, including the border."""
     return 100 * float((jacobian_determinant(_voxels(field)) <= 0).float().mean())
-
-
-def _with_cortex(labels: Volume) -> Volume:
-    array = labels.array.astype(np.int32)
-    array[(array >= 1000) & (array < 2000)] = 3
-    array[(array >= 2000) & (array < 3000)] = 42
-    return Volume(array, labels.affine, labels.source)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..runs.files import atomic_path
 from ..runs.json_files import write_json
-from .benchmark import LabelledScan
+from .benchmark_labels import LabelledScan
 from .choices import AffineKind
 from .data import prepare_volumes
 from .module import RegistrationModule, common_labels, export_network

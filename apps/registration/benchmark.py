@@ -1,5 +1,6 @@
-"""`voxelwave registration benchmark`: our registration and ANTs SyN, in one run."""
+"""`voxelwave registration benchmark`: our registration, ANTs SyN and Greedy, in one run."""
 
+import itertools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...registration.benchmark import LabelledScan, known_field_benchmark, label_benchmark
+from ...registration.benchmark import known_field_benchmark
+from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_training import overfit
 from ...registration.choices import Method
@@ -22,6 +24,13 @@ from ...runs.tables import print_rows
 from ...volumes import Volume, read_volume, resample
 from .options import Benchmark
 from .overlap import overlap
+
+_PEOPLE = {
+    "mrtrix": ("mrtrix_sub-01/norm.mgz", "mrtrix_sub-01/aparc+aseg.mgz"),
+    "fsaverage": ("mne_brains/fsaverage_brain.mgz", "mne_brains/fsaverage_aseg.mgz"),
+    "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
+}
+_HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the others
 
 
 class Part(NamedTuple):
@@ -58,16 +67,37 @@ def _field(options: Benchmark) -> Part:
 
 
 def _labels(options: Benchmark) -> Part:
-    voxelmorph, mrtrix, inputs = _two_people(options.data)
+    people, inputs = _people(options.data)
     rows: list[dict[str, Any]] = []
-    for direction, moving, fixed in (
-        ("MRtrix -> VoxelMorph scan", mrtrix, voxelmorph),
-        ("VoxelMorph scan -> MRtrix", voxelmorph, mrtrix),
-    ):
-        rows += [
-            {"pair": direction} | asdict(result) for result in label_benchmark(moving, fixed, progress=_print_progress)
-        ]
-    return Part("Two people: mean Dice over the common FreeSurfer labels", rows, inputs)
+    for spacing in options.spacings:
+        scans = {name: coarser(scan, spacing) for name, scan in people.items()}
+        for moving, fixed in itertools.permutations(scans, 2):
+            _print_progress(f"{moving} -> {fixed} at {spacing:g} mm")
+            known = {"pair": f"{moving} -> {fixed}", "spacing_mm": spacing, "held_out": _HELD_OUT in (moving, fixed)}
+            results = label_benchmark(scans[moving], scans[fixed], progress=_print_progress)
+            rows += [known | asdict(result) for result in results]
+    print_rows("Means over the pairs", _means(rows))
+    return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
+
+
+def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means by spacing and method, over all pairs and over those that no setting was chosen on."""
+    found = []
+    for spacing, method in dict.fromkeys((row["spacing_mm"], row["method"]) for row in rows):
+        chosen = [row for row in rows if (row["spacing_mm"], row["method"]) == (spacing, method)]
+        held_out = [row["dice"] for row in chosen if row["held_out"]]
+        found.append(
+            {
+                "spacing_mm": spacing,
+                "method": method,
+                "dice": float(np.mean([row["dice"] for row in chosen])),
+                "dice_held_out": float(np.mean(held_out)) if held_out else None,
+                "cortex": float(np.nanmean([row["cortex"] for row in chosen])),
+                "sdlogj": float(np.mean([row["sdlogj"] for row in chosen])),
+                "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in chosen])),
+            }
+        )
+    return found
 
 
 def _diffusion(options: Benchmark) -> Part:
@@ -117,17 +147,27 @@ PARTS: dict[str, Callable[[Benchmark], Part]] = {
 
 def _two_people(data: Path) -> tuple[LabelledScan, LabelledScan, dict[str, Path | None]]:
     """Images and FreeSurfer labels of two people, skull-stripped, 1 mm, and their files."""
+    people, inputs = _people(data)
+    chosen = {name: path for name, path in inputs.items() if name.split()[0] in ("voxelmorph", "mrtrix")}
+    return people["voxelmorph"], people["mrtrix"], chosen
+
+
+def _people(data: Path) -> tuple[dict[str, LabelledScan], dict[str, Path | None]]:
+    """Images and FreeSurfer labels of the people in a folder, skull-stripped, 1 mm, and their files."""
     folder = data / "mri_t1_labels"
     scan = folder / "voxelmorph_test_scan" / "test_scan.npz"
     with np.load(scan, allow_pickle=False) as file:
         # the axes of the array point to the left, to the feet and to the front, 1 mm apart
         affine = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
-        first = LabelledScan(
-            Volume(file["vol"].astype(np.float32), affine), Volume(file["seg"].astype(np.int32), affine)
-        )
-    image, labels = folder / "mrtrix_sub-01" / "norm.mgz", folder / "mrtrix_sub-01" / "aparc+aseg.mgz"
-    second = LabelledScan(read_volume(image), read_volume(labels))
-    return first, second, {"first": scan, "second": image, "second_labels": labels}
+        image, labels = file["vol"].astype(np.float32), file["seg"].astype(np.int32)
+    people = {"voxelmorph": LabelledScan(Volume(image, affine), Volume(labels, affine))}
+    inputs: dict[str, Path | None] = {"voxelmorph": scan}
+    for name, (image_name, labels_name) in _PEOPLE.items():
+        files = folder / image_name, folder / labels_name
+        if name == "mrtrix" or all(file.is_file() for file in files):
+            people[name] = LabelledScan(*map(read_volume, files))
+            inputs |= {f"{name} image": files[0], f"{name} labels": files[1]}
+    return people, inputs
 
 
 def _processor() -> str:

@@ -224,7 +224,8 @@ class Benchmark(Options):
     """Measure accuracy, time and memory on real scans, for our method and ANTs SyN in one run with the same threads.
 
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
-    scans of two people, with the overlap of their FreeSurfer labels in both directions; "diffusion", T1w to b0, from
+    every pair of people in both directions, with the overlap of their FreeSurfer labels, beside ANTs SyN and, if
+    picsl_greedy is installed, Greedy; "diffusion", T1w to b0, from
     files to result; "training", NestedMorph fitted to one pair and then used by register; "cost", time and memory of
     the network. OUTPUT receives benchmark-PART.json.
 
@@ -233,6 +234,7 @@ class Benchmark(Options):
         output: the folder to write to.
         part: which part to run.
         seeds: number of random deformations for "field".
+        spacings: voxel spacings of the images for "labels", in mm.
         threads: threads of PyTorch, and of ANTs for SyN.
     """
 
@@ -240,10 +242,13 @@ class Benchmark(Options):
     output: Path
     part: Literal["all", "field", "labels", "diffusion", "training", "cost"] = "all"
     seeds: int = 3
+    spacings: list[float] = field(default_factory=lambda: [2.0, 1.0])
     threads: int = 2
 
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds, threads=self.threads)
+        if not self.spacings or min(self.spacings) <= 0:
+            raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
         if self.part != "cost":  # "cost" needs no scans
             must_exist(self.data, "folder of scans")

@@ -12,7 +12,7 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from voxelwave.registration.benchmark import LabelledScan
+from voxelwave.registration.benchmark_labels import LabelledScan
 from voxelwave.registration.benchmark_training import OVERFIT, overfit
 from voxelwave.registration.diffusion import write_bvecs
 from voxelwave.registration.module import RegistrationModule, common_labels, export_network, mean_dice, soft_dice_loss

@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
-from voxelwave.registration.benchmark import label_benchmark
+from voxelwave.registration.benchmark_labels import label_benchmark
 from voxelwave.registration.benchmark_model import model_cost_table
 from voxelwave.registration.benchmark_training import OVERFIT, overfit
 from voxelwave.runs.exit import DONE, ERROR, USAGE
@@ -82,7 +82,7 @@ def test_field_compares_ours_with_syn(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_affine")
 def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, capsys):
-    methods = partial(label_benchmark, methods=("field", "diffeomorphic"))
+    methods = partial(label_benchmark, methods=("standard", "diffeomorphic"))
     monkeypatch.setattr("voxelwave.apps.registration.benchmark.label_benchmark", methods)
     rows = rows_of("labels", data, tmp_path)
     assert len(rows) == 4

@@ -1,0 +1,147 @@
+"""People to people: our methods, ANTs' SyN and Greedy on the same images in one run, by the overlap of label maps.
+
+All methods start from the same images, and their times include their own affine part.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from ..volumes import Transform, Volume, compose_to_field, resample
+from . import greedy
+from .grids import training_grid
+from .jacobian import field_measures
+from .metrics import dice
+from .register import register
+from .settings import RegistrationSettings
+
+Progress = Callable[[str], None]
+Peer = Literal["fast", "standard", "diffeomorphic", "syn", "greedy"]
+PEERS: tuple[Peer, ...] = get_args(Peer)
+
+# the 30 structures usually scored on FreeSurfer labels (VoxelMorph, Dalca et al. 2018)
+_LEFT_AND_MIDDLE = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31)
+_RIGHT = (41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60, 63)
+FREESURFER_LABELS = _LEFT_AND_MIDDLE + _RIGHT
+
+
+class LabelledScan(NamedTuple):
+    """An image and its label map, (D, H, W) each, in one world space."""
+
+    image: Volume
+    labels: Volume
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """Overlap of label maps after a registration.
+
+    Args:
+        method: one of `PEERS`.
+        dice: mean over the labels.
+        cortex: mean over the labels 3 and 42, the cortex of both sides.
+        dice_by_label: the Dice of each label.
+        sdlogj: standard deviation of the logarithm of the Jacobian determinant, by Learn2Reg's definition, of the whole
+            map with its affine part.
+        non_positive_jacobian_percent: folded voxels, in percent, without a border of 2 voxels.
+        cpu_seconds: processor time of all threads, from the images to the map.
+        seconds: wall time of the same.
+    """
+
+    method: str
+    dice: float
+    cortex: float
+    dice_by_label: dict[int, float]
+    sdlogj: float
+    non_positive_jacobian_percent: float
+    cpu_seconds: float
+    seconds: float
+
+
+def coarser(scan: LabelledScan, spacing_mm: float) -> LabelledScan:
+    """The image smoothed and resampled to an isotropic spacing; the labels stay as they are."""
+    image, grid = scan.image, training_grid(scan.image, spacing_mm=spacing_mm)
+    sigmas = [0.5 * np.sqrt(max((spacing_mm / mm) ** 2 - 1, 0.0)) for mm in image.spacing]
+    smoothed = image.with_array(gaussian_filter(image.array.astype(np.float32), sigmas))
+    return LabelledScan(resample(smoothed, grid), scan.labels)
+
+
+def label_benchmark(
+    moving: LabelledScan,
+    fixed: LabelledScan,
+    *,
+    labels: Sequence[int] = FREESURFER_LABELS,
+    methods: Sequence[Peer] = PEERS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[LabelResult]:
+    """Register two people and compare the overlap of their label maps.
+
+    The moving labels are resampled on the grid of the fixed labels once, by nearest neighbour. FreeSurfer's cortical
+    parcels (1000 to 1999 left, 2000 to 2999 right) count as the cortex, 3 and 42, as in the coarser label maps.
+
+    Args:
+        moving: skull-stripped.
+        fixed: skull-stripped.
+        labels: the labels to score; those absent from either map are ignored.
+        methods: "fast" and "standard" efforts of `register`, "diffeomorphic" for the field that composes small steps
+            only, "syn" for ANTs, "greedy" for Greedy if it is installed.
+        seed: seed of the affine part and of SyN.
+        progress: called with a line about each run.
+
+    Returns:
+        One result per method.
+    """
+    fixed_labels, moving_labels = _with_cortex(fixed.labels), _with_cortex(moving.labels)
+    results = []
+    for method in methods:
+        if method == "greedy" and not greedy.available():
+            if progress is not None:
+                progress("greedy is left out: install it with pip install picsl_greedy")
+            continue
+        started, worked = time.perf_counter(), time.process_time()
+        found = _map(method, moving.image, fixed.image, seed)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+        warped_labels = resample(moving_labels, fixed_labels, found, order="nearest").array
+        scores = dice(warped_labels, fixed_labels.array, label_list=labels)
+        by_label = {label: score for label, score in scores.items() if np.isfinite(score)}
+        cortex = [by_label[label] for label in (3, 42) if label in by_label]
+        measures = field_measures(torch.from_numpy(compose_to_field([found], fixed.image).to_voxels())[None])
+        result = LabelResult(
+            method=method,
+            dice=float(np.mean(list(by_label.values()))),
+            cortex=float(np.mean(cortex)) if cortex else float("nan"),
+            dice_by_label=by_label,
+            sdlogj=measures["sdlogj"],
+            non_positive_jacobian_percent=measures["non_positive_jacobian_percent"],
+            cpu_seconds=cpu_seconds,
+            seconds=seconds,
+        )
+        results.append(result)
+        if progress is not None:
+            progress(f"{method}: Dice {result.dice:.4f}, {cpu_seconds:.1f} CPU s, {seconds:.1f} s")
+    return results
+
+
+def _map(method: Peer, moving: Volume, fixed: Volume, seed: int) -> Transform:
+    match method:
+        case "greedy":
+            return greedy.greedy(moving, fixed)
+        case "syn":
+            return register(moving, fixed, RegistrationSettings(method="syn", seed=seed)).forward
+        case "diffeomorphic":
+            return register(moving, fixed, RegistrationSettings(diffeomorphic=True, seed=seed)).forward
+        case _:
+            return register(moving, fixed, RegistrationSettings(effort=method, seed=seed)).forward
+
+
+def _with_cortex(labels: Volume) -> Volume:
+    array = labels.array.astype(np.int32)
+    array[(array >= 1000) & (array < 2000)] = 3
+    array[(array >= 2000) & (array < 3000)] = 42
+    return Volume(array, labels.affine, labels.source)

@@ -1,0 +1,60 @@
+"""Greedy (Yushkevich et al., 2016), an optional peer of the benchmark: `pip install picsl_greedy`."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..volumes import AffineTransform, CompositeTransform, DisplacementField, Volume, read_transform, write_volume
+from .checks import check_images
+
+_ITERATIONS = "100x50x10"  # of its documentation for brains
+
+
+def available() -> bool:
+    """Whether Greedy is installed."""
+    try:
+        import picsl_greedy  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def greedy(moving: Volume, fixed: Volume) -> CompositeTransform:
+    """Align by Greedy's affine and greedy diffeomorphic stages, with local correlation and its documented settings.
+
+    Args:
+        moving: (D, H, W), any unit and orientation.
+        fixed: (D, H, W), any unit and orientation.
+
+    Returns:
+        From fixed space into moving space.
+
+    Raises:
+        ValueError: an image is not 3-D, constant or not finite.
+        ImportError: Greedy is not installed.
+    """
+    from picsl_greedy import Greedy3D
+
+    check_images("moving", moving, None)
+    check_images("fixed", fixed, None)
+    program: Any = Greedy3D()
+    with tempfile.TemporaryDirectory(prefix="voxelwave-greedy-") as name:
+        folder = Path(name)
+        write_volume(folder / "moving.nii.gz", moving)
+        write_volume(folder / "fixed.nii.gz", fixed)
+        images = f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -m NCC 2x2x2 -n {_ITERATIONS}"
+        threads = f"-threads {torch.get_num_threads()}"
+        program.execute(f"-a -dof 12 -ia-image-centers {images} {threads} -o {folder}/affine.mat")
+        program.execute(f"{images} {threads} -it {folder}/affine.mat -o {folder}/field.nii.gz")
+        field = read_transform(folder / "field.nii.gz")
+        affine = _read_affine(folder / "affine.mat")
+    assert isinstance(field, DisplacementField)
+    return CompositeTransform((field, affine))
+
+
+def _read_affine(path: Path) -> AffineTransform:
+    """Read a matrix in text, fixed world -> moving world, RAS mm."""
+    return AffineTransform(np.loadtxt(path))
