@@ -69,7 +69,7 @@ def _field(options: Benchmark) -> Part:
 def _labels(options: Benchmark) -> Part:
     people, inputs = _people(options.data)
     rows: list[dict[str, Any]] = []
-    for spacing in options.spacings:
+    for spacing in options.spacings or (2.0, 1.0):
         scans = {name: coarser(scan, spacing) for name, scan in people.items()}
         for moving, fixed in itertools.permutations(scans, 2):
             _print_progress(f"{moving} -> {fixed} at {spacing:g} mm")

@@ -234,7 +234,7 @@ class Benchmark(Options):
         output: the folder to write to.
         part: which part to run.
         seeds: number of random deformations for "field".
-        spacings: voxel spacings of the images for "labels", in mm.
+        spacings: voxel spacings of the images for "labels", in mm; 2 and 1 by default.
         threads: threads of PyTorch, and of ANTs for SyN.
     """
 
@@ -242,13 +242,13 @@ class Benchmark(Options):
     output: Path
     part: Literal["all", "field", "labels", "diffusion", "training", "cost"] = "all"
     seeds: int = 3
-    spacings: list[float] = field(default_factory=lambda: [2.0, 1.0])
+    spacings: list[float] | None = None
     threads: int = 2
 
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds, threads=self.threads)
-        if not self.spacings or min(self.spacings) <= 0:
+        if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
         if self.part != "cost":  # "cost" needs no scans
             must_exist(self.data, "folder of scans")

@@ -59,8 +59,8 @@ def no_affine(monkeypatch):
     monkeypatch.setattr("voxelwave.registration.register.align_affine", lambda *args, **kwargs: np.eye(4))
 
 
-def rows_of(part: str, data: Path, output: Path) -> list[dict]:
-    words = ["registration", "benchmark", str(data), "-o", str(output), "--part", part, "--seeds", "1"]
+def rows_of(part: str, data: Path, output: Path, *more: str) -> list[dict]:
+    words = ["registration", "benchmark", str(data), "-o", str(output), "--part", part, "--seeds", "1", *more]
     assert cli.main(words) == DONE
     record = json.loads((output / f"benchmark-{part}.json").read_text())
     assert record["threads"] == 2
@@ -84,7 +84,7 @@ def test_field_compares_ours_with_syn(data, tmp_path):
 def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, capsys):
     methods = partial(label_benchmark, methods=("standard", "diffeomorphic"))
     monkeypatch.setattr("voxelwave.apps.registration.benchmark.label_benchmark", methods)
-    rows = rows_of("labels", data, tmp_path)
+    rows = rows_of("labels", data, tmp_path, "--spacings", "[1.0]")
     assert len(rows) == 4
     assert len({row["pair"] for row in rows}) == 2
     for row in rows:
