@@ -72,50 +72,75 @@ def drive(
     Raises:
         ValueError, OSError: a cell failed; the message names it.
     """
-    folder = folder.resolve()  # workers may have another working directory
-    outcomes: dict[int, T] = {}
-    asked: dict[int, Sequence[Cell]] = {}
-    results: dict[str, Result] = {}
-    queue: deque[tuple[int, Cell]] = deque()
-    running: RunningCells[int] = RunningCells(pool, folder)
-
-    def advance(index: int, answers: list[Result] | None) -> None:
-        while True:
-            try:
-                cells = next(groups[index]) if answers is None else groups[index].send(answers)
-            except StopIteration as end:
-                outcomes[index] = end.value
-                asked.pop(index, None)
-                return
-            asked[index] = cells
-            for cell in cells:
-                found = find_result(folder, cell)
-                if found is None:
-                    queue.append((index, cell))
-                else:
-                    results[cell["id"]] = found
-                    if tell:
-                        tell(cell, found, True)
-            if not all(cell["id"] in results for cell in cells):
-                return
-            answers = [results[cell["id"]] for cell in cells]
-
+    state = _Groups(groups, folder.resolve(), tell)  # workers may have another working directory
+    running: RunningCells[int] = RunningCells(pool, state.folder)
     for index in range(len(groups)):
-        advance(index, None)
-    while queue or running:
-        running.start(queue)
+        state.advance(index, None)
+    while state.queue or running:
+        running.start(state.queue)
         for index, cell, future in running.take_ended():
             try:
-                results[cell["id"]] = pool.result(future)
+                result = pool.result(future)
             except OSError as error:
                 raise OSError(f"cell {cell['id']}: {error}") from error
             except (ValueError, MemoryError) as error:
                 raise ValueError(f"cell {cell['id']}: {error}") from error
-            if tell:
-                tell(cell, results[cell["id"]], False)
-            if all(c["id"] in results for c in asked[index]):
-                advance(index, [results[c["id"]] for c in asked[index]])
-    return [outcomes[index] for index in range(len(groups))]
+            state.take(index, cell, result)
+    return [state.outcomes[index] for index in range(len(groups))]
+
+
+class _Groups(Generic[T]):
+    """Groups and the cells that they wait for, each group known by its index.
+
+    Args:
+        groups: the generators.
+        folder: the parent of the cells' folders.
+        tell: see `drive`.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group[T]], folder: Path, tell: Callable[[Cell, Result, bool], None] | None
+    ) -> None:
+        self.folder = folder
+        self.outcomes: dict[int, T] = {}
+        self.queue: deque[tuple[int, Cell]] = deque()  # cells to run
+        self._groups, self._tell = groups, tell or (lambda *_: None)
+        self._asked: dict[int, Sequence[Cell]] = {}
+        self._results: dict[str, Result] = {}
+
+    def advance(self, index: int, answers: list[Result] | None) -> None:
+        """Continue a group until it ends, or needs cells that are not finished; these go into the queue."""
+        while True:
+            try:
+                cells = next(self._groups[index]) if answers is None else self._groups[index].send(answers)
+            except StopIteration as end:
+                self.outcomes[index] = end.value
+                self._asked.pop(index, None)
+                return
+            self._asked[index] = cells
+            for cell in cells:
+                found = find_result(self.folder, cell)
+                if found is None:
+                    self.queue.append((index, cell))
+                else:
+                    self._results[cell["id"]] = found
+                    self._tell(cell, found, True)
+            answers = self._answers(index)
+            if answers is None:
+                return
+
+    def take(self, index: int, cell: Cell, result: Result) -> None:
+        """Add the result of a cell, and continue its group if this was the last one that it needed."""
+        self._results[cell["id"]] = result
+        self._tell(cell, result, False)
+        answers = self._answers(index)
+        if answers is not None:
+            self.advance(index, answers)
+
+    def _answers(self, index: int) -> list[Result] | None:
+        """The results of all cells that a group asked for; None if some are not finished."""
+        names = [cell["id"] for cell in self._asked[index]]
+        return [self._results[name] for name in names] if all(name in self._results for name in names) else None
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -173,20 +173,7 @@ def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | 
     seen: set[tuple[int, int]] = set()  # by device and number
     if output is not None and output.is_dir():
         seen.add(_place_of(output.stat()))
-
-    def entries(place: Path) -> Iterator[tuple[Path, os.DirEntry[str] | OSError]]:
-        try:
-            if (here := _place_of(place.stat())) in seen:
-                return
-            seen.add(here)
-            found = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError as error:
-            yield place, error
-            return
-        for entry in found:
-            yield place / entry.name, entry
-
-    open_folders = [entries(folder)]
+    open_folders = [_entries(folder, seen)]
     while open_folders:
         following = next(open_folders[-1], None)
         if following is None:
@@ -205,9 +192,23 @@ def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | 
                 yield path, _cannot_be_read(error)
             continue
         if stat.S_ISDIR(mode):
-            open_folders.append(entries(path))
+            open_folders.append(_entries(path, seen))
         elif stat.S_ISREG(mode):
             yield path, None
+
+
+def _entries(place: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.DirEntry[str] | OSError]]:
+    """What is in a folder, in order of name, or why it cannot be read; nothing if the folder has been seen."""
+    try:
+        if (here := _place_of(place.stat())) in seen:
+            return
+        seen.add(here)
+        found = sorted(os.scandir(place), key=lambda entry: entry.name)
+    except OSError as error:
+        yield place, error
+        return
+    for entry in found:
+        yield place / entry.name, entry
 
 
 def _place_of(status: os.stat_result) -> tuple[int, int]:

@@ -33,27 +33,6 @@ from .relative_convolution import RelativeConvolutionAttention
 from .routing import RoutingAttention
 from .workspace import WorkspaceAttention
 
-NAMES = (
-    "softmax",
-    "efficient",
-    "landmark",
-    "routing",
-    "power",
-    "dynamic_sparse",
-    "bilevel",
-    "relative_convolution",
-    "recurrent",
-    "neural_memory",
-    "uniform",
-    "key_scored",
-    "fixed_map",
-    "associative",
-    "duality",
-    "workspace",
-    "graph_window",
-    "sliding_window",
-    "head_split",
-)
 GATES = "mixture_of_heads"
 _LONGEST = 500  # characters of the longest text that is parsed
 
@@ -150,48 +129,12 @@ def gates_of(text: str, dim: int, heads: int) -> HeadGates:
 
 def _maker(name: str) -> Callable[..., Mixer]:
     """The function that makes the mixer of that name; its parameters are the settings and the fields of `Place`."""
-    match name:
-        case "softmax":
-            return SoftmaxAttention
-        case "efficient":
-            return EfficientAttention
-        case "landmark":
-            return LandmarkAttention
-        case "routing":
-            return RoutingAttention
-        case "power":
-            return PowerAttention
-        case "dynamic_sparse":
-            return DynamicSparseAttention
-        case "bilevel":
-            return _bilevel
-        case "relative_convolution":
-            return RelativeConvolutionAttention
-        case "recurrent":
-            return RecurrentAttention
-        case "neural_memory":
-            return NeuralMemory
-        case "uniform":
-            return UniformAttention
-        case "key_scored":
-            return KeyScoredAttention
-        case "fixed_map":
-            return FixedMapAttention.random
-        case "associative":
-            return AssociativeMemory
-        case "duality":
-            return DualityAttention
-        case "workspace":
-            return WorkspaceAttention
-        case "graph_window":
-            return GraphWindowAttention
-        case "sliding_window":
-            return SlidingWindowAttention
-        case _:
-            near = difflib.get_close_matches(name, NAMES, 1)
-            raise ValueError(
-                f"mixer must be one of {', '.join(NAMES)}, got {name!r}" + "".join(f"; did you mean {n}?" for n in near)
-            )
+    if name not in _MAKERS:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        raise ValueError(
+            f"mixer must be one of {', '.join(NAMES)}, got {name!r}" + "".join(f"; did you mean {n}?" for n in near)
+        )
+    return _MAKERS[name]
 
 
 def _bilevel(
@@ -209,6 +152,29 @@ def _bilevel(
         raise ValueError(f"regions must be at least 1, got {regions}")
     size = regions_of(grid, regions) if region is None else tuple(region)
     return BilevelAttention(grid, size, top, key_grid, per_head, scale)
+
+
+_MAKERS: dict[str, Callable[..., Mixer]] = {
+    "softmax": SoftmaxAttention,
+    "efficient": EfficientAttention,
+    "landmark": LandmarkAttention,
+    "routing": RoutingAttention,
+    "power": PowerAttention,
+    "dynamic_sparse": DynamicSparseAttention,
+    "bilevel": _bilevel,
+    "relative_convolution": RelativeConvolutionAttention,
+    "recurrent": RecurrentAttention,
+    "neural_memory": NeuralMemory,
+    "uniform": UniformAttention,
+    "key_scored": KeyScoredAttention,
+    "fixed_map": FixedMapAttention.random,
+    "associative": AssociativeMemory,
+    "duality": DualityAttention,
+    "workspace": WorkspaceAttention,
+    "graph_window": GraphWindowAttention,
+    "sliding_window": SlidingWindowAttention,
+}
+NAMES = (*_MAKERS, "head_split")
 
 
 def _head_split(settings: Mapping[str, Any], place: Place) -> HeadSplit:
