@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
@@ -14,6 +15,12 @@ _BLOCK = 1024
 _CHUNK = 256
 # Hz; a filtered copy still agrees in the bands that the filter passed
 _BANDS = ((1.0, 12.0), (2.0, 8.0), (8.0, 14.0), (14.0, 28.0))
+_LIMITED_DB = 20.0  # a recording with a band so far below the others', measured from its own best, was filtered
+_PASSED_DB = 4.0  # below its own best: what the filter passed
+_ALIKE = 0.7  # share that two passbands have in common if they count as one
+_WIDE = 4.5  # Hz; a stretch in a narrower band is longer, as the band has less to compare,
+_LONGER = 4.0  # up to so many times
+_MOST_BANDS = 24  # of filtered recordings
 _COARSE = 16.0  # Hz, rate of the envelopes in which copies are sought
 _CANDIDATE = 0.7  # correlation of envelopes from which all channels are compared
 _LEAST_POWER = 1e-3  # share of the recording's power; a band with less contains only residues of a filter
@@ -83,6 +90,7 @@ def shared_stretches(
     cross-correlation (FFT) of the power over all channels. A match is aligned to a fraction of a sample, and each
     channel is compared with the channel that fits it best. A copy is therefore found even with another reference, order
     or gain of the channels, a filter, a shift by a fraction of a sample, another sampling rate or reversed time.
+    Recordings whose spectrum shows that a filter left a narrow band are also compared with all others in that band.
 
     Args:
         signals: (channels, samples) of each recording, with the same channels, high-pass filtered at 0.5 Hz.
@@ -94,11 +102,13 @@ def shared_stretches(
         (i, j, correlation) with i < j, for the best match of each pair.
     """
     best: dict[tuple[int, int], float] = {}
-    for low, high in _BANDS:
-        if high > 0.45 * sfreq:
-            continue
-        band = _in_band(signals, sfreq, low, high)
-        for stretch, j, begin in _hits(band.envelopes, _stretches(band.envelopes, seconds)):
+    searches = [(_Passband(low, high, range(len(signals))), 2) for low, high in _BANDS if high <= 0.45 * sfreq]
+    searches += [(passband, 4) for passband in _passbands(signals, sfreq)]
+    for passband, order in searches:
+        band = _in_band(signals, sfreq, passband.low, passband.high, order)
+        least = seconds * (1.0 if order == 2 else max(1.0, min(_LONGER, _WIDE / (passband.high - passband.low))))
+        stretches = [s for s in _stretches(band.envelopes, least) if s.recording in passband.recordings]
+        for stretch, j, begin in _hits(band.envelopes, stretches):
             pair = (min(stretch.recording, j), max(stretch.recording, j))
             if best.get(pair, 0.0) < 0.999:
                 found = _agreement(band, stretch, j, begin, sfreq)
@@ -107,8 +117,58 @@ def shared_stretches(
     return [(i, j, r) for (i, j), r in sorted(best.items())]
 
 
-def _in_band(signals: Sequence[np.ndarray], sfreq: float, low: float, high: float) -> _Band:
-    sos = butter(2, (low, high), "bandpass", fs=sfreq, output="sos")
+class _Passband(NamedTuple):
+    """A band, in Hz, in which some recordings are compared with all."""
+
+    low: float
+    high: float
+    recordings: Sequence[int]
+
+
+def _passbands(signals: Sequence[np.ndarray], sfreq: float) -> list[_Passband]:
+    """The bands that narrow filters left, each with the recordings that show it, the most frequent first."""
+    frequency, levels = _levels(signals, sfreq)
+    groups: list[_Passband] = []
+    for i, level in enumerate(levels):
+        if level.min() > level.max() - _LIMITED_DB:
+            continue
+        passed = level > level.max() - _PASSED_DB
+        peak = int(level.argmax())
+        low = frequency[peak - int(np.argmin(np.r_[passed[peak::-1], False])) + 1]
+        high = frequency[peak + int(np.argmin(np.r_[passed[peak:], False])) - 1]
+        for n, group in enumerate(groups):
+            common = max(low, group.low), min(high, group.high)
+            if common[1] - common[0] > _ALIKE * (max(high, group.high) - min(low, group.low)):
+                groups[n] = _Passband(*common, [*group.recordings, i])
+                break
+        else:
+            groups.append(_Passband(low, max(high, low + 0.5), [i]))
+    return sorted(groups, key=lambda group: -len(group.recordings))[:_MOST_BANDS]
+
+
+def _levels(signals: Sequence[np.ndarray], sfreq: float) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies, and the power of each recording there in dB below the highest of all; each has its own best at 0."""
+    width = round(4 * sfreq)
+    frequency = np.fft.rfftfreq(width, 1 / sfreq)
+    used = (frequency >= 1) & (frequency <= 0.44 * sfreq)
+    slope = np.log10(frequency[used]) * 15  # about that of an EEG
+    rows = []
+    for signal in signals:
+        x = signal - signal.mean(axis=0) if len(signal) > 2 else signal
+        parts = x[:, : x.shape[1] // width * width].reshape(len(x), -1, width)
+        if not parts.size:
+            rows.append(np.zeros(len(slope)))
+            continue
+        windowed = (parts - parts.mean(axis=2, keepdims=True)) * np.hanning(width)
+        power = np.square(np.abs(np.fft.rfft(windowed, axis=2))).mean(axis=(0, 1))[used]
+        level = 10 * np.log10(power + 1e-12 * power.max() + 1e-300) + slope
+        rows.append(level - level.max())
+    levels = np.array(rows)
+    return frequency[used], levels - levels.max(axis=0)
+
+
+def _in_band(signals: Sequence[np.ndarray], sfreq: float, low: float, high: float, order: int) -> _Band:
+    sos = butter(order, (low, high), "bandpass", fs=sfreq, output="sos")
     window = np.hanning(max(3, round(0.25 * sfreq)))
     step = max(1, round(sfreq / _COARSE))
     kept, envelopes = [], []

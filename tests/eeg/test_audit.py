@@ -391,12 +391,31 @@ def _filtered(low, high):
         lambda x: x - x.mean(axis=0),
         lambda x: x[:, ::-1],
         _filtered(8, 30),
+        _filtered(1, 4),
+        _filtered(4, 8),
+        _filtered(2, 4),
+        lambda x: _filtered(10, 14)(x - x[2])[::-1, 901:][:, ::-1],
         lambda x: x[np.random.default_rng(0).permutation(len(x))],
         lambda x: -0.5 * x,
         _resampled_cropped_and_renamed,
         lambda x: _filtered(8, 30)(x - x[2])[::-1, 901:][:, ::-1],
     ],
-    ids=["odd crop", "between samples", "Cz", "average", "backwards", "filtered", "order", "gain", "resampled", "all"],
+    ids=[
+        "odd crop",
+        "between samples",
+        "Cz",
+        "average",
+        "backwards",
+        "filtered",
+        "delta",
+        "theta",
+        "2-4 Hz",
+        "alpha",
+        "order",
+        "gain",
+        "resampled",
+        "all",
+    ],
 )
 def test_a_changed_copy_of_a_recording_is_found_among_others(change):
     signals = [
@@ -407,6 +426,15 @@ def test_a_changed_copy_of_a_recording_is_found_among_others(change):
     found = shared_stretches(halved, 64.0)
     assert [(i, j) for i, j, _ in found] == [(2, 6)]
     assert found[0][2] > 0.95
+
+
+@pytest.mark.parametrize("band", [(1, 4), (4, 8)])
+def test_recordings_of_one_narrow_band_are_no_copies_of_each_other(band):
+    signals = [
+        synthetic_signal(np.random.default_rng(k), planted_uv=0.0, seconds=40, sfreq=64.0, planted=()) for k in range(6)
+    ]
+    narrow = [sosfiltfilt(butter(4, band, "bandpass", fs=64, output="sos"), x, axis=1) for x in signals[:4]]
+    assert shared_stretches([*narrow, *signals[4:]], 64.0) == []
 
 
 def test_a_shared_stretch_is_found_at_any_offset(noise):
