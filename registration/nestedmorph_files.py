@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import safetensors
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..runs.files import atomic_path
 from ..runs.json_files import parse_json
+from ..runs.json_types import check_record
 from ..runs.weight_file import check_finite_weights, check_number_kinds, read_plain, read_weights, write_weights
 from .nestedmorph import NestedMorph
 
@@ -50,6 +51,20 @@ class TrainedNetwork:
     spacing_mm: float | None = None
 
 
+class _Layout(TypedDict):
+    """What `NestedMorph.config` records."""
+
+    official: bool
+    keep_unused: NotRequired[bool]
+    diffeomorphic: NotRequired[bool]
+
+
+class _Training(TypedDict):
+    """What a registration needs to know of the training."""
+
+    spacing_mm: NotRequired[float | None]
+
+
 def read_trained_network(path: str | os.PathLike[str]) -> TrainedNetwork:
     """Read weights of NestedMorph and, if the file records it, the spacing at which they were trained.
 
@@ -66,6 +81,9 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
 
     Args:
         path: a file written by `export_network`, a Lightning checkpoint of `RegistrationModule`, or any other weights.
+
+    Raises:
+        ValueError: the file is damaged, or the spacing in it is not a positive number.
     """
     path = Path(path)
     options: dict[str, Any] | None = None
@@ -82,6 +100,11 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
         parameters = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
         if "spacing_mm" in parameters:
             options = parameters | {"orientation": "RAS"}
+    if options is not None:
+        check_record(options, _Training, f"the training options in {path.name}")
+        spacing = options.get("spacing_mm")
+        if spacing is not None and spacing <= 0:
+            raise ValueError(f"{path.name} is damaged: spacing_mm must be above 0, got {spacing}")
     return options
 
 
@@ -204,8 +227,8 @@ def _read(path: Path) -> _Contents:
     if path.suffix == ".safetensors":
         state, metadata = read_weights(path)
         record = parse_json(metadata[RECORD], f"the record in {path.name}") if RECORD in metadata else None
-        if record is not None and not isinstance(record, Mapping):
-            raise ValueError(f"{path.name} has a damaged record of its layout")
+        if record is not None:
+            check_record(record, _Layout, f"the record in {path.name}")
         return _Contents(_without_prefix(path, state), record, False)
     with torch.serialization.safe_globals(_SAFE):
         contents = read_plain(path, "file of weights")

@@ -17,6 +17,7 @@ from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.registration.nestedmorph_files import (
     load_nestedmorph,
     published_state_dict,
+    read_trained_network,
     save_nestedmorph,
     save_published,
 )
@@ -547,3 +548,23 @@ def test_cost_table_measures_time_and_memory():
     assert row.size == (32, 32, 32)
     assert row.seconds > 0
     assert row.peak_mib > 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "complaint"),
+    [
+        ({"nestedmorph": '{"official": "no"}'}, "official must be bool, got str"),
+        ({"nestedmorph": "[]"}, "the content must be an object"),
+        ({"training": '{"spacing_mm": "2"}'}, "spacing_mm must be float or NoneType, got str"),
+        ({"training": '{"spacing_mm": -2}'}, "spacing_mm must be above 0, got -2"),
+        ({"training": "[1]"}, "the content must be an object"),
+    ],
+)
+def test_a_damaged_record_in_a_file_of_weights_is_named(metadata, complaint, narrow, tmp_path):
+    whole = {"nestedmorph": '{"official": false}', "training": '{"spacing_mm": 2.0}'}
+    state = {name: tensor.contiguous() for name, tensor in NestedMorph().state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "whole.safetensors", whole)
+    assert read_trained_network(tmp_path / "whole.safetensors").spacing_mm == 2.0
+    safetensors.torch.save_file(state, tmp_path / "n.safetensors", whole | metadata)
+    with pytest.raises(ValueError, match=rf"n\.safetensors.*{complaint}"):
+        read_trained_network(tmp_path / "n.safetensors")
