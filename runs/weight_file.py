@@ -17,6 +17,8 @@ from .words import one_line
 
 _LARGEST_CLAIM = 16_384  # limit of each number in the description of a network, and of their sum
 _POSITION = ("pytorch-lightning_version", "epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
+# states of callbacks that are infinite until there is a first score
+_SCORES = ("best_score", "best_model_score", "current_score", "kth_value", "best_k_models")
 
 
 def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -122,7 +124,8 @@ def _check_position(path: Path, content: dict[str, Any]) -> None:
     callbacks = content.get("callbacks", {})
     if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
         raise ValueError(f"{path} is damaged: it does not hold the states of callbacks")
-    for part, values in (("an optimizer", states), ("a callback", callbacks)):
+    kept = [{name: value for name, value in state.items() if name not in _SCORES} for state in callbacks.values()]
+    for part, values in (("an optimizer", states), ("a callback", kept)):
         for tensor in _tensors(values):
             check_finite_weights(path, {f"the state of {part}": tensor})
 

@@ -87,6 +87,13 @@ def test_a_position_that_no_trainer_wrote_is_refused(checkpoint, tmp_path, part,
         check_resumable(tmp_path / "last.ckpt", "a training", Line())
 
 
+def test_a_training_without_a_score_so_far_can_be_resumed(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    callbacks = {"EarlyStopping": {"best_score": torch.tensor(float("inf")), "wait_count": 0}}
+    torch.save({**content, "callbacks": callbacks}, tmp_path / "last.ckpt")
+    check_resumable(tmp_path / "last.ckpt", "a training", Line())
+
+
 def test_flipped_bytes_within_the_weights_are_found(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     weights = content["state_dict"]["layer.weight"].numpy().tobytes()
