@@ -1,4 +1,4 @@
-"""Transforms between two worlds by the compiled kernels (csrc/transforms.cpp); `volumes` has the plain versions.
+"""Transforms between two worlds by the compiled kernels (csrc/transforms.cpp); `volumes` has versions in plain NumPy.
 
 A field is (D, H, W, 3) float32, contiguous: the displacement in mm of each voxel of its grid. No result depends on the
 number of threads.
@@ -23,7 +23,7 @@ def available() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where each voxel of a grid is read from: end(start(x) + field(start(x))).
+    """The point of an image from which each voxel x of a grid is read: end(start(x) + field(start(x))).
 
     Args:
         shape: (D, H, W) of the grid.
@@ -40,10 +40,10 @@ class Source:
     to_field: np.ndarray | None = None
 
     def linear(self, image: np.ndarray, outside: float) -> tuple[np.ndarray, int]:
-        """The image, (D', H', W') float32, between its voxels, and the number of voxels outside the field's grid.
+        """Read the image by linear interpolation, and count the voxels outside the field's grid.
 
         Args:
-            image: the moving image.
+            image: (D', H', W') float32, the moving image.
             outside: the value of points more than half a voxel outside the image or the field.
 
         Returns:
@@ -56,7 +56,7 @@ class Source:
         return out, int(lost.sum())
 
     def nearest(self, image_shape: Sequence[int]) -> tuple[np.ndarray, int]:
-        """The number of the nearest voxel of the image, counted in C order, or -1 outside; and the count of `linear`.
+        """The index of the nearest voxel of the image in C order, or -1 outside, and the same count as `linear`.
 
         Returns:
             (D, H, W) int64, and a count.
@@ -95,11 +95,11 @@ def invert(
         like: (4, 4), voxel -> world of the grid of the result.
         shape: (D, H, W) of that grid.
         iterations: the largest number of iterations of a voxel.
-        tolerance_mm: a voxel is solved when the field maps its solution as close as this.
+        tolerance_mm: a voxel is solved when the field maps its solution to within this distance of it.
 
     Returns:
-        The inverse (D, H, W, 3) float32; the largest distance in mm left over, among voxels whose solution lies inside
-        the field's grid; and the number of those voxels that are off by more than ten times the tolerance.
+        The inverse (D, H, W, 3) float32; the largest remaining error in mm, among voxels whose solution lies inside
+        the field's grid; and the number of these voxels with an error of more than ten times the tolerance.
     """
     out, worst, unsolved = np.empty((*shape, 3), np.float32), np.empty(shape[0]), np.empty(shape[0], np.int64)
     maps = (affine, np.linalg.inv(affine), linear, np.linalg.inv(linear), like)

@@ -1,4 +1,4 @@
-"""What files report about two scans besides their grids: whose they are, their contrast, the phase-encoding axis."""
+"""Facts that files report about two scans: whether they are of one subject, contrast, and phase-encoding axis."""
 
 import re
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ _PLACEHOLDERS = ("", "0", "anon", "anonymous", "anonymized", "unknown", "none")
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What is known about one scan besides its grid.
+    """Facts about one scan besides its grid.
 
     Args:
-        contrast: "b0", "fa" and "dwi" are diffusion images.
+        contrast: the contrast; "b0", "fa" and "dwi" are diffusion images.
         phase_axis: the voxel axis of the phase encoding; None if unknown.
     """
 
@@ -47,13 +47,13 @@ class Acquisition:
 
 @dataclass(frozen=True, eq=False)
 class PairFacts:
-    """What is known about two scans besides their grids.
+    """Facts about two scans besides their grids.
 
     Args:
-        relation: whether they are of one session, or of one subject.
+        relation: whether the scans are of one session or of one subject, if that is known.
         moving: the moving scan.
         fixed: the fixed scan.
-        reversed_b0: the b0 image with the phase encoding turned round, on the grid of the diffusion scan.
+        reversed_b0: the b0 image with reversed phase encoding, on the grid of the diffusion scan.
     """
 
     relation: Relation = "unknown"
@@ -87,7 +87,7 @@ def relation_of(first: Path, second: Path) -> Relation:
 
 
 def facts_of(pair: Pair, *, series: tuple[bool, bool]) -> PairFacts:
-    """What the files of a pair report.
+    """Read the facts about a pair from its files.
 
     Args:
         pair: the files.
@@ -99,12 +99,12 @@ def facts_of(pair: Pair, *, series: tuple[bool, bool]) -> PairFacts:
 
 
 def acquisition_of(path: Path, *, contrast: str = "image", series: bool = False) -> Acquisition:
-    """What the files of a scan report: its name, its .json, its gradients, or its DICOM headers.
+    """Read the facts about a scan from its name, its .json, its gradients or its DICOM headers.
 
     Args:
         path: the scan.
-        contrast: the map that is computed of a series ("b0", "fa", "dwi"), "image" for the scan as it is.
-        series: the scan is 4-D; with gradients it is represented by its mean b0.
+        contrast: the map that is computed from a series ("b0", "fa", "dwi"); "image" for the scan itself.
+        series: whether the scan is 4-D; a 4-D scan with gradients is represented by its mean b0.
     """
     kind: ImageContrast = "image"
     if contrast in ("b0", "fa", "dwi"):
@@ -119,7 +119,7 @@ def acquisition_of(path: Path, *, contrast: str = "image", series: bool = False)
 
 
 def phase_axis_of(path: Path) -> PhaseAxis | None:
-    """The phase-encoding axis of a scan: of the .json beside it (BIDS), or of its DICOM headers, without a sign.
+    """The phase-encoding axis of a scan, from the .json beside it (BIDS) or, without a sign, from its DICOM headers.
 
     Raises:
         ValueError: the .json beside the scan names something other than i, j or k.
@@ -142,7 +142,7 @@ def phase_axis_of(path: Path) -> PhaseAxis | None:
 
 
 def _entity(path: Path, name: str) -> str | None:
-    """The value of a BIDS entity in the file's name, or for sub- and ses- in the names of its folders."""
+    """The value of a BIDS entity in the file's name; sub- and ses- are also looked up in the names of its folders."""
     found = re.findall(rf"(?:^|_){name}-([A-Za-z0-9]+)(?=_|$)", without_suffix(path).name)
     if len(found) > 1:
         return None

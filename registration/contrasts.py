@@ -1,7 +1,7 @@
 """A deformation between two contrasts of one head: free, or only along the phase-encoding axis of a diffusion image.
 
-The images are compared on an isotropic grid around the head of the fixed image, inside the head only: skull and scalp
-move otherwise than the brain between the contrasts, and the background of an echo-planar image is noise.
+The images are compared on an isotropic grid around the head of the fixed image, and only inside the head: between the
+contrasts, skull and scalp move differently from the brain, and the background of an echo-planar image is noise.
 """
 
 import math
@@ -33,13 +33,13 @@ _SCHEDULE = ((4.0, 16.0, 40), (2.5, 10.0, 20))  # voxel size, distance of contro
 
 @dataclass(frozen=True, eq=False)
 class HeadPair:
-    """Both images on an isotropic grid around the fixed image's head, the moving one by a linear map.
+    """Both images on an isotropic grid around the head of the fixed image; a linear map brings the moving image there.
 
     Args:
         moving, fixed: (1, 1, D, H, W) in [0, 1].
         head: (1, 1, D, H, W), 1 at the voxels to compare.
-        seen: (1, 1, D, H, W), 1 where a fit that will be judged may compare.
-        grid: the isotropic grid; no values.
+        seen: (1, 1, D, H, W), 1 at the voxels that are not held out for judging a fit.
+        grid: the isotropic grid, without values.
         linear: fixed world -> moving world.
     """
 
@@ -89,8 +89,8 @@ class HeadPair:
             similarity: see `forces.force_of`.
             direction: (3,), fixed world, the only direction in which points move; None for all.
             start: the displacement to add to, (1, 3, D, H, W) in voxels.
-            judged: leave out the cubes on which `evidence.Evidence` compares.
-            finish: only the finest level, with half of its iterations.
+            judged: leave out the cubes on which `evidence.Evidence` judges the fit.
+            finish: run only the finest level, with half of its iterations.
             progress: called with a line about each level.
         """
         mask = self.seen if judged else self.head
@@ -111,11 +111,11 @@ class HeadPair:
         return unfold(resize_displacement(field, self.grid.shape) * self._fading())
 
     def field(self, displacement: Tensor) -> DisplacementField:
-        """The map from the fixed to the moving world of a displacement (1, 3, D, H, W) in voxels."""
+        """The map from the fixed to the moving world for a displacement (1, 3, D, H, W) in voxels."""
         return DisplacementField.from_voxels(displacement[0].numpy(), self.grid.affine, pre=self.linear)
 
     def on_grid(self, displacement: Tensor, like: Volume) -> DisplacementField:
-        """The map of a displacement on another grid of the fixed world; outside its own grid only the linear part."""
+        """The map for a displacement on another grid of the fixed world; outside the grid of the pair it is linear."""
         vectors = np.empty((*like.shape, 3), np.float32)
         inner = DisplacementField.from_voxels(displacement[0].numpy(), self.grid.affine)
         for slab, voxels in voxel_blocks(like.shape):
@@ -126,7 +126,7 @@ class HeadPair:
         return DisplacementField(vectors, like.affine)
 
     def displacement_of(self, way_mm: Volume, direction: np.ndarray) -> Tensor:
-        """The displacement (1, 3, D, H, W) in voxels of a way along one direction, given in mm on the fixed grid."""
+        """Convert a displacement along one direction, in mm on the fixed grid, to (1, 3, D, H, W) in voxels."""
         way = to_grid(way_mm, self.grid)[None] * self._fading() / SPACING_MM
         return way * torch.from_numpy(self._along_axes(direction)).float().view(1, 3, 1, 1, 1)
 
@@ -145,7 +145,7 @@ class HeadPair:
         return weight
 
     def _along_axes(self, direction: np.ndarray) -> np.ndarray:
-        """A direction of the world along the axes of the grid."""
+        """A direction of the world, expressed along the axes of the grid."""
         along = (self.grid.affine[:3, :3] / np.array(self.grid.spacing)).T @ direction
         unit: np.ndarray = along / np.linalg.norm(along)
         return unit

@@ -1,7 +1,7 @@
-"""The distortion of echo-planar images along the phase-encoding axis, from two images with opposite encoding.
+"""Measure the distortion of echo-planar images along the phase-encoding axis, from two images with opposite encoding.
 
-An off-resonance shifts a voxel by +d along the axis in one image and by -d in the other, and brightens it where the
-image is compressed (Andersson et al., NeuroImage 2003). The shift is fitted so that both corrected images agree.
+Off-resonance shifts a voxel by +d along the axis in one image and by -d in the other, and brightens it where the image
+is compressed (Andersson et al., NeuroImage 2003). The shift is fitted so that both corrected images agree.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ _BENDING = 1e-4
 
 
 def axis_number(phase_axis: str) -> int:
-    """The voxel axis, 0 to 2, of a phase-encoding axis such as "j" or "j-"."""
+    """The number of the voxel axis, 0 to 2, for a phase-encoding axis such as "j" or "j-"."""
     return _AXES[phase_axis[0]]
 
 
@@ -37,11 +37,11 @@ def shift_of_reversed_pair(b0: Volume, reversed_b0: Volume, phase_axis: str) -> 
 
     Args:
         b0: (D, H, W).
-        reversed_b0: on the same grid, with the phase encoding turned round.
+        reversed_b0: (D, H, W), on the same grid, with reversed phase encoding.
         phase_axis: "i", "j" or "k", with or without "-".
 
     Returns:
-        (D, H, W): what belongs at x lies in `b0` at x + shift, and in `reversed_b0` at x - shift.
+        (D, H, W); the point at x of the undistorted head appears at x + shift in `b0`, at x - shift in `reversed_b0`.
 
     Raises:
         ValueError: the images lie on different grids.
@@ -62,7 +62,7 @@ def shift_of_reversed_pair(b0: Volume, reversed_b0: Volume, phase_axis: str) -> 
 
 
 def undistorted(image: Volume, shift_mm: np.ndarray, phase_axis: str) -> Volume:
-    """The image as it would be without the distortion: read at x + shift, with its brightness."""
+    """The image without the distortion: it is read at x + shift, and its brightness is corrected."""
     array = torch.from_numpy(image.array.astype(np.float32))[None, None]
     shift = torch.from_numpy(shift_mm.astype(np.float32))[None, None]
     axis = axis_number(phase_axis)
@@ -70,7 +70,7 @@ def undistorted(image: Volume, shift_mm: np.ndarray, phase_axis: str) -> Volume:
 
 
 def distorted_to_undistorted(shift_mm: np.ndarray, image: Volume, phase_axis: str) -> np.ndarray:
-    """For each voxel of the distorted image, the way to its undistorted place, (D, H, W) in mm along the axis."""
+    """The displacement of each distorted voxel to its undistorted place, (D, H, W) in mm along the axis."""
     axis, mm = axis_number(phase_axis), image.spacing[axis_number(phase_axis)]
     u = torch.zeros(1, 3, *shift_mm.shape)
     u[0, axis] = torch.from_numpy(shift_mm / mm)
@@ -79,7 +79,7 @@ def distorted_to_undistorted(shift_mm: np.ndarray, image: Volume, phase_axis: st
 
 
 def _fit(images: list[Tensor], shift: Tensor, axis: int, spacing: Tensor, control_mm: float, count: int) -> Tensor:
-    """The shift plus a B-spline by which both corrected images agree."""
+    """Add a B-spline to the shift, so that both corrected images agree."""
     mm = float(spacing[axis])
     bases = [spline_basis(n, max(1.0, control_mm / float(s))) for n, s in zip(shift.shape[2:], spacing, strict=True)]
     points = torch.zeros(1, 1, *[basis.shape[1] for basis in bases], requires_grad=True)
@@ -108,7 +108,7 @@ def _fit(images: list[Tensor], shift: Tensor, axis: int, spacing: Tensor, contro
 
 
 def _corrected(image: Tensor, shift_mm: Tensor, axis: int, mm: float, sign: int) -> Tensor:
-    """The image read at x + sign * shift, times the change of volume."""
+    """The image, read at x + sign * shift and multiplied by the change of volume."""
     voxels = sign * shift_mm / mm
     u = torch.cat([voxels if a == axis else torch.zeros_like(voxels) for a in range(3)], dim=1)
     pad = [0, 0, 0, 0, 0, 0]

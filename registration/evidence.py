@@ -1,9 +1,10 @@
-"""Whether one alignment is better than another: mutual information on voxels of the head that no fit has seen.
+"""Decide whether one alignment is better than another, by mutual information on held-out voxels of the head.
 
-The fixed image's head is divided into cubes. A quarter of them is held out: fits do not compare their voxels. The joint
-histogram of the other cubes gives each held-out voxel its pointwise mutual information, log p(f, m) / (p(f) p(m)). A
-voxel that leaves the moving image gives none, so that lost overlap costs what it would have told. Two alignments are
-compared cube by cube: the mean difference has to exceed its own noise and the price of the deformation.
+The head of the fixed image is divided into cubes. A quarter of the cubes is held out: no fit uses their voxels. The
+joint histogram of the other cubes gives the pointwise mutual information of each held-out voxel,
+log p(f, m) / (p(f) p(m)). A voxel that is mapped outside the moving image counts as 0, so that lost overlap lowers the
+mean. Two alignments are compared cube by cube: the mean difference must be significant by its standard error, and must
+exceed the price of the deformation.
 """
 
 import math
@@ -22,7 +23,7 @@ Map = Callable[[np.ndarray], np.ndarray]  # fixed world points (N, 3) -> moving 
 BLOCK_MM = 12.0
 _BINS = 20
 _BLUR_BINS = 1.0  # sigma of the joint histogram
-_T = 2.33  # of the mean difference over its standard error: 1 % of worse alignments pass by chance
+_T = 2.33  # least ratio of the mean difference to its standard error: 1 % of equal alignments pass by chance
 _POINTS = 60_000
 _PRICE_OF_STRAIN = 0.03  # nats per voxel for a root mean square strain of 1
 
@@ -32,8 +33,8 @@ class Verdict:
     """The comparison of a new alignment with an old one.
 
     Args:
-        gain: how much more information a held-out voxel of the head gives on average, in nats.
-        standard_error: of the gain, from its spread over the held-out cubes.
+        gain: mean increase in the information of a held-out voxel of the head, in nats.
+        standard_error: standard error of the gain, from its spread over the held-out cubes.
         price: the gain that the deformation has to exceed.
     """
 
@@ -52,7 +53,7 @@ class Verdict:
 
 
 class Evidence:
-    """Compares alignments of two images on held-out voxels of the fixed image's head.
+    """Compare alignments of two images on held-out voxels of the fixed image's head.
 
     Args:
         moving: (D, H, W).
@@ -105,7 +106,7 @@ class Evidence:
         Args:
             new: the candidate.
             old: the alignment kept so far.
-            strain: root mean square strain of the deformation that `new` adds, see `strain_of`.
+            strain: root mean square strain of the deformation that `new` adds; see `strain_of`.
         """
         difference = self.information(new) - self.information(old)
         if not len(difference):
@@ -157,11 +158,11 @@ def strain_of(displacement_mm: np.ndarray, spacing: tuple[float, float, float], 
 
 
 def head_mask(image: Volume) -> Volume:
-    """The head in an image: bright after smoothing, the largest connected part, its holes filled slice by slice.
+    """The head in an image: the largest connected bright part after smoothing, with holes filled slice by slice.
 
     Args:
-        image: (D, H, W), dark outside the head. In an image with diffusion weighting the skull is dark, so that the
-            mask is that of the brain.
+        image: (D, H, W), dark outside the head. In a diffusion-weighted image the skull is dark too, so the mask then
+            covers only the brain.
 
     Returns:
         uint8 on the grid of `image`; 1 inside.

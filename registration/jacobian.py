@@ -28,7 +28,7 @@ def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Te
 
 
 def _spread(determinant: Tensor) -> float:
-    """The standard deviation of the logarithm by Learn2Reg's definition."""
+    """The standard deviation of the log determinant by Learn2Reg's definition."""
     return float((determinant + 3).clamp(1e-9, 1e9).log().std(correction=0))
 
 

@@ -172,9 +172,9 @@ def fit(
         kind: "rigid" fits rotation and translation; "affine" also fits stretches and shears.
         metric: "mi" for any two contrasts, "ncc" for one contrast.
         iterations: the largest number of iterations.
-        tether: the price of a motion away from `start`, in units of the similarity per mm^2 of translation and of
-            rotation at 60 mm from the centre: what the images hardly show, such as the position along the axis of a
-            few slices, stays where it is.
+        tether: weight of a penalty on motion away from `start`, in units of the similarity per mm^2 of translation and
+            of rotation at 60 mm from the centre. It keeps parameters that the images hardly determine, such as the
+            position along the normal of a few slices, at their start.
 
     Returns:
         (4, 4), fixed world -> moving world.

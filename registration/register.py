@@ -41,8 +41,8 @@ class Choice:
 
     Args:
         transform: "rigid", "affine" or "deformable", with "auto" filled in.
-        similarity: of the deformation, with "auto" filled in; "" without one.
-        stages: what was tried, in order.
+        similarity: similarity of the deformation, with "auto" filled in; "" without a deformation.
+        stages: the stages that were tried, in order.
     """
 
     transform: str = ""
@@ -59,7 +59,7 @@ class Choice:
         return line + (f"; {'; '.join(dropped)}" if dropped else "")
 
     def as_json(self) -> dict[str, Any]:
-        """For a record."""
+        """The choice as JSON values, for a record."""
         return asdict(self) | {"line": str(self)}
 
 
@@ -75,7 +75,7 @@ class Registration:
         affine: (4, 4), the affine part of `forward`, fixed world -> moving world, RAS mm.
         metrics: normalised mutual information before and after, and Jacobian measures of the deformable part.
         seconds: wall time of each step.
-        choice: what was tried and kept, and why.
+        choice: the stages that were tried and kept, with the reasons.
     """
 
     warped: Volume
@@ -106,7 +106,7 @@ def register(
         settings: the method and its options.
         network: the network for the method "nestedmorph"; its displacement is the starting point of the refinement. If
             its `spacing_mm` is unknown, its input is on the grid of the refinement.
-        facts: what is known about the scans besides their grids: whose they are, and how they were made.
+        facts: facts about the scans besides their grids, such as whether they are of one subject.
         device: "auto", "cpu" or "cuda", where network and refinement run; "auto" uses a GPU if there is one.
         cache_dir: folder in which affine results are kept for later runs.
         progress: called with a line about each step.
@@ -177,7 +177,7 @@ def _by_search(
     steps: _Steps,
     cache_dir: str | os.PathLike[str] | None,
 ) -> tuple[DisplacementField, DisplacementField, AffineTransform, Choice]:
-    """A linear map from many starts, and a deformation where the settings allow one."""
+    """Find a linear map from many starts, and a deformation if the settings allow one."""
     transform = "deformable" if settings.transform == "auto" else settings.transform
     kind: Kind = "rigid" if transform == "rigid" else "affine"
     with steps.timed(kind):

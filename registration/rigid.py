@@ -1,8 +1,8 @@
-"""Rigid alignment of two scans of one person: from the scanner's geometry, by no more than a head moves.
+"""Rigid alignment of two scans of one person, which starts from the scanner's geometry and allows plausible motion.
 
-A search over all turns, as in `affine`, can find a false optimum where one image is a slab: between scans of one
-session the scanner's geometry is nearly right, so that only its neighbourhood and the shift between the centres of the
-heads compete. Each has to earn its place on voxels that no fit has seen (`evidence`).
+If one image is a slab, a search over all rotations, as in `affine`, can find a false optimum. Between scans of one
+session the scanner's geometry is nearly right, so fits start only from it and from the shift between the centres of the
+heads. A fit is accepted only if it is better on held-out voxels (`evidence`).
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,13 @@ from .affine import align_affine
 from .evidence import Evidence, Verdict, head_mask, seen_mask, widened
 from .linear import fit, samples_of
 
-# spacing in mm and samples; mutual information of T1w and b0 changes by 0.003 to 0.008 for 2 mm or 3 degrees
+# spacing in mm and number of samples
 _LEVELS = ((8.0, 8_000), (4.0, 20_000), (2.0, 60_000))
-_TETHER = 4e-5  # per mm^2: 5 mm or 5 degrees cost 0.001 of the similarity
+# per mm^2: 5 mm or 5 degrees lower the similarity by 0.001; the mutual information of T1w and b0 changes by 0.003 to
+# 0.008 for 2 mm or 3 degrees
+_TETHER = 4e-5
 _MARGIN_MM = 6.0  # around the head, so that its outline counts
-_LEAST_OVERLAP = 0.5  # of the head by the scanner's geometry, below which turned starts are tried
+_LEAST_OVERLAP = 0.5  # fraction of the head; if the scanner's geometry gives less, rotated starts are tried too
 MOST_DEGREES, MOST_MM = 20.0, 40.0  # between scans of one session; a head coil allows no more
 
 
@@ -29,9 +31,9 @@ class Candidate:
     """A linear alignment that competes with the scanner's geometry.
 
     Args:
-        name: how it was found.
+        name: the way in which it was found.
         matrix: (4, 4), fixed world -> moving world.
-        verdict: the comparison with the best one before it.
+        verdict: the comparison with the best alignment before it.
     """
 
     name: str
@@ -40,20 +42,20 @@ class Candidate:
 
     @property
     def kept(self) -> bool:
-        """Whether it was better than those before it."""
+        """Whether it was better than the alignments before it."""
         return self.verdict.accepted
 
 
 def align_one_subject(
     moving: Volume, fixed: Volume, *, one_session: bool = True, seed: int = 0
 ) -> tuple[np.ndarray, list[Candidate]]:
-    """The rigid map from points of `fixed` to points of `moving`, and what competed for it.
+    """The rigid map from points of `fixed` to points of `moving`, and the candidates that were compared.
 
     Args:
         moving: (D, H, W), of the same person.
         fixed: (D, H, W); the image that shows less, such as a slab.
-        one_session: both were acquired without the person leaving the scanner: motions beyond 20 degrees or 40 mm are
-            not accepted, unless the images hardly overlap by the scanner's geometry.
+        one_session: whether the person stayed in the scanner between the scans; motions of more than 20 degrees or
+            40 mm are then not accepted, unless the images hardly overlap by the scanner's geometry.
         seed: seed for the sampling of the images.
 
     Returns:

@@ -12,11 +12,11 @@ class RegistrationSettings:
     Args:
         method: field (no network), nestedmorph (needs a trained network) or syn (ANTs). Default: nestedmorph with a
             network, field without.
-        transform: what may change: rigid (position and angle), affine (size, too) or deformable. auto takes rigid for
-            two scans of one subject, by their BIDS names or DICOM headers, with the distortion of a diffusion scan
-            along its phase-encoding axis; and deformable otherwise.
-        pe_axis: the phase-encoding axis of the diffusion scan, by its voxel axes; by default as the .json or the DICOM
-            headers report it.
+        transform: kind of map: rigid (rotation and translation), affine (scaling and shear as well) or deformable.
+            auto takes rigid for two scans of one subject, which it recognises by BIDS names or DICOM headers, and
+            corrects a diffusion scan along its phase-encoding axis; otherwise it takes deformable.
+        pe_axis: the phase-encoding axis of the diffusion scan, by its voxel axes; by default from the .json beside the
+            scan or from the DICOM headers.
         similarity: similarity measure of the refinement: ncc (local correlation, one contrast), mi (mutual
             information) or mind (self-similarity); auto takes ncc or mi, depending on how similar the contrasts are.
         effort: finest resolution of the refinement for images of one contrast: fast ends at 2 mm for a human brain,

@@ -24,8 +24,8 @@ from .settings import RegistrationSettings
 Progress = Callable[[str], None]
 
 SIMILARITY = "context"
-# Mean error in mm on known warps (B-spline and shift along the phase encoding, peak 8 mm) of T1w to each contrast, of
-# two people: context 1.0 to 1.2 for b0, FA and mean DWI; "mi" 1.1 to 1.7, "mind" 1.0 to 1.4, "ncc" 1.0 to 1.8.
+# Mean error in mm on known warps (B-spline and shift along the phase encoding, peak 8 mm) from T1w to b0, FA and mean
+# DWI of two people: "context" 1.0 to 1.2, "mi" 1.1 to 1.7, "mind" 1.0 to 1.4, "ncc" 1.0 to 1.8.
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class StageResult:
     """One stage of an alignment.
 
     Args:
-        name: what it changes.
+        name: the name of the stage, which says what it changes.
         kept: whether it is part of the result.
-        gain: the information that a held-out voxel of the head gained, in nats.
-        standard_error: of the gain.
+        gain: mean increase in the information of a held-out voxel of the head, in nats.
+        standard_error: standard error of the gain.
         price: the gain that its deformation has to exceed.
-        detail: how far it moves the head, in words.
+        detail: the distance by which it moves the head, as text.
     """
 
     name: str
@@ -62,8 +62,8 @@ class StagedAlignment:
         forward: on the grid of the fixed image, fixed world -> moving world.
         inverse: on the grid of the moving image, moving world -> fixed world.
         linear: the linear part, fixed world -> moving world.
-        stages: in their order.
-        similarity: of the deformation; "" if none was tried.
+        stages: the stages that were tried, in order.
+        similarity: similarity of the deformation; "" if none was tried.
     """
 
     forward: DisplacementField
@@ -87,7 +87,7 @@ def align_in_stages(
         moving: (D, H, W).
         fixed: (D, H, W).
         settings: `transform`, `pe_axis`, `similarity` and `seed` are used.
-        facts: what is known about the scans.
+        facts: facts about the scans besides their grids.
         progress: called with a line about each step.
     """
     swapped = works_on_moving(moving, fixed, facts)
@@ -103,9 +103,10 @@ def align_in_stages(
 
 
 def works_on_moving(moving: Volume, fixed: Volume, facts: PairFacts) -> bool:
-    """Whether the moving image is the one whose grid the stages work on: the diffusion image, else the one with less.
+    """Whether the stages work on the grid of the moving image, not of the fixed image.
 
-    Less means a smaller field of view; then larger voxels. The choice does not depend on which image is named first.
+    If one image is a diffusion image, they work on its grid; otherwise on that with the smaller field of view or, if
+    these are about equal, on the grid with the larger voxels. The choice does not depend on which image is named first.
     """
     if facts.moving.diffusion != facts.fixed.diffusion:
         return facts.moving.diffusion
@@ -173,7 +174,7 @@ class _Stages:
             self._add(candidate.name, candidate.verdict, f"{degrees:.1f} degrees, {mm:.1f} mm")
 
     def _from_reversed(self) -> Volume | None:
-        """The b0 without its distortion, by the reversed pair; None without one."""
+        """The b0 image without its distortion, measured from the reversed pair; None if there is no reversed b0."""
         self.pair_shift: np.ndarray | None = None
         if self.facts.reversed_b0 is None:
             return None

@@ -70,8 +70,8 @@ class Register(MethodOptions, FolderOptions):
             affine.mat, record.json, picture.png.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
-        reversed_b0: a b0 image of the same session with the phase encoding turned round, on the grid of the diffusion
-            scan: the distortion is measured from the two.
+        reversed_b0: a b0 image of the same session with reversed phase encoding, on the grid of the diffusion scan;
+            the distortion is measured from this image and the b0 image of the scan.
         dicom: write DICOM results even if only MOVING is DICOM.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
             CT is refused. With it, no DICOM results are written.

@@ -35,7 +35,7 @@ class Aligned:
         metrics: name -> value.
         seconds: wall time of each step.
         dicom: whether DICOM results were written.
-        choice: which stages were kept.
+        choice: the stages that were tried and kept.
     """
 
     metrics: dict[str, float]
@@ -55,7 +55,7 @@ class Alignment:
         cache: folder in which affine alignments are kept.
         dicom: write DICOM results even if only the moving scan is DICOM.
         fix_tilt: straighten the slices of a tilted gantry.
-        reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan turned round.
+        reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan reversed.
     """
 
     settings: RegistrationSettings

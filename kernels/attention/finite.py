@@ -1,7 +1,7 @@
-"""Keys and values that are not finite: NaN for the queries that may see them, and no trace of them elsewhere.
+"""Keys and values that are not finite: they give NaN for the queries that may attend to them, and affect no others.
 
-A product 0 * NaN is NaN, so that a weight of 0 does not keep a NaN away. Before the work, therefore, keys and values
-that are not finite become zeros; after it, the outputs of the queries that may see them become NaN.
+The product 0 * NaN is NaN, so a weight of 0 does not remove a NaN. Therefore keys and values that are not finite are
+set to zero before attention, and the outputs of the queries that may attend to them are set to NaN after it.
 """
 
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def four_axes(tensor: Tensor) -> Tensor:
-    """The tensor with leading axes of size 1 up to four axes, as a mask that broadcasts to (B, H, Lq, Lk)."""
+    """The tensor with leading axes of size 1, so that it has four axes and broadcasts to (B, H, Lq, Lk)."""
     return tensor.reshape((1,) * (4 - tensor.dim()) + tensor.shape)
 
 
 def without_hidden(mask: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """k and v with zeros at the keys that the mask hides from every query, so that nothing there reaches an output.
+    """k and v with zeros at the keys that the mask hides from every query, so that no value there reaches an output.
 
     Args:
         mask: bool, broadcastable to (B, H, Lq, Lk); True = may attend.
@@ -31,17 +31,17 @@ def without_hidden(mask: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, T
 
 
 class Unfit(NamedTuple):
-    """Which tokens hold a number that is not finite."""
+    """The tokens that hold a number that is not finite."""
 
     keys: Tensor  # bool (B, Hk, Lk), in the key
     tokens: Tensor  # bool (B, Hk, Lk), in the key or the value
 
 
 def without_unfit(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Unfit | None]:
-    """k and v with zeros for each token whose key or value is not finite, and which tokens those are.
+    """k and v with zeros for each token whose key or value is not finite, and these tokens.
 
-    On the CPU one sum over each tensor finds out whether there are any; if there are none, k and v come back as they
-    are, with None. Compiled code and other devices do without that question, which would stop the graph or the queue.
+    On the CPU, one sum over each tensor shows whether there are any; if there are none, k and v are returned unchanged,
+    with None. Compiled code and other devices skip this check, which would break the graph or wait for the queue.
 
     Args:
         k: (B, Hk, Lk, D).
@@ -61,7 +61,7 @@ def _known_to_be_finite(k: Tensor, v: Tensor) -> bool:
     asks = k.device.type == "cpu" and not torch.compiler.is_compiling()
     if not asks or torch._C._functorch.is_batchedtensor(k) or torch._C._functorch.is_batchedtensor(v):
         return False
-    # A sum that overflows takes the longer way to the same result.
+    # If only the sum overflows, the full check is done and gives the same result.
     return bool((k.detach().sum() + v.detach().sum()).isfinite())
 
 
@@ -78,13 +78,13 @@ def reached_queries(
     causal: bool = False,
     q_start: int = 0,
 ) -> Tensor:
-    """The queries that may see one of the marked keys, bool (B, H, Lq).
+    """The queries that may attend to one of the marked keys, bool (B, H, Lq).
 
     Args:
         marked: bool (B, H, Lk).
         n_queries: Lq.
         visible: bool, broadcastable to (B, H, Lq, Lk); True = may attend.
-        causal: query i sees only the keys j <= i + q_start.
+        causal: query i attends only to the keys j <= i + q_start.
         q_start: position of the first query among the keys.
 
     Example:
@@ -101,7 +101,7 @@ def reached_queries(
         marked = marked & visible[:, :, 0]
     if not causal:
         return marked.any(-1, keepdim=True).expand(*marked.shape[:2], n_queries)
-    last = torch.arange(n_queries, device=marked.device) + q_start  # the last key that a query sees
+    last = torch.arange(n_queries, device=marked.device) + q_start  # the last key to which a query attends
     return (marked.cumsum(-1) > 0)[..., last.clamp(0, marked.shape[2] - 1)] & (last >= 0)
 
 
@@ -111,10 +111,10 @@ def as_nan(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def state_as_nan(state: object, marked: Tensor) -> object:
-    """A state in which everything is NaN that belongs to a key head with a marked token, so that later calls show it.
+    """The state with NaN in all parts of a key head that has a marked token, so that later calls also return NaN.
 
     Args:
-        state: named tuples and tuples of tensors (B, heads, ...); what else is in them stays.
+        state: named tuples and tuples of tensors (B, heads, ...); other values in them are unchanged.
         marked: bool (B, Hk, Lk).
     """
     if isinstance(state, Tensor):

@@ -2,7 +2,7 @@
 // compilation per instruction-set level; plain C on raw pointers, called by kernels/transforms.py.
 //
 // A field is (D, H, W, 3) floats, the displacement in mm. An affine is (3, 4) doubles. Every voxel of the result is
-// computed the same way whatever the number of threads.
+// computed in the same way for any number of threads.
 
 #include <cmath>
 #include <cstdint>
@@ -37,7 +37,7 @@ struct Affine {
   INLINE d4 operator()(d4 x) const { return turn(x) + columns[3]; }
 };
 
-// Whether a point lies in a voxel of the grid, the outer halves of the border voxels included
+// Whether a point lies in a voxel of the grid, including the outer halves of the border voxels
 INLINE bool within(d4 point, d4 last) {
   const double edge = 0.5 + 1e-6;
   return point[0] >= -edge && point[1] >= -edge && point[2] >= -edge && point[0] <= last[0] + edge &&
@@ -54,7 +54,7 @@ struct Cell {
     const int64_t size[3] = {n.d, n.h, n.w};
     for (int axis = 0; axis < 3; ++axis) {
       const double nearest = std::floor(point[axis] + 0.5);
-      // a rounding error beside a voxel centre must not blend in a neighbour
+      // a rounding error beside a voxel centre must not mix in the value of a neighbour
       const double x = std::fabs(point[axis] - nearest) < 1e-7 ? nearest : point[axis];
       const double floor = std::floor(x);
       index[axis] = floor < double(size[axis] - 2) ? int64_t(floor) : (size[axis] > 1 ? size[axis] - 2 : 0);
@@ -155,7 +155,7 @@ struct Inversion {
            c[2][0] * (c[0][1] * c[1][2] - c[1][1] * c[0][2]);
   }
 
-  // Improves `at` until the map takes it to `target`; returns the distance that is left
+  // Improves `at` until the map takes it to `target`; returns the remaining distance
   double solve(d4 target, d4 &at) const {
     constexpr int64_t FIXED_POINT = 10;  // afterwards Newton's steps: where the map is steep, only they converge
     double error = std::numeric_limits<double>::infinity(), step = 1;
@@ -220,7 +220,7 @@ VW_EXPORT void VW_NAME(vw_transform_nearest)(const int64_t *image_shape, const d
 
 // The inverse of a field on a grid of the moving world, (D, H, W, 3) floats. `affine` is voxel -> world of the field and
 // `like` that of the grid; `linear` is the field's linear part and `back` its inverse. Per slice of the grid, `worst`
-// receives the largest distance left over among points inside the field, `unsolved` the number of those beyond `limit`.
+// receives the largest remaining distance among points inside the field, `unsolved` the number of points beyond `limit`.
 VW_EXPORT void VW_NAME(vw_transform_invert)(const float *vectors, const int64_t *field_shape, const double *affine,
                                             const double *to_field, const double *linear, const double *back,
                                             const double *like, const int64_t *shape, int64_t iterations,
@@ -235,7 +235,7 @@ VW_EXPORT void VW_NAME(vw_transform_invert)(const float *vectors, const int64_t 
   parallel_for(threads, n.d, [&](int64_t d, int64_t) {
     double most = 0;
     int64_t count = 0;
-    d4 row_start = {}, offset = {};  // of the last solution from that of the linear part
+    d4 row_start = {}, offset = {};  // difference of the last solution from that of the linear part
     for (int64_t h = 0; h < n.h; ++h) {
       offset = row_start;
       for (int64_t w = 0; w < n.w; ++w) {
