@@ -26,7 +26,7 @@ TEST = list(range(30, 40))
 def trained(cohort):
     """A network trained on 30 people, and windows of ten others."""
     options = {
-        "epochs": 20,
+        "epochs": 14,
         "batch": 16,
         "settings": {"F1": 4, "D": 2, "kernel_length": 32, "lr": 5e-3, "max_norm": 5.0},
     }

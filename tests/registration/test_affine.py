@@ -152,6 +152,7 @@ def test_the_second_call_reads_the_cache_and_a_broken_entry_is_replaced(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_no_temporary_files_stay_behind(head: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     small = Volume(head.array[::2, ::2, ::2], head.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))

@@ -155,7 +155,7 @@ def test_dciodvfy_finds_no_error_that_the_source_has_not(
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_enhanced_image_names_its_source_and_stays_primary(shared_data: Path, tmp_path: Path) -> None:
-    (found,) = (shared_data / "dicom").glob("siemens_xa30_enhanced/*t1*")
+    (found,) = (shared_data / "dicom").glob("dicom2nifti/philips_enhanced/anatomical/001/*.dcm")
     write_derived_series(tmp_path / "out", read_volume(found), found, _DESCRIPTION)
     (file,) = (tmp_path / "out").iterdir()
     source, derived = (pydicom.dcmread(path, stop_before_pixels=True) for path in (found, file))

@@ -9,6 +9,7 @@ from PIL import Image as Pillow
 from voxelwave.apps.cli import main
 
 
+@pytest.mark.slow
 def test_open_images_come_with_their_licences(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     assert main(["restoration", "images", "-o", str(tmp_path / "open")]) == 0

@@ -177,7 +177,7 @@ def test_cross_validation_tests_each_scanpath_once_by_weights_that_never_saw_its
     config = tmp_path / "folds.yaml"
     network = {**TINY, "heads": 2, "batch": 4}
     space = {"dropout": [0.0, 0.3], "lr": [1e-3, 1e-2]}
-    options = {"folds": 3, "trials": 2, "epochs": 2, "samples": 2, "resamples": 20, "network": network, "space": space}
+    options = {"folds": 2, "trials": 2, "epochs": 2, "samples": 2, "resamples": 20, "network": network, "space": space}
     config.write_text(yaml.safe_dump(options))
     output = tmp_path / "out"
     command = ["scanpath", "cross-validate", str(data["grid"]), "-o", str(output), "--config", str(config)]

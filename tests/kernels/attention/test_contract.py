@@ -217,7 +217,7 @@ def test_equals_its_reference_with_all_gradients(name, pattern, length, key_head
 @every_pair
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_narrow_types_stay_near_float64_and_keep_their_type(name, pattern, dtype, tolerance, generator):
-    n_queries, n_keys = sizes_of(pattern, 21)
+    n_queries, n_keys = sizes_of(pattern, 13)
     narrow = [x.to(dtype) for x in random_qkv(n_queries, n_keys, generator, name=name)]
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys, dtype)
     out = mixer(*narrow, pattern=pattern).out
@@ -310,12 +310,17 @@ def visible_to(name, mixer, pattern, n_queries, n_keys):
 
 
 @every_pair
-@pytest.mark.parametrize("place", [0, 6, 13])
 @pytest.mark.parametrize("where", ["key", "value"])
-def test_what_is_not_finite_reaches_only_the_queries_that_may_see_it(name, pattern, place, where, generator):
+def test_what_is_not_finite_reaches_only_the_queries_that_may_see_it(name, pattern, where, generator):
     n_queries, n_keys = sizes_of(pattern, 16)
     mixer = made(MEMBERS[name].make, HEADS, n_queries, n_keys)
-    q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
+    qkv = random_qkv(n_queries, n_keys, generator, name=name)
+    for place in (0, 6, 13):
+        check_what_is_not_finite(name, mixer, pattern, place, where, *(x.clone() for x in qkv))
+
+
+def check_what_is_not_finite(name, mixer, pattern, place, where, q, k, v):
+    n_queries, n_keys = q.shape[2], k.shape[2]
     if where == "key":
         k[0, 1, place, 2] = float("nan")
     else:

@@ -126,7 +126,11 @@ def test_a_bias_of_another_type_keeps_the_type_of_the_output(wanted, generator):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"causal": True, "q_start": 2}, pytest.param({"return_lse": True}, marks=pytest.mark.slow)],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"causal": True, "q_start": 2},
+        pytest.param({"return_lse": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_compiled_once_for_every_length(options, generator):
@@ -139,7 +143,8 @@ def test_compiled_once_for_every_length(options, generator):
         assert_close(compiled(*qkv), mechanism(*qkv))
 
 
-@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [False, True])
 def test_linear_attention_compiles_with_its_gradients(causal, generator):
     qkv = [x.requires_grad_() for x in random_qkv((1, 2, 1, 40, 40, 4, 4), generator)]
 
