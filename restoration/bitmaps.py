@@ -143,27 +143,7 @@ def _read_deep_pnm(path: Path) -> tuple[np.ndarray, str] | None:
 def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
     try:
         with Pillow.open(path) as picture:
-            _check_size(path, picture)
-            if picture.format == "PNG":
-                _check_sums(path)
-            pictures = getattr(picture, "n_frames", 1)
-            if pictures > 1 and picture.format != "MPO":
-                raise ValueError(f"{path} is an animation of {pictures} pictures; save each one as a file of its own")
-            if pictures > 1:
-                text = f"{path} holds {pictures} pictures (MPO); the first was read"
-                warnings.warn(text, VolumeWarning, stacklevel=4)
-            if picture.mode == "PA" or (picture.mode not in ("LA", "RGBA") and "transparency" in picture.info):
-                text = f"{path} has transparent colours, which were read as opaque"
-                warnings.warn(text, VolumeWarning, stacklevel=4)
-            if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                converted = picture.convert("RGB")
-            else:
-                if _png_bits(path) == 16 and not picture.mode.startswith("I"):
-                    raise ValueError(
-                        f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF"
-                    )
-                converted = picture.copy()
-            converted = ImageOps.exif_transpose(converted)
+            converted = ImageOps.exif_transpose(_pixels(path, picture))
     except OSError as error:
         if isinstance(error, UnidentifiedImageError):
             raise ValueError(f"{path} is not a readable image: its first bytes are those of no known format") from error
@@ -178,6 +158,27 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, str]:
     if converted.mode == "I":  # Pillow keeps 16-bit PNGs as int32
         array = array.astype(np.uint16 if _png_bits(path) == 16 else np.int32)
     return array, "YXS" if array.ndim == 3 else "YX"
+
+
+def _pixels(path: Path, picture: Pillow.Image) -> Pillow.Image:
+    """The decoded first picture of a file, in RGB if its mode is none of grey and RGB."""
+    _check_size(path, picture)
+    if picture.format == "PNG":
+        _check_sums(path)
+    pictures = getattr(picture, "n_frames", 1)
+    if pictures > 1 and picture.format != "MPO":
+        raise ValueError(f"{path} is an animation of {pictures} pictures; save each one as a file of its own")
+    if pictures > 1:
+        text = f"{path} holds {pictures} pictures (MPO); the first was read"
+        warnings.warn(text, VolumeWarning, stacklevel=5)
+    if picture.mode == "PA" or (picture.mode not in ("LA", "RGBA") and "transparency" in picture.info):
+        text = f"{path} has transparent colours, which were read as opaque"
+        warnings.warn(text, VolumeWarning, stacklevel=5)
+    if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        return picture.convert("RGB")
+    if _png_bits(path) == 16 and not picture.mode.startswith("I"):
+        raise ValueError(f"{path} is a colour PNG with 16 bits, of which 8 would be lost in reading; save it as TIFF")
+    return picture.copy()
 
 
 def _check_size(path: Path, picture: Pillow.Image) -> None:

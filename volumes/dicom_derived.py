@@ -167,14 +167,7 @@ def derive(
     for keyword in _UNTRUE + (_MR_PULSE_SEQUENCE if enhanced_mr else ()):
         if keyword in dataset:
             del dataset[keyword]
-    # a derived image is SECONDARY, but enhanced images and PET allow only PRIMARY (PS3.3 C.8.16.1.2, C.8.9.4.1.1)
-    enhanced = "PerFrameFunctionalGroupsSequence" in dataset
-    rank = "PRIMARY" if enhanced or is_pet(dataset) else "SECONDARY"
-    dataset.ImageType = _derived(dataset.get("ImageType"), rank)
-    for group in functional_groups(dataset):
-        for element in group:
-            if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
-                element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
+    _set_image_types(dataset)
     dataset.SeriesInstanceUID = series_uid
     dataset.SOPInstanceUID = generate_uid(prefix=None)
     number = derived_series_number(dataset, SERIES_OFFSET)
@@ -193,6 +186,18 @@ def derive(
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _set_image_types(dataset: Dataset) -> None:
+    """Mark the image and its frames as derived."""
+    # a derived image is SECONDARY, but enhanced images and PET allow only PRIMARY (PS3.3 C.8.16.1.2, C.8.9.4.1.1)
+    enhanced = "PerFrameFunctionalGroupsSequence" in dataset
+    rank = "PRIMARY" if enhanced or is_pet(dataset) else "SECONDARY"
+    dataset.ImageType = _derived(dataset.get("ImageType"), rank)
+    for group in functional_groups(dataset):
+        for element in group:
+            if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
+                element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
 
 
 def derived_series_number(header: Dataset, offset: int) -> int:
