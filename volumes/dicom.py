@@ -103,7 +103,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
 def _background(dataset: Dataset) -> float | None:
     """The rescaled padding value of a file, otherwise air (-1000 HU) for a CT; None if neither applies."""
     padding = dataset.get("PixelPaddingValue")
-    rescale = [float(dataset.get(name, default)) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))]
+    rescale = [float(dataset.get(name) or default) for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))]
     if isinstance(padding, int) and np.isfinite(rescale).all():
         return padding * rescale[0] + rescale[1]
     return -1000.0 if dataset.get("Modality") == "CT" else None

@@ -23,6 +23,8 @@ _PHASES = (
     ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
     ("MRVelocityEncodingSequence", "VelocityEncodingMaximumValue"),
 )
+# of classic images; by each of them volumes can be distinguished, if their numbers cannot
+_TIMES = ("NominalPercentageOfCardiacPhase", "TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
 _SPATIAL = {
     Tag(keyword) for keyword in ("StackID", "InStackPositionNumber", "ImagePositionPatient", "ImageOrientationPatient")
 }
@@ -45,6 +47,7 @@ class Frame:
     slope: float
     intercept: float
     enhanced: bool = False
+    times: tuple[float | None, ...] = ()  # of a classic image: those of `_TIMES`
     dimensions: tuple[int, ...] = ()  # indices in the dimensions of an enhanced image that are not spatial
     descending: bool = False  # the slices of a mosaic run against the normal of the image plane
 
@@ -130,6 +133,8 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Fr
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     if slope is not None and float(slope) == 0:
         raise ValueError(f"{file}: RescaleSlope must not be 0, which makes all values alike; repair the header")
+    if not np.isfinite([float(value or 0) for value in (slope, intercept)]).all():
+        raise ValueError(f"{file}: RescaleSlope and RescaleIntercept must be finite, got {slope} and {intercept}")
     number = header.get("InstanceNumber")
     return Frame(
         path=file,
@@ -142,6 +147,7 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Fr
         number=None if number in (None, "") else int(number),
         kind=kind,
         phase=_phase(find, header),
+        times=tuple(_number(header.get(name)) for name in _TIMES),
         enhanced=groups[0] is not header and "PerFrameFunctionalGroupsSequence" in header,
         dimensions=_dimensions(groups[0], header),
         slope=1.0 if slope is None else float(slope),

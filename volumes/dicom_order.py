@@ -36,6 +36,9 @@ def volumes_of(path: Path, places: list[list[Frame]], normal: np.ndarray) -> lis
             volumes = [[place[i] for place in stacks] for i in range(len(places[0]))]
             _say_kinds(path, volumes)
             return volumes if enhanced else sorted(volumes, key=lambda v: _by_number(v[0]))
+    if not enhanced and (timed := _by_times(places)):
+        _say_kinds(path, timed)
+        return timed
     raise ValueError(
         f"{path} has {len(places[0])} images at every position, but their times, echo times, b-values or image numbers"
         " do not distinguish the volumes; keep one volume per folder, or convert the series with dcm2niix"
@@ -128,8 +131,9 @@ def _are_phases(stacks: list[list[Frame]], indices: dict[int, tuple[float, ...]]
     if all(len(set(place)) == len(place) for place in labels):
         return True
     if enhanced:
-        return _is_regular(stacks)
-    return all(len({(f.number, f.index, f.kind) for f in place}) == len(place) for place in stacks)
+        return _is_regular(stacks, lambda frame: (str(frame.path), frame.index))
+    numbered = all(len({(f.number, f.index, f.kind) for f in place}) == len(place) for place in stacks)
+    return numbered and _is_regular(stacks, _by_number)
 
 
 def _ranks(phases: list[tuple[float, ...]]) -> list[Hashable]:
@@ -137,10 +141,21 @@ def _ranks(phases: list[tuple[float, ...]]) -> list[Hashable]:
     return list(zip(*columns, strict=True))
 
 
-def _is_regular(stacks: list[list[Frame]]) -> bool:
-    """Whether otherwise indistinguishable frames are stored volume by volume, or position by position."""
-    placed = [(str(f.path), f.index, place) for place, frames in enumerate(stacks) for f in frames]
-    order = [place for _, _, place in sorted(placed)]
+def _by_times(places: list[list[Frame]]) -> list[list[Frame]]:
+    """Volumes of classic images by the first time that differs between all images of a position; none without one."""
+    for column in range(len(places[0][0].times)):
+        stacks = [sorted(place, key=lambda f: (str(f.kind), f.times[column] or 0.0)) for place in places]
+        labels = [{(f.kind, f.times[column]) for f in place if f.times[column] is not None} for place in places]
+        kinds = [[frame.kind for frame in place] for place in stacks]
+        if all(len(found) == len(places[0]) for found in labels) and all(k == kinds[0] for k in kinds):
+            return [[place[i] for place in stacks] for i in range(len(places[0]))]
+    return []
+
+
+def _is_regular(stacks: list[list[Frame]], order_of: _Key) -> bool:
+    """Whether otherwise indistinguishable frames come volume by volume, or position by position."""
+    placed = [(order_of(f), place) for place, frames in enumerate(stacks) for f in frames]
+    order = [place for _, place in sorted(placed)]
     count, slices = len(stacks[0]), len(stacks)
     by_volume = [order[i : i + slices] for i in range(0, len(order), slices)]
     by_place = [order[i : i + count] for i in range(0, len(order), count)]

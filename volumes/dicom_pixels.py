@@ -9,6 +9,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..runs.memory import check_memory
 from ..runs.words import one_line
@@ -116,7 +117,12 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
 def _whole(file: Path) -> Dataset:
     """The header and the pixels of a file."""
     try:
-        return pydicom.dcmread(file)
+        dataset = pydicom.dcmread(file)
+        if "TransferSyntaxUID" not in dataset.file_meta:  # files from before DICOM had a preamble are not compressed
+            implicit, little = dataset.original_encoding
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        return dataset
     except MemoryError as error:  # the file itself fits, see `check_memory`
         raise ValueError("an element claims more bytes than the file has") from error
 

@@ -468,7 +468,7 @@ def test_our_files_record_their_layout(is_official, official, aligned, tmp_path)
         loaded = load_nestedmorph(tmp_path / name)
         assert loaded.official == is_official
         assert_close(loaded.flow.weight, model.flow.weight)
-        with pytest.raises(ValueError, match=f"official must be {is_official}, as {name} records"):
+        with pytest.raises(ValueError, match=f"official must be {is_official}, as recorded in {name}"):
             load_nestedmorph(tmp_path / name, official=not is_official)
 
 

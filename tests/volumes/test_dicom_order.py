@@ -1,6 +1,7 @@
 """The frames of a series become volumes of one phase each, in the order of the phases, or the series is refused."""
 
 import numpy as np
+import pydicom
 import pytest
 
 from voxelwave.volumes import read_volume
@@ -111,3 +112,56 @@ def test_a_classic_cine_whose_numbers_mix_its_phases_follows_the_trigger(tmp_pat
     write_classic(tmp_path / "cine", stored, edit=edit)
     times = read_volume(tmp_path / "cine").array // 1000
     assert (times == times[:1, :1, :1]).all()
+
+
+@pytest.mark.parametrize(
+    "tag", ["TriggerTime", "NominalPercentageOfCardiacPhase", "AcquisitionTime", "ContentTime", None]
+)
+def test_classic_images_whose_numbers_mix_the_phases_follow_a_time_or_are_refused(tmp_path, write_classic, tag):
+    order = ORDERS["at random"]
+    stored = np.array([np.full((4, 5), 10 * k + 1000 * t, np.uint16) for k, t in order])
+
+    def edit(image, number):
+        k, time = order[number]
+        image.ImagePositionPatient = [-10.0, -20.0, 5.0 + 3 * k]
+        for name in ("AcquisitionTime", "ContentTime"):
+            setattr(image, name, "101500")
+        if tag is not None:
+            setattr(image, tag, f"10{15 + time}00" if tag.endswith("nTime") or tag == "ContentTime" else 10.0 * time)
+
+    write_classic(tmp_path / "in", stored, edit=edit)
+    if tag is None:
+        with pytest.raises(ValueError, match="do not distinguish the volumes"):
+            read_volume(tmp_path / "in")
+        return
+    times = read_volume(tmp_path / "in").array // 1000
+    assert (times == times[:1, :1, :1]).all()
+    assert sorted(set(times.ravel())) == list(range(TIMES))
+
+
+@pytest.mark.parametrize("slope", ["nan", "inf"])
+def test_a_rescale_slope_that_is_not_finite_is_refused(tmp_path, write_classic, slope):
+    def edit(image, number):
+        image.RescaleIntercept = 0
+        image.add_new("RescaleSlope", "DS", "1")
+        image["RescaleSlope"]._value = float(slope)
+
+    write_classic(tmp_path / "in", np.zeros((3, 4, 5), np.uint16), edit=edit)
+    with pytest.raises(ValueError, match="RescaleSlope"):
+        read_volume(tmp_path / "in")
+
+
+def test_an_empty_rescale_slope_is_1_and_a_file_without_preamble_is_read(tmp_path, write_classic):
+    stored = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
+
+    def edit(image, number):
+        image.Modality, image.RescaleIntercept, image.RescaleSlope = "CT", -5, None
+
+    write_classic(tmp_path / "in", stored, edit=edit)
+    expected = read_volume(tmp_path / "in")
+    assert expected.array.min() == -5
+    for file in (tmp_path / "in").iterdir():
+        image = pydicom.dcmread(file)
+        del image.file_meta
+        image.save_as(file, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert np.array_equal(read_volume(tmp_path / "in").array, expected.array)
