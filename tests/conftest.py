@@ -35,19 +35,19 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_fixtures() -> Path:
-    """The folder of outputs of the published models on random weights."""
+    """The folder of outputs of the published models with random weights."""
     return _folder("VOXELWAVE_FIXTURES", _SHARED / "fixtures")
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """A seeded source of randomness for one test."""
+    """A seeded random generator for one test."""
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def dicom_errors() -> Callable[[Path], set[str]]:
-    """What dciodvfy finds wrong in a DICOM file, without the numbers of sequence items."""
+    """The errors that dciodvfy finds in a DICOM file, without the numbers of sequence items."""
     program = shutil.which("dciodvfy")
     if program is None:
         pytest.skip("needs dciodvfy (Debian package dicom3tools)")
@@ -114,7 +114,7 @@ def write_ct() -> Callable[..., None]:
 
 
 def _write_ct(folder: Path, *, slices: int = 4, slope: float = 1.0, intercept: float = -1024.0) -> None:
-    """A small oblique CT series of random values, in files whose names do not follow the slices."""
+    """A small oblique CT series of random values; the names of its files do not follow the order of the slices."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()

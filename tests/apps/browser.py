@@ -1,4 +1,4 @@
-"""A headless Chromium that a test can drive, spoken to through a pipe (Chrome DevTools Protocol)."""
+"""A headless Chromium that a test drives through a pipe (Chrome DevTools Protocol)."""
 
 import base64
 import json
@@ -21,10 +21,10 @@ _FLAGS = (
 
 
 class Browser:
-    """One page of Chromium; ends with the `with` block.
+    """One page of Chromium, which is closed at the end of the `with` block.
 
     Args:
-        timeout_s: of one answer.
+        timeout_s: the longest wait for one answer.
     """
 
     def __init__(self, timeout_s: float = 60):
@@ -55,7 +55,7 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self.out)  # Chromium ends when its pipe does
+        os.close(self.out)  # Chromium ends when its pipe is closed
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -65,7 +65,7 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer; events that come meanwhile are kept."""
+        """Send a command and wait for its answer; events that arrive in the meantime are kept."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if session is not None:
@@ -92,11 +92,11 @@ class Browser:
         return self.messages.popleft()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """`send` to the page."""
+        """Call `send` for the page."""
         return self.send(method, self.session, **parameters)
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are waited for."""
+        """The value of a JavaScript expression, after waiting for promises."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", "exception"))
@@ -116,14 +116,14 @@ class Browser:
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def picture(self, path: Path | None = None) -> bytes:
-        """The page as a PNG."""
+        """A screenshot of the page, as PNG."""
         png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         if path is not None:
             path.write_bytes(png)
         return png
 
     def click(self, selector: str) -> None:
-        """Press the mouse where an element is."""
+        """Click on an element."""
         place = self.run(
             f"(() => {{const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
@@ -132,12 +132,12 @@ class Browser:
         self.press(*place)
 
     def press(self, x: float, y: float) -> None:
-        """Press and release the mouse at a place of the window."""
+        """Click at a position in the window."""
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def problems(self) -> list[str]:
-        """Errors of the page and addresses outside the disk that it asked for."""
+        """The errors of the page, and the addresses that it requested outside the disk."""
         self.run("0")
         found = []
         for event in self.events:

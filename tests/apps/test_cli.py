@@ -1,4 +1,4 @@
-"""The command line: help at once, exit codes, one clear line for what a user can get wrong."""
+"""The command line: help without delay, exit codes, and one clear line for each mistake of a user."""
 
 import importlib
 import inspect
@@ -148,7 +148,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def _run_each(commands: list[list[str]]) -> list[tuple[list[str], int, list[str]]]:
-    """Run commands one after the other in a fresh process: words, exit code, and the heavy packages loaded so far."""
+    """Run commands one by one in a new process; return output, exit code, and the heavy packages loaded so far."""
     words = [sys.executable, "-c", RUN_EACH, json.dumps(commands), json.dumps(HEAVY)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[[")]

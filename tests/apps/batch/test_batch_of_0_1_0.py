@@ -1,4 +1,4 @@
-"""A folder of results that version 0.1.0 left unfinished is continued: what is done there is not done again."""
+"""A folder of results that version 0.1.0 left unfinished is continued without repeating finished cases."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from voxelwave.apps import cli
 from voxelwave.apps.batch.manifest import MANIFEST, read_manifest
 
-# pictures, weights, and the results of 0.1.0 for two of the three pictures, by
+# pictures, weights, and the results of 0.1.0 for two of the three pictures, written by
 # `voxelwave restoration restore -i inputs -o results --weights weights.safetensors --keep-identifiers`
 OLD = Path(__file__).parent / "batch_of_0_1_0"
 

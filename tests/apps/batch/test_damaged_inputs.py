@@ -1,4 +1,4 @@
-"""Damaged and odd inputs: refused in one line or read right, in bounded time and memory; see damaged/."""
+"""Damaged and unusual inputs are refused in one line or read correctly, in bounded time and memory; see damaged/."""
 
 import gzip
 import importlib
@@ -25,7 +25,7 @@ from voxelwave.volumes import Volume, read_volume
 
 HERE = Path(__file__).resolve().parent / "damaged"
 PAGE = HERE.parents[3] / "docs" / "damaged_inputs.md"
-LINES = (ValueError, OSError)  # what the command line shows as one line
+LINES = (ValueError, OSError)  # the command line shows this as one line
 FLIPS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
@@ -39,7 +39,7 @@ def modules() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory, modules: Any) -> dict[str, Any]:
-    """What one process with limits made of all inputs."""
+    """The outcomes of all inputs, read by one process with limits."""
     folder = tmp_path_factory.mktemp("damaged")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = subprocess.run(
@@ -66,7 +66,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, modules: Any) -> dict[s
 
 
 def wrong(damage: Any, result: dict[str, Any], limits: Any) -> list[str]:
-    """What is not as it must be about one input."""
+    """The differences between the outcome of one input and the expectation."""
     found = []
     if result["outcome"] != damage.outcome:
         found.append(f"expected {damage.outcome}")
@@ -125,7 +125,7 @@ def one_line(error: BaseException) -> bool:
 
 
 def read_or_refuse(reader: Callable[[Path], Any], path: Path) -> Any | None:
-    """What is read, or None where it is refused in one line."""
+    """Read a file; return None if it is refused in one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -137,7 +137,7 @@ def read_or_refuse(reader: Callable[[Path], Any], path: Path) -> Any | None:
 
 
 def flipped(content: bytes, place: float, bit: int) -> bytes:
-    """The bytes with one bit changed, `place` of the way to their end."""
+    """The bytes with one flipped bit at the fraction `place` of their length."""
     changed = bytearray(content)
     changed[int(place * len(content))] ^= 1 << bit
     return bytes(changed)
@@ -175,7 +175,7 @@ def test_a_flipped_bit_in_a_scans_header_gives_what_nibabel_reads_or_an_error(mo
     np.testing.assert_allclose(volume.array.ravel(), array.ravel(), rtol=1e-6)
     unit = {"meter": 1e3, "micron": 1e-3}.get(other.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([unit, unit, unit, 1.0]) @ other.affine
-    if np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]):  # else the other form was used, with a warning
+    if np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]):  # otherwise the other form was used, with a warning
         np.testing.assert_allclose(volume.affine, affine, rtol=1e-6)
 
 
@@ -240,7 +240,7 @@ def test_real_images_that_are_cut_anywhere_are_refused(shared_data: Path, tmp_pa
     (tmp_path / victim.name).unlink()
     content = victim.read_bytes()
     rest = pydicom.dcmread(victim)
-    behind = sum(len(e.value or b"") + 12 for e in rest if e.tag > 0x7FE00010)  # padding and the like
+    behind = sum(len(e.value or b"") + 12 for e in rest if e.tag > 0x7FE00010)  # padding and similar bytes
     for share in (0.0, 0.01, 0.3, 0.7, 0.99):
         (tmp_path / victim.name).write_bytes(content[: int(share * (len(content) - behind - 1))])
         assert read_or_refuse(read_volume, tmp_path / victim.name if source.is_file() else tmp_path) is None

@@ -1,4 +1,4 @@
-"""Work in folders as hospitals have them: mixed, nested, nameless, damaged."""
+"""Finding cases in folders as hospitals have them: mixed, nested, damaged, and without file names that help."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def find(folder: Path, **options):
 
 @pytest.fixture
 def series(write_ct):
-    """`series(folder, ...)` writes a CT series whose header can be changed, under names without an ending."""
+    """`series(folder, ...)` writes a CT series whose header can be changed, as files without an extension."""
 
     def write(folder: Path, *, slices: int = 4, ending: str = "", **changes) -> list[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def series(write_ct):
 
 
 def flatten(folder: Path, *folders: Path) -> None:
-    """All files into one folder, by numbers."""
+    """Move all files into one folder, with numbers as names."""
     folder.mkdir(exist_ok=True)
     paths = [path for some in folders for path in sorted(some.rglob("*")) if path.is_file()]
     for number, path in enumerate(paths):
@@ -240,7 +240,7 @@ def test_volumes_pictures_and_recordings_by_their_names(tmp_path):
     names = [case.identifier for case in cases]
     assert {"sub-01_T1w", "scan_12"} <= set(names)
     assert len(set(names)) == 5
-    assert sum(name.startswith("scan-") for name in names) == 2  # of two folders
+    assert sum(name.startswith("scan-") for name in names) == 2  # cases of two folders
     assert not any("Doe" in name or "John" in name for name in names)
     assert "Doe_John" in [case.identifier for case in find(root, keep_identifiers=True).cases]
     assert {case.modality for case in cases} == {"MR", "EEG", None}
@@ -277,7 +277,7 @@ def test_filters_choose(tmp_path, filters, count):
     ("name", "harmless"),
     [
         ("sub-0012_ses-1_task-rest_eeg", True),
-        ("IM000123", False),  # could be a number of a patient
+        ("IM000123", False),  # this could be a patient's number
         ("IM00123", True),
         ("t1_mprage_sag", True),
         ("v10p", True),
@@ -344,12 +344,12 @@ def test_pairs_of_a_table_keep_a_missing_file_as_a_broken_case(tmp_path):
     assert "a-to-b" in [case.identifier for case in cases]
     reasons = [case.reason for case in cases if case.reason]
     assert len(reasons) == 1
-    assert re.fullmatch(r"there is no ~[0-9a-f]{8}\.nii\.gz", reasons[0])  # "gone" is no word of imaging
+    assert re.fullmatch(r"there is no ~[0-9a-f]{8}\.nii\.gz", reasons[0])  # "gone" is not a term of imaging
     assert not any("Doe" in case.identifier for case in cases)
 
 
 def test_real_series_of_many_makers_in_one_heap(shared_data, tmp_path):
-    """Every folder of the original becomes a case again when all files lie in one folder without names."""
+    """Original folders are found again as cases after all files are put into one folder, under meaningless names."""
     source = shared_data / "dicom" / "dicom2nifti"
     folders = [
         source / name

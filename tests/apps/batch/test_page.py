@@ -1,4 +1,4 @@
-"""The page of a batch shows what the manifest says, in the right place, and nothing that names a person."""
+"""The page of a batch shows the content of the manifest in the right places, and nothing that identifies a person."""
 
 import base64
 import gzip
@@ -22,11 +22,11 @@ from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume, write_volume
 from voxelwave.volumes.dicom_write import write_derived_series
 
-_BLOB_MM = np.array([-22.0, 25.0, 14.0])  # to the patient's left, in front, above
+_BLOB_MM = np.array([-22.0, 25.0, 14.0])  # on the patient's left, in front, above
 
 
 def _image(blob_mm: np.ndarray = _BLOB_MM, *, left_first: bool = True) -> Volume:
-    """A dim ball with a bright blob; `left_first` says which way the first axis runs."""
+    """A dim ball with a bright blob; `left_first` gives the direction of the first axis."""
     affine = np.diag([2.0 if left_first else -2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = [-40 if left_first else 40, -46, -36]
     index = np.stack(np.meshgrid(*map(np.arange, (41, 47, 37)), indexing="ij"), axis=-1)
@@ -40,7 +40,7 @@ def _case(kind: str, *inputs: Path, name: str = "a", roles: tuple[str, ...] = ()
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """What the script hands to the page."""
+    """The data that the page hands to its script."""
     text = (folder / SCRIPT).read_text()
     assert text.startswith("voxelwavePreview(")
     name, _, content = text.removeprefix("voxelwavePreview(").removesuffix(");\n").partition(", ")
@@ -90,7 +90,7 @@ def test_previews_of_large_images_are_bounded(tmp_path: Path) -> None:
     small, step = block_mean(large)
     assert small.array.size <= MOST_VOXELS
     assert step[2] == 1
-    # the same places: the mean of a linear ramp over the world is that ramp
+    # the same positions: the mean of a linear ramp over the world is that ramp
     ramp = large.with_array((np.arange(150.0)[:, None, None] + np.zeros((150, 210, 97))).astype(np.float32))
     reduced, _ = block_mean(ramp)
     x = reduced.affine[0, 0] * np.arange(reduced.shape[0]) + reduced.affine[0, 3]
@@ -100,7 +100,7 @@ def test_previews_of_large_images_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "a.nii.gz").rename(tmp_path / "out/a.nii.gz")
     write_preview(_case("nifti", tmp_path / "in.nii.gz"), tmp_path / "out")
-    assert (tmp_path / "out" / SCRIPT).stat().st_size < 2 * 1.5 * MOST_VOXELS  # noise does not compress
+    assert (tmp_path / "out" / SCRIPT).stat().st_size < 2 * 1.5 * MOST_VOXELS  # noise cannot be compressed
 
     picture = Image.fromarray(rng.integers(0, 255, (1500, 1200), dtype=np.uint8))
     picture.save(tmp_path / "in.png")
@@ -151,7 +151,7 @@ def test_the_page_tells_what_the_manifest_says(tmp_path: Path) -> None:
     assert "1 done" in page
     assert "1 failed" in page
     assert "1 refused" in page
-    assert not (tmp_path / "index_files").exists()  # no viewer where there is nothing to view
+    assert not (tmp_path / "index_files").exists()  # no viewer if there is no image to view
     assert write_index(tmp_path).read_text() == page
 
 
@@ -174,13 +174,13 @@ def test_the_viewer_ships_with_its_licence() -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of results by hand: a pair, a picture, a recording, a failure."""
+    """A folder of results written by hand: a pair, a picture, a recording, a failure."""
     inputs, output = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("results")
     for name in ("pair", "picture", "recording"):
         (output / name).mkdir()
     write_volume(inputs / "fixed.nii.gz", _image())
     write_volume(inputs / "moving.nii.gz", _image(_BLOB_MM + np.array([9, -9, 0]), left_first=False))
-    write_volume(output / "pair/warped.nii.gz", _image(left_first=False))  # the same place by other axes
+    write_volume(output / "pair/warped.nii.gz", _image(left_first=False))  # the same position with other axes
     paths = (inputs / "moving.nii.gz", inputs / "fixed.nii.gz")
     write_preview(_case("pair", *paths, name="pair", roles=("moving", "fixed")), output / "pair")
     Image.fromarray(np.full((40, 60), 30, np.uint8)).save(inputs / "in.png")
@@ -220,7 +220,7 @@ def _open(browser: Any, results: Path, case: str) -> None:
 
 
 def _slide(browser: Any, role: str, share: float) -> None:
-    """Press the mouse on a slider, `share` of the way to its right end."""
+    """Press the mouse on a slider, at the fraction `share` of its length."""
     x, y, width, height = browser.run(
         f"(() => {{const r = document.querySelector('input[data-role={json.dumps(role)}]').getBoundingClientRect();"
         " return [r.x, r.y, r.width, r.height]; })()"
@@ -234,7 +234,7 @@ def _pixels(browser: Any) -> np.ndarray:
 
 
 def _axial_slice(browser: Any) -> np.ndarray:
-    """(rows, columns, 3) of the part of the window that shows the axial slice."""
+    """The part of the window that shows the axial slice, (rows, columns, 3)."""
     left, top, width, height = browser.run(
         "(() => {const s = voxelwaveViewer.screenSlices.find((one) => one.axCorSag === 0).leftTopWidthHeight;"
         " const c = voxelwaveViewer.canvas, r = c.getBoundingClientRect(), f = r.width / c.width;"
@@ -244,7 +244,7 @@ def _axial_slice(browser: Any) -> np.ndarray:
 
 
 def _centre(chosen: np.ndarray) -> np.ndarray:
-    """Of the chosen pixels, as a share of height and of width."""
+    """The mean position of the chosen pixels, as fractions of height and width."""
     assert chosen.sum() > 30
     return np.argwhere(chosen).mean(axis=0) / chosen.shape
 
@@ -262,9 +262,9 @@ def test_the_overlay_lies_on_the_fixed_image_with_right_and_left_right(browser: 
     assert browser.run("voxelwaveViewer.volumes.map((one) => one.opacity)") == [1, 0, 0]
     below = _axial_slice(browser)
     red, blue = below[..., 0], below[..., 2]
-    assert np.abs(red - blue).max() < 60  # grey, but for the letters
+    assert np.abs(red - blue).max() < 60  # grey, except for the letters
     bright = _centre(red > 180)
-    # the patient's left is drawn on the right and the front at the top
+    # the patient's left is drawn on the right, and the front at the top
     np.testing.assert_allclose(bright, [(46 - _BLOB_MM[1]) / 94, (40 - _BLOB_MM[0]) / 82], atol=0.02)
 
     _slide(browser, "warped (result)", 0.999)
@@ -280,7 +280,7 @@ def test_the_overlay_lies_on_the_fixed_image_with_right_and_left_right(browser: 
     np.testing.assert_allclose(between[row, column], (below[row, column] + above[row, column]) / 2, atol=12)
 
     _slide(browser, "warped (result)", 0.001)
-    _slide(browser, "moving (input)", 0.999)  # where it was before: 9 mm further back, to the right
+    _slide(browser, "moving (input)", 0.999)  # the previous position: 9 mm further back, to the right
     moved = _centre(_axial_slice(browser)[..., 0] > 180)
     assert moved[0] > bright[0] + 0.05
     assert moved[1] < bright[1] - 0.05
@@ -298,7 +298,7 @@ def test_pictures_and_recordings_open_too(browser: Any, results: Path) -> None:
     assert browser.run("document.getElementById('viewer-name').textContent") == "recording"
     heights = browser.run("[...document.querySelectorAll('#stage rect')].map((r) => r.getBoundingClientRect().height)")
     np.testing.assert_allclose(heights[6] / heights[1], 6, rtol=0.05)
-    browser.click("#next")  # past the failed case, around to the first
+    browser.click("#next")  # past the failed case, and back to the first
     browser.wait("document.getElementById('viewer-name').textContent === 'pair'")
     browser.wait("document.getElementById('viewer').dataset.state === 'ready'")
     assert browser.problems() == []

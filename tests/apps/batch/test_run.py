@@ -1,4 +1,4 @@
-"""Batches: each case whole or not at all, done once, none lost, whatever happens in between."""
+"""Batches: each case is complete or absent, is done once, and is never lost, even if a run is interrupted."""
 
 import errno
 import hashlib
@@ -132,7 +132,7 @@ def test_what_is_done_and_unchanged_is_not_done_again(inputs, tmp_path):
     assert done_now(options={"strength": 2}) == ["scan0", "scan2"]
     (output / MANIFEST).unlink()
     assert done_now(options={"strength": 2}) == []
-    assert sorted(read_manifest(output)) == everything  # it is written anew from the folders
+    assert sorted(read_manifest(output)) == everything  # the table is rebuilt from the folders
 
 
 def test_a_failed_case_is_tried_again_and_keeps_an_older_result_apart(inputs, tmp_path):
@@ -176,7 +176,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(inputs, tmp_path, capsys):
 
 @pytest.mark.parametrize("place", ["write", "fsync", "replace"])
 def test_a_disk_that_is_full_for_the_record_loses_no_line(inputs, tmp_path, monkeypatch, place):
-    """The line is taken back whole, results stay, and the next run goes on from them."""
+    """The incomplete line is removed, results are kept, and the next run continues from them."""
     output = tmp_path / "out"
     assert run(inputs, output) == DONE
     before = (output / MANIFEST).read_bytes()
@@ -213,7 +213,7 @@ def _full_for(name: str, real):
             return getattr(self._stream, attribute)
 
         def write(self, data):
-            self._stream.write(data[:20])  # some of it still found room
+            self._stream.write(data[:20])  # some of it still had room on the disk
             self._stream.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -278,7 +278,7 @@ def test_dry_run_shows_the_plan_and_touches_nothing(inputs, tmp_path, capsys):
 
 
 def test_killed_at_random_twenty_times_it_ends_like_an_undisturbed_run(inputs, tmp_path):
-    """Each kill is a SIGKILL in the middle of the work, of a process that has everything loaded already."""
+    """Each kill is a SIGKILL during the work, sent to a process that has already loaded all packages."""
     (inputs / "scan1.txt").write_text("broken")
     quiet, output = tmp_path / "quiet", tmp_path / "out"
     assert run(inputs, quiet) == SOME_FAILED
@@ -287,7 +287,7 @@ def test_killed_at_random_twenty_times_it_ends_like_an_undisturbed_run(inputs, t
     for number in range(60):
         if kills == 20:
             break
-        if number % 5 == 4:  # and now and then something to do over
+        if number % 5 == 4:  # and now and then a case that must be repeated
             (output / f"scan{number % 6}" / "0.txt").unlink(missing_ok=True)
         process = get_context("fork").Process(target=run, args=(inputs, output), kwargs={"seconds": 0.01})
         process.start()
@@ -325,7 +325,7 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(inputs, tmp_path, number, code
         "if __name__ == '__main__':\n"
         f"    sys.exit(run(Path({str(inputs)!r}), Path({str(output)!r}), seconds=0.3, open_workers=None, jobs=2))\n"
     )
-    # a shell that starts the tests in the background hands on an ignored SIGINT
+    # a shell that starts the tests in the background passes on an ignored SIGINT
     before = signal.signal(number, signal.SIG_DFL)
     try:
         process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Work for batches that takes no time, which workers import by name."""
+"""Work for batches that takes almost no time; workers import it by name."""
 
 import errno
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Digests:
-    """Three files about each input; what an input says may go wrong."""
+    """Write three files about each input; the text of an input names the failure to cause."""
 
     def __init__(self, seconds: float = 0.0, log: str | None = None, size: int = 8):
         self.seconds, self.log, self.size = seconds, log, size
@@ -36,7 +36,7 @@ class Digests:
         return {"metrics": {"bytes": len(content)}, "warnings": ["warned"] if "warn" in words else []}
 
     def smaller(self):
-        """Half the size, down to 2."""
+        """The same work with half the size, at least 2."""
         return Digests(self.seconds, self.log, self.size // 2) if self.size > 2 else None
 
     @property

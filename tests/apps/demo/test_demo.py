@@ -1,4 +1,4 @@
-"""The demo as a whole, and its data."""
+"""The whole demo and its data."""
 
 import json
 from pathlib import Path

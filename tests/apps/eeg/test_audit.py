@@ -1,4 +1,4 @@
-"""`voxelwave eeg audit`: exit codes, and what is printed and written."""
+"""`voxelwave eeg audit`: exit codes, output and written files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Commands of the EEG field on a study of people who do not exist."""
+"""Commands of the EEG field on a study of synthetic people."""
 
 import csv
 import inspect
@@ -20,7 +20,7 @@ CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("adhdeepne
     (Path(cli.__file__).parent / "configs" / "eeg").glob("eegnet*.yaml")
 )
 NESTED_CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "eeg").glob("*nested*.yaml"))
-# wrong usage, found before anything is read (exit code 2); other errors have exit code 1
+# wrong usage, which is found before any file is read (exit code 2); other errors have exit code 1
 USAGE = (
     "epochs must",
     "--patience must",
@@ -63,7 +63,7 @@ def _rows(path):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_train(config, study, tmp_path):
-    """Their words are read; the networks are made smaller."""
+    """The texts of configurations are read, but the networks are made smaller."""
     content = yaml.safe_load(config.read_text())
     network = content["network"]
     content["settings"] = {**content["settings"], **TINY[network]}
@@ -206,7 +206,7 @@ def test_explanation_of_a_nested_run_asks_each_network_about_its_own_test_part(s
     assert sum(row["importance"] for row in content["bands"]) == pytest.approx(1)
     for image in content["images"].values():
         assert (tmp_path / "explain" / image).read_bytes().startswith(b"\x89PNG")
-    cell["train"] = cell["predict"]  # as if it had been trained on them
+    cell["train"] = cell["predict"]  # as if the network had been trained on them
     (folder / "cell.json").write_text(json.dumps(cell))
     assert cli.main(["eeg", "explain", str(tmp_path)]) == 1
 
@@ -313,5 +313,5 @@ def test_the_shipped_weights_find_the_rhythm_in_new_synthetic_people(tmp_path):
     assert cli.main(words) == 0
     with (tmp_path / "out" / "subjects.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["decision"] for row in rows] == ["no rhythm", "rhythm"] * 2  # every other synthetic subject carries it
+    assert [row["decision"] for row in rows] == ["no rhythm", "rhythm"] * 2  # every other synthetic subject has it
     assert not any("trained on" in row["notes"] for row in rows)

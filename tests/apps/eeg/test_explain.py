@@ -1,4 +1,4 @@
-"""The explanation of networks whose rule is known, and its pictures."""
+"""The explanation of networks with a known rule, and its pictures."""
 
 import json
 import math
@@ -35,12 +35,12 @@ CHANNEL = CED_ORDER.index("Pz")
 
 @pytest.fixture(scope="module")
 def windows(synthetic_windows) -> Windows:
-    """Two windows of 2 s of each of 6 people; the cases carry 10 Hz on Pz."""
+    """Two windows of 2 s for each of 6 people; the cases have 10 Hz on Pz."""
     return synthetic_windows(people=PEOPLE, count=WINDOWS, planted_uv=30.0, planted=("Pz",))
 
 
 class Alpha(nn.Module):
-    """Logits from the correlation of Pz with a sine and a cosine of 10 Hz, and from nothing else."""
+    """Logits that depend only on the correlation of Pz with a sine and a cosine of 10 Hz."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ def test_weights_are_not_explained_on_their_training_subjects_unless_asked(windo
     monkeypatch.setattr(f"{module}.load_windows", lambda *_: windows)
     case, notes = single_case(tmp_path, tmp_path, None, trained=False)
     assert (set(windows.subject[case.rows]), notes) == ({4, 5}, [])
-    listed.persons[windows.subjects[4]] = windows.subjects[0]  # a second recording of someone it was trained on
+    listed.persons[windows.subjects[4]] = windows.subjects[0]  # a second recording of a person in the training data
     case, _ = single_case(tmp_path, tmp_path, None, trained=False)
     assert set(windows.subject[case.rows]) == {5}
     listed.persons[windows.subjects[4]] = windows.subjects[4]

@@ -1,4 +1,4 @@
-"""Nothing is trained where people or recordings would be on both sides."""
+"""Training is refused if people or recordings would be on both sides of a split."""
 
 import json
 
@@ -33,7 +33,7 @@ def study(tmp_path):
 
 
 def _louder_copy(folder, subject):
-    """A copy of a recording with another gain and sign, which has another hash."""
+    """A copy of a recording with another gain and sign, so that it has another hash."""
     raw = mne.io.read_raw_fif(subject.file, preload=True, verbose="ERROR")
     raw.apply_function(lambda x: -0.5 * x, verbose="ERROR")
     raw.save(folder / "copy_raw.fif", verbose="ERROR")

@@ -1,4 +1,4 @@
-"""Commands that use a trained network load no training library."""
+"""Commands that use a trained network do not load a training library."""
 
 import subprocess
 import sys

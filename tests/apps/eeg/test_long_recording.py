@@ -1,4 +1,4 @@
-"""Commands with the network that reads a whole recording: training, diagnosis, streams and a nested run."""
+"""Commands with the network for whole recordings: training, diagnosis, streams and a nested run."""
 
 import csv
 import json
@@ -144,7 +144,7 @@ def test_a_nested_run_decides_about_recordings_at_once_and_continues(study, tmp_
     assert load_network(kept[0])[1].network == "long_recording"
     before = (tmp_path / "run" / "predictions.csv").read_bytes()
     (tmp_path / "run" / "predictions.csv").unlink()
-    shutil.rmtree(kept[0])  # as after a kill: the fit is done again
+    shutil.rmtree(kept[0])  # as after a kill: the fit is repeated
     assert cli.main(words) == 0
     assert (tmp_path / "run" / "predictions.csv").read_bytes() == before
 

@@ -36,7 +36,7 @@ def study(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def words(study, tmp_path_factory) -> list[str]:
-    """The command without its output."""
+    """Run the command and discard its output."""
     folder = tmp_path_factory.mktemp("config")
     config = folder / "tiny.yaml"
     content = {"models": MODELS, "model_options": {"adhdeepnet": TINY}, "outer": 2, "inner": 2, "trials": 1}
@@ -56,7 +56,7 @@ def run(words, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
-    """A copy that a test may change."""
+    """A copy of the run, which a test may change."""
     shutil.copytree(run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -87,7 +87,7 @@ def test_no_subject_of_a_test_part_reached_a_nested_fit(run):
     assert nested
     for cell in nested:
         assert not tested[cell["fold"]] & {*cell["train"], *(cell["validation"] or ())}
-    assert all(set(cell["validation"]) == tested[cell["fold"]] for cell in published)  # so the line above can fail
+    assert all(set(cell["validation"]) == tested[cell["fold"]] for cell in published)  # so that the line above can fail
     assert published
 
 
@@ -102,7 +102,7 @@ def test_the_published_protocol_keeps_the_epoch_that_is_best_on_the_test_fold(ru
 
 
 def test_scalers_are_those_of_the_training_windows(run, study):
-    """Scaled by the fold: the card beside the weights holds mean and sd of the outer training subjects alone."""
+    """With scaling by fold, the card beside the weights holds mean and sd of the outer training subjects only."""
     from voxelwave.eeg.networks import load_network
     from voxelwave.eeg.study import read_study
     from voxelwave.eeg.windows import Scaler, WindowOptions, load_windows
@@ -143,7 +143,7 @@ def test_results_hold_headline_baselines_comparisons_and_optimism(run):
 def test_the_same_command_again_runs_only_missing_cells_and_gives_the_same_results(words, copy, run):
     before = {path: path.stat().st_mtime_ns for path in (copy / "cells").glob("*/result.json")}
     (copy / "results.json").unlink()
-    shutil.rmtree(copy / "cells" / "adhdeepnet-r0-f1-nested-final")  # but for this one
+    shutil.rmtree(copy / "cells" / "adhdeepnet-r0-f1-nested-final")  # except for this one
     assert cli.main([*words, "-o", str(copy)]) == 0
     assert _untimed(copy) == _untimed(run)
     after = {path: path.stat().st_mtime_ns for path in (copy / "cells").glob("*/result.json")}
@@ -200,7 +200,7 @@ def test_one_recording_under_two_names_stays_on_one_side(study, tmp_path):
 
 
 class _Page(HTMLParser):
-    """Sections, pictures and addresses of a page."""
+    """The sections, pictures and addresses of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -281,7 +281,7 @@ def test_a_browser_shows_the_report_without_errors_or_requests_and_prints_it(run
         page.open(run / "report.html")
         assert page.run("document.querySelectorAll('section[id]').length") >= 14
         assert page.run("[...document.images].every(i => i.naturalWidth > 100)")
-        assert page.run("document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out
+        assert page.run("document.documentElement.scrollWidth <= window.innerWidth")  # no element is too wide
         page.click("#each th.n button")  # sort by windows
         assert page.run("document.querySelector('#each th[aria-sort]') !== null")
         printed = base64.b64decode(page.call("Page.printToPDF", preferCSSPageSize=True)["data"])
@@ -340,7 +340,7 @@ def test_the_audit_refuses_wrong_options_in_one_line(words, complaint, study, ca
 
 @pytest.mark.slow
 def test_planted_runs_from_recordings_to_statements(tmp_path, capsys, monkeypatch):
-    """A run too small to find the difference; its statements and exit code must follow from its figures."""
+    """A run that is too small to find the difference; its statements and exit code must follow from its figures."""
     from voxelwave.apps.eeg import planted as eeg_planted
 
     monkeypatch.setattr(eeg_planted, "NETWORK", {**TINY, "space": "none"})

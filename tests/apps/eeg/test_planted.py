@@ -15,7 +15,7 @@ GOOD = {"planted": [0.6, 0.9], "shuffled": [0.3, 0.7], "band": "alpha", "channel
 
 
 def _write_run(folder, interval, band, channels):
-    """The figures that `planted` reads; the results are checked by the tests of the report."""
+    """The figures that `planted` reads; the tests of the report check the results themselves."""
     metric = {"mean": sum(interval) / 2, "interval_nb": interval}
     model = {"metrics": {"balanced_accuracy": metric, "auc": metric, "brier": metric}}
     (folder / "explain").mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def _write_run(folder, interval, band, channels):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run the command with given findings in place of fits; gives the exit code, planted.json and the options."""
+    """Run the command with the given findings instead of fits; return the exit code, planted.json and the options."""
     asked = []
 
     def command(found):

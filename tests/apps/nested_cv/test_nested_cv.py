@@ -1,4 +1,4 @@
-"""Nested cross-validation of toys: no choice depends on tested subjects, and no kill or cluster changes a figure."""
+"""Nested cross-validation of toys: tested subjects affect no choice, and neither kills nor clusters change a figure."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def toy_run(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))  # of Slurm's jobs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))  # of jobs of Slurm
     import toy_run
 
     return toy_run
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    """The bytes of all figures of a run; the times in the results of the toys are constant."""
+    """The bytes of all figures of a run; the recorded times of the toys are constant."""
     files = {name: (folder / name).read_bytes() for name in ("predictions.csv", "results.json", "results.csv")}
     for path in sorted((folder / "cells").glob("*/*")):
         if path.name in ("predictions.csv", "curve.csv", "weights.txt"):
@@ -71,7 +71,7 @@ def test_a_killed_run_gives_the_same_figures_when_it_is_continued(finished, toy_
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # it was not finished
+    assert process.wait() == -signal.SIGKILL  # the run was not finished
     assert psutil.wait_procs(workers, timeout=30)[1] == []  # no worker survives
     done = len(list(folder.glob("cells/[!.]*")))
     assert 0 < done < all_cells
@@ -97,7 +97,7 @@ def test_a_dask_cluster_gives_the_same_figures(finished, toy_run, tmp_path, monk
 
 @pytest.mark.slow
 def test_jobs_of_submitit_give_the_same_figures(toy_run, tmp_path):
-    """Slurm's jobs as processes of this machine; a smaller run, since each fit is a process of its own."""
+    """Jobs of Slurm, run as processes on this machine; the run is smaller, since each fit is a process."""
     pytest.importorskip("submitit")
     small = {"outer": 2, "trials": 1, "protocol": NESTED, "published": ()}
     plan = toy_run.toy_plan({"good": toy_run.toy(effect=0.9)}, **small)
@@ -113,8 +113,11 @@ def test_jobs_of_submitit_give_the_same_figures(toy_run, tmp_path):
 
 
 def test_labels_of_the_tested_subjects_choose_nothing(toy_run, tmp_path):
-    """The labels of one test part are inverted. The choices and predictions of the nested run stay the same; those of
-    the published protocol change, so this test detects a leak if there is one."""
+    """Inverted labels of one test part change only the published protocol.
+
+    The choices and predictions of the nested run stay the same. Those of the published protocol change, so this test
+    would detect a leak.
+    """
     plan = toy_run.toy_plan(trials=4)
     tested = plan["splits"][1]["test"]
     inverted = [1 - label if i in tested else label for i, label in enumerate(toy_run.LABELS)]
@@ -131,7 +134,7 @@ def test_labels_of_the_tested_subjects_choose_nothing(toy_run, tmp_path):
     before, after = (
         {o.protocol: o for o in run_here(tmp_path / str(k), p) if o.fold == 1} for k, p in enumerate(plans)
     )
-    assert before[NESTED] == after[NESTED]  # settings, epochs, threshold, every trial's score
+    assert before[NESTED] == after[NESTED]  # settings, epochs, threshold, and the score of every trial
     cells = [tmp_path / str(k) / "cells" / before[NESTED].cell / "predictions.csv" for k in (0, 1)]
     assert cells[0].read_bytes() == cells[1].read_bytes()
     assert before[PUBLISHED].trials != after[PUBLISHED].trials

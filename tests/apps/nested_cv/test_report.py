@@ -1,4 +1,4 @@
-"""The report of a run that is written by hand: every section, and no silence about a missing key."""
+"""The report of a run that is written by hand: it has every section, and a missing key is an error."""
 
 import copy
 import csv
@@ -205,7 +205,7 @@ def _write_predictions(folder: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """Sections, links and open tags of a page."""
+    """The sections, links and open tags of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -329,7 +329,7 @@ def test_the_headline_is_read_by_its_interval(interval, text, tmp_path):
 
 
 def _keys(content: object, path: tuple = ()) -> list[tuple]:
-    """The place of every key that a type requires; of a list the first entry stands for all."""
+    """The place of every key that a type requires; the first entry of a list represents all entries."""
     if isinstance(content, list):
         return _keys(content[0], (*path, 0)) if content else []
     if not isinstance(content, dict):

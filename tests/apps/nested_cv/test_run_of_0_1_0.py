@@ -41,7 +41,7 @@ def _contents(folder: Path) -> list[object]:
 
 @pytest.fixture
 def command(tmp_path) -> list[str]:
-    """The command of the old run without its output."""
+    """Run the command of the old run and discard its output."""
     study = tmp_path / "study"
     write_synthetic_study(study, subjects=8, seconds=6, difference_uv=15, seed=5)
     config = tmp_path / "run.yaml"
@@ -51,7 +51,7 @@ def command(tmp_path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The old run, with the paths of this machine."""
+    """Copy the old run, with the paths of this machine."""
     folder = tmp_path / "run"
     shutil.copytree(OLD, folder)
     for path in (folder / "plan.json", *folder.glob("cells/*/cell.json")):
@@ -87,7 +87,7 @@ def test_an_old_run_with_other_options_is_refused(command, folder, capsys):
 
 
 def _assert_same_predictions(path: Path, expected: Path) -> None:
-    """The same rows; the old cells come from another machine, whose BLAS may differ in the last digits."""
+    """Compare rows; the old cells come from another machine, whose BLAS may differ in the last digits."""
     tables = []
     for file in (path, expected):
         with file.open(newline="") as stream:

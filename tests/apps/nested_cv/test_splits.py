@@ -17,7 +17,7 @@ def cohort(labels, groups=(), sites=()) -> Cohort:
 
 
 def people_on_both_sides(splits, persons) -> set[str]:
-    """Persons on both sides of a split, without the check of the module."""
+    """The persons on both sides of a split, found without the check of the module."""
     both = set()
     for split in splits:
         sides = [(split["train"], split["test"])]
@@ -29,7 +29,7 @@ def people_on_both_sides(splits, persons) -> set[str]:
 
 
 def leaky_splits(labels, groups, outer=5, inner=2):
-    """A common mistake: rows are assigned one by one, although a person has several rows."""
+    """A common mistake: rows are split one by one, although a person has several rows."""
     rows = np.arange(len(labels))
 
     def folds(among, count):
@@ -144,7 +144,7 @@ def test_any_cohort_is_split_with_both_classes_in_each_part_or_refused_with_the_
         splits = make_splits(given, outer=outer, inner=inner, seed=seed)
     except LeakError:
         raise
-    except ValueError:  # too few people of a class; tests below read the words
+    except ValueError:  # too few people of a class; tests below compare the text
         return
     assert people_on_both_sides(splits, given.persons) == set()
     assert sorted(i for split in splits for i in split["test"]) == list(range(len(labels)))
@@ -158,7 +158,7 @@ def test_folds_hold_equal_shares_of_classes_and_sites():
     sites = ["north" if i % 3 else "south" for i in range(90)]
     for split in make_splits(cohort(labels, sites=sites), outer=5, inner=2):
         counts = [sum(labels[i] == 1 and sites[i] == site for i in split["test"]) for site in ("north", "south")]
-        assert counts == [4, 2]  # of 20 and 10
+        assert counts == [4, 2]  # 20 and 10 people
         assert len(split["test"]) == 18
 
 
@@ -166,7 +166,7 @@ def test_partitions_follow_the_seed_and_repeats_differ():
     given = cohort([i % 2 for i in range(30)])
     first = make_splits(given, outer=3, inner=2, repeats=2, seed=1)
     assert first == make_splits(given, outer=3, inner=2, repeats=2, seed=1)
-    assert first[:3] == make_splits(given, outer=3, inner=2, seed=1)  # a repeat more leaves the others alone
+    assert first[:3] == make_splits(given, outer=3, inner=2, seed=1)  # one more repeat leaves the others unchanged
     assert [s["test"] for s in first[:3]] != [s["test"] for s in first[3:]]
     assert first != make_splits(given, outer=3, inner=2, repeats=2, seed=2)
     assert derive_seed(1, "a", 2) != derive_seed(1, "a", 3)

@@ -74,7 +74,7 @@ def test_permutation_p_agrees_with_all_relabellings():
     relabelled = (np.isin(np.arange(9), positives) for positives in itertools.combinations(range(9), 4))
     null = [balanced_accuracy_score(label, said) for label in relabelled]
     exact = np.mean(np.array(null) >= observed - 1e-12)
-    assert 0.05 < exact < 0.5  # neither end, or anything would agree
+    assert 0.05 < exact < 0.5  # neither end, since otherwise any value would agree
     found = statistics.permutation_test(scores, 20000, seed=0)
     assert found["p"] == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 20000))  # four standard errors
     assert found["null_mean"] == pytest.approx(0.5, abs=0.01)
@@ -110,7 +110,7 @@ def test_paired_comparison_agrees_with_all_swaps(metric):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p):
-    """An adjusted p is the largest Bonferroni p of all families that hold the test (Marcus et al. 1976)."""
+    """An adjusted p is the largest Bonferroni p of all families that contain the test (Marcus et al. 1976)."""
     everyone = range(len(p))
     families = [s for size in range(1, len(p) + 1) for s in itertools.combinations(everyone, size)]
     expected = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in families if i in s) for i in everyone]
@@ -183,13 +183,13 @@ def test_no_threshold_does_better_than_the_chosen_one(rows):
     label, score = (np.array(column) for column in zip(*rows, strict=True))
     assume(len(set(label)) == 2)
     chosen = balanced_accuracy_score(label, score >= statistics.choose_threshold(label, score))
-    between = np.unique(score)[1:]  # someone on either side
+    between = np.unique(score)[1:]  # at least one person on either side of the threshold
     best = max(balanced_accuracy_score(label, score >= t) for t in (0.5, *between))
     assert chosen == pytest.approx(best)
 
 
 def test_intervals_of_guesses_cover_one_half_at_their_nominal_rate():
-    """200 cohorts with random scores: at least 95 % of the corrected intervals cover one half."""
+    """For 200 cohorts with random scores, at least 95 % of the corrected intervals contain one half."""
     generator = np.random.default_rng(0)
     label, fold = np.arange(40) % 2, np.arange(40) // 8
     covered = {"interval_nb": 0, "interval_bootstrap": 0}

@@ -1,4 +1,4 @@
-"""Estimators on made-up numbers, which workers of a nested run import by name."""
+"""Estimators on synthetic numbers, which workers of a nested run import by name."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ WINDOWS = 4
 
 
 def factory(labels: list[int], shown: list[int] | None = None, kind: str = "toy", **options):
-    """`shown` are the labels that the feature shows, where they are not those of the subjects."""
+    """`shown` are the labels on which the feature depends, if they differ from those of the subjects."""
     return {"toy": Toy, "broken": Broken, "plain": Plain}[kind](np.array(labels), np.array(shown or labels), **options)
 
 
 @dataclass
 class Toy:
-    """A feature of each window, shifted by the class; a noisy direction that training makes better or worse."""
+    """One feature for each window, shifted by the class, and noise whose weight changes with training."""
 
     labels: np.ndarray
     shown: np.ndarray
@@ -75,7 +75,7 @@ class ToyFit:
 
 
 class Broken(Toy):
-    """Its penalty above 1 makes it diverge."""
+    """A penalty above 1 makes the fit diverge."""
 
     def fit(self, train, validation, settings, seed, epochs, folder):
         fit = super().fit(train, validation, settings, seed, epochs, folder)
@@ -85,7 +85,7 @@ class Broken(Toy):
 
 
 class Plain(Toy):
-    """Nothing to search."""
+    """An estimator without settings to search."""
 
     def suggest(self, trial):
         return {}

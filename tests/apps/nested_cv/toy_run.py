@@ -1,4 +1,4 @@
-"""A nested run of toys: python toy_run.py OUT JOBS PAUSE, which a test may kill."""
+"""A nested run of toys, `python toy_run.py OUT JOBS PAUSE`, which a test may kill."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def toy(**arguments) -> dict:
 
 
 def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pause: float = 0.0, **design) -> Plan:
-    """Two toys, of which the first also runs as published, unless told otherwise."""
+    """Two toys, of which by default the first also runs with the published protocol."""
     labels = labels or LABELS
     cohort = Cohort(tuple(f"s{i:03d}" for i in range(len(labels))), tuple(labels), ("control", "case"))
     by_window = [label for label in labels for _ in range(WINDOWS)]
@@ -33,7 +33,7 @@ def toy_plan(models: dict | None = None, *, labels: list[int] | None = None, pau
 
 
 def run(folder: Path, plan: Plan, pool: Pool) -> Results:
-    """Run what is missing and write predictions and results."""
+    """Run the missing fits, and write predictions and results."""
     open_plan(folder, plan)
     finished = False
     try:

@@ -13,7 +13,7 @@ from voxelwave.volumes import Volume, write_volume
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory) -> Path:
-    """A blob with two halves as labels, and the same 4 mm to the left in a 4-D series with b-values."""
+    """A blob with two halves as labels, and the same blob 4 mm to the left in a 4-D series with b-values."""
     folder = tmp_path_factory.mktemp("scans")
     rng = np.random.default_rng(3)
     shape = (36, 40, 28)

@@ -1,4 +1,4 @@
-"""`registration apply`, from the words on the command line to files."""
+"""`registration apply`, from the command line to the files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`registration benchmark`: each part on small phantoms in the place of the scans."""
+"""`registration benchmark`: each part, on small phantoms instead of the scans."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def data(tmp_path_factory) -> Path:
     (people / "voxelmorph_test_scan").mkdir(parents=True)
     (people / "mrtrix_sub-01").mkdir()
     np.savez(people / "voxelmorph_test_scan/test_scan.npz", vol=image, seg=np.where(labels == 1001, 3, labels))
-    # the fixed affine of that file, 1 mm apart: the same ball at the same place
+    # the fixed affine of that file with a spacing of 1 mm: the same ball at the same position
     place = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
     nib.save(nib.MGHImage(image, place), people / "mrtrix_sub-01/norm.mgz")
     nib.save(nib.MGHImage(labels, place), people / "mrtrix_sub-01/aparc+aseg.mgz")
@@ -55,7 +55,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_affine(monkeypatch):
-    """No affine, which has tests of its own and takes most of the time: the phantoms are aligned."""
+    """Skip the affine fit, which has its own tests and takes most of the time; the phantoms are aligned."""
     monkeypatch.setattr("voxelwave.registration.register.align_affine", lambda *args, **kwargs: np.eye(4))
 
 
@@ -111,7 +111,7 @@ def test_training_registers_with_the_weights_that_it_fitted(data, tmp_path, monk
     monkeypatch.setattr("voxelwave.apps.registration.benchmark.overfit", partial(overfit, settings=tiny))
     (row,) = rows_of("training", data, tmp_path)
     assert row["steps"] == 2
-    assert row["labels"] == 1  # of 10 and 1001 against 3 and 10
+    assert row["labels"] == 1  # labels 10 and 1001 against 3 and 10
     assert row["registered_dice_after"] > 0.9
     assert Path(row["weights"]).is_file()
 

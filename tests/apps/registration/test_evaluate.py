@@ -1,4 +1,4 @@
-"""`registration evaluate`, from the words on the command line to tables and exit codes."""
+"""`registration evaluate`, from the command line to tables and exit codes."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`registration register`, from the words on the command line to files and exit codes."""
+"""`registration register`, from the command line to files and exit codes."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, w
 
 @pytest.mark.slow
 def test_register_loads_neither_training_nor_ants():
-    """A batch pays for the imports in every process; ANTs loads for SyN only."""
+    """A batch imports packages in every process, so ANTs is loaded for SyN only."""
     code = (
         "import sys\n"
         "import voxelwave.apps.registration.register\n"

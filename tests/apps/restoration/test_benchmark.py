@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Smooth images under the names of the real ones."""
+    """Smooth images under the names of the real images."""
     grid = np.add.outer(np.sin(np.arange(24) / 4), np.cos(np.arange(28) / 5))
     grey = np.rint(127 + 50 * grid).astype(np.uint8)
     folder = tmp_path / "data"

@@ -24,7 +24,7 @@ def test_scores_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixt
     rows = [line.split("\t") for line in (folder / "table.tsv").read_text().splitlines()]
     assert {row[1] for row in rows[1:]} == {"input", "nlm", "tv", "network"}
     noisy = [float(row[2]) for row in rows if row[1] == "input"]
-    # noise of 25 in 255 is 20.17 dB; values that are cut to the range lose some of it
+    # noise of 25 in 255 is 20.17 dB; clipping to the range removes some of it
     assert all(20.0 < value < 21.5 for value in noisy)
 
 
@@ -77,7 +77,7 @@ def test_super_resolution_is_measured_beside_bicubic(folder: Path, capsys: pytes
     rows = [line.split("\t") for line in (folder / "table.tsv").read_text().splitlines()[1:]]
     assert {row[1] for row in rows} == {"bicubic", "network"}
     ramp = next(float(row[2]) for row in rows if row[:2] == ["odd.png", "bicubic"])
-    assert ramp > 45  # bicubic keeps a ramp but for its ends and the rounding of the small image
+    assert ramp > 45  # bicubic keeps a ramp, except for its ends and the rounding of the small image
     assert main([*command, "--sigma", "25"]) == ERROR
     assert "--sigma left out" in capsys.readouterr().err
 

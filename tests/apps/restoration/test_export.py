@@ -24,7 +24,7 @@ def test_export_writes_the_averaged_weights_of_a_checkpoint(tmp_path: Path) -> N
     module = RestorationModule(ModuleSettings(network="MaIR", arguments=TINY, ema_decay=0.9))
     with torch.no_grad():
         for parameter in module.network.parameters():
-            parameter.add_(1)  # so that the present weights differ from the averaged ones
+            parameter.add_(1)  # so that the current weights differ from the averaged weights
     module.averaged_steps += 7
     content = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
     torch.save(content, tmp_path / "last.ckpt")

@@ -1,4 +1,4 @@
-"""`voxelwave scanpath evaluate` on scenes that are made here, from the command line."""
+"""`voxelwave scanpath evaluate` on synthetic scenes, from the command line."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def weights(tmp_path):
-    """A network that learnt nothing, from shelves 0 to 3 as it says."""
+    """An untrained network whose card says that it was trained on shelves 0 to 3."""
 
     def write(name="net.safetensors", **changes):
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_baselines_and_people_stand_in_table_and_files(data, tmp_path, capsys):
     assert np.log(8) < float(uniform["low"]) <= float(uniform["value"]) <= float(uniform["high"]) < np.log(9)
     assert by["other people", "sequence_score"]["trials"] == "20"
     trials = rows_of(tmp_path / "out" / "trials.csv")
-    assert len(trials) == 20 * 8  # seven models and other people
+    assert len(trials) == 20 * 8  # seven models, and other people
     assert sorted({row["fold"] for row in trials}) == list("12345")
     record = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in it
     assert record["options"]["target_position"] == "given"

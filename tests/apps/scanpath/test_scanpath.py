@@ -1,4 +1,4 @@
-"""Commands of the scanpath field on scenes and observers that are made up."""
+"""Commands of the scanpath field on synthetic scenes and observers."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def _rows(path):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_run(config, data, tmp_path):
-    """Their words are read; the networks and runs are made smaller."""
+    """The texts of configurations are read, but the networks and runs are made smaller."""
     content = yaml.safe_load(config.read_text())
     folds = config.stem.endswith("_folds")
     content["network"] = {**content["network"], **TINY, "heads": 2}
@@ -125,7 +125,7 @@ def test_of_a_folder_a_broken_scene_is_told_and_the_others_go_on(trained, data, 
     (folder / "deeper").mkdir(parents=True)
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[1, 2]")
-    (folder / "._grid.json").write_bytes(b"of macOS")  # ignored, as all hidden files
+    (folder / "._grid.json").write_bytes(b"of macOS")  # ignored, like all hidden files
     (folder / "deeper" / "free.json").write_bytes(data["free"].read_bytes())
     (folder / "grid.json").write_bytes(data["grid"].read_bytes())
     words = ["-o", str(tmp_path / "out"), "--weights", str(trained / "model.safetensors"), "--samples", "1"]
@@ -214,7 +214,7 @@ def test_cross_validation_tests_each_scanpath_once_by_weights_that_never_saw_its
         assert fold["settings"] == best["settings"]
         assert fold["epochs"] == max(1, round(np.median(best["epochs"])))
     times = {p: p.stat().st_mtime_ns for p in (output / "cells").rglob("result.json")}
-    assert cli.main(command) == 0  # goes on from what is there
+    assert cli.main(command) == 0  # continues from the existing results
     assert {p: p.stat().st_mtime_ns for p in (output / "cells").rglob("result.json")} == times
     assert json.loads((output / "results.json").read_text())["results"] == results["results"]
     assert cli.main([*command, "--trials", "1"]) == 1
@@ -226,7 +226,7 @@ def test_other_splits_keep_people_or_targets_apart(split, data, tmp_path):
     words = ["--split", split, "--folds", "2" if split == "person" else "3", "--inner", "2", "--epochs", "1"]
     words += ["--samples", "1", "--resamples", "5", "--target-position", "hidden", "--network", json.dumps({**TINY})]
     command = ["scanpath", "cross-validate", str(data["grid"]), "-o", str(tmp_path / "out"), *words]
-    if split == "person":  # one of two people is left to train on, who cannot be split again
+    if split == "person":  # one of two people is left for training, who cannot be split again
         assert cli.main(command) == 1
         return
     assert cli.main(command) == 0

@@ -1,4 +1,4 @@
-"""Named inputs that are damaged or odd, and what is done to bytes to make them."""
+"""A list of damaged or unusual inputs, and functions that change bytes to make them."""
 
 import gzip
 import struct
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Truth = Any  # what reading must give: arrays, or plain values
+Truth = Any  # the expected result of reading: arrays, or plain values
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,13 @@ class Damage:
     """One input.
 
     Args:
-        kind: "DICOM", "NIfTI", "picture", "EEG" or "folder": which reader reads it.
-        what: what is odd about it, for people; its name.
+        kind: "DICOM", "NIfTI", "picture", "EEG" or "folder"; it selects the reader.
+        what: name of the input, which describes the damage.
         outcome: "refused", "read" or "read, with a note".
-        said: part of the line that refuses it or of the note.
-        make: writes it into an empty folder and gives its path, or its path and what reading it must give.
-        as_nobody: read by a user without rights.
+        said: part of the error line or of the note.
+        make: function that writes the input into an empty folder and returns its path, or its path and the expected
+            result of reading.
+        as_nobody: whether the input is read by a user without permissions.
     """
 
     kind: str
@@ -36,7 +37,7 @@ DAMAGES: list[Damage] = []
 
 
 def damaged(kind: str, what: str, outcome: str = "refused", said: str = "", **options: Any) -> Callable:
-    """Put a function that makes an input into the list."""
+    """Add a function that makes an input to the list."""
 
     def add(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
         DAMAGES.append(Damage(kind, what, outcome, said, make, **options))
@@ -50,21 +51,21 @@ def cut(path: Path, keep: int) -> None:
 
 
 def swap(path: Path, old: bytes, new: bytes) -> None:
-    """Exchange bytes that are there once at least."""
+    """Replace the first occurrence of bytes that must be present."""
     content = path.read_bytes()
     assert old in content, (path, old)
     path.write_bytes(content.replace(old, new, 1))
 
 
 def zeros_deflated(count: int, wbits: int = 31) -> bytes:
-    """So many zeros, compressed quickly (31: gzip, 15: zlib, -15: bare): one piece again and again."""
+    """Compress `count` zeros quickly, by repeating a compressed piece (wbits 31: gzip, 15: zlib, -15: raw deflate)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     piece = packer.compress(bytes(1 << 22)) + packer.flush(zlib.Z_FULL_FLUSH)
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     bare = piece * (count >> 22) + packer.compress(bytes(count % (1 << 22))) + packer.flush()
     if wbits < 0:
         return bare
-    if wbits == 15:  # Adler-32 of zeros
+    if wbits == 15:  # Adler-32 checksum of zeros
         return b"\x78\xda" + bare + struct.pack(">I", (count % 65521) << 16 | 1)
     return gzip.compress(bytes(1 << 22), mtime=0) * (count >> 22)
 

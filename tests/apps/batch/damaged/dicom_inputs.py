@@ -33,11 +33,11 @@ from pydicom.uid import (
 )
 
 SLICES, SPACING_MM = 5, 5.0
-_NUMBERS = itertools.count()  # of the series that were made
+_NUMBERS = itertools.count()  # UID of the generated series
 
 
 def sound_series(count: int = SLICES) -> list[Dataset]:
-    """Slices made from pydicom's CT image: each has values and a place of its own."""
+    """Slices made from pydicom's CT image; each slice has its own values and position."""
     series, uid = [], f"1.2.826.0.1.{next(_NUMBERS)}"
     for k in range(count):
         image = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
@@ -53,7 +53,7 @@ def sound_series(count: int = SLICES) -> list[Dataset]:
 
 
 def truth_of(series: list[Dataset]) -> Truth:
-    """The volume of axial slices by the DICOM standard (PS3.3, C.7.6.2.1.1), rows upwards as the reader gives it."""
+    """The volume of axial slices by the DICOM standard (PS3.3, C.7.6.2.1.1), with rows upwards as the reader does."""
     first = series[0]
     planes = [image.pixel_array * float(image.RescaleSlope) + float(image.RescaleIntercept) for image in series]
     array = np.stack(planes).transpose(2, 1, 0)[:, ::-1]
@@ -71,7 +71,7 @@ def write(folder: Path, series: list[Dataset], name: str = "{:03d}.dcm") -> Path
 
 
 def dicom(what: str, said: str, outcome: str = "refused") -> Callable:
-    """An input whose datasets are changed, or whose files are when the function takes the folder too."""
+    """Register an input whose datasets are changed, or whose files are, if the function also takes the folder."""
 
     def add(change: Callable) -> Callable:
         def make(folder: Path) -> Any:
@@ -338,7 +338,7 @@ def _(folder, series):
         content = path.read_bytes()
         old, new = ExplicitVRLittleEndian.encode() + b"\0", JPEG2000Lossless.encode()
         new += b"\0" * (len(new) % 2)
-        # the element and the group become longer by as much
+        # the element and the group become longer by the same amount
         place = content.index(old)
         grown = len(new) - len(old)
         length = struct.unpack_from("<I", content, 140)[0] + grown
@@ -484,7 +484,7 @@ def _(folder, series):
 
 
 def enhanced() -> tuple[Dataset, Truth]:
-    """The sound series as one multi-frame file."""
+    """The undamaged series as one multi-frame file."""
     singles = sound_series()
     image, truth = singles[0], truth_of(singles)
     positions = [single.ImagePositionPatient for single in singles]
@@ -510,7 +510,7 @@ def enhanced() -> tuple[Dataset, Truth]:
 
 
 def multi_frame(what: str, said: str, outcome: str = "refused") -> Callable:
-    """A multi-frame file whose dataset is changed."""
+    """Register a multi-frame file whose dataset is changed."""
 
     def add(change: Callable) -> Callable:
         def make(folder: Path) -> Any:
@@ -579,7 +579,7 @@ def _(image):
 
 
 def one_file(name: str, what: str, said: str) -> None:
-    """A file of pydicom's own collection."""
+    """Register a file of pydicom's own collection."""
 
     def make(folder: Path) -> Any:
         shutil.copy(get_testdata_file(name, download=False), folder / "a.dcm")

@@ -36,14 +36,14 @@ RATE = 128
 
 
 def sound_eeg(seconds: int = 8) -> np.ndarray:
-    """(channels, samples) int16 of 0.1 µV."""
+    """Seeded noise, (channels, samples) int16 in units of 0.1 µV."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 150, (len(CHANNELS), RATE * seconds))
     return np.rint(np.cumsum(noise, axis=1) * 0.2 + noise).clip(-30000, 30000).astype(np.int16)
 
 
 def edf(data: np.ndarray, *, bits: int = 16, **changes: Any) -> bytes:
-    """An EDF or BDF file of one-second records."""
+    """An EDF or BDF file with records of one second."""
     count, records = len(data), data.shape[1] // RATE
     limit = 30000
     fields = {"records": records, "duration": 1, "channels": count, "samples": RATE, "header": 256 * (count + 1)}
@@ -67,7 +67,7 @@ def edf(data: np.ndarray, *, bits: int = 16, **changes: Any) -> bytes:
 
 
 def eeg(what: str, said: str, outcome: str = "refused", name: str = "a.edf") -> Callable:
-    """A file made of the sound recording."""
+    """Register a file made from the undamaged recording."""
 
     def add(change: Callable) -> Callable:
         def make(folder: Path) -> Any:
@@ -161,7 +161,7 @@ BinaryFormat=INT_16
 
 
 def brainvision(what: str, said: str, outcome: str = "refused", keep: int | None = None, **changes: Any) -> None:
-    """A header file with its data file."""
+    """Register a header file with its data file."""
 
     def make(folder: Path) -> Any:
         data = sound_eeg()
@@ -194,9 +194,9 @@ def _(folder):
 @damaged("EEG", "FIF, list of tags points to itself", said="could not be read as FIF")
 def _(folder):
     content = bytearray(fif(folder))
-    struct.pack_into(">i", content, 12, 0)  # where the second tag is
+    struct.pack_into(">i", content, 12, 0)  # the position of the second tag
     for place in range(0, 4000, 4):
-        if content[place : place + 4] == b"\0\0\0\x65":  # the directory's pointer
+        if content[place : place + 4] == b"\0\0\0\x65":  # the pointer of the directory
             struct.pack_into(">i", content, place + 16, 16)
     (folder / "b_raw.fif").write_bytes(bytes(content))
     return folder / "b_raw.fif"

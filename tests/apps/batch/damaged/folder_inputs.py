@@ -1,4 +1,4 @@
-"""Folders in which a batch looks for work: what it must give is, for each case, the images and whether it is sound."""
+"""Folders that a batch searches for cases. The expected result is the images of each case, and whether it is sound."""
 
 import os
 import shutil

@@ -15,7 +15,7 @@ SCAN = Path(nib.__file__).parent / "tests" / "data" / "anatomical.nii"
 
 
 def sound_scan() -> tuple[bytes, Truth]:
-    """nibabel's scan as bytes without scaling, and what is in it."""
+    """nibabel's scan as bytes without scaling, and its values."""
     image = nib.load(SCAN)
     array = np.asarray(image.dataobj).astype(np.int16)
     new = nib.Nifti1Image(array, image.affine)
@@ -24,7 +24,7 @@ def sound_scan() -> tuple[bytes, Truth]:
 
 
 def nifti(what: str, said: str, outcome: str = "refused", name: str = "scan.nii") -> Callable:
-    """A file whose bytes are changed; name.gz is compressed before, unless the function is given two arguments."""
+    """Register a file whose bytes are changed by a function, which may also return the expected result of reading."""
 
     def add(change: Callable) -> Callable:
         def make(folder: Path) -> Any:
@@ -99,7 +99,7 @@ def _(content):
 
 
 def with_extension(content: bytearray, size: int) -> bytes:
-    """A header extension that claims `size` bytes of the 64 between header and voxels."""
+    """A header extension that claims `size` bytes, although only 64 bytes lie between header and voxels."""
     put(content, 108, "<f", 352 + 64)
     return bytes(content[:348]) + b"\1\0\0\0" + struct.pack("<2i", size, 4) + bytes(56) + bytes(content[352:])
 

@@ -29,7 +29,7 @@ def bitmap(array: np.ndarray, form: str, **options: Any) -> bytes:
 
 
 def picture(what: str, said: str, outcome: str = "refused", name: str = "a.png") -> Callable:
-    """A file made of the sound picture."""
+    """Register a file made from the undamaged picture."""
 
     def add(change: Callable) -> Callable:
         def make(folder: Path) -> Any:
@@ -57,7 +57,7 @@ def flipped(content: bytes, place: int) -> bytes:
 
 
 def tiff_with(array: np.ndarray, tag: int, value: int) -> bytes:
-    """A TIFF whose tag of one value has another one."""
+    """A TIFF in which a tag with one value gets another value."""
     content = bytearray(bitmap(array, "TIFF"))
     with tifffile.TiffFile(io.BytesIO(bytes(content))) as file:
         found = file.pages[0].tags[tag]
@@ -67,7 +67,7 @@ def tiff_with(array: np.ndarray, tag: int, value: int) -> bytes:
 
 
 def looped(content: bytes) -> bytes:
-    """A TIFF whose only image names itself as the next one."""
+    """A TIFF whose only image refers to itself as the next image."""
     (first,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, first)
     return put(bytearray(content), first + 2 + 12 * count, "<I", first)

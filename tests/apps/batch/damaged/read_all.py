@@ -36,7 +36,7 @@ NOBODY = 65534
 
 
 def read(kind: str, path: Path) -> dict[str, Any]:
-    """What the reader of a kind gives."""
+    """Read an input of a kind and return the result."""
     if kind == "folder":
         from voxelwave.apps.batch.find import find_cases
 
@@ -60,7 +60,7 @@ def read(kind: str, path: Path) -> dict[str, Any]:
 
 
 def alike(found: dict[str, Any], truth: Truth) -> bool:
-    """Whether reading gave what it must."""
+    """Whether reading gave the expected result."""
     if truth is None or found.keys() != truth.keys():
         return False
     return all(
@@ -70,13 +70,13 @@ def alike(found: dict[str, Any], truth: Truth) -> bool:
 
 
 def _near(found: np.ndarray, truth: np.ndarray) -> bool:
-    # 1e-4: places are written with that many digits; EEG is read into float32
+    # 1e-4: positions are written with that many digits; EEG is read into float32
     return found.shape == truth.shape and bool(np.allclose(found, truth, rtol=1e-5, atol=1e-4))
 
 
 def report(damage: Damage, path: Path, truth: Truth) -> dict[str, Any]:
-    """What became of one input."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    """The outcome of one input."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     memory, used = _peak_mib(), time.process_time()
     _limit_time(SECONDS, WAITING_S)
     result: dict[str, Any] = {"kind": damage.kind, "what": damage.what, "error": "", "said": "", "equal": None}
@@ -88,14 +88,14 @@ def report(damage: Damage, path: Path, truth: Truth) -> dict[str, Any]:
             notes = [str(w.message) for w in caught if damage.kind == "EEG" or w.category.__name__ == "VolumeWarning"]
             outcome = "read, with a note" if notes else "read"
             result |= {"outcome": outcome, "said": "; ".join(notes), "equal": alike(found, truth)}
-        except Exception as error:  # which kinds are right is for the test to say
+        except Exception as error:  # the test decides which kinds are right
             result |= {"outcome": "refused", "error": type(error).__name__, "said": str(error)}
     faulthandler.cancel_dump_traceback_later()
     return result | {"seconds": round(time.process_time() - used, 2), "mib": round(_peak_mib() - memory)}
 
 
 def _limit_time(seconds: int, waiting_s: int) -> None:
-    """End this process when it has used the processor, or has waited, for longer."""
+    """End this process when it has used the processor, or has waited, for longer than the limit."""
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds, resource.RLIM_INFINITY))
     faulthandler.dump_traceback_later(waiting_s, exit=True)
 
@@ -106,7 +106,7 @@ def _peak_mib() -> float:
 
 @contextlib.contextmanager
 def _as_nobody(wanted: bool) -> Iterator[None]:
-    """Root may read everything: be someone else for a while."""
+    """Change to another user for a while, since root may read every file."""
     if not (wanted and os.geteuid() == 0):
         yield
         return
@@ -126,7 +126,7 @@ class Reading:
 
 
 def batch(folder: Path, output: Path) -> dict[str, Any]:
-    """All inputs as one batch: its exit code and the lines about its cases."""
+    """Run all inputs as one batch; return its exit code and the lines about its cases."""
     from voxelwave.apps.batch.find import find_cases
     from voxelwave.apps.batch.manifest import read_manifest
     from voxelwave.apps.batch.options import FolderOptions
@@ -145,7 +145,7 @@ def batch(folder: Path, output: Path) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The page about what happened."""
+    """Write the table of outcomes."""
     lines = [
         "# Damaged and unusual inputs",
         "",
@@ -181,7 +181,7 @@ def main(folder: Path, page: Path | None) -> None:
             place.mkdir(parents=True)
             given = damage.make(place)
             made.append(given if isinstance(given, tuple) else (given, None))
-    for kind in KINDS:  # what is loaded once counts for none of them
+    for kind in KINDS:  # packages that are loaded once must not count for any input
         first = next(n for n, damage in enumerate(DAMAGES) if damage.kind == kind)
         read(kind, made[first][0])
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -193,7 +193,7 @@ def main(folder: Path, page: Path | None) -> None:
             print(json.dumps(results[-1]), file=stream, flush=True)
     (folder / BATCH).write_text(json.dumps(batch(inputs, folder / "output")))
     for path, _ in made:
-        if not path.is_relative_to(folder):  # what another user was to see
+        if not path.is_relative_to(folder):  # the input for another user
             shutil.rmtree(path if path.is_dir() else path.parent)
     if page is not None:
         page.write_text(table(results))
