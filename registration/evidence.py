@@ -1,6 +1,6 @@
 """Decide whether one alignment is better than another, by mutual information on held-out voxels of the head.
 
-The head of the fixed image is divided into cubes. A quarter of the cubes is held out: no fit uses their voxels. The
+The head of the fixed image is divided into cubes. Some cubes are held out: no fit uses their voxels. The
 joint histogram of the other cubes gives the pointwise mutual information of each held-out voxel,
 log p(f, m) / (p(f) p(m)). A voxel that is mapped outside the moving image counts as 0, so that lost overlap lowers the
 mean. Two alignments are compared cube by cube: the mean difference must be significant by its standard error, and must
@@ -47,6 +47,11 @@ class Verdict:
         """Whether the new alignment is kept."""
         return self.gain - self.price > _T * self.standard_error
 
+    @property
+    def harmful(self) -> bool:
+        """Whether the new alignment is worse than the old one beyond chance."""
+        return self.gain < -_T * self.standard_error
+
     def __str__(self) -> str:
         price = f", price {self.price:.4f}" if self.price else ""
         return f"gain {self.gain:+.4f} ± {self.standard_error:.4f}{price}"
@@ -60,12 +65,13 @@ class Evidence:
         fixed: (D, H, W).
         head: on the grid of `fixed`; only its nonzero voxels count.
         spacing_mm: the resolution at which the images are compared.
+        every: one of this many cubes is held out. A rigid fit needs few voxels, so that half of them can judge it.
 
     Raises:
         ValueError: the head is empty.
     """
 
-    def __init__(self, moving: Volume, fixed: Volume, head: Volume, *, spacing_mm: float = 2.0) -> None:
+    def __init__(self, moving: Volume, fixed: Volume, head: Volume, *, spacing_mm: float = 2.0, every: int = 4) -> None:
         target = coarsened(without_outliers(fixed), spacing_mm)
         ratio = np.array(target.spacing) / np.array(head.spacing)
         index = np.stack(np.meshgrid(*[np.arange(n) for n in target.shape], indexing="ij"), axis=-1).reshape(-1, 3)
@@ -75,7 +81,7 @@ class Evidence:
             raise ValueError("head must hold at least one voxel, got none")
         index = index[:: max(1, len(index) // _POINTS)]
         self.points = apply_affine(target.affine, index.astype(np.float64))
-        block, held = blocks(self.points, fixed)
+        block, held = blocks(self.points, fixed, every=every)
         self._fixed = _ranks(target.array, target.array[tuple(index.T)])
         self._held, self._block = held, np.unique(block[held], axis=0, return_inverse=True)[1].ravel()
         self._moving = coarsened(without_outliers(moving), spacing_mm)
@@ -118,22 +124,23 @@ class Evidence:
         return Verdict(gain, error, _PRICE_OF_STRAIN * strain)
 
 
-def blocks(points: np.ndarray, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
+def blocks(points: np.ndarray, fixed: Volume, *, every: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """The cube in which each point lies, (N, 3) whole numbers, and whether it is held out, (N,).
 
     Args:
         points: (N, 3), fixed world, in mm.
         fixed: the cubes begin at its first voxel and follow its axes.
+        every: one of this many cubes is held out, 2 or 4.
     """
     axes = fixed.affine @ np.diag([*(1 / np.array(fixed.spacing)), 1.0])
     cube = np.floor(apply_affine(np.linalg.inv(axes), points) / BLOCK_MM + 1e-6).astype(int)
-    return cube, (cube @ np.array([1, 2, 3])) % 4 == 0
+    return cube, (cube @ np.array([1, 2, 3] if every == 4 else [1, 1, 1])) % every == 0
 
 
-def seen_mask(grid: Volume, fixed: Volume) -> np.ndarray:
+def seen_mask(grid: Volume, fixed: Volume, *, every: int = 4) -> np.ndarray:
     """Whether a fit may compare each voxel of a grid with the cubes of `fixed`, (D, H, W) bool."""
     index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    held = blocks(apply_affine(grid.affine, index.astype(np.float64)), fixed)[1]
+    held = blocks(apply_affine(grid.affine, index.astype(np.float64)), fixed, every=every)[1]
     seen: np.ndarray = ~held.reshape(grid.shape)
     return seen
 

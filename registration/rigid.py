@@ -62,11 +62,11 @@ def align_one_subject(
         (4, 4), fixed world -> moving world, RAS mm; the identity is the scanner's geometry.
     """
     head = widened(head_mask(fixed), _MARGIN_MM)
-    evidence = Evidence(moving, fixed, head)
+    evidence = Evidence(moving, fixed, head, every=2)
     voxels = apply_affine(np.linalg.inv(moving.affine), evidence.points)
     overlap = ((voxels > -0.5) & (voxels < np.array(moving.shape) - 0.5)).all(axis=1).mean()
     search = not one_session or overlap < _LEAST_OVERLAP
-    seen = head.with_array(head.array * seen_mask(head, fixed))
+    seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
     with limited_threads(1):
         levels = [
             samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen) for mm, count in _LEVELS
@@ -86,6 +86,10 @@ def align_one_subject(
             tried.append(Candidate(name, found, verdict))
             if verdict.accepted:
                 best = found
+        if any(candidate.kept for candidate in tried):  # the held-out voxels may now help
+            mm, count = _LEVELS[-1]
+            whole = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head)
+            best = fit(whole, best, "rigid", tether=_TETHER)
     return best, tried
 
 

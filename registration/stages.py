@@ -1,7 +1,8 @@
 """Alignment of one head in two contrasts, such as T1w and diffusion, in stages that each have to earn their place.
 
-Scanner's geometry, rigid fit, distortion along the phase-encoding axis, free deformation: a stage is kept if the
-voxels of the head that it was not fitted to tell more about each other than before (`evidence`). The work is done on
+Scanner's geometry, rigid fit, distortion along the phase-encoding axis or free deformation: a stage is kept if the
+voxels of the head that it was not fitted to tell more about each other than before (`evidence`); a free deformation,
+which has to be asked for, unless they tell less. The work is done on
 the grid of one image, whichever of the two is named first, so that swapping them inverts the map.
 """
 
@@ -151,7 +152,7 @@ class _Stages:
         evidence = Evidence(self.moving, self.fixed, self.head)
         if undistorted_b0 is not None:
             self._judge("distortion of the reversed pair", self._pair_displacement(), evidence)
-        elif self.axis is not None:
+        elif not free and self.axis is not None:
             self._fit("distortion along the phase-encoding axis", evidence, axis_direction(self.fixed, self.axis))
         if free:
             self._fit("free deformation", evidence, None)
@@ -210,12 +211,17 @@ class _Stages:
         )
         where = self.pair.head[0, 0] > 0
         mm = (added[0] * SPACING_MM).norm(dim=0)[where]
-        self._add(name, verdict, f"{float(mm.mean()):.1f} mm on average, {float(mm.max()):.1f} mm at most")
-        if verdict.accepted:
+        detail = f"{float(mm.mean()):.1f} mm on average, {float(mm.max()):.1f} mm at most"
+        kept = verdict.accepted
+        if not kept and self.settings.transform == "deformable" and not verdict.harmful:
+            kept, detail = True, f"{detail}; not proved, but asked for"
+        if kept:
             self.shift = found
-        return verdict.accepted
+        self._add(name, verdict, detail, kept=kept)
+        return kept
 
-    def _add(self, name: str, verdict: Verdict, detail: str) -> None:
-        result = StageResult(name, verdict.accepted, verdict.gain, verdict.standard_error, verdict.price, detail)
+    def _add(self, name: str, verdict: Verdict, detail: str, *, kept: bool | None = None) -> None:
+        kept = verdict.accepted if kept is None else kept
+        result = StageResult(name, kept, verdict.gain, verdict.standard_error, verdict.price, detail)
         self.results.append(result)
         self.report(str(result))

@@ -4,21 +4,23 @@ import itertools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ...registration.acquisition import facts_of
 from ...registration.benchmark import known_field_benchmark
+from ...registration.benchmark_diffusion import METHODS, DiffusionPair, diffusion_benchmark
 from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_training import overfit
-from ...registration.choices import Method
 from ...registration.nestedmorph_files import read_trained_network
+from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
-from ...registration.series import reference_image, sidecar
-from ...registration.settings import RegistrationSettings
+from ...registration.series import load_fixed
 from ...runs.record import write_record
 from ...runs.tables import print_rows
 from ...volumes import Volume, read_volume, resample
@@ -103,21 +105,17 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _diffusion(options: Benchmark) -> Part:
     rows: list[dict[str, Any]] = []
     inputs: dict[str, Path | None] = {}
-    methods: tuple[Method, ...] = ("field", "syn")
-    for subject in ("sub-xa30", "sub-uih1"):
-        folder = options.data / "mri_t1_dwi" / subject
-        (t1,) = sorted(folder.rglob("*_T1w.nii.gz"))
-        series = next(path for path in sorted(folder.rglob("*_dwi.nii.gz")) if sidecar(path, ".bval").is_file())
-        inputs |= {f"{subject} T1w": t1, f"{subject} dwi": series}
-        fixed = reference_image(read_volume(series), series)
-        for method in methods:
-            result = register(read_volume(t1), fixed, RegistrationSettings(method=method), progress=_print_progress)
-            rows.append(
-                {"pair": f"{subject} T1w -> b0", "method": method}
-                | result.metrics
-                | {"seconds": sum(result.seconds.values())}
+    methods = [name for name in METHODS if name != "greedy" or find_spec("picsl_greedy") is not None]
+    for pair in find_pairs(options.data / "mri_t1_dwi", "t1-dwi"):
+        name = without_suffix(pair.fixed).name
+        inputs |= {f"{name} T1w": pair.moving, name: pair.fixed}
+        facts = facts_of(pair, series=(False, True))
+        scans = DiffusionPair(name, read_volume(pair.moving), load_fixed(pair), facts)
+        for swapped in (False, True):
+            rows += diffusion_benchmark(
+                scans, methods=methods, seeds=range(options.seeds), swapped=swapped, progress=_print_progress
             )
-    return Part("T1w to the mean b0 of the same person (NMI: no ground truth)", rows, inputs)
+    return Part("T1w and b0 of one person: consistency under known warps (mm), segmented structures", rows, inputs)
 
 
 def _training(options: Benchmark) -> Part:

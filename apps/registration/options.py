@@ -224,16 +224,16 @@ class Benchmark(Options):
     """Measure accuracy, time and memory on real scans, for our method and ANTs SyN in one run with the same threads.
 
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
-    every pair of people in both directions, with the overlap of their FreeSurfer labels, beside ANTs SyN and, if
-    picsl_greedy is installed, Greedy; "diffusion", T1w to b0, from
-    files to result; "training", NestedMorph fitted to one pair and then used by register; "cost", time and memory of
-    the network. OUTPUT receives benchmark-PART.json.
+    every pair of people in both directions, with the overlap of their FreeSurfer labels; "diffusion", T1w and b0 of one
+    person in both directions: consistency under known warps (peak 8 mm), segmented brain and ventricles, beside other
+    transforms; both beside ANTs SyN and, if picsl_greedy is installed, Greedy; "training", NestedMorph fitted to one
+    pair and then used by register; "cost", time and memory of the network. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
         output: the folder to write to.
         part: which part to run.
-        seeds: number of random deformations for "field".
+        seeds: number of random deformations for "field", and of each kind for "diffusion".
         spacings: voxel spacings of the images for "labels", in mm; 2 and 1 by default.
         threads: threads of PyTorch, and of ANTs for SyN.
     """

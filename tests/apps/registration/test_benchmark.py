@@ -94,12 +94,12 @@ def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_affine")
-def test_diffusion_aligns_t1_to_the_mean_b0(data, tmp_path):
+def test_diffusion_measures_every_method_in_both_directions(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.METHODS", ("identity", "rigid"))
     rows = rows_of("diffusion", data, tmp_path)
-    assert [row["method"] for row in rows] == ["field", "syn"] * 2
+    assert [row["method"] for row in rows] == ["identity", "rigid"] * 4  # two people
     for row in rows:
-        assert 1 <= row["nmi_after"] <= 2
+        assert row["consistency_mm"] > 0
         assert row["seconds"] > 0
 
 

@@ -1,0 +1,287 @@
+"""How well T1w and diffusion scans of one person are aligned, without a truth that no one has.
+
+Each method aligns a pair (T0). Then one image gets a known warp w, and the method aligns the pair again: a consistent
+method finds w on top of T0. Further: brain outline and ventricles segmented in each image, the distance between a point
+and its image under both maps (forward and inverse, and both orders of the images), and the figures of the NestedMorph
+paper (SSIM, HD95, SDlogJ).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    binary_fill_holes,
+    distance_transform_edt,
+    gaussian_filter,
+    label,
+)
+
+from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field, resample
+from .acquisition import PairFacts
+from .affine import align_affine
+from .ants import syn
+from .distortion import axis_direction
+from .evidence import head_mask
+from .grids import unit_range
+from .jacobian import sdlogj
+from .known_warps import Warp, known_warps, source_of, warped_by
+from .metrics import dice, hd95_mm
+from .register import register
+from .settings import RegistrationSettings
+from .ssim import ssim
+
+Progress = Callable[[str], None]
+Maps = tuple[DisplacementField, DisplacementField]  # fixed world -> moving world on the fixed grid, and back
+
+METHODS = ("identity", "rigid", "affine", "auto", "deformable", "syn", "greedy")
+OURS = ("rigid", "auto", "deformable")
+_POINTS = 4000
+_DEPTH_MM = 24.0  # of the ventricles below the outline of the brain
+_BRAIN, _VENTRICLES = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionPair:
+    """A T1w scan and a diffusion image of one person.
+
+    Args:
+        name: for the table.
+        t1: (D, H, W).
+        diffusion: (D, H, W), such as the mean b0.
+        facts: what is known, with the T1w scan as moving image.
+    """
+
+    name: str
+    t1: Volume
+    diffusion: Volume
+    facts: PairFacts
+
+    def points(self) -> np.ndarray:
+        """Points of the brain in the diffusion image that the T1w scan shows, too, (N, 3) world mm."""
+        where = np.argwhere(head_mask(self.diffusion).array)
+        where = where[np.random.default_rng(0).permutation(len(where))[:_POINTS]]
+        points = where @ self.diffusion.affine[:3, :3].T + self.diffusion.affine[:3, 3]
+        inverse = np.linalg.inv(self.t1.affine)
+        voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+        shown: np.ndarray = points[((voxels > 1) & (voxels < np.array(self.t1.shape) - 2)).all(axis=1)]
+        return shown
+
+
+def aligned(method: str, moving: Volume, fixed: Volume, facts: PairFacts) -> Maps:
+    """The maps of a method in `METHODS`."""
+    if method in OURS:
+        transform = method if method != "auto" else "auto"
+        settings = RegistrationSettings(method="field", transform=transform)  # type: ignore[arg-type]
+        found = register(moving, fixed, settings, facts=facts)
+        return found.forward, found.inverse
+    if method == "syn":
+        return syn(moving, fixed)
+    if method == "greedy":
+        return greedy(moving, fixed)
+    matrix = np.eye(4) if method == "identity" else align_affine(moving, fixed)
+    linear = AffineTransform(matrix)
+    return compose_to_field([linear], fixed), compose_to_field([linear.inverse()], moving)
+
+
+def greedy(moving: Volume, fixed: Volume) -> Maps:
+    """Greedy's affine and deformable registration with its mutual information, if `picsl_greedy` is installed."""
+    import tempfile
+    from pathlib import Path
+
+    from picsl_greedy import Greedy3D
+
+    from ..volumes import read_transform, write_volume
+
+    with tempfile.TemporaryDirectory(prefix="voxelwave-greedy-") as folder:
+        place = Path(folder)
+        write_volume(place / "m.nii.gz", moving.with_array(moving.array.astype(np.float32)))
+        write_volume(place / "f.nii.gz", fixed.with_array(fixed.array.astype(np.float32)))
+        f, m, a, w, c = (str(place / name) for name in ("f.nii.gz", "m.nii.gz", "a.mat", "w.nii.gz", "c.nii.gz"))
+        program = Greedy3D()
+        program.execute(f"-a -threads 1 -m NMI -i {f} {m} -ia-identity -n 100x50x10 -o {a}")
+        program.execute(f"-threads 1 -m NMI -i {f} {m} -it {a} -n 100x50x10 -o {w}")
+        program.execute(f"-threads 1 -rf {f} -rc {c} -r {w} {a}")
+        forward = read_transform(c)
+    assert isinstance(forward, DisplacementField)
+    return forward, forward.inverse(moving, iterations=30, tolerance_mm=0.05)
+
+
+def diffusion_benchmark(
+    pair: DiffusionPair,
+    *,
+    methods: Sequence[str] = METHODS,
+    seeds: range = range(5),
+    swapped: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """One row of figures for each method.
+
+    Args:
+        pair: the scans.
+        methods: of `METHODS`.
+        seeds: of the known warps.
+        swapped: the diffusion image is the moving one.
+        progress: called with a line about each method.
+    """
+    facts = pair.facts
+    if swapped:
+        facts = replace(facts, moving=facts.fixed, fixed=facts.moving)
+    rows = []
+    for method in methods:
+        row: dict[str, Any] = {"pair": pair.name + (" b0 -> T1w" if swapped else " T1w -> b0"), "method": method}
+        started, cpu = time.perf_counter(), time.process_time()
+        first = _align(pair, pair.t1, pair.diffusion, method, facts, swapped=swapped)
+        row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+        row |= _without_truth(pair, first, swapped=swapped)
+        row |= consistency(pair, method, first, facts, seeds=seeds, swapped=swapped)
+        rows.append(row)
+        if progress is not None:
+            progress(f"{row['pair']} {method}: consistency {row['consistency_mm']:.3g} mm, {row['seconds']:.3g} s")
+    return rows
+
+
+def consistency(
+    pair: DiffusionPair, method: str, first: Maps, facts: PairFacts, *, seeds: range, swapped: bool
+) -> dict[str, Any]:
+    """How far the second alignment is from the known warp after the first one, in mm over points of the brain."""
+    figures: dict[str, list[float]] = {}
+    tails: list[float] = []
+    x = pair.points()
+    for kind, _, warp, on_b0 in _warps(pair, x, seeds):
+        t1 = pair.t1 if on_b0 else warped_by(pair.t1, warp)
+        direction = _direction(pair)
+        diffusion = warped_by(pair.diffusion, warp, compressed_along=direction) if on_b0 else pair.diffusion
+        second = _align(pair, t1, diffusion, method, facts, swapped=swapped)
+        if swapped:  # the map leads from the T1w scan to the diffusion image
+            at = x if on_b0 else source_of(warp, x)
+            truth = first[0].map(x)
+            truth = source_of(warp, truth) if on_b0 else truth
+        else:
+            at = x
+            truth = first[0].map(x + warp(x)) if on_b0 else source_of(warp, first[0].map(x))
+        error = np.linalg.norm(second[0].map(at) - truth, axis=1)
+        error = error[np.isfinite(error)]
+        figures.setdefault(kind, []).append(float(error.mean()))
+        figures.setdefault(f"{kind}_initial", []).append(float(np.linalg.norm(warp(x), axis=1).mean()))
+        tails.append(float(np.percentile(error, 95)))
+    errors = [value for kind, values in figures.items() if not kind.endswith("_initial") for value in values]
+    means = {f"{kind}_mm": float(np.mean(values)) for kind, values in figures.items()}
+    return {
+        "consistency_mm": float(np.mean(errors)),
+        "consistency_sd": float(np.std(errors)),
+        "consistency_worst_mm": max(errors),
+        "consistency_p95_mm": float(np.mean(tails)),
+        **means,
+        "errors_mm": figures,
+    }
+
+
+def _warps(pair: DiffusionPair, points: np.ndarray, seeds: range) -> Iterator[tuple[str, int, Warp, bool]]:
+    direction = _direction(pair)
+    for kind, seed, warp in known_warps(points, direction, seeds=seeds):
+        yield kind, seed, warp, False
+    for kind, seed, warp in known_warps(points, direction, seeds=range(seeds.start + 50, seeds.stop + 50)):
+        if kind == "phase_encoding":
+            yield "distorted_b0", seed, warp, True
+
+
+def _direction(pair: DiffusionPair) -> np.ndarray:
+    return axis_direction(pair.diffusion, pair.facts.fixed.phase_axis or "j")
+
+
+def _align(pair: DiffusionPair, t1: Volume, diffusion: Volume, method: str, facts: PairFacts, *, swapped: bool) -> Maps:
+    return aligned(method, *((diffusion, t1) if swapped else (t1, diffusion)), facts)
+
+
+def _without_truth(pair: DiffusionPair, maps: Maps, *, swapped: bool) -> dict[str, float]:
+    """Overlap of segmented structures, inverse consistency, SSIM and SDlogJ of one alignment."""
+    moving, fixed = (pair.diffusion, pair.t1) if swapped else (pair.t1, pair.diffusion)
+    labels = [segmented_t1(pair.t1), segmented_b0(pair.diffusion)]
+    of_moving, of_fixed = reversed(labels) if swapped else labels
+    moved = resample(of_moving, fixed, maps[0], order="nearest").array
+    shown = resample(of_moving.with_array(np.ones(moving.shape, np.uint8)), fixed, maps[0], order="nearest").array > 0
+    figures: dict[str, float] = {}
+    for name, number in (("brain", _BRAIN), ("ventricles", _VENTRICLES)):
+        first, second = ((array >= number) & shown for array in (moved, of_fixed.array))
+        if not first.any() or not second.any():
+            continue
+        pair_of = first.astype(np.uint8), second.astype(np.uint8)
+        figures[f"dice_{name}"] = dice(*pair_of, label_list=[1])[1]
+        figures[f"hd95_{name}_mm"] = hd95_mm(*pair_of, label_list=[1], spacing=fixed.spacing)[1]
+    points = np.argwhere(of_fixed.array > 0)[::50] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
+    there = maps[0].map(points)
+    back = np.full_like(there, np.nan)
+    known = np.isfinite(there).all(axis=1)
+    back[known] = maps[1].map(there[known])
+    figures["inverse_mm"] = float(np.nanmean(np.linalg.norm(back - points, axis=1)))
+    warped = unit_range(resample(moving, fixed, maps[0])).array
+    figures["ssim"] = ssim(warped, unit_range(fixed).array, data_range=1.0)
+    linear = maps[0].linear_part()
+    u = torch.from_numpy(maps[0].to_voxels(moving_affine=linear.matrix @ maps[0].affine))[None]
+    figures["sdlogj"] = sdlogj(u)
+    return figures
+
+
+def segmented_b0(image: Volume) -> Volume:
+    """The brain (1) and the ventricles (2) in a b0 image: fluid is the brightest tissue deep in the brain."""
+    brain = head_mask(image).array > 0
+    return image.with_array(_with_ventricles(image, brain, _even(image, brain) > 1.3))
+
+
+def segmented_t1(image: Volume) -> Volume:
+    """The brain (1) and the ventricles (2) in a T1w scan: tissue neither as dark as bone nor as bright as fat."""
+    head = head_mask(image).array > 0
+    depth = distance_transform_edt(np.pad(head, 1), sampling=image.spacing)[1:-1, 1:-1, 1:-1]
+    typical = float(np.median(image.array[depth > 0.6 * depth.max()]))
+    tissue = head & (image.array > 0.35 * typical) & (image.array < 1.5 * typical) & (depth > 6)
+    radius = [max(1, round(3.0 / mm)) for mm in image.spacing]
+    core = _largest(_by_steps(binary_erosion, tissue, radius))
+    wide = [max(1, round(9.0 / mm)) for mm in image.spacing]
+    closed = _by_steps(binary_dilation, core, [a + b for a, b in zip(radius, wide, strict=True)])
+    brain = _by_steps(binary_erosion, closed, wide) & (depth > 3)
+    thick = int(np.argmax(image.spacing))
+    brain = np.moveaxis(np.stack([binary_fill_holes(plane) for plane in np.moveaxis(brain, thick, 0)]), 0, thick)
+    return image.with_array(_with_ventricles(image, brain, _even(image, brain) < 0.62))
+
+
+def _even(image: Volume, brain: np.ndarray) -> np.ndarray:
+    """The image over its mean within about 30 mm in the brain."""
+    sigma = [30.0 / mm for mm in image.spacing]
+    weight = gaussian_filter(brain.astype(np.float32), sigma)
+    mean = gaussian_filter(np.where(brain, image.array, 0).astype(np.float32), sigma)
+    even: np.ndarray = image.array * weight / np.maximum(mean, 1e-6 * float(mean.max()))
+    return even
+
+
+def _with_ventricles(image: Volume, brain: np.ndarray, fluid: np.ndarray) -> np.ndarray:
+    deep = distance_transform_edt(np.pad(brain, 1), sampling=image.spacing)[1:-1, 1:-1, 1:-1] > _DEPTH_MM
+    ventricles = _largest(fluid & deep)
+    return brain.astype(np.uint8) * _BRAIN + ventricles.astype(np.uint8)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    parts, count = label(mask)
+    if not count:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    largest: np.ndarray = parts == sizes.argmax()
+    return largest
+
+
+def _by_steps(operation: Callable[..., np.ndarray], mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
+    """Erode or dilate by a radius in voxels that differs along the axes."""
+    for axis, count in enumerate(radius):
+        structure = np.zeros((3, 3, 3), bool)
+        structure[1, 1, 1] = True
+        line = [slice(1, 2)] * 3
+        line[axis] = slice(0, 3)
+        structure[tuple(line)] = True
+        mask = np.asarray(operation(mask, structure, iterations=count))
+    return mask
