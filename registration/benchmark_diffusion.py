@@ -28,6 +28,7 @@ from .affine import align_affine
 from .ants import syn
 from .distortion import axis_direction
 from .evidence import head_mask
+from .greedy import greedy
 from .grids import unit_range
 from .jacobian import sdlogj
 from .known_warps import Warp, known_warps, source_of, warped_by
@@ -83,33 +84,11 @@ def aligned(method: str, moving: Volume, fixed: Volume, facts: PairFacts) -> Map
     if method == "syn":
         return syn(moving, fixed)
     if method == "greedy":
-        return greedy(moving, fixed)
+        forward = compose_to_field([greedy(moving, fixed, contrasts=True)], fixed)
+        return forward, forward.inverse(moving, iterations=30, tolerance_mm=0.05)
     matrix = np.eye(4) if method == "identity" else align_affine(moving, fixed)
     linear = AffineTransform(matrix)
     return compose_to_field([linear], fixed), compose_to_field([linear.inverse()], moving)
-
-
-def greedy(moving: Volume, fixed: Volume) -> Maps:
-    """Greedy's affine and deformable registration with its mutual information, if `picsl_greedy` is installed."""
-    import tempfile
-    from pathlib import Path
-
-    from picsl_greedy import Greedy3D
-
-    from ..volumes import read_transform, write_volume
-
-    with tempfile.TemporaryDirectory(prefix="voxelwave-greedy-") as folder:
-        place = Path(folder)
-        write_volume(place / "m.nii.gz", moving.with_array(moving.array.astype(np.float32)))
-        write_volume(place / "f.nii.gz", fixed.with_array(fixed.array.astype(np.float32)))
-        f, m, a, w, c = (str(place / name) for name in ("f.nii.gz", "m.nii.gz", "a.mat", "w.nii.gz", "c.nii.gz"))
-        program = Greedy3D()
-        program.execute(f"-a -threads 1 -m NMI -i {f} {m} -ia-identity -n 100x50x10 -o {a}")
-        program.execute(f"-threads 1 -m NMI -i {f} {m} -it {a} -n 100x50x10 -o {w}")
-        program.execute(f"-threads 1 -rf {f} -rc {c} -r {w} {a}")
-        forward = read_transform(c)
-    assert isinstance(forward, DisplacementField)
-    return forward, forward.inverse(moving, iterations=30, tolerance_mm=0.05)
 
 
 def diffusion_benchmark(

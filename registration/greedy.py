@@ -22,12 +22,14 @@ def available() -> bool:
     return True
 
 
-def greedy(moving: Volume, fixed: Volume) -> CompositeTransform:
-    """Align by Greedy's affine and greedy diffeomorphic stages, with local correlation and its documented settings.
+def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> CompositeTransform:
+    """Align by Greedy's affine and greedy diffeomorphic stages with its documented settings.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
+        contrasts: the images are of two contrasts and of one session: mutual information instead of local correlation,
+            from the scanner's geometry instead of the centres of the images.
 
     Returns:
         From fixed space into moving space.
@@ -41,13 +43,14 @@ def greedy(moving: Volume, fixed: Volume) -> CompositeTransform:
     check_images("moving", moving, None)
     check_images("fixed", fixed, None)
     program: Any = Greedy3D()
+    metric, start = ("NMI", "-ia-identity") if contrasts else ("NCC 2x2x2", "-ia-image-centers")
     with tempfile.TemporaryDirectory(prefix="voxelwave-greedy-") as name:
         folder = Path(name)
         write_volume(folder / "moving.nii.gz", moving)
         write_volume(folder / "fixed.nii.gz", fixed)
-        images = f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -m NCC 2x2x2 -n {_ITERATIONS}"
+        images = f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -m {metric} -n {_ITERATIONS}"
         threads = f"-threads {torch.get_num_threads()}"
-        program.execute(f"-a -dof 12 -ia-image-centers {images} {threads} -o {folder}/affine.mat")
+        program.execute(f"-a -dof 12 {start} {images} {threads} -o {folder}/affine.mat")
         program.execute(f"{images} {threads} -it {folder}/affine.mat -o {folder}/field.nii.gz")
         field = read_transform(folder / "field.nii.gz")
         affine = _read_affine(folder / "affine.mat")

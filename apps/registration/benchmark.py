@@ -4,13 +4,13 @@ import itertools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ...registration import greedy
 from ...registration.acquisition import facts_of
 from ...registration.benchmark import known_field_benchmark
 from ...registration.benchmark_diffusion import METHODS, DiffusionPair, diffusion_benchmark
@@ -105,7 +105,7 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _diffusion(options: Benchmark) -> Part:
     rows: list[dict[str, Any]] = []
     inputs: dict[str, Path | None] = {}
-    methods = [name for name in METHODS if name != "greedy" or find_spec("picsl_greedy") is not None]
+    methods = [name for name in METHODS if name != "greedy" or greedy.available()]
     for pair in find_pairs(options.data / "mri_t1_dwi", "t1-dwi"):
         name = without_suffix(pair.fixed).name
         inputs |= {f"{name} T1w": pair.moving, name: pair.fixed}
