@@ -1,4 +1,4 @@
-"""A small cohort with a known difference, for tests of training and explanation."""
+"""A small cohort with a known difference between the classes, for tests of training and explanation."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ import pytest
 
 from voxelwave.eeg.windows import Windows
 
-_MARK_BYTES = 120  # of the annotation channel in a record of EDF+ or BDF+
+_MARK_BYTES = 120  # length of the annotation channel in a record of EDF+ or BDF+
 PLANTED = ("O1", "O2", "Pz")
 
 
 @pytest.fixture(scope="session")
 def cohort(synthetic_windows: Callable[..., Windows]) -> Windows:
-    """40 people, 5 windows of 2 s at 64 Hz each; every other one carries 10 Hz on O1, O2 and Pz."""
+    """40 people with 5 windows of 2 s at 64 Hz each; every other person has 10 Hz on O1, O2 and Pz."""
     return synthetic_windows(people=40, count=5, planted_uv=12.0, planted=PLANTED)
 
 

@@ -1,4 +1,4 @@
-"""ADHDeepNet: the published outputs, and the fast order of layers against the literal one."""
+"""ADHDeepNet: the published outputs, and the fast order of layers compared with the published order."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_numbers_in_the_model_are_as_published():
     ids=str,
 )
 def test_fast_order_trains_as_the_literal_one(sizes, generator):
-    """Outputs, gradients and running statistics in float64; the first norm's shift has none but rounding."""
+    """Compare outputs, gradients and running statistics in float64; the shift of the first norm has a gradient of 0."""
     torch.manual_seed(0)
     literal = LiteralADHDeepNet(**{**SMALL, **sizes}).double()
     for norm in (literal.norm1, literal.norm2, literal.norm3, literal.norm4):

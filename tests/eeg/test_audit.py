@@ -1,4 +1,4 @@
-"""The audit reports each kind of planted leak, and none where there is none."""
+"""The audit reports each kind of planted leak, and reports none if there is none."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def detail(checks, name):
 
 
 def split_content(**more):
-    """Three folds with two inner ones, as a user may write them."""
+    """Three folds with two inner folds each, in the form in which a user may write them."""
     folds = []
     for fold in range(3):
         test = PEOPLE[4 * fold : 4 * fold + 4]
@@ -46,7 +46,7 @@ def split_content(**more):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Reads split content from a file."""
+    """A function that reads the content of a split from a file."""
 
     def make(content):
         path = tmp_path / "splits.json"
@@ -58,7 +58,7 @@ def splits(tmp_path):
 
 @pytest.fixture
 def study(tmp_path, write_fif, noise):
-    """Twelve people of ten seconds; `signals` and `columns` replace what is given for some."""
+    """Twelve people with ten seconds each; `signals` and `columns` replace the values of some people."""
 
     def make(signals=None, columns=None):
         signals, columns = signals or {}, columns or {}
@@ -194,7 +194,7 @@ def test_undeclared_scaling_and_selection_are_not_checked(splits):
 
 
 def test_a_table_of_windows_dealt_out_at_random_fails(study, tmp_path):
-    """The usual mistake: windows of one recording, half overlapping, in training and test."""
+    """A common mistake: half-overlapping windows of one recording lie in training and test."""
     options = WindowOptions(seconds=2.0, overlap=0.5)
     lines = ["subject,start,fold"] + [f"{n},{k * 128},{(i + k) % 3}" for i, n in enumerate(PEOPLE) for k in range(9)]
     (tmp_path / "windows.csv").write_text("\n".join(lines) + "\n")
@@ -206,14 +206,14 @@ def test_a_table_of_windows_dealt_out_at_random_fails(study, tmp_path):
 
 
 def test_near_duplicate_windows_of_two_subjects_on_both_sides_fail(study, splits, noise):
-    """A stretch of one recording, scaled, is also under another name in another fold, not where windows begin."""
+    """A scaled part of one recording is also in another fold under another name, at an offset from the windows."""
     whole, copy = noise(seed=0, seconds=30), noise(seed=4, seconds=30)
     copy[:, 900:3460] = 3 * whole[:, :2560] + noise(seconds=20, sd=5.0, seed=99)
     given = study({"s00": whole, "s04": copy})
     found = audit(given, options=OPTIONS, splits=splits(split_content()), permutations=9)
     assert outcomes(found)["no near-duplicate windows on both sides"] == "fail"
     assert "s00 and s04" in detail(found, "duplicate recordings")
-    together = split_content()  # the two in one part are no leak, but are said
+    together = split_content()  # two copies in one part are no leak, but are reported
     for fold in together["folds"]:
         for part in ("train", "test"):
             fold[part] = ["s04" if n == "s02" else "s02" if n == "s04" else n for n in fold[part]]
@@ -300,7 +300,7 @@ def test_a_file_that_gives_the_label_away_fails(confound, of_class, study, noise
     signals = {n: of_class(noise(seed=i), LABELS[n] == "case") for i, n in enumerate(PEOPLE)}
     found = outcomes(audit(study(signals), options=OPTIONS, permutations=199))
     assert found[f"confound: {confound}"] == "fail"
-    assert "confound: date of the header" not in found  # the same in all files
+    assert "confound: date of the header" not in found  # it is the same in all files
 
 
 @pytest.mark.parametrize(("column", "write"), [("date of the header", "date"), ("channel names of the file", "names")])
@@ -341,7 +341,7 @@ def test_a_confound_that_is_noise_is_called_significant_as_rarely_as_it_should()
     labels = np.arange(40) % 2
     draws = [np.random.default_rng(k).random(40).tolist() for k in range(60)]
     p = [confound_auc(x, labels, permutations=39, bootstraps=2, repeats=2).p for x in draws]
-    assert np.mean(np.array(p) < 0.05) < 0.15  # 0.025 expected of 40 ranks, 60 draws
+    assert np.mean(np.array(p) < 0.05) < 0.15  # 0.025 expected with 40 ranks, 60 draws
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.19])  # AUC 0.5 and 0.8 in the population
@@ -353,7 +353,7 @@ def test_the_interval_of_a_confound_covers_the_true_auc_in_19_of_20_studies(effe
         values = generator.standard_normal(24) + effect * labels
         low, high = confound_auc(values.tolist(), labels, permutations=9, bootstraps=300, repeats=3, seed=seed).interval
         held += low <= (0.8 if effect else 0.5) <= high
-    assert held >= 90  # 95 expected, binomial standard deviation 2.2; the former bootstrap held 60
+    assert held >= 90  # 95 expected, binomial standard deviation 2.2; the former bootstrap reached 60
 
 
 # --- finding the same EEG
@@ -494,7 +494,7 @@ def test_a_missing_split_file_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_adhd_recordings_are_97_different_people_whose_amplitude_predicts_the_label(shared_data):
-    """Published for these files: median amplitude alone AUC 0.70, length alone 0.64."""
+    """Figures published for these files: the median amplitude alone has AUC 0.70, the length alone 0.64."""
     found = audit(read_study(shared_data / "eeg_adhd" / "subjects.tsv"), permutations=199)
     assert outcomes(found)["duplicate recordings"] == "ok"
     for name, auc in (("amplitude", 0.70), ("recording length", 0.64)):

@@ -1,4 +1,4 @@
-"""Names of channels judged together: caps with names of their own, their positions, bad channels in a reference."""
+"""Names of channels that are judged together: caps with their own names, positions, bad channels in a reference."""
 
 import mne
 import numpy as np
@@ -21,7 +21,7 @@ CAPS = {
 
 @pytest.fixture
 def write_cap(tmp_path, write_fif, noise):
-    """`write_cap(names)` writes a FIF of a channel per name; returns the file and the signal."""
+    """`write_cap(names)` writes a FIF with a channel per name, and returns the file and the signal."""
 
     def write(names, **more):
         x = noise(len(names), seconds=4)
@@ -66,7 +66,7 @@ def test_a_name_given_for_a_cap_does_no_harm_to_a_10_20_recording(write_cap):
     [
         CED_ORDER,
         [*CED_ORDER, *(f"DC{i:02d}" for i in range(1, 17)), *(f"X{i}" for i in range(1, 11))],
-        [f"EEG {n}-REF" for n in (*CED_ORDER, *range(20, 129))],  # inputs that nothing was put into
+        [f"EEG {n}-REF" for n in (*CED_ORDER, *range(20, 129))],  # unused inputs of the amplifier
         ["C3", "C4", "Cz", "EOG left", "EMG chin"],
         [*CED_ORDER, "F11", "F12", "FT11", "FT12", "CB1", "CB2"],
     ],
@@ -76,7 +76,7 @@ def test_a_10_20_cap_stays_one_beside_other_inputs(names):
 
 
 def test_a_depth_electrode_beside_a_10_20_cap_is_left_out(write_cap):
-    """C1 C2 C5 to C9 are contacts of one electrode; C3 and C4 cannot be told from it by name and are the scalp's."""
+    """C1, C2 and C5 to C9 are contacts of one electrode; C3 and C4 fit its names too, but lie on the scalp."""
     names = [*CED_ORDER, "C1", "C2", "C5", "C6", "C7", "C8", "C9", "C10"]
     assert read_recording(write_cap(names)[0]).channels == CED_ORDER
 
@@ -90,7 +90,7 @@ def test_a_depth_electrode_beside_a_10_20_cap_is_left_out(write_cap):
     ],
 )
 def test_positions_name_the_electrodes_of_a_cap(cap, places, write_cap):
-    """The places are those that the makers publish."""
+    """The positions are those that the makers of the caps publish."""
     montage = mne.channels.make_standard_montage(cap)
     file, x = write_cap(montage.ch_names, montage=montage)
     found = read_recording(file)

@@ -1,4 +1,4 @@
-"""Names of channels, whatever the amplifier wrote."""
+"""Names of channels as different amplifiers write them."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_both_orders_name_the_same_19_electrodes_and_differ():
 
 
 def test_positions_put_left_to_the_left_and_front_to_the_front():
-    """x points to the right ear, y to the nose."""
+    """The x axis points to the right ear, and the y axis to the nose."""
     for left, right in (("Fp1", "Fp2"), ("T7", "T8"), ("O1", "O2")):
         assert positions()[left][0] < 0 < positions()[right][0]
     assert positions()["Fz"][1] > positions()["Cz"][1] > positions()["Pz"][1]

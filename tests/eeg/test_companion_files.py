@@ -1,4 +1,4 @@
-"""Files beside a recording: the one that the header names against the one with its own name; all count in a hash."""
+"""Files beside a recording: the file that the header names and the file with the usual name; all count in the hash."""
 
 import os
 import zipfile
@@ -18,7 +18,7 @@ NAMES = ("Fz", "Cz", "Pz")
 
 
 def write_brainvision(folder, stem, x, *, data=None, markers=None, unit="µV"):
-    """A header with its data and marker file; `data` and `markers` are the names that the header gives."""
+    """A header with its data and marker file; `data` and `markers` are the names in the header."""
     lines = ["Brain Vision Data Exchange Header File Version 1.0", "[Common Infos]", "Codepage=UTF-8"]
     lines += [f"DataFile={data or f'{stem}.eeg'}", f"MarkerFile={markers or f'{stem}.vmrk'}", "DataFormat=BINARY"]
     lines += ["DataOrientation=MULTIPLEXED", "NumberOfChannels=3", f"SamplingInterval={1e6 / 128}"]
@@ -32,7 +32,7 @@ def write_brainvision(folder, stem, x, *, data=None, markers=None, unit="µV"):
 
 
 def write_eeglab(folder, stem, x, *, data=None):
-    """A .set whose samples lie in a .fdt; `data` is the name that the .set gives."""
+    """A .set whose samples are in an .fdt; `data` is the name in the .set."""
     places = np.zeros(3, dtype=[("labels", object)])
     places["labels"] = NAMES
     content = {"setname": stem, "nbchan": 3, "trials": 1, "pnts": x.shape[1], "srate": 128.0, "xmin": 0.0}
@@ -123,7 +123,7 @@ def test_a_unit_with_a_greek_mu_is_a_microvolt(tmp_path, noise):
 
 @pytest.mark.parametrize("kind", ["brainvision", "eeglab", "fif"])
 def test_a_changed_file_beside_the_header_is_read_again_in_place_of_the_cache(kind, tmp_path, noise):
-    """The file that changes has another name than the header, or is a later part."""
+    """The changed file is a later part, or its name differs from that of the header."""
     subjects = []
     for number in range(4):
         x = noise(seconds=1500 if kind == "fif" else 10, seed=number)

@@ -1,4 +1,4 @@
-"""EDF+ and BDF+ beyond what MNE reads: time that passes between records, and the encoding of annotations."""
+"""Features of EDF+ and BDF+ that MNE does not read: gaps between records, and the encoding of annotations."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GAP_AT, GAP_S = 8, 300
 
 
 def _mark(onset, *annotations):
-    """The annotation bytes of a record: its onset, then (onset, duration, text)."""
+    """The annotation bytes of a record: its onset, followed by the annotations (onset, duration, text)."""
     text = f"+{onset:g}".encode() + b"\x14\x14\x00"
     for start, duration, words in annotations:
         text += f"+{start:g}\x15{duration:g}\x14".encode() + words + b"\x14\x00"
@@ -35,7 +35,7 @@ def signal(noise):
 
 @pytest.mark.parametrize("kind", ["EDF+D", "BDF+D", "EDF+C"])
 def test_a_gap_between_records_is_a_cut_and_annotations_keep_their_samples(kind, tmp_path, write_edf, signal):
-    """A file that denies its gap (EDF+C) is not believed against the onsets of its records."""
+    """If a file claims to have no gap (EDF+C), but the onsets of its records show one, the onsets are used."""
     marks = [_mark(onset) for onset in _onsets()]
     marks[12] = _mark(12 + GAP_S, (12.5 + GAP_S, 1, b"BAD_move"))
     file = _write(tmp_path / f"r.{kind[:3].lower()}", write_edf, signal, marks, kind)
@@ -54,14 +54,14 @@ def test_an_annotation_that_begins_in_a_gap_or_spans_it_covers_the_samples_on_ei
 
 @pytest.mark.parametrize("first", [0.0, 0.25])
 def test_records_without_gaps_have_no_cut(first, tmp_path, write_edf, signal):
-    """The first record may begin a part of a second after the time in the header."""
+    """The first record may begin a fraction of a second after the time in the header."""
     marks = [_mark(second + first) for second in range(SECONDS)]
     found = read_recording(_write(tmp_path / "r.edf", write_edf, signal, marks, "EDF+D"))
     assert (found.bad_spans, found.notes) == ([], ())
 
 
 def test_filters_and_resampling_carry_nothing_across_a_gap(tmp_path, write_edf, signal):
-    """The second part 2 mV higher or not: the first part is the same, and the second part keeps no trace either."""
+    """A step of 2 mV at the gap changes neither the first part nor the second part."""
     marks = [_mark(onset) for onset in _onsets()]
     step = 2000.0 * (np.arange(signal.shape[1]) >= GAP_AT * 128)
     options = {"band": (1.0, 30.0), "sfreq": 100.0}

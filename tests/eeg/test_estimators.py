@@ -1,4 +1,4 @@
-"""Estimators of the nested cross-validation: what they learn from, and what they must not see."""
+"""Estimators of the nested cross-validation: the data that they learn from, and the data that must not affect them."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_a_planted_rhythm_is_found_in_new_people(name, cohort):
 
 @pytest.mark.parametrize("name", ["adhdeepnet", "bandpower", "amplitude", "length", "majority"])
 def test_fitted_models_do_not_depend_on_the_test_subjects(name, cohort):
-    """Other windows and labels of the test subjects change nothing in what is fitted."""
+    """Other windows and labels of the test subjects do not change the fit."""
     x, labels, seconds = cohort.x.copy(), cohort.labels.copy(), cohort.seconds.copy()
     own = np.isin(cohort.subject, TEST)
     x[own] = x[own][::-1] * 7
@@ -114,7 +114,7 @@ def test_windows_as_subjects_keep_their_labels(cohort):
 
 
 def test_a_random_split_of_windows_rewards_knowing_people_where_there_is_nothing_to_find(cohort):
-    """People with features of their own and labels dealt out by chance: windows of known people can be told apart."""
+    """People with individual features and random labels: windows of known people can be recognised."""
     generator = np.random.default_rng(5)
     own = generator.standard_normal((40, 60))[cohort.subject] + 0.2 * generator.standard_normal((200, 60))
     labels = generator.permutation(cohort.labels)

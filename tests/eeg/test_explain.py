@@ -1,4 +1,4 @@
-"""Explanations find what was planted, and their parts add up."""
+"""Explanations find a planted signal, and attributions sum to the total."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ TEST = list(range(30, 40))
 
 @pytest.fixture(scope="module")
 def trained(cohort):
-    """A network trained on 30 people, and windows of ten others."""
+    """A network trained on 30 people, and windows of ten other people."""
     options = {
         "epochs": 14,
         "batch": 16,
@@ -73,7 +73,7 @@ def test_response_of_a_known_filter_peaks_at_its_frequency():
 
 
 def test_pattern_of_a_filter_is_the_mixing_of_its_source():
-    """Two channels see one source 2 : 1; whatever the filter, its pattern has that ratio."""
+    """Two channels receive one source in the ratio 2 : 1; the pattern has that ratio for any filter."""
     source = torch.randn(20, 1, 128, generator=torch.Generator().manual_seed(0))
     network = ADHDeepNet(n_chans=2, n_times=128, sfreq=64.0, F1=1, D=1, kernel_length=8).eval()
     pattern = first_filters(network, torch.cat([2 * source, source], dim=1)).pattern[0, 0]

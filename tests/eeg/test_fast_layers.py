@@ -1,4 +1,4 @@
-"""Fast layers against PyTorch's plain ones."""
+"""Fast layers compared with the standard layers of PyTorch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Features: band powers by Parseval, amplitude and nothing else, the mean over a subject's windows."""
+"""Features: band powers (checked by Parseval's theorem), amplitude alone, and the mean over a subject's windows."""
 
 import dataclasses
 

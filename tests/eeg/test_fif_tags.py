@@ -1,4 +1,4 @@
-"""Tags of a FIF file lead forwards."""
+"""In a FIF file, each tag must point to a later one."""
 
 import struct
 
@@ -15,7 +15,7 @@ def test_a_tag_that_leads_back_is_refused(tmp_path, write_fif, noise):
     file = write_fif(tmp_path / "r_raw.fif", noise(), NAMES)
     check_fif(file)
     content = bytearray(file.read_bytes())
-    places = [0]  # of the tags
+    places = [0]  # positions of the tags
     while places[-1] < len(content) - 200:
         _, _, size, following = struct.unpack_from(">iiii", content, places[-1])
         places.append(following if following > 0 else places[-1] + 16 + size)

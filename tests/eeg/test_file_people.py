@@ -1,4 +1,4 @@
-"""Class folders: which files are of one person."""
+"""Class folders: the assignment of files to people."""
 
 import mne
 import numpy as np
@@ -10,7 +10,7 @@ from voxelwave.eeg.study import is_control, read_study
 
 @pytest.fixture
 def people(tmp_path):
-    """Empty files in class folders, and the people that `read_study` makes of them: name -> number of files."""
+    """Write empty files into class folders, and return the people that `read_study` finds: name -> number of files."""
 
     def read(*names):
         for name in (*names, "Control/z.edf"):
@@ -46,7 +46,7 @@ def test_runs_and_sessions_are_of_one_person_and_equal_names_at_sites_are_not(na
 @pytest.mark.parametrize(
     "names",
     [
-        ["chb01_01.edf", "chb01_02.edf"],  # runs of chb01, or two people at chb01
+        ["chb01_01.edf", "chb01_02.edf"],  # either runs of chb01, or two people at chb01
         ["anna/x.edf", "anna/y.edf"],  # two recordings of Anna?
         ["ADHD_rec1.edf", "ADHD_rec2.edf"],
         ["anna_20200101.edf", "anna_20210505.edf"],
@@ -65,7 +65,7 @@ def test_parts_of_a_split_fif_are_one_recording(tmp_path):
     raw = mne.io.RawArray(np.zeros((19, 60000), np.float32), mne.create_info(19, 128.0, "eeg"), verbose="ERROR")
     raw.save(tmp_path / "a_raw.fif", split_size="2MB", verbose="ERROR")
     raw.copy().crop(0, 9).save(tmp_path / "b_raw.fif", verbose="ERROR")
-    raw.copy().crop(0, 9).save(tmp_path / "b_raw-1.fif", verbose="ERROR")  # a recording of its own
+    raw.copy().crop(0, 9).save(tmp_path / "b_raw-1.fif", verbose="ERROR")  # a separate recording
     files = sorted(tmp_path.glob("*.fif"))
     assert len(files) > 4
     assert {f.name for f in without_later_parts(files)} == {"a_raw.fif", "b_raw.fif", "b_raw-1.fif"}

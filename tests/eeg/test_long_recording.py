@@ -1,4 +1,4 @@
-"""Whole recordings: padding, streams, electrodes in a graph, and a planted rhythm."""
+"""Networks for whole recordings: padding, streams, a graph of electrodes, and a planted rhythm."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_what_fills_up_a_batch_has_no_influence(mixer, generator):
     for row, x in zip(batch, parts, strict=True):
         row[:, : x.shape[1]] = x
     together = net(batch, samples=torch.tensor([x.shape[1] for x in parts]))
-    assert_close(together, alone, rtol=1e-9, atol=1e-10)  # float64; sums in another order
+    assert_close(together, alone, rtol=1e-9, atol=1e-10)  # float64; the order of the sums differs
 
 
 @pytest.mark.parametrize("mixer", STREAMING)

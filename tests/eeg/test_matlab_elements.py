@@ -1,4 +1,4 @@
-"""MATLAB files are refused where SciPy refuses them or would not survive them, and only there."""
+"""MATLAB files are refused if SciPy refuses them or would crash on them, and otherwise accepted."""
 
 import struct
 import subprocess
@@ -65,7 +65,7 @@ def test_every_cut_within_an_array_is_refused(stored):
 
 
 def test_wrong_sizes_never_end_the_process(stored, tmp_path):
-    """Each word of the file in turn becomes 1, 2^31 - 1 or 3 x 10^9; what passes is read in a process apart."""
+    """Each word of the file in turn becomes 1, 2^31 - 1 or 3 x 10^9; accepted files are read in a separate process."""
     file, content = stored
     passed = tmp_path / "passed"
     passed.mkdir()

@@ -1,4 +1,4 @@
-"""Training: noise, Adam as in Keras, norms, stopping, resuming."""
+"""Training: noise, Adam as in Keras, norms, early stopping, resuming."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_noise_is_added_in_training_only_with_its_standard_deviation():
 
 
 def test_adam_is_that_of_keras():
-    """Against the formula of Keras written out, with gradients so small that the epsilon counts."""
+    """Compare with the formula of Keras, with gradients so small that epsilon matters."""
     weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = KerasAdam([weight], lr=0.1)
     expected, m, v = 1.0, 0.0, 0.0
@@ -117,7 +117,7 @@ def test_auc_over_subjects_uses_the_mean_of_their_windows():
 
 
 def test_running_averages_follow_faster_with_a_larger_momentum():
-    """A short training: with the momentum of Keras the averages are still near their start."""
+    """With the momentum of Keras, the averages are still near their initial values after a short training."""
     spread = []
     for momentum in (0.01, 0.5):
         torch.manual_seed(0)

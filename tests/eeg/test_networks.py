@@ -1,4 +1,4 @@
-"""EEGNet and ShallowConvNet: the parameters, random weights and outputs of braindecode's, without braindecode."""
+"""EEGNet and ShallowConvNet have the parameters, initial weights and outputs of braindecode, without importing it."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ BUILDERS = {"eegnet": EEGNet, "shallow": ShallowConvNet}
 
 @pytest.fixture(scope="module")
 def peers():
-    """braindecode's models; it does not load beside every build of PyTorch."""
+    """braindecode's models; some builds of PyTorch cannot import braindecode."""
     try:
         from braindecode import models
     except (ImportError, OSError, RuntimeError) as error:
@@ -37,7 +37,7 @@ def peer(models, name, *, n_chans=5, n_times=200, n_outputs=2, sfreq=100.0, **se
 CASES = [
     ("eegnet", {}),
     ("eegnet", {"F1": 3, "D": 4, "drop_prob": 0.5, "sfreq": 128.0, "n_chans": 19, "n_times": 512}),
-    ("eegnet", {"sfreq": 77.0, "n_outputs": 3}),  # an odd temporal filter
+    ("eegnet", {"sfreq": 77.0, "n_outputs": 3}),  # a temporal filter of odd length
     ("shallow", {}),
     ("shallow", {"filters": 7, "drop_prob": 0.1, "sfreq": 128.0, "n_chans": 19, "n_times": 511}),
     ("shallow", {"sfreq": 64.0, "n_outputs": 3}),
@@ -57,7 +57,7 @@ def test_a_seed_gives_the_weights_outputs_and_gradients_of_braindecode(name, set
         torch.testing.assert_close(value, state[parameter], rtol=0, atol=0)
     used = {**SHAPE, **settings}
     x = torch.randn(4, used["n_chans"], used["n_times"], generator=torch.Generator().manual_seed(0))
-    for train in (True, False):  # in training, dropout draws alike and the normalisations learn alike
+    for train in (True, False):  # in training, dropout draws the same masks, and norms learn the same
         outputs = []
         for network in networks:
             torch.manual_seed(4)
@@ -66,7 +66,7 @@ def test_a_seed_gives_the_weights_outputs_and_gradients_of_braindecode(name, set
             outputs[-1].square().sum().backward()
         torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)  # the order of sums differs
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)  # the order of the sums differs
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -94,7 +94,7 @@ def test_a_seed_gives_the_outputs_of_version_0_1_0(name):
     network = build_network(name, SHAPE).eval()
     x = torch.randn(2, 5, 200, generator=torch.Generator().manual_seed(0))
     found = network(x).flatten()
-    torch.testing.assert_close(found, torch.tensor(RECORDED[name]), rtol=1e-4, atol=1e-6)  # sums in another order
+    torch.testing.assert_close(found, torch.tensor(RECORDED[name]), rtol=1e-4, atol=1e-6)  # another order of the sums
 
 
 @pytest.mark.parametrize(("name", "least"), [("eegnet", 27), ("shallow", 39)])

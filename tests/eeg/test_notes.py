@@ -1,4 +1,4 @@
-"""Notes on a recording: their kind decides what the audit reports, their wording does not."""
+"""The kind of a note on a recording, not its wording, decides whether the audit reports it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Reading recordings: what MNE decides in silence comes out aloud, in every format."""
+"""Reading recordings: silent decisions of MNE are reported, in every format."""
 
 import json
 import shutil
@@ -178,7 +178,7 @@ def test_resampling_keeps_a_slow_rhythm_and_says_what_was_not_measured(tmp_path,
     up, down = read_recording(file, sfreq=256), read_recording(file, sfreq=64)
     assert up.signal.shape[1] == 2 * 1280
     assert down.signal.shape[1] == 640
-    middle = slice(64, -64)  # away from the ends, where resampling rings
+    middle = slice(64, -64)  # without the ends, where resampling rings
     expected = 20 * np.sin(2 * np.pi * 10 * np.arange(640) / 64)
     np.testing.assert_allclose(down.signal[0, middle], expected[middle], atol=0.5)
     assert _has_note(up, "nothing above 64 Hz was recorded")
@@ -278,7 +278,7 @@ def test_a_recording_that_never_moves_is_bad_from_end_to_end(level, tmp_path, wr
     found = read_recording(write_fif(tmp_path / "r_raw.fif", np.full((3, 1280), level), NAMES))
     assert found.bad_spans == [(0.0, 10.0)]
     assert any(note.kind == "defect" and "all channels are constant" in note.text for note in found.notes)
-    alike = np.tile(noise(1), (3, 1))  # an average reference leaves rounding errors of it
+    alike = np.tile(noise(1), (3, 1))  # after an average reference, only rounding errors are left of it
     assert read_recording(write_fif(tmp_path / "a_raw.fif", alike, NAMES), reference="average").bad_spans == [
         (0.0, 10.0)
     ]
@@ -317,7 +317,7 @@ def test_options_that_are_not_finite_are_refused(option, tmp_path, write_fif, no
         read_recording(write_fif(tmp_path / "r_raw.fif", noise(), NAMES), **option)
 
 
-# --- what MNE does when asked
+# --- requests to MNE
 
 
 def test_a_filter_keeps_10_hz_and_removes_50_hz(tmp_path, write_fif):
@@ -340,7 +340,7 @@ def test_average_reference_leaves_no_mean_and_a_channel_as_reference_is_zero(tmp
         read_recording(file, reference="O1")
 
 
-# --- files that are not what they seem
+# --- files with a wrong extension or content
 
 
 @pytest.mark.parametrize("name", ["a.edf", "a.bdf", "a.gdf", "a.vhdr", "a.set", "a_raw.fif", "a.mat"])
@@ -427,7 +427,7 @@ def test_a_cut_off_file_is_read_in_part_or_refused_by_name(tmp_path, shared_data
 
 
 def test_the_order_of_the_ced_file_puts_alpha_at_the_back_of_the_head(shared_data):
-    """Relative alpha power, mean of twelve children; under the other order the back has no more than the front."""
+    """The mean relative alpha power of twelve children; in the other order it is not higher at the back of the head."""
     from voxelwave.eeg.features import welch_band_power
 
     bands = {"alpha": (8.0, 13.0), "all": (1.0, 45.0)}

@@ -1,4 +1,4 @@
-"""Studies: tables, folders, archives, BIDS; who is positive; what a broken table says."""
+"""Studies: tables, folders, archives and BIDS, the positive class, and errors of a broken table."""
 
 import zipfile
 
@@ -9,7 +9,7 @@ from voxelwave.eeg.study import LabelError, read_study, study_digest
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes subjects.tsv from rows."""
+    """A function that writes subjects.tsv from rows."""
 
     def write(*rows, header=("subject", "file", "label"), name="subjects.tsv"):
         separator = "," if name.endswith(".csv") else "\t"

@@ -1,4 +1,4 @@
-"""Synthetic subjects: the planted oscillation is where it should be, and nothing else tells the classes apart."""
+"""Synthetic subjects: the planted oscillation is on its channels, and nothing else separates the classes."""
 
 import numpy as np
 import pytest

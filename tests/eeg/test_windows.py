@@ -1,4 +1,4 @@
-"""Windows: cut where the signal is good, scaled by themselves or by training windows, the same from the cache."""
+"""Windows are cut from good signal, scaled per window or by training windows, and are the same from the cache."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ NAMES = ("Fz", "Cz", "Pz")
 
 
 def recording(seconds=10.0, bad_spans=(), sfreq=64.0):
-    """Two channels of which the first counts the samples."""
+    """Two channels, of which the first counts the samples."""
     samples = round(seconds * sfreq)
     signal = np.stack([np.arange(samples), np.ones(samples)]).astype(np.float32)
     return Recording(signal, "uV", sfreq, ("Fz", "Cz"), list(bad_spans), (), Path("r"), sfreq, "int16")
@@ -50,7 +50,7 @@ def test_overlap_is_the_share_that_the_next_window_repeats():
 
 def test_windows_that_touch_a_bad_span_or_a_cut_are_left_out():
     _, start = cut(recording(bad_spans=[(2.5, 2.6), (6.0, 6.0), (9.0, 9.0)]), WindowOptions(seconds=2.0))
-    assert start.tolist() == [0, 256, 384]  # the cut at 6 s lies between two windows, the one at 9 s within the last
+    assert start.tolist() == [0, 256, 384]  # the cut at 6 s lies between two windows, that at 9 s within the last
 
 
 def test_a_recording_shorter_than_a_window_gives_none():
@@ -69,7 +69,7 @@ def test_standardized_windows_have_mean_0_and_sd_1_and_flat_channels_stay_flat(n
 
 
 def test_a_scaler_knows_its_training_windows_only(noise):
-    """Windows that are not handed to it change nothing, and they are not scaled to 0 and 1 themselves."""
+    """Only the training windows determine the scaling; test windows do not get mean 0 and standard deviation 1."""
     train, test = noise(seed=1)[None] * 2 + 3, noise(seed=2)[None] * 50 - 100
     scaler = Scaler.fit(train)
     np.testing.assert_allclose(scaler.apply(train).std((0, 2)), 1, atol=1e-5)
@@ -90,7 +90,7 @@ def test_scaling_sees_what_it_says(scaling, study):
         exact = np.array([x.std(-1) for x in own]) if scaling == "window" else sd
         np.testing.assert_allclose(exact, 1, atol=1e-3)
     else:
-        np.testing.assert_allclose(sd, 20, rtol=0.1)  # microvolts, as they were written
+        np.testing.assert_allclose(sd, 20, rtol=0.1)  # microvolts, as in the file
     np.testing.assert_allclose(windows.log_variance, np.log(400), atol=0.5)  # before any scaling
 
 

@@ -1,4 +1,4 @@
-"""What both fuzz tests share: mutants of a file, and limits of time and memory for reading one."""
+"""Shared parts of the two fuzz tests: mutants of a file, and limits of time and memory for reading one."""
 
 import os
 import resource
@@ -16,13 +16,13 @@ Limits = Callable[[int, int], AbstractContextManager[None]]
 
 @pytest.fixture
 def mutated() -> Mutate:
-    """`mutated(content, generator, values=, words=, ...)`: the content with a few changes."""
+    """`mutated(content, generator, values=, words=, ...)` returns the content with a few changes."""
     return _mutated
 
 
 @pytest.fixture
 def limits() -> Limits:
-    """`limits(seconds, gib)`: a context in which reading may take so much time and so much more memory."""
+    """`limits(seconds, gib)` is a context that limits the time and the additional memory of reading."""
     return _limits
 
 
@@ -71,7 +71,7 @@ def _mutated(
 
 @contextmanager
 def _limits(seconds: int, gib: int) -> Iterator[None]:
-    """KeyboardInterrupt, which no reader catches, after some seconds, and MemoryError beyond some GiB."""
+    """Raise KeyboardInterrupt, which no reader catches, after some seconds, and MemoryError beyond some GiB."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt(f"longer than {seconds} s")

@@ -11,9 +11,9 @@ import scipy.io
 
 from voxelwave.eeg.recording import Recording, read_recording
 
-MUTANTS = 600  # of each format
-SECONDS = 20  # for each mutant
-MEMORY_GIB = 4  # above what the process has
+MUTANTS = 600  # mutants of each format
+SECONDS = 20  # seconds for each mutant
+MEMORY_GIB = 4  # GiB above the memory of the process
 NAMES = ("Fp1", "Fp2", "Cz", "O1")
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -33,12 +33,12 @@ CHANGES: dict[str, Any] = {
 
 
 def _noise(seconds: int = 6) -> np.ndarray:
-    """Microvolts (channels, samples) at 128 Hz."""
+    """Noise (channels, samples) in microvolts at 128 Hz."""
     return 20 * np.random.default_rng(0).standard_normal((len(NAMES), 128 * seconds))
 
 
 def _edf(folder: Path, *, bdf: bool = False) -> list[Path]:
-    """EDF+D or BDF+D with a gap, a bad span and a record of a second."""
+    """EDF+D or BDF+D with a gap, a bad span and records of one second."""
     width, kind = (3, "BDF") if bdf else (2, "EDF")
     top, count, seconds, mark_bytes = 2 ** (8 * width - 1) - 1, len(NAMES) + 1, 6, 60
     last = [("", -1, 1, mark_bytes // width)]
@@ -145,7 +145,7 @@ FORMATS: dict[str, Callable[[Path], list[Path]]] = {
 
 
 def problem_with(file: Path, options: dict[str, Any], limits: Callable[..., Any]) -> str | None:
-    """What is wrong with reading a file; None if it is refused in one line or read with finite numbers."""
+    """The error in reading a file; None if it is refused in one line or read with finite numbers."""
     try:
         with limits(SECONDS, MEMORY_GIB):
             found: Recording = read_recording(file, **options)

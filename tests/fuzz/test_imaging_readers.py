@@ -1,4 +1,4 @@
-"""Mutated imaging files: each is refused in one line or gives a volume with a place, in bounded time and memory."""
+"""Mutated imaging files: each is refused in one line or gives a volume with a position, in bounded time and memory."""
 
 import io
 import json
@@ -22,9 +22,9 @@ from voxelwave.restoration.weights import load_weights, save_weights
 from voxelwave.scanpath.readers import read_scanpaths
 from voxelwave.volumes import AffineTransform, DisplacementField, read_transform, read_volume, write_transform
 
-MUTANTS = 400  # of each format
-SECONDS = 20  # for each mutant
-MEMORY_GIB = 3  # above what the process has
+MUTANTS = 400  # mutants of each format
+SECONDS = 20  # seconds for each mutant
+MEMORY_GIB = 3  # GiB above the memory of the process
 NUMBERS = (
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
@@ -161,7 +161,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None], Check]] = {
 
 
 def problem_with(file: Path, check: Check, limits: Callable[..., Any]) -> str | None:
-    """What is wrong with reading a file; None if it is refused in one line or read with finite numbers."""
+    """The error in reading a file; None if it is refused in one line or read with finite numbers."""
     try:
         with limits(SECONDS, MEMORY_GIB), warnings.catch_warnings():
             warnings.simplefilter("ignore")

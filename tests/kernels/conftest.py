@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-# PyTorch remembers its constructors when a default device is first used: that must happen before they are replaced
+# PyTorch stores its constructors when a default device is first used, which must happen before they are replaced
 with torch.device("cpu"):
     torch.zeros(0)
 

@@ -1,4 +1,4 @@
-"""The compiled steps of a displacement field agree with the plain ones, whatever the shape, level and threads."""
+"""The compiled steps of a displacement field agree with the plain ones, for any shape, level and number of threads."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_resampling_by_a_matrix_agrees_with_the_volume_version(shape, level, gen
 def test_composition_agrees_with_the_plain_version(shape, level, generator):
     outer, inner = displacement(shape, generator), displacement(shape, generator)
     found = fields.compose(fields.interleaved(outer), fields.interleaved(inner), 0.3)
-    # float32 coordinates: an error of 1e-6 of the point times differences of several voxels between neighbours
+    # float32 coordinates: an error of 1e-6 of the position, times differences of several voxels between neighbours
     torch.testing.assert_close(fields.planar(found), compose(outer, 0.3 * inner), rtol=1e-4, atol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_local_correlation_agrees_with_the_plain_version_and_with_autograd(shape
     scale = (1.0, 0.5, 2.0)
     found, field = plain.compiled()(warped[0, 0], scale)
     assert found == pytest.approx(float(loss), rel=1e-4)
-    share = float(mask.sum()) / mask.numel()  # the plain slope is that of the mean, times the number of voxels
+    share = float(mask.sum()) / mask.numel()  # the plain gradient is that of the mean, times the number of voxels
     expected = -share * slope * gradient(warped)[:, 0] * torch.tensor(scale).view(1, 3, 1, 1, 1)
     torch.testing.assert_close(fields.planar(field), expected, rtol=1e-3, atol=2e-5)
     free = warped.clone().requires_grad_()

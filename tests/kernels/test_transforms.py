@@ -1,4 +1,4 @@
-"""The compiled transforms agree with the plain versions in `volumes`, whatever the shape, level and threads."""
+"""The compiled transforms agree with the plain versions in `volumes`, for any shape, level and number of threads."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_reading_through_a_transform_agrees_with_the_plain_version(name, order, 
     expected = plain(monkeypatch, lambda: resample(moving, like, MAPS[name], order=order))
     assert 0.1 < (expected.array == -7).mean() < 0.9  # some points lie outside
     close = np.isclose(found.array, expected.array, rtol=1e-4, atol=1e-3)
-    assert close.mean() > (0.999 if order == "nearest" else 0.9999)  # rounding decides on the border and half-way
+    assert close.mean() > (0.999 if order == "nearest" else 0.9999)  # rounding decides at the border and half-way
 
 
 def test_voxels_outside_the_field_are_counted_alike(monkeypatch):
@@ -96,7 +96,7 @@ def test_the_inverse_takes_every_point_back(threads, level):
     voxels = (found - OBLIQUE[:3, 3]) @ np.linalg.inv(OBLIQUE[:3, :3]).T
     inner = ((voxels >= 0) & (voxels <= np.array(forward.shape) - 1)).all(axis=1)
     assert inner.sum() > 100
-    # the map sampled in single precision: some 1e-5 mm
+    # the map is sampled in single precision, with errors of about 1e-5 mm
     assert np.abs(returned - points)[inner].max() < 2e-3
 
 

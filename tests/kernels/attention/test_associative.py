@@ -1,4 +1,4 @@
-"""Linear attention as a memory: what it recalls, how much it holds, and the limit in which it is softmax attention."""
+"""Linear attention as a memory: recall, capacity, and the limit in which it equals softmax attention."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_taylor_features_give_the_series_and_equal_the_full_pairs(generator):
 def test_taylor_tends_to_softmax_with_the_third_power_of_the_scores(generator):
     q, k, v = torch.randn(3, 1, 2, 30, 4, generator=generator, dtype=F64).unbind()
     errors = []
-    for size in (0.2, 0.1):  # of the scores: half as large
+    for size in (0.2, 0.1):  # size of the scores: half as large
         factor = size**0.5
         exact = attention(factor * q, factor * k, v)
         errors.append((AssociativeMemory("taylor")(factor * q, factor * k, v).out - exact).abs().max().item())

@@ -1,4 +1,4 @@
-"""Bi-level routing: its limits, grids of one to three axes, and what filled-up regions must not do."""
+"""Bi-level routing: its limits, grids with one to three axes, and padded regions, which must not affect the result."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_grids_of_one_to_three_axes_equal_the_reference(grid, region, key_grid, 
     length, key_length = (int(torch.tensor(g).prod()) for g in (grid, key_grid or grid))
     q, k, v = random_qkv(length, generator, key_length)
     mixer = BilevelAttention(grid, region, 2, key_grid, per_head)
-    mask = torch.rand(2, 1, 1, key_length, generator=generator) < 0.8  # batch items of different valid size
+    mask = torch.rand(2, 1, 1, key_length, generator=generator) < 0.8  # items with different numbers of valid keys
     for given in (None, mask):
         assert_close(mixer(q, k, v, pattern=NC, mask=given).out, reference(mixer, q, k, v, pattern=NC, mask=given))
 

@@ -1,4 +1,4 @@
-"""What every attention mechanism keeps, in every pattern that it has, against the reference in its own file."""
+"""Properties of every attention mechanism, in every pattern that it supports, compared with its reference."""
 
 import importlib
 import inspect
@@ -45,7 +45,7 @@ class Member(NamedTuple):
     softmax: Callable[[int, int, int], Mixer] | None = None  # the special case that equals softmax attention
     rows_sum_to_1: bool = True
     heads_are_independent: bool = True
-    value_channels: int | None = None  # where the mechanism has parameters for them
+    value_channels: int | None = None  # for mechanisms that have parameters for them
 
 
 def relative_convolution(heads):
@@ -65,7 +65,7 @@ def path(length):
     return torch.diag(torch.ones(max(length - 1, 0)), 1).bool()[:length, :length]
 
 
-# A new mechanism is entered here; `test_no_mechanism_is_left_out` walks the folder and asks for it.
+# Add a new mechanism here; `test_no_mechanism_is_left_out` compares this list with the folder.
 MEMBERS = {
     "softmax": Member(lambda *_: SoftmaxAttention(), lambda *_: SoftmaxAttention(with_lse=True)),
     "efficient": Member(lambda *_: EfficientAttention()),
@@ -89,7 +89,7 @@ MEMBERS = {
     ),
     "dynamic sparse, for each head": Member(
         lambda *_: DynamicSparseAttention(budget=7, local=2, block=2, longest=2, margin=1, radius=1, per_head=True),
-        heads_are_independent=False,  # the chunks are common to all
+        heads_are_independent=False,  # the heads share the chunks
     ),
     "recurrent": Member(lambda heads, *_: RecurrentAttention(heads, CHANNELS)),
     "associative, elu": Member(lambda *_: AssociativeMemory("elu")),
@@ -140,7 +140,7 @@ CAUSAL_SELF = [name for name, pattern in PAIRS if pattern is CS]
 
 
 def pairs_of(*patterns: Pattern) -> pytest.MarkDecorator:
-    """Run a test over all mechanisms in those of these patterns that they have."""
+    """Run a test over all mechanisms, each with those of these patterns that it supports."""
     chosen = [(name, pattern) for name, pattern in PAIRS if pattern in patterns]
     return pytest.mark.parametrize(("name", "pattern"), chosen, ids=[f"{n}-{p.value}" for n, p in chosen])
 
@@ -240,7 +240,7 @@ def test_special_case_is_softmax_attention(name, pattern, generator):
     assert_exact(mixer(q, k, v, pattern=pattern).out, attention(q, k, v, causal=pattern is CS))
 
 
-@pairs_of(CS, CC)  # elsewhere every token sees every token
+@pairs_of(CS, CC)  # in other patterns every token sees every token
 def test_output_does_not_depend_on_what_comes_later(name, pattern, generator):
     n_queries, n_keys = sizes_of(pattern, 29)
     q, k, v = random_qkv(n_queries, n_keys, generator, name=name)
@@ -291,7 +291,7 @@ def test_what_stands_in_hidden_keys_and_values_reaches_neither_output_nor_gradie
 
 
 def visible_to(name, mixer, pattern, n_queries, n_keys):
-    """The keys that a query may see, bool (1, H, Lq, Lk), from the definition of each mechanism."""
+    """The keys that a query may attend to, bool (1, H, Lq, Lk), from the definition of each mechanism."""
     visible = torch.ones(1, HEADS, n_queries, n_keys, dtype=torch.bool)
     if pattern is CS:
         visible = visible.tril()
@@ -407,7 +407,7 @@ def test_identity_values_give_the_weights(name, pattern, generator):
     if MEMBERS[name].rows_sum_to_1:
         visible = weights.sum(-1)[weights.any(-1)]
         assert_exact(visible, torch.ones_like(visible))
-        assert weights.any(-1).sum() >= weights.any(-1).numel() - 3 * HEADS * 2  # at most the first rows see nothing
+        assert weights.any(-1).sum() >= weights.any(-1).numel() - 3 * HEADS * 2  # only the first rows may see no key
 
 
 @every_pair
@@ -473,7 +473,7 @@ def test_odd_lengths_and_one_head(name, pattern, generator):
             assert_exact(out, reference_of(mixer)(mixer, q, k, v, pattern=pattern))
 
 
-@pairs_of(NC, CC)  # elsewhere there are as many keys as queries
+@pairs_of(NC, CC)  # in other patterns there are as many keys as queries
 def test_no_keys_give_zero(name, pattern, generator):
     mixer = made(MEMBERS[name].make, HEADS, 3, 0)
     out = mixer(*random_qkv(3, 0, generator, name=name), pattern=pattern).out

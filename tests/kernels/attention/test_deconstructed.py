@@ -1,4 +1,4 @@
-"""Variants of attention with one property taken away, and where they are the same as others."""
+"""Variants of attention that lack one property, and the cases in which they equal other mechanisms."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The dynamical-systems form: each model's outputs are its map times the input, and one part turns one into another."""
+"""The form of a dynamical system: each model's outputs are its map times the input, and parts can be exchanged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Nested submodels: a size cut out equals the masked parent, sizes are nested, and costs are what is counted."""
+"""Nested submodels: an extracted size equals the masked parent, sizes are nested, and costs equal the counts."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The chunked recurrences equal their loops, also for gates of 0 and in pieces."""
+"""The chunked recurrences equal their loops, also for gates of 0 and for sequences in pieces."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ F64 = torch.float64
 @pytest.mark.parametrize("gate_size", [1, 3])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan_equals_the_loop_with_all_gradients(length, gate_size, reverse, generator):
-    a = torch.randn(2, length, gate_size, generator=generator, dtype=F64)  # negative and larger than 1 too
+    a = torch.randn(2, length, gate_size, generator=generator, dtype=F64)  # also negative gates, and gates above 1
     a[:, length // 2] = 0
     b = torch.randn(2, length, 3, generator=generator, dtype=F64)
     h0 = torch.randn(2, 3, generator=generator, dtype=F64)

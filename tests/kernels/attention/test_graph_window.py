@@ -1,4 +1,4 @@
-"""Graph windows: reach by hops, pieces, directions, and tokens that stand everywhere."""
+"""Graph windows: reach by hops, sequences in pieces, directions, and global tokens."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_a_class_token_sees_all_and_is_seen_by_all(qkv):
     weights = attention_map(GraphWindowAttention(PATH, 1, everywhere=(6,)), *qkv[:2])
     assert (weights[:, :, 6] > 0).all()
     assert (weights[:, :, :, 6] > 0).all()
-    assert not weights[:, :, 0, 2:6].any()  # and is no short cut
+    assert not weights[:, :, 0, 2:6].any()  # and it gives no short cut
 
 
 def test_soft_windows_take_a_bias_for_each_hop(qkv):

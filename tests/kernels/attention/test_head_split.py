@@ -1,4 +1,4 @@
-"""Different mechanisms in different heads: each head is that of its own mechanism."""
+"""Different mechanisms in different heads: each head gives the result of its own mechanism."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Landmark attention: the limits in which it is softmax attention, and what landmarks may and may not do."""
+"""Landmark attention: the limits in which it equals softmax attention, and the use of landmarks."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_heads_and_tokens_can_agree_on_their_blocks(qkv):
 
 def test_the_block_that_holds_the_wanted_key_is_reached(generator):
     k = torch.randn(1, 1, 64, 8, generator=generator, dtype=F64)
-    k[:, :, 42] *= 5  # stands out of the mean of its block
+    k[:, :, 42] *= 5  # differs clearly from the mean of its block
     mixed = LandmarkAttention(block=8, top=1)(20 * k[:, :, 42:43], k, k, pattern=NC)
     assert mixed.extras.chosen.item() == 42 // 8
     assert_close(mixed.out, k[:, :, 42:43], atol=0.05, rtol=0)

@@ -1,4 +1,4 @@
-"""The layer equals PyTorch's multi-head attention, and its one door changes what it says and nothing else."""
+"""The layer equals PyTorch's multi-head attention, and its edits change only what they name."""
 
 import pytest
 import torch

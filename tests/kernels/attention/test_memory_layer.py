@@ -1,4 +1,4 @@
-"""Memory beside attention: the sliding window is exact, no layer looks ahead, and a memory reaches past the window."""
+"""Memory beside attention: the sliding window is exact, no layer uses later tokens, and memories reach further back."""
 
 import pytest
 import torch

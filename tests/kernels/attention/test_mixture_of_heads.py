@@ -1,4 +1,4 @@
-"""Mixture of heads: the gates are those of the equations, and the known limits of them."""
+"""Mixture of heads: the gates follow the equations, and have known values in the limits."""
 
 import pytest
 import torch
@@ -56,14 +56,14 @@ def test_routers_of_zero_with_all_heads_active_are_plain_multi_head_attention(mi
 
 def test_the_mean_gate_is_1(generator):
     gates = made(shared=2, active=4)(torch.randn(1, 4000, 6, generator=generator, dtype=F64)).gates
-    assert_close(gates.sum(-1).mean(), torch.tensor(2.0 + 4.0, dtype=F64), rtol=0.05, atol=0)  # of the heads that work
+    assert_close(gates.sum(-1).mean(), torch.tensor(2.0 + 4.0, dtype=F64), rtol=0.05, atol=0)  # number of active heads
 
 
 def test_balance_is_the_number_of_active_heads_when_all_are_chosen_alike_and_grows_when_they_are_not(generator):
     gates = HeadGates(6, 6, shared=0, active=2).double()
     with torch.no_grad():
         gates.route.copy_(torch.eye(6))
-    pairs = torch.eye(6, dtype=F64) + torch.eye(6, dtype=F64).roll(1, 1)  # each head in two of six tokens
+    pairs = torch.eye(6, dtype=F64) + torch.eye(6, dtype=F64).roll(1, 1)  # each head is active for two of six tokens
     assert_close(gates(3 * pairs.unsqueeze(0)).balance, torch.tensor(2.0, dtype=F64))
     piled = gates(3 * pairs[:1].expand(1, 6, 6)).balance
     assert piled > 2.5

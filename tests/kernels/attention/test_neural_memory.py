@@ -1,4 +1,4 @@
-"""Neural memory: the closed form of a chunk, the delta rule and linear attention as its limits, exact recall."""
+"""Neural memory: the closed form of a chunk, exact recall, and the limits (the delta rule and linear attention)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""PowerAttention: its reach, its number of links, and the window in which it is plain attention."""
+"""PowerAttention: its reach, its number of links, and windows for which it equals full attention."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Relative convolutional attention: identity at the start, the shift of the relative terms, the ends of filters."""
+"""Relative convolutional attention: the identity at the start, the shift of relative terms, and the ends of filters."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_identity_filters_without_relative_terms_are_plain_attention(pattern, qk
         mixer.centre()
     if pattern is CC:
         for taps in mixer.filters[1:]:
-            taps.data = taps.data.roll(-1, 1)  # the keys' filters are centred, the queries' causal
+            taps.data = taps.data.roll(-1, 1)  # the filters of keys are centred, those of queries causal
     assert_close(mixer(*qkv, pattern=pattern).out, attention(*qkv, causal=pattern is CS))
 
 
@@ -53,7 +53,7 @@ def test_a_filter_does_not_reach_over_padding(generator):
         taps.data = torch.randn(4, 3, generator=generator, dtype=F64)
     q, k, v = torch.randn(3, 1, 2, 20, 4, generator=generator, dtype=F64).unbind()
     mask = torch.ones(1, 1, 1, 20, dtype=torch.bool)
-    mask[..., :10] = False  # another record, and padding
+    mask[..., :10] = False  # tokens of another recording, and padding
     alone = mixer(q[:, :, 10:], k[:, :, 10:], v[:, :, 10:], pattern=CS).out
     assert_close(mixer(q, k, v, pattern=CS, mask=mask).out[:, :, 10:], alone)
 

@@ -1,4 +1,4 @@
-"""Workspace attention: the two limits, the rank of its weights, and what keeps slots apart."""
+"""Workspace attention: the two limits, the rank of its weights, and the separation of slots."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def made(**options):
 def test_a_slot_for_each_key_is_exactly_plain_attention(qkv):
     q, k, v = qkv
     mixer = made(slots=12, top=1)
-    mixer.slots.data = torch.linalg.pinv(k[0]).mT  # slot s scores 1 with key s and 0 with the others
+    mixer.slots.data = torch.linalg.pinv(k[0]).mT  # slot s scores 1 with key s and 0 with the other keys
     assert_close(mixer(q, k, v).out, attention(q, k, v))
 
 
@@ -67,7 +67,7 @@ def test_straight_through_changes_the_gradient_and_not_the_output(qkv):
     gradients = [
         torch.autograd.grad(out.square().sum(), m.slots)[0] for out, m in zip(outs, (plain, straight), strict=True)
     ]
-    assert not gradients[0].any()  # with one key there is nothing to weigh
+    assert not gradients[0].any()  # with one key, the weights are constant
     assert gradients[1].any()
 
 

@@ -68,7 +68,7 @@ def test_the_benchmark_leaves_the_global_seed_and_threads_alone(monkeypatch):
 
 @pytest.mark.skipif(not native.levels(), reason="the compiled scan was not built")
 def test_forward_and_backward_take_less_than_four_times_the_memory_of_u():
-    """Counts all results and the scratch memory of the library, at the smallest size of the benchmark."""
+    """The count includes all results and the scratch memory of the library, at the smallest size of the benchmark."""
     inputs = trained_inputs(*benchmark.SIZES[0])
     work = benchmark._with_gradients(own_scan, inputs)
     work()
@@ -78,7 +78,7 @@ def test_forward_and_backward_take_less_than_four_times_the_memory_of_u():
         peak = benchmark.peak_allocation(work)
     finally:
         torch.set_num_threads(before)
-    assert 3 < peak / inputs.u.nbytes < 4  # out, du and ddelta alone are three
+    assert 3 < peak / inputs.u.nbytes < 4  # out, du and ddelta alone are three tensors
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def draw(
     initial: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Arguments:
-    """Arguments of `selective_scan` like those of a model; `constant` names the matrices that do not vary in time."""
+    """Arguments of `selective_scan` as in a model; `constant` names the matrices that do not vary in time."""
     generator = torch.Generator().manual_seed(length + channels)
 
     def normal(*shape: int) -> Tensor:
@@ -261,7 +261,7 @@ def test_a_rate_of_minus_infinity_forgets_at_every_step(A, dtype):
 
 
 def test_a_decay_near_one_does_not_drift():
-    """4000 steps with the same decay of 1 - 1e-4: an exponential that is biased near 1 would be off by 1e-3."""
+    """Over 4000 steps with a decay of 1 - 1e-4, an exponential with a bias near 1 would be off by 1e-3."""
     ones = torch.ones(1, 1, 4000)
     arguments = (ones, ones, torch.full((1, 1), -1e-4), ones, ones)
     truth = selective_scan(*(v.double() for v in arguments))
@@ -348,7 +348,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_directional_scan():
 @needs_library
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the library brings its own threads")
 def test_threads_are_those_of_torch():
-    """Only one OpenMP library in the process: two would keep two thread pools that compete for the same cores."""
+    """The process has one OpenMP library, since two would keep two thread pools that compete for the same cores."""
     program = """
 import torch
 from voxelwave.kernels import native

@@ -186,7 +186,7 @@ def test_interpreter_agrees_along_index_tables(length, width, directions, states
 @in_interpreter
 @pytest.mark.parametrize("states", [1, 3])
 def test_interpreter_rows_of_the_gpu_benchmark_hold_peers_and_errors(states, monkeypatch):
-    """Runs every measured call once, without a GPU; peers and errors must belong to the same scan."""
+    """Run every measured call once, without a GPU; peers and errors must belong to the same scan."""
 
     def once(run, repeats):
         run()
