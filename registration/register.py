@@ -18,10 +18,13 @@ from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning,
 from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
+from .checks import check_images
 from .choices import METHODS
-from .grids import to_grid, training_grid, unit_range
+from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
 from .linear import Kind
+from .masks import Masks
+from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
 from .refine import refine
@@ -32,6 +35,7 @@ from .warp import warp
 Progress = Callable[[str], None]
 
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
+_FEW_VOXELS = 16**3
 _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time and gains nothing
 
 
@@ -94,6 +98,8 @@ def register(
     *,
     network: TrainedNetwork | None = None,
     facts: PairFacts | None = None,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
     device: str = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -107,6 +113,8 @@ def register(
         network: the network for the method "nestedmorph"; its displacement is the starting point of the refinement. If
             its `spacing_mm` is unknown, its input is on the grid of the refinement.
         facts: facts about the scans besides their grids, such as whether they are of one subject.
+        moving_mask: on the grid of `moving`; voxels that are 0, such as a lesion, are not compared.
+        fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
         device: "auto", "cpu" or "cuda", where network and refinement run; "auto" uses a GPU if there is one.
         cache_dir: folder in which affine results are kept for later runs.
         progress: called with a line about each step.
@@ -123,22 +131,34 @@ def register(
         raise ValueError(f'method must be "nestedmorph", "field" or "syn", got {method!r}')
     if (network is None) == (method == "nestedmorph"):
         raise ValueError(f'a network must be given for method "nestedmorph" and only for it, got method {method!r}')
+    masks = Masks(moving_mask, fixed_mask)
+    check_images("moving", moving, moving_mask)
+    check_images("fixed", fixed, fixed_mask)
+    _warn_of_few_voxels(moving, fixed)
     place = torch.device(choose_device(device))
     steps = _Steps(progress or (lambda text: None))
+    if _identical(moving, fixed):
+        return _identity(moving, fixed, steps)
     before, _ = normalized_mutual_information(moving, fixed)
     if method == "syn":
         with steps.timed("affine and SyN (ANTs)"):
-            forward, inverse = syn(moving, fixed, seed=settings.seed)
+            forward, inverse = syn(moving, fixed, fixed_mask=fixed_mask, moving_mask=moving_mask, seed=settings.seed)
         affine, choice = forward.linear_part(), Choice("deformable", "mi")
     elif method == "field" and facts is not None and facts.one_subject and settings.transform != "affine":
         with steps.timed("stages"):
-            staged = align_in_stages(moving, fixed, settings, facts, progress=lambda text: steps.report(f"  {text}"))
+            staged = align_in_stages(
+                moving, fixed, settings, facts, masks=masks, progress=lambda text: steps.report(f"  {text}")
+            )
         forward, inverse, affine = staged.forward, staged.inverse, staged.linear
         transform = "rigid" if settings.transform == "auto" else settings.transform
         choice = Choice(transform, staged.similarity, tuple(staged.stages))
     else:
-        forward, inverse, affine, choice = _by_search(moving, fixed, settings, network, place, steps, cache_dir)
+        forward, inverse, affine, choice = _by_search(moving, fixed, masks, settings, network, place, steps, cache_dir)
     steps.report(str(choice))
+    if method != "syn":
+        with steps.timed("left and right"):
+            kind: Kind = "rigid" if choice.transform == "rigid" else "affine"
+            warn_if_mirrored(moving, fixed, affine.matrix, kind=kind, seed=settings.seed)
     with steps.timed("resampling"):
         warped = resample(moving, fixed, forward)
     for values, what in (
@@ -151,6 +171,31 @@ def register(
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
     return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
+
+
+def _identical(moving: Volume, fixed: Volume) -> bool:
+    return np.array_equal(moving.affine, fixed.affine) and np.array_equal(moving.array, fixed.array)
+
+
+def _identity(moving: Volume, fixed: Volume, steps: "_Steps") -> Registration:
+    """The result for identical images."""
+    steps.report("both images are identical: nothing to align")
+    unmoved = DisplacementField(np.zeros((*fixed.shape, 3), np.float32), fixed.affine)
+    nmi, _ = normalized_mutual_information(moving, fixed)
+    metrics = {"nmi_before": nmi, "nmi_after": nmi, **jacobian_figures(unmoved, AffineTransform(np.eye(4)))}
+    warped = resample(moving, fixed)
+    return Registration(warped, unmoved, unmoved, np.eye(4), metrics, steps.seconds, Choice("identity"))
+
+
+def _warn_of_few_voxels(moving: Volume, fixed: Volume) -> None:
+    for name, volume in (("moving", moving), ("fixed", fixed)):
+        if np.prod(volume.shape) < _FEW_VOXELS:
+            size = " x ".join(map(str, volume.shape))
+            warnings.warn(
+                f"{volume.source or name} has only {size} voxels: an alignment from so few can be off by millimetres",
+                VolumeWarning,
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)
@@ -171,6 +216,7 @@ class _Steps:
 def _by_search(
     moving: Volume,
     fixed: Volume,
+    masks: Masks,
     settings: RegistrationSettings,
     network: TrainedNetwork | None,
     device: torch.device,
@@ -181,9 +227,19 @@ def _by_search(
     transform = "deformable" if settings.transform == "auto" else settings.transform
     kind: Kind = "rigid" if transform == "rigid" else "affine"
     with steps.timed(kind):
-        linear = AffineTransform(align_affine(moving, fixed, kind=kind, seed=settings.seed, cache_dir=cache_dir))
+        linear = AffineTransform(
+            align_affine(
+                moving,
+                fixed,
+                kind=kind,
+                moving_mask=masks.moving,
+                fixed_mask=masks.fixed,
+                seed=settings.seed,
+                cache_dir=cache_dir,
+            )
+        )
     if transform == "deformable":
-        forward, inverse = _deformable(moving, fixed, linear, settings, network, device, steps)
+        forward, inverse = _deformable(moving, fixed, masks, linear, settings, network, device, steps)
     else:
         forward = compose_to_field([linear], fixed)
         inverse = compose_to_field([linear.inverse()], moving)
@@ -193,6 +249,7 @@ def _by_search(
 def _deformable(
     moving: Volume,
     fixed: Volume,
+    masks: Masks,
     affine: AffineTransform,
     settings: RegistrationSettings,
     network: TrainedNetwork | None,
@@ -207,17 +264,20 @@ def _deformable(
             model = network.network.to(device)
             start = network_displacement(model, moving, fixed, affine, grid, network.spacing_mm).to(device)
     images = [to_grid(unit_range(v), grid, t)[None].to(device) for v, t in ((moving, affine), (fixed, None))]
+    mask = masks.on_grid(grid, affine)
+    compared = None if mask is None else with_channel(mask, np.float32)[None].to(device)
     with steps.timed("refinement"):
         refined = refine(
             *images,
             spacing=grid.spacing,
+            fixed_mask=compared,
             displacement=start,
             similarity=settings.similarity,
             effort=settings.effort,
             diffeomorphic=settings.diffeomorphic,
             progress=lambda text: steps.report(f"  {text}"),
         )
-        refined = better_of(start, refined, *images)
+        refined = better_of(start, refined, *images, mask=mask)
     with steps.timed("transforms"):
         forward = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
         if grid.shape != fixed.shape:
@@ -226,7 +286,9 @@ def _deformable(
     return forward, inverse
 
 
-def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+def better_of(
+    start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tensor, *, mask: Volume | None = None
+) -> Tensor:
     """The displacement to keep: zero, the network's, or the refined one, the last that raises the mutual information.
 
     Each candidate must raise the normalised mutual information in the foreground above that of the last one kept. Two
@@ -239,13 +301,15 @@ def better_of(start: Tensor | None, refined: Tensor, moving: Tensor, fixed: Tens
         refined: (1, 3, D, H, W) in voxels.
         moving: (1, 1, D, H, W) in [0, 1].
         fixed: (1, 1, D, H, W) in [0, 1].
+        mask: (D, H, W); voxels that are 0 are not compared.
 
     Returns:
         The displacement to keep, (1, 3, D, H, W) in voxels. If the refined one is dropped, a warning is given.
     """
     grid = np.eye(4)
     target = Volume(fixed[0, 0].cpu().numpy(), grid)
-    foreground = target.with_array(target.array > 0.05)
+    compared = target.array > 0.05 if mask is None else (target.array > 0.05) & (mask.array != 0)
+    foreground = target.with_array(compared)
 
     def score(displacement: Tensor) -> float:
         warped = Volume(warp(moving, displacement)[0, 0].cpu().numpy(), grid)

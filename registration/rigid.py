@@ -47,7 +47,7 @@ class Candidate:
 
 
 def align_one_subject(
-    moving: Volume, fixed: Volume, *, one_session: bool = True, seed: int = 0
+    moving: Volume, fixed: Volume, *, one_session: bool = True, mask: Volume | None = None, seed: int = 0
 ) -> tuple[np.ndarray, list[Candidate]]:
     """The rigid map from points of `fixed` to points of `moving`, and the candidates that were compared.
 
@@ -56,12 +56,15 @@ def align_one_subject(
         fixed: (D, H, W); the image that shows less, such as a slab.
         one_session: whether the person stayed in the scanner between the scans; motions of more than 20 degrees or
             40 mm are then not accepted, unless the images hardly overlap by the scanner's geometry.
+        mask: on the grid of `fixed`; voxels that are 0 are not compared.
         seed: seed for the sampling of the images.
 
     Returns:
         (4, 4), fixed world -> moving world, RAS mm; the identity is the scanner's geometry.
     """
     head = widened(head_mask(fixed), _MARGIN_MM)
+    if mask is not None:
+        head = head.with_array(head.array * (mask.array != 0))
     evidence = Evidence(moving, fixed, head, every=2)
     voxels = apply_affine(np.linalg.inv(moving.affine), evidence.points)
     overlap = ((voxels > -0.5) & (voxels < np.array(moving.shape) - 0.5)).all(axis=1).mean()

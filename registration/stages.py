@@ -19,6 +19,7 @@ from .acquisition import PairFacts
 from .contrasts import SPACING_MM, HeadPair
 from .distortion import axis_direction, distorted_to_undistorted, shift_of_reversed_pair, undistorted
 from .evidence import Evidence, Verdict, head_mask
+from .masks import Masks
 from .rigid import align_one_subject, motion_of
 from .settings import RegistrationSettings
 
@@ -80,6 +81,7 @@ def align_in_stages(
     settings: RegistrationSettings,
     facts: PairFacts,
     *,
+    masks: Masks = Masks(),  # noqa: B008  it is frozen
     progress: Progress | None = None,
 ) -> StagedAlignment:
     """Align two scans of one subject.
@@ -89,11 +91,13 @@ def align_in_stages(
         fixed: (D, H, W).
         settings: `transform`, `pe_axis`, `similarity` and `seed` are used.
         facts: facts about the scans besides their grids.
+        masks: the voxels that are compared.
         progress: called with a line about each step.
     """
     swapped = works_on_moving(moving, fixed, facts)
     images = (fixed, moving) if swapped else (moving, fixed)
-    stages = _Stages(*images, settings, facts, swapped=swapped, report=progress or (lambda line: None))
+    masks = masks.swapped() if swapped else masks
+    stages = _Stages(*images, settings, facts, masks, swapped=swapped, report=progress or (lambda line: None))
     stages.run()
     there = stages.map_on_grid()
     back = there.inverse(images[0], iterations=30, tolerance_mm=0.05)
@@ -127,6 +131,7 @@ class _Stages:
         fixed: Volume,
         settings: RegistrationSettings,
         facts: PairFacts,
+        masks: Masks,
         *,
         swapped: bool,
         report: Progress,
@@ -134,7 +139,10 @@ class _Stages:
         self.moving, self.fixed, self.settings, self.facts, self.report = moving, fixed, settings, facts, report
         own = facts.moving if swapped else facts.fixed
         self.axis = (settings.pe_axis or own.phase_axis) if own.diffusion or settings.pe_axis else None
+        self.compared = masks.on_grid(fixed)
         self.head = head_mask(fixed)
+        if self.compared is not None:
+            self.head = self.head.with_array(self.head.array * (self.compared.array > 0))
         self.linear = np.eye(4)
         self.shift: Tensor | None = None  # of the kept deformation, in voxels of the pair's grid
         self.pair: HeadPair | None = None
@@ -166,7 +174,11 @@ class _Stages:
     def _rigid(self, fixed: Volume) -> None:
         centre = np.array(self.fixed.affine @ [*(np.array(self.fixed.shape) - 1) / 2, 1])[:3]
         self.linear, tried = align_one_subject(
-            self.moving, fixed, one_session=self.facts.relation == "session", seed=self.settings.seed
+            self.moving,
+            fixed,
+            one_session=self.facts.relation == "session",
+            mask=self.compared,
+            seed=self.settings.seed,
         )
         if not any(candidate.kept for candidate in tried):
             self.report("the scanner's geometry is kept")

@@ -70,6 +70,8 @@ class Register(MethodOptions, FolderOptions):
             affine.mat, record.json, picture.png.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
+        moving_mask: a mask on the grid of MOVING; voxels that are 0, such as a lesion, are not compared.
+        fixed_mask: a mask on the grid of FIXED; voxels that are 0 are not compared.
         reversed_b0: a b0 image of the same session with reversed phase encoding, on the grid of the diffusion scan;
             the distortion is measured from this image and the b0 image of the scan.
         dicom: write DICOM results even if only MOVING is DICOM.
@@ -86,6 +88,8 @@ class Register(MethodOptions, FolderOptions):
     output: Path
     moving_labels: Path | None = None
     fixed_labels: Path | None = None
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
     reversed_b0: Path | None = None
     dicom: bool = False
     fix_tilt: bool = False
@@ -104,14 +108,17 @@ class Register(MethodOptions, FolderOptions):
             return
         if self.moving is None or self.fixed is None:
             raise UsageError("expected MOVING and FIXED, or --input with --pairs or --bids")
-        for path in (self.moving, self.fixed, self.moving_labels, self.fixed_labels, self.reversed_b0):
+        for path in (self.moving, self.fixed, *self._of_one_pair()):
             must_exist(path, "scan")
 
+    def _of_one_pair(self) -> tuple[Path | None, ...]:
+        """The files beside a single pair of scans."""
+        return (self.moving_labels, self.fixed_labels, self.moving_mask, self.fixed_mask, self.reversed_b0)
+
     def _check_folder(self) -> None:
-        of_one_pair = (self.moving, self.fixed, self.moving_labels, self.fixed_labels, self.reversed_b0)
-        if any(path is not None for path in of_one_pair):
+        if any(path is not None for path in (self.moving, self.fixed, *self._of_one_pair())):
             raise UsageError(
-                "--input and --pairs name the scans: leave out MOVING, FIXED, label maps and --reversed-b0"
+                "--input and --pairs name the scans: leave out MOVING, FIXED, label maps, masks and --reversed-b0"
             )
         if self.input is not None and not self.input.is_dir():
             raise FileNotFoundError(f"no folder at {self.input}")

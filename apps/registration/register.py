@@ -66,6 +66,8 @@ def _register_pair(options: Register) -> int:
             options.dicom,
             options.fix_tilt,
             options.reversed_b0,
+            options.moving_mask,
+            options.fixed_mask,
         )
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}
@@ -75,6 +77,8 @@ def _register_pair(options: Register) -> int:
                 **{name: getattr(pair, name) for name in PAIR_FILES},
                 "weights": options.weights,
                 "reversed_b0": options.reversed_b0,
+                "moving_mask": options.moving_mask,
+                "fixed_mask": options.fixed_mask,
             },
             options={**asdict(options.settings), "device": options.device},
             choice=done.choice.as_json(),

@@ -56,6 +56,8 @@ class Alignment:
         dicom: write DICOM results even if only the moving scan is DICOM.
         fix_tilt: straighten the slices of a tilted gantry.
         reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan reversed.
+        moving_mask: file of a mask on the grid of the moving scan; voxels that are 0 are not compared.
+        fixed_mask: the same for the fixed scan.
     """
 
     settings: RegistrationSettings
@@ -65,6 +67,8 @@ class Alignment:
     dicom: bool
     fix_tilt: bool = False
     reversed_b0: Path | None = None
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -106,6 +110,8 @@ class Alignment:
             self.settings,
             network=self.network,
             facts=facts,
+            moving_mask=read_labels(self.moving_mask),
+            fixed_mask=read_labels(self.fixed_mask),
             device=self.device,
             cache_dir=self.cache,
             progress=progress,
@@ -122,7 +128,12 @@ class Alignment:
                 metrics |= overlap(resample(labels, fixed, order="nearest"), fixed_labels, "before")
                 metrics |= overlap(moved, fixed_labels, "after")
         draw_registration(
-            output / "picture.png", fixed=fixed, moving=moving, warped=result.warped, forward=result.forward
+            output / "picture.png",
+            fixed=fixed,
+            moving=moving,
+            warped=result.warped,
+            forward=result.forward,
+            note=str(result.choice),
         )
         return Aligned(metrics, result.seconds, to_dicom, result.choice)
 

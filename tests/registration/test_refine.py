@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.registration.forces import CorrelationForce
@@ -202,3 +203,24 @@ def test_wrong_arguments_are_named(change, message):
     moving, fixed = arguments.pop("moving"), arguments.pop("fixed")
     with pytest.raises(ValueError, match=message):
         refine(moving, fixed, **arguments)
+
+
+def test_a_masked_lesion_does_not_tear_the_field():
+    """The lesion is in the moving image only; without a mask, the tissue around it is pulled away."""
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.rand(1, 1, 44, 44, 44, generator=generator)
+    fixed = F.avg_pool3d(noise, 7, stride=1)
+    fixed = (fixed - fixed.min()) / (fixed.max() - fixed.min())
+    shift = torch.zeros(1, 3, *fixed.shape[2:])
+    shift[:, 0] = 1.5  # the true displacement, up to the border
+    moving = warp(fixed, -shift, padding="border")
+    sound = torch.ones_like(fixed)
+    sound[..., 14:24, 14:24, 14:24] = 0
+    ill = torch.where(warp(sound, -shift, padding="border") > 0.5, moving, 1.3)
+    near = (slice(None), slice(None), *[slice(11, 27)] * 3)
+    errors = [
+        float((refine(ill, fixed, similarity="ncc", fixed_mask=mask) - shift)[near].norm(dim=1).mean())
+        for mask in (sound, None)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+    assert errors[0] < 0.5

@@ -171,3 +171,27 @@ def test_a_displacement_that_does_not_raise_the_mutual_information_is_dropped():
     ):
         with pytest.warns(VolumeWarning, match="does not raise"):
             assert torch.equal(better_of(start, refined, moving, fixed), kept)
+
+
+def test_identical_images_need_no_work(pair):
+    _, fixed = pair
+    lines: list[str] = []
+    result = register(fixed, fixed, progress=lines.append)
+    assert np.array_equal(result.warped.array, fixed.array)
+    assert not result.forward.vectors_mm.any()
+    assert not result.inverse.vectors_mm.any()
+    assert np.array_equal(result.affine, np.eye(4))
+    assert lines == ["both images are identical: nothing to align"]
+
+
+def test_few_voxels_give_a_warning():
+    values = gaussian_filter(np.random.default_rng(0).random((8, 8, 8)), 1).astype(np.float32)
+    tiny = Volume(values, np.diag([5.0, 5, 5, 1]))
+    with pytest.warns(VolumeWarning, match="has only 8 x 8 x 8 voxels"):
+        register(tiny, tiny)
+
+
+def test_a_mask_on_another_grid_is_refused(pair):
+    moving, fixed = pair
+    with pytest.raises(ValueError, match="fixed_mask must lie on the grid of fixed"):
+        register(moving, fixed, fixed_mask=Volume(np.ones((3, 3, 3)), np.eye(4)))

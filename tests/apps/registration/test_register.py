@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.uid import generate_uid
 
 from voxelwave.apps import cli
 from voxelwave.runs.exit import DONE, ERROR, USAGE
-from voxelwave.volumes import read_transform, read_volume
+from voxelwave.volumes import read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
 
@@ -133,3 +134,34 @@ def test_a_missing_input_is_reported_before_torch_loads(words, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert done.returncode == ERROR, done.stderr
     assert "gone" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["ncc", "mi"])
+def test_the_bytes_depend_neither_on_the_run_nor_on_the_threads(scans, tmp_path, similarity):
+    files = ["warped.nii.gz", "forward.nii.gz", "inverse.nii.gz", "affine.mat", "picture.png"]
+    words = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz")]
+    contents = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 1, 2):
+            torch.set_num_threads(count)
+            out = tmp_path / str(len(contents))
+            assert cli.main([*words, "--similarity", similarity, "-o", str(out)]) == DONE
+            contents.append([(out / name).read_bytes() for name in files])
+    finally:
+        torch.set_num_threads(threads)
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_masks_are_used_and_recorded(scans, tmp_path):
+    mask = read_volume(scans / "fixed_labels.nii.gz")
+    write_volume(tmp_path / "mask.nii.gz", mask.with_array((mask.array > 0).astype(np.uint8)))
+    words = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz")]
+    out = tmp_path / "out"
+    assert (
+        cli.main([*words, "-o", str(out), "--transform", "rigid", "--fixed-mask", str(tmp_path / "mask.nii.gz")])
+        == DONE
+    )
+    assert len(json.loads((out / "record.json").read_text())["inputs"]["fixed_mask"]["sha256"]) == 64
+    np.testing.assert_allclose(read_transform(out / "affine.mat").matrix[:3, 3], [-4, 0, 0], atol=0.5)
