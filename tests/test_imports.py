@@ -87,7 +87,6 @@ INNER = {
     "registration.ants": {"ants"},  # takes seconds to load: only for an affine or SyN
     "registration.greedy": {"picsl_greedy"},  # optional: a peer of the benchmark
     "restoration.baselines": {"bm3d"},  # optional: not free for commercial use
-    "registration.greedy": {"picsl_greedy"},  # optional peer
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
     "runs.memory": {"resource"},  # not on Windows
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
