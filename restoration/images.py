@@ -19,6 +19,7 @@ from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, top_value, write_bitmap
 
+_OTHER_PICTURES = (".gif", ".jp2", ".j2k", ".jxl", ".pbm", ".pam", ".pfm", ".heic", ".heif", ".avif", ".exr", ".svg")
 _VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
 _LITTLE_USED = 1 / 16  # as a fraction of the range; a 12-bit image in 16-bit pixels just reaches it
 
@@ -120,6 +121,8 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
     if path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES:
         stack = read_bitmap(path)
         return Image(stack, path, "bitmap", top=top_value(path))
+    if path.is_file() and path.suffix.lower() in _OTHER_PICTURES:
+        raise ValueError(f"{path.name} is a picture in a format that is not read; save it as PNG or TIFF")
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path, fix_tilt=fix_tilt)

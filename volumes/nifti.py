@@ -55,6 +55,7 @@ _ROUNDING = 1e-5  # the squared length of a quaternion may exceed 1 by this much
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
+_SLICES = ("dim_info", "slice_code", "slice_start", "slice_end", "slice_duration", "toffset")
 _MOST_EXTRA = 64 << 20  # bytes of header extensions, and of the data after the voxels of an MGH file
 # MGH stores only these four types; others are converted to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
@@ -189,7 +190,10 @@ def _facts(image: Any) -> HeaderFacts:
         return HeaderFacts(_positive(numbers.get("tr", 0.0)), "msec", None, numbers)
     code = int(header["sform_code"]) or int(header["qform_code"])
     step = _positive(float(header["pixdim"][4])) if len(image.shape) > 3 else None
-    return HeaderFacts(step, _TIMES.get(int(header["xyzt_units"]) & 0o70, "unknown"), code if code in _SPACES else None)
+    unit = _TIMES.get(int(header["xyzt_units"]) & 0o70, "unknown")
+    slices = {name: float(header[name]) for name in _SLICES}
+    kept = {name: number for name, number in slices.items() if np.isfinite(number) and number}
+    return HeaderFacts(step, unit, code if code in _SPACES else None, slices=kept)
 
 
 def _positive(number: float) -> float | None:
@@ -231,6 +235,8 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
         if volume.array.ndim == 4 and facts.step is not None:
             image.header["pixdim"][4] = facts.step
             image.header.set_xyzt_units("mm", facts.unit)
+        for name, number in facts.slices.items() if space == "scanner" else ():
+            image.header[name] = number
     save_image(path, image)
 
 

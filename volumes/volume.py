@@ -21,12 +21,14 @@ class HeaderFacts:
         unit: NIfTI's name of the unit: "sec", "msec", "usec", "hz", "ppm", "rads" or "unknown".
         space: NIfTI's code of the world (1 scanner, 2 aligned, 3 Talairach, 4 MNI); None if unknown.
         mgh: name -> number of MGH's TR, flip angle, TE and TI (ms, radians).
+        slices: name -> number of NIfTI's order and times of slices: dim_info, slice_code and so on.
     """
 
     step: float | None = None
     unit: str = "unknown"
     space: int | None = None
     mgh: Mapping[str, float] = field(default_factory=dict)
+    slices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.checks import check_same_training
 from ...runs.compute import choose_device, use_threads
 from ...runs.exit import DONE, REFUSED
+from ...runs.files import output_lock
 from ...runs.json_files import write_json
 from ...runs.record import write_record
 from ...runs.tables import write_table
@@ -29,6 +30,11 @@ BEGUN = "training.json"  # data and options of the training, which must be the s
 
 def train(options: Train) -> int:
     """Run the command and return its exit code."""
+    with output_lock(options.output):
+        return _train(options)
+
+
+def _train(options: Train) -> int:
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(options.device)]
     use_threads(options.threads)
     keep_freed_memory()

@@ -4,6 +4,7 @@ from ...restoration.settings import TrainingSettings
 from ...restoration.training import LAST, WEIGHTS
 from ...restoration.training import train as train_network
 from ...runs.compute import choose_device, use_threads
+from ...runs.files import output_lock
 from ...runs.record import write_record
 from .options import Train
 
@@ -14,6 +15,11 @@ def train(options: Train) -> None:
     Raises:
         KeyboardInterrupt: it was interrupted; the weights and the record so far are written.
     """
+    with output_lock(options.output):
+        _train(options)
+
+
+def _train(options: Train) -> None:
     use_threads(options.threads)
     settings, output = TrainingSettings.of(options), options.output
     trained = train_network(

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from ...runs.checks import check_same_training
 from ...runs.compute import choose_device, use_threads
+from ...runs.files import output_lock
 from ...runs.json_files import write_json
 from ...runs.record import command_line, write_record
 from ...runs.tables import write_table
@@ -23,6 +24,11 @@ _MAY_CHANGE = ("epochs", "patience")
 
 def train(options: Train) -> None:
     """Run the command."""
+    with output_lock(options.output):
+        _train(options)
+
+
+def _train(options: Train) -> None:
     use_threads(options.threads)
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[choose_device(options.device)]
     dataset = read_dataset(options.data, long_trials=options.long_trials, duplicates=options.duplicates)

@@ -14,6 +14,7 @@ from voxelwave.apps import cli
 from voxelwave.apps.arguments import parse_arguments
 from voxelwave.apps.registration.options import Train
 from voxelwave.runs.exit import ERROR, USAGE
+from voxelwave.runs.files import output_lock
 
 
 def sample(
@@ -280,3 +281,13 @@ def _words_for(parameter: inspect.Parameter, value: str) -> list[str]:
     if parameter.kind is not parameter.KEYWORD_ONLY:
         return [value]
     return [f"--{parameter.name.replace('_', '-')}={value}"]
+
+
+@pytest.mark.parametrize("field", ["registration", "restoration", "eeg", "scanpath"])
+def test_a_second_training_in_one_folder_is_refused(field, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    data = str(tmp_path / "data")
+    words = {"registration": ["--pairs", data], "restoration": [data, data]}.get(field, [data])
+    with output_lock(tmp_path / "out"):
+        assert cli.main([field, "train", *words, "-o", str(tmp_path / "out")]) == ERROR
+    assert "another run is writing to" in capsys.readouterr().err

@@ -40,6 +40,25 @@ def test_a_restored_series_keeps_tr_unit_and_space(tmp_path: Path, code: int) ->
     assert (int(header["sform_code"]), int(header["qform_code"])) == (code, code)
 
 
+def test_a_restored_series_keeps_the_order_and_times_of_its_slices(tmp_path: Path) -> None:
+    _series(tmp_path / "a.nii")
+    image: Any = nib.load(tmp_path / "a.nii")
+    facts = {"dim_info": 0x39, "slice_code": 3, "slice_end": 2, "slice_duration": 0.5, "toffset": 2.0}
+    for name, number in facts.items():
+        image.header[name] = number
+    nib.save(image, tmp_path / "b.nii")
+    read = read_image(tmp_path / "b.nii")
+    write_image(tmp_path / "c.nii", read.stack, read)
+    assert {name: float(_header(tmp_path / "c.nii")[name]) for name in facts} == facts
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.jp2", "a.HEIC"])
+def test_a_picture_of_another_format_is_named_as_such(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match="is a picture in a format that is not read; save it as PNG or TIFF"):
+        read_image(tmp_path / name)
+
+
 def test_a_restored_mgz_keeps_its_sequence(tmp_path: Path) -> None:
     image = nib.MGHImage(np.ones((4, 4, 4), np.float32), np.eye(4))
     wanted = {"tr": 2300.0, "flip_angle": 0.15, "te": 2.98, "ti": 900.0}
