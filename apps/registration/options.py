@@ -9,8 +9,9 @@ from ...registration.settings import RegistrationSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
 from ...runs.checks import check_resume
 from ...runs.exit import UsageError
+from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, at_least, must_exist
+from ..options import DeviceOptions, Options, at_least, must_be_writable, must_exist
 
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
 
@@ -138,15 +139,16 @@ class Apply(Options):
 
     Args:
         transform: a folder written by `register`, or an ITK transform file (.nii.gz field, .h5, .mat, .txt).
-        image: the image to move; 3-D, or 4-D volume by volume.
+        image: the image to move; 3-D, or 4-D volume by volume. For a folder of .nii, .nii.gz and .mgz files, each image
+            is moved, and OUTPUT is a folder.
         like: the image that defines the grid of the result: the fixed image, or with --inverse the moving one.
-        output: the .nii.gz, .nii or .mgz file to write.
+        output: the .nii.gz, .nii or .mgz file to write, or the folder for a folder of images.
         inverse: map from the fixed to the moving image's space; a single file is inverted numerically.
         labels: IMAGE is a label map: use nearest-neighbour interpolation and keep integers.
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
 
-    output_is = "file"
+    output_is = "either"
 
     transform: Path = field(kw_only=False)
     image: Path = field(kw_only=False)
@@ -161,11 +163,28 @@ class Apply(Options):
         must_exist(self.transform, "transform")
         must_exist(self.image, "image")
         must_exist(self.like, "image")
-        if not self.output.name.lower().endswith((".nii", ".nii.gz", ".mgz")):
+        if self.images:
+            if self.output.resolve() == self.image.resolve() or self.output.is_file():
+                raise UsageError(f"--output must be another folder than the images, got {self.output}")
+            return
+        if not self.is_written(self.output):
             raise UsageError(f"--output must end in .nii, .nii.gz or .mgz, got {self.output}")
+        must_be_writable(self.output, "file")
         for source in (self.transform, self.image, self.like):
             if self.output.resolve() == source.resolve():
                 raise UsageError(f"--output must be another path than the inputs, got {self.output}")
+
+    @property
+    def images(self) -> list[Path]:
+        """The images of a folder; empty for a single image, such as a DICOM series."""
+        if not self.image.is_dir():
+            return []
+        return sorted(path for path in self.image.iterdir() if self.is_written(path) and not is_hidden(Path(path.name)))
+
+    @staticmethod
+    def is_written(path: Path) -> bool:
+        """Whether images are written in the format that the name of a file stands for."""
+        return path.name.lower().endswith((".nii", ".nii.gz", ".mgz"))
 
 
 @dataclass(frozen=True, kw_only=True)

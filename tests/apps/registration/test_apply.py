@@ -63,3 +63,49 @@ def test_what_cannot_be_written_is_reported_before_the_work(tmp_path, capsys, ou
     words = ["registration", "apply", str(tmp_path), str(image), "--like", str(image), "-o", str(tmp_path / output)]
     assert cli.main(words) == code
     assert complaint in capsys.readouterr().err
+
+
+@pytest.fixture
+def shifted(tmp_path) -> Path:
+    """A folder of transforms, as `register` writes it, between two images whose grids differ."""
+    fixed = Volume(np.arange(8 * 9 * 10, dtype=np.float32).reshape(8, 9, 10), np.eye(4))
+    apart = np.eye(4)
+    apart[:3, 3] = 1
+    moving = Volume(np.ones((10, 9, 8), np.float32), apart)
+    for transform, name, image in (("forward", "fixed", fixed), ("inverse", "moving", moving)):
+        unmoved = DisplacementField(np.zeros((*image.shape, 3)), image.affine)
+        write_transform(tmp_path / f"result/{transform}.nii.gz", unmoved)
+        write_volume(tmp_path / f"{name}.nii.gz", image)
+    return tmp_path
+
+
+def test_the_wrong_direction_is_an_error(shifted, capsys):
+    words = ["registration", "apply", str(shifted / "result"), str(shifted / "fixed.nii.gz")]
+    words += ["-o", str(shifted / "out.nii.gz"), "--like", str(shifted / "moving.nii.gz")]
+    assert cli.main(words) == ERROR
+    assert "add --inverse" in capsys.readouterr().err
+    assert not (shifted / "out.nii.gz").exists()
+    assert cli.main([*words, "--inverse"]) == DONE
+    words[-1] = str(shifted / "fixed.nii.gz")
+    assert cli.main([*words, "--inverse"]) == ERROR
+    assert "leave out --inverse" in capsys.readouterr().err
+
+
+def test_a_grid_outside_the_transform_is_an_error(shifted, capsys):
+    far = np.eye(4)
+    far[:3, 3] = 500
+    write_volume(shifted / "far.nii.gz", Volume(np.ones((5, 5, 5), np.float32), far))
+    words = ["registration", "apply", str(shifted / "result"), str(shifted / "moving.nii.gz")]
+    assert cli.main([*words, "--like", str(shifted / "far.nii.gz"), "-o", str(shifted / "out.nii.gz")]) == ERROR
+    assert "--like must overlap the grid" in capsys.readouterr().err
+
+
+def test_each_image_of_a_folder_is_moved(shifted):
+    images = [Volume(np.full((8, 9, 10), value, np.int16), np.eye(4)) for value in (3, 4)]
+    for name, image in zip(("a.nii", "b.nii.gz"), images, strict=True):
+        write_volume(shifted / "many" / name, image)
+    (shifted / "many/notes.txt").write_text("no image")
+    words = ["registration", "apply", str(shifted / "result"), str(shifted / "many"), "--labels"]
+    assert cli.main([*words, "--like", str(shifted / "fixed.nii.gz"), "-o", str(shifted / "moved")]) == DONE
+    assert sorted(path.name for path in (shifted / "moved").iterdir()) == ["a.nii", "b.nii.gz"]
+    assert (read_volume(shifted / "moved/b.nii.gz").array == 4).all()
