@@ -1,4 +1,4 @@
-"""The examples in the docstrings run."""
+"""Run the examples in the docstrings."""
 
 import doctest
 import importlib
@@ -10,7 +10,7 @@ import torch
 
 import voxelwave
 
-OPTIONAL = {"dask", "submitit", "triton", "mne", "optuna"}  # a module that needs one of these may be absent
+OPTIONAL = {"dask", "submitit", "triton", "mne", "optuna"}  # a module that needs one of these packages may be absent
 NAMES = sorted(m.name for m in pkgutil.walk_packages(voxelwave.__path__, "voxelwave.") if ".tests" not in m.name)
 
 

@@ -1,4 +1,4 @@
-"""What imports what: the layers of the package, no circles, and imports at the top of each file."""
+"""The imports of the package: its layers, no circular imports, and imports at the top of each file."""
 
 import ast
 import tomllib
@@ -20,7 +20,7 @@ LISTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptool
 
 
 def _modules() -> dict[str, Path]:
-    """Dotted name below the package -> file."""
+    """The name of a module, with dots, below the package -> its file."""
     folders = [ROOT.joinpath(*package.split(".")[1:]) for package in LISTED if package != "voxelwave"]
     files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     names = [file.relative_to(ROOT).with_suffix("").parts for file in files]
@@ -31,7 +31,7 @@ MODULES = _modules()
 
 
 def _imported(name: str, file: Path, node: ast.ImportFrom) -> list[str]:
-    """The modules of ours that an import statement names."""
+    """The modules of this package that an import statement names."""
     if node.level == 0:
         if not (node.module or "").startswith("voxelwave"):
             return []
@@ -69,22 +69,22 @@ def test_no_imports_go_in_a_circle():
     left = {name: {other for other in found if other in IMPORTS} for name, found in IMPORTS.items()}
     while leaves := {name for name, found in left.items() if not found}:
         left = {name: found - leaves for name, found in left.items() if name not in leaves}
-    assert left == {}  # what remains imports itself through others, or is imported by those that do
+    assert left == {}  # remaining modules are part of a circle, or are imported by such modules
 
 
 def test_nothing_imports_the_command_line():
     assert [name for name, found in IMPORTS.items() if "apps.cli" in found] == []
 
 
-# imports that stand inside a function: module -> the packages, each optional or needed by a single option
+# imports inside a function: module -> the packages, each of them optional or needed by a single option
 INNER = {
-    "apps.nested_cv.search": {"optuna"},  # only where settings are searched
+    "apps.nested_cv.search": {"optuna"},  # only if settings are searched
     "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders
     "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer
-    "kernels.scan.triton": {"triton_device"},  # Triton is there on Linux only
+    "kernels.scan.triton": {"triton_device"},  # Triton exists on Linux only
     "kernels.scan.triton_aot": {"triton"},
     "kernels.scan.triton_benchmark": {"mamba_ssm"},  # optional peer
-    "registration.ants": {"ants"},  # takes seconds to load: only for an affine or SyN
+    "registration.ants": {"ants"},  # takes seconds to load: only for SyN
     "registration.greedy": {"picsl_greedy"},  # optional: a peer of the benchmark
     "restoration.baselines": {"bm3d"},  # optional: not free for commercial use
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
@@ -95,7 +95,7 @@ INNER = {
 
 
 def _inner_imports(file: Path) -> set[str]:
-    """First part of the names of what is imported inside functions."""
+    """The first parts of the names that are imported inside functions."""
     functions = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)]
     nodes = [node for f in functions for node in ast.walk(f)]
     plain = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}

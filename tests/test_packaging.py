@@ -1,4 +1,4 @@
-"""What ships is what is here."""
+"""The built package contains the files of the repository."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands of README exist and take the options that it gives them."""
+"""The commands in README exist and accept the options that README gives them."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.g
 
 
 def _commands() -> list[str]:
-    """Every command that a document shows on a line of its own or between backticks, without its comment."""
+    """The commands that a document shows on a separate line or between backticks, without comments."""
     found = []
     for document in DOCUMENTS:
         text = document.read_text()
@@ -26,7 +26,7 @@ def _commands() -> list[str]:
 
 @pytest.mark.parametrize("command", _commands())
 def test_commands_of_the_documents_parse(command, monkeypatch):
-    monkeypatch.chdir(ROOT)  # configurations are given relative to it
+    monkeypatch.chdir(ROOT)  # paths of configurations are relative to it
     words = shlex.split(command)[1:]
     verb = cli.TOP_LEVEL.get(words[0]) or cli.COMMANDS[words[0]][words[1]]
     rest = words[1 if words[0] in cli.TOP_LEVEL else 2 :]
@@ -34,7 +34,7 @@ def test_commands_of_the_documents_parse(command, monkeypatch):
         return
     module, _, name = verb.options.partition(":")
     options = getattr(importlib.import_module(f"voxelwave.apps.{module}"), name)
-    if "--config" in rest:  # the cards name shipped configurations without their folder
+    if "--config" in rest:  # the cards name supplied configurations without their folder
         place = rest.index("--config") + 1
         shipped = sorted((ROOT / "apps" / "configs").rglob(Path(rest[place]).name))
         rest[place] = str(shipped[0])

@@ -1,4 +1,4 @@
-"""What the names, the .json files and the DICOM headers of scans report."""
+"""Facts about scans, read from their names, .json files and DICOM headers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Known motions are recovered on any grids; results are cached, and broken cache entries are replaced."""
+"""Known motions are recovered on any grids; results are cached, and damaged cache entries are replaced."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
 
 
 def grid(shape: tuple[int, int, int], spacing: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """An affine whose grid is rotated about its centre, at world 0."""
+    """An affine whose grid is rotated about its centre, which lies at world 0."""
     scaled = turned @ np.diag([*spacing, 1.0])
     scaled[:3, 3] = -scaled[:3, :3] @ ((np.array(shape) - 1) / 2)
     return scaled
@@ -39,7 +39,7 @@ def grid(shape: tuple[int, int, int], spacing: np.ndarray, turned: np.ndarray) -
 
 @pytest.fixture(scope="module")
 def head() -> Volume:
-    """A phantom: an ellipsoid with blobs of other intensity, smooth, nothing symmetric; 96 x 108 x 96 mm."""
+    """A smooth phantom without symmetry: an ellipsoid with blobs of other intensity; 96 x 108 x 96 mm."""
     shape = (32, 36, 24)
     affine = grid(shape, SPACING, np.eye(4))
     points = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
@@ -57,7 +57,7 @@ def worst_error_mm(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def moved(image: Volume, true: np.ndarray, like: Volume) -> Volume:
-    """The moving image that the pull-back `true` (fixed -> moving) aligns to `image`."""
+    """The moving image for which the pull-back `true` (fixed -> moving) is the alignment to `image`."""
     return resample(image, like, AffineTransform(np.linalg.inv(true)))
 
 

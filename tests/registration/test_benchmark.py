@@ -1,4 +1,4 @@
-"""The benchmark against ANTs SyN, on a small phantom whose truth is known."""
+"""The benchmark against ANTs SyN, on a small phantom with a known solution."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SHAPE = (36, 38, 34)
 
 
 def phantom() -> tuple[np.ndarray, np.ndarray]:
-    """A textured ball without a skull, and three shells of it as labels 2, 3 and 1001."""
+    """A textured ball without a skull, with three shells as labels 2, 3 and 1001."""
     axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in SHAPE], indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
     texture = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 1.5)
@@ -47,7 +47,7 @@ def test_images_on_two_grids_are_refused():
 def test_labels_of_two_people_overlap_after_registration():
     image, labels = phantom()
     shifted = AFFINE.copy()
-    shifted[:3, 3] = (9, -6, 3)  # the same ball elsewhere: the right alignment is perfect
+    shifted[:3, 3] = (9, -6, 3)  # the same ball at another position: the right alignment is perfect
     moving = LabelledScan(Volume(image, shifted), Volume(labels, shifted))
     fixed = LabelledScan(Volume(image, AFFINE), Volume(labels, AFFINE))
     lines: list[str] = []

@@ -102,7 +102,7 @@ def test_mistakes_in_a_json_list_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_gives_pairs_within_and_between_subjects(folder: Path, tmp_path: Path) -> None:
     for scan in sorted(folder.rglob("*.nii.gz")):
-        scan.with_name(f"._{scan.name}").write_bytes(b"of macOS")  # ignored, as all hidden files
+        scan.with_name(f"._{scan.name}").write_bytes(b"of macOS")  # ignored, like all hidden files
     within = find_pairs(folder, "t1-dwi", contrast="fa")
     assert [(p.subject, p.contrast, p.fixed.name) for p in within] == [
         (f"sub-{n}", "fa", f"sub-{n}_dwi.nii.gz") for n in range(3)
@@ -221,7 +221,7 @@ def test_images_and_labels_of_different_grids_coincide_on_the_training_grid(tmp_
 def test_labels_are_flipped_with_the_image_and_the_seed_repeats_it(folder: Path) -> None:
     pair = find_pairs(folder, "patient-to-patient")[0]
     item = prepare(pair, spacing_mm=3, affine="none")
-    item["moving"] = item["moving_labels"].float() / 3  # labels that can be seen in the image
+    item["moving"] = item["moving_labels"].float() / 3  # labels that are visible in the image
     item["fixed"] = item["fixed_labels"].float() / 3
     draws = []
     for seed in (1, 1, 2):
@@ -261,7 +261,7 @@ def test_the_data_set_prepares_once_and_validation_items_never_change(
         if cache_dir is not None:
             assert len(calls) == 2
             pair_dataset(pairs, spacing_mm=4, affine="none", cache_dir=cache_dir)[0]
-            assert len(calls) == 3  # other options are another item
+            assert len(calls) == 3  # other options give another item
 
 
 def test_pairs_with_and_without_labels_do_not_mix(folder: Path) -> None:

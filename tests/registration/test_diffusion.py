@@ -1,4 +1,4 @@
-"""b0, mean DWI and FA from a series with known tensors; b-vectors that follow the head."""
+"""b0, mean DWI and FA from a series with known tensors, and b-vectors that rotate with the head."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_fa_agrees_with_the_scanner(shared_data: Path) -> None:
 
 
 def test_rotating_the_head_and_its_table_leaves_the_tensor_fit_unchanged() -> None:
-    """The signal of a turned head, fitted with rotated b-vectors, gives the tensor turned in the world."""
+    """The signal of a rotated head, fitted with rotated b-vectors, gives the rotated tensor in the world."""
     moving_affine = np.diag([-2.0, 2, 3, 1])
     moving_affine[:3, :3] = turn(10, 1) @ moving_affine[:3, :3]
     fixed_affine = np.diag([2.0, 2, 2, 1])  # other handedness
@@ -85,7 +85,7 @@ def test_rotating_the_head_and_its_table_leaves_the_tensor_fit_unchanged() -> No
     rotated = rotate_bvecs(BVECS, fixed_to_moving, moving_affine=moving_affine, fixed_affine=fixed_affine)
 
     fibre_moving_world = np.array([0.6, 0.0, 0.8])
-    to_world = moving_affine[:3, :3] / np.linalg.norm(moving_affine[:3, :3], axis=0)  # det < 0: nothing is negated
+    to_world = moving_affine[:3, :3] / np.linalg.norm(moving_affine[:3, :3], axis=0)  # det < 0: no component is negated
     along = (BVECS @ to_world.T) @ fibre_moving_world
     fibre_fixed_world = turn(25, 0).T @ fibre_moving_world
     to_world = fixed_affine[:3, :3] / np.linalg.norm(fixed_affine[:3, :3], axis=0) @ np.diag([-1, 1, 1])

@@ -1,4 +1,4 @@
-"""b-vectors that hold NaN where there is no direction."""
+"""b-vectors that hold NaN if there is no direction."""
 
 from pathlib import Path
 

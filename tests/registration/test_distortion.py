@@ -23,7 +23,7 @@ def head() -> np.ndarray:
 
 
 def distorted(image: np.ndarray, shift_mm: np.ndarray, sign: int) -> Volume:
-    """What the scanner would measure: the signal at x lands at x + sign * shift, with its amount kept."""
+    """The distorted image of the scanner: the signal at x moves to x + sign * shift, and its total is preserved."""
     n = SHAPE[1]
     out = np.zeros(SHAPE)
     fine = np.linspace(0, n - 1, 20 * n)

@@ -1,4 +1,4 @@
-"""Comparison of alignments on voxels that no fit has seen."""
+"""Comparison of alignments on held-out voxels."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def shifted(mm: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Volume, Volume]:
-    """A head in two contrasts, with noise of its own in each."""
+    """A head in two contrasts, each with independent noise."""
     rng = np.random.default_rng(0)
     tissue = gaussian_filter(rng.normal(size=SHAPE), 3.0)
     axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in SHAPE], indexing="ij")

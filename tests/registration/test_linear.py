@@ -42,7 +42,7 @@ def centre_of(volume: Volume) -> np.ndarray:
 @pytest.mark.parametrize("metric", ["mi", "ncc"])
 def test_the_derivative_by_the_map_is_that_of_the_similarity(image, metric):
     samples = samples_of(image, image, spacing_mm=4, count=6_000)
-    samples.points[:] += 0.3  # off the voxels, where a linear interpolation has two derivatives
+    samples.points[:] += 0.3  # away from the voxels, where a linear interpolation has two derivatives
     world = turned(4, (1.3, -2.1, 0.7), centre_of(image))
     _, _, slope = _compare(samples, torch.from_numpy(world), metric, with_slope=True)
     for axis in range(3):
@@ -75,7 +75,7 @@ def test_interpolation_reads_voxels_exactly_and_its_derivative_is_their_differen
     image = torch.arange(24.0).view(2, 3, 4) ** 2
     value, slope = _interpolated(image, torch.tensor([[0.0, 1.0, 2.0], [0.5, 0.25, 1.5], [-3.0, 9.0, 3.0]]))
     assert float(value[0]) == float(image[0, 1, 2])
-    assert float(value[2]) == float(image[0, 2, 3])  # outside: the border
+    assert float(value[2]) == float(image[0, 2, 3])  # outside the image, the border value
     h, w = 0.25, 0.5
     near, far = (
         (1 - h) * ((1 - w) * p[0, 1] + w * p[0, 2]) + h * ((1 - w) * p[1, 1] + w * p[1, 2])

@@ -1,4 +1,4 @@
-"""Metrics against phantoms whose answer is known and against SciPy and scikit-image."""
+"""Metrics compared with phantoms of known results, and with SciPy and scikit-image."""
 
 import math
 
@@ -27,7 +27,7 @@ def cube(start, stop, size=24):
 
 
 def linear_field(*factors, size=10):
-    """The displacement of x -> factor x along each axis."""
+    """The displacement of the map x -> factor x along each axis."""
     return voxel_grid((size, size, size)) * (torch.tensor(factors).view(1, 3, 1, 1, 1) - 1)
 
 
@@ -130,7 +130,7 @@ def test_sdlogj_of_an_affine_map_is_0(learn2reg):
 
 @pytest.mark.parametrize("learn2reg", [True, False])
 def test_sdlogj_of_two_halves_is_half_the_difference_of_their_logarithms(learn2reg):
-    # d -> d on one half and d -> 2 d on the other; the mask leaves out the two rows whose differences cross the crease.
+    # d -> d on one half and d -> 2 d on the other; the mask leaves out the two rows with differences across the crease.
     d = torch.arange(12.0)
     displacement = torch.zeros(1, 3, 12, 8, 8)
     displacement[0, 0] = torch.clamp(d - 6, min=0).view(-1, 1, 1)

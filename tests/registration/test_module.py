@@ -1,4 +1,4 @@
-"""Losses, schedule, checkpoints that load safely, resume, and every shipped configuration on tiny scans."""
+"""Losses, schedule, checkpoints that load safely, resuming, and every supplied configuration on tiny scans."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ SIZE = (16, 16, 16)
 
 
 class OneShift(nn.Module):
-    """Moves every voxel by the same learned displacement."""
+    """A network that moves every voxel by the same learned displacement."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def blobs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def batch(generator: torch.Generator) -> dict[str, Any]:
-    """The fixed image is the moving one, shifted by one voxel along w."""
+    """A batch whose fixed image is the moving image, shifted by one voxel along w."""
     image, labels = blobs(generator)
     return {
         "moving": image,
@@ -149,7 +149,7 @@ def test_the_exported_network_records_its_layout_and_options(tmp_path: Path) -> 
 
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
-    """Three subjects of 24^3 voxels of 4 mm with T1w, labels and a diffusion series; the atlas lies beside them."""
+    """Three subjects with T1w, labels and a diffusion series of 24^3 voxels of 4 mm; the atlas is beside them."""
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = -46
     inside = np.sum((np.indices((24, 24, 24)) - 11.5) ** 2, axis=0) < 90
@@ -171,7 +171,7 @@ def bids(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No affine, which has tests of its own, and a narrow network: they would take most of the time."""
+    """Skip the affine fit, which has its own tests, and use a narrow network: they would take most of the time."""
     monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
     monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
 

@@ -1,4 +1,4 @@
-"""NestedMorph: its parts against formulas written out, its parameters against the published table, its files."""
+"""NestedMorph: its parts compared with explicit formulas, its parameters with the published table, and its files."""
 
 import warnings
 import zipfile
@@ -31,7 +31,7 @@ def count(module):
 
 
 def randomise(module, generator, flow_std=0.3):
-    """Weights and running statistics away from their initial values, so that nothing is hidden by a 0 or a 1."""
+    """Set weights and running statistics to values other than 0 and 1, so that they can hide no error."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.endswith("num_batches_tracked"):
             continue
@@ -90,7 +90,7 @@ def test_default_model_has_no_unused_parameters(aligned, official):
 
 
 def published_names():
-    """The table of entries of the published state_dict, written out once more from its description."""
+    """The table of entries of the published state_dict, written a second time from its description."""
     names = {}
 
     def add(prefix, shapes):
@@ -282,7 +282,7 @@ def test_official_layout_reinterprets_memory_and_the_aligned_one_transposes(offi
 
 @pytest.mark.parametrize("official", [True, False])
 def test_stages_keep_the_order_of_the_voxels(official, generator):
-    # With blocks that do nothing, a norm that passes x through and no skip, tokens come out as they went in.
+    # With blocks that do nothing, a norm that returns x and no skip, tokens are returned unchanged.
     stage = nestedmorph._LKADecoder(48, official).double().eval()
     for name in ("ag_attn", "ag_attn_norm", "layer_lka_1", "layer_lka_2", "x1_linear"):
         setattr(stage, name, nn.Identity())
@@ -348,7 +348,7 @@ def test_gradients_at_batch_1_are_right(is_official, generator, narrow):
 
     once = torch.autograd.grad(loss(), parameters)
     twice = torch.autograd.grad(loss(copies=2), parameters)
-    assert_close(once, twice, rtol=1e-6, atol=1e-10)  # the floor: biases before a normalisation have gradient 0
+    assert_close(once, twice, rtol=1e-6, atol=1e-10)  # atol: biases before a normalisation have gradient 0
 
     directions = [torch.randn(p.shape, generator=generator, dtype=F64) for p in parameters]
     along = sum(float((g * d).sum()) for g, d in zip(once, directions, strict=True))

@@ -1,4 +1,4 @@
-"""Refinement of a dense displacement on phantoms whose true displacement is known."""
+"""Refinement of a dense displacement on phantoms with a known displacement."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def known_displacement(shape=SHAPE, peak=2.5, sigma=6.0, seed=1):
 
 
 def pair(**options):
-    """The fixed image, the moving one, and the true displacement on the fixed grid."""
+    """The fixed image, the moving image, and the true displacement on the fixed grid."""
     fixed = phantom()
     forward = known_displacement(**options)
     truth, _ = invert_displacement(forward)
@@ -46,7 +46,7 @@ def error(displacement, truth, fixed):
 
 
 def contrast_changed(image):
-    """A second contrast: bright and dark are exchanged inside the head, by a nonlinear map."""
+    """A second contrast: a nonlinear map exchanges bright and dark inside the head."""
     return torch.where(image > 0.02, 1.2 - image + 0.3 * image**2, 0.0)
 
 
@@ -72,7 +72,7 @@ def test_known_displacement_is_found_between_contrasts(similarity):
 @pytest.mark.slow
 def test_aligned_images_stay_aligned():
     fixed = phantom()
-    # not 0: at the faint rim of the phantom correlation gains a little by growing the head
+    # not 0: at the faint rim of the phantom, correlation increases a little if the head grows
     assert error(refine(fixed, fixed), torch.zeros(1, 3, *SHAPE), fixed) < 0.4
 
 
@@ -109,12 +109,12 @@ def test_unit_of_the_images_does_not_matter():
 
 @pytest.mark.parametrize("similarity", [pytest.param("ncc", marks=pytest.mark.slow), "mi"])
 def test_anisotropic_voxels_give_the_same_displacement_in_mm(similarity):
-    """Every second slice taken away, and the spacing doubled."""
+    """Remove every second slice, and double the spacing."""
     fixed, moving, truth = pair()
     found = refine(moving[:, :, ::2], fixed[:, :, ::2], spacing=(2, 1, 1), similarity=similarity)
     found_mm = found * torch.tensor([2.0, 1.0, 1.0]).view(1, 3, 1, 1, 1)
     initial = error(torch.zeros_like(found), truth[:, :, ::2], fixed[:, :, ::2])
-    assert error(found_mm, truth[:, :, ::2], fixed[:, :, ::2]) < 0.65 * initial  # half of the fine tissue is gone
+    assert error(found_mm, truth[:, :, ::2], fixed[:, :, ::2]) < 0.65 * initial  # half of the fine tissue is lost
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The whole registration, on a small phantom whose truth is known."""
+"""The whole registration, on a small phantom with a known solution."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ MOVEMENT = np.array(
 
 
 def perpendicular(affine: np.ndarray) -> np.ndarray:
-    """The same spacing and nearly the same directions, exactly at right angles."""
+    """An affine with the same spacing and nearly the same directions, exactly at right angles."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = affine.copy()
@@ -37,7 +37,7 @@ def perpendicular(affine: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Volume, Volume]:
-    """A blob-like head in two contrasts: the second is moved by 6 mm and 4 degrees and has its contrast turned over."""
+    """A blob-like head in two contrasts: the second is moved by 6 mm and 4 degrees, and its contrast is inverted."""
     rng = np.random.default_rng(0)
     shape = (44, 48, 30)
     texture = gaussian_filter(rng.normal(size=shape), 2.5)
@@ -55,7 +55,7 @@ def registered(pair):
 
 
 def test_registration_finds_the_movement(pair, registered):
-    """The moving image was made by reading the fixed one at `movement`, so the pull-back is the inverse of it."""
+    """The moving image is the fixed image read at `movement`, so the pull-back is the inverse of `movement`."""
     _, fixed = pair
     points = grid_points_mm(fixed)[(fixed.array > 0.2).ravel()]
     truth = AffineTransform(MOVEMENT).inverse().map(points)
@@ -82,7 +82,7 @@ def test_ants_applies_the_written_transform_with_the_same_result(pair, registere
             ants.image_read(str(tmp_path / f"{image}.nii.gz")),
             [str(tmp_path / f"{name}.nii.gz")],
         )
-        inner = (slice(2, -2),) * 3  # at the outermost voxels ITK and we decide differently what is inside
+        inner = (slice(2, -2),) * 3  # at the outermost voxels, ITK and we decide differently what is inside
         np.testing.assert_allclose(ours.array[inner], theirs.numpy()[inner], atol=2e-3)
 
 
@@ -165,7 +165,7 @@ def test_a_displacement_that_does_not_raise_the_mutual_information_is_dropped():
     assert torch.equal(better_of(wrong, right, moving, fixed), right)
     for start, refined, kept in (
         (None, wrong, none),
-        (wrong, wrong, none),  # a network that moves away, and a refinement that leaves it there
+        (wrong, wrong, none),  # the network gives a wrong displacement, and the refinement leaves it
         (right, wrong, right),
         (right, right + 0.05, right),
     ):

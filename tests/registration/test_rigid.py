@@ -1,4 +1,4 @@
-"""Rigid alignment of two scans of one person, and the stages of a T1w and diffusion pair."""
+"""Rigid alignment of two scans of one person, and the stages for a pair of T1w and diffusion."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ SESSION = PairFacts("session", Acquisition("t1"), Acquisition("b0", "j"))
 
 
 def head_pair(shape=(52, 60, 44), mm=3.0):
-    """A head of folded tissue in two contrasts on one grid."""
+    """A head with folded tissue, in two contrasts on one grid."""
     rng = np.random.default_rng(0)
     axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in shape], indexing="ij")
     inside = sum((a * s) ** 2 for a, s in zip(axes, (1.15, 1.0, 1.1), strict=True)) < 1
@@ -39,7 +39,7 @@ def motion(degrees: float, mm: float) -> np.ndarray:
 
 
 def moved(image: Volume, matrix: np.ndarray) -> Volume:
-    """The same image in a world that the matrix maps to its own."""
+    """The same image in another world, which the matrix maps to its own."""
     return Volume(image.array, np.linalg.inv(matrix) @ image.affine)
 
 
@@ -70,7 +70,7 @@ def test_a_slab_is_not_shrunk_and_hardly_moves_where_it_shows_nothing():
 
 
 def test_no_session_moves_a_head_by_half_a_metre():
-    """Noise against a head: whatever is found stays within what a head can do."""
+    """For noise and a head, the motion that is found stays within the range of a head's motion."""
     first, second = head_pair()
     noise = second.with_array(np.random.default_rng(3).normal(size=second.shape).astype(np.float32))
     found, _ = align_one_subject(first, noise)
@@ -96,7 +96,7 @@ def test_the_work_is_done_on_the_diffusion_image_whichever_is_moved():
 
 
 def along_j(image: Volume, peak_mm: float) -> tuple[Volume, np.ndarray]:
-    """An image read with a smooth shift along its second axis, and the shift in mm."""
+    """An image with a smooth shift along its second axis, and the shift in mm."""
     shift = gaussian_filter(np.random.default_rng(5).normal(size=image.shape), 6)
     shift *= peak_mm / np.abs(shift).max()
     grid = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in image.shape], indexing="ij"))
@@ -153,7 +153,7 @@ def test_a_pair_without_distortion_keeps_the_scanners_geometry():
 @pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_slab_of_a_real_session_stays_rigid_and_within_a_few_millimetres(shared_data, turned):
-    """T1w and a tilted slab of 20 slices: the affine shrank it by 2.6 %, and the fit of slab to T1w ran away."""
+    """T1w and a tilted slab of 20 slices: an affine fit shrank it by 2.6 %, and the fit of the slab to T1w diverged."""
     folder = shared_data / "mri_t1_dwi/sub-uih1"
     series = folder / "dwi" / "sub-uih1_acq-rot_dir-PA_dwi.nii.gz"
     t1 = read_volume(folder / "anat" / "sub-uih1_T1w.nii.gz")

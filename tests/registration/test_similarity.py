@@ -34,7 +34,7 @@ def blobs(generator, shape=(12, 14, 13), batch=1):
 
 
 def plain_ncc(warped, fixed, window=9):
-    """The published loss, by convolution with ones."""
+    """The published loss, computed by convolution with ones."""
     ones = torch.ones(1, 1, window, window, window, dtype=warped.dtype)
 
     def s(x):
@@ -123,7 +123,7 @@ def test_gradient_points_uphill(name, generator):
     mask[..., :2] = 0
     loss = LOSSES[name](warped, fixed, mask)
     (grad,) = torch.autograd.grad(loss, warped)
-    # the lowest and the highest voxel set the bins of the histogram and are held
+    # the lowest and the highest voxel set the bins of the histogram and are kept fixed
     direction = torch.randn(warped.shape, generator=generator, dtype=torch.float64)
     direction[(warped == warped.min()) | (warped == warped.max())] = 0
     inside = mask.expand_as(warped) > 0
@@ -146,7 +146,7 @@ def test_flat_images_give_a_finite_loss_and_gradient(name):
 
 
 def test_mutual_information_agrees_with_a_histogram(generator):
-    """In the limit of many voxels and few grey values the spline window changes little."""
+    """With many voxels and few grey values, the spline window changes little."""
     fixed = torch.randint(0, 4, (1, 1, 20, 20, 20), generator=generator).float()
     independent = torch.rand(1, 1, 20, 20, 20, generator=generator)
     assert abs(mutual_information_loss(independent, fixed, bins=8)) < 0.01
@@ -168,7 +168,7 @@ def test_mind_of_a_scaled_image_is_the_same(generator):
 
 
 def test_mind_of_a_mirrored_image_is_the_mirrored_context(generator):
-    """Mirroring an axis exchanges its two neighbours: the channels swap, their sum stays."""
+    """Mirroring an axis exchanges its two neighbours: the channels are exchanged, and their sum is unchanged."""
     image = blobs(generator)
     torch.testing.assert_close(mind_ssc(image.flip(2)).sum(1), mind_ssc(image).sum(1).flip(1))
 
@@ -183,7 +183,7 @@ def test_energy_in_mm_does_not_depend_on_the_grid(energy):
     coarse, fine = (11, 11, 11), (41, 21, 11)
     value = energy(sampled(coarse, (2.0, 2.0, 2.0)), spacing=(2.0, 2.0, 2.0))
     finer = energy(sampled(fine, (0.5, 1.0, 2.0)), spacing=(0.5, 1.0, 2.0))
-    torch.testing.assert_close(finer, value, rtol=0.05, atol=0)  # forward differences sit half a voxel to the side
+    torch.testing.assert_close(finer, value, rtol=0.05, atol=0)  # forward differences lie half a voxel to the side
 
 
 def test_bending_energy_of_an_affine_map_is_0(generator):

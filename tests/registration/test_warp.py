@@ -167,7 +167,7 @@ def test_integral_of_a_linear_velocity_is_the_exponential():
     displacement = integrate(0.2 * centre, steps=10)
     inside = (..., slice(4, -4), slice(4, -4), slice(4, -4))
     expected = (np.exp(0.2) - 1) * centre
-    # (1 + 0.2 / 1024)^1024 differs from exp(0.2) by a share of 2e-5
+    # (1 + 0.2 / 1024)^1024 differs from exp(0.2) by a fraction of 2e-5
     torch.testing.assert_close(displacement[inside], expected[inside], rtol=1e-3, atol=1e-9)
 
 
@@ -183,7 +183,7 @@ def test_inverse_returns_each_point(generator):
     assert residual.max() <= 0.01
     assert compose(displacement, inverse).norm(dim=1).max() <= 0.01
     torch.testing.assert_close(compose(displacement, inverse).norm(dim=1, keepdim=True), residual)
-    assert compose(inverse, displacement).norm(dim=1).max() < 0.1  # two interpolated fields
+    assert compose(inverse, displacement).norm(dim=1).max() < 0.1  # both fields are interpolated
 
 
 def test_inverse_of_a_stretch_beyond_two_converges():

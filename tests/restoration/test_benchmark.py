@@ -1,4 +1,4 @@
-"""Comparisons of the restoration benchmark, on tiny networks."""
+"""Comparisons of the restoration benchmark, with tiny networks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A picture is read as a viewer shows it, or refused."""
+"""A picture is read as a viewer shows it, or is refused."""
 
 import warnings
 from pathlib import Path
@@ -19,7 +19,7 @@ COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], -1)
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_done_to_the_pixels(tmp_path: Path, suffix: str, orientation: int) -> None:
-    # one bright corner: its place shows each of the eight ways
+    # one bright corner: its position distinguishes the eight orientations
     stored = np.zeros((32, 48, 3), np.uint8)
     stored[:16, :16] = 200
     stored[:16, 16:32] = 100

@@ -162,7 +162,7 @@ def test_real_ct_pair_has_one_window_for_both(shared_data: Path) -> None:
     )
     assert pair.degraded is not None
     assert pair.degraded.shape == pair.clean.shape
-    # one scan: the sharp kernel adds noise, but moves the mean by at most a few HU of 3000
+    # one scan: the sharp kernel adds noise, but changes the mean by at most a few HU of 3000
     assert abs(float(pair.degraded.mean() - pair.clean.mean())) < 5 / 3000
     assert float((pair.degraded - pair.clean).std()) > 10 / 3000
     assert abs(float(pair.clean.min())) < 0.02  # air, -1000 HU, is 0

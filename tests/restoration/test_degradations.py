@@ -1,4 +1,4 @@
-"""Distributions of noise, blur against SciPy, and bicubic resizing against MATLAB's definition."""
+"""Distributions of noise; blur compared with SciPy, and bicubic resizing with MATLAB's definition."""
 
 import itertools
 import math
@@ -156,13 +156,13 @@ def test_blur_keeps_constants_and_means() -> None:
     image = _picture(1, 16, 24).double()
     for blur in (lambda x: gaussian_blur(x, 1.7), lambda x: box_blur(x, 5)):
         torch.testing.assert_close(blur(torch.full_like(image, 3.5)), torch.full_like(image, 3.5))
-        # mirrored borders give back what leaves the image
+        # mirrored borders return the part that leaves the image
         torch.testing.assert_close(blur(image).mean(), image.mean())
     torch.testing.assert_close(gaussian_blur(image, 0.0), image, rtol=0, atol=0)
 
 
 def _imresize_matrix(length: int, factor: float) -> np.ndarray:
-    """(new, old) weights by the definition, one new pixel and one (perhaps mirrored) old pixel at a time."""
+    """The weights (new, old) by the definition, for one new pixel and one (perhaps mirrored) old pixel at a time."""
 
     def kernel(x: float) -> float:
         x = abs(x)
@@ -191,13 +191,13 @@ def test_bicubic_agrees_with_the_matrix_of_its_definition(factor: float, height:
 
 
 def test_bicubic_halves_by_the_published_weights() -> None:
-    """The 8 weights of imresize at one half, in 256ths: the kernel at odd quarters, divided by two."""
+    """The 8 weights of imresize for a factor of one half, in 256ths: the kernel at odd quarters, divided by two."""
     impulse = torch.zeros(1, 16, dtype=torch.float64)
     weights = []
     for place in range(4, 12):
         impulse.zero_()[0, place] = 256
         weights.append(float(bicubic_resize(impulse.expand(16, 16), 0.5)[4, 3]))
-    # new pixel 3 lies at 6.5: taps 3 .. 10, of which 4 .. 10 are seen here
+    # new pixel 3 lies at 6.5: taps 3 .. 10, of which 4 .. 10 are compared here
     assert [round(w, 6) for w in weights] == [-9.0, 29.0, 111.0, 111.0, 29.0, -9.0, -3.0, 0.0]
 
 
@@ -221,7 +221,7 @@ def test_bicubic_agrees_with_torch_away_from_the_border(factor: float) -> None:
     theirs = torch.nn.functional.interpolate(image, scale_factor=factor, mode="bicubic", antialias=True)
     cut = 4 if factor > 1 else 2
     torch.testing.assert_close(ours[..., cut:-cut, cut:-cut], theirs[..., cut:-cut, cut:-cut], rtol=0, atol=2e-6)
-    assert float((ours - theirs).abs().max()) > 1e-4  # at the border torch leaves weights out
+    assert float((ours - theirs).abs().max()) > 1e-4  # at the border, torch omits weights
 
 
 def test_bicubic_commutes_with_mirroring_and_transposing() -> None:

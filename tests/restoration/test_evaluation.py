@@ -1,4 +1,4 @@
-"""Scores of methods, and the degraded images that they are measured on."""
+"""Scores of methods, and the degraded images on which they are measured."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from voxelwave.volumes import Volume, write_volume
 
 
 class _Network(nn.Module):
-    """Adds a constant to the middle input channel."""
+    """A network that adds a constant to the middle input channel."""
 
     def __init__(self, *, taken: int = 1, added: float = 0.0):
         super().__init__()
@@ -76,7 +76,7 @@ def test_scores_are_those_of_scikit_image_on_rounded_pixels() -> None:
 
 def test_the_y_channel_ignores_errors_of_colour_alone() -> None:
     clean = np.full((3, 16, 16), 0.5)
-    degraded = clean + np.array([128.553, -65.481, 0])[:, None, None] / 2000  # Y stays the same
+    degraded = clean + np.array([128.553, -65.481, 0])[:, None, None] / 2000  # Y is unchanged
     image = _image(clean, degraded)
     assert Evaluation(methods=()).measure(image)["input"][0] < 40
     assert Evaluation(methods=(), y_channel=True).measure(image)["input"][0] > 100
@@ -101,7 +101,7 @@ def test_means_and_table_are_over_all_images(tmp_path: Path) -> None:
         evaluation.measure(image)
     assert evaluation.means()["input"][0] == pytest.approx((20 + 40) / 2)
     assert "standard deviation (dB)" in evaluation.mean_line()
-    assert "input  14.14" in evaluation.mean_line()  # of 20 and 40 dB
+    assert "input  14.14" in evaluation.mean_line()  # the scores are 20 and 40 dB
     write_table(tmp_path / "table.tsv", evaluation)
     lines = [line.split("\t") for line in (tmp_path / "table.tsv").read_text().splitlines()]
     assert lines[0] == ["image", "method", "psnr", "ssim"]

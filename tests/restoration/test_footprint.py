@@ -1,4 +1,4 @@
-"""The memory of a restoration, measured in a fresh process."""
+"""The memory of a restoration, measured in a new process."""
 
 from pathlib import Path
 

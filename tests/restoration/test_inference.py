@@ -1,4 +1,4 @@
-"""Tiles against the whole image, refusals, and the measured change."""
+"""Tiles compared with the whole image, refusals, and the measured change."""
 
 import itertools
 
@@ -23,7 +23,7 @@ from voxelwave.volumes import VolumeWarning
 
 
 class _Network(nn.Module):
-    """A convolution, or an enlargement by repetition, in the shape of a restoration network."""
+    """A convolution, or an enlargement by repetition, with the interface of a restoration network."""
 
     def __init__(self, channels: int = 1, scale: int = 1, taken: int | None = None):
         super().__init__()
@@ -78,7 +78,7 @@ def test_tiled_convolution_equals_the_whole_one(image: np.ndarray, blend: str, s
     network = _Network(scale=scale)
     whole = restore(network, image, tile=1000)
     tiled = restore(network, image, tile=16, overlap=0.3, blend=blend)
-    # only where the image was extended to a multiple of the tiles may the last row and column differ
+    # the last row and column may differ only if the image was extended to a multiple of the tiles
     keep = (slice(None), slice(None), slice(0, 46 * scale), slice(0, 60 * scale))
     np.testing.assert_allclose(tiled[keep], whole[keep], atol=1e-5)
 
@@ -112,7 +112,7 @@ def test_neighbouring_slices_are_taken_within_each_volume() -> None:
 
     stack = np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1).repeat(4, 2).repeat(4, 3)
     restored = restore(First(taken=3), stack, groups=2)
-    assert restored[:, 0, 0, 0].tolist() == [0, 0, 1, 3, 3, 4]  # the slice before; the first of each volume is repeated
+    assert restored[:, 0, 0, 0].tolist() == [0, 0, 1, 3, 3, 4]  # the slice before, or the first one again
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 2), (9, 1)])

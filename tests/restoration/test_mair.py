@@ -69,7 +69,7 @@ def build(published):
 
 
 def roughen(model, generator):
-    """Move every parameter away from its start value, so that none is 0 or 1 by construction."""
+    """Change every parameter from its initial value, so that none is 0 or 1 by construction."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -77,7 +77,7 @@ def roughen(model, generator):
 
 
 def assert_close_by_deviation(actual, expected, tolerance=1e-5):
-    """Largest difference in standard deviations of the expected values."""
+    """The largest difference, in standard deviations of the expected values."""
     assert actual.shape == expected.shape
     assert ((actual - expected).abs().max() / expected.std()).item() < tolerance
 
@@ -111,13 +111,13 @@ def test_inner_activations_agree_with_the_published_network(published):
         model(published["input"])
     for name, expected in published["taps"].items():
         tap = taps[name]
-        if name.endswith("gating"):  # ours channel by channel, theirs direction by direction
+        if name.endswith("gating"):  # our order is channel by channel, the published order direction by direction
             tap = tap.view(tap.shape[0], -1, 4).mT.reshape(expected.shape)
         elif expected.ndim == 3 and published["kind"] == "unet" and name.startswith(("patch", "down", "up")):
             tap = tap.flatten(2).mT  # (B, C, H, W) -> (B, L, C)
         elif expected.ndim == 3:
             tap = tap.flatten(1, 2)  # (B, H, W, C) -> (B, L, C)
-        # twice that of the output: both sides lie up to 8e-6 from a float64 run, in the U-net's last blocks
+        # twice that of the output: both sides differ by up to 8e-6 from a float64 run, in the U-net's last blocks
         assert_close_by_deviation(tap, expected, tolerance=2e-5)
 
 
@@ -140,7 +140,7 @@ def test_scan_orders_agree_with_the_published_network(published):
 
 
 def scan_in_words(mixer: VisionScan, features, order):
-    """Section 3 of the paper step by step: gather, project, scan, put back, gate, add."""
+    """Section 3 of the paper, step by step: gather, project, scan, scatter, gate, add."""
     batch, height, width, _ = features.shape
     inner = mixer.out_norm.normalized_shape[0]
     content, gate = mixer.in_proj(features).split(inner, dim=-1)
@@ -288,7 +288,7 @@ def test_autocast_keeps_the_scan_in_float32(generator):
         expected = model(image)
         with torch.autocast("cpu", torch.bfloat16):
             half = model(image)
-    # bfloat16 has 8 bits of mantissa; the layers around the scan lose them
+    # bfloat16 has 8 bits of mantissa, and the layers around the scan lose accuracy
     assert_close_by_deviation(half.float(), expected, tolerance=0.1)
 
 

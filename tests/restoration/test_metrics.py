@@ -1,4 +1,4 @@
-"""PSNR, SSIM and the Y channel against scikit-image, with data range and border."""
+"""PSNR, SSIM and the Y channel compared with scikit-image, with data range and border."""
 
 import math
 

@@ -13,7 +13,7 @@ from voxelwave.volumes import Volume, write_volume
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with a red picture, a large grey one and a brain."""
+    """A package with a red picture, a large grey picture and a brain."""
     root = tmp_path / "package"
     root.mkdir()
     Pillow.fromarray(np.full((6, 4, 3), [255, 0, 0], np.uint8)).save(root / "red.png")

@@ -18,7 +18,7 @@ def steps(path: torch.Tensor, width: int) -> np.ndarray:
     return abs(np.diff(y)) + abs(np.diff(x))
 
 
-# Written out by hand from the definition: map 4 x 8, raster numbers 0..7 / 8..15 / 16..23 / 24..31.
+# Written by hand from the definition: map 4 x 8, raster numbers 0..7 / 8..15 / 16..23 / 24..31.
 @pytest.mark.parametrize(
     ("stripe_width", "shifted", "direction", "expected"),
     [

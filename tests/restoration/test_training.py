@@ -1,4 +1,4 @@
-"""A training on tiny pictures: its files, resuming, and what it refuses."""
+"""A training on tiny pictures: its files, resuming, and refusals."""
 
 from pathlib import Path
 from typing import Any

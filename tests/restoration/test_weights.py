@@ -51,7 +51,7 @@ def test_our_file_gives_the_same_model(model, tmp_path):
     image = torch.rand(1, model.in_channels, 9, 8)
     with torch.no_grad():
         torch.testing.assert_close(loaded(image), model.eval()(image))
-    loaded.train()(image).sum().backward()  # the parameters can be trained on
+    loaded.train()(image).sum().backward()  # the parameters can be trained further
     assert read_info(tmp_path / "ct.safetensors") == info
 
 
@@ -150,7 +150,7 @@ def test_loading_is_strict(tiny, change, tmp_path):
 
 
 class Payload:
-    """An object whose unpickling would call a function."""
+    """An object that would call a function when it is unpickled."""
 
     def __reduce__(self):
         return print, ("executed",)
@@ -246,7 +246,7 @@ def test_shipped_weights_load_by_name_and_come_with_a_card(name):
     assert file.stat().st_size < 4 * 2**20
     card = file.with_suffix(".md").read_text()
     assert "licence" in card.lower()
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in card  # else its figures are of other weights
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card  # otherwise its figures belong to other weights
 
 
 def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):

@@ -1,4 +1,4 @@
-"""Cells: whole or not at all, done once, the same wherever they run."""
+"""Cells are complete or absent, are done once, and give the same results wherever they run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from voxelwave.runs.workers import InProcess, LocalProcesses, open_pool
 def _workers_find_the_toys(monkeypatch):
     here = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(here)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))  # of Slurm's jobs
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))  # for Slurm's jobs
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ class _Late:
 
 
 def adding(make, start: int, rounds: int):
-    """A group that yields two cells at a time, which depend on the last two results."""
+    """A group that yields two cells at a time; new cells depend on the last two results."""
     number, seen = start, []
     for step in range(rounds):
         results = yield [make(number + k, id=f"{start}-{step}-{k}") for k in (0, 1)]
@@ -187,7 +187,7 @@ def test_slurm_without_its_programs_is_refused_in_one_line(folder, monkeypatch):
 
 
 def test_two_runs_on_one_dask_cluster_keep_their_results_apart(cell, folder, tmp_path):
-    """Their cells have the same names."""
+    """The cells of the two runs have the same names."""
     distributed = pytest.importorskip("distributed")
     other = tmp_path / "other"
     other.mkdir()

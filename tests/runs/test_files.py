@@ -1,4 +1,4 @@
-"""Outputs of a run appear together or not at all, and one run at a time writes them."""
+"""Outputs of a run appear together or not at all, and only one run at a time writes them."""
 
 import os
 import subprocess

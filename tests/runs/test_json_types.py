@@ -1,4 +1,4 @@
-"""Content of JSON files against the types that name it."""
+"""The content of JSON files is compared with the types that describe it."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Free memory is the least of what the machine, the container and the process limit leave."""
+"""Free memory is the smallest of the amounts that the machine, the container and the process limit leave."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ def blas_threads() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def _three_threads(monkeypatch):
-    """The libraries have three threads outside the blocks of these tests."""
+    """Give the libraries three threads outside the blocks of these tests."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     before = torch.get_num_threads()
     with threadpool_limits(3):
@@ -36,7 +36,7 @@ def test_a_nested_block_gives_the_number_of_the_outer_one_back():
 
 
 def test_the_block_of_another_thread_that_ends_first_lifts_no_limit():
-    """Two cells in one worker of Dask: the first to start also ends first."""
+    """Two cells in one worker of Dask, of which the first to start is also the first to end."""
     first_may_end, first_ended = threading.Event(), threading.Event()
     entered = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What holds for the training of all four fields under Lightning: precision, processes, checkpoints, testing."""
+"""Properties of training under Lightning in all four fields: precision, processes, checkpoints, testing."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ from voxelwave.scanpath.data import PathData
 from voxelwave.scanpath.estimators import build_module
 from voxelwave.scanpath.planted import planted_dataset
 
-sys.path.insert(0, str(Path(__file__).parent))  # where spawned processes find the network too
+sys.path.insert(0, str(Path(__file__).parent))  # spawned processes find the network here too
 toy_network = importlib.import_module("toy_network")
 
 Part = tuple[SteppedModule, DataLoader]
@@ -103,7 +103,7 @@ def test_half_precision_trains_to_finite_figures_near_those_of_single(
 
 
 class _States(Callback):
-    """Keeps the state of the module before each batch."""
+    """A callback that records the state of the module before each batch."""
 
     def __init__(self) -> None:
         self.kept: dict[int, dict[str, torch.Tensor]] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def double(cell: dict, folder: Path) -> dict:
-    """Twice the number; every call leaves a line in the log."""
+    """Twice the number; every call writes a line to the log."""
     with open(cell["log"], "a") as stream:
         stream.write(cell["id"] + "\n")
     (folder / "note.txt").write_text("written by the work")

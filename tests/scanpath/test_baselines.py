@@ -31,7 +31,7 @@ def free(identifier, count, target=None, seed=0):
 
 
 def dataset(scenes, paths, target_position="given"):
-    """Paths are (scene, objects)."""
+    """A dataset of these scenes and paths (scene, objects)."""
     trials = [
         Trial(scene.identifier, f"p{k}", np.array(path), scene.centres[path]) for k, (scene, path) in enumerate(paths)
     ]
@@ -40,7 +40,7 @@ def dataset(scenes, paths, target_position="given"):
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Grids with targets and free layouts without, and paths at random."""
+    """Grids with targets and free layouts without targets, and random paths."""
     rng = np.random.default_rng(0)
     scenes = [grid("g0", target=5), grid("g1", target=11), free("f0", 7), free("f1", 1), free("f2", 9, target=2)]
     paths = [(s, rng.integers(0, len(s), rng.integers(1, 9)).tolist()) for s in scenes for _ in range(6)]
@@ -56,7 +56,7 @@ def test_probabilities_of_every_step_sum_to_one_and_no_path_is_empty(mixed, name
         assert log_p.shape == (len(trial) + 1, len(scene) + 1)
         np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
         assert log_p[0, -1] == -np.inf
-        assert np.isfinite(log_p[1:]).all()  # nothing that a person may do is impossible
+        assert np.isfinite(log_p[1:]).all()  # every action that a person may take has a probability above 0
         assert np.isfinite(model.log_probability(scene, trial.objects)).all()
     empty = model.log_probabilities(scene, [])
     np.testing.assert_array_equal(empty, log_p[:1])
@@ -72,7 +72,7 @@ def test_drawn_paths_follow_the_probabilities_and_a_seed(mixed, name):
     assert min(map(len, paths)) >= 1
     expected = np.exp(model.log_probabilities(scene, [])[0, :-1])
     seen = np.bincount([p[0] for p in paths], minlength=len(scene)) / len(paths)
-    # four standard errors of a share in 400 draws
+    # four standard errors of a fraction in 400 draws
     assert (np.abs(seen - expected) < 4 * np.sqrt(expected * (1 - expected) / 400) + 1e-9).all()
     assert max(map(len, model.sample(scene, 50, max_length=2))) <= 2
 
@@ -88,7 +88,7 @@ def test_random_paths_are_as_long_as_peoples():
     model = Random().fit(dataset([scene], [(scene, [0, 1, 2]), (scene, [3, 4, 5, 6, 7])]))
     assert np.exp(model.log_probability(scene, [1])[-1]) == pytest.approx(
         2 / 8.5
-    )  # 2 ends after 8 fixations, and half a one
+    )  # 2 ends after 8 fixations, and a pseudo-count of a half
     lengths = [len(p) for p in model.sample(scene, 2000, max_length=1000)]
     assert np.mean(lengths) == pytest.approx(8.5 / 2, abs=0.3)  # sd 3.7 of 2000: 0.08
 
@@ -97,9 +97,9 @@ def test_cells_are_as_likely_as_they_were_looked_at():
     scene = grid("g")
     data = dataset([scene], [(scene, [0] * 60 + [5] * 30)])
     share = np.exp(CellFrequency().fit(data).log_probabilities(scene, [])[0, :-1])
-    assert share[0] / share[5] == pytest.approx(60.5 / 30.5)  # each place has half a choice before
+    assert share[0] / share[5] == pytest.approx(60.5 / 30.5)  # each place has a pseudo-count of a half
     assert share[1] == pytest.approx(0.5 / 96)
-    # another scene on another grid is asked about the same places of the picture
+    # another scene on another grid is asked about the same positions in the picture
     other = grid("h", rows=6, columns=8)
     there = np.exp(CellFrequency().fit(data).log_probabilities(other, [])[0, :-1]).reshape(6, 8)
     assert there[0, 0] == there[1, 1] > there[2, 0]
@@ -138,10 +138,10 @@ def test_steps_are_learnt_from_anywhere_and_only_those_inside_a_scene_are_offere
     model = StepMarkov().fit(dataset([scene], paths))
     share = np.exp(model.log_probabilities(scene, [2])[1])[:-1] / (1 - model.end)
     assert share[3] > 0.7
-    assert share[0] > 10 * share[1]  # two to the left were seen, one was not
+    assert share[0] > 10 * share[1]  # there were two jumps to the left, and none of one
     last = np.exp(model.log_probabilities(scene, [5])[1])[:-1] / (1 - model.end)
-    assert last[3] > 0.8  # one to the right is not on offer
-    # a longer shelf: steps are kinds, not places
+    assert last[3] > 0.8  # a jump of one to the right is impossible there
+    # a longer shelf: steps depend on the direction and length, not on the place
     longer = grid("h", rows=1, columns=9)
     assert np.exp(model.log_probabilities(longer, [7])[1])[:-1].argmax() == 8
 
@@ -157,7 +157,7 @@ def test_weights_of_choices_are_those_that_made_them():
     found = choice_weights(offered, chosen, 5)
     assert found.mean() == pytest.approx(1)
     np.testing.assert_allclose(found[:4] / found[3], truth, rtol=0.1)
-    # the fit cannot be made likelier by a small change of any weight
+    # a small change of any weight cannot increase the likelihood
 
     def log_posterior(weight, prior=0.5):
         likely = sum(c @ np.log(weight[k] / weight[k].sum()) for k, c in zip(offered, chosen, strict=True))
@@ -182,7 +182,7 @@ def test_the_target_is_jumped_to_from_near_and_ends_a_path():
             paths.append((scene, path))
     data = dataset(scenes, paths)
     model = MarkovWithTarget().fit(data)
-    np.testing.assert_allclose(model.jump[1:4], [0.81, 0.145, 0.145], atol=0.05)  # and one in 20 by chance
+    np.testing.assert_allclose(model.jump[1:4], [0.81, 0.145, 0.145], atol=0.05)  # plus one in 20 by chance
     assert model.end_on[1] > 0.95
     assert model.end_on[0] < 0.05
     drawn = model.sample(scenes[7], 50)

@@ -21,7 +21,7 @@ def looked(scene, person, *path, **times):
 
 @pytest.fixture
 def dataset():
-    """Three people on each of four scenes, all fixations in the middle of objects."""
+    """Three people on each of four scenes, with all fixations in the middle of objects."""
     rng = np.random.default_rng(0)
     scenes = [grid(f"g{k}", target=k) for k in range(4)]
     trials = [looked(s, f"p{k}", *rng.integers(0, 12, rng.integers(3, 7)), s.target) for s in scenes for k in range(3)]
@@ -29,7 +29,7 @@ def dataset():
 
 
 class Fixed:
-    """Says what it is told to: paths by scene, and the same probability of everything."""
+    """A model that returns given paths for each scene, and the same probability of everything."""
 
     name = "fixed"
 
@@ -66,9 +66,9 @@ def test_a_row_holds_what_was_computed_by_hand():
     rows = evaluate_fold({"m": Fixed({"g": [0, 5]})}, data, [0], samples=3)
     (row, people) = rows
     assert (row["model"], row["trial"], row["scene"], row["layout"], row["person"]) == ("m", 0, "g", "g", "Ann")
-    assert row["sequence_score"] == 0.5  # 0 and 5 of 0 0 1 5
+    assert row["sequence_score"] == 0.5  # 0 and 5 agree, of 0 0 1 5
     assert row["edit_distance"] == 2
-    assert row["sim"] == pytest.approx(0.5 + 0.25)  # half and half beside 2, 1 and 1 of 4
+    assert row["sim"] == pytest.approx(0.5 + 0.25)  # shares 1/2 and 1/2, compared with 2/4, 1/4 and 1/4
     assert row["nll_fixations"] == pytest.approx(4 * math.log(13))
     assert (row["correct"], row["length"], row["search"], row["refix"], row["revisit"]) == (1, 2, 1, 0, 0)
     assert (row["human_length"], row["human_search"], row["human_refix"], row["human_correct"]) == (4, 0.75, 0.25, 1)
@@ -89,7 +89,7 @@ def test_people_are_compared_with_all_others_on_the_scene_in_every_fold(dataset)
     apart = [row for k in range(12) for row in evaluate_fold({}, dataset, [k], samples=1)]
     assert together == apart
     assert len(together) == 12
-    # the mean over people of the mean over others is that over pairs
+    # the mean over people of the mean over the others equals the mean over pairs
     pairs = [row["sequence_score"] for row in together if row["scene"] == "g0"]
     a, b, c = (t.objects for t in dataset.trials[:3])
     assert np.mean(pairs) == pytest.approx(np.mean([sequence_score(*p) for p in ((a, b), (a, c), (b, c))]))
@@ -101,7 +101,7 @@ def test_another_trial_of_the_same_person_is_not_other_people():
     trials = looked(scene, "Ann", 0, 1, 5), looked(scene, "Ann", 0, 1, 5), looked(scene, "Bob", 8, 9, 10)
     rows = evaluate_fold({}, Dataset({"g": scene}, trials), [0, 2], samples=1)
     assert [(row["person"], row["sequence_score"]) for row in rows] == [("Ann", 0.0), ("Bob", 0.0)]
-    assert evaluate_fold({}, Dataset({"g": scene}, trials[:2]), [0], samples=1) == []  # nobody else looked
+    assert evaluate_fold({}, Dataset({"g": scene}, trials[:2]), [0], samples=1) == []  # there is no other person
 
 
 def test_durations_count_where_they_are_known():
@@ -115,14 +115,14 @@ def test_durations_count_where_they_are_known():
     )
     assert table[PEOPLE]["multimatch_duration"].value == pytest.approx(1 - (0.5 + 0) / 2)
     assert "multimatch_duration" not in table["m"]
-    assert "correct" not in table["m"]  # nothing is searched for
+    assert "correct" not in table["m"]  # there is no target
 
 
 def test_likelihoods_are_per_token_not_per_trial():
     scenes = grid("a"), grid("b")
     data = Dataset({s.identifier: s for s in scenes}, (looked(scenes[0], "p", 0), looked(scenes[1], "p", *range(9))))
     table = summarise(evaluate_fold({"u": Uniform().fit(data)}, data, [0, 1], samples=1), resamples=20)
-    # two first fixations of 12 objects, eight later ones and two ends of 13 possibilities
+    # two first fixations among 12 objects, eight later ones and two ends among 13 possibilities
     assert table["u"]["nll_per_token"].value == pytest.approx((2 * math.log(12) + 10 * math.log(13)) / 12)
     assert table["u"]["nll_per_fixation"].value == pytest.approx((2 * math.log(12) + 8 * math.log(13)) / 10)
     assert table["u"]["probability"].value == pytest.approx((2 / 12 + 8 / 13) / 10)
@@ -161,7 +161,7 @@ def test_all_figures_of_all_baselines_are_there(dataset):
     given = dataset.with_target_position("given")
     models = fit_baselines(given, range(6))
     rows = evaluate_fold(models, given, range(6, 12), samples=2)
-    assert rows == evaluate_fold(models, given, range(6, 12), samples=2)  # a seed makes the draws
+    assert rows == evaluate_fold(models, given, range(6, 12), samples=2)  # the seed determines the draws
     table = summarise(rows, resamples=30)
     assert list(table) == [*models, PEOPLE]
     for name, figures in table.items():

@@ -74,7 +74,7 @@ def test_sequence_metrics_by_hand(a, b, score, distance):
 
 
 def test_an_alignment_pays_for_gaps():
-    worth = np.array([[2.0, -1.0], [-1.0, 2.0], [2.0, -1.0]])  # 0 1 0 beside 0 1
+    worth = np.array([[2.0, -1.0], [-1.0, 2.0], [2.0, -1.0]])  # 0 1 0 compared with 0 1
     assert needleman_wunsch(worth, gap=-0.5) == 2 + 2 - 0.5
     assert needleman_wunsch(worth, gap=-10) == max(2 + 2 - 10, -1 - 1 - 10)
     with pytest.raises(ValueError, match="gap 0 or less"):
@@ -94,12 +94,12 @@ def test_the_cheapest_walk_is_cheapest_of_all():
         price = {tuple(walk): sum(cost[f] for f in walk[1:]) for walk in walks(*(n - 1 for n in cost.shape))}
         found = tuple(map(tuple, cheapest_walk(cost).tolist()))
         assert price[found] == pytest.approx(min(price.values()))
-    # of equally cheap walks that with steps both right and down
+    # of the paths with equal cost, the one with diagonal steps
     assert cheapest_walk(np.zeros((3, 3))).tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_runs_of_a_path_are_told_apart():
-    # 4 | 4 | 7 | 4 | 7 | 7 | 9: first runs on 4, 7, 9; two fixations go on; two runs return
+    # 4 | 4 | 7 | 4 | 7 | 7 | 9: first runs on 4, 7, 9; two fixations stay on their object; two runs return
     assert behaviour([4, 4, 7, 4, 7, 7, 9], target=9) == {
         "correct": 1.0,
         "length": 7.0,
@@ -137,7 +137,7 @@ def test_likelihood_of_objects_and_end_by_hand():
 
 def test_multimatch_by_hand():
     a, b = np.array([[0, 0], [30, 0], [30, 40]]), np.array([[0, 0], [0, 30], [30, 30]])
-    # |u - v| = [[42.4, 0], [10, 50]]: straight to the corner costs 50, as does the way by the 0
+    # |u - v| = [[42.4, 0], [10, 50]]: the diagonal costs 50, and so does the path through the 0
     found = multimatch(a, b, (30, 40), duration_a=[0.2, 0.3, 0.1], duration_b=[0.2, 0.1, 0.5])
     root = np.sqrt(1800)
     assert found == pytest.approx(
@@ -204,10 +204,10 @@ def test_scanmatch_by_hand():
 
     options = {"size": (400, 100), "bins": (4, 1), "threshold": 2.0}
     assert scanmatch(at(0, 1, 3), at(0, 3), **options) == pytest.approx((2 + 2) / (2 * 3))
-    assert scanmatch(at(0), at(1), **options) == pytest.approx(1 / 2)  # a neighbour is worth 2 - 1
-    assert scanmatch(at(0), at(3), **options) == 0  # worth 2 - 3: better left beside gaps
+    assert scanmatch(at(0), at(1), **options) == pytest.approx(1 / 2)  # a neighbour scores 2 - 1
+    assert scanmatch(at(0), at(3), **options) == 0  # the score would be 2 - 3, so gaps are better
     assert scanmatch(at(0, 3), at(0), gap=-0.5, **options) == pytest.approx((2 - 0.5) / (2 * 2))
-    # letters 0 0 1 beside 0 1 1: the first and the last two meet
+    # letters 0 0 1 and 0 1 1: the first letters match, and the last two
     durations = {"duration_a": [0.1, 0.05], "duration_b": [0.05, 0.1]}
     found = scanmatch(at(0, 1), at(0, 1), **options, **durations, duration_bin=0.05)
     assert found == pytest.approx((2 + 1 + 2) / (2 * 3))
@@ -219,7 +219,7 @@ def test_scanmatch_of_a_path_with_itself_is_one_and_it_is_symmetric_and_bounded(
         assert scanmatch(a, b, SIZE) == pytest.approx(scanmatch(b, a, SIZE))
         assert 0 <= scanmatch(a, b, SIZE) <= 1
     edge = np.array([[800, 600], [-3, 0]])
-    assert scanmatch(edge, [[799, 599], [0, 0]], SIZE) == 1  # beside the picture is the bin at its edge
+    assert scanmatch(edge, [[799, 599], [0, 0]], SIZE) == 1  # points outside the picture belong to the bin at its edge
     with pytest.raises(ValueError, match="both paths or for none"):
         scanmatch(edge, edge, SIZE, duration_a=[0.1, 0.1])
     with pytest.raises(ValueError, match="threshold and duration_bin above 0"):
@@ -274,7 +274,7 @@ def test_smoothed_nss_falls_with_distance_from_the_prediction():
     assert at == sorted(at, reverse=True)
     assert at[0] > 3
     assert -1 < at[-1] < 0
-    # a Gaussian of 1 sigma away is lower by a factor of exp(-1/2); its mean over the picture is small beside that
+    # at 1 sigma a Gaussian is lower by a factor of exp(-1/2); its mean over the picture is small in comparison
     assert (at[2] - at[-1]) / (at[0] - at[-1]) == pytest.approx(np.exp(-0.5), abs=0.08)  # a raster of sigma / 4
     with pytest.raises(ValueError, match="sigma must be at least 0 px"):
         saliency.nss_of_points(point, point, SIZE, sigma=-1)

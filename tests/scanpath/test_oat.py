@@ -142,7 +142,7 @@ def test_an_object_reaches_only_near_ones_in_a_window():
     network, scenes = small_network(mixer="graph_window(hops=1)", layers=1), grid_scenes(1)
     before = network.encode(scenes).encoded
     moved = scenes.position.clone()
-    moved[0, 11] += 0.01  # the far corner; the graph stays
+    moved[0, 11] += 0.01  # the far corner; the graph is unchanged
     changed = network.encode(SceneBatch(moved, scenes.present, scenes.target, scenes.shown, scenes.flagged)).encoded
     differs = (before != changed).any(-1)[0]
     assert differs.nonzero().flatten().tolist() == [6, 7, 10, 11, 12]  # its neighbours and the target's token

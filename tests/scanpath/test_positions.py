@@ -8,7 +8,7 @@ from voxelwave.scanpath.positions import distance_table
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 14])
 @pytest.mark.parametrize("sigma", [1.5, 2.0, 2.5])
 def test_cosines_of_a_table_are_gaussian_for_any_number_of_places(n, sigma):
-    # eigenvectors of even and odd symmetry take turns; those of odd symmetry sum to 0
+    # eigenvectors of even and odd symmetry alternate; those of odd symmetry sum to 0
     table = F.normalize(distance_table(n, 16, sigma=sigma).double(), dim=1)
     place = torch.arange(n, dtype=torch.float64)
     gaussian = torch.exp(-(place.unsqueeze(1) - place).square() / (2 * sigma**2))

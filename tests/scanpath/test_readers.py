@@ -19,7 +19,7 @@ WRONG = (None, "x", -1, 1e400, [], {})
 
 
 def own() -> dict[str, Any]:
-    """Two scenes on a grid of 1 x 3, one with features; a trial with positions, one with objects and times."""
+    """Two scenes on a grid of 1 x 3, one with features; one trial with positions, one with objects and times."""
     boxes = [[0, 0, 10, 10], [20, 0, 10, 10], [40, 0, 10, 10]]
     plain = [{"name": name, "box": box} for name, box in zip(("cup", "pan", "pot"), boxes, strict=True)]
     seen = [{**o, "features": [0.5, k]} for k, o in enumerate(plain)]
@@ -41,7 +41,7 @@ def own() -> dict[str, Any]:
 
 
 def collages(count: int = 12) -> dict[str, Any]:
-    """Pictures of 300 x 200 pixels with 3 x 2 covers, told by a target box each, every place of the grid twice."""
+    """Pictures of 300 x 200 pixels with 3 x 2 covers and one target box; all places of the grid occur twice."""
     content = {}
     for k in range(count):
         row, column = divmod(k % 6, 3)
@@ -76,10 +76,10 @@ def coco() -> dict[str, Any]:
 
 
 def damages(content: Any) -> Iterator[tuple[str, Any]]:
-    """The content with one of its parts left out or replaced by something else, and where that was."""
+    """The content with one of its parts removed or replaced by another value, and the place of that part."""
     for place in _places(content):
         if len(place) < 2 or str(place[1]) in list(collages())[1:]:
-            continue  # the files themselves, and collages like the first
+            continue  # the files themselves, and collages like the first one
         for wrong in (*WRONG, KeyError):
             damaged = copy.deepcopy(content)
             parent = damaged
@@ -101,7 +101,7 @@ def _places(content: Any) -> Iterator[tuple]:
 
 @pytest.fixture
 def files(tmp_path):
-    """Writes .json files into a folder of their own and gives it."""
+    """Write .json files into a folder and return it."""
 
     def write(contents):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -115,7 +115,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize(("name", "content"), [("own.json", own()), ("collages.json", collages()), ("", coco())])
 def test_a_damaged_file_is_read_or_refused_with_one_line_that_names_what_was_wrong(files, name, content):
-    # every part of the file in turn is left out or replaced: nothing but ValueError may come of it
+    # every part of the file in turn is removed or replaced; only ValueError may be raised
     content = {name: content} if name else content
     folder = files(content)
     refused = []
@@ -174,7 +174,7 @@ def test_tables_are_read_like_json(tmp_path):
     a, b = dataset.scenes["a"], dataset.scenes["b"]
     assert (a.target, a.layout, a.sought, b.target, b.layout, b.sought) == (1, "shelf", "pan", None, "b", None)
     assert a.features.tolist() == [[0.5], [1.5]]
-    assert [t.objects.tolist() for t in dataset.trials] == [[0, 1], [1]]  # in order of the index
+    assert [t.objects.tolist() for t in dataset.trials] == [[0, 1], [1]]  # in the order of the index
     assert dataset.trials[0].duration.tolist() == [0.2, 0.3]
     assert dataset.trials[1].duration is None
 
@@ -328,7 +328,7 @@ def test_copies_of_a_trial_are_refused_or_dropped(files):
 
 
 def test_the_faulty_published_preprocessing_is_noticed(files):
-    # every person of a collage had become the last one
+    # the person of every collage had been replaced by the last one
     content = collages()
     for record in content.values():
         record["fixations"]["1"] = [[5, 5], [250, 150], [10, 20]]
@@ -416,7 +416,7 @@ def test_crops_are_cut_by_the_boxes(tmp_path):
     objects = SceneObject("a", (2, 3, 4, 5)), SceneObject("b", (15.5, -2, 9, 4))
     scene = with_crops(Scene("s", (20, 10), objects, image=tmp_path / "p.png"))
     np.testing.assert_array_equal(scene.objects[0].crop, pixels[3:8, 2:6])
-    np.testing.assert_array_equal(scene.objects[1].crop, pixels[:2, 15:])  # what lies beside the picture is cut off
+    np.testing.assert_array_equal(scene.objects[1].crop, pixels[:2, 15:])  # the part outside the picture is cut off
     with pytest.raises(ValueError, match=r"must have 30 x 10 pixels like scene s, got 20 x 10"):
         with_crops(Scene("s", (30, 10), objects, image=tmp_path / "p.png"))
     with pytest.raises(ValueError, match="must name an image"):
@@ -450,7 +450,7 @@ def test_amazon_trials_are_distinct_and_have_the_described_lengths(amazon):
     lengths = amazon.lengths
     assert (lengths.sum(), lengths.min(), np.median(lengths), lengths.max()) == (7080, 2, 10, 91)
     last = [t.objects[-1] == amazon.scenes[t.scene].target for t in amazon.trials]
-    assert np.mean(last) == pytest.approx(0.867, abs=0.02)  # 0.867 of all 600
+    assert np.mean(last) == pytest.approx(0.867, abs=0.02)  # 0.867 over all 600
     assert len(amazon.without_long_trials()) == 468
     assert {s.sought for s in amazon.scenes.values()} == {f"target_{k}" for k in range(5)}
 
@@ -459,7 +459,7 @@ def test_amazon_people_search_and_agree_as_described(amazon):
     kept = amazon.without_long_trials()
     found = [behaviour(t.objects, amazon.scenes[t.scene].target) for t in kept.trials]
     means = {key: np.mean([statistics[key] for statistics in found]) for key in found[0]}
-    # of the 585 trials of all 100 collages; ours are 468 of them
+    # of the 585 trials on all 100 collages; 468 of them are ours
     described = {"correct": 0.877, "search": 0.785, "refix": 0.172, "revisit": 0.043}
     assert {key: means[key] for key in described} == pytest.approx(described, abs=0.01)
     assert means["length"] == pytest.approx(12.89, abs=0.4)

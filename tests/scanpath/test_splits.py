@@ -7,7 +7,7 @@ from voxelwave.scanpath.splits import groups_of, shared, split
 
 @pytest.fixture
 def dataset():
-    """Eight layouts with two targets each, so 16 scenes; six people on every scene."""
+    """Eight layouts with two targets each, which make 16 scenes; six people on every scene."""
     objects = tuple(
         SceneObject(name, (40 * k, 0, 30, 30)) for k, name in enumerate(("cup", "pan", "pot", "jar", "lid"))
     )
@@ -37,7 +37,7 @@ def test_a_layout_stays_together_with_all_its_targets(dataset):
         seen = shared(dataset, train, test)
         assert seen["layout"] == 0
         assert seen["person"] == 1
-    # a split of trials, as published, has seen nearly every layout
+    # with a split by trial, as published, nearly every layout has been seen in training
     assert np.mean([shared(dataset, *part)["layout"] for part in split(dataset, "trial", folds=5)]) > 0.9
 
 

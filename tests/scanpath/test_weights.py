@@ -142,7 +142,7 @@ def test_shipped_weights_are_small_and_near_the_observer_that_they_learnt():
         losses = [-one.log_probabilities(s, p)[np.arange(len(p) + 1), [*p, len(s)]] for s, p in rows]
         return np.concatenate(losses).mean()
 
-    assert nats(model) < 1.08 * nats(observer)  # 5 % on 500 scenes; here are 40
+    assert nats(model) < 1.08 * nats(observer)  # 5 % with 500 scenes; here there are 40
     assert model.info.features == FEATURES
 
 

@@ -1,4 +1,4 @@
-"""Small DICOM images that the tests of this folder change as they need."""
+"""Small DICOM images, which the tests of this folder modify."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def _holding(**values: object) -> list[Dataset]:
 def _write_classic(
     folder: Path, stored: np.ndarray, *, step: tuple[float, float, float] = (0, 0, 3), edit: Callable | None = None
 ) -> None:
-    """A series of axial images (slices, rows, columns); `edit(header, number)` changes each before it is written."""
+    """A series of axial images (slices, rows, columns); `edit(header, number)` changes each one before it is saved."""
     folder.mkdir(parents=True)
     series, study, frame_of_reference = generate_uid(), generate_uid(), generate_uid()
     for k, pixels in enumerate(stored):
@@ -107,5 +107,5 @@ def write_enhanced() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def holding() -> Callable[..., list[Dataset]]:
-    """`holding(Keyword=value, ...)` is a sequence of one item."""
+    """`holding(Keyword=value, ...)` is a sequence with one item."""
     return _holding

@@ -1,4 +1,4 @@
-"""A DICOM series becomes the volume that it is, or says why it is none."""
+"""A DICOM series becomes the right volume, or is refused with a reason."""
 
 import shutil
 import warnings
@@ -29,7 +29,7 @@ ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "oblique": OBLIQUE}
 
 
 def images(axes=AXIAL, spacing=(1.5, 0.8, 3.0), origin=(-20.0, -30.0, 10.0), dtype=np.uint16, **tags):
-    """A series of SLICES datasets whose values count up; `spacing` is between rows, columns, slices."""
+    """A series of SLICES datasets with consecutive values; `spacing` is between rows, columns, slices."""
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 2000, (SLICES, ROWS, COLUMNS)).astype(dtype)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
@@ -57,7 +57,7 @@ def images(axes=AXIAL, spacing=(1.5, 0.8, 3.0), origin=(-20.0, -30.0, 10.0), dty
 
 
 def folder_of(path, datasets, *, shuffle=True):
-    """Save datasets under names that say nothing about their order."""
+    """Save datasets under names that do not show their order."""
     path.mkdir(exist_ok=True)
     order = np.random.default_rng(1).permutation(len(datasets)) if shuffle else range(len(datasets))
     for name, ds in zip(order, datasets, strict=True):
@@ -66,7 +66,7 @@ def folder_of(path, datasets, *, shuffle=True):
 
 
 def world_of(ds, row, column):
-    """The RAS place of a pixel by the DICOM standard (PS3.3, C.7.6.2.1.1)."""
+    """The RAS position of a pixel by the DICOM standard (PS3.3, C.7.6.2.1.1)."""
     along, down = np.array(ds.ImageOrientationPatient, float).reshape(2, 3)
     between_rows, between_columns = map(float, ds.PixelSpacing)
     place = np.array(ds.ImagePositionPatient, float) + along * between_columns * column + down * between_rows * row
@@ -151,7 +151,7 @@ def test_one_file_is_one_slice_and_a_folder_the_series(tmp_path):
         assert read_volume(folder / "003.dcm").array.shape == (COLUMNS, ROWS, 1)
 
 
-# what is done to a good series, and the line that comes of it
+# changes of a good series, and the error line that follows
 def _missing(series):
     del series[3]
 
@@ -361,7 +361,7 @@ def test_two_slices_are_read_with_a_warning(tmp_path):
 
 
 def repeated(count):
-    """`count` volumes, the n-th with n thousand added, numbered volume after volume."""
+    """`count` volumes, to which 0, 1000, 2000, ... is added, numbered volume by volume."""
     series = []
     base = images()
     for t in range(count):
@@ -387,7 +387,7 @@ def test_b_values_keep_volumes_together_when_numbers_do_not(tmp_path):
     series = repeated(2)
     for i, ds in enumerate(series):
         ds.DiffusionBValue = 1000.0 * (i // SLICES)
-    for ds in series[:SLICES:2]:  # at every second slice b=0 came after b=1000
+    for ds in series[:SLICES:2]:  # for every second slice, b=0 was acquired after b=1000
         ds.InstanceNumber += 100
     volume = read_volume(folder_of(tmp_path / "s", series))
     assert np.array_equal(np.sort(volume.array.mean(axis=(0, 1, 2)))[1:], [volume.array.mean(axis=(0, 1, 2)).max()])
@@ -412,7 +412,7 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch, shared_data):
 
 
 def enhanced(axes=OBLIQUE, spacing=(1.5, 0.8, 3.0)):
-    """The same series as one multi-frame file, its frames in falling order."""
+    """The same series as one multi-frame file, with its frames in reverse order."""
     singles = images(axes, spacing)[::-1]
     ds = deepcopy(singles[0])
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):

@@ -1,4 +1,4 @@
-"""A header that contradicts its acquisition tags gives a note, and the header is believed."""
+"""A header that contradicts its acquisition tags gives a note, and the header is used."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 
 from voxelwave.volumes import read_volume
 
-STORED = np.zeros((12, 6, 5), np.uint16)  # axial, from z = 5 to 38 mm, rows 2 mm, columns 1.5 mm apart
+STORED = np.zeros((12, 6, 5), np.uint16)  # axial slices from z = 5 to 38 mm, rows 2 mm apart, columns 1.5 mm apart
 
 
 def _notes(folder):

@@ -1,4 +1,4 @@
-"""A derived series keeps what is still true of its source, and nothing that is not."""
+"""A derived series keeps only the attributes of its source that are still true."""
 
 from datetime import UTC, datetime, timedelta
 

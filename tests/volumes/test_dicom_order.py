@@ -1,4 +1,4 @@
-"""The frames of a series become volumes of one phase each, in the order of the phases, or the series is refused."""
+"""The frames of a series become volumes with one phase each, in the order of the phases, or the series is refused."""
 
 import numpy as np
 import pydicom
@@ -13,7 +13,7 @@ ORDERS = {
     "slice by slice, the last time first": [(k, t) for k in range(SLICES) for t in reversed(range(TIMES))],
     "at random": [(int(n) % SLICES, int(n) // SLICES) for n in np.random.default_rng(3).permutation(SLICES * TIMES)],
 }
-# what tells the times apart: the sequence, the keyword, and its value at each time
+# the attribute that distinguishes the times: its sequence, its keyword, and its value at each time
 PHASES = {
     "temporal position": ("FrameContentSequence", "TemporalPositionIndex", (1, 2, 3)),
     "trigger delay": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", (9.0, 85.5, 110.0)),
@@ -37,9 +37,9 @@ def _describe(holding, phase):
 def _times(path):
     array = read_volume(path).array
     assert array.shape[2:] == (SLICES, TIMES)
-    assert (array % 1000 == 10 * np.arange(SLICES)[:, None]).all()  # each slice is in its place
+    assert (array % 1000 == 10 * np.arange(SLICES)[:, None]).all()  # each slice is at its position
     times = array // 1000
-    assert (times == times[:1, :1, :1]).all()  # one time in each volume
+    assert (times == times[:1, :1, :1]).all()  # each volume has one time
     return times[0, 0, 0].tolist()
 
 

@@ -1,4 +1,4 @@
-"""A registration written as DICOM moves the image as it did in memory, by our reader and by others' rules alone."""
+"""A registration in DICOM moves the image as in memory, for our reader and for code that follows only the standard."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ _DESCRIPTION = "registered by a test"
 
 
 def _grid_like(moving: Volume, shape: tuple[int, int, int], *, mirrored: bool) -> Volume:
-    """An empty oblique grid around the middle of an image; `mirrored` has left-handed axes, as DICOM images do here."""
+    """An empty oblique grid around the middle of an image; `mirrored` gives left-handed axes, as in the DICOM files."""
     angle = 0.3
     turn = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
     affine = np.eye(4)
@@ -81,7 +81,7 @@ def _itk_series(folder: Path):
 
 
 def _itk_transform(registration: Path):
-    """The transform in a Deformable Spatial Registration, by the words of PS3.3 C.20.3.1 and nothing of ours."""
+    """The transform in a Deformable Spatial Registration, computed only from the text of PS3.3 C.20.3.1."""
     grid = pydicom.dcmread(registration).DeformableRegistrationSequence[0].DeformableRegistrationGridSequence[0]
     x, y, z = (int(n) for n in grid.GridDimensions)
     row, column = np.array([float(v) for v in grid.ImageOrientationPatient]).reshape(2, 3)
@@ -116,7 +116,7 @@ def test_the_transform_object_moves_the_image_as_we_did(
     ours, theirs = itk.GetArrayFromImage(written), itk.GetArrayFromImage(again)
     inside = theirs > -9999
     assert inside.mean() > 0.5
-    # single precision of coordinates, times a step of some 4,000 between neighbours, and rounding to whole numbers
+    # single precision of coordinates, times steps of about 4,000 between neighbours, and rounding to integers
     assert np.abs(ours - theirs)[inside].max() < 0.6
     assert ours[inside].std() > 300
 
@@ -147,7 +147,7 @@ def test_the_moved_series_is_read_back_at_the_fixed_image_place(
     warped = resample(moving, grid)
     series, _ = _write_both(tmp_path, tmp_path / "moving", None, _some_field(grid, 0.1), warped)
     back = read_volume(series)
-    again = resample(back, grid, order="nearest")  # the same places, whatever the order of the axes
+    again = resample(back, grid, order="nearest")  # the same positions, whatever the order of the axes
     assert np.abs(again.array - warped.array).max() <= 0.5 + 1e-3
     assert back.array.dtype == moving.array.dtype
     theirs = highdicom.get_volume_from_series([pydicom.dcmread(p) for p in series.iterdir()])

@@ -1,4 +1,4 @@
-"""Tilted gantries are straightened on demand; stacks that are no volume are refused with their reason."""
+"""Volumes with a tilted gantry are straightened on request; slices that form no volume are refused with the reason."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ ROWS, COLUMNS, SLICES = 24, 20, 6
 
 
 def _world_values(step, *, k):
-    """A smooth function of the place, for slice k of the axial series that `write_classic` writes."""
+    """A smooth function of the position, for slice k of the axial series that `write_classic` writes."""
     rows, columns = np.mgrid[:ROWS, :COLUMNS]
     x = -10 + 1.5 * columns + k * step[0]
     y = -20 + 2.0 * rows + k * step[1]
@@ -26,7 +26,7 @@ def test_a_tilted_stack_is_straightened_on_demand(tmp_path, write_classic, step)
         read_volume(tmp_path / "in")
     with pytest.warns(VolumeWarning, match="are straightened by interpolation"):
         volume = read_volume(tmp_path / "in", fix_tilt=True)
-    # the affine is that of a plain axial stack
+    # the affine is that of an ordinary axial stack
     np.testing.assert_allclose(np.abs(volume.affine[:3, :3]), np.diag([1.5, 2.0, step[2]]), atol=1e-6)
     checked = 0
     for index in np.ndindex(volume.shape):
@@ -37,7 +37,7 @@ def test_a_tilted_stack_is_straightened_on_demand(tmp_path, write_classic, step)
         if within:
             assert abs(volume.array[index] - (2000 + 20 * x - 30 * y + 3 * z)) <= 0.51
             checked += 1
-    # all of every slice is there, but for half a pixel at each end
+    # every slice is complete, except for half a pixel at each end
     assert checked >= SLICES * (ROWS - 1) * (COLUMNS - 1)
 
 

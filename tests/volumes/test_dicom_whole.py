@@ -1,4 +1,4 @@
-"""What is whole is read, and what is broken is refused."""
+"""Complete images are read, and truncated images are refused."""
 
 import numpy as np
 import pydicom
@@ -28,9 +28,9 @@ def test_bytes_after_the_end_mark_of_jpeg_2000_do_not_count(tmp_path, write_clas
 @pytest.mark.parametrize(
     ("stream", "whole"),
     [
-        ("ffd8 ffe0 0006 ffd8ffd9 ffda 0102", False),  # the end mark is that of a picture in the header
+        ("ffd8 ffe0 0006 ffd8ffd9 ffda 0102", False),  # the end marker belongs to a picture in the header
         ("ffd8 ffe0 0006 ffd8ffd9 ffda 0102 ffd9 00", True),
-        ("ff4fff51 ff64 0004 ffd9 ff93 0102", False),  # it is in a comment
+        ("ff4fff51 ff64 0004 ffd9 ff93 0102", False),  # the end marker is in a comment
         ("ff4fff51 ff64 0004 ffd9 ff93 0102 ffd9 ff93", True),
     ],
 )

@@ -1,4 +1,4 @@
-"""A derived series is read back with the values and the place it was written with, by us and by others."""
+"""A derived series is read back with the values and the position with which it was written, by us and by others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -159,14 +159,14 @@ def test_an_enhanced_image_names_its_source_and_stays_primary(shared_data: Path,
     write_derived_series(tmp_path / "out", read_volume(found), found, _DESCRIPTION)
     (file,) = (tmp_path / "out").iterdir()
     source, derived = (pydicom.dcmread(path, stop_before_pixels=True) for path in (found, file))
-    assert list(derived.ImageType[:2]) == ["DERIVED", "PRIMARY"]  # enhanced images know no SECONDARY
+    assert list(derived.ImageType[:2]) == ["DERIVED", "PRIMARY"]  # enhanced images do not have SECONDARY
     evidence = derived.SourceImageEvidenceSequence[0].ReferencedSeriesSequence[0]
     assert evidence.SeriesInstanceUID == source.SeriesInstanceUID
     assert evidence.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
 
 
 def _same_in_the_world(affine: np.ndarray, array: np.ndarray, ours: Volume) -> None:
-    """Whether another reader's array, by its own LPS affine, has our values at our places."""
+    """Whether another reader's array, with its own LPS affine, has our values at our positions."""
     index = np.stack(np.meshgrid(*map(np.arange, ours.shape), indexing="ij"), axis=-1).reshape(-1, 3)
     lps = (index @ ours.affine[:3, :3].T + ours.affine[:3, 3]) * [-1, -1, 1]
     theirs = (lps - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
@@ -207,7 +207,7 @@ def test_simpleitk_and_highdicom_read_what_we_wrote(shared_data: Path, tmp_path:
     affine[:3, 3] = image.GetOrigin()
     _same_in_the_world(affine, itk.GetArrayFromImage(image).T, ours)
     images = [pydicom.dcmread(file) for file in files]
-    if "FrameOfReferenceUID" not in images[0]:  # blanked in the source; highdicom then wants no volume of it
+    if "FrameOfReferenceUID" not in images[0]:  # removed in the source; highdicom then requires that there is no volume
         return
     one = len(images) == 1
     volume = highdicom.imread(files[0]).get_volume() if one else highdicom.get_volume_from_series(images)

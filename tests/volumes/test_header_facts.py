@@ -1,4 +1,4 @@
-"""What a header gives beside values and affine survives; the outside of an image is its background."""
+"""Header fields other than values and affine are preserved, and points outside the image get its background."""
 
 import struct
 from pathlib import Path

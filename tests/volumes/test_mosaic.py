@@ -1,4 +1,4 @@
-"""Mosaics and grids become volumes whose slices are where they were made, with their gradients."""
+"""Mosaics and grids become volumes whose slices are at their acquired positions, with their gradients."""
 
 import shutil
 import struct
@@ -24,7 +24,7 @@ from voxelwave.volumes.mosaic import read_csa, read_mosaic
 ROWS, COLUMNS, SLICES = 6, 8, 7  # 3 x 3 tiles, two of them empty
 SPACING = (2.0, 1.5, 3.0)  # between rows, columns, slices
 AXIAL = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
-SAGITTAL = np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]])  # slices against row x column
+SAGITTAL = np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]])  # slices run against row x column
 OBLIQUE = AXIAL @ Rotation.from_euler("xyz", (12, -8, 5), degrees=True).as_matrix().T
 FIRST = np.array([-20.0, -30.0, 10.0])  # first pixel of the first slice, LPS mm
 GRADIENTS = [(0, None), (1000, (1.0, 0, 0)), (1000, (0.6, 0.8, 0)), (2000, (-0.48, 0.6, 0.64))]
@@ -88,7 +88,7 @@ def values(count):
 
 
 def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=(), **more):
-    """One mosaic for each gradient; `without` names CSA tags to leave out, `more` are further ones."""
+    """One mosaic for each gradient; `without` names CSA tags to leave out, and `more` holds additional tags."""
     made = []
     for number, ((b, direction), slices) in enumerate(zip(gradients, values(len(gradients)), strict=True), 1):
         ds = base(number, axes, tiled(slices, down=3))
@@ -114,7 +114,7 @@ def siemens(axes=AXIAL, gradients=GRADIENTS, version=2, without=(), **more):
 
 
 def siemens_in_reverse(axes=AXIAL):
-    """The scanner is set to count its slices in reverse, so they run against the normal."""
+    """The scanner numbers its slices in reverse, so they run against the normal."""
     return siemens(axes * [[1], [1], [np.sign(np.linalg.det(axes)) * -1]], ProtocolSliceNumber=str(SLICES - 1))
 
 
@@ -173,7 +173,7 @@ def test_directions_along_the_voxel_axes_are_those_of_the_world(tmp_path, axes, 
         voxel_axes[:, 0] *= -1
     for bvec, (_, direction) in zip(bvecs[1:], GRADIENTS[1:], strict=True):
         world = voxel_axes @ bvec * [-1, -1, 1]
-        assert abs(world @ direction) == pytest.approx(1, abs=1e-6)  # a direction and its opposite are the same
+        assert abs(world @ direction) == pytest.approx(1, abs=1e-6)  # opposite directions are equivalent
 
 
 def test_direction_from_the_b_matrix_where_it_is_all_there_is(tmp_path):

@@ -1,4 +1,4 @@
-"""NIfTI and MGH files come back as they were written, and broken ones say what is wrong."""
+"""NIfTI and MGH files are read back as they were written, and errors in broken files are named."""
 
 import gzip
 import warnings
@@ -17,7 +17,7 @@ from voxelwave.volumes import Volume, VolumeWarning, read_volume, write_volume
 
 
 def grid(orientation="RAS", spacing=(1.0, 2.0, 3.5), angles=(0, 0, 0), origin=(-11.0, 7.0, 23.0)):
-    """An affine with that axis order and flips, turned by `angles` in degrees."""
+    """An affine with the given axis order and flips, rotated by `angles` in degrees."""
     turn = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(orientation), (1, 1, 1))[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.linalg.inv(turn) * spacing
@@ -38,7 +38,7 @@ def numbers(shape=(3, 4, 5), dtype="int16", seed=0):
 
 
 def saved(path, array, affine=None, **header):
-    """A file made by nibabel alone."""
+    """A file written by nibabel alone."""
     image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine, dtype=array.dtype)
     for name, value in header.items():
         image.header[name] = value
@@ -131,7 +131,7 @@ def test_big_endian_files_are_read(tmp_path):
 
 
 def broken_files(folder):
-    """(name, file, a part of the line that it must give)."""
+    """Broken files: (name, file, part of the expected error line)."""
     whole = saved(folder / "whole.nii", numbers((20, 20, 20))).read_bytes()
     packed = gzip.compress(whole, mtime=0)
     lying = bytearray(whole)
@@ -227,7 +227,7 @@ def test_one_form_is_enough(tmp_path, code):
 
 
 def with_srow_x(path, value, *, qform_code):
-    """A file whose sform has a first row of one value; nibabel would mend it, so the bytes are changed."""
+    """A file with equal values in the first row of its sform; nibabel would correct it, so the bytes are changed."""
     content = bytearray(saved(path, numbers(), AFFINES[0]).read_bytes())
     content[252:256] = np.array([qform_code, 1], "<i2").tobytes()
     content[280:296] = np.full(4, value, "<f4").tobytes()

@@ -1,4 +1,4 @@
-"""An image on another grid: right values, right places, right types."""
+"""An image on another grid has the right values, positions and types."""
 
 import nibabel as nib
 import numpy as np
@@ -109,5 +109,5 @@ def test_a_diffusion_scan_lands_on_the_t1_of_the_same_person(shared_data):
     b0 = read_volume(folder / "dwi/sub-xa30_dir-PA_TENSORB0.nii.gz")
     moved = resample(b0, t1).array
     brain = moved > 0.3 * np.percentile(moved, 98)
-    # heads, not air, lie under the diffusion signal
+    # the diffusion signal lies over heads, not over air
     assert t1.array[brain].mean() > 3 * t1.array[~brain].mean()

@@ -1,4 +1,4 @@
-"""Files with transforms that are not applied are refused: lists, B-splines, kinds that are not linear."""
+"""Files with unsupported transforms are refused: lists, B-splines and nonlinear kinds."""
 
 from pathlib import Path
 

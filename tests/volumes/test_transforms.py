@@ -1,4 +1,4 @@
-"""Transforms mean the same to us, to ANTs and on disk."""
+"""Transforms have the same meaning in our code, in ANTs and on disk."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def field_on(fixed, *, peak_mm=6.0, seed=2):
 
 TILT = AffineTransform(affine_of(1.05 * np.eye(3), (5, 3, 2), (2, -3, 4)))
 
-# what is written, and as which files ANTs is given it (the first file takes the fixed point first)
+# the written forms, and the files that ANTs receives for each (the first file is applied to the fixed point first)
 FORMS = {
     "field, nii.gz": lambda field: (field, ["f.nii.gz"]),
     "field, h5": lambda field: (field, ["f.h5"]),
@@ -90,14 +90,14 @@ def test_ants_moves_the_image_as_we_do(tmp_path, moving, grid, form, order, inte
         interpolator=interpolator,
     ).numpy()
     ours = resample(moving, fixed, transform, order=order).array
-    # ANTs goes on without displacement beyond the field; we read 0 there
+    # beyond the field, ANTs continues without displacement; we read 0 there
     both = (ours != 0) & (theirs != 0)
     assert both.mean() > 0.3
     if form != "affine then field, h5":
         assert np.array_equal(ours != 0, theirs != 0)
     off = np.abs(ours - theirs)[both]
     if order == "linear":
-        assert off.max() < 1e-4 * np.abs(theirs).max()  # single precision; the promise is 1e-3
+        assert off.max() < 1e-4 * np.abs(theirs).max()  # single precision; the guaranteed accuracy is 1e-3
     else:
         assert (off > 0).mean() < 1e-3  # points half-way between two voxels
 
@@ -111,7 +111,7 @@ def test_a_transform_comes_back_from_its_file(tmp_path, grid, form):
     back = read_transform(tmp_path / names[0])
     assert type(back) is type(transform)
     inner = np.random.default_rng(3).uniform(4, 16, (50, 3)) @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
-    np.testing.assert_allclose(back.map(inner), transform.map(inner), atol=1e-4)  # single precision, some 50 mm
+    np.testing.assert_allclose(back.map(inner), transform.map(inner), atol=1e-4)  # single precision at about 50 mm
 
 
 def test_the_field_on_disk_is_what_itk_calls_a_displacement_field(tmp_path):
@@ -157,7 +157,7 @@ def test_voxel_displacements_and_millimetres_are_two_words_for_one_field(grid):
 
 
 def test_a_voxel_displacement_through_an_affine_reads_the_original_image(moving):
-    """One interpolation from the original equals the map in two steps."""
+    """One interpolation of the original equals the application of the map in two steps."""
     fixed = fixed_on("PSR, oblique")
     displacement = smooth((3, *fixed.shape), 5, (0, 3, 3, 3)) * 10
     whole = DisplacementField.from_voxels(displacement, fixed.affine, pre=TILT)
@@ -187,7 +187,7 @@ def test_the_inverse_takes_points_back(grid):
     assert back.residual_mm is not None
     assert back.residual_mm < 0.01
     inner = np.random.default_rng(3).uniform(6, 14, (50, 3)) @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
-    # the inverse is sampled on the same coarse grid, so between its voxels it is only nearly right
+    # the inverse is sampled on the same coarse grid, so between voxels it is only approximate
     np.testing.assert_allclose(back.map(field.map(inner)), inner, atol=0.25)
 
 
@@ -218,7 +218,7 @@ def test_in_a_fold_one_of_the_places_is_found():
 def test_a_field_that_misses_points_says_that_it_has_no_inverse():
     fixed = fixed_on("RAS")
     vectors = np.zeros((*fixed.shape, 3), np.float32)
-    vectors[..., 0] = -2.0 * (np.arange(20) - 9.5)[:, None, None]  # everything onto one plane
+    vectors[..., 0] = -2.0 * (np.arange(20) - 9.5)[:, None, None]  # all points are mapped onto one plane
     with pytest.warns(VolumeWarning, match="too steep"):
         assert DisplacementField(vectors, fixed.affine).inverse(fixed).residual_mm > 0.1
 

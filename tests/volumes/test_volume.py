@@ -1,4 +1,4 @@
-"""A volume knows where it lies."""
+"""A volume knows its position in the world."""
 
 import numpy as np
 import pytest
