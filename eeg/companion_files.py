@@ -51,8 +51,10 @@ def check_brainvision(header: Path) -> list[Note]:
 
     Raises:
         FileNotFoundError: a file that the header names is missing.
-        ValueError: the folder also holds a file with the header's own name, so either may be meant.
+        ValueError: the folder also holds a file with the header's own name, so either may be meant; or the header
+            lists another number of channels than it announces.
     """
+    _check_channels(header)
     notes = []
     for key, named in named_in_brainvision(header):
         own = next((f for s in _USUAL[key.lower()] if (f := header.with_suffix(s)).is_file()), None)
@@ -62,6 +64,22 @@ def check_brainvision(header: Path) -> list[Note]:
         if named.is_file():
             notes += _differing(header, named, own, f"correct {key} in the header")
     return notes
+
+
+def _check_channels(header: Path) -> None:
+    """Refuse a header whose number of channels is not that of its list, since the samples are in the order of both."""
+    if not header.is_file():
+        return
+    text = header.read_bytes().decode("utf-8", "replace")
+    announced = re.search(r"^\s*NumberOfChannels\s*=\s*(\d+)", text, re.MULTILINE | re.IGNORECASE)
+    listed = re.search(r"^\[Channel Infos\](.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    if announced is None or listed is None:
+        return  # MNE reports it
+    count = len(re.findall(r"^\s*Ch\d+\s*=", listed[1], re.MULTILINE | re.IGNORECASE))
+    if count != int(announced[1]):
+        raise ValueError(
+            f"{header} announces {announced[1]} channels but lists {count}; correct NumberOfChannels in it"
+        )
 
 
 def check_opened(path: Path, opened: list[Path]) -> list[Note]:

@@ -1,7 +1,7 @@
 """Grouping of the files of a class folder by person, from the names of files and folders."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -41,6 +41,7 @@ _PERSON_WORD = re.compile(
 )
 _DATE = r"(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d(?:[-_.T]?\d{4,6})?"
 _AMBIGUOUS = re.compile(rf"(.*\d.*?)[-_. ]+(?:\d{{1,3}}|[a-d])|(.+?)[-_. ]+{_DATE}", re.IGNORECASE)
+_COPY = re.compile(r"(.+?)[-_ ]*(?:\(\d+\)|\bcopy\b.*|\bkopie\b.*)", re.IGNORECASE)
 _NO_NAME = frozenset(
     ("eeg", "data", "patient", "patients", "subject", "control", "controls", "healthy", "case", "file")
 )
@@ -107,7 +108,8 @@ def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Pa
         label: the class.
 
     Returns:
-        Name -> recordings. A person with one recording has the name of the file.
+        Name -> recordings. A person with one recording has the name of the file, if it is no word such as rec1 and no
+        other person has it.
 
     Raises:
         ValueError: it is unclear whether files are recordings of one person or of different people.
@@ -121,12 +123,21 @@ def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Pa
         people[f"{owner.folder}/{owner.name}" if len(folders[owner.name]) > 1 else owner.name].append(each)
     _refuse_unknown_folders(files, owners)
     _refuse_general_names(people, label)
+    _refuse_copies(people)
     people = _with_runs_of_people(people)
-    named: dict[str, list[Path]] = {}
-    for name, own in people.items():
-        single = len(own) == 1 and "/" not in name and not _BIDS.search(own[0].file.stem)
-        named[own[0].file.stem if single else name] = [each.file for each in own]
-    return named
+    stems = {name: own[0].file.stem for name, own in people.items()}
+    shown = {
+        name: stem if len(people[name]) == 1 and _names_person(name, stem) else name for name, stem in stems.items()
+    }
+    times = Counter(shown.values())
+    return {
+        name if times[shown[name]] > 1 else shown[name]: [each.file for each in own] for name, own in people.items()
+    }
+
+
+def _names_person(name: str, stem: str) -> bool:
+    """Whether the only file of a person gives the name, in place of the name found in its path."""
+    return "/" not in name and not _BIDS.search(stem) and bool(_without_recording(stem))
 
 
 def _owner(place: PurePath) -> _Owner:
@@ -177,6 +188,14 @@ def _refuse_general_names(people: dict[str, list[ClassFile]], label: str) -> Non
         word = name.rpartition("/")[2].casefold()
         if len(own) > 1 and (word in _NO_NAME or word == label.casefold()):
             raise _ambiguous([each.place for each in own])
+
+
+def _refuse_copies(people: dict[str, list[ClassFile]]) -> None:
+    """Refuse a person whose name is that of another one with the mark of a copied file, such as anna (1)."""
+    for name, own in people.items():
+        copied = _COPY.fullmatch(name)
+        if copied is not None and copied[1] in people:
+            raise _ambiguous([people[copied[1]][0].place, own[0].place])
 
 
 def _with_runs_of_people(people: dict[str, list[ClassFile]]) -> dict[str, list[ClassFile]]:

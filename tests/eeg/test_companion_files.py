@@ -108,6 +108,14 @@ def test_a_data_file_that_is_not_there_is_named_with_the_one_beside_it(tmp_path,
         read_recording(file)
 
 
+@pytest.mark.parametrize("number", ["2", "4"])
+def test_a_header_with_another_number_of_channels_than_it_lists_is_refused(number, tmp_path, noise):
+    file = write_brainvision(tmp_path, "a", noise())
+    file.write_text(file.read_text(encoding="utf-8").replace("NumberOfChannels=3", f"NumberOfChannels={number}"))
+    with pytest.raises(ValueError, match=rf"announces {number} channels but lists 3; correct NumberOfChannels"):
+        read_recording(file)
+
+
 def test_the_dollar_in_a_header_is_its_own_name(tmp_path, noise):
     x = noise()
     file = write_brainvision(tmp_path, "b", x, data="$b.eeg", markers="$b.vmrk")

@@ -28,7 +28,9 @@ def people(tmp_path):
         (["sub-a_run-1_eeg.edf", "sub-a_run-2_eeg.edf", "sub-b_eeg.edf"], {"sub-a": 2, "sub-b": 1}),
         (["sub-a/ses-1/eeg/sub-a_ses-1_eeg.edf", "sub-a/ses-2/eeg/sub-a_ses-2_eeg.edf"], {"sub-a": 2}),
         (["anna_EO.edf", "anna_EC.edf", "ben_EO.edf"], {"anna": 2, "ben_EO": 1}),
-        (["p01/EC.edf", "p01/EO.edf", "p02/EC.edf"], {"p01": 2, "EC": 1}),
+        (["p01/EC.edf", "p01/EO.edf", "p02/EC.edf"], {"p01": 2, "p02": 1}),
+        (["p01/rec1.edf", "p02/rec1.edf"], {"p01": 1, "p02": 1}),
+        (["p01/anna.edf", "p02/anna.edf", "p03/ben.edf"], {"p01": 1, "p02": 1, "ben": 1}),
         (["session1/v7.edf", "session2/v7.edf"], {"v7": 2}),
         (["S001R01.edf", "S001R02.edf", "S002R01.edf"], {"S001": 2, "S002R01": 1}),
         (["subject03_1.edf", "subject03_2.edf"], {"subject03": 2}),
@@ -50,6 +52,8 @@ def test_runs_and_sessions_are_of_one_person_and_equal_names_at_sites_are_not(na
         ["anna/x.edf", "anna/y.edf"],  # two recordings of Anna?
         ["ADHD_rec1.edf", "ADHD_rec2.edf"],
         ["anna_20200101.edf", "anna_20210505.edf"],
+        ["anna.edf", "anna (1).edf"],
+        ["anna.edf", "anna - Copy.edf"],
     ],
 )
 def test_names_that_leave_the_person_open_are_refused_with_the_way_to_say_it(names, people):
