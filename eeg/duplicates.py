@@ -15,11 +15,11 @@ _BLOCK = 1024
 _CHUNK = 256
 # Hz; a filtered copy still agrees in the bands that the filter passed
 _BANDS = ((1.0, 12.0), (2.0, 8.0), (8.0, 14.0), (14.0, 28.0))
-_LIMITED_DB = 20.0  # a recording with a band so far below the others', measured from its own best, was filtered
-_PASSED_DB = 4.0  # below its own best: what the filter passed
-_ALIKE = 0.7  # share that two passbands have in common if they count as one
-_WIDE = 4.5  # Hz; a stretch in a narrower band is longer, as the band has less to compare,
-_LONGER = 4.0  # up to so many times
+_LIMITED_DB = 20.0  # a recording was filtered if a part of its spectrum is this far below its highest level
+_PASSED_DB = 4.0  # the filter passed the frequencies that are at most this far below the highest level
+_ALIKE = 0.7  # fraction that two passbands must share to count as one
+_WIDE = 4.5  # Hz; a narrower band has less information, so that stretches in it are longer,
+_LONGER = 4.0  # by at most this factor
 _MOST_BANDS = 24  # of filtered recordings
 _COARSE = 16.0  # Hz, rate of the envelopes in which copies are sought
 _CANDIDATE = 0.7  # correlation of envelopes from which all channels are compared
@@ -126,7 +126,7 @@ class _Passband(NamedTuple):
 
 
 def _passbands(signals: Sequence[np.ndarray], sfreq: float) -> list[_Passband]:
-    """The bands that narrow filters left, each with the recordings that show it, the most frequent first."""
+    """The passbands of narrow filters, each with the recordings that show it; the most frequent band comes first."""
     frequency, levels = _levels(signals, sfreq)
     groups: list[_Passband] = []
     for i, level in enumerate(levels):
@@ -147,7 +147,7 @@ def _passbands(signals: Sequence[np.ndarray], sfreq: float) -> list[_Passband]:
 
 
 def _levels(signals: Sequence[np.ndarray], sfreq: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies, and the power of each recording there in dB below the highest of all; each has its own best at 0."""
+    """Frequencies, and the power of each recording relative to its own maximum, in dB below the highest recording."""
     width = round(4 * sfreq)
     frequency = np.fft.rfftfreq(width, 1 / sfreq)
     used = (frequency >= 1) & (frequency <= 0.44 * sfreq)

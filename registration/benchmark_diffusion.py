@@ -1,9 +1,9 @@
-"""How well T1w and diffusion scans of one person are aligned, without a truth that no one has.
+"""Accuracy of the alignment of T1w and diffusion scans of one person, measured without a known true map.
 
-Each method aligns a pair (T0). Then one image gets a known warp w, and the method aligns the pair again: a consistent
-method finds w on top of T0. Further: brain outline and ventricles segmented in each image, the distance between a point
-and its image under both maps (forward and inverse, and both orders of the images), and the figures of the NestedMorph
-paper (SSIM, HD95, SDlogJ).
+Each method aligns a pair, which gives a map T0. Then a known warp w is applied to one image, and the method aligns the
+pair again: a consistent method finds T0 combined with w. Other figures are the overlap of brain and ventricles, which
+are segmented in each image; the inverse consistency, which is the distance between a point and its image under both
+maps (forward and inverse, and both orders of the images); and those of the NestedMorph paper (SSIM, HD95, SDlogJ).
 """
 
 import time
@@ -43,7 +43,7 @@ Maps = tuple[DisplacementField, DisplacementField]  # fixed world -> moving worl
 METHODS = ("identity", "rigid", "affine", "auto", "deformable", "syn", "greedy")
 OURS = ("rigid", "auto", "deformable")
 _POINTS = 4000
-_DEPTH_MM = 24.0  # of the ventricles below the outline of the brain
+_DEPTH_MM = 24.0  # least depth of the ventricles below the outline of the brain
 _BRAIN, _VENTRICLES = 1, 2
 
 
@@ -52,10 +52,10 @@ class DiffusionPair:
     """A T1w scan and a diffusion image of one person.
 
     Args:
-        name: for the table.
+        name: name in the table.
         t1: (D, H, W).
         diffusion: (D, H, W), such as the mean b0.
-        facts: what is known, with the T1w scan as moving image.
+        facts: facts about the pair, with the T1w scan as moving image.
     """
 
     name: str
@@ -99,13 +99,13 @@ def diffusion_benchmark(
     swapped: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """One row of figures for each method.
+    """Measure each method, and return one row of figures for each.
 
     Args:
         pair: the scans.
-        methods: of `METHODS`.
-        seeds: of the known warps.
-        swapped: the diffusion image is the moving one.
+        methods: some of `METHODS`.
+        seeds: seeds of the known warps.
+        swapped: whether the diffusion image is the moving image.
         progress: called with a line about each method.
     """
     facts = pair.facts
@@ -128,7 +128,7 @@ def diffusion_benchmark(
 def consistency(
     pair: DiffusionPair, method: str, first: Maps, facts: PairFacts, *, seeds: range, swapped: bool
 ) -> dict[str, Any]:
-    """How far the second alignment is from the known warp after the first one, in mm over points of the brain."""
+    """The distance of the second alignment from the known warp after the first one, in mm over points of the brain."""
     figures: dict[str, list[float]] = {}
     tails: list[float] = []
     x = pair.points()
@@ -230,7 +230,7 @@ def segmented_t1(image: Volume) -> Volume:
 
 
 def _even(image: Volume, brain: np.ndarray) -> np.ndarray:
-    """The image over its mean within about 30 mm in the brain."""
+    """The image divided by its mean in the brain within about 30 mm."""
     sigma = [30.0 / mm for mm in image.spacing]
     weight = gaussian_filter(brain.astype(np.float32), sigma)
     mean = gaussian_filter(np.where(brain, image.array, 0).astype(np.float32), sigma)

@@ -1,6 +1,6 @@
-"""People to people: our methods, ANTs' SyN and Greedy on the same images in one run, by the overlap of label maps.
+"""Registration between people: our methods, ANTs' SyN and Greedy on the same images, by the overlap of label maps.
 
-All methods start from the same images, and their times include their own affine part.
+All methods start from the same images, and the time of each method includes its affine registration.
 """
 
 import time
@@ -43,14 +43,14 @@ class LabelResult:
 
     Args:
         method: one of `PEERS`.
-        dice: mean over the labels.
-        cortex: mean over the labels 3 and 42, the cortex of both sides.
+        dice: mean Dice over the labels.
+        cortex: mean Dice over the labels 3 and 42, which are the left and the right cortex.
         dice_by_label: the Dice of each label.
         sdlogj: standard deviation of the logarithm of the Jacobian determinant, by Learn2Reg's definition, of the whole
             map with its affine part.
         non_positive_jacobian_percent: folded voxels, in percent, without a border of 2 voxels.
         cpu_seconds: processor time of all threads, from the images to the map.
-        seconds: wall time of the same.
+        seconds: wall time of the same work.
     """
 
     method: str
@@ -64,7 +64,7 @@ class LabelResult:
 
 
 def coarser(scan: LabelledScan, spacing_mm: float) -> LabelledScan:
-    """The image smoothed and resampled to an isotropic spacing; the labels stay as they are."""
+    """Smooth and resample the image to an isotropic spacing; the labels are unchanged."""
     image, grid = scan.image, training_grid(scan.image, spacing_mm=spacing_mm)
     sigmas = [0.5 * np.sqrt(max((spacing_mm / mm) ** 2 - 1, 0.0)) for mm in image.spacing]
     smoothed = image.with_array(gaussian_filter(image.array.astype(np.float32), sigmas))
@@ -89,9 +89,9 @@ def label_benchmark(
         moving: skull-stripped.
         fixed: skull-stripped.
         labels: the labels to score; those absent from either map are ignored.
-        methods: "fast" and "standard" efforts of `register`, "diffeomorphic" for the field that composes small steps
-            only, "syn" for ANTs, "greedy" for Greedy if it is installed.
-        seed: seed of the affine part and of SyN.
+        methods: "fast" and "standard" for the efforts of `register`, "diffeomorphic" for a field that is composed only
+            of small steps, "syn" for ANTs, and "greedy" for Greedy if it is installed.
+        seed: seed of the affine registration and of SyN.
         progress: called with a line about each run.
 
     Returns:

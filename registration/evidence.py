@@ -1,7 +1,7 @@
 """Decide whether one alignment is better than another, by mutual information on held-out voxels of the head.
 
-The head of the fixed image is divided into cubes. Some cubes are held out: no fit uses their voxels. The
-joint histogram of the other cubes gives the pointwise mutual information of each held-out voxel,
+The head of the fixed image is divided into cubes. Some cubes are held out: no fit uses their voxels. The joint
+histogram of the other cubes gives the pointwise mutual information of each held-out voxel,
 log p(f, m) / (p(f) p(m)). A voxel that is mapped outside the moving image counts as 0, so that lost overlap lowers the
 mean. Two alignments are compared cube by cube: the mean difference must be significant by its standard error, and must
 exceed the price of the deformation.
@@ -49,7 +49,7 @@ class Verdict:
 
     @property
     def harmful(self) -> bool:
-        """Whether the new alignment is worse than the old one beyond chance."""
+        """Whether the new alignment is significantly worse than the old one."""
         return self.gain < -_T * self.standard_error
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Evidence:
         fixed: (D, H, W).
         head: on the grid of `fixed`; only its nonzero voxels count.
         spacing_mm: the resolution at which the images are compared.
-        every: one of this many cubes is held out. A rigid fit needs few voxels, so that half of them can judge it.
+        every: one of this many cubes is held out. A rigid fit needs few voxels, so half of the cubes can be held out.
 
     Raises:
         ValueError: the head is empty.

@@ -10,7 +10,7 @@ import torch
 from ..volumes import AffineTransform, CompositeTransform, DisplacementField, Volume, read_transform, write_volume
 from .checks import check_images
 
-_ITERATIONS = "100x50x10"  # of its documentation for brains
+_ITERATIONS = "100x50x10"  # as in its documentation for brains
 
 
 def available() -> bool:
@@ -28,8 +28,8 @@ def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> Composi
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
-        contrasts: the images are of two contrasts and of one session: mutual information instead of local correlation,
-            from the scanner's geometry instead of the centres of the images.
+        contrasts: whether the images are of two contrasts and one session. Greedy then uses mutual information instead
+            of local correlation, and starts from the scanner's geometry instead of the centres of the images.
 
     Returns:
         From fixed space into moving space.
@@ -59,5 +59,5 @@ def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> Composi
 
 
 def _read_affine(path: Path) -> AffineTransform:
-    """Read a matrix in text, fixed world -> moving world, RAS mm."""
+    """Read a matrix from a text file, fixed world -> moving world, RAS mm."""
     return AffineTransform(np.loadtxt(path))

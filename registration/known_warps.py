@@ -1,4 +1,4 @@
-"""Warps that are known exactly, to put on an image: random smooth fields, a local swelling, a shift along one axis."""
+"""Known warps to apply to an image: random smooth fields, a local swelling, a shift along one axis."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ _GRID_MM = 4.0
 def known_warps(
     points: np.ndarray, direction: np.ndarray, *, seeds: range, peak_mm: float = 8.0
 ) -> Iterator[tuple[str, int, Warp]]:
-    """Warps whose longest vector on `points` is `peak_mm` long: for each seed one of each kind in `KINDS`.
+    """Warps whose longest vector on `points` has length `peak_mm`: for each seed, one warp of each kind in `KINDS`.
 
     Args:
         points: (N, 3), the world points of a head.
@@ -34,7 +34,7 @@ def known_warps(
 def smooth_warp(
     points: np.ndarray, *, seed: int, peak_mm: float, sigma_mm: float = 12.0, direction: np.ndarray | None = None
 ) -> Warp:
-    """White noise on a grid of 4 mm, smoothed by a Gaussian, between which is interpolated linearly."""
+    """White noise on a grid of 4 mm, smoothed by a Gaussian and interpolated linearly."""
     low, high = points.min(axis=0) - 40, points.max(axis=0) + 40
     shape = np.ceil((high - low) / _GRID_MM).astype(int) + 1
     rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def smooth_warp(
 
 
 def swelling(points: np.ndarray, *, seed: int, peak_mm: float, sigma_mm: float = 20.0) -> Warp:
-    """A place that swells (odd seeds) or shrinks (even ones): d * exp(-|d|^2 / 2 sigma^2) around a random point."""
+    """A local swelling (odd seeds) or shrinkage (even seeds): d * exp(-|d|^2 / 2 sigma^2) around a random point."""
     centre = points[np.random.default_rng(seed).integers(len(points))]
     factor = (1 if seed % 2 else -1) * peak_mm / (sigma_mm * np.exp(-0.5))
 
@@ -65,13 +65,13 @@ def swelling(points: np.ndarray, *, seed: int, peak_mm: float, sigma_mm: float =
 
 
 def warped_by(image: Volume, warp: Warp, *, compressed_along: np.ndarray | None = None) -> Volume:
-    """The image read at x + warp(x), float32; 0 outside.
+    """The image, read at x + warp(x), as float32; 0 outside.
 
     Args:
         image: (D, H, W).
         warp: the displacement of the points of the result.
-        compressed_along: (3,), a unit vector: the signal is also multiplied by 1 plus the slope of the warp along it,
-            as an echo-planar image is brighter where it is compressed.
+        compressed_along: (3,), a unit vector; if given, the signal is multiplied by 1 plus the derivative of the warp
+            along it, since an echo-planar image is brighter where it is compressed.
     """
     read = np.zeros(image.shape, np.float32)
     to_voxel, array = np.linalg.inv(image.affine), image.array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Masks of the voxels that a registration compares, such as all but a lesion."""
+"""Masks of the voxels that a registration compares, such as all voxels outside a lesion."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Masks:
     """The voxels of both images that are compared.
 
     Args:
-        moving: on the grid of the moving image, 0 where it is not compared; None for all voxels.
+        moving: mask on the grid of the moving image, 0 at voxels that are not compared; None for all voxels.
         fixed: the same for the fixed image.
     """
 
@@ -24,14 +24,14 @@ class Masks:
         return Masks(self.fixed, self.moving)
 
     def on_grid(self, grid: Volume, transform: Transform | None = None) -> Volume | None:
-        """Both masks on a grid of the fixed world; None without masks.
+        """Combine both masks on a grid of the fixed world; None if there are no masks.
 
         Args:
-            grid: its shape and affine are used.
+            grid: the grid, of which shape and affine are used.
             transform: fixed world -> moving world; None if both share one world.
 
         Returns:
-            (D, H, W) float32, 1 where the voxel is compared. Points outside a mask are not.
+            (D, H, W) float32, 1 at the voxels to compare. Points outside a mask's grid are not compared.
         """
         both = None
         for mask, way in ((self.fixed, None), (self.moving, transform)):

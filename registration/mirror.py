@@ -1,4 +1,4 @@
-"""Whether one of two aligned scans is the mirror image of the other: a header with left and right exchanged."""
+"""Detect whether one of two aligned scans is mirrored because its header exchanges left and right."""
 
 import warnings
 
@@ -18,14 +18,14 @@ _LEAST_GAIN = 0.003
 def warn_if_mirrored(moving: Volume, fixed: Volume, matrix: np.ndarray, *, kind: Kind, seed: int = 0) -> None:
     """Warn if the moving scan fits better after it is mirrored.
 
-    Both the given alignment and its mirror image, across the plane between left and right of the fixed head, are fitted
-    once more. Two people are often too different to tell; two scans of one person are not.
+    Two fits are compared: one starts from the given alignment, the other from its mirror image across the sagittal
+    plane of the fixed head. The difference is clear for two scans of one person, but often not for two people.
 
     Args:
         moving: (D, H, W).
         fixed: (D, H, W).
         matrix: (4, 4), fixed world -> moving world.
-        kind: the freedom of the fits.
+        kind: kind of the fitted maps.
         seed: seed for the sampling of the images.
     """
     with limited_threads(1):
@@ -39,7 +39,7 @@ def warn_if_mirrored(moving: Volume, fixed: Volume, matrix: np.ndarray, *, kind:
     straight, mirrored = found
     if mirrored.value > straight.value + _LEAST_GAIN and mirrored.overlap > 0.8 * straight.overlap:
         warnings.warn(
-            "left and right may be exchanged in one of the scans: mirrored, they fit better (normalised mutual"
+            "left and right may be exchanged in one of the scans: they fit better if one is mirrored (normalised mutual"
             f" information {mirrored.value:.3f} against {straight.value:.3f}); check the orientation in both headers",
             VolumeWarning,
             stacklevel=3,
@@ -47,7 +47,7 @@ def warn_if_mirrored(moving: Volume, fixed: Volume, matrix: np.ndarray, *, kind:
 
 
 def _mirror(fixed: Volume) -> np.ndarray:
-    """(4, 4): the reflection across the sagittal plane through the centre of the head, in world mm."""
+    """The reflection across the sagittal plane through the centre of the head, (4, 4), world mm."""
     where = np.argwhere(head_mask(fixed).array)
     voxel = where.mean(axis=0) if len(where) else (np.array(fixed.shape) - 1) / 2
     centre = float((fixed.affine @ [*voxel, 1.0])[0])

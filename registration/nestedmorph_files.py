@@ -52,7 +52,7 @@ class TrainedNetwork:
 
 
 class _Layout(TypedDict):
-    """What `NestedMorph.config` records."""
+    """The content of `NestedMorph.config`."""
 
     official: bool
     keep_unused: NotRequired[bool]
@@ -60,7 +60,7 @@ class _Layout(TypedDict):
 
 
 class _Training(TypedDict):
-    """What a registration needs to know of the training."""
+    """The options of the training that a registration needs."""
 
     spacing_mm: NotRequired[float | None]
 

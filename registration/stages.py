@@ -1,9 +1,9 @@
-"""Alignment of one head in two contrasts, such as T1w and diffusion, in stages that each have to earn their place.
+"""Alignment of one head in two contrasts, such as T1w and diffusion, in stages that are kept only if they improve it.
 
-Scanner's geometry, rigid fit, distortion along the phase-encoding axis or free deformation: a stage is kept if the
-voxels of the head that it was not fitted to tell more about each other than before (`evidence`); a free deformation,
-which has to be asked for, unless they tell less. The work is done on
-the grid of one image, whichever of the two is named first, so that swapping them inverts the map.
+The first alignment is that of the scanner's geometry. The stages are a rigid fit, and then either a distortion along
+the phase-encoding axis or, on request, a free deformation. A stage is kept if it raises the mutual information of
+held-out voxels of the head (`evidence`); a free deformation is kept unless it lowers it. The stages work on the grid of
+one image, which does not depend on the image that is named first, so that swapping the images inverts the map.
 """
 
 import math
@@ -226,7 +226,7 @@ class _Stages:
         detail = f"{float(mm.mean()):.1f} mm on average, {float(mm.max()):.1f} mm at most"
         kept = verdict.accepted
         if not kept and self.settings.transform == "deformable" and not verdict.harmful:
-            kept, detail = True, f"{detail}; not proved, but asked for"
+            kept, detail = True, f"{detail}; no significant gain, but requested"
         if kept:
             self.shift = found
         self._add(name, verdict, detail, kept=kept)

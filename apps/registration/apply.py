@@ -19,7 +19,7 @@ from ...volumes import (
 from .options import Apply
 from .work import FORWARD, INVERSE
 
-_LEAST_INSIDE = 0.2  # of the new grid, within the transform's
+_LEAST_INSIDE = 0.2  # least fraction of the new grid inside the grid of the transform
 
 
 def apply(options: Apply) -> None:
@@ -41,7 +41,7 @@ def _transform(options: Apply, grid: Volume) -> Transform:
     """The transform in the wanted direction.
 
     Raises:
-        ValueError: the grid of the result is that of the other direction, or lies outside the transform.
+        ValueError: the grid of the result fits the other direction, or lies outside the grid of the transform.
     """
     folder = options.transform
     if not folder.is_dir():

@@ -32,7 +32,7 @@ _PEOPLE = {
     "fsaverage": ("mne_brains/fsaverage_brain.mgz", "mne_brains/fsaverage_aseg.mgz"),
     "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
 }
-_HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the others
+_HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the other people
 
 
 class Part(NamedTuple):
@@ -83,7 +83,7 @@ def _labels(options: Benchmark) -> Part:
 
 
 def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means by spacing and method, over all pairs and over those that no setting was chosen on."""
+    """The means by spacing and method, over all pairs and over the pairs on which no setting was chosen."""
     found = []
     for spacing, method in dict.fromkeys((row["spacing_mm"], row["method"]) for row in rows):
         chosen = [row for row in rows if (row["spacing_mm"], row["method"]) == (spacing, method)]

@@ -139,10 +139,10 @@ class Apply(Options):
 
     Args:
         transform: a folder written by `register`, or an ITK transform file (.nii.gz field, .h5, .mat, .txt).
-        image: the image to move; 3-D, or 4-D volume by volume. For a folder of .nii, .nii.gz and .mgz files, each image
-            is moved, and OUTPUT is a folder.
+        image: the image to move, 3-D or 4-D, or a folder of .nii, .nii.gz and .mgz files, each of which is moved;
+            OUTPUT is then a folder.
         like: the image that defines the grid of the result: the fixed image, or with --inverse the moving one.
-        output: the .nii.gz, .nii or .mgz file to write, or the folder for a folder of images.
+        output: the .nii.gz, .nii or .mgz file to write; for a folder of images, the folder to write to.
         inverse: map from the fixed to the moving image's space; a single file is inverted numerically.
         labels: IMAGE is a label map: use nearest-neighbour interpolation and keep integers.
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
@@ -247,13 +247,14 @@ class Evaluate(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Options):
-    """Measure accuracy, time and memory on real scans, for our method and ANTs SyN in one run with the same threads.
+    """Measure accuracy, time and memory on real scans, for our method and other programs with the same threads.
 
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
     every pair of people in both directions, with the overlap of their FreeSurfer labels; "diffusion", T1w and b0 of one
-    person in both directions: consistency under known warps (peak 8 mm), segmented brain and ventricles, beside other
-    transforms; both beside ANTs SyN and, if picsl_greedy is installed, Greedy; "training", NestedMorph fitted to one
-    pair and then used by register; "cost", time and memory of the network. OUTPUT receives benchmark-PART.json.
+    person in both directions, with the consistency under known warps (peak 8 mm) and the overlap of segmented brain and
+    ventricles; "training", NestedMorph fitted to one pair and then used by register; "cost", time and memory of the
+    network. Every part except the last two also runs ANTs SyN, and "labels" and "diffusion" run Greedy if picsl_greedy
+    is installed. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
