@@ -62,6 +62,11 @@ class PairFacts:
     reversed_b0: Volume | None = None
 
     @property
+    def with_diffusion(self) -> bool:
+        """Whether one of the scans, and only one, is a diffusion image."""
+        return self.moving.diffusion != self.fixed.diffusion
+
+    @property
     def one_subject(self) -> bool:
         """Whether both scans are known to be of one person."""
         return self.relation != "unknown"

@@ -163,6 +163,7 @@ def fit(
     metric: Metric = "mi",
     iterations: int = 50,
     tether: float = 0.0,
+    still: np.ndarray | None = None,
 ) -> np.ndarray:
     """The map near `start` with the highest similarity.
 
@@ -175,12 +176,18 @@ def fit(
         tether: weight of a penalty on motion away from `start`, in units of the similarity per mm^2 of translation and
             of rotation at 60 mm from the centre. It keeps parameters that the images hardly determine, such as the
             position along the normal of a few slices, at their start.
+        still: (3,), a unit vector in the fixed world along which an affine fit does not stretch or shear: the normal of
+            a slab, whose few slices do not show how long the head is.
 
     Returns:
         (4, 4), fixed world -> moving world.
     """
     beginning, directions = torch.from_numpy(start), _DIRECTIONS[: 3 if kind == "rigid" else 9]
     centre = samples.points.mean(dim=0)
+    if still is not None:
+        normal = torch.from_numpy(still).double()
+        in_plane = torch.eye(3, dtype=torch.float64) - normal[:, None] * normal
+        directions = torch.cat([directions[:3], in_plane @ directions[3:] @ in_plane])
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         free = torch.from_numpy(parameters) / _RADIUS_MM

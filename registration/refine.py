@@ -184,7 +184,14 @@ def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tupl
     return (slice(None), slice(None), *spatial)
 
 
-def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> str:
+def chosen_similarity(moving: Tensor, fixed: Tensor, displacement: Tensor | None = None) -> Similarity:
+    """The similarity that "auto" takes for two images (1, 1, D, H, W): "ncc" or "mi"."""
+    moving, fixed = normalized(moving), normalized(fixed)
+    start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
+    return _choose(fixed, moving, torch.ones_like(fixed), start)
+
+
+def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> Similarity:
     """Choose "ncc" if the grey values inside both foregrounds are clearly correlated, otherwise "mi"."""
     warped = warp(moving, start, padding="border")
     inside = (fixed > 0.1) & (warped > 0.1) & (mask > 0)

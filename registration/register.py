@@ -20,6 +20,7 @@ from .affine import align_affine
 from .ants import syn
 from .checks import check_images
 from .choices import METHODS
+from .evidence import Evidence, head_mask, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
 from .linear import Kind
@@ -27,9 +28,9 @@ from .masks import Masks
 from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
-from .refine import refine
+from .refine import chosen_similarity, refine
 from .settings import RegistrationSettings
-from .stages import StageResult, align_in_stages
+from .stages import StageResult, align_in_stages, resolved
 from .warp import warp
 
 Progress = Callable[[str], None]
@@ -144,13 +145,13 @@ def register(
         with steps.timed("affine and SyN (ANTs)"):
             forward, inverse = syn(moving, fixed, fixed_mask=fixed_mask, moving_mask=moving_mask, seed=settings.seed)
         affine, choice = forward.linear_part(), Choice("deformable", "mi")
-    elif method == "field" and facts is not None and facts.one_subject and settings.transform != "affine":
+    elif method == "field" and facts is not None and (facts.one_subject or facts.with_diffusion):
         with steps.timed("stages"):
             staged = align_in_stages(
                 moving, fixed, settings, facts, masks=masks, progress=lambda text: steps.report(f"  {text}")
             )
         forward, inverse, affine = staged.forward, staged.inverse, staged.linear
-        transform = "rigid" if settings.transform == "auto" else settings.transform
+        transform = resolved(settings.transform, facts)
         choice = Choice(transform, staged.similarity, tuple(staged.stages))
     else:
         forward, inverse, affine, choice = _by_search(moving, fixed, masks, settings, network, place, steps, cache_dir)
@@ -239,11 +240,10 @@ def _by_search(
             )
         )
     if transform == "deformable":
-        forward, inverse = _deformable(moving, fixed, masks, linear, settings, network, device, steps)
-    else:
-        forward = compose_to_field([linear], fixed)
-        inverse = compose_to_field([linear.inverse()], moving)
-    return forward, inverse, linear, Choice(transform, settings.similarity if transform == "deformable" else "")
+        forward, inverse, choice = _deformable(moving, fixed, masks, linear, settings, network, device, steps)
+        return forward, inverse, linear, choice
+    forward = compose_to_field([linear], fixed)
+    return forward, compose_to_field([linear.inverse()], moving), linear, Choice(transform)
 
 
 def _deformable(
@@ -255,8 +255,8 @@ def _deformable(
     network: TrainedNetwork | None,
     device: torch.device,
     steps: _Steps,
-) -> tuple[DisplacementField, DisplacementField]:
-    """The forward and inverse transforms, with a dense displacement in addition to the affine."""
+) -> tuple[DisplacementField, DisplacementField, Choice]:
+    """The forward and inverse transforms, with a dense displacement in addition to the affine, and what was kept."""
     grid = working_grid(fixed)
     start = None
     if network is not None:
@@ -264,26 +264,60 @@ def _deformable(
             model = network.network.to(device)
             start = network_displacement(model, moving, fixed, affine, grid, network.spacing_mm).to(device)
     images = [to_grid(unit_range(v), grid, t)[None].to(device) for v, t in ((moving, affine), (fixed, None))]
-    mask = masks.on_grid(grid, affine)
-    compared = None if mask is None else with_channel(mask, np.float32)[None].to(device)
-    with steps.timed("refinement"):
-        refined = refine(
+    lesions = masks.on_grid(grid, affine)
+    compared = None if lesions is None else with_channel(lesions, np.float32)[None].to(device)
+    similarity = settings.similarity
+    if similarity == "auto":
+        similarity = chosen_similarity(images[0], images[1], start)
+
+    def refined_from(displacement: Tensor | None, *, mask: Tensor | None = compared, iterations: float = 1.0) -> Tensor:
+        return refine(
             *images,
             spacing=grid.spacing,
-            fixed_mask=compared,
-            displacement=start,
-            similarity=settings.similarity,
+            fixed_mask=mask,
+            displacement=displacement,
+            similarity=similarity,
             effort=settings.effort,
             diffeomorphic=settings.diffeomorphic,
+            iterations=iterations,
             progress=lambda text: steps.report(f"  {text}"),
         )
-        refined = better_of(start, refined, *images, mask=mask)
+
+    stages: tuple[StageResult, ...] = ()
+    with steps.timed("refinement"):
+        if similarity == "ncc" or network is not None:
+            refined = better_of(start, refined_from(start), *images, mask=lesions)
+        else:  # between contrasts, a fit can be similar by chance: it is judged on voxels that it has not seen
+            seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
+            refined = refined_from(start, mask=seen if compared is None else seen * compared)
+            stages = (_judged(refined, grid, affine, moving, fixed, masks),)
+            refined = refined_from(refined, iterations=0.5) if stages[0].kept else torch.zeros_like(refined)
     with steps.timed("transforms"):
         forward = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
         if grid.shape != fixed.shape:
             forward = compose_to_field([forward], fixed)
         inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
-    return forward, inverse
+    return forward, inverse, Choice("deformable", similarity, stages)
+
+
+def _judged(
+    refined: Tensor, grid: Volume, affine: AffineTransform, moving: Volume, fixed: Volume, masks: Masks
+) -> StageResult:
+    """Compare a displacement (1, 3, D, H, W) in voxels of `grid` with none; a warning if it is dropped."""
+    head, compared = head_mask(fixed), masks.on_grid(fixed, affine)
+    if compared is not None:
+        head = head.with_array(head.array * (compared.array > 0))
+    field = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
+    vectors = refined[0].cpu().numpy() * np.array(grid.spacing, np.float32).reshape(3, 1, 1, 1)
+    inside = resample(head, grid, order="nearest").array > 0
+    strain = strain_of(vectors, grid.spacing, inside)
+    verdict = Evidence(moving, fixed, head).compare(field.map, affine.map, strain=strain)
+    lengths = np.linalg.norm(vectors, axis=0)[inside]
+    detail = f"{lengths.mean():.1f} mm on average, {lengths.max():.1f} mm at most"
+    stage = StageResult.of("free deformation", verdict, detail)
+    if not stage.kept:
+        warnings.warn(f"{stage}: the alignment before it is kept", VolumeWarning, stacklevel=4)
+    return stage
 
 
 def better_of(

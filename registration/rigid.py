@@ -23,6 +23,8 @@ _LEVELS = ((8.0, 8_000), (4.0, 20_000), (2.0, 60_000))
 _TETHER = 4e-5
 _MARGIN_MM = 6.0  # around the head, so that its outline counts
 _LEAST_OVERLAP = 0.5  # fraction of the head; if the scanner's geometry gives less, rotated starts are tried too
+MOST_SCALE = 1.6  # of an affine fit; heads of infants and adults differ by about this factor
+_LEAST_HEAD_MM = 130.0
 MOST_DEGREES, MOST_MM = 20.0, 40.0  # between scans of one session; a head coil allows no more
 
 
@@ -94,6 +96,52 @@ def align_one_subject(
             whole = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head)
             best = fit(whole, best, "rigid", tether=_TETHER)
     return best, tried
+
+
+def affine_candidate(
+    moving: Volume, fixed: Volume, rigid: np.ndarray, *, mask: Volume | None = None, seed: int = 0
+) -> Candidate:
+    """Fit an affine map from a rigid one on, and compare both.
+
+    If the fixed image is a slab, the map does not stretch along its normal.
+
+    Args:
+        moving: (D, H, W).
+        fixed: (D, H, W).
+        rigid: (4, 4), fixed world -> moving world.
+        mask: on the grid of `fixed`; voxels that are 0 are not compared.
+        seed: seed for the sampling of the images.
+    """
+    head = widened(head_mask(fixed), _MARGIN_MM)
+    if mask is not None:
+        head = head.with_array(head.array * (mask.array != 0))
+    evidence = Evidence(moving, fixed, head, every=2)
+    seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
+    found = rigid
+    with limited_threads(1):
+        for mm, count in _LEVELS[1:]:
+            samples = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen)
+            found = fit(samples, found, "affine", still=slab_normal(fixed))
+    scales = np.linalg.svd(found[:3, :3], compute_uv=False)
+    if scales.max() > MOST_SCALE or scales.min() < 1 / MOST_SCALE:
+        return Candidate("affine fit", rigid, Verdict(0.0, 0.0))
+    strain = float(np.sqrt(((scales - 1) ** 2).sum()))
+    maps = AffineTransform(found).map, AffineTransform(rigid).map
+    return Candidate("affine fit", found, evidence.compare(*maps, strain=strain))
+
+
+def slab_normal(image: Volume) -> np.ndarray | None:
+    """The unit vector (3,) in the world along which an image shows only a part of a head; None if it shows all of it.
+
+    Along that axis the grid is shorter than a head, and the head is cut at both ends.
+    """
+    head = head_mask(image).array != 0
+    for axis, (n, mm) in enumerate(zip(image.shape, image.spacing, strict=True)):
+        areas = head.sum(axis=tuple(a for a in range(3) if a != axis))
+        if n * mm < _LEAST_HEAD_MM and min(areas[0], areas[-1]) > 0.2 * areas.max():
+            normal: np.ndarray = image.affine[:3, axis] / mm
+            return normal
+    return None
 
 
 def motion_of(matrix: np.ndarray, centre: np.ndarray) -> tuple[float, float]:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field
 from .acquisition import PairFacts
+from .choices import Transform
 from .contrasts import SPACING_MM, HeadPair
 from .distortion import axis_direction, distorted_to_undistorted, shift_of_reversed_pair, undistorted
 from .evidence import Evidence, Verdict, head_mask
 from .masks import Masks
-from .rigid import align_one_subject, motion_of
+from .rigid import affine_candidate, align_one_subject, motion_of
 from .settings import RegistrationSettings
 
 Progress = Callable[[str], None]
@@ -49,6 +50,12 @@ class StageResult:
     standard_error: float
     price: float
     detail: str
+
+    @classmethod
+    def of(cls, name: str, verdict: Verdict, detail: str, *, kept: bool | None = None) -> "StageResult":
+        """The stage that a verdict is about; `kept` may differ from the verdict."""
+        kept = verdict.accepted if kept is None else kept
+        return cls(name, kept, verdict.gain, verdict.standard_error, verdict.price, detail)
 
     def __str__(self) -> str:
         word = "kept" if self.kept else "dropped"
@@ -107,6 +114,13 @@ def align_in_stages(
     return StagedAlignment(there, back, linear, stages.results, stages.similarity)
 
 
+def resolved(transform: Transform, facts: PairFacts) -> Transform:
+    """The transform with "auto" filled in: rigid for one subject, else deformable."""
+    if transform != "auto":
+        return transform
+    return "rigid" if facts.one_subject else "deformable"
+
+
 def works_on_moving(moving: Volume, fixed: Volume, facts: PairFacts) -> bool:
     """Whether the stages work on the grid of the moving image, not of the fixed image.
 
@@ -152,14 +166,14 @@ class _Stages:
     def run(self) -> None:
         """Try each stage that the settings allow."""
         undistorted_b0 = self._from_reversed()
-        self._rigid(undistorted_b0 or self.fixed)
-        free = self.settings.transform == "deformable"
+        self._linear(undistorted_b0 or self.fixed)
+        free = resolved(self.settings.transform, self.facts) == "deformable"
         if not free and (self.axis is None or self.settings.transform != "auto"):
             return
         self.pair = HeadPair.of(self.moving, self.fixed, self.head, AffineTransform(self.linear))
         evidence = Evidence(self.moving, self.fixed, self.head)
         if undistorted_b0 is not None:
-            self._judge("distortion of the reversed pair", self._pair_displacement(), evidence)
+            self._judge("distortion of the reversed pair", self._pair_displacement(), evidence, measured=True)
         elif not free and self.axis is not None:
             self._fit("distortion along the phase-encoding axis", evidence, axis_direction(self.fixed, self.axis))
         if free:
@@ -171,7 +185,7 @@ class _Stages:
             return compose_to_field([AffineTransform(self.linear)], self.fixed)
         return self.pair.on_grid(self.shift, self.fixed)
 
-    def _rigid(self, fixed: Volume) -> None:
+    def _linear(self, fixed: Volume) -> None:
         centre = np.array(self.fixed.affine @ [*(np.array(self.fixed.shape) - 1) / 2, 1])[:3]
         self.linear, tried = align_one_subject(
             self.moving,
@@ -185,6 +199,15 @@ class _Stages:
         for candidate in tried:
             degrees, mm = motion_of(candidate.matrix, centre)
             self._add(candidate.name, candidate.verdict, f"{degrees:.1f} degrees, {mm:.1f} mm")
+        transform = self.settings.transform
+        if transform == "affine" or (transform != "rigid" and not self.facts.one_subject):
+            affine = affine_candidate(
+                self.moving, fixed, self.linear, mask=self.compared, seed=self.settings.seed
+            )
+            scales = np.linalg.svd(affine.matrix[:3, :3], compute_uv=False)
+            self._add(affine.name, affine.verdict, f"scales of {scales.min():.3f} to {scales.max():.3f}")
+            if affine.kept:
+                self.linear = affine.matrix
 
     def _from_reversed(self) -> Volume | None:
         """The b0 image without its distortion, measured from the reversed pair; None if there is no reversed b0."""
@@ -213,13 +236,16 @@ class _Stages:
         if self._judge(name, found, evidence):  # the held-out voxels may now help
             self.shift = self.pair.fit(self.similarity, direction=direction, start=found, judged=False, finish=True)
 
-    def _judge(self, name: str, found: Tensor, evidence: Evidence) -> bool:
-        """Compare a displacement with the one kept so far, and keep it if it is better."""
+    def _judge(self, name: str, found: Tensor, evidence: Evidence, *, measured: bool = False) -> bool:
+        """Compare a displacement with the one kept so far, and keep it if it is better.
+
+        A displacement that was `measured` without the other image costs nothing.
+        """
         assert self.pair is not None
         before = torch.zeros_like(found) if self.shift is None else self.shift
         added = found - before
         verdict = evidence.compare(
-            self.pair.field(found).map, self.pair.field(before).map, strain=self.pair.strain(added)
+            self.pair.field(found).map, self.pair.field(before).map, strain=0.0 if measured else self.pair.strain(added)
         )
         where = self.pair.head[0, 0] > 0
         mm = (added[0] * SPACING_MM).norm(dim=0)[where]
@@ -233,7 +259,6 @@ class _Stages:
         return kept
 
     def _add(self, name: str, verdict: Verdict, detail: str, *, kept: bool | None = None) -> None:
-        kept = verdict.accepted if kept is None else kept
-        result = StageResult(name, kept, verdict.gain, verdict.standard_error, verdict.price, detail)
+        result = StageResult.of(name, verdict, detail, kept=kept)
         self.results.append(result)
         self.report(str(result))

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from voxelwave.registration.acquisition import Acquisition, PairFacts
 from voxelwave.registration.register import register
-from voxelwave.registration.rigid import MOST_MM, align_one_subject, motion_of
+from voxelwave.registration.rigid import MOST_MM, affine_candidate, align_one_subject, motion_of, slab_normal
 from voxelwave.registration.series import reference_image
 from voxelwave.registration.settings import RegistrationSettings
 from voxelwave.registration.stages import align_in_stages, works_on_moving
@@ -166,3 +166,25 @@ def test_the_slab_of_a_real_session_stays_rigid_and_within_a_few_millimetres(sha
     degrees, mm = motion_of(result.affine, np.zeros(3))
     assert degrees < 2
     assert mm < 6
+
+
+def test_a_slab_has_a_normal_and_a_head_has_none():
+    first, second = head_pair()
+    below = np.eye(4)
+    below[2, 3] = 12
+    slab = Volume(second.array[:, :, 12:22], second.affine @ below)
+    assert slab_normal(first) is None
+    np.testing.assert_allclose(slab_normal(slab), [0, 0, 1])
+
+
+def test_an_affine_fit_to_a_slab_keeps_the_length_along_its_normal():
+    first, second = head_pair()
+    below = np.eye(4)
+    below[2, 3] = 12
+    slab = Volume(second.array[:, :, 12:22], second.affine @ below)
+    wide = np.diag([1.06, 1.06, 1.0, 1.0])
+    found = affine_candidate(first, moved(slab, wide), np.eye(4))
+    assert found.kept
+    normal = found.matrix[:3, :3] @ np.array([0.0, 0, 1])
+    assert np.linalg.norm(normal) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(found.matrix[:3, 0]) == pytest.approx(1.06, abs=0.02)
