@@ -201,9 +201,7 @@ class _Stages:
             self._add(candidate.name, candidate.verdict, f"{degrees:.1f} degrees, {mm:.1f} mm")
         transform = self.settings.transform
         if transform == "affine" or (transform != "rigid" and not self.facts.one_subject):
-            affine = affine_candidate(
-                self.moving, fixed, self.linear, mask=self.compared, seed=self.settings.seed
-            )
+            affine = affine_candidate(self.moving, fixed, self.linear, mask=self.compared, seed=self.settings.seed)
             scales = np.linalg.svd(affine.matrix[:3, :3], compute_uv=False)
             self._add(affine.name, affine.verdict, f"scales of {scales.min():.3f} to {scales.max():.3f}")
             if affine.kept:
