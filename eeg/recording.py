@@ -106,7 +106,11 @@ def read_recording(
     raw, filter_notes = _filtered(path, raw, band, sfreq)
     notes += filter_notes
     signal = (raw.get_data() * scale).astype(np.float32)
-    if unit_found == "uV" and signal.any() and (implausible := amplitude_notes(signal)):
+    if (
+        unit_found == "uV"
+        and signal.any()
+        and (implausible := amplitude_notes(_outside(bad_spans, signal, raw.info["sfreq"])))
+    ):
         unit_found = "unknown"
         notes += implausible
     return Recording(
@@ -120,6 +124,17 @@ def read_recording(
         file_sfreq,
         opened.file.sample_type,
     )
+
+
+def _outside(spans: Sequence[tuple[float, float]], signal: np.ndarray, sfreq: float) -> np.ndarray:
+    """The signal outside of bad spans, since pauses tell nothing of the amplitude; all of it if nothing is left."""
+    kept = np.ones(signal.shape[1], dtype=bool)
+    for start, stop in spans:
+        kept[round(start * sfreq) : round(stop * sfreq)] = False
+    if kept.all() or not kept.any():
+        return signal
+    outside: np.ndarray = signal[:, kept]
+    return outside
 
 
 @dataclass(frozen=True, eq=False)

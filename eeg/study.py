@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from ..runs.files import is_hidden
-from ..runs.words import tidy_name
+from ..runs.words import note_of_alike, tidy_name
 from .companion_files import companion_files
 from .file_people import ClassFile, people_of_class, without_later_parts
 from .readers import SUFFIXES
@@ -124,7 +124,7 @@ def read_study(
     else:
         folder, rows = path, _folder_rows(path, label_column or person_column)
     subjects, person_notes = _with_persons(_subjects(rows), person_column)
-    notes += person_notes
+    notes += [*person_notes, *note_of_alike(subject.person for subject in subjects)]
     return Study(subjects, _classes([s.label for s in subjects], positive, path), folder, tuple(notes))
 
 

@@ -67,6 +67,8 @@ class WindowOptions:
             raise ValueError(f"band must have two edges in Hz, of which either may be None, got {list(self.band)}")
         if any(edge is not None and not np.isfinite(edge) for edge in self.band or ()):
             raise ValueError(f"band must have finite edges, got {list(self.band or ())}")
+        if self.channels is not None and not len(self.channels):
+            raise ValueError("channels must name one channel or more, got an empty list")
         for name in ("band", "reference", "channels", "mat_order"):  # JSON and YAML have lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))

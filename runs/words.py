@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def one_line(message: object) -> str:
@@ -35,5 +35,27 @@ def tidy_name(name: str) -> str:
         >>> [tidy_name(name) for name in ("p1 ", "1.0", "01", "1.5")]
         ['p1', '1', '01', '1.5']
     """
-    name = unicodedata.normalize("NFC", name).strip()
+    name = unicodedata.normalize("NFC", name).strip().strip("\ufeff\u200b").strip()
     return re.sub(r"^([+-]?\d+)\.0*$", r"\1", name)
+
+
+def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names that differ only in upper and lower case or in leading zeros of their numbers, and so may be one person.
+
+    Example:
+        >>> alike_names(["p1", "P01", "p2", "anna"])
+        [('P01', 'p1')]
+    """
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        key = re.sub(r"\d+", lambda number: number[0].lstrip("0") or "0", name.casefold())
+        groups.setdefault(key, set()).add(name)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+
+
+def note_of_alike(names: Iterable[str]) -> list[str]:
+    """A note about people whose names are alike, see `alike_names`; none if there are none."""
+    groups = [" and ".join(group) for group in alike_names(names)]
+    if not groups:
+        return []
+    return [f"people whose names differ only in case or leading zeros count as different people: {first_few(groups)}"]

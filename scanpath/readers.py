@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..runs.files import is_hidden
 from ..runs.json_files import read_json
+from ..runs.words import note_of_alike
 from .coco_search import Padding, read_coco
 from .collages import is_collage, read_collages
 from .measured import MeasuredPath
@@ -152,7 +153,7 @@ def _dataset(
     for path in paths:
         if path.scene not in by_name:
             raise ValueError(f"a trial of {path.person} is on scene {path.scene}, which is not listed")
-    notes = [*notes, *check_units(by_name, paths)]
+    notes = [*notes, *check_units(by_name, paths), *note_of_alike(path.person for path in paths)]
     trials: list[Trial] = []
     left_out = empty = 0
     for path in paths:

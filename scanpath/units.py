@@ -13,6 +13,7 @@ _MOSTLY = 0.5  # with a larger share of fixations far outside, the positions can
 _SECONDS = (0.005, 10.0)  # plausible range of the median duration of a fixation, and of the median step between onsets
 _CORNER = 0.6  # if all fixations are within this share of a side, they may belong to a smaller picture
 _ENOUGH = 50  # with this number of fixations or more, that is no coincidence
+_TINY_CORNER, _FEW = 0.3, 6  # the same for a corner such as that of percentages
 
 
 def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> list[str]:
@@ -24,7 +25,7 @@ def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> l
 
     Raises:
         ValueError: positions are fractions of the picture's size or belong to another picture, or times are not in
-            seconds.
+            seconds, or the onsets of a path fall.
     """
     _check_times(paths)
     measured = [path for path in paths if path.xy is not None and len(path.xy)]
@@ -42,7 +43,8 @@ def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> l
     if outside:
         notes.append(f"{outside} of {total} fixations lie far outside of their picture, up to {far:.0f} px")
     share = np.max([np.max(path.xy / np.array(scenes[path.scene].size), axis=0) for path in measured], axis=0)
-    if total >= _ENOUGH and (share < _CORNER).all():
+    small = (share < _CORNER).all() and total >= _ENOUGH
+    if small or ((share < _TINY_CORNER).all() and total >= _FEW):
         across, down = (f"{100 * v:.0f} %" for v in share)
         notes.append(
             f"all {total} fixations lie in the left {across} and upper {down} of their pictures: "
@@ -78,6 +80,9 @@ def _outside(scenes: Mapping[str, Scene], measured: Sequence[MeasuredPath]) -> t
 
 
 def _check_times(paths: Sequence[MeasuredPath]) -> None:
+    for path in paths:
+        if path.onset is not None and (np.diff(path.onset) < 0).any():
+            raise ValueError(f"onset of {path.person} on {path.scene} must not fall from one fixation to the next")
     durations = [path.duration for path in paths if path.duration is not None]
     steps = [np.diff(path.onset) for path in paths if path.onset is not None]
     for name, what, values in (("duration", "duration", durations), ("onset", "step between onsets", steps)):

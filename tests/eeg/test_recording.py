@@ -273,6 +273,14 @@ def test_a_recording_that_stands_still_is_marked(tmp_path, write_fif, noise):
     assert _has_note(found, "all channels are constant")
 
 
+def test_pauses_do_not_count_in_the_amplitude(tmp_path, write_fif, noise):
+    x = noise()
+    x[:, x.shape[1] // 3 :] = 0.0
+    found = read_recording(write_fif(tmp_path / "r_raw.fif", x, NAMES), band=(1, 40))
+    assert found.unit == "uV"
+    assert not _has_note(found, "is not that of scalp EEG")
+
+
 @pytest.mark.parametrize("level", [0.0, 37.5])
 def test_a_recording_that_never_moves_is_bad_from_end_to_end(level, tmp_path, write_fif, noise):
     found = read_recording(write_fif(tmp_path / "r_raw.fif", np.full((3, 1280), level), NAMES))

@@ -133,6 +133,9 @@ def test_a_person_column_joins_subjects_and_names_those_it_leaves_out(table):
 def test_ids_that_a_spreadsheet_changed_are_one_subject(table):
     study = read_study(table(("1", "a.edf", "case"), ("1.0", "b.edf", "case"), ("01", "c.edf", "control")))
     assert {s.subject: len(s.files) for s in study.subjects} == {"1": 2, "01": 1}
+    assert study.notes == (
+        "people whose names differ only in case or leading zeros count as different people: 01 and 1",
+    )
 
 
 def test_bids_names_everyone_it_lacks(tmp_path):

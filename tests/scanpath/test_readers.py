@@ -269,6 +269,15 @@ def test_one_person_in_several_spellings_is_one_person(files):
     assert [t.person for t in read_scanpaths(files(search)).trials] == ["3", "4", "3"]
 
 
+def test_people_whose_names_are_alike_are_noted(files):
+    people = ["01", 1, "P2", "p2", "\ufeffp3", "p3"]
+    paths = [[150 + k, 350 + k, 750] for k in range(6)]
+    given = free(*(looked(person, x, [150, 150, 150]) for person, x in zip(people, paths, strict=True)))
+    found = read_scanpaths(files({"s.json": given}))
+    assert [t.person for t in found.trials] == ["01", "1", "P2", "p2", "p3", "p3"]
+    assert found.notes[-1].endswith("count as different people: 01 and 1, P2 and p2")
+
+
 def test_a_coco_search_on_another_screen_or_in_seconds_is_refused(files):
     search = coco()
     search["fixations.json"][0] |= {"X": [2000.0, 2100.0, 2500.0]}
@@ -289,6 +298,7 @@ def test_a_coco_search_on_another_screen_or_in_seconds_is_refused(files):
         ([-350, -150, 250], [-150, -150, -150], {}, "is the picture's size right, and the origin"),
         ([150, 350, 750], [150] * 3, {"duration": [250, 300, 280]}, "duration must be in seconds.*are they milli"),
         ([150, 350, 750], [150] * 3, {"duration": [2.5e-4, 3e-4, 2e-4]}, "duration must be in seconds.*multiply"),
+        ([150, 350, 750], [150] * 3, {"onset": [0, 0.9, 0.3]}, "onset of p on a must not fall"),
         ([150, 350, 750], [150] * 3, {"onset": [0, 310, 620]}, "onset must be in seconds.*are they milliseconds"),
     ],
 )
@@ -303,6 +313,8 @@ def test_a_fixation_far_outside_and_a_smaller_picture_are_noted(files):
     trials = [looked(f"p{k}", [50 + 9 * k, 400 - 7 * k, 300], [90, 30 + k, 300]) for k in range(20)]
     given = read_scanpaths(files({"s.json": free(*trials)}))
     assert "all 60 fixations lie in the left 40 % and upper 50 %" in given.notes[0]
+    percent = [looked(f"q{k}", [15, 35 + k, 75], [25, 25 + k, 25]) for k in range(2)]
+    assert "all 6 fixations lie in the left" in read_scanpaths(files({"s.json": free(*percent)})).notes[0]
     near = read_scanpaths(files({"s.json": free(looked("p", [-20, 350, 1010], [150, 150, 150]))}))
     assert near.notes == ()  # within a tracker's error
 
