@@ -350,7 +350,7 @@ EEGEstimator = NetworkEstimator | LinearEstimator | MajorityEstimator
 
 
 def build(name: str, windows: Windows, options: dict[str, Any] | None = None) -> EEGEstimator:
-    """The estimator of that name on these windows.
+    """Make the estimator of a model on these windows.
 
     Args:
         name: one of `NAMES`.

@@ -236,7 +236,7 @@ class _SpatialStem(nn.Module):
         self.project = nn.Linear(components * filters, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim) of seconds (N, n_chans, second)."""
+        """Tokens (N, dim) from the signals of seconds, (N, n_chans, samples)."""
         components = self.spatial(x.transpose(1, 2)).transpose(1, 2)
         token: Tensor = self.project(self.power(components).flatten(1))
         return token
@@ -267,7 +267,7 @@ class _ElectrodeStem(nn.Module):
         self.mixing = MixingLayer(dim, heads, _ElectrodeWindow(torch.from_numpy(neighbours(channels)), hops))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim) of seconds (N, n_chans, second)."""
+        """Tokens (N, dim) from the signals of seconds, (N, n_chans, samples)."""
         tokens = self.project(self.power(x)) + self.electrode  # (N, n_chans, dim)
         mixed: Tensor = (tokens + self.mixing(self.norm(tokens)).out).mean(1)
         return mixed

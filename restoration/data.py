@@ -302,7 +302,7 @@ def _check_same_place(images: Sequence[Image]) -> None:
     if first is None or second is None or first.shape != second.shape:
         return
     if not np.allclose(first.affine, second.affine, atol=0.1 * min(first.spacing)):
-        raise ValueError(f"{images[0].path} and {images[1].path} do not lie at the same place; resample one first")
+        raise ValueError(f"{images[0].path} and {images[1].path} must have the same position; resample one first")
 
 
 def _draw(count: int, generator: torch.Generator) -> int:

@@ -82,7 +82,7 @@ def find_result(folder: Path, cell: Cell) -> Result | None:
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    """Rename a finished folder once its files are on the disk; another worker may have been faster."""
+    """Rename a finished folder once its files are on the disk, unless another worker has done this already."""
     flush(temporary)
     try:
         temporary.rename(target)

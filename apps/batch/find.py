@@ -198,7 +198,7 @@ def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | 
 
 
 def _entries(place: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.DirEntry[str] | OSError]]:
-    """What is in a folder, in order of name, or why it cannot be read; nothing if the folder has been seen."""
+    """The entries of a folder in order of name, or the error in reading it; nothing if the folder was read before."""
     try:
         if (here := _place_of(place.stat())) in seen:
             return

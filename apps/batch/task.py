@@ -91,7 +91,7 @@ class ShrinkableWork(Work, Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Where and how the cases of a run are processed.
+    """The work of a run and its folders, which are the same for all cases.
 
     Args:
         work: the specification of the work.

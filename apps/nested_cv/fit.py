@@ -140,7 +140,7 @@ def fit_likelihood_cell(cell: FitCell, folder: Path) -> FitResult:
 def _estimator_of(cell: FitCell) -> Estimator:
     both = set(cell["train"]) & set(cell["predict"] + (cell["validation"] or []))
     if both:
-        raise ValueError(f"subjects {sorted(both)[:3]} would be fitted and predicted")
+        raise ValueError(f"no subject may be both fitted and predicted, got {sorted(both)[:3]} in both")
     return build_estimator(cell["estimator"])
 
 

@@ -183,7 +183,7 @@ class Apply(Options):
 
     @staticmethod
     def is_written(path: Path) -> bool:
-        """Whether images are written in the format that the name of a file stands for."""
+        """Whether the name of a file has the extension of a format in which images are written."""
         return path.name.lower().endswith((".nii", ".nii.gz", ".mgz"))
 
 

@@ -78,7 +78,7 @@ class Restoration:
         return {"metrics": {**done.change.as_dict(), **figures}}
 
     def smaller(self) -> "Restoration | None":
-        """The same work with tiles of half the size; None below the smallest tile."""
+        """The same work with tiles of half the size; None if they would be smaller than the smallest tile."""
         tile = self.settings.tile // 2
         return replace(self, settings=replace(self.settings, tile=tile)) if tile >= SMALLEST_TILE else None
 

@@ -85,7 +85,7 @@ class KeyScoredAttention:
     ) -> Mixed[PrefixState, None]:
         check_call(self, q, k, v, pattern, q_start)
         if q_start or (state is not None and pattern is not CS):
-            raise ValueError(f"state belongs to causal self attention from q_start 0, got {pattern.value}, {q_start}")
+            raise ValueError(f"state needs causal self attention, and q_start 0, got {pattern.value}, {q_start}")
         wide = torch.promote_types(q.dtype, torch.float32)
         keys, values = (spread_heads(x, q.shape[1]).to(wide) for x in (k, v))
         scale = q.shape[3] ** -0.5 if self.scale is None else self.scale

@@ -149,7 +149,7 @@ class DualityAttention(nn.Module):
     ) -> Mixed[DualityState, None]:
         check_call(self, q, k, v, pattern, q_start)
         if q_start or (state is not None and pattern is not CS):
-            raise ValueError(f"state belongs to causal self attention from q_start 0, got {pattern.value}, {q_start}")
+            raise ValueError(f"state needs causal self attention, and q_start 0, got {pattern.value}, {q_start}")
         wide = torch.promote_types(q.dtype, torch.float32)
         heads = q.shape[1]
         seen = key_mask(mask, k)[:, None]

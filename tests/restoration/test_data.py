@@ -173,7 +173,7 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         affine = np.eye(4)
         affine[0, 3] = origin
         write_volume(tmp_path / f"{name}.nii.gz", Volume(np.ones(shape, np.int16), affine))
-    with pytest.raises(ValueError, match="same place"):
+    with pytest.raises(ValueError, match="same position"):
         load_pairs(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", intensity_range="0,2")
     with pytest.raises(ValueError, match="multiple"):
         load_pairs(tmp_path / "a.nii.gz", tmp_path / "c.nii.gz", intensity_range="0,2")

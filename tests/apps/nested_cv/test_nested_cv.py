@@ -165,7 +165,7 @@ def test_threshold_and_epochs_come_from_the_inner_folds(finished, toy_run):
 def test_a_cell_that_predicts_a_fitted_subject_is_refused(finished, tmp_path):
     cell = json.loads((finished[0] / "cells" / "good-r0-f0-nested-final" / "cell.json").read_text())
     cell["predict"] = [*cell["predict"], cell["train"][0]]
-    with pytest.raises(ValueError, match="would be fitted and predicted"):
+    with pytest.raises(ValueError, match="no subject may be both fitted and predicted"):
         fit_cell(cell, tmp_path)
 
 
