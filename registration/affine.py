@@ -28,6 +28,7 @@ _RIGHT_ANGLES = (
     *itertools.product((0, 90, 180, 270), (0,), (0, 90, 180, 270)),
     *itertools.product((0, 90, 180, 270), (90, 270), (0,)),
 )
+_TURNS_IN_PLANE = tuple((0, 0, angle) for angle in range(0, 360, 15))
 _TURNS = tuple(
     dict.fromkeys(
         [
@@ -181,7 +182,8 @@ def _turned_starts(pair: _Pair, samples: Samples) -> list[np.ndarray]:
     """
     masses = _centre_of_mass(pair.fixed, pair.fixed_mask), _centre_of_mass(pair.moving, pair.moving_mask)
     grids = _centre_of_grid(pair.fixed), _centre_of_grid(pair.moving)
-    turns = [_turn(angles, *masses) for angles in _TURNS] + [_turn(angles, *grids) for angles in _RIGHT_ANGLES]
+    about_masses, about_grids = (_TURNS_IN_PLANE, _TURNS_IN_PLANE) if samples.planar else (_TURNS, _RIGHT_ANGLES)
+    turns = [_turn(angles, *masses) for angles in about_masses] + [_turn(angles, *grids) for angles in about_grids]
     found = [similarity(samples, turn, pair.metric) for turn in turns]
     enough = 0.5 * max(one.overlap for one in found)
     values = [one.value if one.overlap >= enough else 0.0 for one in found]

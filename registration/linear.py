@@ -43,6 +43,9 @@ _DIRECTIONS = torch.tensor(
 )
 
 
+_OUT_OF_PLANE = (2, 3, 4, 8, 10, 11)  # parameters of a fit: translation along z, turns about x and y, and so on
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Samples of the fixed image, and the moving image with which they are compared, at one resolution.
@@ -53,6 +56,7 @@ class Samples:
         moving: (D, H, W): the moving image, in bins.
         moving_mask: (1, D, H, W), 1 for voxels to compare; None for all.
         to_voxel: (4, 4), moving world -> moving voxel.
+        planar: both images are one slice, across the z axis of the world; only motions in the plane are fitted.
     """
 
     points: Tensor
@@ -60,6 +64,7 @@ class Samples:
     moving: Tensor
     moving_mask: Tensor | None
     to_voxel: Tensor
+    planar: bool = False
 
 
 def samples_of(
@@ -98,6 +103,7 @@ def samples_of(
         moving=array,
         moving_mask=mask,
         to_voxel=torch.from_numpy(np.linalg.inv(coarse_moving.affine)),
+        planar=moving.shape[0] == fixed.shape[0] == 1,
     )
 
 
@@ -196,6 +202,8 @@ def fit(
         gradient = -(slopes * slope).sum(dim=(1, 2))
         gradient[6:] += 2 * _STRAIN * free[6:]
         strain = float((free[6:] ** 2).sum())
+        if samples.planar:
+            gradient[[k for k in _OUT_OF_PLANE if k < len(free)]] = 0
         gradient[:6] += 2 * tether * _RADIUS_MM**2 * free[:6]
         motion = float((free[:6] ** 2).sum()) * _RADIUS_MM**2
         return _STRAIN * strain + tether * motion - value, (gradient / _RADIUS_MM).numpy()

@@ -13,12 +13,12 @@ from skimage.filters import threshold_otsu
 from ..runs.files import atomic_path
 from ..volumes import DisplacementField, Volume, resample
 from ..volumes.sampling import apply_affine
+from .planar import is_planar
 
 _PLANES = ("sagittal", "coronal", "axial")  # planes across the x, y and z axis of a RAS grid
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # of the three axes
 _TILE_MM = 20.0  # side of a tile of the checkerboard
 _LINE_MM = 8.0  # distance between the lines of the grid
-_BAR_MM = 50.0  # length of the scale bar
 _SHOWN_MM = 0.1  # a deformable part below this is not drawn
 _OUTLINE = "#ff8c00"
 
@@ -36,7 +36,8 @@ def draw_registration(
 
     Columns: fixed; moving in the scanner's space and warped, both under the outlines of fixed; checkerboard of fixed
     and warped; and, if the map is not affine, a regular grid deformed by the deformable part, over the length of the
-    displacement in mm. The sides of the patient are marked, and a bar shows 50 mm.
+    displacement in mm. The sides of the patient are marked, and a bar shows
+    the scale. A 2-D image has one row, without the sides.
 
     Args:
         path: the PNG to write.
@@ -46,12 +47,15 @@ def draw_registration(
         forward: on the grid of `fixed`, from fixed space into moving space.
         note: a line below the title, such as the stage that was kept.
     """
-    grid = _display_grid(fixed)
+    planar = is_planar(fixed)
+    grid = fixed if planar else _display_grid(fixed)
+    shown = (fixed.shape.index(1),) if planar else (2, 1, 0)
     centre = _centre(fixed, grid)
+    to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
     windows = [_window(volume.array) for volume in (fixed, moving, warped)]
     linear = forward.linear_part()
     rows = []
-    for axis in (2, 1, 0):
+    for axis in shown:
         plane = _plane(grid, axis, centre[axis])
         cuts = [
             np.clip((resample(volume, plane).array.take(0, axis) - low) / (high - low), 0, 1)
@@ -65,17 +69,21 @@ def draw_registration(
     longest = max(float(np.percentile(length, 99.5)) for length in lengths)
     deformed = longest > _SHOWN_MM
 
-    figure = Figure(figsize=(15 if deformed else 12, 9.6), layout="constrained", facecolor="black")
+    height = 3.2 * len(shown) + (0.6 if planar else 0)
+    figure = Figure(figsize=(15 if deformed else 12, height), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     names = [Path(volume.source or "").name or what for volume, what in ((moving, "moving"), (fixed, "fixed"))]
     figure.suptitle(f"{names[0]} aligned to {names[1]}" + (f"\n{note}" if note else ""), color="white", fontsize=13)
-    axes = figure.subplots(3, 5 if deformed else 4)
+    axes = figure.subplots(len(shown), 5 if deformed else 4, squeeze=False)
     for row, (axis, cuts, rest) in enumerate(rows):
-        _draw_row(axes[row], axis, cuts, grid.spacing[0], titled=row == 0)
+        in_plane = [k for k in range(3) if k != axis]
+        _draw_row(axes[row], cuts, grid.spacing[in_plane[0]], titled=row == 0)
+        if not planar:
+            _mark_sides(axes[row, 0], axis)
         if deformed:
             panel = axes[row, 4]
             heat = _show(panel, lengths[row], "deformable part" if row == 0 else "", vmax=max(longest, 1.0))
-            _draw_lines(panel, rest[..., [k for k in range(3) if k != axis]] / grid.spacing[0], grid.spacing[0])
+            _draw_lines(panel, (rest @ to_voxels)[..., in_plane], grid.spacing[in_plane[0]])
     if deformed:
         bar = figure.colorbar(heat, ax=axes[:, 4], shrink=0.6)
         bar.set_label("displacement beyond the affine part (mm)", color="white")
@@ -84,8 +92,8 @@ def draw_registration(
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def _draw_row(axes: np.ndarray, axis: int, cuts: list[np.ndarray], spacing: float, *, titled: bool) -> None:
-    """Draw the four panels of a plane across `axis`; `cuts` are fixed, moving and warped in [0, 1]."""
+def _draw_row(axes: np.ndarray, cuts: list[np.ndarray], spacing: float, *, titled: bool) -> None:
+    """Draw the four panels of a plane; `cuts` are fixed, moving and warped in [0, 1]."""
     fixed, moving, warped = cuts
     tiles = (np.indices(fixed.shape) // max(1, round(_TILE_MM / spacing))).sum(axis=0) % 2 == 0
     panels = {
@@ -100,16 +108,26 @@ def _draw_row(axes: np.ndarray, axis: int, cuts: list[np.ndarray], spacing: floa
         _show(axes[number], image, title if titled else "", cmap="gray", vmax=1.0)
         if number in (1, 2) and level is not None and fixed.min() < level < fixed.max() and min(fixed.shape) > 1:
             axes[number].contour(fixed.T, levels=[level], colors=_OUTLINE, linewidths=0.7)
+    length_mm = _round_length(0.3 * fixed.shape[0] * spacing)
+    length = length_mm / spacing
+    axes[0].plot([2, 2 + length], [2, 2], color="white", linewidth=2)
+    axes[0].text(3 + length, 2, f"{length_mm:g} mm", color="white", fontsize=9, va="center")
+
+
+def _mark_sides(panel: Axes, axis: int) -> None:
+    """Write the patient's sides around the panel of a plane across `axis` of a RAS grid."""
     across, up = (ends for k, ends in enumerate(_ENDS) if k != axis)
-    marks = {"color": "white", "fontsize": 11, "transform": axes[0].transAxes}
-    axes[0].text(0.02, 0.5, across[0], va="center", **marks)
-    axes[0].text(0.98, 0.5, across[1], ha="right", va="center", **marks)
-    axes[0].text(0.5, 0.98, up[1], ha="center", va="top", **marks)
-    axes[0].set_ylabel(_PLANES[axis], color="white")
-    length = _BAR_MM / spacing
-    if length < 0.8 * fixed.shape[0]:
-        axes[0].plot([2, 2 + length], [2, 2], color="white", linewidth=2)
-        axes[0].text(3 + length, 2, f"{_BAR_MM:g} mm", color="white", fontsize=9, va="center")
+    for x, y, text in ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[1])):
+        ha = {0.02: "left", 0.98: "right"}.get(x, "center")
+        va = "top" if y > 0.9 else "center"
+        panel.text(x, y, text, ha=ha, va=va, color="white", fontsize=11, transform=panel.transAxes)
+    panel.set_ylabel(_PLANES[axis], color="white")
+
+
+def _round_length(at_most: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten that is not longer."""
+    power = 10.0 ** np.floor(np.log10(at_most))
+    return float(power * max(factor for factor in (1, 2, 5) if factor * power <= at_most * (1 + 1e-9)))
 
 
 def _plane(grid: Volume, axis: int, position: int) -> Volume:

@@ -94,7 +94,7 @@ def refine(
     moving, fixed = normalized(moving), normalized(fixed)
     start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
 
-    finest_mm, native_mm = _finest_mm(fixed, moving, spacing), math.prod(spacing) ** (1 / 3)
+    finest_mm, native_mm = _finest_mm(fixed, moving, spacing), _mean_spacing(fixed, spacing)
     box = _bounding_box(fixed, moving, [math.ceil(_MARGIN * finest_mm / mm) for mm in spacing])
     images = fixed[box], moving[box], (torch.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).float())[box]
     chosen = _choose(*images, start[box]) if similarity == "auto" else similarity
@@ -173,8 +173,15 @@ def _foreground(*images: Tensor) -> Tensor:
 def _finest_mm(fixed: Tensor, moving: Tensor, spacing: Sequence[float]) -> float:
     """Voxel size of the finest level, for at most `_FINEST_SIDE` voxels along the mean side of the foreground."""
     where = _foreground(fixed, moving).nonzero()
-    sides = [(float(n) + 1) * mm for n, mm in zip(where.amax(0) - where.amin(0), spacing, strict=True)]
-    return max(math.prod(sides) ** (1 / 3) / _FINEST_SIDE, math.prod(spacing) ** (1 / 3))
+    extent = (where.amax(0) - where.amin(0)).tolist()
+    sides = [(n + 1) * mm for n, mm, size in zip(extent, spacing, fixed.shape[2:], strict=True) if size > 1]
+    return max(math.exp(math.log(math.prod(sides)) / len(sides)) / _FINEST_SIDE, _mean_spacing(fixed, spacing))
+
+
+def _mean_spacing(fixed: Tensor, spacing: Sequence[float]) -> float:
+    """The geometric mean of the spacing along the axes that have more than one voxel."""
+    along = [mm for mm, size in zip(spacing, fixed.shape[2:], strict=True) if size > 1]
+    return math.exp(math.log(math.prod(along)) / len(along))
 
 
 def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tuple[slice, ...]:

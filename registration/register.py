@@ -28,6 +28,7 @@ from .masks import Masks
 from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
+from .planar import displacement_grid, is_planar, maps, on_grid, planes
 from .refine import chosen_similarity, refine
 from .settings import RegistrationSettings
 from .stages import StageResult, align_in_stages, resolved
@@ -140,6 +141,8 @@ def register(
     steps = _Steps(progress or (lambda text: None))
     if _identical(moving, fixed):
         return _identity(moving, fixed, steps)
+    if is_planar(moving) or is_planar(fixed):
+        return _register_planar(moving, fixed, masks, settings, place, steps)
     before, _ = normalized_mutual_information(moving, fixed)
     if method == "syn":
         with steps.timed("affine and SyN (ANTs)"):
@@ -172,6 +175,64 @@ def register(
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
     return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
+
+
+def _register_planar(
+    moving: Volume, fixed: Volume, masks: Masks, settings: RegistrationSettings, device: torch.device, steps: "_Steps"
+) -> Registration:
+    """The alignment of two 2-D images."""
+    for one, other in ((moving, fixed), (fixed, moving)):
+        if not is_planar(other):
+            what = " x ".join(map(str, other.shape))
+            raise ValueError(
+                f"{one.source or 'one image'} is a single slice, so the other image must be one too, got {what} voxels"
+                f" in {other.source or 'it'}: take one slice of it"
+            )
+    if settings.method not in (None, "field"):
+        raise ValueError(f'2-D images need the method "field", got {settings.method!r}')
+    transform = "deformable" if settings.transform == "auto" else settings.transform
+    kind: Kind = "rigid" if transform == "rigid" else "affine"
+    from_plane, to_plane = planes(moving, fixed)
+    laid = Masks(
+        from_plane.laid(masks.moving) if masks.moving is not None else None,
+        to_plane.laid(masks.fixed) if masks.fixed is not None else None,
+    )
+    with steps.timed(kind):
+        matrix = align_affine(
+            from_plane.image,
+            to_plane.image,
+            kind=kind,
+            moving_mask=laid.moving,
+            fixed_mask=laid.fixed,
+            seed=settings.seed,
+        )
+    grid = displacement_grid(to_plane)
+    displacement = torch.zeros(1, 3, *grid.shape)
+    if transform == "deformable":
+        linear = AffineTransform(matrix)
+        images = [on_grid(from_plane, grid, linear).to(device), on_grid(to_plane, grid).to(device)]
+        mask = laid.on_grid(grid, linear)
+        with steps.timed("refinement"):
+            refined = refine(
+                *images,
+                spacing=grid.spacing,
+                fixed_mask=None if mask is None else with_channel(mask, np.float32)[None].to(device),
+                similarity=settings.similarity,
+                effort=settings.effort,
+                diffeomorphic=settings.diffeomorphic,
+                progress=lambda text: steps.report(f"  {text}"),
+            )
+            displacement = better_of(None, refined, *images, mask=mask).cpu()
+    forward, inverse, whole = maps(from_plane, to_plane, matrix, displacement)
+    warped = resample(moving, fixed, forward)
+    before, _ = normalized_mutual_information(from_plane.image, to_plane.image)
+    after, _ = normalized_mutual_information(warped, fixed)
+    for values in (forward.vectors_mm, inverse.vectors_mm, warped.array):
+        check_finite(values, "the result")
+    metrics = {"nmi_before": before, "nmi_after": after, **field_measures(displacement)}
+    choice = Choice(transform, settings.similarity if transform == "deformable" else "")
+    steps.report(str(choice))
+    return Registration(warped, forward, inverse, whole.matrix, metrics, steps.seconds, choice)
 
 
 def _identical(moving: Volume, fixed: Volume) -> bool:

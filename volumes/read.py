@@ -6,14 +6,15 @@ from typing import Literal
 
 from .dicom import read_dicom
 from .nifti import is_nifti_name, read_nifti, write_nifti
+from .nrrd_files import read_nrrd
 from .volume import Volume
 
 
 def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None, fix_tilt: bool = False) -> Volume:
-    """Read an image from a NIfTI file, an .mgz file, a folder with one DICOM series, or one DICOM file.
+    """Read an image from a NIfTI, .mgz or .nrrd file, a folder with one DICOM series, or one DICOM file.
 
     Args:
-        path: .nii, .nii.gz, .mgz, a folder, or a DICOM file of any name, which may be enhanced multi-frame.
+        path: .nii, .nii.gz, .mgz, .nrrd, a folder, or a DICOM file of any name, which may be enhanced multi-frame.
         ndim: 3 if a single volume is needed; a series of volumes is then an error.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation and a warning; without it,
             such a series is refused.
@@ -28,7 +29,12 @@ def read_volume(path: str | os.PathLike[str], *, ndim: Literal[3] | None = None,
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    volume = read_nifti(path) if is_nifti_name(path) and path.is_file() else read_dicom(path, fix_tilt=fix_tilt)
+    if is_nifti_name(path) and path.is_file():
+        volume = read_nifti(path)
+    elif path.name.lower().endswith(".nrrd") and path.is_file():
+        volume = read_nrrd(path)
+    else:
+        volume = read_dicom(path, fix_tilt=fix_tilt)
     if ndim == 3 and volume.array.ndim == 4:
         raise ValueError(
             f"{path} must hold one volume, got {volume.array.shape[3]} ({volume.array.shape}); choose one of them, for"

@@ -207,13 +207,14 @@ class DisplacementField:
         )
         points = apply_affine(self.affine, index.reshape(-1, 3).astype(np.float64))
         vectors = self.vectors_mm[step].reshape(-1, 3)
+        middle = points.mean(axis=0)
+        # of least norm: across a single slice, the map does not change
+        slopes = np.linalg.lstsq(points - middle, vectors - vectors.mean(axis=0), rcond=None)[0].T
+        if np.linalg.det(np.eye(3) + slopes) < 0.05:
+            slopes = np.zeros((3, 3))
         matrix = np.eye(4)
-        if min(self.shape) > 1:
-            design = np.column_stack([points, np.ones(len(points))])
-            matrix[:3] += np.linalg.lstsq(design, vectors, rcond=None)[0].T
-        if min(self.shape) == 1 or np.linalg.det(matrix[:3, :3]) < 0.05:
-            matrix = np.eye(4)
-            matrix[:3, 3] = vectors.mean(axis=0)
+        matrix[:3, :3] += slopes
+        matrix[:3, 3] = vectors.mean(axis=0) - slopes @ middle
         return AffineTransform(matrix)
 
 

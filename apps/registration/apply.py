@@ -12,11 +12,11 @@ from ...volumes import (
     Volume,
     invert,
     read_transform,
-    read_volume,
     resample,
     write_volume,
 )
 from .options import Apply
+from .scans import read_scan
 from .work import FORWARD, INVERSE
 
 _LEAST_INSIDE = 0.2  # least fraction of the new grid inside the grid of the transform
@@ -24,7 +24,7 @@ _LEAST_INSIDE = 0.2  # least fraction of the new grid inside the grid of the tra
 
 def apply(options: Apply) -> None:
     """Run the command."""
-    grid = read_volume(options.like, fix_tilt=options.fix_tilt)
+    grid = read_scan(options.like, fix_tilt=options.fix_tilt)
     chosen = _transform(options, grid)
     images = options.images
     if not images:
@@ -85,7 +85,7 @@ def _check_inside(transform: Transform, grid: Volume, options: Apply) -> None:
 
 
 def _move(options: Apply, image: Path, grid: Volume, transform: Transform, output: Path) -> None:
-    source = read_volume(image, fix_tilt=options.fix_tilt)
+    source = read_scan(image, fix_tilt=options.fix_tilt)
     moved = resample(source, grid, transform, order="nearest" if options.labels else "linear")
     write_volume(output, moved, space="aligned")
     shown = output if not options.images else options.output / output.name

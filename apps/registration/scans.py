@@ -12,6 +12,7 @@ import numpy as np
 from ...registration.diffusion import rotate_bvecs, write_bvecs
 from ...registration.register import Registration
 from ...registration.series import gradients_of, sidecar
+from ...restoration.bitmaps import BITMAP_SUFFIXES, read_bitmap
 from ...runs.files import atomic_path
 from ...volumes import Volume, VolumeWarning, read_volume
 from ...volumes.dicom import holds_tilted
@@ -24,6 +25,7 @@ from ...volumes.dicom_registered import (
     write_registered_series,
 )
 
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
 WARPED_DICOM, REGISTRATION_DICOM = "warped_dicom", "registration.dcm"
 
 
@@ -102,6 +104,25 @@ def write_dicom(
     )
 
 
+def read_scan(path: Path, *, fix_tilt: bool = False) -> Volume:
+    """Read a scan or a picture; a picture becomes a single slice of grey values, 1 mm per pixel.
+
+    Args:
+        path: any format of `read_volume`, or a picture such as .png or .tif.
+        fix_tilt: straighten the slices of a tilted gantry.
+    """
+    if not (path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES):
+        return read_volume(path, fix_tilt=fix_tilt)
+    stack = read_bitmap(path)
+    if len(stack) != 1:
+        raise ValueError(
+            f"{path} must hold one picture, got {len(stack)} pages; save the page to align as its own file"
+        )
+    grey = stack[0, 0] if stack.shape[1] == 1 else np.tensordot(_LUMINANCE, stack[0].astype(np.float32), axes=1)
+    # rows go down, and y goes up
+    return Volume(np.ascontiguousarray(grey.T)[:, :, None], np.diag([1.0, -1.0, 1.0, 1.0]), path)
+
+
 def read_labels(path: Path | None) -> Volume | None:
     """Read a label map as int32; None gives None.
 
@@ -110,7 +131,9 @@ def read_labels(path: Path | None) -> Volume | None:
     """
     if path is None:
         return None
-    labels = read_volume(path, ndim=3)
+    labels = read_scan(path)
+    if labels.array.ndim != 3:
+        raise ValueError(f"{path} must be 3-D, got shape {labels.array.shape}")
     rounded = np.round(labels.array)
     if not np.array_equal(rounded, labels.array):
         raise ValueError(f"{path} must hold whole numbers, one for each structure, got fractions")

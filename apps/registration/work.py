@@ -16,7 +16,7 @@ from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from .overlap import overlap
-from .scans import REGISTRATION_DICOM, read_labels, write_dicom, write_rotated_bvecs, writes_dicom
+from .scans import REGISTRATION_DICOM, read_labels, read_scan, write_dicom, write_rotated_bvecs, writes_dicom
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
 OPTIONAL_FILES = (
@@ -96,9 +96,9 @@ class Alignment:
             ValueError: a scan cannot be used, or requested DICOM results cannot be written.
         """
         to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom, fix_tilt=self.fix_tilt)
-        moving_volume = read_volume(pair.moving, fix_tilt=self.fix_tilt)
+        moving_volume = read_scan(pair.moving, fix_tilt=self.fix_tilt)
         moving = reference_image(moving_volume, pair.moving)
-        fixed_volume = read_volume(pair.fixed, fix_tilt=self.fix_tilt)
+        fixed_volume = read_scan(pair.fixed, fix_tilt=self.fix_tilt)
         fixed = reference_image(fixed_volume, pair.fixed) if pair.contrast == "image" else load_fixed(pair)
         facts = facts_of(pair, series=(moving_volume.array.ndim == 4, fixed_volume.array.ndim == 4))
         if self.reversed_b0 is not None:

@@ -10,7 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from PIL import Image as Pillow
 from pydicom.uid import generate_uid
+from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
 from voxelwave.runs.exit import DONE, ERROR, USAGE
@@ -165,3 +167,17 @@ def test_masks_are_used_and_recorded(scans, tmp_path):
     )
     assert len(json.loads((out / "record.json").read_text())["inputs"]["fixed_mask"]["sha256"]) == 64
     np.testing.assert_allclose(read_transform(out / "affine.mat").matrix[:3, 3], [-4, 0, 0], atol=0.5)
+
+
+def test_pictures_are_aligned(tmp_path):
+    rng = np.random.default_rng(0)
+    tissue = np.zeros((70, 80))
+    tissue[10:60, 12:66] = 120 + 60 * gaussian_filter(rng.standard_normal((50, 54)), 2) / 0.14
+    for name, image in (("fixed", tissue), ("moving", np.roll(tissue, (3, -4), (0, 1)))):
+        Pillow.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    words = ["registration", "register", str(tmp_path / "moving.png"), str(tmp_path / "fixed.png")]
+    assert cli.main([*words, "-o", str(tmp_path / "out"), "--transform", "rigid"]) == DONE
+    shift = read_transform(tmp_path / "out/affine.mat").matrix
+    np.testing.assert_allclose(shift[:2, :2], np.eye(2), atol=0.01)
+    np.testing.assert_allclose((shift @ [39, -34, 0, 1])[:3] - [39, -34, 0], [-4, -3, 0], atol=0.2)  # y goes up
+    assert (tmp_path / "out/picture.png").stat().st_size > 10_000
