@@ -51,8 +51,8 @@ def check_brainvision(header: Path) -> list[Note]:
 
     Raises:
         FileNotFoundError: a file that the header names is missing.
-        ValueError: the folder also holds a file with the header's own name, so either may be meant; or the header
-            lists another number of channels than it announces.
+        ValueError: the folder also holds a file with the usual name, so either may be meant; or the header lists
+            another number of channels than it announces.
     """
     _check_channels(header)
     notes = []
@@ -67,7 +67,7 @@ def check_brainvision(header: Path) -> list[Note]:
 
 
 def _check_channels(header: Path) -> None:
-    """Refuse a header whose number of channels is not that of its list, since the samples are in the order of both."""
+    """Refuse a header whose number of channels differs from the length of its list, which makes the samples unclear."""
     if not header.is_file():
         return
     text = header.read_bytes().decode("utf-8", "replace")

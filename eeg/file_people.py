@@ -108,8 +108,8 @@ def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Pa
         label: the class.
 
     Returns:
-        Name -> recordings. A person with one recording has the name of the file, if it is no word such as rec1 and no
-        other person has it.
+        Name -> recordings. A person with one recording gets the name of the file, unless this is a word such as rec1 or
+        the name of another person.
 
     Raises:
         ValueError: it is unclear whether files are recordings of one person or of different people.
@@ -136,7 +136,7 @@ def people_of_class(files: Sequence[ClassFile], label: str) -> dict[str, list[Pa
 
 
 def _names_person(name: str, stem: str) -> bool:
-    """Whether the only file of a person gives the name, in place of the name found in its path."""
+    """Whether a person is named by the only file of the person, not by the name in the path of the file."""
     return "/" not in name and not _BIDS.search(stem) and bool(_without_recording(stem))
 
 
@@ -191,7 +191,7 @@ def _refuse_general_names(people: dict[str, list[ClassFile]], label: str) -> Non
 
 
 def _refuse_copies(people: dict[str, list[ClassFile]]) -> None:
-    """Refuse a person whose name is that of another one with the mark of a copied file, such as anna (1)."""
+    """Refuse a person whose name is that of another person with the suffix of a copied file, such as anna (1)."""
     for name, own in people.items():
         copied = _COPY.fullmatch(name)
         if copied is not None and copied[1] in people:

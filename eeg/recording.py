@@ -127,7 +127,7 @@ def read_recording(
 
 
 def _outside(spans: Sequence[tuple[float, float]], signal: np.ndarray, sfreq: float) -> np.ndarray:
-    """The signal outside of bad spans, since pauses tell nothing of the amplitude; all of it if nothing is left."""
+    """The signal outside bad spans, since pauses do not show the amplitude; the whole signal if nothing is left."""
     kept = np.ones(signal.shape[1], dtype=bool)
     for start, stop in spans:
         kept[round(start * sfreq) : round(stop * sfreq)] = False

@@ -182,8 +182,8 @@ def fit(
         tether: weight of a penalty on motion away from `start`, in units of the similarity per mm^2 of translation and
             of rotation at 60 mm from the centre. It keeps parameters that the images hardly determine, such as the
             position along the normal of a few slices, at their start.
-        still: (3,), a unit vector in the fixed world along which an affine fit does not stretch or shear: the normal of
-            a slab, whose few slices do not show how long the head is.
+        still: (3,), a unit vector in the fixed world along which an affine fit does not stretch or shear, such as the
+            normal of a slab, whose few slices do not show the length of the head.
 
     Returns:
         (4, 4), fixed world -> moving world.

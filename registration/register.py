@@ -317,7 +317,7 @@ def _deformable(
     device: torch.device,
     steps: _Steps,
 ) -> tuple[DisplacementField, DisplacementField, Choice]:
-    """The forward and inverse transforms, with a dense displacement in addition to the affine, and what was kept."""
+    """The forward and inverse transforms, with a dense displacement in addition to the affine, and the kept stages."""
     grid = working_grid(fixed)
     start = None
     if network is not None:
@@ -348,7 +348,7 @@ def _deformable(
     with steps.timed("refinement"):
         if similarity == "ncc" or network is not None:
             refined = better_of(start, refined_from(start), *images, mask=lesions)
-        else:  # between contrasts, a fit can be similar by chance: it is judged on voxels that it has not seen
+        else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
             seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
             refined = refined_from(start, mask=seen if compared is None else seen * compared)
             stages = (_judged(refined, grid, affine, moving, fixed, masks),)
@@ -364,7 +364,7 @@ def _deformable(
 def _judged(
     refined: Tensor, grid: Volume, affine: AffineTransform, moving: Volume, fixed: Volume, masks: Masks
 ) -> StageResult:
-    """Compare a displacement (1, 3, D, H, W) in voxels of `grid` with none; a warning if it is dropped."""
+    """Compare a displacement (1, 3, D, H, W) in voxels of `grid` with no displacement; warn if it is dropped."""
     head, compared = head_mask(fixed), masks.on_grid(fixed, affine)
     if compared is not None:
         head = head.with_array(head.array * (compared.array > 0))

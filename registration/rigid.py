@@ -23,7 +23,7 @@ _LEVELS = ((8.0, 8_000), (4.0, 20_000), (2.0, 60_000))
 _TETHER = 4e-5
 _MARGIN_MM = 6.0  # around the head, so that its outline counts
 _LEAST_OVERLAP = 0.5  # fraction of the head; if the scanner's geometry gives less, rotated starts are tried too
-MOST_SCALE = 1.6  # of an affine fit; heads of infants and adults differ by about this factor
+MOST_SCALE = 1.6  # largest scale of an affine fit; heads of infants and adults differ by about this factor
 _LEAST_HEAD_MM = 130.0
 MOST_DEGREES, MOST_MM = 20.0, 40.0  # between scans of one session; a head coil allows no more
 
@@ -101,9 +101,9 @@ def align_one_subject(
 def affine_candidate(
     moving: Volume, fixed: Volume, rigid: np.ndarray, *, mask: Volume | None = None, seed: int = 0
 ) -> Candidate:
-    """Fit an affine map from a rigid one on, and compare both.
+    """Fit an affine map, starting from a rigid map, and compare both.
 
-    If the fixed image is a slab, the map does not stretch along its normal.
+    If the fixed image is a slab, the map does not stretch along the normal of the slab.
 
     Args:
         moving: (D, H, W).
@@ -131,9 +131,9 @@ def affine_candidate(
 
 
 def slab_normal(image: Volume) -> np.ndarray | None:
-    """The unit vector (3,) in the world along which an image shows only a part of a head; None if it shows all of it.
+    """The unit vector (3,) in the world along which an image shows only a part of the head; None if there is none.
 
-    Along that axis the grid is shorter than a head, and the head is cut at both ends.
+    Along that axis the grid is shorter than a head, and the head is cut off at both ends.
     """
     head = head_mask(image).array != 0
     for axis, (n, mm) in enumerate(zip(image.shape, image.spacing, strict=True)):

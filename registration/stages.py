@@ -53,7 +53,7 @@ class StageResult:
 
     @classmethod
     def of(cls, name: str, verdict: Verdict, detail: str, *, kept: bool | None = None) -> "StageResult":
-        """The stage that a verdict is about; `kept` may differ from the verdict."""
+        """The stage that a verdict describes; `kept` may differ from the verdict."""
         kept = verdict.accepted if kept is None else kept
         return cls(name, kept, verdict.gain, verdict.standard_error, verdict.price, detail)
 
@@ -237,7 +237,7 @@ class _Stages:
     def _judge(self, name: str, found: Tensor, evidence: Evidence, *, measured: bool = False) -> bool:
         """Compare a displacement with the one kept so far, and keep it if it is better.
 
-        A displacement that was `measured` without the other image costs nothing.
+        A displacement that was `measured` without the other image has no price.
         """
         assert self.pair is not None
         before = torch.zeros_like(found) if self.shift is None else self.shift

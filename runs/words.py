@@ -40,7 +40,7 @@ def tidy_name(name: str) -> str:
 
 
 def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Names that differ only in upper and lower case or in leading zeros of their numbers, and so may be one person.
+    """Groups of names that differ only in case or in leading zeros of numbers, so that they may be of one person.
 
     Example:
         >>> alike_names(["p1", "P01", "p2", "anna"])
@@ -54,7 +54,7 @@ def alike_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def note_of_alike(names: Iterable[str]) -> list[str]:
-    """A note about people whose names are alike, see `alike_names`; none if there are none."""
+    """A note about people with similar names (see `alike_names`); an empty list if there are none."""
     groups = [" and ".join(group) for group in alike_names(names)]
     if not groups:
         return []

@@ -13,7 +13,7 @@ _MOSTLY = 0.5  # with a larger share of fixations far outside, the positions can
 _SECONDS = (0.005, 10.0)  # plausible range of the median duration of a fixation, and of the median step between onsets
 _CORNER = 0.6  # if all fixations are within this share of a side, they may belong to a smaller picture
 _ENOUGH = 50  # with this number of fixations or more, that is no coincidence
-_TINY_CORNER, _FEW = 0.3, 6  # the same for a corner such as that of percentages
+_TINY_CORNER, _FEW = 0.3, 6  # the same for a smaller corner, as that of positions in percent
 
 
 def check_units(scenes: Mapping[str, Scene], paths: Sequence[MeasuredPath]) -> list[str]:
