@@ -15,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import scipy.io
 
 from ..runs.files import atomic_path
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, save_image, set_nifti_affine
@@ -24,6 +25,7 @@ from .volume import LPS, perpendicular_axes
 
 LINEAR_SUFFIXES = (".mat", ".txt", ".tfm")
 VECTOR_INTENT = 1007
+_AFFINE = "AffineTransform_double_3_3"  # class, type of numbers, and dimensions in and out
 
 # ITK's classes of linear and composite transforms
 _KINDS = {
@@ -67,7 +69,7 @@ def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
     elif name.endswith(".h5"):
         _write_itk(path, _compose_itk(transform))
     elif name.endswith(LINEAR_SUFFIXES) and isinstance(transform, AffineTransform):
-        _write_itk(path, _itk_affine(transform, precision="double"))
+        _write_linear(path, transform)
     else:
         raise ValueError(
             f"{path.name} cannot hold this {type(transform).__name__}: use .h5 for any, .nii.gz for a displacement"
@@ -117,14 +119,31 @@ def _read_field(path: Path) -> DisplacementField:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _itk_affine(transform: AffineTransform, *, precision: str) -> Any:
+def _write_linear(path: Path, transform: AffineTransform) -> None:
+    """Write ITK's text or MATLAB 4 file, with parameters and centre. ANTs could do it, but takes seconds to load."""
+    lps = LPS @ transform.matrix @ LPS
+    parameters, centre = np.append(lps[:3, :3].ravel(), lps[:3, 3]), np.zeros(3)
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".mat":
+            matrices = {_AFFINE: parameters[:, None], "fixed": centre[:, None]}
+            scipy.io.savemat(temporary, matrices, appendmat=False, format="4")
+            return
+        temporary.write_text(
+            "#Insight Transform File V1.0\n#Transform 0\n"
+            f"Transform: {_AFFINE}\n"
+            f"Parameters: {' '.join(map(repr, parameters.tolist()))}\n"
+            f"FixedParameters: {' '.join(map(repr, centre.tolist()))}\n"
+        )
+
+
+def _itk_affine(transform: AffineTransform) -> Any:
+    """The affine as a part of a composite, in single precision."""
     import ants  # takes seconds to load
 
-    flip = LPS
-    matrix = flip @ transform.matrix @ flip
+    matrix = LPS @ transform.matrix @ LPS
     return ants.create_ants_transform(
         transform_type="AffineTransform",
-        precision=precision,
+        precision="float",
         dimension=3,
         matrix=matrix[:3, :3],
         offset=matrix[:3, 3].tolist(),
@@ -152,10 +171,7 @@ def _compose_itk(transform: Transform) -> Any:
 
     parts = transform.parts if isinstance(transform, CompositeTransform) else (transform,)
     # antspyx cannot write a single field, only a composite that holds it; all parts must be float
-    made = [
-        _itk_affine(part, precision="float") if isinstance(part, AffineTransform) else _itk_field(part)
-        for part in parts
-    ]
+    made = [_itk_affine(part) if isinstance(part, AffineTransform) else _itk_field(part) for part in parts]
     return ants.compose_ants_transforms(made)
 
 
