@@ -161,7 +161,7 @@ def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
         >>> degrade(torch.zeros(1, 4, 4), torch.Generator().manual_seed(0), IntensityRange(0, 900)).shape
         torch.Size([1, 4, 4])
     """
-    if kind not in _DEGRADATIONS:
+    if not isinstance(kind, str) or kind not in _DEGRADATIONS:
         raise ValueError(f"degradation must be one of {', '.join(_DEGRADATIONS)}, got {kind!r}")
     function = _DEGRADATIONS[kind]
     try:
@@ -184,7 +184,7 @@ def degradation_margin(kind: str | None = None, **parameters: Any) -> int:
     Raises:
         ValueError: the kind is unknown, or a width of a blur is not a finite number of 0 or more.
     """
-    if kind not in _DEGRADATIONS:
+    if not isinstance(kind, str) or kind not in _DEGRADATIONS:
         raise ValueError(f"degradation must be one of {', '.join(_DEGRADATIONS)}, got {kind!r}")
     width = {"gaussian-blur": "sigma_px", "box-blur": "size_px"}.get(kind)
     if width is not None:

@@ -28,10 +28,19 @@ def write_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], met
         path: the file to write; must end in .safetensors.
         state: name -> tensor, on any device.
         metadata: text entries for the file's header.
+
+    Raises:
+        ValueError: the path has another suffix, or a tensor is not finite.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{path} is not written: {name} holds NaN or infinite numbers, so the training diverged; lower the "
+                "learning rate"
+            )
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
         # safetensors' own save_file creates files that only their owner may read

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from voxelwave.runs.weight_file import check_claims, check_number_kinds, check_resumable
+from voxelwave.runs.weight_file import check_claims, check_number_kinds, check_resumable, read_weights, write_weights
 
 
 class Line(L.LightningModule):
@@ -114,3 +114,12 @@ def test_whole_numbers_in_place_of_weights_are_refused():
 def test_a_description_of_an_impossible_network_is_refused(arguments):
     with pytest.raises(ValueError, match="claims a network of impossible size"):
         check_claims(Path("w.safetensors"), arguments)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged_are_not_written(tmp_path, value):
+    path = tmp_path / "w.safetensors"
+    write_weights(path, {"a": torch.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"w\.safetensors is not written: b holds NaN or .* lower the learning rate"):
+        write_weights(path, {"a": torch.zeros(2), "b": torch.tensor([1.0, value])}, {})
+    assert read_weights(path)[0]["a"].tolist() == [1, 1]

@@ -24,6 +24,10 @@ _CONFIGURATIONS = Path(cli.__file__).parent / "configs/restoration"
         ({"module": {"nets": "MaIR"}}, "module takes network, arguments,"),
         ({"module": {"arguments": {"stripe_width": 4, "wide": 8}}}, "unexpected keyword argument 'wide'"),
         ({"module": NETWORK, "degradation": {"sigma": 0.1}}, "degradation must be one of gaussian, rician"),
+        (
+            {"module": NETWORK, "degradation": {"kind": ["gaussian"], "sigma": 0.1}},
+            "degradation must be one of gaussian",
+        ),
         ({"stages": [{"steps": 1, "batches": 1, "patch": 8}]}, "a stage takes steps, batch, patch"),
         ({"module": {"arguments": {"stripe_width": 4, "in_channels": 3}}}, "has 1 channel(s)"),
     ],
