@@ -103,7 +103,7 @@ class ModelCard:
 
     @property
     def window_options(self) -> WindowOptions:
-        """Options to cut a recording for these weights, with the channels of the training.
+        """Options by which a recording is cut for these weights, with the channels of the training.
 
         Channels given as "Cz=A1" are kept in this form, so that a file of the same cap is read as in the training.
         """

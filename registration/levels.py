@@ -49,7 +49,7 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
         # an axis that is already coarse or short keeps its length
         coarse = max(min(n, 8), round((n - 1) * mm / target_mm) + 1)
         shape.append(n if coarse > 0.8 * n else coarse)
-        # along an axis of one voxel nothing moves: its length must not make the level seem finer
+        # there is no motion along an axis of one voxel, so its length must not make the level count as finer
         steps.append(mm * (n - 1) / (shape[-1] - 1) if n > 1 else max(mm, target_mm))
     # against aliasing: sigma is half the factor, minus the blur of the voxel itself
     factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]

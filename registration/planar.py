@@ -1,7 +1,7 @@
 """Registration of 2-D images, such as single slices or microscopy, by the same fits as for volumes.
 
-Both images are laid into one plane, so that the motions and displacements lie in it. Their scale is arbitrary: the fits
-see the fixed image at the size of a head.
+Both images are placed in one plane, so that motions and displacements lie in that plane. Since the scale of the images
+is arbitrary, the fixed image is scaled to the size of a head for the fits.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from ..volumes import AffineTransform, DisplacementField, Volume
 from .grids import to_grid
 from .warp import invert_displacement, resize_displacement, warp
 
-_SIDE_MM = 180.0  # mean side of the fixed image, as the fits see it
-_LARGEST = 512  # voxels along the mean side of the grid of the displacement
+_SIDE_MM = 180.0  # mean side of the fixed image after scaling
+_LARGEST = 512  # largest number of voxels along the mean side of the grid of the displacement
 
 
 def is_planar(volume: Volume) -> bool:
@@ -28,7 +28,7 @@ class Plane:
     """A 2-D image in the common plane.
 
     Args:
-        image: (1, A, B); the plane's x and y axes are those of the image's grid, z is across.
+        image: (1, A, B); the x and y axes of the plane are those of the image's grid, and z is normal to the plane.
         across: the axis of the original array that has one voxel.
         world: (4, 4), voxel of `image` -> original world, RAS mm.
     """
@@ -38,16 +38,16 @@ class Plane:
     world: np.ndarray
 
     def laid(self, volume: Volume) -> Volume:
-        """Another image on the grid of the original array, such as a mask, in the plane."""
+        """Place another image on the grid of the original array, such as a mask, in the plane."""
         return self.image.with_array(np.ascontiguousarray(np.moveaxis(volume.array, self.across, 0)))
 
     def restored(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (1, A, B, 3) on the grid of the original array."""
+        """Convert vectors (1, A, B, 3) to the grid of the original array."""
         return np.ascontiguousarray(np.moveaxis(vectors, 0, self.across))
 
 
 def planes(moving: Volume, fixed: Volume) -> tuple[Plane, Plane]:
-    """Both images in one plane: by their positions in the world if they are parallel, otherwise centre on centre.
+    """Place both images in one plane: by their world positions if they are parallel, otherwise with equal centres.
 
     Args:
         moving: one slice, see `is_planar`.
@@ -63,7 +63,7 @@ def planes(moving: Volume, fixed: Volume) -> tuple[Plane, Plane]:
         inside = np.zeros((4, 4))
         inside[:2, 1:3] = scale * (frame.T @ world[:3, 1:3])[:2]
         inside[:2, 3] = scale * (frame.T @ (world[:3, 3] - fixed_world[:3, 3]))[:2]
-        inside[2, 0] = np.sqrt(abs(np.linalg.det(inside[:2, 1:3])))  # thickness: that of the pixels
+        inside[2, 0] = np.sqrt(abs(np.linalg.det(inside[:2, 1:3])))  # the thickness equals the size of the pixels
         inside[3, 3] = 1
         placed.append(inside)
     if not parallel:
@@ -88,7 +88,7 @@ def displacement_grid(fixed: Plane) -> Volume:
 
 
 def on_grid(plane: Plane, grid: Volume, transform: AffineTransform | None = None) -> Tensor:
-    """The image on a grid of the fixed plane, (1, 1, 1, A, B), its grey values from 0 to 1."""
+    """The image on a grid of the fixed plane, (1, 1, 1, A, B), with grey values from 0 to 1."""
     array = plane.image.array.astype(np.float32)
     low, high = (float(value) for value in np.percentile(array, [0.5, 99.5]))
     scaled = plane.image.with_array(np.clip((array - low) / max(high - low, 1e-30), 0, 1))
@@ -103,8 +103,8 @@ def maps(
     Args:
         moving: the moving image.
         fixed: the fixed image.
-        matrix: (4, 4), within the plane, fixed -> moving.
-        displacement: (1, 3, 1, A', B'), in voxels of `displacement_grid`, before `matrix`.
+        matrix: (4, 4), fixed -> moving, within the plane.
+        displacement: (1, 3, 1, A', B'), in voxels of `displacement_grid`, applied before `matrix`.
     """
     u = resize_displacement(displacement, fixed.image.shape)
     to_moving = np.linalg.inv(moving.image.affine) @ matrix @ fixed.image.affine  # voxels -> voxels
@@ -126,7 +126,7 @@ def maps(
 
 
 def _laid(volume: Volume) -> tuple[np.ndarray, int, np.ndarray]:
-    """The array (1, A, B), the axis across, and (4, 4): its voxels -> world."""
+    """The array (1, A, B), the axis with one voxel, and the affine (4, 4) from the array's voxels to the world."""
     across = volume.shape.index(1)
     order = [across, *(k for k in range(3) if k != across)]
     world = volume.affine[:, [*order, 3]]
@@ -134,7 +134,7 @@ def _laid(volume: Volume) -> tuple[np.ndarray, int, np.ndarray]:
 
 
 def _ordered(plane: Plane) -> np.ndarray:
-    """(4, 4): voxel -> world for the original order of the axes."""
+    """The affine (4, 4), voxel -> world, for the original order of the axes."""
     order = [plane.across, *(k for k in range(3) if k != plane.across)]
     affine = plane.world.copy()
     affine[:, order] = plane.world[:, :3]
@@ -142,7 +142,7 @@ def _ordered(plane: Plane) -> np.ndarray:
 
 
 def _frame(world: np.ndarray) -> np.ndarray:
-    """(3, 3): unit vectors along the first axis in the plane, across that axis in the plane, and across the plane."""
+    """Unit vectors (3, 3): along the first axis of the plane, normal to it in the plane, and normal to the plane."""
     first = world[:3, 1] / np.linalg.norm(world[:3, 1])
     second = world[:3, 2] - first * (first @ world[:3, 2])
     second /= np.linalg.norm(second)

@@ -4,7 +4,7 @@ A picture is read as a viewer shows it. The pixels are changed as the header req
 
 | property of the file | outcome |
 | --- | --- |
-| an orientation (EXIF, TIFF) | the pixels are turned |
+| an orientation (EXIF, TIFF) | the pixels are rotated |
 | a palette | RGB, 8 bits |
 | TIFF with 0 as white | inverted |
 | TIFF with 1, 2 or 4 bits per pixel | scaled to 0 to 255 |

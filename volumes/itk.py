@@ -120,7 +120,7 @@ def _read_field(path: Path) -> DisplacementField:
 
 
 def _write_linear(path: Path, transform: AffineTransform) -> None:
-    """Write ITK's text or MATLAB 4 file, with parameters and centre. ANTs could do it, but takes seconds to load."""
+    """Write ITK's text or MATLAB 4 file with parameters and centre, without ANTs, which takes seconds to load."""
     lps = LPS @ transform.matrix @ LPS
     parameters, centre = np.append(lps[:3, :3].ravel(), lps[:3, 3]), np.zeros(3)
     with atomic_path(path) as temporary:

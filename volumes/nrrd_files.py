@@ -1,4 +1,4 @@
-"""NRRD images with their data in the same file, by pynrrd."""
+"""Reading of NRRD images whose data are in the same file, by pynrrd."""
 
 import zlib
 from pathlib import Path
@@ -24,7 +24,7 @@ _SPACES = {
 def read_nrrd(path: Path) -> Volume:
     """Read a 2-D or 3-D NRRD image; a 2-D image becomes (D, H, 1).
 
-    Without a space, the axes are taken for those of RAS with the spacings of the header.
+    If the header names no space, the axes are taken as RAS axes with the spacings of the header.
 
     Raises:
         ValueError, OSError: the file is damaged, its data are elsewhere, or it holds vectors, colours or other axes.
@@ -32,7 +32,7 @@ def read_nrrd(path: Path) -> Volume:
     try:
         header = nrrd.read_header(str(path))
         if "data file" in header or "datafile" in header:
-            raise ValueError("its data must be in the same file, got a header that names another one")
+            raise ValueError("its data must be in the same file, got a header that names another file")
         sizes = [int(n) for n in header["sizes"]]
         if len(sizes) not in (2, 3) or min(sizes) < 1:
             raise ValueError(f"it must have 2 or 3 axes, got sizes {sizes}")
@@ -60,7 +60,7 @@ def read_nrrd(path: Path) -> Volume:
 
 
 def _affine(header: dict[str, object], axes: int) -> np.ndarray:
-    """(4, 4): voxel -> RAS world, mm."""
+    """The affine (4, 4), voxel -> RAS world, mm."""
     affine = np.eye(4)
     directions, space = header.get("space directions"), str(header.get("space", "")).lower()
     if directions is None:

@@ -208,7 +208,7 @@ class DisplacementField:
         points = apply_affine(self.affine, index.reshape(-1, 3).astype(np.float64))
         vectors = self.vectors_mm[step].reshape(-1, 3)
         middle = points.mean(axis=0)
-        # of least norm: across a single slice, the map does not change
+        # the solution of least norm, in which the map does not change across a single slice
         slopes = np.linalg.lstsq(points - middle, vectors - vectors.mean(axis=0), rcond=None)[0].T
         if np.linalg.det(np.eye(3) + slopes) < 0.05:
             slopes = np.zeros((3, 3))

@@ -65,8 +65,8 @@ class Register(MethodOptions, FolderOptions):
     or changed.
 
     Args:
-        moving: the scan to move: NIfTI, .mgz, .nrrd, or a folder with one DICOM series; or a single slice or picture
-            (.png, .tif and others), if FIXED is one too.
+        moving: the scan to move: NIfTI, .mgz, .nrrd, or a folder with one DICOM series; it may be a single slice or a
+            picture (.png, .tif and others) if FIXED is one too.
         fixed: the scan to align it to, in any of the same formats; its grid is that of the result.
         output: the folder to write to: warped.nii.gz, forward.nii.gz and inverse.nii.gz (ITK displacement fields),
             affine.mat, record.json, picture.png.
