@@ -55,7 +55,15 @@ _ROUNDING = 1e-5  # the squared length of a quaternion may exceed 1 by this much
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled
-_SLICES = ("dim_info", "slice_code", "slice_start", "slice_end", "slice_duration", "toffset")
+# the fields of the order and times of slices, and the largest number of each that means something
+_SLICES = {
+    "dim_info": 63,
+    "slice_code": 6,
+    "slice_start": 32767,
+    "slice_end": 32767,
+    "slice_duration": 1e9,
+    "toffset": 1e9,
+}
 _MOST_EXTRA = 64 << 20  # bytes of header extensions, and of the data after the voxels of an MGH file
 # MGH stores only these four types; others are converted to the next one that holds every value
 _MGH_TYPES = {"b": "u1", "i1": "i2", "u2": "i4", "f2": "f4", "f8": "f4"}
@@ -192,7 +200,7 @@ def _facts(image: Any) -> HeaderFacts:
     step = _positive(float(header["pixdim"][4])) if len(image.shape) > 3 else None
     unit = _TIMES.get(int(header["xyzt_units"]) & 0o70, "unknown")
     slices = {name: float(header[name]) for name in _SLICES}
-    kept = {name: number for name, number in slices.items() if np.isfinite(number) and number}
+    kept = {name: number for name, number in slices.items() if number and 0 <= number <= _SLICES[name]}
     return HeaderFacts(step, unit, code if code in _SPACES else None, slices=kept)
 
 

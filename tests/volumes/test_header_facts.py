@@ -52,6 +52,15 @@ def test_a_restored_series_keeps_the_order_and_times_of_its_slices(tmp_path: Pat
     assert {name: float(_header(tmp_path / "c.nii")[name]) for name in facts} == facts
 
 
+def test_slice_fields_without_a_meaning_are_left_out(tmp_path: Path) -> None:
+    image = nib.Nifti2Image(np.zeros((3, 3, 3), np.int16), np.eye(4))
+    image.header["slice_code"], image.header["slice_end"], image.header["toffset"] = 49180, -5, np.nan
+    nib.save(image, tmp_path / "a.nii")
+    read = read_image(tmp_path / "a.nii")
+    write_image(tmp_path / "b.nii", read.stack, read)
+    assert [float(_header(tmp_path / "b.nii")[name]) for name in ("slice_code", "slice_end", "toffset")] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.jp2", "a.HEIC"])
 def test_a_picture_of_another_format_is_named_as_such(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"GIF89a")
