@@ -254,7 +254,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show our own warnings as notes; hide those that libraries raise about themselves."""
+    """Show our own warnings as notes, and hide the warnings of libraries."""
     if issubclass(category, UserWarning) and "voxelwave" in category.__module__:
         print(f"voxelwave: note: {one_line(message)}", file=sys.stderr)
 

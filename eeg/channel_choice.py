@@ -158,7 +158,7 @@ def _wanted_channels(names: ChannelNames, wanted: Sequence[str]) -> tuple[dict[s
     if missing:
         hint = ""
         if names.unplaced:
-            hint = "; its cap has names of its own: write each as 10-20 name = name in the file, for instance Cz=A1"
+            hint = "; its cap has its own names: write each as 10-20 name = name in the file, for instance Cz=A1"
         has = ", ".join(names.in_file)
         raise ValueError(f"the recording must have the channels {', '.join(missing)}, but it has {has}{hint}")
     pairs = [pair for pair in found if pair is not None]

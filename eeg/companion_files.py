@@ -59,7 +59,7 @@ def check_brainvision(header: Path) -> list[Note]:
     for key, named in named_in_brainvision(header):
         own = next((f for s in _USUAL[key.lower()] if (f := header.with_suffix(s)).is_file()), None)
         if not named.is_file() and (own or key.lower() == "datafile"):  # MNE notes that there are no markers
-            beside = f", but {own.name} lies beside it: correct {key} in the header" if own else ""
+            beside = f", but the folder holds {own.name}: correct {key} in the header" if own else ""
             raise FileNotFoundError(f"{header} names {named.name}, which is not in its folder{beside}")
         if named.is_file():
             notes += _differing(header, named, own, f"correct {key} in the header")
@@ -105,7 +105,7 @@ def _differing(path: Path, named: Path, own: Path | None, remedy: str) -> list[N
     if named.stem == path.stem or (own is not None and named.resolve() == own.resolve()):
         return []
     if own is not None and own.is_file():
-        raise ValueError(f"{path} names {named.name}, but {own.name} lies beside it: {remedy}, or move one away")
+        raise ValueError(f"{path} names {named.name}, but the folder also holds {own.name}: {remedy}, or remove one")
     return [Note(f"{path.name} takes its samples or markers from {named.name}, a file of another name")]
 
 

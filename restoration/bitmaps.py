@@ -167,7 +167,7 @@ def _pixels(path: Path, picture: Pillow.Image) -> Pillow.Image:
         _check_sums(path)
     pictures = getattr(picture, "n_frames", 1)
     if pictures > 1 and picture.format != "MPO":
-        raise ValueError(f"{path} is an animation of {pictures} pictures; save each one as a file of its own")
+        raise ValueError(f"{path} is an animation of {pictures} pictures; save each one as a separate file")
     if pictures > 1:
         text = f"{path} holds {pictures} pictures (MPO); the first was read"
         warnings.warn(text, VolumeWarning, stacklevel=5)
@@ -267,7 +267,7 @@ def _full_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries
         sizes = ", ".join(str(series.shape) for series in file.series[:4])
         raise ValueError(
             f"{path} must hold one picture, or pages of one size and kind, got {len(full)} kinds of pages ({sizes});"
-            " save each one as a file of its own"
+            " save each one as a separate file"
         )
     return full[0]
 

@@ -33,7 +33,7 @@ class Footprint:
 
 
 def restoration_footprint(weights: Path, side: int, tile: int, *, threads: int = 1) -> Footprint:
-    """Measure the peak memory of restoring a square image on the CPU, in a process of its own.
+    """Measure the peak memory of restoring a square image on the CPU, in a new process.
 
     Args:
         weights: a file of weights, or the name of weights that come with the package.

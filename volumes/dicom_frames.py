@@ -132,7 +132,7 @@ def _frame(file: Path, index: int, groups: list[Dataset], header: Dataset) -> Fr
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     if slope is not None and float(slope) == 0:
-        raise ValueError(f"{file}: RescaleSlope must not be 0, which makes all values alike; repair the header")
+        raise ValueError(f"{file}: RescaleSlope must not be 0, which makes all values equal; repair the header")
     if not np.isfinite([float(value or 0) for value in (slope, intercept)]).all():
         raise ValueError(f"{file}: RescaleSlope and RescaleIntercept must be finite, got {slope} and {intercept}")
     number = header.get("InstanceNumber")

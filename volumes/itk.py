@@ -229,7 +229,7 @@ def _check_kinds(path: Path, content: bytes) -> None:
     if len(kinds) > 1 and "CompositeTransform" not in kinds:
         raise ValueError(
             f"{path} must hold one transform, got a list of {len(kinds)} (such as one per volume of a series); save"
-            " each one as a file of its own, or a chain of them as an ITK composite"
+            " each one as a separate file, or a chain of them as an ITK composite"
         )
 
 

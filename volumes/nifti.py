@@ -249,7 +249,7 @@ def write_nifti(path: Path, volume: Volume, *, space: Literal["scanner", "aligne
 
 
 def save_image(path: Path, image: Any) -> None:
-    """Write an image of nibabel whole or not at all, compressed for .gz and .mgz; equal images give equal bytes."""
+    """Write an image of nibabel completely or not at all, compressed if .gz or .mgz; equal images give equal bytes."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         packed = path.name.lower().endswith(_GZIP_SUFFIXES)
         # ISA-L compresses to the same size as zlib's level 1 in a tenth of the time

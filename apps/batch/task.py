@@ -174,7 +174,7 @@ class Task:
     notes: list[str] = field(default_factory=list)
 
     def run(self, *, recorded: bool) -> Result:
-        """Skip or process the case and record the outcome; `recorded` tells whether the manifest lists it as done."""
+        """Skip or process the case and record the outcome; `recorded` is true if the manifest lists it as done."""
         started, clock = datetime.now(UTC), time.perf_counter()
         entry = self._first_entry()
         status, error = "done", None

@@ -63,7 +63,7 @@ class Predict(ThreadOptions):
     OUTPUT receives prediction.json (for each path the objects, positions and log-probabilities; for each object the
     probability that it is fixated and the attention on it) and scanpath.png (numbered fixations over the image of the
     scene, or over its boxes if there is no image; maps of that probability and of the attention). If there are several
-    scenes, each gets a folder of its own, and predictions.csv lists all of them; a scene that is damaged or does not
+    scenes, each gets a separate folder, and predictions.csv lists all of them; a scene that is damaged or does not
     fit the weights is recorded with its reason, and the others continue (exit code 3).
 
     Args:

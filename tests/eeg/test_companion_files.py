@@ -61,13 +61,13 @@ def test_a_header_that_names_another_persons_file_beside_its_own_is_refused(kind
     ending = {"brainvision": "eeg", "eeglab": "fdt"}[kind]
     WRITERS[kind](tmp_path, "a", noise(seed=1))
     file = WRITERS[kind](tmp_path, "b", noise(seed=2), data=f"a.{ending}")
-    with pytest.raises(ValueError, match=rf"names a\.{ending}, but b\.{ending} lies beside it"):
+    with pytest.raises(ValueError, match=rf"names a\.{ending}, but the folder also holds b\.{ending}"):
         read_recording(file)
 
 
 def test_a_marker_file_of_another_recording_is_refused_too(tmp_path, noise):
     write_brainvision(tmp_path, "a", noise(seed=1))
-    with pytest.raises(ValueError, match=r"names a\.vmrk, but b\.vmrk lies beside it: correct MarkerFile"):
+    with pytest.raises(ValueError, match=r"names a\.vmrk, but the folder also holds b\.vmrk: correct MarkerFile"):
         read_recording(write_brainvision(tmp_path, "b", noise(seed=2), markers="a.vmrk"))
 
 
@@ -76,7 +76,7 @@ def test_a_part_of_another_split_recording_is_refused(tmp_path):
     write_split_fif(tmp_path, "a", x)
     write_split_fif(tmp_path, "b", x[:, ::-1])
     os.replace(tmp_path / "a_raw.fif", tmp_path / "b_raw.fif")  # its next part is called a_raw-1.fif
-    with pytest.raises(ValueError, match=r"names a_raw-1\.fif, but b_raw-1\.fif lies beside it"):
+    with pytest.raises(ValueError, match=r"names a_raw-1\.fif, but the folder also holds b_raw-1\.fif"):
         read_recording(tmp_path / "b_raw.fif")
 
 
@@ -104,7 +104,7 @@ def test_a_file_of_another_name_is_used_and_said_if_there_is_no_other(kind, tmp_
 
 def test_a_data_file_that_is_not_there_is_named_with_the_one_beside_it(tmp_path, noise):
     file = write_brainvision(tmp_path, "b", noise(), data="a.eeg")
-    with pytest.raises(FileNotFoundError, match=r"names a\.eeg, which is not in its folder, but b\.eeg lies beside it"):
+    with pytest.raises(FileNotFoundError, match=r"names a\.eeg, which is not in its folder, but .* holds b\.eeg"):
         read_recording(file)
 
 
