@@ -119,7 +119,7 @@ def _check_straight(
     if not fix_tilt:
         raise ValueError(
             f"{path}: the slices are not stacked at a right angle but tilted by {angle:.1f} degrees (gantry tilt);"
-            " --fix-tilt straightens them, with one interpolation"
+            " `register`, `apply` and `restore` straighten them with --fix-tilt, by one interpolation"
         )
     warn(f"{path}: the slices were tilted by {angle:.1f} degrees (gantry tilt) and are straightened by interpolation")
     return True

@@ -22,7 +22,7 @@ def _world_values(step, *, k):
 def test_a_tilted_stack_is_straightened_on_demand(tmp_path, write_classic, step):
     stored = np.stack([_world_values(step, k=k) for k in range(SLICES)])
     write_classic(tmp_path / "in", stored, step=step)
-    with pytest.raises(ValueError, match=r"tilted by .* degrees \(gantry tilt\); --fix-tilt straightens them"):
+    with pytest.raises(ValueError, match=r"\(gantry tilt\); `register`, `apply` and `restore` straighten them with"):
         read_volume(tmp_path / "in")
     with pytest.warns(VolumeWarning, match="are straightened by interpolation"):
         volume = read_volume(tmp_path / "in", fix_tilt=True)
