@@ -143,7 +143,7 @@ def register(
         return _identity(moving, fixed, steps)
     if is_planar(moving) or is_planar(fixed):
         return _register_planar(moving, fixed, masks, settings, place, steps)
-    before, _ = normalized_mutual_information(moving, fixed)
+    before, _ = normalized_mutual_information(resample(moving, fixed), fixed)  # blurred as `after` is
     if method == "syn":
         with steps.timed("affine and SyN (ANTs)"):
             forward, inverse = syn(moving, fixed, fixed_mask=fixed_mask, moving_mask=moving_mask, seed=settings.seed)

@@ -18,9 +18,9 @@ from .linear import fit, samples_of
 
 # spacing in mm and number of samples
 _LEVELS = ((8.0, 8_000), (4.0, 20_000), (2.0, 60_000))
-# per mm^2: 5 mm or 5 degrees lower the similarity by 0.001; the mutual information of T1w and b0 changes by 0.003 to
-# 0.008 for 2 mm or 3 degrees
-_TETHER = 4e-5
+# per mm^2 at each level. Near the scanner's geometry, 2 mm or 2 degrees cost 0.002 of the similarity. With the loose
+# value, a fit finds 8 degrees, but local warps of a T1w scan turned its fit to a b0 image by up to 3 degrees, not by 1
+_TIGHT, _LOOSE = 5e-4, 4e-5
 _MARGIN_MM = 6.0  # around the head, so that its outline counts
 _LEAST_OVERLAP = 0.5  # fraction of the head; if the scanner's geometry gives less, rotated starts are tried too
 MOST_SCALE = 1.6  # largest scale of an affine fit; heads of infants and adults differ by about this factor
@@ -76,25 +76,29 @@ def align_one_subject(
         levels = [
             samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen) for mm, count in _LEVELS
         ]
-        starts = {"rigid fit": np.eye(4), "rigid fit from the centres of mass": _between_centres(moving, head)}
+        starts = {
+            "rigid fit near the geometry of the scanner": (np.eye(4), _TIGHT),
+            "rigid fit": (np.eye(4), _LOOSE),
+            "rigid fit from the centres of mass": (_between_centres(moving, head), _LOOSE),
+        }
         centre = evidence.points.mean(axis=0)
         if search:
-            starts["rigid fit from turned starts"] = align_affine(moving, fixed, kind="rigid", seed=seed)
-        best, tried = np.eye(4), []
-        for name, start in starts.items():
+            starts["rigid fit from turned starts"] = align_affine(moving, fixed, kind="rigid", seed=seed), _LOOSE
+        best, of_best, tried = np.eye(4), _TIGHT, []
+        for name, (start, tether) in starts.items():
             found = start
             for samples in levels:
-                found = fit(samples, found, "rigid", tether=_TETHER)
+                found = fit(samples, found, "rigid", tether=tether)
             if not search and not _possible(found, centre):
                 continue
             verdict = evidence.compare(AffineTransform(found).map, AffineTransform(best).map)
             tried.append(Candidate(name, found, verdict))
             if verdict.accepted:
-                best = found
+                best, of_best = found, tether
         if any(candidate.kept for candidate in tried):  # the held-out voxels may now help
             mm, count = _LEVELS[-1]
             whole = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head)
-            best = fit(whole, best, "rigid", tether=_TETHER)
+            best = fit(whole, best, "rigid", tether=of_best)
     return best, tried
 
 
