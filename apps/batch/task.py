@@ -332,20 +332,25 @@ class Task:
             end = r"(?![\w-])" if os.sep in old or "." in old else f"(?={re.escape(os.sep)})"
             text = re.sub(rf"(?<![\w./\\-]){re.escape(old)}{end}", _constant(new), text)
         if not keep:
-            for word in sorted(self._names(), key=len, reverse=True):
-                text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "[...]", text)
+            of_person = _header_words(self.case.inputs[0]) if self.case.kind == "dicom" else set()
+            names = {word for word in self._path_names() | of_person if len(word) > 2}
+            for word in sorted(names, key=len, reverse=True):
+                whole = rf"(?<!\w){re.escape(word)}(?!\w)"
+                if (
+                    _is_ordinary(word) and word not in of_person
+                ):  # it may be a word of the message, unless a separator stands beside it
+                    whole = rf"(?<=[/\\]){re.escape(word)}(?!\w)|(?<!\w){re.escape(word)}(?=[/\\])"
+                text = re.sub(whole, "[...]", text)
         return printable(text)
 
-    def _names(self) -> set[str]:
-        """The words in file names and in the header that may identify the person."""
+    def _path_names(self) -> set[str]:
+        """The parts of paths that may identify the person."""
         words = set()
         for path in self.case.inputs:
             for part in relative(path, self.batch.root).split("/"):
                 if shown_name(part) != part:
                     words |= {part, part.split(".")[0]}
-        if self.case.kind == "dicom":
-            words |= _header_words(self.case.inputs[0])
-        return {word for word in words if len(word) > 2}
+        return words
 
 
 @contextmanager
@@ -356,6 +361,11 @@ def full_disk_is_an_error(output: Path) -> Iterator[None]:
         if is_full(error):
             raise DiskFullError(full_words(output)) from error
         raise
+
+
+def _is_ordinary(name: str) -> bool:
+    """Whether a part of a path consists of small letters only, such as "cut off" or "tilt"."""
+    return re.fullmatch(r"[a-z]+(?:[ _-][a-z]+)*", name) is not None
 
 
 def _constant(text: str) -> Callable[[re.Match[str]], str]:

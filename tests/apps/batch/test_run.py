@@ -430,6 +430,11 @@ def _redacted(text: str, root: Path, name: str) -> str:
     return Task(case, batch, ("", None), Path("/scratch")).redacted(text)
 
 
+def test_ordinary_words_of_a_path_are_redacted_beside_a_separator_only():
+    shown = _redacted("cut off.png is damaged or cut off: see cut off/x", Path("/in"), "cut off/cut off.png")
+    assert "is damaged or cut off: see [...]/x" in shown
+
+
 def test_only_whole_words_of_a_name_are_redacted():
     shown = _redacted("Smith_tilt.dcm: the stack is tilted; Smith_tilt has no tilt", Path("/in"), "Smith_tilt.dcm")
     assert "Smith" not in shown
