@@ -110,7 +110,7 @@ def diffusion_benchmark(
     """
     facts = pair.facts
     if swapped:
-        facts = replace(facts, moving=facts.fixed, fixed=facts.moving)
+        facts = _exchanged(facts)
     rows = []
     for method in methods:
         row: dict[str, Any] = {"pair": pair.name + (" b0 -> T1w" if swapped else " T1w -> b0"), "method": method}
@@ -118,11 +118,24 @@ def diffusion_benchmark(
         first = _align(pair, pair.t1, pair.diffusion, method, facts, swapped=swapped)
         row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
         row |= _without_truth(pair, first, swapped=swapped)
+        other = _align(pair, pair.t1, pair.diffusion, method, _exchanged(facts), swapped=not swapped)
+        points = pair.points()
+        there_and_back = other[0].map(_inside(first[0].map(points)))
+        row["swap_mm"] = float(np.nanmean(np.linalg.norm(there_and_back - points, axis=1)))
         row |= consistency(pair, method, first, facts, seeds=seeds, swapped=swapped)
         rows.append(row)
         if progress is not None:
             progress(f"{row['pair']} {method}: consistency {row['consistency_mm']:.3g} mm, {row['seconds']:.3g} s")
     return rows
+
+
+def _exchanged(facts: PairFacts) -> PairFacts:
+    return replace(facts, moving=facts.fixed, fixed=facts.moving)
+
+
+def _inside(points: np.ndarray) -> np.ndarray:
+    """The points without NaN, which a field cannot read: they are put far outside."""
+    return np.where(np.isfinite(points), points, 1e6)
 
 
 def consistency(

@@ -64,6 +64,7 @@ def test_identity_is_off_by_the_warp_and_an_oracle_by_nothing(pair, monkeypatch)
         assert row[f"{kind}_mm"] == pytest.approx(row[f"{kind}_initial_mm"], rel=0.35)
         assert row[f"{kind}_mm"] > 0.1
     assert row["inverse_mm"] < 1e-3
+    assert row["swap_mm"] < 1e-3
     assert row["dice_brain"] > 0.8
     assert row["dice_ventricles"] > 0.5
 
