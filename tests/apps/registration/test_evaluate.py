@@ -25,6 +25,8 @@ def test_evaluate_continues_after_a_broken_pair_and_exits_with_3(scans, tmp_path
     assert list(good)[:4] == ["subject", "moving", "fixed", "method"]
     assert broken["nmi_after"] == ""
     assert json.loads((tmp_path / "evaluation.json").read_text())["options"] == {
+        "transform": "auto",
+        "pe_axis": None,
         "similarity": "auto",
         "effort": "standard",
         "diffeomorphic": False,

@@ -180,7 +180,7 @@ brainvision("data file missing", "which is not in its folder", data="b.eeg")
 brainvision("data file is a device without end", "which is not in its folder", data="/dev/zero")
 brainvision("data file empty", "holds no samples", keep=0)
 brainvision("data file ends within a sample", "ends within a sample", "read, with a note", keep=-7)
-brainvision("10^6 channels claimed", "could not be read", channels=10**6)
+brainvision("10^6 channels claimed", "correct NumberOfChannels", channels=10**6)
 brainvision("sampling interval 0", "could not be read", interval=0)
 
 
