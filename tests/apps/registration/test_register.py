@@ -25,6 +25,8 @@ def test_register_writes_all_results(result, scans):
     np.testing.assert_allclose(warped.affine, fixed.affine, atol=1e-5)
     assert np.corrcoef(warped.array.ravel(), fixed.array.ravel())[0, 1] > 0.98
     record = json.loads((result / "record.json").read_text())
+    assert record["choice"]["line"].startswith("kept: ")
+    assert record["choice"]["similarity"] in ("mi", "ncc")  # "auto" filled in
     assert len(record["inputs"]["moving"]["sha256"]) == 64
     assert record["metrics"]["dice_after"] > max(0.95, record["metrics"]["dice_before"])
     assert {"voxelwave", "torch", "antspyx"} <= set(record["versions"])
