@@ -1,12 +1,7 @@
 """Align two scans: affine registration, then a network if one is given, then refinement of a dense field."""
 
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,68 +24,15 @@ from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
 from .planar import displacement_grid, is_planar, maps, on_grid, planes
-from .refine import chosen_similarity, refine
+from .refine import chosen_similarity, refine, unfold
+from .result import Choice, Progress, Registration, Steps
 from .settings import RegistrationSettings
-from .stages import StageResult, align_in_stages, resolved
+from .stages import StageResult, align_in_stages, resolved, works_on_moving
 from .warp import warp
-
-Progress = Callable[[str], None]
 
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
 _FEW_VOXELS = 16**3
 _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time and gains nothing
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which stages of a registration were kept.
-
-    Args:
-        transform: "rigid", "affine" or "deformable", with "auto" filled in.
-        similarity: similarity of the deformation, with "auto" filled in; "" without a deformation.
-        stages: the stages that were tried, in order.
-    """
-
-    transform: str = ""
-    similarity: str = ""
-    stages: tuple[StageResult, ...] = ()
-
-    def __str__(self) -> str:
-        """One line."""
-        if not self.stages:
-            return f"kept: {self.transform} alignment"
-        kept = [stage.name for stage in self.stages if stage.kept]
-        dropped = [str(stage) for stage in self.stages if not stage.kept]
-        line = f"kept: {', then '.join(kept) or 'the geometry of the scanner'}"
-        return line + (f"; {'; '.join(dropped)}" if dropped else "")
-
-    def as_json(self) -> dict[str, Any]:
-        """The choice as JSON values, for a record."""
-        return asdict(self) | {"line": str(self)}
-
-
-@dataclass(frozen=True, eq=False)
-class Registration:
-    """The result of `register`.
-
-    Args:
-        warped: the moving image on the fixed grid, in its own intensities, interpolated once from the original.
-        forward: on the fixed grid, from fixed space into moving space, including the affine part; it warps the moving
-            image.
-        inverse: on the moving grid, from moving space into fixed space; it warps the fixed image.
-        affine: (4, 4), the affine part of `forward`, fixed world -> moving world, RAS mm.
-        metrics: normalised mutual information before and after, and Jacobian measures of the deformable part.
-        seconds: wall time of each step.
-        choice: the stages that were tried and kept, with the reasons.
-    """
-
-    warped: Volume
-    forward: DisplacementField
-    inverse: DisplacementField
-    affine: np.ndarray
-    metrics: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
-    choice: Choice = field(default_factory=lambda: Choice())
 
 
 def register(
@@ -138,7 +80,7 @@ def register(
     check_images("fixed", fixed, fixed_mask)
     _warn_of_few_voxels(moving, fixed)
     place = torch.device(choose_device(device))
-    steps = _Steps(progress or (lambda text: None))
+    steps = Steps(progress or (lambda text: None))
     if _identical(moving, fixed):
         return _identity(moving, fixed, steps)
     if is_planar(moving) or is_planar(fixed):
@@ -157,7 +99,9 @@ def register(
         transform = resolved(settings.transform, facts)
         choice = Choice(transform, staged.similarity, tuple(staged.stages))
     else:
-        forward, inverse, affine, choice = _by_search(moving, fixed, masks, settings, network, place, steps, cache_dir)
+        forward, inverse, affine, choice = _in_one_order(
+            moving, fixed, masks, settings, network, facts or PairFacts(), place, steps, cache_dir
+        )
     steps.report(str(choice))
     if method != "syn":
         with steps.timed("left and right"):
@@ -178,7 +122,7 @@ def register(
 
 
 def _register_planar(
-    moving: Volume, fixed: Volume, masks: Masks, settings: RegistrationSettings, device: torch.device, steps: "_Steps"
+    moving: Volume, fixed: Volume, masks: Masks, settings: RegistrationSettings, device: torch.device, steps: Steps
 ) -> Registration:
     """The alignment of two 2-D images."""
     for one, other in ((moving, fixed), (fixed, moving)):
@@ -239,7 +183,7 @@ def _identical(moving: Volume, fixed: Volume) -> bool:
     return np.array_equal(moving.affine, fixed.affine) and np.array_equal(moving.array, fixed.array)
 
 
-def _identity(moving: Volume, fixed: Volume, steps: "_Steps") -> Registration:
+def _identity(moving: Volume, fixed: Volume, steps: Steps) -> Registration:
     """The result for identical images."""
     steps.report("both images are identical: nothing to align")
     unmoved = DisplacementField(np.zeros((*fixed.shape, 3), np.float32), fixed.affine)
@@ -260,19 +204,27 @@ def _warn_of_few_voxels(moving: Volume, fixed: Volume) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Times the steps of a registration and reports each."""
+def _in_one_order(
+    moving: Volume,
+    fixed: Volume,
+    masks: Masks,
+    settings: RegistrationSettings,
+    network: TrainedNetwork | None,
+    facts: PairFacts,
+    device: torch.device,
+    steps: Steps,
+    cache_dir: str | os.PathLike[str] | None,
+) -> tuple[DisplacementField, DisplacementField, AffineTransform, Choice]:
+    """`_by_search` in an order that does not depend on which image is named first, so that swapping inverts the map.
 
-    report: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        self.report(f"{name:<24}{self.seconds[name]:6.1f} s")
+    A network has a direction, and the fast effort works in the direction that was asked for.
+    """
+    if network is not None or settings.effort == "fast" or not works_on_moving(moving, fixed, facts):
+        return _by_search(moving, fixed, masks, settings, network, device, steps, cache_dir)
+    steps.report("worked out from the fixed to the moving scan, and inverted")
+    found = _by_search(fixed, moving, masks.swapped(), settings, network, device, steps, cache_dir)
+    back, forward, linear, choice = found
+    return forward, back, linear.inverse(), choice
 
 
 def _by_search(
@@ -282,7 +234,7 @@ def _by_search(
     settings: RegistrationSettings,
     network: TrainedNetwork | None,
     device: torch.device,
-    steps: _Steps,
+    steps: Steps,
     cache_dir: str | os.PathLike[str] | None,
 ) -> tuple[DisplacementField, DisplacementField, AffineTransform, Choice]:
     """Find a linear map from many starts, and a deformation if the settings allow one."""
@@ -315,7 +267,7 @@ def _deformable(
     settings: RegistrationSettings,
     network: TrainedNetwork | None,
     device: torch.device,
-    steps: _Steps,
+    steps: Steps,
 ) -> tuple[DisplacementField, DisplacementField, Choice]:
     """The forward and inverse transforms, with a dense displacement in addition to the affine, and the kept stages."""
     grid = working_grid(fixed)
@@ -347,7 +299,10 @@ def _deformable(
     stages: tuple[StageResult, ...] = ()
     with steps.timed("refinement"):
         if similarity == "ncc" or network is not None:
-            refined = better_of(start, refined_from(start), *images, mask=lesions)
+            refined = refined_from(start)
+            if similarity == "ncc" and network is None and settings.effort == "standard":
+                refined = _averaged(refined, moving, fixed, masks, affine, settings, device, steps)
+            refined = better_of(start, refined, *images, mask=lesions)
         else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
             seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
             refined = refined_from(start, mask=seen if compared is None else seen * compared)
@@ -359,6 +314,41 @@ def _deformable(
             forward = compose_to_field([forward], fixed)
         inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
     return forward, inverse, Choice("deformable", similarity, stages)
+
+
+def _averaged(
+    refined: Tensor,
+    moving: Volume,
+    fixed: Volume,
+    masks: Masks,
+    affine: AffineTransform,
+    settings: RegistrationSettings,
+    device: torch.device,
+    steps: Steps,
+) -> Tensor:
+    """The mean of a displacement and the inverse of the one from the fixed to the moving image, without folds.
+
+    Exchanging the images then inverts the map up to about 0.2 mm, in place of 2 mm, and neither direction is worse than
+    the other: the mean Dice of six directions of three pairs rose from 0.748 to 0.749, the lowest from 0.730 to 0.739.
+    """
+    grid, grid_back, back_affine = working_grid(fixed), working_grid(moving), affine.inverse()
+    ways = ((fixed, back_affine), (moving, None))
+    images = [to_grid(unit_range(volume), grid_back, way)[None].to(device) for volume, way in ways]
+    mask = masks.swapped().on_grid(grid_back, back_affine)
+    back = refine(
+        *images,
+        spacing=grid_back.spacing,
+        fixed_mask=None if mask is None else with_channel(mask, np.float32)[None].to(device),
+        similarity="ncc",
+        effort=settings.effort,
+        progress=lambda text: steps.report(f"  back: {text}"),
+    )
+    backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the mean is judged later
+        inverse = backward.inverse(grid, iterations=30, tolerance_mm=0.05)
+    other = torch.from_numpy(inverse.to_voxels(moving_affine=affine.matrix @ grid.affine))[None].to(device)
+    return unfold((refined + other) / 2)
 
 
 def _judged(

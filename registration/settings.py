@@ -19,8 +19,8 @@ class RegistrationSettings:
             scan or from the DICOM headers.
         similarity: similarity measure of the refinement: ncc (local correlation, one contrast), mi (mutual
             information) or mind (self-similarity); auto takes ncc or mi, depending on how similar the contrasts are.
-        effort: finest resolution of the refinement for images of one contrast: fast ends at 2 mm for a human brain,
-            standard at 1 mm, which aligns the cortex better.
+        effort: for images of one contrast: fast refines down to 2 mm for a human brain; standard refines down to 1 mm,
+            which aligns the cortex better, in both directions, so that exchanging the scans inverts the map.
         diffeomorphic: compose small smooth steps only, even between different contrasts, so that the map never folds.
         seed: seed for the random sampling of the affine registration.
     """

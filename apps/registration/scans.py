@@ -10,7 +10,7 @@ from typing import TextIO
 import numpy as np
 
 from ...registration.diffusion import rotate_bvecs, write_bvecs
-from ...registration.register import Registration
+from ...registration.result import Registration
 from ...registration.series import gradients_of, sidecar
 from ...restoration.bitmaps import BITMAP_SUFFIXES, read_bitmap
 from ...runs.files import atomic_path

@@ -9,7 +9,8 @@ from ...registration.choices import contrast_named
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
-from ...registration.register import Choice, Progress, Registration, register
+from ...registration.register import register
+from ...registration.result import Choice, Progress, Registration
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
 from ...runs.finite import check_finite
