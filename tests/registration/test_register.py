@@ -195,3 +195,13 @@ def test_a_mask_on_another_grid_is_refused(pair):
     moving, fixed = pair
     with pytest.raises(ValueError, match="fixed_mask must lie on the grid of fixed"):
         register(moving, fixed, fixed_mask=Volume(np.ones((3, 3, 3)), np.eye(4)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["ncc", "mi"])
+def test_exchanging_the_images_inverts_the_map(pair, similarity):
+    settings = RegistrationSettings(similarity=similarity, transform="deformable")
+    there, back = register(*pair, settings), register(*reversed(pair), settings)
+    assert np.array_equal(there.forward.vectors_mm, back.inverse.vectors_mm)
+    assert np.array_equal(there.inverse.vectors_mm, back.forward.vectors_mm)
+    np.testing.assert_allclose(there.affine @ back.affine, np.eye(4), atol=1e-9)
