@@ -133,7 +133,9 @@ def blocks(points: np.ndarray, fixed: Volume, *, every: int = 4) -> tuple[np.nda
         every: one of this many cubes is held out, 2 or 4.
     """
     axes = fixed.affine @ np.diag([*(1 / np.array(fixed.spacing)), 1.0])
-    cube = np.floor(apply_affine(np.linalg.inv(axes), points) / BLOCK_MM + 1e-6).astype(int)
+    shortest = min(n * mm for n, mm in zip(fixed.shape, fixed.spacing, strict=True) if n > 1)
+    edge = min(BLOCK_MM, shortest / 4)  # a small image needs several cubes, too
+    cube = np.floor(apply_affine(np.linalg.inv(axes), points) / edge + 1e-6).astype(int)
     return cube, (cube @ np.array([1, 2, 3] if every == 4 else [1, 1, 1])) % every == 0
 
 

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from skimage.filters import threshold_otsu
 
 from ..runs.files import atomic_path
-from ..volumes import DisplacementField, Volume, resample
+from ..volumes import AffineTransform, DisplacementField, Volume, resample
 from ..volumes.sampling import apply_affine
 from .planar import is_planar
 
@@ -30,6 +30,7 @@ def draw_registration(
     moving: Volume,
     warped: Volume,
     forward: DisplacementField,
+    linear: AffineTransform | None = None,
     note: str = "",
 ) -> None:
     """Write a PNG with a row for each plane through the middle of the fixed image's content.
@@ -45,6 +46,7 @@ def draw_registration(
         moving: (D, H, W) on its own grid.
         warped: (D, H, W) on the grid of `fixed`.
         forward: on the grid of `fixed`, from fixed space into moving space.
+        linear: the affine part of `forward`; by default the affine that fits it best.
         note: a line below the title, such as the stage that was kept.
     """
     planar = is_planar(fixed)
@@ -53,7 +55,7 @@ def draw_registration(
     centre = _centre(fixed, grid)
     to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
     windows = [_window(volume.array) for volume in (fixed, moving, warped)]
-    linear = forward.linear_part()
+    linear = linear or forward.linear_part()
     rows = []
     for axis in shown:
         plane = _plane(grid, axis, centre[axis])

@@ -117,7 +117,14 @@ def maps(
     place[:, 0] = 0
     total = place + warp(back, place, padding="border")
     inverse = DisplacementField.from_voxels(total[0].numpy(), moving.world, moving_affine=fixed.world)
-    linear = AffineTransform(moving.world @ to_moving @ np.linalg.inv(fixed.world))
+    normals = [_frame(plane.world)[:, 2] for plane in (moving, fixed)]
+    if normals[0] @ normals[1] < 0:
+        normals[0] = -normals[0]
+    worlds = [plane.world.copy() for plane in (moving, fixed)]
+    for world, normal in zip(worlds, normals, strict=True):
+        world[:3, 0] = normal  # slice thickness and direction are no part of the map
+    to_moving[0] = [1, 0, 0, 0]
+    linear = AffineTransform(worlds[0] @ to_moving @ np.linalg.inv(worlds[1]))
     return (
         DisplacementField(fixed.restored(forward.vectors_mm), _ordered(fixed)),
         DisplacementField(moving.restored(inverse.vectors_mm), _ordered(moving)),

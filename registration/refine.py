@@ -331,10 +331,6 @@ def _boxes_around(where: Tensor, margin: int) -> list[list[slice]]:
     return found
 
 
-def _meet(first: list[slice], second: list[slice]) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
-
-
 def _grown(box: Sequence[slice], margin: int, shape: Sequence[int]) -> list[slice]:
     """The box with a margin around it, within an array of this shape."""
     return [slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, shape, strict=True)]

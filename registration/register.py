@@ -84,13 +84,17 @@ def register(
     if _identical(moving, fixed):
         return _identity(moving, fixed, steps)
     if is_planar(moving) or is_planar(fixed):
+        _check_reversed(facts, used=False)
         return _register_planar(moving, fixed, masks, settings, place, steps)
+    staged_path = method == "field" and facts is not None and (facts.one_subject or facts.with_diffusion)
+    _check_reversed(facts, used=staged_path)
     before, _ = normalized_mutual_information(resample(moving, fixed), fixed)  # blurred as `after` is
     if method == "syn":
         with steps.timed("affine and SyN (ANTs)"):
             forward, inverse = syn(moving, fixed, fixed_mask=fixed_mask, moving_mask=moving_mask, seed=settings.seed)
         affine, choice = forward.linear_part(), Choice("deformable", "mi")
-    elif method == "field" and facts is not None and (facts.one_subject or facts.with_diffusion):
+    elif staged_path:
+        assert facts is not None
         with steps.timed("stages"):
             staged = align_in_stages(
                 moving, fixed, settings, facts, masks=masks, progress=lambda text: steps.report(f"  {text}")
@@ -109,6 +113,24 @@ def register(
             warn_if_mirrored(moving, fixed, affine.matrix, kind=kind, seed=settings.seed)
     with steps.timed("resampling"):
         warped = resample(moving, fixed, forward)
+    _check_result(affine, forward, inverse, warped)
+    after, _ = normalized_mutual_information(warped, fixed)
+    metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
+    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
+
+
+def _check_reversed(facts: PairFacts | None, *, used: bool) -> None:
+    """Refuse a reversed b0 image that the alignment would ignore."""
+    if facts is not None and facts.reversed_b0 is not None and not used:
+        raise ValueError(
+            "the reversed b0 image needs a diffusion scan and the method field, got scans that are not known as such:"
+            " name the diffusion image as in BIDS (ending in _dwi or _b0), or leave the reversed b0 out"
+        )
+
+
+def _check_result(
+    affine: AffineTransform, forward: DisplacementField, inverse: DisplacementField, warped: Volume
+) -> None:
     for values, what in (
         (affine.matrix, "the affine"),
         (forward.vectors_mm, "displacements"),
@@ -116,9 +138,6 @@ def register(
         (warped.array, "values of the warped scan"),
     ):
         check_finite(values, what)
-    after, _ = normalized_mutual_information(warped, fixed)
-    metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
-    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
 
 
 def _register_planar(
@@ -171,8 +190,7 @@ def _register_planar(
     warped = resample(moving, fixed, forward)
     before, _ = normalized_mutual_information(from_plane.image, to_plane.image)
     after, _ = normalized_mutual_information(warped, fixed)
-    for values in (forward.vectors_mm, inverse.vectors_mm, warped.array):
-        check_finite(values, "the result")
+    _check_result(whole, forward, inverse, warped)
     metrics = {"nmi_before": before, "nmi_after": after, **field_measures(displacement)}
     choice = Choice(transform, settings.similarity if transform == "deformable" else "")
     steps.report(str(choice))

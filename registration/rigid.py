@@ -49,7 +49,13 @@ class Candidate:
 
 
 def align_one_subject(
-    moving: Volume, fixed: Volume, *, one_session: bool = True, mask: Volume | None = None, seed: int = 0
+    moving: Volume,
+    fixed: Volume,
+    *,
+    one_session: bool = True,
+    mask: Volume | None = None,
+    moving_mask: Volume | None = None,
+    seed: int = 0,
 ) -> tuple[np.ndarray, list[Candidate]]:
     """The rigid map from points of `fixed` to points of `moving`, and the candidates that were compared.
 
@@ -59,6 +65,7 @@ def align_one_subject(
         one_session: whether the person stayed in the scanner between the scans; motions of more than 20 degrees or
             40 mm are then not accepted, unless the images hardly overlap by the scanner's geometry.
         mask: on the grid of `fixed`; voxels that are 0 are not compared.
+        moving_mask: on the grid of `moving`; voxels that are 0 are not compared in the fits.
         seed: seed for the sampling of the images.
 
     Returns:
@@ -74,7 +81,8 @@ def align_one_subject(
     seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
     with limited_threads(1):
         levels = [
-            samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen) for mm, count in _LEVELS
+            samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen, moving_mask=moving_mask)
+            for mm, count in _LEVELS
         ]
         starts = {
             "rigid fit near the geometry of the scanner": (np.eye(4), _TIGHT),
@@ -83,7 +91,8 @@ def align_one_subject(
         }
         centre = evidence.points.mean(axis=0)
         if search:
-            starts["rigid fit from turned starts"] = align_affine(moving, fixed, kind="rigid", seed=seed), _LOOSE
+            turned = align_affine(moving, fixed, kind="rigid", moving_mask=moving_mask, fixed_mask=mask, seed=seed)
+            starts["rigid fit from turned starts"] = turned, _LOOSE
         best, of_best, tried = np.eye(4), _TIGHT, []
         for name, (start, tether) in starts.items():
             found = start
@@ -97,7 +106,9 @@ def align_one_subject(
                 best, of_best = found, tether
         if any(candidate.kept for candidate in tried):  # the held-out voxels may now help
             mm, count = _LEVELS[-1]
-            whole = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head)
+            whole = samples_of(
+                moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head, moving_mask=moving_mask
+            )
             best = fit(whole, best, "rigid", tether=of_best)
     return best, tried
 

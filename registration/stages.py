@@ -157,10 +157,7 @@ class _Stages:
         self.moving, self.fixed, self.settings, self.facts, self.report = moving, fixed, settings, facts, report
         own = facts.moving if swapped else facts.fixed
         self.axis = (settings.pe_axis or own.phase_axis) if own.diffusion or settings.pe_axis else None
-        self.compared = masks.on_grid(fixed)
-        self.head = head_mask(fixed)
-        if self.compared is not None:
-            self.head = self.head.with_array(self.head.array * (self.compared.array > 0))
+        self.masks, self.head = masks, head_mask(fixed)
         self.linear = np.eye(4)
         self.shift: Tensor | None = None  # of the kept deformation, in voxels of the pair's grid
         self.pair: HeadPair | None = None
@@ -174,6 +171,9 @@ class _Stages:
         free = resolved(self.settings.transform, self.facts) == "deformable"
         if not free and (self.axis is None or self.settings.transform != "auto"):
             return
+        compared = self.masks.on_grid(self.fixed, AffineTransform(self.linear))
+        if compared is not None:
+            self.head = self.head.with_array(self.head.array * (compared.array > 0))
         self.pair = HeadPair.of(self.moving, self.fixed, self.head, AffineTransform(self.linear))
         evidence = Evidence(self.moving, self.fixed, self.head)
         if undistorted_b0 is not None:
@@ -195,7 +195,8 @@ class _Stages:
             self.moving,
             fixed,
             one_session=self.facts.relation == "session",
-            mask=self.compared,
+            mask=self.masks.fixed,
+            moving_mask=self.masks.moving,
             seed=self.settings.seed,
         )
         if not any(candidate.kept for candidate in tried):
@@ -205,7 +206,7 @@ class _Stages:
             self._add(candidate.name, candidate.verdict, f"{degrees:.1f} degrees, {mm:.1f} mm")
         transform = self.settings.transform
         if transform == "affine" or (transform != "rigid" and not self.facts.one_subject):
-            affine = affine_candidate(self.moving, fixed, self.linear, mask=self.compared, seed=self.settings.seed)
+            affine = affine_candidate(self.moving, fixed, self.linear, mask=self.masks.fixed, seed=self.settings.seed)
             scales = np.linalg.svd(affine.matrix[:3, :3], compute_uv=False)
             self._add(affine.name, affine.verdict, f"scales of {scales.min():.3f} to {scales.max():.3f}")
             if affine.kept:

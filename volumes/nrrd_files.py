@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nrrd
 import numpy as np
@@ -10,6 +11,8 @@ from ..runs.memory import check_memory
 from ..runs.words import one_line
 from .volume import Volume
 
+_KINDS = {"domain", "space", "none", "???"}
+_MM = {"mm": 1.0, "millimeter": 1.0, "um": 0.001, "micron": 0.001, "micrometer": 0.001, "cm": 10.0, "m": 1000.0}
 # world -> RAS: the signs of the axes
 _SPACES = {
     "right-anterior-superior": (1, 1, 1),
@@ -36,6 +39,9 @@ def read_nrrd(path: Path) -> Volume:
         sizes = [int(n) for n in header["sizes"]]
         if len(sizes) not in (2, 3) or min(sizes) < 1:
             raise ValueError(f"it must have 2 or 3 axes, got sizes {sizes}")
+        others = sorted({str(kind) for kind in header.get("kinds", [])} - _KINDS)
+        if others:
+            raise ValueError(f"its axes must be those of space, got {', '.join(others)}")
         check_memory(path, 2 * int(np.prod(np.array(sizes, dtype=object))) * 8)
         array, header = nrrd.read(str(path), index_order="F")
         affine = _affine(header, len(sizes))
@@ -59,23 +65,34 @@ def read_nrrd(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(array if array.ndim == 3 else array[..., None]), affine, path)
 
 
-def _affine(header: dict[str, object], axes: int) -> np.ndarray:
+def _affine(header: dict[str, Any], axes: int) -> np.ndarray:
     """The affine (4, 4), voxel -> RAS world, mm."""
-    affine = np.eye(4)
+    affine, factor = np.eye(4), _factor(header)
     directions, space = header.get("space directions"), str(header.get("space", "")).lower()
     if directions is None:
         spacings = np.asarray(header.get("spacings", np.ones(axes)), dtype=np.float64)
-        affine[range(axes), range(axes)] = np.where(np.isfinite(spacings), spacings, 1.0)
+        affine[range(axes), range(axes)] = factor * np.where(np.isfinite(spacings), spacings, 1.0)
         return affine
     vectors = np.asarray(directions, dtype=np.float64)
     if vectors.shape != (axes, 3) or not np.isfinite(vectors).all():
         raise ValueError(f"each axis must have a direction in 3-D, got {np.array2string(vectors, separator=', ')}")
     if space not in _SPACES:
         raise ValueError(f"its space must be one of {', '.join(_SPACES)}, got {space!r}")
-    affine[:3, :axes] = vectors.T
+    affine[:3, :axes] = factor * vectors.T
     if axes == 2:
         normal = np.cross(vectors[0], vectors[1])
         affine[:3, 2] = normal / np.linalg.norm(normal)
-    affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=np.float64)
+    affine[:3, 3] = factor * np.asarray(header.get("space origin", np.zeros(3)), dtype=np.float64)
     affine[:3] *= np.array(_SPACES[space])[:, None]
     return affine
+
+
+def _factor(header: dict[str, Any]) -> float:
+    """Millimetres per unit of the header; those of `units` or `space units`, mm if there are none."""
+    given = header.get("space units") or header.get("units") or []
+    names = {str(unit).strip('" ').lower() for unit in given} - {"", "none", "???"}
+    if not names:
+        return 1.0
+    if len(names) > 1 or not names <= set(_MM):
+        raise ValueError(f"its unit must be one of {', '.join(_MM)} for all axes, got {', '.join(sorted(names))}")
+    return _MM[names.pop()]

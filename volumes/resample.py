@@ -1,6 +1,8 @@
 """Resampling of an image to the grid of another image, with one interpolation."""
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from .transforms import AffineTransform, CompositeTransform, Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
+_SLAB = 1 << 22  # voxels that are read at once
 _AIR = -900.0  # HU; an image with a lower minimum is taken for a CT
 
 
@@ -97,16 +100,33 @@ def _read_compiled(
     source: transforms.Source, series: np.ndarray, outside: float, nearest: bool, out: np.ndarray
 ) -> int:
     """Fill `out`, (D, H, W, T), from `series`, (D', H', W', T); return the number of voxels outside the field."""
+    slabs = list(_slabs(source))
     if nearest:
-        index, lost = source.nearest(series.shape[:3])
-        known = index >= 0
-        for number in range(series.shape[3]):
-            out[..., number][known] = np.ascontiguousarray(series[..., number]).ravel()[index[known]]
+        lost = 0
+        for slab, part in slabs:
+            index, outside_field = part.nearest(series.shape[:3])
+            known = index >= 0
+            out[slab][known] = series[np.unravel_index(index[known], series.shape[:3])]
+            lost += outside_field
         return lost
-    lost = 0
     for number in range(series.shape[3]):
-        out[..., number], lost = source.linear(series[..., number], outside)
+        image = np.ascontiguousarray(series[..., number], dtype=np.float32)
+        lost = 0
+        for slab, part in slabs:
+            out[slab, ..., number], outside_field = part.linear(image, outside)
+            lost += outside_field
     return lost
+
+
+def _slabs(source: transforms.Source) -> Iterator[tuple[slice, transforms.Source]]:
+    """The grid in slabs along its first axis, which bound the memory."""
+    d, h, w = source.shape
+    depth = max(1, _SLAB // (h * w))
+    for start in range(0, d, depth):
+        stop = min(start + depth, d)
+        shift = np.eye(4)
+        shift[0, 3] = start
+        yield slice(start, stop), replace(source, shape=(stop - start, h, w), start=source.start @ shift)
 
 
 def _read_plain(

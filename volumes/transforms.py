@@ -210,12 +210,26 @@ class DisplacementField:
         middle = points.mean(axis=0)
         # the solution of least norm, in which the map does not change across a single slice
         slopes = np.linalg.lstsq(points - middle, vectors - vectors.mean(axis=0), rcond=None)[0].T
-        if np.linalg.det(np.eye(3) + slopes) < 0.05:
+        if min(self.shape) == 1 < sorted(self.shape)[1]:
+            slopes = self._with_normal(slopes)
+        if abs(np.linalg.det(np.eye(3) + slopes)) < 0.05:
             slopes = np.zeros((3, 3))
         matrix = np.eye(4)
         matrix[:3, :3] += slopes
         matrix[:3, 3] = vectors.mean(axis=0) - slopes @ middle
         return AffineTransform(matrix)
+
+    def _with_normal(self, slopes: np.ndarray) -> np.ndarray:
+        """The slopes of the map of a single slice, with the normal of the slice mapped to the normal of its image."""
+        first, second = (self.affine[:3, k] for k in range(3) if self.shape[k] > 1)
+        normal = np.cross(first, second)
+        normal /= np.linalg.norm(normal)
+        linear = np.eye(3) + slopes
+        image = np.cross(linear @ first, linear @ second)
+        image /= max(float(np.linalg.norm(image)), 1e-12)
+        if image @ normal < 0:
+            image = -image
+        return np.asarray(slopes + np.outer(image - linear @ normal, normal))
 
 
 def _linear_in_position(matrix: np.ndarray, vectors: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -274,6 +274,8 @@ class Task:
             "metrics": null_where_undefined(json.loads(json.dumps(outcome.get("metrics", {}), default=_plain))),
             "warnings": self._warnings(),
         }
+        if "choice" in outcome:
+            result["choice"] = null_where_undefined(json.loads(json.dumps(outcome["choice"], default=_plain)))
         write_json(results / CASE, {**entry, **result})
         publish(results, self.batch.output / self.case.identifier)
         return result

@@ -167,13 +167,20 @@ class Apply(Options):
         if self.images:
             if self.output.resolve() == self.image.resolve() or self.output.is_file():
                 raise UsageError(f"--output must be another folder than the images, got {self.output}")
+            self._check_targets([self.output / image.name for image in self.images])
             return
         if not self.is_written(self.output):
             raise UsageError(f"--output must end in .nii, .nii.gz or .mgz, got {self.output}")
         must_be_writable(self.output, "file")
-        for source in (self.transform, self.image, self.like):
-            if self.output.resolve() == source.resolve():
-                raise UsageError(f"--output must be another path than the inputs, got {self.output}")
+        self._check_targets([self.output])
+
+    def _check_targets(self, targets: list[Path]) -> None:
+        """Refuse to overwrite an input, or a file of the transform's folder."""
+        sources = {path.resolve() for path in (self.transform, self.image, self.like)}
+        for target in targets:
+            inside = self.transform.is_dir() and target.resolve().parent == self.transform.resolve() and target.exists()
+            if target.resolve() in sources or inside:
+                raise UsageError(f"--output must be another path than the inputs, got {target}")
 
     @property
     def images(self) -> list[Path]:

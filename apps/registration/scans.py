@@ -14,7 +14,7 @@ from ...registration.result import Registration
 from ...registration.series import gradients_of, sidecar
 from ...restoration.bitmaps import BITMAP_SUFFIXES, read_bitmap
 from ...runs.files import atomic_path
-from ...volumes import Volume, VolumeWarning, read_volume
+from ...volumes import Volume, VolumeWarning, read_volume, resample
 from ...volumes.dicom import holds_tilted
 from ...volumes.dicom_derived import check_source
 from ...volumes.dicom_gradients import holds_mosaic
@@ -118,7 +118,8 @@ def read_scan(path: Path, *, fix_tilt: bool = False) -> Volume:
         raise ValueError(
             f"{path} must hold one picture, got {len(stack)} pages; save the page to align as its own file"
         )
-    grey = stack[0, 0] if stack.shape[1] == 1 else np.tensordot(_LUMINANCE, stack[0].astype(np.float32), axes=1)
+    equal = stack.shape[1] == 1 or bool((stack[0] == stack[0, :1]).all())  # grey, perhaps stored in three channels
+    grey = stack[0, 0] if equal else np.tensordot(_LUMINANCE, stack[0].astype(np.float32), axes=1)
     # rows go down, and y goes up
     return Volume(np.ascontiguousarray(grey.T)[:, :, None], np.diag([1.0, -1.0, 1.0, 1.0]), path)
 
@@ -138,6 +139,14 @@ def read_labels(path: Path | None) -> Volume | None:
     if not np.array_equal(rounded, labels.array):
         raise ValueError(f"{path} must hold whole numbers, one for each structure, got fractions")
     return labels.with_array(rounded.astype(np.int32))
+
+
+def read_mask(path: Path | None, image: Volume) -> Volume | None:
+    """Read a mask and bring it to the grid of an image, if it is on another one, such as with its axes reversed."""
+    mask = read_labels(path)
+    if mask is None or (mask.shape == image.shape and np.allclose(mask.affine, image.affine, atol=1e-3)):
+        return mask
+    return resample(mask, image, order="nearest")
 
 
 @contextmanager

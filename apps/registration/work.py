@@ -17,7 +17,7 @@ from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from .overlap import overlap
-from .scans import REGISTRATION_DICOM, read_labels, read_scan, write_dicom, write_rotated_bvecs, writes_dicom
+from .scans import REGISTRATION_DICOM, read_labels, read_mask, read_scan, write_dicom, write_rotated_bvecs, writes_dicom
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
 OPTIONAL_FILES = (
@@ -111,8 +111,8 @@ class Alignment:
             self.settings,
             network=self.network,
             facts=facts,
-            moving_mask=read_labels(self.moving_mask),
-            fixed_mask=read_labels(self.fixed_mask),
+            moving_mask=read_mask(self.moving_mask, moving),
+            fixed_mask=read_mask(self.fixed_mask, fixed),
             device=self.device,
             cache_dir=self.cache,
             progress=progress,
@@ -134,6 +134,7 @@ class Alignment:
             moving=moving,
             warped=result.warped,
             forward=result.forward,
+            linear=AffineTransform(result.affine),
             note=str(result.choice),
         )
         return Aligned(metrics, result.seconds, to_dicom, result.choice)

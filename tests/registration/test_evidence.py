@@ -89,3 +89,9 @@ def test_head_mask_leaves_out_the_background(pair):
     head = sum(a**2 for a in axes) < 1
     found = head_mask(pair[0]).array != 0
     assert 2 * (found & head).sum() / (found.sum() + head.sum()) > 0.93
+
+
+def test_a_small_image_has_cubes_on_both_sides():
+    small = Volume(np.zeros((36, 36, 36)), np.diag([0.25, 0.25, 0.25, 1]))
+    seen = seen_mask(small, small)
+    assert 0.5 < seen.mean() < 0.95

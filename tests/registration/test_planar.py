@@ -84,3 +84,24 @@ def test_a_slice_and_a_volume_are_not_aligned():
         register(one, Volume(np.random.default_rng(0).random((20, 20, 20)), np.eye(4)))
     assert is_planar(one)
     assert not is_planar(Volume(np.zeros((1, 1, 9)), np.eye(4)))
+
+
+def test_the_thickness_and_direction_of_slices_are_no_part_of_the_map():
+    image = slice_of_tissue()
+    fixed = Volume(image[:, :, None], np.diag([1.0, 1, 5, 1]))
+    moving = Volume(read_at(image, turned(20))[:, :, None], np.diag([1.0, 1, -3, 1]))
+    result = register(moving, fixed, RegistrationSettings(transform="rigid"))
+    np.testing.assert_allclose(result.affine[:3, :3] @ result.affine[:3, :3].T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(result.affine) == pytest.approx(1)
+
+
+def test_slices_in_other_planes_are_inverted_too():
+    """A picture against a sagittal slice: the map turns one plane into the other."""
+    image = slice_of_tissue()
+    fixed, moving = as_volume(image, 0, 1.0), as_volume(read_at(image, turned(10)), 2, 1.0)
+    result = register(moving, fixed, RegistrationSettings(transform="rigid"))
+    points = np.argwhere(np.expand_dims(image > 0.3, 0))[::50] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
+    moved = result.forward.map(points)
+    np.testing.assert_allclose(result.forward.linear_part().map(points), moved, atol=1e-3)
+    again = result.forward.inverse(moving, tolerance_mm=0.01).map(moved)
+    assert np.nanmax(np.abs(again - points)) < 0.1

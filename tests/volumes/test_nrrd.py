@@ -40,7 +40,15 @@ def test_other_axes_are_refused_in_one_line(tmp_path):
         b"NRRD0004\ntype: float\ndimension: 2\nspace: left-posterior-superior\nsizes: 2 2\n"
         b"space directions: (1,0,0) none\nendian: little\nencoding: raw\n\n" + bytes(16)
     )
-    for name, words in (("space", "its space must be one of"), ("axes", "2 or 3 axes"), ("none", "a direction in 3-D")):
+    nrrd.write(str(tmp_path / "colour.nrrd"), np.ones((3, 4, 5)), {"kinds": ["RGB-color", "domain", "domain"]})
+    nrrd.write(str(tmp_path / "unit.nrrd"), np.ones((4, 5)), {"spacings": [1.0, 1.0], "units": ["inch", "inch"]})
+    for name, words in (
+        ("colour", "those of space, got RGB-color"),
+        ("unit", "unit must be one of"),
+        ("space", "its space must be one of"),
+        ("axes", "2 or 3 axes"),
+        ("none", "a direction in 3-D"),
+    ):
         with pytest.raises(ValueError, match=words) as error:
             read_volume(tmp_path / f"{name}.nrrd")
         assert "\n" not in str(error.value)
@@ -62,3 +70,16 @@ def test_damaged_and_detached_files_are_refused_in_one_line(tmp_path, content):
     with pytest.raises((ValueError, OSError)) as error:
         read_volume(tmp_path / "a.nrrd")
     assert "\n" not in str(error.value)
+
+
+def test_other_units_become_millimetres(tmp_path):
+    place = {
+        "space": "lps",
+        "space directions": 500 * np.eye(3),
+        "space origin": [1000, 0, 0],
+        "space units": ["um"] * 3,
+    }
+    nrrd.write(str(tmp_path / "a.nrrd"), np.ones((3, 4, 5), np.float32), place)
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.spacing == (0.5, 0.5, 0.5)
+    assert volume.affine[:3, 3].tolist() == [-1, 0, 0]

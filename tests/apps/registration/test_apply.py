@@ -109,3 +109,15 @@ def test_each_image_of_a_folder_is_moved(shifted):
     assert cli.main([*words, "--like", str(shifted / "fixed.nii.gz"), "-o", str(shifted / "moved")]) == DONE
     assert sorted(path.name for path in (shifted / "moved").iterdir()) == ["a.nii", "b.nii.gz"]
     assert (read_volume(shifted / "moved/b.nii.gz").array == 4).all()
+
+
+@pytest.mark.parametrize("target", ["like", "transform"])
+def test_a_folder_of_images_overwrites_no_input(shifted, capsys, target):
+    name = "fixed.nii.gz" if target == "like" else "forward.nii.gz"
+    output = shifted if target == "like" else shifted / "result"
+    write_volume(shifted / "many" / name, Volume(np.ones((8, 9, 10), np.int16), np.eye(4)))
+    before = (output / name).read_bytes()
+    words = ["registration", "apply", str(shifted / "result"), str(shifted / "many")]
+    assert cli.main([*words, "--like", str(shifted / "fixed.nii.gz"), "-o", str(output)]) == USAGE
+    assert "--output must be another path than the inputs" in capsys.readouterr().err
+    assert (output / name).read_bytes() == before
