@@ -191,6 +191,11 @@ def head_mask(image: Volume) -> Volume:
     return image.with_array(np.moveaxis(np.stack(filled), 0, thick).astype(np.uint8))
 
 
+def restricted(head: Volume, mask: Volume | None) -> Volume:
+    """The part of a head mask at which a mask on the same grid is not 0; all of the head mask without a mask."""
+    return head if mask is None else head.with_array(head.array * (mask.array != 0))
+
+
 def widened(mask: Volume, by_mm: float) -> Volume:
     """The mask and the voxels within about `by_mm` of it."""
     smooth = gaussian_filter(mask.array.astype(np.float32), [0.75 * by_mm / mm for mm in mask.spacing])

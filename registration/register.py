@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
 from .checks import check_images
-from .choices import METHODS
-from .evidence import Evidence, head_mask, seen_mask, strain_of
+from .choices import METHODS, Similarity
+from .evidence import Evidence, head_mask, restricted, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
 from .linear import Kind
@@ -175,16 +176,9 @@ def _register_planar(
         linear = AffineTransform(matrix)
         images = [on_grid(from_plane, grid, linear).to(device), on_grid(to_plane, grid).to(device)]
         mask = laid.on_grid(grid, linear)
+        refinement = _Refinement(images, grid, settings, settings.similarity, steps.report)
         with steps.timed("refinement"):
-            refined = refine(
-                *images,
-                spacing=grid.spacing,
-                fixed_mask=None if mask is None else with_channel(mask, np.float32)[None].to(device),
-                similarity=settings.similarity,
-                effort=settings.effort,
-                diffeomorphic=settings.diffeomorphic,
-                progress=lambda text: steps.report(f"  {text}"),
-            )
+            refined = refinement.run(mask=_weights(mask, device))
             displacement = better_of(None, refined, *images, mask=mask).cpu()
     forward, inverse, whole = maps(from_plane, to_plane, matrix, displacement)
     warped = resample(moving, fixed, forward)
@@ -296,42 +290,73 @@ def _deformable(
             start = network_displacement(model, moving, fixed, affine, grid, network.spacing_mm).to(device)
     images = [to_grid(unit_range(v), grid, t)[None].to(device) for v, t in ((moving, affine), (fixed, None))]
     lesions = masks.on_grid(grid, affine)
-    compared = None if lesions is None else with_channel(lesions, np.float32)[None].to(device)
+    compared = _weights(lesions, device)
     similarity = settings.similarity
     if similarity == "auto":
         similarity = chosen_similarity(images[0], images[1], start)
 
-    def refined_from(displacement: Tensor | None, *, mask: Tensor | None = compared, iterations: float = 1.0) -> Tensor:
-        return refine(
-            *images,
-            spacing=grid.spacing,
-            fixed_mask=mask,
-            displacement=displacement,
-            similarity=similarity,
-            effort=settings.effort,
-            diffeomorphic=settings.diffeomorphic,
-            iterations=iterations,
-            progress=lambda text: steps.report(f"  {text}"),
-        )
-
+    refinement = _Refinement(images, grid, settings, similarity, steps.report)
     stages: tuple[StageResult, ...] = ()
     with steps.timed("refinement"):
         if similarity == "ncc" or network is not None:
-            refined = refined_from(start)
+            refined = refinement.run(start, mask=compared)
             if similarity == "ncc" and network is None and settings.effort == "standard":
                 refined = _averaged(refined, moving, fixed, masks, affine, settings, device, steps)
             refined = better_of(start, refined, *images, mask=lesions)
         else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
             seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
-            refined = refined_from(start, mask=seen if compared is None else seen * compared)
+            refined = refinement.run(start, mask=seen if compared is None else seen * compared)
             stages = (_judged(refined, grid, affine, moving, fixed, masks),)
-            refined = refined_from(refined, iterations=0.5) if stages[0].kept else torch.zeros_like(refined)
+            if stages[0].kept:
+                refined = refinement.run(refined, mask=compared, iterations=0.5)
+            else:
+                refined = torch.zeros_like(refined)
     with steps.timed("transforms"):
         forward = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
         if grid.shape != fixed.shape:
             forward = compose_to_field([forward], fixed)
         inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
     return forward, inverse, Choice("deformable", similarity, stages)
+
+
+@dataclass(frozen=True, eq=False)
+class _Refinement:
+    """The refinement of one pair of images on one grid.
+
+    Args:
+        images: moving and fixed, (1, 1, D, H, W) in [0, 1], on `grid`.
+        grid: its shape and affine are used.
+        settings: `effort` and `diffeomorphic` are used.
+        similarity: see `refine`.
+        report: called with a line about each level.
+        prefix: what the lines begin with.
+    """
+
+    images: list[Tensor]
+    grid: Volume
+    settings: RegistrationSettings
+    similarity: Similarity
+    report: Progress
+    prefix: str = ""
+
+    def run(self, start: Tensor | None = None, *, mask: Tensor | None, iterations: float = 1.0) -> Tensor:
+        """The refined displacement, (1, 3, D, H, W) in voxels; see `refine`."""
+        return refine(
+            *self.images,
+            spacing=self.grid.spacing,
+            fixed_mask=mask,
+            displacement=start,
+            similarity=self.similarity,
+            effort=self.settings.effort,
+            diffeomorphic=self.settings.diffeomorphic,
+            iterations=iterations,
+            progress=lambda text: self.report(f"  {self.prefix}{text}"),
+        )
+
+
+def _weights(mask: Volume | None, device: torch.device) -> Tensor | None:
+    """A mask as a tensor (1, 1, D, H, W); None without a mask."""
+    return None if mask is None else with_channel(mask, np.float32)[None].to(device)
 
 
 def _averaged(
@@ -353,14 +378,8 @@ def _averaged(
     ways = ((fixed, back_affine), (moving, None))
     images = [to_grid(unit_range(volume), grid_back, way)[None].to(device) for volume, way in ways]
     mask = masks.swapped().on_grid(grid_back, back_affine)
-    back = refine(
-        *images,
-        spacing=grid_back.spacing,
-        fixed_mask=None if mask is None else with_channel(mask, np.float32)[None].to(device),
-        similarity="ncc",
-        effort=settings.effort,
-        progress=lambda text: steps.report(f"  back: {text}"),
-    )
+    refinement = _Refinement(images, grid_back, settings, "ncc", steps.report, "back: ")
+    back = refinement.run(mask=_weights(mask, device))
     backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the mean is judged later
@@ -373,9 +392,7 @@ def _judged(
     refined: Tensor, grid: Volume, affine: AffineTransform, moving: Volume, fixed: Volume, masks: Masks
 ) -> StageResult:
     """Compare a displacement (1, 3, D, H, W) in voxels of `grid` with no displacement; warn if it is dropped."""
-    head, compared = head_mask(fixed), masks.on_grid(fixed, affine)
-    if compared is not None:
-        head = head.with_array(head.array * (compared.array > 0))
+    head = restricted(head_mask(fixed), masks.on_grid(fixed, affine))
     field = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
     vectors = refined[0].cpu().numpy() * np.array(grid.spacing, np.float32).reshape(3, 1, 1, 1)
     inside = resample(head, grid, order="nearest").array > 0

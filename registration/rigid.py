@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runs.cells import limited_threads
+from ..runs.threads import limited_threads
 from ..volumes import AffineTransform, Volume
 from ..volumes.sampling import apply_affine
 from .affine import align_affine
-from .evidence import Evidence, Verdict, head_mask, seen_mask, widened
+from .evidence import Evidence, Verdict, head_mask, restricted, seen_mask, widened
 from .linear import fit, samples_of
 
 # spacing in mm and number of samples
@@ -71,9 +71,7 @@ def align_one_subject(
     Returns:
         (4, 4), fixed world -> moving world, RAS mm; the identity is the scanner's geometry.
     """
-    head = widened(head_mask(fixed), _MARGIN_MM)
-    if mask is not None:
-        head = head.with_array(head.array * (mask.array != 0))
+    head = restricted(widened(head_mask(fixed), _MARGIN_MM), mask)
     evidence = Evidence(moving, fixed, head, every=2)
     voxels = apply_affine(np.linalg.inv(moving.affine), evidence.points)
     overlap = ((voxels > -0.5) & (voxels < np.array(moving.shape) - 0.5)).all(axis=1).mean()
@@ -127,9 +125,7 @@ def affine_candidate(
         mask: on the grid of `fixed`; voxels that are 0 are not compared.
         seed: seed for the sampling of the images.
     """
-    head = widened(head_mask(fixed), _MARGIN_MM)
-    if mask is not None:
-        head = head.with_array(head.array * (mask.array != 0))
+    head = restricted(widened(head_mask(fixed), _MARGIN_MM), mask)
     evidence = Evidence(moving, fixed, head, every=2)
     seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
     found = rigid

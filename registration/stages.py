@@ -20,7 +20,7 @@ from .acquisition import PairFacts
 from .choices import Transform
 from .contrasts import SPACING_MM, HeadPair
 from .distortion import axis_direction, distorted_to_undistorted, shift_of_reversed_pair, undistorted
-from .evidence import Evidence, Verdict, head_mask
+from .evidence import Evidence, Verdict, head_mask, restricted
 from .masks import Masks
 from .rigid import affine_candidate, align_one_subject, motion_of
 from .settings import RegistrationSettings
@@ -171,9 +171,7 @@ class _Stages:
         free = resolved(self.settings.transform, self.facts) == "deformable"
         if not free and (self.axis is None or self.settings.transform != "auto"):
             return
-        compared = self.masks.on_grid(self.fixed, AffineTransform(self.linear))
-        if compared is not None:
-            self.head = self.head.with_array(self.head.array * (compared.array > 0))
+        self.head = restricted(self.head, self.masks.on_grid(self.fixed, AffineTransform(self.linear)))
         self.pair = HeadPair.of(self.moving, self.fixed, self.head, AffineTransform(self.linear))
         evidence = Evidence(self.moving, self.fixed, self.head)
         if undistorted_b0 is not None:

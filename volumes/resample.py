@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..kernels import transforms
-from .sampling import apply_affine, inside, sample_linear, sample_nearest, voxel_blocks
+from .sampling import apply_affine, inside, sample_linear, sample_nearest, slabs, voxel_blocks
 from .transforms import AffineTransform, CompositeTransform, Transform
 from .volume import Volume
 from .warning import VolumeWarning
@@ -100,10 +100,10 @@ def _read_compiled(
     source: transforms.Source, series: np.ndarray, outside: float, nearest: bool, out: np.ndarray
 ) -> int:
     """Fill `out`, (D, H, W, T), from `series`, (D', H', W', T); return the number of voxels outside the field."""
-    slabs = list(_slabs(source))
+    parts = list(_parts(source))
     if nearest:
         lost = 0
-        for slab, part in slabs:
+        for slab, part in parts:
             index, outside_field = part.nearest(series.shape[:3])
             known = index >= 0
             out[slab][known] = series[np.unravel_index(index[known], series.shape[:3])]
@@ -112,21 +112,19 @@ def _read_compiled(
     for number in range(series.shape[3]):
         image = np.ascontiguousarray(series[..., number], dtype=np.float32)
         lost = 0
-        for slab, part in slabs:
+        for slab, part in parts:
             out[slab, ..., number], outside_field = part.linear(image, outside)
             lost += outside_field
     return lost
 
 
-def _slabs(source: transforms.Source) -> Iterator[tuple[slice, transforms.Source]]:
+def _parts(source: transforms.Source) -> Iterator[tuple[slice, transforms.Source]]:
     """The grid in slabs along its first axis, which bound the memory."""
-    d, h, w = source.shape
-    depth = max(1, _SLAB // (h * w))
-    for start in range(0, d, depth):
-        stop = min(start + depth, d)
+    for slab in slabs(source.shape, _SLAB):
         shift = np.eye(4)
-        shift[0, 3] = start
-        yield slice(start, stop), replace(source, shape=(stop - start, h, w), start=source.start @ shift)
+        shift[0, 3] = slab.start
+        shape = (slab.stop - slab.start, *source.shape[1:])
+        yield slab, replace(source, shape=shape, start=source.start @ shift)
 
 
 def _read_plain(

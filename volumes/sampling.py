@@ -1,6 +1,6 @@
 """Sampling of an array at positions between its voxels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -53,11 +53,17 @@ def inside(shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
     return np.asarray(near.all(axis=1))
 
 
+def slabs(shape: Sequence[int], voxels: int) -> Iterator[slice]:
+    """Slabs along the first axis of a (D, H, W) grid, of at most `voxels` voxels unless a single slice has more."""
+    d, h, w = shape
+    depth = max(1, voxels // (h * w))
+    for start in range(0, d, depth):
+        yield slice(start, min(start + depth, d))
+
+
 def voxel_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
     """Slabs along the first axis with the (N, 3) voxel indices in them."""
-    d, h, w = shape
-    depth = max(1, _BLOCK // (h * w))
-    for start in range(0, d, depth):
-        stop = min(start + depth, d)
-        index = np.meshgrid(np.arange(start, stop), np.arange(h), np.arange(w), indexing="ij")
-        yield slice(start, stop), np.stack(index, -1).reshape(-1, 3).astype(np.float64)
+    _, h, w = shape
+    for slab in slabs(shape, _BLOCK):
+        index = np.meshgrid(np.arange(slab.start, slab.stop), np.arange(h), np.arange(w), indexing="ij")
+        yield slab, np.stack(index, -1).reshape(-1, 3).astype(np.float64)

@@ -24,7 +24,6 @@ struct Shape {
   int64_t d, h, w;
   explicit Shape(const int64_t *n) : d(n[0]), h(n[1]), w(n[2]) {}
   d4 last() const { return d4{double(d - 1), double(h - 1), double(w - 1), 0}; }
-  int64_t voxels() const { return d * h * w; }
 };
 
 // columns[k] is the image of the unit vector k, columns[3] that of the origin
@@ -91,27 +90,36 @@ struct Field {
   }
 };
 
-// Calls work(voxel of the result, point in the moving image's voxels), or lost(voxel) outside the field's grid
-template <class Work, class Lost>
-void for_each_source(const Affine &start, const Field *field, const Affine &end, Shape n, int64_t threads,
-                     const Work &work, const Lost &lost) {
-  const d4 last = field ? field->n.last() : d4{};
+// Calls inside(voxel of the result, point in the image's voxels, on its grid), or outside(voxel) beyond the image or beyond
+// the field, which may be null; `lost` (one per slice) receives the number of voxels beyond the field
+template <class Inside, class Outside>
+void for_each_source(Shape image, const Affine &start, const float *vectors, const int64_t *field_shape,
+                     const double *to_field, const Affine &end, Shape n, int64_t *lost, int64_t threads,
+                     const Inside &inside, const Outside &outside) {
+  const Field field(vectors, field_shape, to_field);
+  const d4 last = image.last(), last_of_field = field.n.last();
   parallel_for(threads, n.d, [&](int64_t d, int64_t) {
-    int64_t voxel = d * n.h * n.w;
+    int64_t voxel = d * n.h * n.w, beyond = 0;
     for (int64_t h = 0; h < n.h; ++h) {
       for (int64_t w = 0; w < n.w; ++w, ++voxel) {
         d4 point = start(d4{double(d), double(h), double(w), 0});
-        if (field) {
-          const d4 place = field->to_voxel(point);
-          if (!within(place, last)) {
-            lost(voxel, d);
+        if (vectors) {
+          const d4 place = field.to_voxel(point);
+          if (!within(place, last_of_field)) {
+            ++beyond;
+            outside(voxel);
             continue;
           }
-          point += field->at(clamped(place, last));
+          point += field.at(clamped(place, last_of_field));
         }
-        work(voxel, end(point));
+        const d4 found = end(point);
+        if (within(found, last))
+          inside(voxel, clamped(found, last));
+        else
+          outside(voxel);
       }
     }
+    lost[d] = beyond;
   });
 }
 
@@ -185,37 +193,25 @@ VW_EXPORT void VW_NAME(vw_transform_linear)(const float *image, const int64_t *i
                                             const float *vectors, const int64_t *field_shape, const double *to_field,
                                             const double *end, const int64_t *shape, float outside, float *out,
                                             int64_t *lost, int64_t threads) {
-  const Shape m(image_shape), n(shape);
-  const Field field(vectors, field_shape, to_field);
-  const d4 last = m.last();
-  for (int64_t d = 0; d < n.d; ++d) lost[d] = 0;
+  const Shape m(image_shape);
   for_each_source(
-      Affine(start), vectors ? &field : nullptr, Affine(end), n, threads,
-      [&](int64_t voxel, d4 point) {
-        out[voxel] = within(point, last) ? read(image, Cell(m, clamped(point, last)), 1, 0) : outside;
-      },
-      [&](int64_t voxel, int64_t d) { out[voxel] = outside, ++lost[d]; });
+      m, Affine(start), vectors, field_shape, to_field, Affine(end), Shape(shape), lost, threads,
+      [&](int64_t voxel, d4 point) { out[voxel] = read(image, Cell(m, point), 1, 0); },
+      [&](int64_t voxel) { out[voxel] = outside; });
 }
 
 // The same, but `out` receives the number of the nearest voxel of the image, or -1
 VW_EXPORT void VW_NAME(vw_transform_nearest)(const int64_t *image_shape, const double *start, const float *vectors,
                                              const int64_t *field_shape, const double *to_field, const double *end,
                                              const int64_t *shape, int64_t *out, int64_t *lost, int64_t threads) {
-  const Shape m(image_shape), n(shape);
-  const Field field(vectors, field_shape, to_field);
-  const d4 last = m.last();
-  for (int64_t d = 0; d < n.d; ++d) lost[d] = 0;
+  const Shape m(image_shape);
   for_each_source(
-      Affine(start), vectors ? &field : nullptr, Affine(end), n, threads,
+      m, Affine(start), vectors, field_shape, to_field, Affine(end), Shape(shape), lost, threads,
       [&](int64_t voxel, d4 point) {
-        if (!within(point, last)) {
-          out[voxel] = -1;
-          return;
-        }
-        const d4 near = clamped(point + 0.5, last + 0.5);
+        const d4 near = point + 0.5;  // truncation is floor here
         out[voxel] = (int64_t(near[0]) * m.h + int64_t(near[1])) * m.w + int64_t(near[2]);
       },
-      [&](int64_t voxel, int64_t d) { out[voxel] = -1, ++lost[d]; });
+      [&](int64_t voxel) { out[voxel] = -1; });
 }
 
 // The inverse of a field on a grid of the moving world, (D, H, W, 3) floats. `affine` is voxel -> world of the field and
