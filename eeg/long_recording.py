@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..kernels.attention.choice import Place, mixer_of
 from ..kernels.attention.graph_window import GraphWindowAttention
-from ..kernels.attention.layer import MixingLayer
+from ..kernels.attention.layer import MixingLayer, ResidualPoint
 from ..kernels.attention.mixer import CS, NS, Mixed, Mixer, Pattern
 from ..kernels.attention.recurrent import PrefixState, pooled_softmax, prefix_softmax
 from .electrode_positions import neighbours
@@ -319,12 +319,14 @@ class _Block(nn.Module):
         self.mixing = MixingLayer(dim, heads, mixer)
         self.feed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.drop = nn.Dropout(drop_prob)
+        self.before, self.between, self.after = ResidualPoint(), ResidualPoint(), ResidualPoint()
 
     def forward(self, x: Tensor, pattern: Pattern, **options: Any) -> tuple[Tensor, object]:
         """Tokens (B, L, dim) and the state of the mixer; `options` are the mixer's."""
+        x = self.before(x)
         mixed = self.mixing(self.norm(x), pattern=pattern, **options)
-        x = x + self.drop(mixed.out)
-        out: Tensor = x + self.drop(self.feed(x))
+        x = self.between(x + self.drop(mixed.out))
+        out: Tensor = self.after(x + self.drop(self.feed(x)))
         return out, mixed.state
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.attention.baselines import EfficientAttention
+from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
 from .warp import integrate, warp
 
@@ -203,16 +205,20 @@ class _DualBlock(nn.Module):
         self.mlp1 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
         self.channel_attn = _ChannelGate(width)
         self.mlp2 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
+        self.before, self.between, self.after = ResidualPoint(), ResidualPoint(), ResidualPoint()
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+        x = self.before(x)
+        x = self.between(x + self.attn(self.norm1(x)))
         x = x + self.mlp1(self.norm2(x), size)
         x = x + self.channel_attn(self.norm3(x))
-        result: Tensor = x + self.mlp2(self.norm4(x), size)
+        result: Tensor = self.after(x + self.mlp2(self.norm4(x), size))
         return result
 
 
-class _EfficientAttention(nn.Module):
+class _EfficientAttention(EditableHeads):
+    heads = HEADS
+
     def __init__(self, width: int):
         super().__init__()
         self.keys, self.queries, self.values, self.reprojection = (nn.Conv3d(width, width, 1) for _ in range(4))
@@ -222,7 +228,12 @@ class _EfficientAttention(nn.Module):
             _pointwise(conv, x).unflatten(2, (HEADS, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
             for conv in (self.queries, self.keys, self.values)
         )
-        return _pointwise(self.reprojection, linear_attention(q, k, v).transpose(1, 2).flatten(2))
+        z = self.mix_heads(EfficientAttention(), q, k, v).out if self.touched else linear_attention(q, k, v)
+        return _pointwise(self.reprojection, z.transpose(1, 2).flatten(2))
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.reprojection.weight.flatten(1)
 
 
 def _pointwise(conv: nn.Conv3d, tokens: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.attention.baselines import SoftmaxAttention
 from ..kernels.attention.choice import Place, gates_of, mixer_of, needs, read_call
 from ..kernels.attention.graph_window import GraphWindowAttention
-from ..kernels.attention.mixer import Mixer
+from ..kernels.attention.layer import EditableHeads, ResidualPoint, Seen
+from ..kernels.attention.mixer import CS, NC, Mixer
 from ..kernels.attention.mixture_of_heads import HeadGates
 from ..kernels.attention.softmax import attention
 from .appearance import CropNetwork
@@ -88,7 +90,7 @@ class State(NamedTuple):
         return State(self.memory.rows(index), steps, scene, self.scored[index], self.length)
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(EditableHeads):
     """Multi-head attention by the shared kernel, with the parameter names of PyTorch; it can return its weights.
 
     A mixer replaces softmax attention by another mechanism. Dropout is then applied to the outputs of the heads, since
@@ -106,6 +108,10 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
         nn.init.zeros_(self.out_proj.bias)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.out_proj.weight
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """Keys and values of tokens (B, L, d_model)."""
@@ -132,6 +138,9 @@ class MultiheadAttention(nn.Module):
         options: dict[str, Any] = {"mask": mask, "causal": causal, "q_start": q_start}
         weights = None
         dropping = self.training and self.dropout > 0
+        if self.touched:
+            out, weights = self._edited(x, q, keys_values, return_weights, **options)
+            return self.out_proj(out.transpose(1, 2).flatten(2)), weights
         if self.mixer is not None:
             out = F.dropout(self.mixer(q, keys, values, mask=mask).out, self.dropout, self.training)
         elif return_weights or dropping:
@@ -146,6 +155,30 @@ class MultiheadAttention(nn.Module):
             out = out * chosen.gates.unsqueeze(-1)
             self.balance = chosen.balance if self.training else None
         return self.out_proj(out.flatten(2)), weights
+
+    def _edited(
+        self, x: Tensor, q: Tensor, keys_values: KeysValues, return_weights: bool, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads (B, heads, L, channels) with the edits, and the weights if requested; without dropout of weights.
+
+        Without an edit, they have the same bytes as in `forward`.
+        """
+        factors = None if self.gates is None else self.gates(x).gates
+        if self.mixer is not None:
+            return self.mix_heads(self.mixer, q, *keys_values, gates=factors, mask=options["mask"]).out, None
+        causal, q_start = options["causal"], options["q_start"]
+        given = {"mask": options["mask"], "pattern": CS if causal else NC, "q_start": q_start if causal else None}
+        found: list[Seen] = []
+        watch = self.watch
+        try:
+            self.watch = found.append
+            out = self.mix_heads(SoftmaxAttention(), q, *keys_values, gates=factors, **given).out
+        finally:
+            self.watch = watch
+        if watch is not None:
+            watch(found[0])
+        weights = found[0].weights
+        return out, None if weights is None or not return_weights else weights()
 
 
 class EncoderLayer(nn.Module):
@@ -166,13 +199,15 @@ class EncoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(d_model, feed_forward), nn.Linear(feed_forward, d_model)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.before, self.between, self.after = ResidualPoint(), ResidualPoint(), ResidualPoint()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, d_model) -> (B, L, d_model)."""
+        x = self.before(x)
         attended, _ = self.self_attn(x, self.self_attn.keys_values(x), mask=mask)
-        x = self.norm1(x + self.dropout(attended))
+        x = self.between(self.norm1(x + self.dropout(attended)))
         fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
-        result: Tensor = self.norm2(x + self.dropout(fed))
+        result: Tensor = self.after(self.norm2(x + self.dropout(fed)))
         return result
 
 
@@ -187,22 +222,24 @@ class DecoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(d_model, feed_forward), nn.Linear(feed_forward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
+        self.before, self.between, self.seen, self.after = (ResidualPoint() for _ in range(4))
 
     def forward(
         self, x: Tensor, past: KeysValues | None, scene: KeysValues, visible: Tensor, return_weights: bool = False
     ) -> tuple[Tensor, KeysValues, Tensor | None]:
         """New tokens (B, L, d_model) -> tokens of this shape, keys and values of all steps, weights on the scene."""
+        x = self.before(x)
         own = self.self_attn.keys_values(x)
         before = 0
         if past is not None:
             before = past[0].shape[2]
             own = torch.cat([past[0], own[0]], 2), torch.cat([past[1], own[1]], 2)
         attended, _ = self.self_attn(x, own, causal=True, q_start=before)
-        x = self.norm1(x + self.dropout(attended))
+        x = self.between(self.norm1(x + self.dropout(attended)))
         seen, weights = self.multihead_attn(x, scene, mask=visible[:, None, None], return_weights=return_weights)
-        x = self.norm2(x + self.dropout(seen))
+        x = self.seen(self.norm2(x + self.dropout(seen)))
         fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
-        return self.norm3(x + self.dropout(fed)), own, weights
+        return self.after(self.norm3(x + self.dropout(fed))), own, weights
 
 
 class ObjectAttention(nn.Module):

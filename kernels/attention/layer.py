@@ -1,12 +1,12 @@
 """The layer around a mixer: projections, and one interface for changing heads, scores and weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .mixer import NS, Mixer, Pattern, attention_map, spread_heads
+from .mixer import NS, Mixed, Mixer, Pattern, attention_map, spread_heads
 
 
 class Gates(NamedTuple):
@@ -24,13 +24,89 @@ class Edits:
     """
 
     gates: Tensor | None = None  # factor on the head outputs, broadcastable to (B, L, H)
-    bias: Tensor | None = None  # added to the scaled scores, broadcastable to (B, H, Lq, Lk)
+    bias: Tensor | Callable[[Tensor, Tensor], Tensor] | None = (
+        None  # added to the scaled scores, broadcastable to (B, H, Lq, Lk); or a function of q and k that returns it
+    )
     edit_weights: Callable[[Tensor], Tensor] | None = (
         None  # (B, H, Lq, Lk) -> the same shape; only for mixers that are linear in v
     )
     edit_heads: Callable[[Tensor], Tensor] | None = (
         None  # head outputs after the gates, (B, H, Lq, D) -> the same shape
     )
+
+
+class Seen(NamedTuple):
+    """One call of an attention layer, as its `watch` receives it; changes by `Edits` are included."""
+
+    heads: Tensor  # z (B, H, Lq, Dv), the head outputs after the gates
+    weights: Callable[[], Tensor] | None  # computes the weights (B, H, Lq, Lk); None if the mixer is not linear in v
+
+
+class ResidualPoint(nn.Identity):
+    """A place in a model where the residual stream (B, L, dim) can be read and replaced; it computes nothing."""
+
+
+class EditableHeads(nn.Module):
+    """Base of the attention layers whose heads, scores and weights can be changed and watched.
+
+    The attributes `edits` and `watch` can be replaced at any time, also for a layer deep inside a model. `watch` is
+    called once for each call of the layer.
+    """
+
+    heads: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edits = Edits()
+        self.watch: Callable[[Seen], None] | None = None
+
+    @property
+    def output_weight(self) -> Tensor:
+        """W_O, (dim, H Dv): the layer's output is the heads, side by side, times its transpose, plus a bias."""
+        raise NotImplementedError
+
+    @property
+    def touched(self) -> bool:
+        """Whether there is an edit or a watch."""
+        edits = self.edits
+        changes = (edits.gates, edits.bias, edits.edit_weights, edits.edit_heads)
+        return self.watch is not None or any(change is not None for change in changes)
+
+    def mix_heads(
+        self, mixer: Mixer, q: Tensor, k: Tensor, v: Tensor, *, gates: Tensor | None = None, **options: Any
+    ) -> Mixed[object, object]:
+        """The mixer's result, changed by the edits.
+
+        Args:
+            mixer: the mechanism.
+            q, k, v: as for a `Mixer`.
+            gates: (B, Lq, H), the model's own factors on the head outputs.
+            options: other arguments of the mixer.
+        """
+        edits = self.edits
+        if edits.bias is not None:
+            given = options.get("bias")
+            bias = edits.bias if isinstance(edits.bias, Tensor) else edits.bias(q, k)
+            options["bias"] = bias if given is None else given + bias
+
+        def weights() -> Tensor:
+            found = attention_map(mixer, q, k, **options)
+            return found if edits.edit_weights is None else edits.edit_weights(found)
+
+        if edits.edit_weights is None:
+            mixed = mixer(q, k, v, **options)
+            out = mixed.out
+        else:
+            out = weights() @ spread_heads(v, q.shape[1])
+            mixed = Mixed(out)
+        for factor in (gates, edits.gates):
+            if factor is not None:
+                out = (out.transpose(1, 2) * factor.to(out.dtype).unsqueeze(-1)).transpose(1, 2)
+        if edits.edit_heads is not None:
+            out = edits.edit_heads(out)
+        if self.watch is not None:
+            self.watch(Seen(out, weights if mixer.v_linear else None))
+        return replace(mixed, out=out)
 
 
 class LayerOutput(NamedTuple):
@@ -42,7 +118,7 @@ class LayerOutput(NamedTuple):
     gates: Gates | None  # of the layer's own head gates
 
 
-class MixingLayer(nn.Module):
+class MixingLayer(EditableHeads):
     """y = W_O [gate_h · head_h] with head_h = mixer(W_Q x, W_K context, W_V context).
 
     Args:
@@ -54,8 +130,6 @@ class MixingLayer(nn.Module):
         dropout: fraction of the head outputs set to 0 in training; not every mechanism has weights to drop.
         qk_norm: divide queries and keys by their root mean square in each head.
         bias: whether the projections have a bias.
-
-    The attribute `edits` can be replaced at any time, also for a layer deep inside a model.
     """
 
     def __init__(
@@ -85,7 +159,10 @@ class MixingLayer(nn.Module):
         self.query_norm = nn.RMSNorm(channels) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(channels) if qk_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.edits = Edits()
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.output.weight
 
     def forward(
         self,
@@ -112,25 +189,11 @@ class MixingLayer(nn.Module):
         q = self.query_norm(_heads(self.query(x if addresses is None else addresses), self.heads))
         k = self.key_norm(_heads(self.key(source if addresses is None else addresses), self.key_heads))
         v = _heads(self.value(source), self.key_heads)
-        edits = self.edits
-        if edits.bias is not None:
-            given = options.get("bias")
-            options["bias"] = edits.bias if given is None else given + edits.bias
-        state = extras = None
-        if edits.edit_weights is None:
-            mixed = self.mixer(q, k, v, pattern=pattern, **options)
-            out, state, extras = mixed.out, mixed.state, mixed.extras
-        else:
-            weights = edits.edit_weights(attention_map(self.mixer, q, k, pattern=pattern, **options))
-            out = weights @ spread_heads(v, self.heads)
         gates = None if self.gates is None else self.gates(x)
-        for factor in (None if gates is None else gates.gates, edits.gates):
-            if factor is not None:
-                out = (out.transpose(1, 2) * factor.to(out.dtype).unsqueeze(-1)).transpose(1, 2)
-        if edits.edit_heads is not None:
-            out = edits.edit_heads(out)
-        out = self.output(self.dropout(out).transpose(1, 2).flatten(2))
-        return LayerOutput(out, state, extras, gates)
+        factors = None if gates is None else gates.gates
+        mixed = self.mix_heads(self.mixer, q, k, v, gates=factors, pattern=pattern, **options)
+        out = self.output(self.dropout(mixed.out).transpose(1, 2).flatten(2))
+        return LayerOutput(out, mixed.state, mixed.extras, gates)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
