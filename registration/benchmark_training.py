@@ -71,7 +71,7 @@ def overfit(
         fixed: an image and its labels, (D, H, W) each.
         output: the folder to write to.
         settings: the grid, the loss and the optimizer; an epoch is one step.
-        network: the network to train; by default a new `NestedMorph`.
+        network: the network to train; by default a new `NestedMorph` with the flow head of the settings.
         affine: alignment before the training, see `registration.data.prepare`.
     """
     torch.manual_seed(settings.seed)
@@ -90,6 +90,7 @@ def overfit(
         similarity=settings.similarity,
         smoothness=settings.smoothness,
         learning_rate=settings.learning_rate,
+        flow_head=settings.flow_head,
         epochs=settings.epochs,
         spacing_mm=settings.spacing_mm,
     )

@@ -8,6 +8,7 @@ Effort = Literal["fast", "standard"]
 Transform = Literal["auto", "rigid", "affine", "deformable"]
 PhaseAxis = Literal["i", "i-", "j", "j-", "k", "k-"]
 TrainingSimilarity = Literal["ncc", "mi", "mind"]
+FlowHead = Literal["published", "quarter"]
 AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]
 Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
@@ -16,6 +17,7 @@ Split = Literal["train", "val", "test"]
 METHODS: tuple[Method, ...] = get_args(Method)
 CONTRASTS: tuple[Contrast, ...] = get_args(Contrast)
 SPLITS: tuple[Split, ...] = get_args(Split)
+FLOW_HEADS: tuple[FlowHead, ...] = get_args(FlowHead)
 
 
 def contrast_named(name: str) -> Contrast:

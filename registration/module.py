@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..runs.training import SteppedModule
 from ..runs.weight_file import write_weights
-from .choices import TrainingSimilarity
+from .choices import FlowHead, TrainingSimilarity
 from .jacobian import non_positive_jacobian_fraction, sdlogj
 from .metrics import dice
 from .nestedmorph import NestedMorph
@@ -46,6 +46,7 @@ class RegistrationModule(SteppedModule):
         learning_rate: learning rate of the first epoch.
         epochs: E above, the length of the training.
         diffeomorphic: whether a new `NestedMorph` predicts a velocity.
+        flow_head: flow head of a new `NestedMorph`.
         spacing_mm: spacing of the training grid; stored with the weights, since a network works at this spacing only.
     """
 
@@ -60,6 +61,7 @@ class RegistrationModule(SteppedModule):
         learning_rate: float = 1e-4,
         epochs: int = 500,
         diffeomorphic: bool = False,
+        flow_head: FlowHead = "published",
         spacing_mm: float = 1.0,
     ):
         super().__init__()
@@ -73,7 +75,9 @@ class RegistrationModule(SteppedModule):
                 f"got {smoothness}, {label_weight}, {learning_rate} and {epochs}"
             )
         self.save_hyperparameters(ignore=["network"])
-        self.network = NestedMorph(diffeomorphic=diffeomorphic) if network is None else network
+        if network is None:
+            network = NestedMorph(diffeomorphic=diffeomorphic, flow_head=flow_head)
+        self.network = network
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Return `network(moving, fixed)`: the warped image and the displacement."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.attention.baselines import EfficientAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
+from .choices import FLOW_HEADS, FlowHead
 from .warp import integrate, warp
 
 WIDTHS = (48, 96, 192, 384)
@@ -39,6 +40,10 @@ class NestedMorph(nn.Module):
             default the value of `official`. They get no gradient.
         diffeomorphic: treat the network's output as a stationary velocity and integrate it by scaling and squaring.
             The published model does not do this; its output is the displacement itself.
+        flow_head: "published" computes the output at full resolution, by 3 x 3 x 3 filters of one channel to which the
+            decoder is projected. "quarter" computes it at a quarter of the resolution, by 3 x 3 x 3 filters of all
+            channels of the decoder, and enlarges it by trilinear interpolation; it has no last patch expansion, which
+            takes most of the memory. There is no published model with this head, so `official` excludes it.
         expand_chunk: number of tokens that the last patch expansion processes at once; None for all tokens. It limits
             the memory and does not change the result.
 
@@ -57,14 +62,20 @@ class NestedMorph(nn.Module):
         official: bool = False,
         keep_unused: bool | None = None,
         diffeomorphic: bool = False,
+        flow_head: FlowHead = "published",
         expand_chunk: int | None = 512,
     ):
         super().__init__()
+        if flow_head not in FLOW_HEADS:
+            raise ValueError(f"flow_head must be one of {', '.join(FLOW_HEADS)}, got {flow_head!r}")
+        if official and flow_head != "published":
+            raise ValueError(f'flow_head must be "published" if official is True, got {flow_head!r}')
         self.official = official
         self.keep_unused = official if keep_unused is None else keep_unused
         self.diffeomorphic = diffeomorphic
-        self.unet = _UNet(official, self.keep_unused, expand_chunk)
-        self.flow = nn.Conv3d(1, 3, 3, padding=1)
+        self.flow_head = flow_head
+        self.unet = _UNet(official, self.keep_unused, flow_head, expand_chunk)
+        self.flow = nn.Conv3d(1 if flow_head == "published" else WIDTHS[0], 3, 3, padding=1)
         nn.init.normal_(self.flow.weight, std=1e-5)  # training starts from the identity
         assert self.flow.bias is not None
         nn.init.zeros_(self.flow.bias)
@@ -72,7 +83,9 @@ class NestedMorph(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor arguments, as plain values for a file."""
-        return {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
+        config = {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
+        # files of version 0.1.0 have no entry for the head, and those with the published one stay as they were
+        return config if self.flow_head == "published" else config | {"flow_head": self.flow_head}
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Register `moving` to `fixed`.
@@ -104,6 +117,8 @@ class NestedMorph(nn.Module):
             sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
             images = F.pad(images, sides[::-1])
         flow = self.flow(self.unet(images))
+        if self.flow_head == "quarter":  # in voxels of the images already, so that only the grid changes
+            flow = F.interpolate(flow, scale_factor=4, mode="trilinear")
         for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
             flow = flow.narrow(axis, start, n)
         result: Tensor = flow.contiguous()
@@ -111,17 +126,22 @@ class NestedMorph(nn.Module):
 
 
 class _UNet(nn.Module):
-    def __init__(self, official: bool, keep_unused: bool, expand_chunk: int | None):
+    def __init__(self, official: bool, keep_unused: bool, flow_head: FlowHead, expand_chunk: int | None):
         super().__init__()
         self.backbone = _Encoder(keep_unused)
         self.decoder_3 = _DeepestDecoder(WIDTHS[3], keep_unused)
         self.decoder_2 = _DualDecoder(WIDTHS[2])
         self.decoder_1 = _LKADecoder(WIDTHS[1], official)
-        self.decoder_0 = _LastDecoder(WIDTHS[0], official, expand_chunk)
+        self.decoder_0 = (
+            _LastDecoder(WIDTHS[0], official, expand_chunk)
+            if flow_head == "published"
+            else _QuarterDecoder(WIDTHS[0], official)
+        )
         for decoder in (self.decoder_3, self.decoder_2, self.decoder_1, self.decoder_0):
             decoder.apply(_initialise)
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 2, D, H, W) -> (B, 1, D, H, W)
+    def forward(self, images: Tensor) -> Tensor:
+        # (B, 2, D, H, W) -> (B, 1, D, H, W), or (B, 48, D / 4, H / 4, W / 4) for the head at a quarter
         e1, e2, e3, e4 = self.backbone(images)
         tokens = self.decoder_3(e4)
         tokens = self.decoder_2(tokens, e3)
@@ -325,15 +345,19 @@ class _DualDecoder(nn.Module):
 
 
 class _LKAStage(nn.Module):
-    """A decoder stage of large-kernel attention; with `raw_layout` its volumes are reinterpreted token memory."""
+    """A decoder stage of large-kernel attention; with `raw_layout` its volumes are reinterpreted token memory.
 
-    def __init__(self, width: int, raw_layout: bool, *, factor: int):
+    `factor` is that of its patch expansion; None if it has none.
+    """
+
+    def __init__(self, width: int, raw_layout: bool, *, factor: int | None):
         super().__init__()
         self.raw_layout = raw_layout
         self.x1_linear = nn.Linear(width, width)
         self.ag_attn = _Gate(width)
         self.ag_attn_norm = nn.LayerNorm(width)
-        self.layer_up = _PatchExpand(width, factor)
+        if factor is not None:
+            self.layer_up = _PatchExpand(width, factor)
         self.layer_lka_1 = _LKABlock(width)
         self.layer_lka_2 = _LKABlock(width)
 
@@ -378,6 +402,16 @@ class _LastDecoder(_LKAStage):
 
     def _expand(self, tokens: Tensor) -> Tensor:  # (B, n, C) -> (B, n, 64, 1)
         return _pointwise(self.last_layer, self.layer_up.blocks(tokens))
+
+
+class _QuarterDecoder(_LKAStage):
+    """The finest stage for a flow head that takes all its channels, on the grid of the tokens."""
+
+    def __init__(self, width: int, raw_layout: bool):
+        super().__init__(width, raw_layout, factor=None)
+
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, C, D, H, W)
+        return _to_volume(self.mix(tokens, skip), _size(skip))
 
 
 class _PatchExpand(nn.Module):

@@ -22,6 +22,7 @@ from ..runs.files import atomic_path
 from ..runs.json_files import parse_json
 from ..runs.json_types import check_record
 from ..runs.weight_file import check_finite_weights, check_number_kinds, read_plain, read_weights, write_weights
+from .choices import FlowHead
 from .nestedmorph import NestedMorph
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
@@ -57,6 +58,7 @@ class _Layout(TypedDict):
     official: bool
     keep_unused: NotRequired[bool]
     diffeomorphic: NotRequired[bool]
+    flow_head: NotRequired[FlowHead]
 
 
 class _Training(TypedDict):
@@ -109,7 +111,11 @@ def read_training_options(path: str | os.PathLike[str]) -> dict[str, Any] | None
 
 
 def load_nestedmorph(
-    path: str | os.PathLike[str], *, official: bool | None = None, unused: Literal["drop", "keep"] = "drop"
+    path: str | os.PathLike[str],
+    *,
+    official: bool | None = None,
+    flow_head: FlowHead | None = None,
+    unused: Literal["drop", "keep"] = "drop",
 ) -> NestedMorph:
     """Load a model in evaluation mode from a file of weights.
 
@@ -121,6 +127,8 @@ def load_nestedmorph(
         official: whether the weights were trained in the published layout. This is needed only if the file does not
             record its layout and is not a published checkpoint; otherwise it must agree with the record. A bare
             state_dict with exactly the published names is read as official, with a warning.
+        flow_head: the flow head of the network, see `NestedMorph`. This is needed only for a file without a record that
+            holds another head than the published one; otherwise it must agree with the record.
         unused: "drop" the 10.7 million parameters that the published model never uses, or "keep" them, so that
             `save_published` can write the same file again. If the file lacks them, "keep" is an error.
 
@@ -134,8 +142,11 @@ def load_nestedmorph(
         raise FileNotFoundError(f"no weights at {path}")
     contents = _read(path)
     state, record = contents.state, contents.record
-    _refuse_other_layouts(path, state)
-    complete = len(state) == len(_names(keep_unused=True))
+    head = _head(path, record, flow_head)
+    _refuse_other_layouts(path, state, head)
+    complete = len(state) == len(_names(keep_unused=True, flow_head=head))
+    if record is None and head != "published":
+        official = bool(official)
     if record is not None:
         recorded = bool(record.get("official"))
         if official is not None and official != recorded:
@@ -158,7 +169,8 @@ def load_nestedmorph(
             f'unused must be "drop" for {path.name}, which does not hold the unused parameters, got "keep"'
         )
     config = dict(record or {}) | {"official": official, "keep_unused": unused == "keep"}
-    model = NestedMorph(**{name: bool(config.get(name)) for name in ("official", "keep_unused", "diffeomorphic")})
+    flags = {name: bool(config.get(name)) for name in ("official", "keep_unused", "diffeomorphic")}
+    model = NestedMorph(**flags, flow_head=head)
     wanted = model.state_dict()
     check_number_kinds(path, state, wanted)
     model.load_state_dict({name: state[name] for name in wanted})
@@ -263,7 +275,17 @@ def _without_prefix(path: Path, state: Any) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(parts)}
 
 
-def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor]) -> None:
+def _head(path: Path, record: Mapping[str, Any] | None, given: FlowHead | None) -> FlowHead:
+    """The flow head of a file: the recorded one, or without a record the given one."""
+    if record is None:
+        return given or "published"
+    recorded: FlowHead = record.get("flow_head", "published")
+    if given not in (None, recorded):
+        raise ValueError(f'flow_head must be "{recorded}", as recorded in {path.name}, or be left out, got "{given}"')
+    return recorded
+
+
+def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], flow_head: FlowHead) -> None:
     first = state.get("unet.backbone.patch_embed1.proj.weight")
     flow = state["flow.weight"]
     key = (first.shape[0] if first is not None else 0, flow.shape[1] if flow.ndim == 5 else 0)
@@ -273,7 +295,7 @@ def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor]) -> None:
             f"{path.name} comes from an older revision of the published code, {which}, and cannot be loaded; "
             "use weights with widths 48 to 384 and flow from one channel (2025-07-14 and later)"
         )
-    complete, lean = _names(keep_unused=True), _names(keep_unused=False)
+    complete, lean = (_names(keep_unused=kept, flow_head=flow_head) for kept in (True, False))
     missing = sorted(lean.keys() - state.keys())
     unknown = sorted(state.keys() - complete.keys())
     if missing or unknown:
@@ -290,7 +312,7 @@ def _first(names: list[str]) -> str:
     return f" (such as {names[0]})" if names else ""
 
 
-def _names(*, keep_unused: bool) -> dict[str, torch.Size]:
+def _names(*, keep_unused: bool, flow_head: FlowHead) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = NestedMorph(official=True, keep_unused=keep_unused)
+        model = NestedMorph(keep_unused=keep_unused, flow_head=flow_head)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -24,6 +24,7 @@ from .pairs import Pair, find_pairs, read_pairs, split_by_subject
 from .training_settings import CHECKPOINT, TrainingSettings
 
 _MAY_CHANGE_ON_RESUME = {"epochs"}
+_ADDED = {"flow_head": "published"}  # options that trainings of version 0.1.0 do not record
 _WHAT = "a registration training"
 
 
@@ -88,6 +89,7 @@ def train(
         learning_rate=settings.learning_rate,
         epochs=settings.epochs,
         diffeomorphic=settings.diffeomorphic,
+        flow_head=settings.flow_head,
         spacing_mm=settings.spacing_mm,
     )
     if resume:
@@ -151,7 +153,7 @@ def _best_checkpoint(folder: Path, validation: list[Pair]) -> ModelCheckpoint:
 
 
 def _check_same_options(checkpoint: Path, module: RegistrationModule) -> None:
-    before = read_checkpoint(checkpoint, _WHAT)["hyper_parameters"]
+    before = _ADDED | read_checkpoint(checkpoint, _WHAT)["hyper_parameters"]
     now = dict(module.hparams)
     changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and before.get(name) != now[name]]
     if changed:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .choices import Contrast, Task, TrainingSimilarity
+from .choices import Contrast, FlowHead, Task, TrainingSimilarity
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # path within the output folder of a training
 
@@ -25,6 +25,9 @@ class TrainingSettings:
         label_weight: weight of the soft Dice loss over the label maps; 0 trains without them.
         diffeomorphic: the network predicts a velocity field, which is integrated by scaling and squaring, so that the
             map does not fold.
+        flow_head: how the network computes the displacement: published (filters of one channel at full resolution, as
+            in the published model) or quarter (filters of all 48 channels at a quarter of the resolution, enlarged
+            linearly), for trainings of your own.
         learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
         epochs: number of passes through the training pairs.
         batch_size: number of pairs per step.
@@ -40,6 +43,7 @@ class TrainingSettings:
     smoothness: float = 1.0
     label_weight: float = 0.0
     diffeomorphic: bool = False
+    flow_head: FlowHead = "published"
     learning_rate: float = 1e-4
     epochs: int = 500
     batch_size: int = 1

@@ -3,7 +3,7 @@
 import itertools
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from ...registration.benchmark import known_field_benchmark
 from ...registration.benchmark_diffusion import METHODS, DiffusionPair, diffusion_benchmark
 from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark
 from ...registration.benchmark_model import model_cost_table
-from ...registration.benchmark_training import overfit
+from ...registration.benchmark_training import OVERFIT, overfit
+from ...registration.choices import FLOW_HEADS
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
@@ -120,13 +121,17 @@ def _diffusion(options: Benchmark) -> Part:
 
 def _training(options: Benchmark) -> Part:
     fixed, moving, inputs = _two_people(options.data)
-    fitted = overfit(moving, fixed, options.output / "overfit")
-    network = read_trained_network(fitted.weights)
-    result = register(moving.image, fixed.image, network=network, progress=_print_progress)
-    moved = resample(moving.labels, fixed.labels, result.forward, order="nearest")
-    after = {f"registered_{name}": value for name, value in overlap(moved, fixed.labels, "after").items()}
-    title = "NestedMorph fitted to one pair at 64^3, and register with its weights"
-    return Part(title, [asdict(fitted) | after], inputs)
+    rows = []
+    for head in FLOW_HEADS:
+        _print_progress(f"flow head {head}")
+        folder = options.output / ("overfit" if head == "published" else f"overfit-{head}")
+        fitted = overfit(moving, fixed, folder, replace(OVERFIT, flow_head=head))
+        network = read_trained_network(fitted.weights)
+        result = register(moving.image, fixed.image, network=network, progress=_print_progress)
+        moved = resample(moving.labels, fixed.labels, result.forward, order="nearest")
+        after = {f"registered_{name}": value for name, value in overlap(moved, fixed.labels, "after").items()}
+        rows.append({"flow_head": head} | asdict(fitted) | after)
+    return Part("NestedMorph fitted to one pair at 64^3, and register with its weights", rows, inputs)
 
 
 def _cost(options: Benchmark) -> Part:

@@ -136,13 +136,14 @@ def test_labels_in_the_loss_need_labels(batch: dict) -> None:
 
 @pytest.mark.slow
 def test_the_exported_network_records_its_layout_and_options(tmp_path: Path) -> None:
-    module = RegistrationModule(similarity="mi", spacing_mm=2.5, diffeomorphic=True)
+    module = RegistrationModule(similarity="mi", spacing_mm=2.5, diffeomorphic=True, flow_head="quarter")
     export_network(tmp_path / "network.safetensors", module)
     options = read_training_options(tmp_path / "network.safetensors")
     assert options is not None
     assert (options["spacing_mm"], options["similarity"], options["orientation"]) == (2.5, "mi", "RAS")
     network = load_nestedmorph(tmp_path / "network.safetensors")
     assert network.diffeomorphic
+    assert network.flow_head == options["flow_head"] == "quarter"
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, module.network.state_dict()[name])
 
@@ -218,10 +219,14 @@ def test_a_resumed_training_continues_at_the_next_epoch(bids: Path, tmp_path: Pa
         train(bids, out, one, device="cpu", resume=True)
     train(bids, out, one, device="cpu")
     first = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    del first["hyper_parameters"]["flow_head"]  # as written by version 0.1.0
+    torch.save(first, out / "checkpoints/last.ckpt")
     with pytest.raises(ValueError, match="choose another --output"):
         train(bids, out, two, device="cpu")
     with pytest.raises(ValueError, match=r"similarity \(ncc before, mi now\)"):
         train(bids, out, replace(two, similarity="mi"), device="cpu", resume=True)
+    with pytest.raises(ValueError, match=r"flow_head \(published before, quarter now\)"):
+        train(bids, out, replace(two, flow_head="quarter"), device="cpu", resume=True)
     train(bids, out, two, device="cpu", resume=True)
     second = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert (first["epoch"], second["epoch"]) == (0, 1)

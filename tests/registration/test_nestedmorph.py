@@ -316,6 +316,64 @@ def test_any_size_equals_the_centre_of_the_padded_volume(size, aligned, generato
     assert_close(displacement, whole[..., d, h, w], rtol=0, atol=0)
 
 
+def test_the_quarter_head_filters_all_channels_and_enlarges_the_result(generator, narrow):
+    model = randomise(NestedMorph(flow_head="quarter"), generator).eval()
+    moving, fixed = images((32, 64, 32), generator)
+    with torch.no_grad():
+        features = model.unet(torch.cat([moving, fixed], 1))
+        output = model.network_output(moving, fixed)
+        coarse = F.conv3d(features, model.flow.weight, model.flow.bias, padding=1)
+    assert features.shape == (1, 16, 8, 16, 8)
+
+    def enlarge(values):
+        """Linear interpolation of cells of 4 voxels, by their centres."""
+        return np.interp((np.arange(4 * len(values)) + 0.5) / 4 - 0.5, np.arange(len(values)), values)
+
+    expected = coarse.numpy()
+    for axis in (2, 3, 4):
+        expected = np.apply_along_axis(enlarge, axis, expected)
+    assert_close(output, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_the_quarter_head_starts_from_the_identity_and_has_gradients(generator, narrow):
+    model = NestedMorph(flow_head="quarter")
+    warped, displacement = model(*images((32, 32, 32), generator))
+    assert displacement.shape == (1, 3, 32, 32, 32)
+    assert 0 < displacement.abs().max() < 4e-3
+    (warped.mean() + displacement.square().mean()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_quarter_head_is_not_the_published_model():
+    with pytest.raises(ValueError, match='flow_head must be "published" if official is True, got .quarter.'):
+        NestedMorph(official=True, flow_head="quarter")
+    with pytest.raises(ValueError, match="flow_head must be one of published, quarter, got 'half'"):
+        NestedMorph(flow_head="half")
+
+
+def test_files_record_the_flow_head(narrow, tmp_path):
+    model = NestedMorph(flow_head="quarter")
+    save_nestedmorph(tmp_path / "q.safetensors", model)
+    loaded = load_nestedmorph(tmp_path / "q.safetensors")
+    assert loaded.flow_head == "quarter"
+    assert_close(loaded.state_dict(), model.state_dict())
+    with pytest.raises(ValueError, match=r'flow_head must be "quarter", as recorded in q\.safetensors'):
+        load_nestedmorph(tmp_path / "q.safetensors", flow_head="published")
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match=r"bare.pth does not fit NestedMorph: .* entries are missing"):
+        load_nestedmorph(tmp_path / "bare.pth")
+    assert load_nestedmorph(tmp_path / "bare.pth", flow_head="quarter").flow_head == "quarter"
+    # a file whose record and tensors contradict each other
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "n.safetensors", {"nestedmorph": '{"official": false}'})
+    with pytest.raises(ValueError, match=r"n.safetensors does not fit NestedMorph: .* entries are missing"):
+        load_nestedmorph(tmp_path / "n.safetensors")
+
+
+def test_a_file_with_the_published_head_has_the_record_of_version_0_1_0(narrow):
+    assert NestedMorph().config == {"official": False, "keep_unused": False, "diffeomorphic": False}
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_chunks_of_the_last_expansion_change_neither_result_nor_gradient(batch, generator):
     stage = randomise(nestedmorph._LastDecoder(48, False, None).double(), generator)
@@ -555,6 +613,7 @@ def test_cost_table_measures_time_and_memory():
     [
         ({"nestedmorph": '{"official": "no"}'}, "official must be bool, got str"),
         ({"nestedmorph": "[]"}, "the content must be an object"),
+        ({"nestedmorph": '{"official": false, "flow_head": "half"}'}, "flow_head must be one of published, quarter"),
         ({"training": '{"spacing_mm": "2"}'}, "spacing_mm must be float or NoneType, got str"),
         ({"training": '{"spacing_mm": -2}'}, "spacing_mm must be above 0, got -2"),
         ({"training": "[1]"}, "the content must be an object"),

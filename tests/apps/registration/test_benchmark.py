@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from voxelwave.apps import cli
 from voxelwave.registration.benchmark_labels import label_benchmark
 from voxelwave.registration.benchmark_model import model_cost_table
-from voxelwave.registration.benchmark_training import OVERFIT, overfit
+from voxelwave.registration.benchmark_training import OVERFIT
+from voxelwave.registration.nestedmorph_files import load_nestedmorph
 from voxelwave.runs.exit import DONE, ERROR, USAGE
 from voxelwave.volumes import Volume, write_volume
 
@@ -108,12 +109,14 @@ def test_diffusion_measures_every_method_in_both_directions(data, tmp_path, monk
 def test_training_registers_with_the_weights_that_it_fitted(data, tmp_path, monkeypatch):
     monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
     tiny = replace(OVERFIT, spacing_mm=2.0, size=(32, 32, 32), epochs=2)
-    monkeypatch.setattr("voxelwave.apps.registration.benchmark.overfit", partial(overfit, settings=tiny))
-    (row,) = rows_of("training", data, tmp_path)
-    assert row["steps"] == 2
-    assert row["labels"] == 1  # labels 10 and 1001 against 3 and 10
-    assert row["registered_dice_after"] > 0.9
-    assert Path(row["weights"]).is_file()
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.OVERFIT", tiny)
+    rows = rows_of("training", data, tmp_path)
+    assert [row["flow_head"] for row in rows] == ["published", "quarter"]
+    for row in rows:
+        assert row["steps"] == 2
+        assert row["labels"] == 1  # labels 10 and 1001 against 3 and 10
+        assert row["registered_dice_after"] > 0.9
+        assert load_nestedmorph(row["weights"]).flow_head == row["flow_head"]
 
 
 @pytest.mark.slow

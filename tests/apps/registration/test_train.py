@@ -8,7 +8,7 @@ import pytest
 from voxelwave.apps import cli
 from voxelwave.apps.arguments import parse_arguments
 from voxelwave.apps.registration.options import Train
-from voxelwave.registration.nestedmorph_files import read_training_options
+from voxelwave.registration.nestedmorph_files import load_nestedmorph, read_training_options
 from voxelwave.registration.training_settings import TrainingSettings
 from voxelwave.runs.exit import DONE, ERROR, USAGE
 
@@ -40,6 +40,7 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
     (scans / "splits.csv").write_text("\n".join(["moving,fixed,subject,split", *rows]))
     words = ["registration", "train", "--pairs", str(scans / "splits.csv"), "-o", str(tmp_path / "out")]
     words += ["--size", "[32,32,32]", "--spacing-mm", "3", "--epochs", "1", "--similarity", "ncc", "--device", "cpu"]
+    words += ["--flow-head", "quarter"]
     assert cli.main(words) == DONE
     printed = capsys.readouterr().out
     assert "best val_loss" in printed
@@ -47,6 +48,7 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
     options = read_training_options(tmp_path / "out" / "network.safetensors")
     assert options is not None
     assert (options["similarity"], options["spacing_mm"], options["epochs"]) == ("ncc", 3.0, 1)
+    assert load_nestedmorph(tmp_path / "out" / "network.safetensors").flow_head == "quarter"
 
 
 @pytest.mark.parametrize(
