@@ -69,6 +69,9 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "export": Verb(
             "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"
         ),
+        "extract": Verb(
+            "restoration.options:Extract", "restoration.extract:extract", "write one size of weights with several sizes"
+        ),
         "benchmark": Verb(
             "restoration.options:Benchmark",
             "restoration.benchmark:benchmark",

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..kernels.attention.elastic import draw_budget
 from ..runs.training import SteppedModule, update_average
 from ..runs.weight_file import read_checkpoint
 from .data import Patches
+from .elastic import FULL, NestedSizes
+from .mair import MaIR
 from .settings import ModuleSettings
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights
 
@@ -89,6 +92,7 @@ class RestorationModule(SteppedModule):
         self.settings = settings
         self.save_hyperparameters(settings.plain())
         self.network = _build(settings.network, dict(settings.arguments or {}))
+        self.nested = _nested(self.network, settings)
         if settings.start_from is not None:
             _start_from(self.network, Path(settings.start_from))
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -110,9 +114,29 @@ class RestorationModule(SteppedModule):
         degraded, clean = batch["degraded"], batch["clean"]
         if self.settings.mixup is not None:
             degraded, clean = self._mix(degraded, clean, self.settings.mixup, self.global_step)
-        loss = LOSSES[self.settings.loss](self.network(degraded), clean)
+        loss = self._loss(degraded, clean)
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
+
+    def _loss(self, degraded: Tensor, clean: Tensor) -> Tensor:
+        """The loss of the full network, or of the size that is drawn for this step."""
+        loss, share = LOSSES[self.settings.loss], self.settings.distillation
+        size = FULL if self.nested is None else self._drawn_size(self.nested, self.global_step)
+        if self.nested is None or size == FULL:
+            return loss(self.network(degraded), clean)
+        assert isinstance(self.network, MaIR)
+        restored = self.nested.restore(self.network, size, degraded)
+        if not share:
+            return loss(restored, clean)
+        with torch.no_grad():
+            by_full = self.averaged(degraded)
+        return (1 - share) * loss(restored, clean) + share * loss(restored, by_full)
+
+    def _drawn_size(self, nested: NestedSizes, step: int) -> str:
+        """The size that a step trains; the draw depends on the step alone."""
+        start = self.settings.larger_from
+        stage = 1 if start is None or step < start else 2
+        return nested.names[draw_budget(len(nested.names), stage, torch.Generator().manual_seed(step))]
 
     def after_step(self, steps: int) -> None:
         """Update the averaged weights."""
@@ -135,6 +159,10 @@ class RestorationModule(SteppedModule):
         clean = batch["clean"]
         restored = self.averaged(batch["degraded"])
         self.log(f"{prefix}psnr", _psnr(restored, clean), prog_bar=True, on_epoch=True, batch_size=1, sync_dist=True)
+        if self.nested is not None and isinstance(self.averaged, MaIR):
+            for size in self.nested.names[:-1]:
+                smaller = self.nested.restore(self.averaged, size, batch["degraded"])
+                self.log(f"{prefix}psnr_{size}", _psnr(smaller, clean), on_epoch=True, batch_size=1, sync_dist=True)
         middle = batch["degraded"][:, self.network.middle]
         if middle.shape == clean.shape:
             self.log(f"{prefix}psnr_input", _psnr(middle, clean), on_epoch=True, batch_size=1, sync_dist=True)
@@ -164,6 +192,7 @@ class RestorationModule(SteppedModule):
             intensity_range=(low, high),
             intensity_unit=self.settings.intensity_unit,
             notes={"averaged_steps": str(int(self.averaged_steps)), **(notes or {})},
+            sizes=self.settings.sizes,
         )
 
     def _lr_factor(self, step: int) -> float:
@@ -210,6 +239,14 @@ def _build(network: str, arguments: dict[str, Any]) -> Network:
     except TypeError as error:
         reason = str(error).partition("__init__() ")[2] or error
         raise ValueError(f"arguments of {network} do not fit: {reason}") from None
+
+
+def _nested(network: Network, settings: ModuleSettings) -> NestedSizes | None:
+    if not settings.sizes:
+        return None
+    if not isinstance(network, MaIR):
+        raise ValueError(f"sizes need the network MaIR, got {settings.network}")
+    return NestedSizes(network.arguments, settings.sizes)
 
 
 def _start_from(network: nn.Module, path: Path) -> None:

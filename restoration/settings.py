@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 Loss = Literal["l1", "charbonnier", "mse"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["halved", "cosine", "constant"]
+Size = Literal["small", "medium", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,19 @@ class TileSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreSettings(TileSettings):
+class SizeSettings(Settings):
+    """Which of the networks in a weight file is used.
+
+    Args:
+        size: the size of the network, for weights that contain several; `voxelwave weights` lists them. A smaller size
+            is faster, needs less memory and restores less well.
+    """
+
+    size: Size = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings(TileSettings, SizeSettings):
     """How an image file is restored.
 
     Args:
@@ -64,6 +77,8 @@ class RestoreSettings(TileSettings):
         values = {"range": self.range, **asdict(self)}
         if not self.fix_tilt:  # so that results of earlier versions stay valid
             del values["fix_tilt"]
+        if self.size == "full":
+            del values["size"]
         return values
 
 
@@ -197,6 +212,13 @@ class ModuleSettings(Settings):
             batches; None turns mixup off.
         start_from: initial weights: a weight file of this package, or published parameters; parameters whose name or
             shape does not fit (such as the head for another scale) keep their random initial values.
+        sizes: smaller networks that the weights shall contain besides the full one: small, medium or both, each with
+            its width, depths, expansion or mlp_ratio. Each step trains one size, drawn at random, at the cost of that
+            size. For MaIR only.
+        larger_from: the step from which size n of 3, counted from the smallest, is drawn n times as often as the
+            smallest; by default all sizes are drawn equally often.
+        distillation: the share of the loss of a smaller size that is measured against the result of the full size with
+            averaged weights; the rest is measured against the clean image.
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:
@@ -219,6 +241,9 @@ class ModuleSettings(Settings):
     ema_decay: float = 0.999
     mixup: float | None = None
     start_from: str | None = None
+    sizes: dict[str, dict[str, Any]] | None = None
+    larger_from: int | None = None
+    distillation: float = 0.5
     task: str = "denoise"
     intensity_range: Sequence[float] = (0.0, 1.0)
     intensity_unit: str = "relative"
@@ -231,6 +256,8 @@ class ModuleSettings(Settings):
             raise ValueError(f"steps must be above hold ({self.hold}) with schedule cosine, got {self.steps}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation must be from 0 to 1, got {self.distillation}")
 
     def plain(self) -> dict[str, Any]:
         """The values as checkpoints hold them: numbers, strings, lists and dictionaries only."""

@@ -7,7 +7,7 @@ determine the variant, so both must be given when the file is loaded; they are c
 import json
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ..runs.weight_file import (
     write_weights,
 )
 from . import mair, mair_unet
+from .elastic import FULL, SMALLER, Sizes, extract, nested_arguments
 from .mair import MaIR
 from .mair_unet import MaIRUNet
 
@@ -47,6 +48,7 @@ class WeightsInfo:
         intensity_range: the intensities that are mapped to 0 and 1 for the network.
         intensity_unit: their unit: "HU", "8-bit", or "relative" if each image is scaled separately.
         notes: free text for a reader, such as data, licence, command and seed.
+        sizes: the smaller networks that the file contains: "small" or "medium" -> the arguments that differ.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class WeightsInfo:
     intensity_range: tuple[float, float]
     intensity_unit: str
     notes: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def scale(self) -> int:
@@ -90,13 +93,14 @@ def save_weights(
     intensity_range: tuple[float, float],
     intensity_unit: str,
     notes: dict[str, str] | None = None,
+    sizes: Sizes | None = None,
 ) -> None:
     """Write parameters, with the description that is needed to use them, as a safetensors file.
 
     Args:
         path: the file to write, which ends in .safetensors.
         model: the network, whose constructor arguments are written too.
-        task, intensity_range, intensity_unit, notes: see `WeightsInfo`.
+        task, intensity_range, intensity_unit, notes, sizes: see `WeightsInfo`.
     """
     low, high = intensity_range
     if not low < high:
@@ -112,6 +116,9 @@ def save_weights(
         "intensity_unit": intensity_unit,
         "notes": json.dumps(notes or {}),
     }
+    if sizes:
+        nested_arguments(model.arguments, sizes)
+        metadata["sizes"] = json.dumps(sizes)
     write_weights(path, model.state_dict(), metadata)
 
 
@@ -121,6 +128,7 @@ def load_weights(
     variant: str | None = None,
     stripe_width: int | None = None,
     key: str = "params",
+    size: str = FULL,
 ) -> tuple[Network, WeightsInfo]:
     """Load a network in evaluation mode, with the description of its weights.
 
@@ -133,9 +141,11 @@ def load_weights(
         variant: name of the published configuration.
         stripe_width: width in pixels of the stripes of the scan order.
         key: the set of parameters to take from a published file: "params" or "params_ema".
+        size: "small", "medium" or "full"; the smaller ones need a file that contains them.
 
     Returns:
-        The model on the CPU, float32, and its `WeightsInfo`.
+        The model on the CPU, float32, and its `WeightsInfo`. Those of a smaller size are the same as if the file
+        contained this size only.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -144,6 +154,9 @@ def load_weights(
     path = find_weights(weights, "restoration")
     state, metadata = _read(path, key)
     info = _info(path, metadata)
+    available = (*(name for name in SMALLER if info is not None and name in info.sizes), FULL)
+    if size not in available:
+        raise ValueError(f"size must be {' or '.join(available)} for {path.name}, which has no other size, got {size}")
     if info is None:
         return _load_published(path, state, variant, stripe_width)
     stored = info.arguments.get("stripe_width")
@@ -156,7 +169,12 @@ def load_weights(
             model = NETWORKS[info.architecture](**info.arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path.name} holds arguments that {info.architecture} does not take: {error}") from None
-    return _with_parameters(model, state, path, info.architecture), info
+    model = _with_parameters(model, state, path, info.architecture)
+    if size == FULL:
+        return model, info
+    assert isinstance(model, MaIR)  # checked when the description was read
+    model = extract(model, size, info.sizes)
+    return model, replace(info, arguments=model.arguments, sizes={})
 
 
 def read_info(path: str | os.PathLike[str]) -> WeightsInfo | None:
@@ -182,6 +200,7 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
             intensity_range=(float(low), float(high)),
             intensity_unit=metadata["intensity_unit"],
             notes=parse_json(metadata["notes"], "notes"),
+            sizes=parse_json(metadata.get("sizes", "{}"), "sizes"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} has damaged metadata: {error}") from None
@@ -189,7 +208,14 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
         raise ValueError(f"{path.name} has damaged metadata: unknown architecture {info.architecture!r}")
     if info.intensity_unit not in UNITS or not low < high or not isinstance(info.notes, dict):
         raise ValueError(f"{path.name} has damaged metadata: range {low} to {high} {info.intensity_unit!r}")
-    check_claims(path, info.arguments)
+    check_claims(path, [info.arguments, info.sizes])
+    if info.sizes:
+        try:
+            if info.architecture != "MaIR" or not isinstance(info.sizes, dict):
+                raise ValueError(f"{info.architecture} must have no sizes, got {info.sizes!r}")
+            nested_arguments(info.arguments, info.sizes)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path.name} has damaged metadata: {error}") from None
     return info
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from .json_files import read_json
+import safetensors
+
+from .json_files import parse_json, read_json
 
 VARIABLE = "VOXELWAVE_WEIGHTS"
 _GROUP = "voxelwave.weights"
@@ -56,6 +58,21 @@ class Entry:
     def size(self) -> int:
         """Bytes of the .safetensors file."""
         return self.file.stat().st_size
+
+    @property
+    def sizes(self) -> list[str]:
+        """The sizes for `--size`, such as small, medium and full, if the file contains several networks.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            with safetensors.safe_open(self.file, framework="np") as content:
+                metadata = content.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{self.file} is not a readable safetensors file: {error}") from None
+        smaller = parse_json(metadata.get("sizes", "{}"), f"the sizes in {self.file.name}")
+        return [*map(str, smaller), "full"] if smaller else []
 
 
 def list_weights(field: str | None = None) -> list[Entry]:

@@ -22,7 +22,9 @@ def evaluate(options: Evaluate) -> int:
     weights = None if options.weights is None else find_weights(options.weights, "restoration")
     network, info = None, None
     if weights is not None:
-        network, info = load_weights(weights, variant=options.variant, stripe_width=options.stripe_width)
+        network, info = load_weights(
+            weights, variant=options.variant, stripe_width=options.stripe_width, size=options.size
+        )
     evaluation = Evaluation(
         network=network,
         methods=options.methods,
@@ -68,6 +70,7 @@ def _write_record(path: Path, options: Evaluate, evaluation: Evaluation, weights
             "overlap": options.overlap,
             "self_ensemble": options.self_ensemble,
             "device": evaluation.device,
+            **({} if options.size == "full" else {"size": options.size}),
         },
         conditions=evaluation.conditions(),
         mean=evaluation.means(),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...restoration.settings import EvaluationSettings, RestoreSettings, TileSettings, TrainingSettings
+from ...restoration.settings import EvaluationSettings, RestoreSettings, SizeSettings, TileSettings, TrainingSettings
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
@@ -97,7 +97,7 @@ class Train(TrainingSettings, DeviceOptions, ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluationSettings, TileSettings, DeviceOptions, ThreadOptions):
+class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, ThreadOptions):
     """Degrade the images of CLEAN (or take their degraded partners), restore them, and measure PSNR and SSIM.
 
     The degraded input, the network and the classical methods are measured in the same run, per image and on average.
@@ -168,6 +168,32 @@ class Export(Options):
     def check(self) -> None:
         super().check()
         must_exist(self.checkpoint, "checkpoint")
+        if self.output.suffix != ".safetensors":
+            raise UsageError(f"--output must end in .safetensors, got {self.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(Options):
+    """Write one size of weights that contain several as a .safetensors file of its own.
+
+    The file holds the parameters of that size only, so it is smaller, and it gives the same results as --size with the
+    original weights.
+
+    Args:
+        weights: a .safetensors file of voxelwave, or the name of weights that come with the package.
+        size: the size to extract.
+        output: the .safetensors file to write.
+    """
+
+    output_is = "file"
+
+    weights: Path = field(kw_only=False)
+    size: Literal["small", "medium"]
+    output: Path
+
+    def check(self) -> None:
+        super().check()
+        _weights_must_exist(self.weights)
         if self.output.suffix != ".safetensors":
             raise UsageError(f"--output must end in .safetensors, got {self.output}")
 

@@ -95,6 +95,7 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
             "device": work.device,
             "range": str(done.intensity_range),
             "slice_axis": options.slice_axis,
+            **({} if options.size == "full" else {"size": options.size}),
         },
         change=done.change.as_dict(),
         seconds=done.seconds,

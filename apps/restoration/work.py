@@ -155,7 +155,7 @@ def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) 
     """
     how = RestoreSettings(**settings)
     file = find_weights(weights, "restoration")
-    model, info = load_weights(file, variant=how.variant, stripe_width=how.stripe_width)
+    model, info = load_weights(file, variant=how.variant, stripe_width=how.stripe_width, size=how.size)
     if task is not None and task != info.task:
         raise CaseRefused(f"{file.name} is made for {info.task}, got --task {task}")
     return Restoration(model, info, file, how, choose_device(device))

@@ -9,7 +9,8 @@ from ..options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(Options):
-    """List the trained weights that `--weights NAME` finds: task, size, data, licence, figures, and limits.
+    """List the trained weights that `--weights NAME` finds: task, size of the file, data, licence, figures,
+    limits, and the sizes for --size if there are several.
 
     The search covers the package, the folders in the environment variable VOXELWAVE_WEIGHTS, and installed packages
     that provide weights. The hashes of the files are checked.

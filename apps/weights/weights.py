@@ -14,6 +14,8 @@ def weights(options: Weights) -> None:
         print(f"{entry.name}  ({entry.field}, {entry.size / 2**20:.1f} MB)")
         for title in ("task", "data", "licence", "figures", "not_for"):
             print(f"  {title.replace('_', ' '):<9}{getattr(entry, title)}")
+        if entry.sizes:
+            print(f"  {'sizes':<9}{', '.join(entry.sizes)}")
         print(f"  {'file':<9}{entry.file}")
     if options.name is not None and entries[0].card.is_file():
         print("\n" + entries[0].card.read_text())

@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from voxelwave.apps import cli
 from voxelwave.runs.catalogue import check_hash, find_weights, list_weights
@@ -76,4 +78,16 @@ def test_the_command_lists_names_and_limits(capsys):
     assert "not for  CT" in shown
     assert cli.main(["weights", "planted-observer"]) == DONE
     assert "# planted-observer" in capsys.readouterr().out
+    assert "sizes" not in shown
     assert cli.main(["weights", "nothing"]) == ERROR
+
+
+def test_the_command_lists_the_sizes_of_weights_that_have_several(tmp_path, monkeypatch, capsys):
+    sizes = json.dumps({"small": {"width": 4}, "medium": {"width": 8}})
+    file = _offer(tmp_path, "nested", save({"weight": np.zeros(1)}, {"sizes": sizes}))
+    monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
+    assert cli.main(["weights", "nested"]) == DONE
+    assert "sizes    small, medium, full" in capsys.readouterr().out
+    _offer(tmp_path, "nested", b"no weights")
+    assert cli.main(["weights", "nested"]) == ERROR
+    assert f"{file} is not a readable safetensors file" in capsys.readouterr().err

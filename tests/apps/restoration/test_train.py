@@ -58,6 +58,8 @@ def test_shipped_configuration_trains(path: Path, tmp_path: Path) -> None:
         "width": 8,
         "depths": [1] * len(settings["module"]["arguments"].get("depths", [1])),
     }
+    if "sizes" in settings["module"]:
+        settings["module"]["sizes"] = {"small": {"width": 4}, "medium": {"width": 6}}
     settings["module"].pop("start_from", None)  # weights of the full width do not fit
     settings["validation_crop"] = 32
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(settings))
