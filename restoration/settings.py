@@ -261,8 +261,12 @@ class ModuleSettings(Settings):
 
     def plain(self) -> dict[str, Any]:
         """The values as checkpoints hold them: numbers, strings, lists and dictionaries only."""
+        values = asdict(self)
+        if not self.sizes:  # as in earlier versions
+            for name in ("sizes", "larger_from", "distillation"):
+                del values[name]
         return {
-            **asdict(self),
+            **values,
             "arguments": dict(self.arguments or {}),
             "lr": float(self.lr),
             "betas": [float(beta) for beta in self.betas],
