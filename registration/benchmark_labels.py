@@ -1,4 +1,4 @@
-"""Registration between people: our methods, ANTs' SyN and Greedy on the same images, by the overlap of label maps.
+"""Registration between people: our methods and other programs on the same images, by the overlap of label maps.
 
 All methods start from the same images, and the time of each method includes its affine registration.
 """
@@ -13,7 +13,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ..volumes import Transform, Volume, compose_to_field, resample
-from . import greedy
+from . import convexadam, greedy
 from .grids import training_grid
 from .jacobian import field_measures
 from .metrics import dice
@@ -21,7 +21,7 @@ from .register import register
 from .settings import RegistrationSettings
 
 Progress = Callable[[str], None]
-Peer = Literal["fast", "standard", "diffeomorphic", "syn", "greedy"]
+Peer = Literal["fast", "standard", "diffeomorphic", "syn", "greedy", "convexadam"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
 # the 30 structures usually scored on FreeSurfer labels (VoxelMorph, Dalca et al. 2018)
@@ -90,7 +90,7 @@ def label_benchmark(
         fixed: skull-stripped.
         labels: the labels to score; those absent from either map are ignored.
         methods: "fast" and "standard" for the efforts of `register`, "diffeomorphic" for a field that is composed only
-            of small steps, "syn" for ANTs, and "greedy" for Greedy if it is installed.
+            of small steps, "syn" for ANTs, and "greedy" and "convexadam" for these programs if they are installed.
         seed: seed of the affine registration and of SyN.
         progress: called with a line about each run.
 
@@ -100,9 +100,10 @@ def label_benchmark(
     fixed_labels, moving_labels = _with_cortex(fixed.labels), _with_cortex(moving.labels)
     results = []
     for method in methods:
-        if method == "greedy" and not greedy.available():
+        package = missing_package(method)
+        if package is not None:
             if progress is not None:
-                progress("greedy is left out: install it with pip install picsl_greedy")
+                progress(f"{method} is left out: install it with pip install {package}")
             continue
         started, worked = time.perf_counter(), time.process_time()
         found = _map(method, moving.image, fixed.image, seed)
@@ -128,10 +129,21 @@ def label_benchmark(
     return results
 
 
+def missing_package(method: Peer) -> str | None:
+    """The package that a method needs and that is not installed; None if it can run."""
+    if method == "greedy" and not greedy.available():
+        return "picsl_greedy"
+    if method == "convexadam" and not convexadam.available():
+        return "convexadam"
+    return None
+
+
 def _map(method: Peer, moving: Volume, fixed: Volume, seed: int) -> Transform:
     match method:
         case "greedy":
             return greedy.greedy(moving, fixed)
+        case "convexadam":
+            return convexadam.convexadam(moving, fixed, seed=seed)
         case "syn":
             return register(moving, fixed, RegistrationSettings(method="syn", seed=seed)).forward
         case "diffeomorphic":

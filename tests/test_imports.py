@@ -85,6 +85,7 @@ INNER = {
     "kernels.scan.triton_aot": {"triton"},
     "kernels.scan.triton_benchmark": {"mamba_ssm"},  # optional peer
     "registration.ants": {"ants"},  # takes seconds to load: only for SyN
+    "registration.convexadam": {"convexAdam"},  # optional: a peer of the benchmark
     "registration.greedy": {"picsl_greedy"},  # optional: a peer of the benchmark
     "restoration.baselines": {"bm3d"},  # optional: not free for commercial use
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results

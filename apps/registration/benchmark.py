@@ -1,4 +1,4 @@
-"""`voxelwave registration benchmark`: our registration, ANTs SyN and Greedy, in one run."""
+"""`voxelwave registration benchmark`: our registration and other programs, in one run."""
 
 import itertools
 import platform
@@ -14,7 +14,7 @@ from ...registration import greedy
 from ...registration.acquisition import facts_of
 from ...registration.benchmark import known_field_benchmark
 from ...registration.benchmark_diffusion import METHODS, DiffusionPair, diffusion_benchmark
-from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark
+from ...registration.benchmark_labels import PEERS, LabelledScan, coarser, label_benchmark, missing_package
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_training import OVERFIT, overfit
 from ...registration.choices import FLOW_HEADS
@@ -84,7 +84,10 @@ def _labels(options: Benchmark) -> Part:
 
 
 def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means by spacing and method, over all pairs and over the pairs on which no setting was chosen."""
+    """The means by spacing and method, over all pairs and over the pairs on which no setting was chosen.
+
+    A method that is not installed has dashes.
+    """
     found = []
     for spacing, method in dict.fromkeys((row["spacing_mm"], row["method"]) for row in rows):
         chosen = [row for row in rows if (row["spacing_mm"], row["method"]) == (spacing, method)]
@@ -100,7 +103,13 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in chosen])),
             }
         )
-    return found
+    absent = [method for method in PEERS if missing_package(method) is not None]
+    figures = dict.fromkeys([name for name in found[0] if name not in ("spacing_mm", "method")], "-")
+    return found + [
+        {"spacing_mm": spacing, "method": method} | figures
+        for spacing in dict.fromkeys(row["spacing_mm"] for row in rows)
+        for method in absent
+    ]
 
 
 def _diffusion(options: Benchmark) -> Part:
