@@ -29,7 +29,7 @@ from ..volumes.resample import resample
 from .affine import align_affine
 from .choices import AffineKind
 from .grids import to_grid, training_grid, unit_range, with_channel
-from .pairs import PAIR_FILES, Pair
+from .pairs import MASK_FILES, PAIR_FILES, Pair
 from .series import load_fixed, sidecar
 
 _CACHE_VERSION = 1  # increase it when `prepare` gives other tensors for the same files and options
@@ -198,7 +198,7 @@ class _Prepare(Transform):
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         files = {name: None if item[name] is None else Path(item[name]) for name in PAIR_FILES}
-        pair = Pair(**{field.name: files.get(field.name, item[field.name]) for field in fields(Pair)})
+        pair = Pair(**{f.name: files.get(f.name, item[f.name]) for f in fields(Pair) if f.name not in MASK_FILES})
         return prepare(pair, **self.options, cache_dir=self.cache_dir)
 
 
@@ -220,5 +220,6 @@ def _item(pair: Pair, options: dict[str, Any]) -> dict[str, Any]:
         files += [file for end in (".bval", ".bvec") if (file := sidecar(pair.fixed, end)).is_file()]
     stamps = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
     content = json.dumps([_CACHE_VERSION, options, stamps], sort_keys=True)
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(pair).items()}
+    used = {name: value for name, value in asdict(pair).items() if name not in MASK_FILES}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in used.items()}
     return plain | {"key": hashlib.sha256(content.encode()).hexdigest()}

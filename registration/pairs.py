@@ -15,6 +15,7 @@ from ..runs.tables import read_table
 from .choices import CONTRASTS, SPLITS, Contrast, Split, Task
 
 PAIR_FILES = ("moving", "fixed", "moving_labels", "fixed_labels")
+MASK_FILES = ("moving_mask", "fixed_mask")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Pair:
         contrast: map computed from a 4-D diffusion series in `fixed`: "b0" (mean), "fa" or "dwi" (mean of the weighted
             volumes), using the .bval and .bvec files beside it. "image" for a 3-D file.
         split: "train", "val" or "test", if already decided.
+        moving_mask: mask in the world space of `moving`; voxels that are 0, such as a lesion, are not compared. A
+            training does not use it.
+        fixed_mask: the same for `fixed`.
     """
 
     moving: Path
@@ -41,6 +45,8 @@ class Pair:
     fixed_subject: str | None = None
     contrast: Contrast = "image"
     split: Split | None = None
+    moving_mask: Path | None = None
+    fixed_mask: Path | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -202,7 +208,7 @@ def _pair(folder: Path, where: str, row: dict[str, Any], number: int, *, must_ex
     values: dict[str, Any] = {
         name: text for name, value in row.items() if (text := "" if value is None else str(value).strip())
     }
-    for name in PAIR_FILES:
+    for name in PAIR_FILES + MASK_FILES:
         if name not in values:
             if name in ("moving", "fixed"):
                 raise ValueError(f"{where}: {name} is empty")

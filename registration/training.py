@@ -125,6 +125,8 @@ def _splits(pairs: str | os.PathLike[str], settings: TrainingSettings) -> dict[S
         found = find_pairs(pairs, settings.task, contrast=settings.contrast, atlas=settings.atlas)
     else:
         found = read_pairs(pairs)
+    if any(pair.moving_mask or pair.fixed_mask for pair in found):
+        warnings.warn("the masks in the list are not used: a training compares all voxels", stacklevel=3)
     splits = split_by_subject(found, seed=settings.seed)
     if not splits["train"]:
         raise ValueError(f"pairs must leave one for training after the split by subject, got {len(found)} in all")

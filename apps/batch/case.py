@@ -25,7 +25,8 @@ class Case:
         kind: the kind of input, such as a DICOM series.
         description: a short description for people, without free text of the header.
         reason: the reason why the case cannot be run, if already known.
-        roles: the roles of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels".
+        roles: the roles of the inputs of a pair: "moving", "fixed", "moving_labels", "fixed_labels", "moving_mask",
+            "fixed_mask".
         modality: DICOM's code, such as "MR"; None if unknown.
         label: series description and path of the files; may identify a person.
         size: size of the inputs in bytes.

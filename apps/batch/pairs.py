@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ...registration.pairs import read_pairs
+from ...registration.pairs import MASK_FILES, PAIR_FILES, read_pairs
 from .case import NIFTI, Case, file_name, with_unique_names
 from .find import find_files
 from .names import BIDS_NAME, bids_entities, is_harmless, name_stem, relative, short_hash, shown_path
 
 
 def pairs_of_table(table: Path, folder: Path | None = None, *, keep_identifiers: bool = False) -> list[Case]:
-    """A case per row of a list of pairs (see `voxelwave.registration.data.read_pairs`); a missing file is a reason.
+    """A case per row of a list of pairs (see `voxelwave.registration.pairs.read_pairs`); a missing file is a reason.
 
     Args:
-        table: .csv, .tsv or .json with columns moving, fixed and optionally moving_labels, fixed_labels, contrast.
+        table: .csv, .tsv or .json with columns moving, fixed and optionally moving_labels, fixed_labels, moving_mask,
+            fixed_mask, contrast.
         folder: the folder to which paths are relative; by default that of the list.
         keep_identifiers: name cases by the files.
     """
@@ -23,7 +24,7 @@ def pairs_of_table(table: Path, folder: Path | None = None, *, keep_identifiers:
     root = folder or table.parent
     cases = []
     for pair in read_pairs(table, folder=folder, must_exist=False):
-        files = {name: getattr(pair, name) for name in ("moving", "fixed", "moving_labels", "fixed_labels")}
+        files = {name: getattr(pair, name) for name in PAIR_FILES + MASK_FILES}
         stems = [name_stem(path.name) for path in (pair.moving, pair.fixed)]
         if all(keep_identifiers or is_harmless(stem) for stem in stems):
             identifier = "-to-".join(stems)
@@ -91,12 +92,13 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
 
 def _pair_case(root: Path, identifier: str, files: Mapping[str, Path | None], contrast: str = "image") -> Case:
     given = {role: path for role, path in files.items() if path is not None}
+    kinds = [kind for kind, ends in (("labels", "_labels"), ("masks", "_mask")) if any(r.endswith(ends) for r in given)]
     absent = [path for path in given.values() if not path.exists()]
     return Case(
         identifier=file_name(identifier),
         inputs=tuple(given.values()),
         kind="pair",
-        description="pair" + (" with labels" if len(given) > 2 else ""),
+        description="pair" + (f" with {' and '.join(kinds)}" if kinds else ""),
         reason=f"there is no {shown_path(absent[0], root)}" if absent else None,
         roles=tuple(given),
         label="\t" + " ".join(relative(path, root) for path in given.values()),

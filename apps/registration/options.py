@@ -80,7 +80,7 @@ class Register(MethodOptions, FolderOptions):
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
             CT is refused. With it, no DICOM results are written.
         pairs: a table (.tsv, .csv, .json) with the columns moving and fixed (paths in the folder) and optionally
-            moving_labels, fixed_labels, contrast.
+            moving_labels, fixed_labels, moving_mask, fixed_mask, contrast.
         bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
             a name, that session's image is used for all sessions of the subject.
     """
@@ -237,7 +237,7 @@ class Evaluate(MethodOptions):
 
     Args:
         pairs: a list (.csv, .tsv, .json) with columns moving, fixed and optionally moving_labels, fixed_labels,
-            subject, split, contrast.
+            moving_mask, fixed_mask (voxels that are 0 are not compared), subject, split, contrast.
         output: the folder to write to.
         baseline: also run ANTs SyN on every pair.
         split: only use the pairs of this split.

@@ -20,7 +20,7 @@ from ...runs.tables import print_rows, write_table
 from ...runs.words import one_line
 from ...volumes import read_volume, resample
 from .overlap import overlap
-from .scans import read_labels
+from .scans import read_labels, read_mask
 
 FIGURES = (
     "dice_before",
@@ -106,7 +106,17 @@ def _measure(
     moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)
     facts = facts_of(pair, series=(False, pair.contrast != "image"))
     started = time.perf_counter()
-    result = register(moving, fixed, settings, network=network, facts=facts, device=device, cache_dir=cache)
+    result = register(
+        moving,
+        fixed,
+        settings,
+        network=network,
+        facts=facts,
+        moving_mask=read_mask(pair.moving_mask, moving),
+        fixed_mask=read_mask(pair.fixed_mask, fixed),
+        device=device,
+        cache_dir=cache,
+    )
     figures = result.metrics | {"seconds": time.perf_counter() - started}
     moving_labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
     if moving_labels is not None and fixed_labels is not None:

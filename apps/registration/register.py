@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...registration.nestedmorph_files import read_trained_network
-from ...registration.pairs import PAIR_FILES, Pair
+from ...registration.pairs import MASK_FILES, PAIR_FILES, Pair
 from ...runs.exit import DONE
 from ...runs.files import outputs_together
 from ...runs.record import write_record
@@ -54,7 +54,15 @@ def _register_pair(options: Register) -> int:
     started = time.perf_counter()
     assert options.moving is not None  # see Register.check
     assert options.fixed is not None
-    pair = Pair(options.moving, options.fixed, "", options.moving_labels, options.fixed_labels)
+    pair = Pair(
+        options.moving,
+        options.fixed,
+        "",
+        options.moving_labels,
+        options.fixed_labels,
+        moving_mask=options.moving_mask,
+        fixed_mask=options.fixed_mask,
+    )
     network = None if options.weights is None else read_trained_network(options.weights)
     with outputs_together(options.output, replaces=OPTIONAL_FILES) as folder, collected_notes() as notes:
         check_no_series(options.output)
@@ -66,8 +74,6 @@ def _register_pair(options: Register) -> int:
             options.dicom,
             options.fix_tilt,
             options.reversed_b0,
-            options.moving_mask,
-            options.fixed_mask,
         )
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}
@@ -77,8 +83,7 @@ def _register_pair(options: Register) -> int:
                 **{name: getattr(pair, name) for name in PAIR_FILES},
                 "weights": options.weights,
                 "reversed_b0": options.reversed_b0,
-                "moving_mask": options.moving_mask,
-                "fixed_mask": options.fixed_mask,
+                **{name: getattr(pair, name) for name in MASK_FILES},
             },
             options={**asdict(options.settings), "device": options.device},
             choice=done.choice.as_json(),

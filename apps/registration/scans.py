@@ -124,8 +124,12 @@ def read_scan(path: Path, *, fix_tilt: bool = False) -> Volume:
     return Volume(np.ascontiguousarray(grey.T)[:, :, None], np.diag([1.0, -1.0, 1.0, 1.0]), path)
 
 
-def read_labels(path: Path | None) -> Volume | None:
+def read_labels(path: Path | None, *, meaning: str = "one for each structure") -> Volume | None:
     """Read a label map as int32; None gives None.
+
+    Args:
+        path: the file.
+        meaning: the meaning of its numbers, for the message.
 
     Raises:
         ValueError: the map is not 3-D or holds fractions.
@@ -137,13 +141,17 @@ def read_labels(path: Path | None) -> Volume | None:
         raise ValueError(f"{path} must be 3-D, got shape {labels.array.shape}")
     rounded = np.round(labels.array)
     if not np.array_equal(rounded, labels.array):
-        raise ValueError(f"{path} must hold whole numbers, one for each structure, got fractions")
+        raise ValueError(f"{path} must hold whole numbers, {meaning}, got fractions")
     return labels.with_array(rounded.astype(np.int32))
 
 
 def read_mask(path: Path | None, image: Volume) -> Volume | None:
-    """Read a mask and bring it to the grid of an image, if it is on another one, such as with its axes reversed."""
-    mask = read_labels(path)
+    """Read a mask and bring it to the grid of an image, if it is on another one, such as with its axes reversed.
+
+    Raises:
+        ValueError: the mask is not 3-D or holds fractions.
+    """
+    mask = read_labels(path, meaning="0 for the voxels to leave out")
     if mask is None or (mask.shape == image.shape and np.allclose(mask.affine, image.affine, atol=1e-3)):
         return mask
     return resample(mask, image, order="nearest")

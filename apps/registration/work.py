@@ -57,8 +57,6 @@ class Alignment:
         dicom: write DICOM results even if only the moving scan is DICOM.
         fix_tilt: straighten the slices of a tilted gantry.
         reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan reversed.
-        moving_mask: file of a mask on the grid of the moving scan; voxels that are 0 are not compared.
-        fixed_mask: the same for the fixed scan.
     """
 
     settings: RegistrationSettings
@@ -68,8 +66,6 @@ class Alignment:
     dicom: bool
     fix_tilt: bool = False
     reversed_b0: Path | None = None
-    moving_mask: Path | None = None
-    fixed_mask: Path | None = None
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -81,6 +77,8 @@ class Alignment:
             files.get("moving_labels"),
             files.get("fixed_labels"),
             contrast=contrast_named(case.contrast),
+            moving_mask=files.get("moving_mask"),
+            fixed_mask=files.get("fixed_mask"),
         )
         aligned = self.align(pair, folder)
         return {"metrics": aligned.metrics, "choice": aligned.choice.as_json()}
@@ -111,8 +109,8 @@ class Alignment:
             self.settings,
             network=self.network,
             facts=facts,
-            moving_mask=read_mask(self.moving_mask, moving),
-            fixed_mask=read_mask(self.fixed_mask, fixed),
+            moving_mask=read_mask(pair.moving_mask, moving),
+            fixed_mask=read_mask(pair.fixed_mask, fixed),
             device=self.device,
             cache_dir=self.cache,
             progress=progress,

@@ -13,6 +13,7 @@ from voxelwave.registration.diffusion import write_bvecs
 from voxelwave.registration.grids import training_grid, unit_range
 from voxelwave.registration.pairs import Pair, find_pairs, read_pairs, split_by_subject
 from voxelwave.registration.series import load_fixed
+from voxelwave.registration.training import train
 from voxelwave.volumes import Volume, VolumeWarning, write_volume
 
 SHAPE = (24, 20, 16)
@@ -85,6 +86,19 @@ def test_mistakes_in_a_table_are_named_with_their_line(folder: Path, text: str, 
     table = write_table(folder, text.replace("{t1}", "sub-0/anat/sub-0_T1w.nii.gz"))
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         read_pairs(table)
+
+
+def test_a_table_names_masks(folder: Path, tmp_path: Path) -> None:
+    t1, seg = "sub-0/anat/sub-0_T1w.nii.gz", "sub-0/anat/sub-0_dseg.nii.gz"
+    first = f"moving,fixed,moving_mask,fixed_mask\n{t1},{t1},{seg},\n"
+    (pair,) = read_pairs(write_table(folder, first))
+    assert (pair.moving_mask, pair.fixed_mask) == (folder / seg, None)
+    assert not pair.has_labels
+    with pytest.raises(FileNotFoundError, match=r"pairs\.csv:3: fixed_mask not found: .*gone\.nii"):
+        read_pairs(write_table(folder, f"{first}{t1},{t1},,gone.nii\n"))
+    masked = write_table(folder, f"moving,fixed,moving_mask,split\n{t1},{t1},{seg},val\n")
+    with pytest.warns(UserWarning, match="masks in the list are not used"), pytest.raises(ValueError, match="got 1"):
+        train(masked, tmp_path / "out", device="cpu")
 
 
 def test_mistakes_in_a_json_list_are_named(tmp_path: Path) -> None:

@@ -348,6 +348,24 @@ def test_pairs_of_a_table_keep_a_missing_file_as_a_broken_case(tmp_path):
     assert not any("Doe" in case.identifier for case in cases)
 
 
+def test_pairs_of_a_table_have_masks(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz", "mask.nii.gz", "seg.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    rows = [
+        "a.nii.gz,b.nii.gz,,mask.nii.gz,",
+        "b.nii.gz,a.nii.gz,seg.nii.gz,,mask.nii.gz",
+        "a.nii.gz,a.nii.gz,,gone.nii,",
+    ]
+    header = "moving,fixed,fixed_labels,moving_mask,fixed_mask"
+    (tmp_path / "pairs.csv").write_text("\n".join([header, *rows]))
+    cases = {case.identifier: case for case in pairs_of_table(tmp_path / "pairs.csv")}
+    assert cases["a-to-b"].roles == ("moving", "fixed", "moving_mask")
+    assert cases["a-to-b"].description == "pair with masks"
+    assert cases["b-to-a"].roles == ("moving", "fixed", "fixed_labels", "fixed_mask")
+    assert cases["b-to-a"].description == "pair with labels and masks"
+    assert (cases["a-to-a"].reason or "").startswith("there is no ")
+
+
 def test_real_series_of_many_makers_in_one_heap(shared_data, tmp_path):
     """Original folders are found again as cases after all files are put into one folder, under meaningless names."""
     source = shared_data / "dicom" / "dicom2nifti"

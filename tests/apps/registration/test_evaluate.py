@@ -3,10 +3,12 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from voxelwave.apps import cli
 from voxelwave.runs.exit import ERROR, SOME_FAILED, USAGE
+from voxelwave.volumes import read_volume, write_volume
 
 
 @pytest.mark.slow
@@ -33,6 +35,20 @@ def test_evaluate_continues_after_a_broken_pair_and_exits_with_3(scans, tmp_path
         "device": "auto",
         "seed": 0,
     }
+
+
+def test_masks_of_the_list_reach_the_registration(scans, tmp_path):
+    fixed = read_volume(scans / "fixed.nii.gz")
+    write_volume(tmp_path / "empty.nii.gz", fixed.with_array(np.zeros(fixed.shape, np.uint8)))
+    write_volume(tmp_path / "half.nii.gz", fixed.with_array(np.full(fixed.shape, 0.5, np.float32)))
+    scan = {role: scans / f"{role}.nii.gz" for role in ("moving", "fixed")}
+    rows = [scan | {"fixed_mask": "empty.nii.gz"}, scan | {"moving_mask": "half.nii.gz"}]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows, default=str))
+    assert cli.main(["registration", "evaluate", str(tmp_path / "pairs.json"), "-o", str(tmp_path)]) == SOME_FAILED
+    with (tmp_path / "evaluation.csv").open() as stream:
+        empty, half = (row["error"] for row in csv.DictReader(stream))
+    assert "fixed_mask must have non-zero voxels, got none" in empty
+    assert "must hold whole numbers, 0 for the voxels to leave out, got fractions" in half
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
-from voxelwave.runs.exit import DONE, ERROR, USAGE
+from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED, USAGE
 from voxelwave.volumes import read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
@@ -169,6 +169,23 @@ def test_masks_are_used_and_recorded(scans, tmp_path):
     )
     assert len(json.loads((out / "record.json").read_text())["inputs"]["fixed_mask"]["sha256"]) == 64
     np.testing.assert_allclose(read_transform(out / "affine.mat").matrix[:3, 3], [-4, 0, 0], atol=0.5)
+
+
+def test_masks_in_the_table_of_a_folder_are_used_and_recorded(scans, tmp_path):
+    labels = read_volume(scans / "fixed_labels.nii.gz")
+    write_volume(tmp_path / "mask.nii.gz", labels.with_array((labels.array > 0).astype(np.uint8)))
+    write_volume(tmp_path / "empty.nii.gz", labels.with_array(np.zeros(labels.shape, np.uint8)))
+    files = f"{scans / 'moving.nii.gz'},{scans / 'fixed.nii.gz'}"
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"moving,fixed,fixed_mask\n{files},mask.nii.gz\n{files},empty.nii.gz\n")
+    words = ["registration", "register", "--pairs", str(table), "-o", str(tmp_path / "out"), "--transform", "rigid"]
+    assert cli.main(words) == SOME_FAILED
+    lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    done, failed = sorted(lines, key=lambda line: line["status"])
+    assert done["status"] == "done"
+    record = json.loads((tmp_path / "out" / done["case"] / "case.json").read_text())
+    assert [line["role"] for line in record["inputs"]] == ["moving", "fixed", "fixed_mask"]
+    assert "fixed_mask must have non-zero voxels" in failed["error"]
 
 
 def test_pictures_are_aligned(tmp_path):
