@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import MOST_CHOSEN, attend_chosen, attend_lists, best_keys, merge_blocks, pack, serves
 from .mixer import ALL_PATTERNS, CS, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import attend_chosen_blocks, to_blocks, top_k
 
@@ -91,6 +92,8 @@ class LandmarkAttention:
         """See `Mixer`; `landmarks` (B, Hk, ceil(Lk / block), D) are the blocks' landmark keys."""
         start = check_call(self, q, k, v, pattern, q_start)
         scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
+        if self._compiled(q, k, v) and (landmarks is None or landmarks.dtype == q.dtype):
+            return self._retrieve(q, k, v, key_mask(mask, k), landmarks, start, pattern is CS, scale)
         dtype = torch.promote_types(q.dtype, torch.float32)
         query, keys, values = q.to(dtype), to_blocks(k.to(dtype), self.block), to_blocks(v.to(dtype), self.block)
         visible = to_blocks(key_mask(mask, k).unsqueeze(-1), self.block).squeeze(-1)  # (B, C, S)
@@ -103,19 +106,43 @@ class LandmarkAttention:
         ]
         chosen, kept = (torch.cat([route[n] for route in routes], 2) for n in range(2))  # (B, H, Lq, K)
         reached = attend_chosen_blocks(query, keys, values, visible, chosen, scale=scale)
-        main = kept
-        if pattern is CS:
-            own, own_lse = self._own_block(query, keys, values, visible, position, scale)
-            main = torch.cat([kept, own_lse.unsqueeze(-1)], -1)
-        if not main.shape[-1]:
-            return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]), extras=LandmarkBlocks(chosen, kept))
-        blind = torch.isneginf(main).all(-1, keepdim=True)
-        share = main.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0).unsqueeze(-1)
-        out = (share[..., : chosen.shape[-1], :] * reached).sum(-2)
-        if pattern is CS:
-            out = out + share[..., -1, :] * own
-        lse = main.masked_fill(blind, 0).logsumexp(-1).masked_fill(blind.squeeze(-1), -torch.inf)
+        own = self._own_block(query, keys, values, visible, position, scale) if pattern is CS else None
+        out, lse = _weighted(reached, kept, own)
         return Mixed(out.to(q.dtype), lse, extras=LandmarkBlocks(chosen, kept))
+
+    def _compiled(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether the compiled kernels can retrieve the blocks: each query chooses a few blocks by itself."""
+        few = self.top is not None and self.top <= min(MOST_CHOSEN, k.shape[2] // self.block)
+        return few and self.agree == "none" and not self.group_dropout and self.score == "mean" and serves(q, k, v)
+
+    def _retrieve(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor,
+        landmarks: Tensor | None,
+        start: int,
+        causal: bool,
+        scale: float,
+    ) -> Mixed[None, LandmarkBlocks]:
+        """The output by the compiled kernels, for the keys (B, Lk) that are visible."""
+        assert self.top is not None
+        in_blocks = to_blocks(visible.unsqueeze(-1), self.block).squeeze(-1)  # (B, C, S)
+        pointers = self._pointers(to_blocks(k, self.block), in_blocks, landmarks)
+        assert pointers is not None
+        bias = pointers[1][:, 0, 0].masked_fill(~in_blocks.any(-1), -torch.inf)
+        step = self.block if causal else None
+        chosen, kept = best_keys(q, pointers[0], bias, self.top, scale=scale, step=step, start=start)
+        packed = pack(k, self.block)
+        reached = attend_chosen(q, packed, v, chosen, scale=scale, visible=visible)
+        own = None
+        if causal:
+            first, last = start // self.block, (start + q.shape[2] - 1) // self.block
+            lists = [[block] for block in range(first, last + 1)]
+            own = attend_lists(q, packed, v, lists, scale=scale, causal=True, start=start, visible=visible)
+        out, lse = merge_blocks(reached, kept, own)
+        return Mixed(out, lse, extras=LandmarkBlocks(chosen, kept))
 
     def _pointers(self, keys: Tensor, visible: Tensor, landmarks: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The landmark keys (B, Hk, C, D) and a term added to their scores (B, 1, 1, C); None for exact scores."""
@@ -189,6 +216,26 @@ class LandmarkAttention:
         weights = (scores - lse.masked_fill(blind, 0)).exp()
         out = (weights @ values).flatten(2, 3)[:, :, lead : lead + n_queries]
         return out, lse.flatten(2)[:, :, lead : lead + n_queries]
+
+
+def _weighted(reached: Tensor, kept: Tensor, own: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The main softmax over the blocks' scores and the own block, as an output and its log-sum-exp.
+
+    Args:
+        reached: (B, H, Lq, K, Dv), the outputs within the chosen blocks.
+        kept: (B, H, Lq, K), their landmark scores.
+        own: (B, H, Lq, Dv) and (B, H, Lq), output and log-sum-exp of the own block, if there is one.
+    """
+    main = kept if own is None else torch.cat([kept, own[1].unsqueeze(-1)], -1)
+    if not main.shape[-1]:
+        return reached.sum(-2), kept.new_full(kept.shape[:-1], -torch.inf)
+    blind = torch.isneginf(main).all(-1, keepdim=True)
+    seen = main.masked_fill(blind, 0)
+    share = seen.softmax(-1).masked_fill(blind, 0).unsqueeze(-1)
+    out = (share[..., : kept.shape[-1], :] * reached).sum(-2)
+    if own is not None:
+        out = out + share[..., -1, :] * own[0]
+    return out, seen.logsumexp(-1).masked_fill(blind.squeeze(-1), -torch.inf)
 
 
 def reference(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .blocks import attend_lists, pack, serves
 from .dense import dense_attention, visible_keys
 from .mixer import CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .parts import HIDDEN, Part, attend_parts
@@ -64,6 +65,13 @@ class PowerAttention:
         n_queries, n_keys = q.shape[2], k.shape[2]
         if not q.numel():
             return Mixed(q.new_zeros(*q.shape[:3], v.shape[3]))
+        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
+        if serves(q, k, v):
+            lists = self._lists(start, n_queries, n_keys, causal)
+            visible = None if mask is None else key_mask(mask, k)
+            packed = pack(k, self.block)
+            out, _ = attend_lists(q, packed, v, lists, scale=scale, causal=causal, start=start, visible=visible)
+            return Mixed(out)
         wide = torch.promote_types(q.dtype, torch.float32)
         first, lead = divmod(start, self.block)  # queries may start in the middle of a block
         query = q.to(wide)
@@ -75,7 +83,7 @@ class PowerAttention:
             bias = torch.zeros_like(seen, dtype=wide).masked_fill(~seen, HIDDEN)
             hidden = bias.repeat_interleave(q.shape[1], 0).unsqueeze(2)  # (B H, C, 1, T)
         parts = self._parts(rows, keys, values, hidden, first, causal)
-        out = attend_parts(parts, rows.shape[1], scale=q.shape[3] ** -0.5 if self.scale is None else self.scale)
+        out = attend_parts(parts, rows.shape[1], scale=scale)
         out = out.flatten(1, 2)[:, lead : lead + n_queries]
         return Mixed(out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype))
 
@@ -89,6 +97,17 @@ class PowerAttention:
         """The distances in blocks, without the sink, that occur among this number of blocks; 0 is the first."""
         powers = [1 << p for p in range(blocks.bit_length()) if self.window <= 1 << p < blocks]
         return [*range(min(self.window, blocks)), *powers]
+
+    def _lists(self, start: int, n_queries: int, n_keys: int, causal: bool) -> list[list[int]]:
+        """The key blocks to which each block of queries attends."""
+        count = -(-n_keys // self.block)
+        offsets = self.offsets(count)
+        steps = sorted({0, *(-d for d in offsets), *(() if causal else offsets)})
+        lists = []
+        for row in range(start // self.block, (start + n_queries - 1) // self.block + 1):
+            sinks = range(min(self.sink, count, row + 1) if causal else min(self.sink, count))
+            lists.append(sorted({*sinks, *(row + d for d in steps if 0 <= row + d < count)}))
+        return lists
 
     def reached(self, marked: Tensor, n_queries: int, *, causal: bool = False, q_start: int = 0) -> Tensor:
         """The queries that may see one of the marked keys, bool (B, H, Lq) of (B, H, Lk)."""

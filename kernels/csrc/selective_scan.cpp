@@ -12,20 +12,8 @@
 #include <utility>
 
 #include "export.h"
+#include "lanes.h"
 #include "threads.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-// The native vector width; on an AVX2 target, 16 lanes were 7 times slower than 8 because registers spill.
-#if defined(__AVX512F__)
-#define VW_LANES 16
-#elif defined(__AVX2__)
-#define VW_LANES 8
-#else
-#define VW_LANES 4
-#endif
 
 extern "C" {
 // Arguments of one call. Strides count elements; absent arguments are null. `groups` is the number of groups, or of
@@ -56,78 +44,7 @@ struct Scan {
 
 namespace {
 
-constexpr int W = VW_LANES;
 constexpr int CHUNK = 128;
-
-typedef float vf __attribute__((vector_size(4 * VW_LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * VW_LANES)));
-
-INLINE vf splat(float x) { return x - vf{}; }
-INLINE vf load(const float *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
-INLINE void store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
-
-INLINE vf load_first(const float *p, int64_t n) {
-  if (n >= W) return load(p);
-#if VW_LANES == 16
-  return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-#else
-  vf v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-#endif
-}
-
-INLINE void store_first(float *p, vf v, int64_t n) {
-  if (n >= W) return store(p, v);
-#if VW_LANES == 16
-  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
-#else
-  for (int i = 0; i < n; ++i) p[i] = v[i];
-#endif
-}
-
-INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
-#if VW_LANES == 8
-  return (vf)_mm256_max_ps((__m256)lowest, (__m256)x);
-#elif VW_LANES == 4 && defined(__x86_64__)
-  return (vf)_mm_max_ps((__m128)lowest, (__m128)x);
-#else
-  return lowest > x ? lowest : x;
-#endif
-}
-
-INLINE vf at_most(vf highest, vf x) {
-#if VW_LANES == 8
-  return (vf)_mm256_min_ps((__m256)highest, (__m256)x);
-#elif VW_LANES == 4 && defined(__x86_64__)
-  return (vf)_mm_min_ps((__m128)highest, (__m128)x);
-#else
-  return highest < x ? highest : x;
-#endif
-}
-
-// 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since the error of a decay near 1 grows with every step.
-INLINE vf exp2_fraction(vf f) {
-  vf p = f * 1.326472668e-03f + 9.671512676e-03f;
-  p = p * f + 5.550733745e-02f;
-  p = p * f + 2.402224208e-01f;
-  p = p * f + 6.931469776e-01f;
-  return p * f + 1.0f;
-}
-
-// 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN.
-INLINE vf exp2_lanes(vf x) {
-#if VW_LANES == 16
-  // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
-  __m512 r = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return (vf)_mm512_scalef_ps((__m512)exp2_fraction(x - (vf)r), r);
-#else
-  x = at_most(splat(128.0f), at_least(splat(-126.0f), x));
-  vf shifted = x + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer and puts it into the low bits
-  vf f = x - (shifted - 12582912.0f);
-  return (vf)((vi)exp2_fraction(f) + ((vi)shifted << 23));
-#endif
-}
 
 // e^x for x <= 0, corrected for the rounding of x / ln 2
 INLINE vf exp_negative(vf x) {
