@@ -25,8 +25,9 @@ class Dictionary(NamedTuple):
     def is_novel(self, maps: Tensor) -> Tensor:
         """Bool (M): whether the error for maps (M, L, L) is an outlier, above Q3 + 3 (Q3 - Q1) of the known heads."""
         low, high = self.errors.quantile(torch.tensor([0.25, 0.75])).tolist()
-        errors: Tensor = self.network.error(map_pictures(maps, self.network.size))
-        return errors > high + 3 * (high - low)
+        errors = self.network.error(map_pictures(maps, self.network.size))
+        outlier: Tensor = errors > high + 3 * (high - low)
+        return outlier
 
 
 class MapAutoencoder(nn.Module):
