@@ -113,6 +113,10 @@ class MultiheadAttention(EditableHeads):
     def output_weight(self) -> Tensor:
         return self.out_proj.weight
 
+    @property
+    def takes_bias(self) -> bool:
+        return self.mixer is None or super().takes_bias
+
     def keys_values(self, x: Tensor) -> KeysValues:
         """Keys and values of tokens (B, L, d_model)."""
         d_model = x.shape[-1]

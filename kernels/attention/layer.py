@@ -1,5 +1,6 @@
 """The layer around a mixer: projections, and one interface for changing heads, scores and weights."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -64,6 +65,12 @@ class EditableHeads(nn.Module):
     def output_weight(self) -> Tensor:
         """W_O, (dim, H Dv): the layer's output is the heads, side by side, times its transpose, plus a bias."""
         raise NotImplementedError
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the mechanism has scores to which a bias can be added."""
+        mixer = getattr(self, "mixer", None)
+        return mixer is not None and "bias" in inspect.signature(getattr(mixer, "forward", mixer)).parameters
 
     @property
     def touched(self) -> bool:
