@@ -47,6 +47,7 @@ class RegistrationModule(SteppedModule):
         epochs: E above, the length of the training.
         diffeomorphic: whether a new `NestedMorph` predicts a velocity.
         flow_head: flow head of a new `NestedMorph`.
+        mixer: mechanism of the coarse stages of a new `NestedMorph`.
         spacing_mm: spacing of the training grid; stored with the weights, since a network works at this spacing only.
     """
 
@@ -62,6 +63,7 @@ class RegistrationModule(SteppedModule):
         epochs: int = 500,
         diffeomorphic: bool = False,
         flow_head: FlowHead = "published",
+        mixer: str | None = None,
         spacing_mm: float = 1.0,
     ):
         super().__init__()
@@ -74,9 +76,10 @@ class RegistrationModule(SteppedModule):
                 "smoothness and label_weight must not be negative, learning_rate and epochs be positive, "
                 f"got {smoothness}, {label_weight}, {learning_rate} and {epochs}"
             )
-        self.save_hyperparameters(ignore=["network"])
+        # without a mixer, files stay as they were
+        self.save_hyperparameters(ignore=["network"] if mixer else ["network", "mixer"])
         if network is None:
-            network = NestedMorph(diffeomorphic=diffeomorphic, flow_head=flow_head)
+            network = NestedMorph(diffeomorphic=diffeomorphic, flow_head=flow_head, mixer=mixer)
         self.network = network
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from ..kernels.attention.baselines import EfficientAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
 from .choices import FLOW_HEADS, FlowHead
+from .cross_attention import COARSE, CrossAttention, ImageBranch, Searched, Tokens
 from .warp import integrate, warp
 
 WIDTHS = (48, 96, 192, 384)
@@ -44,6 +45,9 @@ class NestedMorph(nn.Module):
             decoder is projected. "quarter" computes it at a quarter of the resolution, by 3 x 3 x 3 filters of all
             channels of the decoder, and enlarges it by trilinear interpolation; it has no last patch expansion, which
             takes most of the memory. There is no published model with this head, so `official` excludes it.
+        mixer: mechanism by which tokens of the fixed image attend to those of the moving image at the two coarse stages
+            of the encoder, such as "bilevel(regions=4, top=4)", in the notation of `mixer_of`. It replaces the
+            attention over tokens of both images together, and each image gets a branch of its own. None: as published.
         expand_chunk: number of tokens that the last patch expansion processes at once; None for all tokens. It limits
             the memory and does not change the result.
 
@@ -63,6 +67,7 @@ class NestedMorph(nn.Module):
         keep_unused: bool | None = None,
         diffeomorphic: bool = False,
         flow_head: FlowHead = "published",
+        mixer: str | None = None,
         expand_chunk: int | None = 512,
     ):
         super().__init__()
@@ -70,11 +75,14 @@ class NestedMorph(nn.Module):
             raise ValueError(f"flow_head must be one of {', '.join(FLOW_HEADS)}, got {flow_head!r}")
         if official and flow_head != "published":
             raise ValueError(f'flow_head must be "published" if official is True, got {flow_head!r}')
+        if official and mixer is not None:
+            raise ValueError(f"mixer must be None if official is True, got {mixer!r}")
         self.official = official
         self.keep_unused = official if keep_unused is None else keep_unused
         self.diffeomorphic = diffeomorphic
         self.flow_head = flow_head
-        self.unet = _UNet(official, self.keep_unused, flow_head, expand_chunk)
+        self.mixer = mixer
+        self.unet = _UNet(official, self.keep_unused, flow_head, mixer, expand_chunk)
         self.flow = nn.Conv3d(1 if flow_head == "published" else WIDTHS[0], 3, 3, padding=1)
         nn.init.normal_(self.flow.weight, std=1e-5)  # training starts from the identity
         assert self.flow.bias is not None
@@ -84,8 +92,9 @@ class NestedMorph(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor arguments, as plain values for a file."""
         config = {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
-        # files of version 0.1.0 have no entry for the head, and those with the published one stay as they were
-        return config if self.flow_head == "published" else config | {"flow_head": self.flow_head}
+        # files of version 0.1.0 have neither entry, and those of published parts stay as they were
+        added = {"flow_head": self.flow_head if self.flow_head != "published" else None, "mixer": self.mixer}
+        return config | {name: value for name, value in added.items() if value is not None}
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Register `moving` to `fixed`.
@@ -109,13 +118,8 @@ class NestedMorph(nn.Module):
             raise ValueError(f"moving must have shape (B, 1, D, H, W), got {tuple(moving.shape)}")
         if fixed.shape != moving.shape:
             raise ValueError(f"fixed must have shape {tuple(moving.shape)} to match moving, got {tuple(fixed.shape)}")
-        images = torch.cat([moving, fixed], 1)
-        size = images.shape[2:]
-        missing = [-n % MULTIPLE for n in size]
-        before = [n // 2 for n in missing]
-        if any(missing):
-            sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
-            images = F.pad(images, sides[::-1])
+        size = moving.shape[2:]
+        images, before = _padded(torch.cat([moving, fixed], 1))
         flow = self.flow(self.unet(images))
         if self.flow_head == "quarter":  # in voxels of the images already, so that only the grid changes
             flow = F.interpolate(flow, scale_factor=4, mode="trilinear")
@@ -124,11 +128,35 @@ class NestedMorph(nn.Module):
         result: Tensor = flow.contiguous()
         return result
 
+    def searched_regions(self, moving: Tensor, fixed: Tensor) -> list[Searched]:
+        """The regions of the moving image that each region of the fixed image attended to, at the two coarse stages.
+
+        Args:
+            moving, fixed: as for `forward`. Regions are counted from the first voxel of the padded images.
+
+        Returns:
+            An entry for each stage, the finer one first; none if the mixer chooses no regions.
+        """
+        images, _ = _padded(torch.cat([moving, fixed], 1))
+        return self.unet.backbone.searched_regions(images)
+
+
+def _padded(images: Tensor) -> tuple[Tensor, list[int]]:
+    """Images of any size padded with 0 to multiples of 32, and the number of voxels before the first of each axis."""
+    missing = [-n % MULTIPLE for n in images.shape[2:]]
+    before = [n // 2 for n in missing]
+    if any(missing):
+        sides = [side for lack, low in zip(missing, before, strict=True) for side in (lack - low, low)]
+        images = F.pad(images, sides[::-1])
+    return images, before
+
 
 class _UNet(nn.Module):
-    def __init__(self, official: bool, keep_unused: bool, flow_head: FlowHead, expand_chunk: int | None):
+    def __init__(
+        self, official: bool, keep_unused: bool, flow_head: FlowHead, mixer: str | None, expand_chunk: int | None
+    ):
         super().__init__()
-        self.backbone = _Encoder(keep_unused)
+        self.backbone = _Encoder(keep_unused, mixer)
         self.decoder_3 = _DeepestDecoder(WIDTHS[3], keep_unused)
         self.decoder_2 = _DualDecoder(WIDTHS[2])
         self.decoder_1 = _LKADecoder(WIDTHS[1], official)
@@ -176,18 +204,39 @@ def _channel_norm(norm: nn.LayerNorm, volume: Tensor) -> Tensor:
 
 
 class _Encoder(nn.Module):
-    def __init__(self, keep_unused: bool):
+    def __init__(self, keep_unused: bool, mixer: str | None):
         super().__init__()
         self.patch_embed1 = _PatchEmbedding(2, WIDTHS[0], kernel=7, stride=4)
         self.patch_embed2 = _PatchEmbedding(WIDTHS[0], WIDTHS[1], kernel=3, stride=2)
         self.patch_embed3 = _PatchEmbedding(WIDTHS[1], WIDTHS[2], kernel=3, stride=2)
         self.patch_embed4 = _PatchEmbedding(WIDTHS[2], WIDTHS[3], kernel=3, stride=2)
         self.block1, self.block2, self.block3, self.block4 = (
-            nn.ModuleList([_DualBlock(width, inner_skip=True, keep_unused=keep_unused)]) for width in WIDTHS
+            nn.ModuleList([_DualBlock(width, inner_skip=True, keep_unused=keep_unused, attention=attention)])
+            for width, attention in zip(WIDTHS, _cross_attentions(mixer), strict=True)
         )
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for width in WIDTHS)
+        self.of_moving = self.of_fixed = None
+        if mixer is not None:
+            self.of_moving, self.of_fixed = ImageBranch(), ImageBranch()
+            self.of_fixed.load_state_dict(self.of_moving.state_dict())  # training can set images of two contrasts apart
+
+    def tokens_of_images(self, images: Tensor) -> dict[int, tuple[Tokens, Tokens]]:
+        """Stage -> tokens of the fixed and of the moving image alone; empty without the branches."""
+        if self.of_moving is None or self.of_fixed is None:
+            return {}
+        moving, fixed = images.split(1, 1)
+        return dict(zip(COARSE, zip(self.of_fixed(fixed), self.of_moving(moving), strict=True), strict=True))
+
+    def searched_regions(self, images: Tensor) -> list[Searched]:
+        found = []
+        for stage, tokens in self.tokens_of_images(images).items():
+            attention = (self.block1, self.block2, self.block3, self.block4)[stage][0].attn
+            assert isinstance(attention, CrossAttention)
+            found.append(attention.searched(*tokens))
+        return [each for each in found if each is not None]
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        of_images = self.tokens_of_images(x)
         stages = (
             (self.patch_embed1, self.block1, self.norm1),
             (self.patch_embed2, self.block2, self.norm2),
@@ -195,13 +244,20 @@ class _Encoder(nn.Module):
             (self.patch_embed4, self.block4, self.norm4),
         )
         skips = []
-        for embed, blocks, norm in stages:
+        for stage, (embed, blocks, norm) in enumerate(stages):
             tokens, size = embed(x)
             for block in blocks:
-                tokens = block(tokens, size)
+                tokens = block(tokens, size, *of_images.get(stage, ()))
             x = _to_volume(norm(tokens), size)
             skips.append(x)
         return skips
+
+
+def _cross_attentions(mixer: str | None) -> list[CrossAttention | None]:
+    return [
+        None if mixer is None or stage not in COARSE else CrossAttention(stage, width, HEADS, mixer)
+        for stage, width in enumerate(WIDTHS)
+    ]
 
 
 class _PatchEmbedding(nn.Module):
@@ -218,18 +274,22 @@ class _PatchEmbedding(nn.Module):
 class _DualBlock(nn.Module):
     """Attention over tokens and over channels in turn, each followed by a feed-forward network; tokens (B, N, C)."""
 
-    def __init__(self, width: int, *, inner_skip: bool, keep_unused: bool = False):
+    def __init__(
+        self, width: int, *, inner_skip: bool, keep_unused: bool = False, attention: CrossAttention | None = None
+    ):
         super().__init__()
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
-        self.attn = _EfficientAttention(width)
+        if attention is not None:
+            del self.norm1  # the tokens of the images alone have norms of their own
+        self.attn = _EfficientAttention(width) if attention is None else attention
         self.mlp1 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
         self.channel_attn = _ChannelGate(width)
         self.mlp2 = _MixFFN(width, inner_skip=inner_skip, keep_unused=keep_unused)
         self.before, self.between, self.after = ResidualPoint(), ResidualPoint(), ResidualPoint()
 
-    def forward(self, x: Tensor, size: Size) -> Tensor:
+    def forward(self, x: Tensor, size: Size, *of_images: Tokens) -> Tensor:
         x = self.before(x)
-        x = self.between(x + self.attn(self.norm1(x)))
+        x = self.between(x + (self.attn(*of_images) if of_images else self.attn(self.norm1(x))))
         x = x + self.mlp1(self.norm2(x), size)
         x = x + self.channel_attn(self.norm3(x))
         result: Tensor = self.after(x + self.mlp2(self.norm4(x), size))

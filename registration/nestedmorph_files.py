@@ -59,6 +59,7 @@ class _Layout(TypedDict):
     keep_unused: NotRequired[bool]
     diffeomorphic: NotRequired[bool]
     flow_head: NotRequired[FlowHead]
+    mixer: NotRequired[str]
 
 
 class _Training(TypedDict):
@@ -143,8 +144,9 @@ def load_nestedmorph(
     contents = _read(path)
     state, record = contents.state, contents.record
     head = _head(path, record, flow_head)
-    _refuse_other_layouts(path, state, head)
-    complete = len(state) == len(_names(keep_unused=True, flow_head=head))
+    mixer: str | None = (record or {}).get("mixer")
+    _refuse_other_layouts(path, state, head, mixer)
+    complete = len(state) == len(_names(keep_unused=True, flow_head=head, mixer=mixer))
     if record is None and head != "published":
         official = bool(official)
     if record is not None:
@@ -170,7 +172,7 @@ def load_nestedmorph(
         )
     config = dict(record or {}) | {"official": official, "keep_unused": unused == "keep"}
     flags = {name: bool(config.get(name)) for name in ("official", "keep_unused", "diffeomorphic")}
-    model = NestedMorph(**flags, flow_head=head)
+    model = NestedMorph(**flags, flow_head=head, mixer=mixer)
     wanted = model.state_dict()
     check_number_kinds(path, state, wanted)
     model.load_state_dict({name: state[name] for name in wanted})
@@ -285,7 +287,7 @@ def _head(path: Path, record: Mapping[str, Any] | None, given: FlowHead | None) 
     return recorded
 
 
-def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], flow_head: FlowHead) -> None:
+def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], flow_head: FlowHead, mixer: str | None) -> None:
     first = state.get("unet.backbone.patch_embed1.proj.weight")
     flow = state["flow.weight"]
     key = (first.shape[0] if first is not None else 0, flow.shape[1] if flow.ndim == 5 else 0)
@@ -295,7 +297,10 @@ def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], flow_head: Fl
             f"{path.name} comes from an older revision of the published code, {which}, and cannot be loaded; "
             "use weights with widths 48 to 384 and flow from one channel (2025-07-14 and later)"
         )
-    complete, lean = (_names(keep_unused=kept, flow_head=flow_head) for kept in (True, False))
+    try:
+        complete, lean = (_names(keep_unused=kept, flow_head=flow_head, mixer=mixer) for kept in (True, False))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
     missing = sorted(lean.keys() - state.keys())
     unknown = sorted(state.keys() - complete.keys())
     if missing or unknown:
@@ -312,7 +317,7 @@ def _first(names: list[str]) -> str:
     return f" (such as {names[0]})" if names else ""
 
 
-def _names(*, keep_unused: bool, flow_head: FlowHead) -> dict[str, torch.Size]:
+def _names(*, keep_unused: bool, flow_head: FlowHead, mixer: str | None) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = NestedMorph(keep_unused=keep_unused, flow_head=flow_head)
+        model = NestedMorph(keep_unused=keep_unused, flow_head=flow_head, mixer=mixer)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

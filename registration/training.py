@@ -24,7 +24,7 @@ from .pairs import Pair, find_pairs, read_pairs, split_by_subject
 from .training_settings import CHECKPOINT, TrainingSettings
 
 _MAY_CHANGE_ON_RESUME = {"epochs"}
-_ADDED = {"flow_head": "published"}  # options that trainings of version 0.1.0 do not record
+_ADDED = {"flow_head": "published", "mixer": None}  # options that some trainings do not record
 _WHAT = "a registration training"
 
 
@@ -90,6 +90,7 @@ def train(
         epochs=settings.epochs,
         diffeomorphic=settings.diffeomorphic,
         flow_head=settings.flow_head,
+        mixer=settings.mixer,
         spacing_mm=settings.spacing_mm,
     )
     if resume:
@@ -156,7 +157,7 @@ def _best_checkpoint(folder: Path, validation: list[Pair]) -> ModelCheckpoint:
 
 def _check_same_options(checkpoint: Path, module: RegistrationModule) -> None:
     before = _ADDED | read_checkpoint(checkpoint, _WHAT)["hyper_parameters"]
-    now = dict(module.hparams)
+    now = _ADDED | dict(module.hparams)
     changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and before.get(name) != now[name]]
     if changed:
         words = ", ".join(f"{name} ({before.get(name)} before, {now[name]} now)" for name in changed)

@@ -28,6 +28,8 @@ class TrainingSettings:
         flow_head: how the network computes the displacement: published (filters of one channel at full resolution, as
             in the published model) or quarter (filters of all 48 channels at a quarter of the resolution, enlarged
             linearly), for trainings of your own.
+        mixer: mechanism by which the fixed image attends to the moving image at the two coarse stages, such as
+            "bilevel(regions=4, top=4)"; by default linear attention over both images together, as published.
         learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
         epochs: number of passes through the training pairs.
         batch_size: number of pairs per step.
@@ -44,6 +46,7 @@ class TrainingSettings:
     label_weight: float = 0.0
     diffeomorphic: bool = False
     flow_head: FlowHead = "published"
+    mixer: str | None = None
     learning_rate: float = 1e-4
     epochs: int = 500
     batch_size: int = 1

@@ -69,7 +69,7 @@ class Register(MethodOptions, FolderOptions):
             picture (.png, .tif and others) if FIXED is one too.
         fixed: the scan to align it to, in any of the same formats; its grid is that of the result.
         output: the folder to write to: warped.nii.gz, forward.nii.gz and inverse.nii.gz (ITK displacement fields),
-            affine.mat, record.json, picture.png.
+            affine.mat, record.json, picture.png, and searched.png if the network chooses which regions to search.
         moving_labels: a label map on the grid of MOVING, to be moved too (nearest neighbour).
         fixed_labels: a label map on the grid of FIXED, to measure the overlap (Dice, HD95) before and after.
         moving_mask: a mask on the grid of MOVING; voxels that are 0, such as a lesion, are not compared.
@@ -260,9 +260,10 @@ class Benchmark(Options):
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
     every pair of people in both directions, with the overlap of their FreeSurfer labels; "diffusion", T1w and b0 of one
     person in both directions, with the consistency under known warps (peak 8 mm) and the overlap of segmented brain and
-    ventricles; "training", NestedMorph fitted to one pair and then used by register; "cost", time and memory of the
-    network. Every part except the last two also runs ANTs SyN, and "labels" and "diffusion" run Greedy if picsl_greedy
-    is installed, and "labels" runs ConvexAdam if convexadam is. OUTPUT receives benchmark-PART.json.
+    ventricles; "training", NestedMorph fitted to one pair and then used by register; "shift", NestedMorph with and
+    without routing at its coarse stages, trained for minutes to find shifts of up to 48 voxels of a texture; "cost",
+    time and memory of the network. Every part except the last three also runs ANTs SyN, and "labels" and "diffusion" run
+    Greedy if picsl_greedy is installed. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
@@ -275,7 +276,7 @@ class Benchmark(Options):
 
     data: Path = field(kw_only=False)
     output: Path
-    part: Literal["all", "field", "labels", "diffusion", "training", "cost"] = "all"
+    part: Literal["all", "field", "labels", "diffusion", "training", "shift", "cost"] = "all"
     seeds: int = 3
     spacings: list[float] | None = None
     threads: int = 2
@@ -285,5 +286,5 @@ class Benchmark(Options):
         at_least(1, seeds=self.seeds, threads=self.threads)
         if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
-        if self.part != "cost":  # "cost" needs no scans
+        if self.part not in ("shift", "cost"):  # these need no scans
             must_exist(self.data, "folder of scans")

@@ -15,7 +15,7 @@ from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import FolderRun, run_batch
 from .options import PAIR_LISTS, Register
 from .scans import check_no_series, collected_notes
-from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, Alignment
+from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, SEARCHED, Alignment
 
 
 def register(options: Register) -> int:
@@ -95,5 +95,6 @@ def _register_pair(options: Register) -> int:
         print(f"  {name:<32}{value:.4g}")
     dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()
     written = ", ".join(["warped.nii.gz", FORWARD, INVERSE, AFFINE, *dicom])
-    print(f"wrote {options.output}/ in {seconds['all']:.0f} s: {written}, picture.png")
+    pictures = ", ".join(["picture.png", *(name for name in [SEARCHED] if (options.output / name).is_file())])
+    print(f"wrote {options.output}/ in {seconds['all']:.0f} s: {written}, {pictures}")
     return DONE

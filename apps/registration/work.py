@@ -9,8 +9,9 @@ from ...registration.choices import contrast_named
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
-from ...registration.register import register
+from ...registration.register import register, working_grid
 from ...registration.result import Choice, Progress, Registration
+from ...registration.searched import draw_searched, find_searched
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
 from ...runs.finite import check_finite
@@ -19,12 +20,14 @@ from ..batch.case import Case
 from .overlap import overlap
 from .scans import REGISTRATION_DICOM, read_labels, read_mask, read_scan, write_dicom, write_rotated_bvecs, writes_dicom
 
+SEARCHED = "searched.png"
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
 OPTIONAL_FILES = (
     "warped_labels.nii.gz",
     "warped.bval",
     "warped.bvec",
     REGISTRATION_DICOM,
+    SEARCHED,
 )  # written for some pairs only
 
 
@@ -135,7 +138,16 @@ class Alignment:
             linear=AffineTransform(result.affine),
             note=str(result.choice),
         )
+        self._draw_searched(output, moving, fixed, AffineTransform(result.affine))
         return Aligned(metrics, result.seconds, to_dicom, result.choice)
+
+    def _draw_searched(self, output: Path, moving: Volume, fixed: Volume, affine: AffineTransform) -> None:
+        """Draw where the network searched, if it chooses regions."""
+        if self.network is None:
+            return
+        searched = find_searched(self.network, moving, fixed, affine, grid=working_grid(fixed))
+        if searched is not None:
+            draw_searched(output / SEARCHED, searched)
 
 
 def batch_work(

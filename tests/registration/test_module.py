@@ -227,6 +227,8 @@ def test_a_resumed_training_continues_at_the_next_epoch(bids: Path, tmp_path: Pa
         train(bids, out, replace(two, similarity="mi"), device="cpu", resume=True)
     with pytest.raises(ValueError, match=r"flow_head \(published before, quarter now\)"):
         train(bids, out, replace(two, flow_head="quarter"), device="cpu", resume=True)
+    with pytest.raises(ValueError, match=r"mixer \(None before, softmax now\)"):
+        train(bids, out, replace(two, mixer="softmax"), device="cpu", resume=True)
     train(bids, out, two, device="cpu", resume=True)
     second = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert (first["epoch"], second["epoch"]) == (0, 1)

@@ -15,6 +15,8 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
+from voxelwave.registration.nestedmorph import NestedMorph
+from voxelwave.registration.nestedmorph_files import save_nestedmorph
 from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED, USAGE
 from voxelwave.volumes import read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
@@ -200,3 +202,16 @@ def test_pictures_are_aligned(tmp_path):
     np.testing.assert_allclose(shift[:2, :2], np.eye(2), atol=0.01)
     np.testing.assert_allclose((shift @ [39, -34, 0, 1])[:3] - [39, -34, 0], [-4, -3, 0], atol=0.2)  # y goes up
     assert (tmp_path / "out/picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_weights_that_choose_regions_draw_where_they_searched(scans, tmp_path, capsys):
+    torch.manual_seed(0)
+    save_nestedmorph(tmp_path / "routed.safetensors", NestedMorph(mixer="bilevel(regions=2, top=2)"))
+    words = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz"), "--effort", "fast"]
+    words += ["-o", str(tmp_path / "out")]
+    assert cli.main([*words, "--weights", str(tmp_path / "routed.safetensors")]) == DONE
+    assert "picture.png, searched.png" in capsys.readouterr().out
+    assert (tmp_path / "out" / "searched.png").stat().st_size > 10_000
+    assert cli.main(words) == DONE  # without the weights, the old picture is removed
+    assert not (tmp_path / "out" / "searched.png").exists()

@@ -40,7 +40,7 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
     (scans / "splits.csv").write_text("\n".join(["moving,fixed,subject,split", *rows]))
     words = ["registration", "train", "--pairs", str(scans / "splits.csv"), "-o", str(tmp_path / "out")]
     words += ["--size", "[32,32,32]", "--spacing-mm", "3", "--epochs", "1", "--similarity", "ncc", "--device", "cpu"]
-    words += ["--flow-head", "quarter"]
+    words += ["--flow-head", "quarter", "--mixer", "bilevel(regions=2, top=1)"]
     assert cli.main(words) == DONE
     printed = capsys.readouterr().out
     assert "best val_loss" in printed
@@ -48,7 +48,8 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
     options = read_training_options(tmp_path / "out" / "network.safetensors")
     assert options is not None
     assert (options["similarity"], options["spacing_mm"], options["epochs"]) == ("ncc", 3.0, 1)
-    assert load_nestedmorph(tmp_path / "out" / "network.safetensors").flow_head == "quarter"
+    network = load_nestedmorph(tmp_path / "out" / "network.safetensors")
+    assert (network.flow_head, network.mixer) == ("quarter", "bilevel(regions=2, top=1)")
 
 
 @pytest.mark.parametrize(
