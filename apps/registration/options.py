@@ -262,8 +262,8 @@ class Benchmark(Options):
     person in both directions, with the consistency under known warps (peak 8 mm) and the overlap of segmented brain and
     ventricles; "training", NestedMorph fitted to one pair and then used by register; "shift", NestedMorph with and
     without routing at its coarse stages, trained for minutes to find shifts of up to 48 voxels of a texture; "cost",
-    time and memory of the network. Every part except the last three also runs ANTs SyN, and "labels" and "diffusion" run
-    Greedy if picsl_greedy is installed. OUTPUT receives benchmark-PART.json.
+    time and memory of the network. Every part except the last three also runs ANTs SyN, and "labels" and "diffusion"
+    run Greedy if picsl_greedy is installed. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
