@@ -50,8 +50,8 @@ def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> Composi
         write_volume(folder / "fixed.nii.gz", fixed)
         images = f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -m {metric} -n {_ITERATIONS}"
         threads = f"-threads {torch.get_num_threads()}"
-        program.execute(f"-a -dof 12 {start} {images} {threads} -o {folder}/affine.mat")
-        program.execute(f"{images} {threads} -it {folder}/affine.mat -o {folder}/field.nii.gz")
+        program.execute(f"-V 0 -a -dof 12 {start} {images} {threads} -o {folder}/affine.mat")
+        program.execute(f"-V 0 {images} {threads} -it {folder}/affine.mat -o {folder}/field.nii.gz")
         field = read_transform(folder / "field.nii.gz")
         affine = _read_affine(folder / "affine.mat")
     assert isinstance(field, DisplacementField)

@@ -1,8 +1,10 @@
 """A picture of a registration in three planes, with the outlines of the fixed image over the moving one."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +15,7 @@ from skimage.filters import threshold_otsu
 from ..runs.files import atomic_path
 from ..volumes import AffineTransform, DisplacementField, Volume, resample
 from ..volumes.sampling import apply_affine
-from .planar import is_planar
+from .planar import is_planar, laid_over
 
 _PLANES = ("sagittal", "coronal", "axial")  # planes across the x, y and z axis of a RAS grid
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # of the three axes
@@ -21,6 +23,27 @@ _TILE_MM = 20.0  # side of a tile of the checkerboard
 _LINE_MM = 8.0  # distance between the lines of the grid
 _SHOWN_MM = 0.1  # a deformable part below this is not drawn
 _OUTLINE = "#ff8c00"
+_LONGEST_SIDE = 1000  # pixels of a 2-D image as drawn; a panel has about 300
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A plane of the picture.
+
+    Args:
+        axis: the axis of the RAS grid across the plane.
+        cuts: fixed, moving and warped, (n, m) in [0, 1].
+        rest: displacement beyond the affine part, (n, m, 3) in mm.
+    """
+
+    axis: int
+    cuts: list[np.ndarray]
+    rest: np.ndarray
+
+    @property
+    def in_plane(self) -> list[int]:
+        """The axes of the RAS grid along the plane."""
+        return [k for k in range(3) if k != self.axis]
 
 
 def draw_registration(
@@ -32,13 +55,15 @@ def draw_registration(
     forward: DisplacementField,
     linear: AffineTransform | None = None,
     note: str = "",
+    sides: bool = True,
+    unit: str = "mm",
 ) -> None:
     """Write a PNG with a row for each plane through the middle of the fixed image's content.
 
     Columns: fixed; moving in the scanner's space and warped, both under the outlines of fixed; checkerboard of fixed
     and warped; and, if the map is not affine, a regular grid deformed by the deformable part, over the length of the
-    displacement in mm. The sides of the patient are marked, and a bar shows
-    the scale. A 2-D image has one row, without the sides.
+    displacement in mm. The sides of the patient are marked, and a bar shows the scale. A 2-D image has one row; its
+    moving image is laid into the plane of the fixed one.
 
     Args:
         path: the PNG to write.
@@ -48,72 +73,84 @@ def draw_registration(
         forward: on the grid of `fixed`, from fixed space into moving space.
         linear: the affine part of `forward`; by default the affine that fits it best.
         note: a line below the title, such as the stage that was kept.
+        sides: mark the patient's sides; not for a photograph, whose axes are not those of a patient.
+        unit: the unit of lengths.
     """
     planar = is_planar(fixed)
-    grid = fixed if planar else _display_grid(fixed)
-    shown = (fixed.shape.index(1),) if planar else (2, 1, 0)
-    centre = _centre(fixed, grid)
-    to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
-    windows = [_window(volume.array) for volume in (fixed, moving, warped)]
-    linear = linear or forward.linear_part()
-    rows = []
-    for axis in shown:
-        plane = _plane(grid, axis, centre[axis])
-        cuts = [
-            np.clip((resample(volume, plane).array.take(0, axis) - low) / (high - low), 0, 1)
-            for volume, (low, high) in zip((fixed, moving, warped), windows, strict=True)
-        ]
-        points = grid_points_mm(plane)
-        moved = forward.map(points)
-        rest = np.where(np.isnan(moved), 0.0, moved - linear.map(points)).reshape(*plane.shape, 3).take(0, axis)
-        rows.append((axis, cuts, rest))
-    lengths = [np.linalg.norm(rest, axis=2) for _, _, rest in rows]
+    grid = _upright_slice(fixed) if planar else _display_grid(fixed)
+    before = laid_over(moving, fixed) if planar else None
+    rows = _rows(grid, fixed, moving, warped, forward, linear or forward.linear_part(), before)
+    lengths = [np.linalg.norm(row.rest, axis=2) for row in rows]
     longest = max(float(np.percentile(length, 99.5)) for length in lengths)
     deformed = longest > _SHOWN_MM
 
-    height = 3.2 * len(shown) + (0.6 if planar else 0)
+    height = 3.2 * len(rows) + (0.6 if planar else 0)
     figure = Figure(figsize=(15 if deformed else 12, height), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     names = [Path(volume.source or "").name or what for volume, what in ((moving, "moving"), (fixed, "fixed"))]
     figure.suptitle(f"{names[0]} aligned to {names[1]}" + (f"\n{note}" if note else ""), color="white", fontsize=13)
-    axes = figure.subplots(len(shown), 5 if deformed else 4, squeeze=False)
-    for row, (axis, cuts, rest) in enumerate(rows):
-        in_plane = [k for k in range(3) if k != axis]
-        _draw_row(axes[row], cuts, grid.spacing[in_plane[0]], titled=row == 0)
-        if not planar:
-            _mark_sides(axes[row, 0], axis)
+    axes = figure.subplots(len(rows), 5 if deformed else 4, squeeze=False)
+    to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
+    for number, row in enumerate(rows):
+        titles = ["fixed", "moving (before)" if planar else "moving (scanner space)", "warped", "fixed | warped"]
+        spacing = grid.spacing[row.in_plane[0]]
+        _draw_row(axes[number], row.cuts, spacing, titles if number == 0 else [""] * 4, unit)
+        if sides:
+            _mark_sides(axes[number, 0], row.axis)
         if deformed:
-            panel = axes[row, 4]
-            heat = _show(panel, lengths[row], "deformable part" if row == 0 else "", vmax=max(longest, 1.0))
-            _draw_lines(panel, (rest @ to_voxels)[..., in_plane], grid.spacing[in_plane[0]])
+            panel = axes[number, 4]
+            heat = _show(panel, lengths[number], "deformable part" if number == 0 else "", vmax=max(longest, 1.0))
+            _draw_lines(panel, (row.rest @ to_voxels)[..., row.in_plane], spacing)
     if deformed:
         bar = figure.colorbar(heat, ax=axes[:, 4], shrink=0.6)
-        bar.set_label("displacement beyond the affine part (mm)", color="white")
+        bar.set_label(f"displacement beyond the affine part ({unit})", color="white")
         bar.ax.tick_params(colors="white")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def _draw_row(axes: np.ndarray, cuts: list[np.ndarray], spacing: float, *, titled: bool) -> None:
+def _rows(
+    grid: Volume,
+    fixed: Volume,
+    moving: Volume,
+    warped: Volume,
+    forward: DisplacementField,
+    linear: AffineTransform,
+    before: AffineTransform | None,
+) -> list[_Row]:
+    """The planes through the middle of the content, or the one of a slice."""
+    planar = 1 in grid.shape
+    centre = _centre(fixed, grid)
+    windows = [_window(volume.array) for volume in (fixed, moving, warped)]
+    rows = []
+    for axis in (grid.shape.index(1),) if planar else (2, 1, 0):
+        plane = _plane(grid, axis, centre[axis])
+        cuts = [
+            np.clip((resample(volume, plane, way).array.take(0, axis) - low) / (high - low), 0, 1)
+            for volume, way, (low, high) in zip((fixed, moving, warped), (None, before, None), windows, strict=True)
+        ]
+        points = grid_points_mm(plane)
+        moved = forward.map(points)
+        rest = np.where(np.isnan(moved), 0.0, moved - linear.map(points)).reshape(*plane.shape, 3).take(0, axis)
+        rows.append(_Row(axis, cuts, rest))
+    return rows
+
+
+def _draw_row(axes: np.ndarray, cuts: list[np.ndarray], spacing: float, titles: list[str], unit: str) -> None:
     """Draw the four panels of a plane; `cuts` are fixed, moving and warped in [0, 1]."""
     fixed, moving, warped = cuts
     tiles = (np.indices(fixed.shape) // max(1, round(_TILE_MM / spacing))).sum(axis=0) % 2 == 0
-    panels = {
-        "fixed": fixed,
-        "moving (scanner space)": moving,
-        "warped": warped,
-        "fixed | warped": np.where(tiles, fixed, warped),
-    }
+    panels = [fixed, moving, warped, np.where(tiles, fixed, warped)]
     content = fixed[fixed > 0.02]
     level = float(threshold_otsu(content)) if content.size and np.ptp(content) > 0 else None
-    for number, (title, image) in enumerate(panels.items()):
-        _show(axes[number], image, title if titled else "", cmap="gray", vmax=1.0)
+    for number, (title, image) in enumerate(zip(titles, panels, strict=True)):
+        _show(axes[number], image, title, cmap="gray", vmax=1.0)
         if number in (1, 2) and level is not None and fixed.min() < level < fixed.max() and min(fixed.shape) > 1:
             axes[number].contour(fixed.T, levels=[level], colors=_OUTLINE, linewidths=0.7)
     length_mm = _round_length(0.3 * fixed.shape[0] * spacing)
     length = length_mm / spacing
     axes[0].plot([2, 2 + length], [2, 2], color="white", linewidth=2)
-    axes[0].text(3 + length, 2, f"{length_mm:g} mm", color="white", fontsize=9, va="center")
+    axes[0].text(3 + length, 2, f"{length_mm:g} {unit}", color="white", fontsize=9, va="center")
 
 
 def _mark_sides(panel: Axes, axis: int) -> None:
@@ -145,6 +182,22 @@ def grid_points_mm(volume: Volume) -> np.ndarray:
     index = np.stack(np.meshgrid(*[np.arange(n) for n in volume.shape], indexing="ij"), -1).reshape(-1, 3)
     points: np.ndarray = index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     return points
+
+
+def _upright_slice(fixed: Volume) -> Volume:
+    """A grid with equal spacing in the plane of a slice, whose axes are those of the slice, ordered and flipped to be
+    closest to RAS, so that y goes up in an axial slice or a photograph, and z in the others."""
+    # the axis across the slice may be oblique or of any length, so the nearest axes are those of unit vectors
+    directions = np.eye(4)
+    directions[:3, :3] = fixed.affine[:3, :3] / np.linalg.norm(fixed.affine[:3, :3], axis=0)
+    order = nib.orientations.io_orientation(directions)
+    upright = fixed.affine @ nib.orientations.inv_ornt_aff(order, fixed.shape)
+    full = np.array(fixed.shape)[np.argsort(order[:, 0])]
+    lengths = np.linalg.norm(upright[:3, :3], axis=0)
+    spacing = max(lengths[full > 1].min(), float(((full - 1) * lengths).max()) / _LONGEST_SIDE)
+    steps = np.where(full > 1, spacing / lengths, 1.0)
+    shape = np.where(full > 1, np.floor((full - 1) / steps + 1e-6).astype(int) + 1, 1)
+    return Volume(np.broadcast_to(np.float32(0), tuple(shape.tolist())), upright @ np.diag([*steps, 1.0]))
 
 
 def _display_grid(fixed: Volume) -> Volume:

@@ -78,6 +78,13 @@ def planes(moving: Volume, fixed: Volume) -> tuple[Plane, Plane]:
     )
 
 
+def laid_over(moving: Volume, fixed: Volume) -> AffineTransform:
+    """The map from the fixed into the moving world that lays both slices into one plane, before any fit."""
+    there, here = planes(moving, fixed)
+    between = np.linalg.inv(there.image.affine) @ here.image.affine  # voxels -> voxels
+    return AffineTransform(there.world @ between @ np.linalg.inv(here.world))
+
+
 def displacement_grid(fixed: Plane) -> Volume:
     """The grid of the displacement: that of the fixed image, coarsened to at most 512 voxels along the mean side."""
     _, a, b = fixed.image.shape

@@ -1,5 +1,6 @@
 """Reading of NRRD images whose data are in the same file, by pynrrd."""
 
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from ..runs.memory import check_memory
 from ..runs.words import one_line
 from .volume import Volume
+from .warning import VolumeWarning
 
 _KINDS = {"domain", "space", "none", "???"}
 _MM = {"mm": 1.0, "millimeter": 1.0, "um": 0.001, "micron": 0.001, "micrometer": 0.001, "cm": 10.0, "m": 1000.0}
@@ -44,7 +46,7 @@ def read_nrrd(path: Path) -> Volume:
             raise ValueError(f"its axes must be those of space, got {', '.join(others)}")
         check_memory(path, 2 * int(np.prod(np.array(sizes, dtype=object))) * 8)
         array, header = nrrd.read(str(path), index_order="F")
-        affine = _affine(header, len(sizes))
+        affine = _affine(path, header, len(sizes))
     except (
         nrrd.NRRDError,
         ValueError,
@@ -65,13 +67,15 @@ def read_nrrd(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(array if array.ndim == 3 else array[..., None]), affine, path)
 
 
-def _affine(header: dict[str, Any], axes: int) -> np.ndarray:
+def _affine(path: Path, header: dict[str, Any], axes: int) -> np.ndarray:
     """The affine (4, 4), voxel -> RAS world, mm."""
     affine, factor = np.eye(4), _factor(header)
     directions, space = header.get("space directions"), str(header.get("space", "")).lower()
     if directions is None:
         spacings = np.asarray(header.get("spacings", np.ones(axes)), dtype=np.float64)
         affine[range(axes), range(axes)] = factor * np.where(np.isfinite(spacings), spacings, 1.0)
+        if axes == 3:
+            warnings.warn(f"{path} names no space: its axes are taken as R, A, S", VolumeWarning, stacklevel=4)
         return affine
     vectors = np.asarray(directions, dtype=np.float64)
     if vectors.shape != (axes, 3) or not np.isfinite(vectors).all():

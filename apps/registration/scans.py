@@ -104,6 +104,11 @@ def write_dicom(
     )
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture such as .png or .tif, which has no position in a patient."""
+    return path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES
+
+
 def read_scan(path: Path, *, fix_tilt: bool = False) -> Volume:
     """Read a scan or a picture; a picture becomes a single slice of grey values, 1 mm per pixel.
 
@@ -111,7 +116,7 @@ def read_scan(path: Path, *, fix_tilt: bool = False) -> Volume:
         path: any format of `read_volume`, or a picture such as .png or .tif.
         fix_tilt: straighten the slices of a tilted gantry.
     """
-    if not (path.is_file() and path.suffix.lower() in BITMAP_SUFFIXES):
+    if not is_picture(path):
         return read_volume(path, fix_tilt=fix_tilt)
     stack = read_bitmap(path)
     if len(stack) != 1:

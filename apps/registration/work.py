@@ -9,6 +9,7 @@ from ...registration.choices import contrast_named
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
+from ...registration.planar import is_planar
 from ...registration.register import register, working_grid
 from ...registration.result import Choice, Progress, Registration
 from ...registration.searched import draw_searched, find_searched
@@ -18,7 +19,16 @@ from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from .overlap import overlap
-from .scans import REGISTRATION_DICOM, read_labels, read_mask, read_scan, write_dicom, write_rotated_bvecs, writes_dicom
+from .scans import (
+    REGISTRATION_DICOM,
+    is_picture,
+    read_labels,
+    read_mask,
+    read_scan,
+    write_dicom,
+    write_rotated_bvecs,
+    writes_dicom,
+)
 
 SEARCHED = "searched.png"
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
@@ -137,6 +147,8 @@ class Alignment:
             forward=result.forward,
             linear=AffineTransform(result.affine),
             note=str(result.choice),
+            sides=not is_picture(pair.fixed) and not (is_planar(fixed) and pair.fixed.suffix.lower() == ".nrrd"),
+            unit="pixels" if is_picture(pair.fixed) else "mm",
         )
         self._draw_searched(output, moving, fixed, AffineTransform(result.affine))
         return Aligned(metrics, result.seconds, to_dicom, result.choice)
