@@ -17,7 +17,7 @@ from ..kernels.attention.baselines import SoftmaxAttention
 from ..kernels.attention.choice import Place, gates_of, mixer_of, needs, read_call
 from ..kernels.attention.graph_window import GraphWindowAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint, Seen
-from ..kernels.attention.mixer import CS, NC, Mixer
+from ..kernels.attention.mixer import CS, NC, NS, Mixer
 from ..kernels.attention.mixture_of_heads import HeadGates
 from ..kernels.attention.softmax import attention
 from .appearance import CropNetwork
@@ -284,6 +284,8 @@ def _encoder_layer(
 ) -> EncoderLayer:
     """A layer with the mechanism and the gates of these words."""
     chosen = None if mixer is None else mixer_of(mixer, place)
+    if chosen is not None and NS not in chosen.patterns:
+        raise ValueError(f"mixer must have self attention without causality, as objects have no order, got {mixer}")
     mixture = None if gates is None else gates_of(gates, d_model, heads)
     return EncoderLayer(d_model, heads, feed_forward, dropout, attention_dropout, chosen, mixture)
 
