@@ -214,7 +214,7 @@ class ModuleSettings(Settings):
             shape does not fit (such as the head for another scale) keep their random initial values.
         sizes: smaller networks that the weights shall contain besides the full one: small, medium or both, each with
             its width, depths, expansion or mlp_ratio. Each step trains one size, drawn at random, at the cost of that
-            size. For MaIR only.
+            size. The units of `start_from`, if it has one size, are first sorted by importance. For MaIR only.
         larger_from: the step from which size n of 3, counted from the smallest, is drawn n times as often as the
             smallest; by default all sizes are drawn equally often.
         distillation: the share of the loss of a smaller size that is measured against the result of the full size with

@@ -20,9 +20,11 @@ from lightning.pytorch.loggers import CSVLogger
 from ..runs.checks import check_resume
 from ..runs.weight_file import check_resumable
 from .data import Pair, RestorationData, Stage, load_clean, load_pairs
+from .mair import MaIR
 from .module import RestorationModule
 from .settings import ModuleSettings, TrainingSettings
-from .weights import Network
+from .unit_order import sort_units
+from .weights import Network, read_info
 
 LAST, WEIGHTS = "last.ckpt", "weights.safetensors"
 _DEFAULT_STAGE = {"steps": 1000, "batch": 4, "patch": 64}
@@ -82,6 +84,8 @@ def train(
     training, validation = read_images(train_images, validation_images, settings)
     _check_channels([*training, *validation], module.network, settings.slices)
     data = RestorationData(training, validation, stages=stages, scale=module.network.scale, settings=settings)
+    if not resume:
+        _sort_for_sizes(module, data)
     parameters = sum(p.numel() for p in module.network.parameters())
     counts = f"{len(training)} training images, {len(validation)} for validation"
     report(f"{counts}; {parameters} parameters; {data.steps} steps")
@@ -89,6 +93,17 @@ def train(
     module.export(output / WEIGHTS, notes={"seed": str(settings.seed), "steps": str(trainer.global_step)})
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Trained(module, trainer.global_step, metrics, bool(trainer.interrupted))
+
+
+def _sort_for_sizes(module: RestorationModule, data: RestorationData) -> None:
+    """Sort the units of initial weights of one size by importance, if the training gives several sizes."""
+    start = module.settings.start_from
+    if module.nested is None or start is None or not isinstance(module.network, MaIR):
+        return
+    info = read_info(start)
+    if info is None or not info.sizes:  # otherwise the order has a meaning already
+        sort_units(module.network, next(iter(data.train_dataloader()))["degraded"])
+        module.ema.load_state_dict(module.network.state_dict())
 
 
 def read_images(

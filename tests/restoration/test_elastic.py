@@ -17,6 +17,7 @@ from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.module import RestorationModule, load_checkpoint
 from voxelwave.restoration.settings import ModuleSettings, TrainingSettings
 from voxelwave.restoration.training import train
+from voxelwave.restoration.unit_order import sort_units
 from voxelwave.restoration.weights import load_weights, read_info, save_weights
 from voxelwave.runs.weight_file import read_weights, write_weights
 
@@ -125,6 +126,46 @@ def test_an_extracted_size_equals_the_masked_parent(
         masked = mask_all_but(model, small.arguments)(image)
     assert_close(out, masked, rtol=tolerance, atol=tolerance * float(masked.abs().max()))
     assert (out - whole).abs().max() > 1e-3  # the mask does something
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sorting_the_units_changes_their_order_only(kind: str, generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    model = shaken(MaIR(**{**FULL, **KINDS[kind]})).double().eval()
+    images = torch.rand(2, model.in_channels, 8, 9, generator=generator).double()
+    with torch.no_grad():
+        before, weight = model(images), model.conv_first.weight.clone()
+        sort_units(model, images)
+        assert_close(model(images), before, rtol=1e-11, atol=1e-11)
+        assert (model.conv_first.weight != weight).any()
+        sorted_once = {name: p.clone() for name, p in model.named_parameters()}
+        sort_units(model, images)
+    for name, parameter in model.named_parameters():
+        assert_close(parameter, sorted_once[name], rtol=0, atol=0, msg=name)
+
+
+def test_units_without_influence_come_last(generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    model = shaken(MaIR(**FULL)).eval()
+    block = model.layers[0].residual_group["blocks"][0]
+    scan, mlp = block.self_attention, block.conv_blk
+    dead_inner, dead_neurons, dead_channel = [0, 7, 20], [1, 30], 5
+    inner = scan.out_norm.weight.shape[0]
+    with torch.no_grad():
+        scan.in_proj.weight[:inner][dead_inner] = 0
+        mlp.fc1.weight[dead_neurons], mlp.fc1.bias[dead_neurons] = 0, 0
+        scan.dt_projs_weight[2, :, 0] = 0
+        norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm) and m.weight.numel() == 40]
+        for norm in norms:
+            norm.weight[dead_channel], norm.bias[dead_channel] = 0, 0
+        sort_units(model, torch.rand(1, 1, 8, 9, generator=generator))
+    assert not scan.in_proj.weight[:inner][-3:].any()
+    assert scan.in_proj.weight[:inner][:-3].any(1).all()
+    assert not mlp.fc1.weight[-2:].any()
+    assert not scan.dt_projs_weight[2, :, -1].any()
+    assert scan.dt_projs_weight[[0, 1, 3]].any(1).all()
+    assert len(norms) == 2 + 2 * 5
+    assert all(not norm.weight[-1] and norm.weight[:-1].all() for norm in norms)
 
 
 def test_sizes_are_parts_of_each_other() -> None:
@@ -237,6 +278,34 @@ def test_one_training_gives_three_sizes(tiny_module: dict[str, Any], tmp_path: P
             assert module.nested is not None
             assert_close(model(image), module.nested.restore(module.ema.eval(), size, image))
     assert widths == [4, 6, 8]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sizes_of_weights_of_one_size_start_with_its_most_important_units(
+    tiny_module: dict[str, Any], tmp_path: Path
+) -> None:
+    Pillow.fromarray(np.arange(0, 240, dtype=np.uint8).repeat(20).reshape(60, 80)).save(tmp_path / "a.png")
+    start = shaken(MaIR(**tiny_module["arguments"]))
+    started = []
+    for name, own in (("plain", None), ("elastic", {"small": {"width": 4}})):
+        save_weights(tmp_path / f"{name}.safetensors", start, **RELATIVE, sizes=own)
+        module = {**tiny_module, "sizes": {"small": {"width": 4}}, "start_from": str(tmp_path / f"{name}.safetensors")}
+        settings = TrainingSettings(
+            module={**module, "lr": 1e-12, "lr_min": 0.0},
+            degradation={"kind": "gaussian", "sigma": 0.1},
+            stages=[{"steps": 1, "batch": 1, "patch": 16}],
+            validation_crop=16,
+        )
+        train(tmp_path, tmp_path, tmp_path / name, settings)
+        started.append(load_weights(tmp_path / name / "weights.safetensors")[0])
+    image = torch.rand(1, 1, 9, 9)
+    with torch.no_grad():
+        for model in started:
+            assert_close(model(image), start.eval()(image), rtol=1e-4, atol=1e-4)
+    first, kept = (model.conv_first.weight for model in started)
+    assert_close(kept, start.conv_first.weight, rtol=0, atol=1e-6)
+    assert not torch.equal(first, kept)
+    assert_close(first.sum(), kept.sum())
 
 
 def test_sizes_are_drawn_as_the_settings_say(tiny_module: dict[str, Any]) -> None:
