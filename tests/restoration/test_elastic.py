@@ -181,7 +181,8 @@ def test_sizes_are_parts_of_each_other() -> None:
 
 
 def test_training_a_size_trains_its_part_of_the_parameters() -> None:
-    model = shaken(MaIR(**FULL)).double()
+    torch.manual_seed(0)
+    model = shaken(MaIR(**FULL, drop_path_rate=0.0)).double()
     small = extract(model, "small", SIZES)
     image = torch.rand(1, 1, 6, 7, dtype=torch.float64)
     NestedSizes(model.arguments, SIZES).restore(model, "small", image).square().sum().backward()
