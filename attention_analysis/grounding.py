@@ -38,9 +38,10 @@ def ground(maps: Tensor, hidden: Tensor, *, query: Tensor, patches: Tensor, anch
         ValueError: no head reads the patches from the anchor.
     """
     unit = torch.nn.functional.normalize(hidden, dim=-1)
-    pattern = (unit[:, query] @ unit[:, patches].mT).sum((0, 2)).softmax(0)
-    by_head = maps[:, query][:, :, patches].sum(-1).softmax(-1)  # (heads, Q)
-    divergence = (pattern * (pattern.log() - by_head.log())).sum(-1)
+    log_pattern = (unit[:, query] @ unit[:, patches].mT).sum((0, 2)).log_softmax(0)
+    by_head = maps[:, query][:, :, patches].sum(-1).log_softmax(-1)  # (heads, Q)
+    pattern = log_pattern.exp()
+    divergence = (pattern * (log_pattern - by_head)).sum(-1)
     weights = (-divergence).softmax(0)
     found = (weights[:, None] * maps[:, anchor][:, patches]).sum(0)
     if not found.sum() > 0:
