@@ -131,6 +131,13 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "measure the speed of decoding and how well a known observer is learnt",
         ),
     },
+    "attention": {
+        "tasks": Verb(
+            "attention.options:Tasks",
+            "attention.tasks:tasks",
+            "train small models on known tasks and show what their attention learns",
+        ),
+    },
     "batch": {
         "page": Verb(
             "batch.options:Page", "batch.page:page", "write the page of a folder of results again, from its manifest"

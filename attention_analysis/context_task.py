@@ -84,10 +84,8 @@ class World:
         bursty = torch.rand(batch, generator=generator) < self.task.bursty
         context, target = self._bursty(batch, generator)
         random = self.frequency.expand(batch, -1).multinomial(self.task.pairs + 1, generator=generator)
-        context = torch.where(bursty[:, None], context, random[:, :-1])
-        return self._sequences(
-            context, torch.where(bursty, target, random[:, -1]), self.means, self.of_class, generator
-        )
+        context = torch.where(bursty[:, None], context, random[:, 1:])
+        return self._sequences(context, torch.where(bursty, target, random[:, 0]), self.means, self.of_class, generator)
 
     def novel(self, batch: int, generator: torch.Generator) -> Sequences:
         """Bursty sequences of new classes, whose labels only the context gives."""
@@ -105,19 +103,19 @@ class World:
     def absent(self, batch: int, generator: torch.Generator) -> Sequences:
         """Sequences without the class of the target, which only the weights can answer."""
         chosen = self._different(batch, self.task.pairs + 1, generator)
-        return self._sequences(chosen[:, :-1], chosen[:, -1], self.means, self.of_class, generator)
+        return self._sequences(chosen[:, 1:], chosen[:, 0], self.means, self.of_class, generator)
 
     def _different(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
-        """(batch, count) different classes by their frequency; rows with a repetition are drawn again."""
+        """(batch, count) different classes, drawn one after the other by their frequency."""
         edges = self.frequency.cumsum(0)
-        found = torch.searchsorted(edges, edges[-1] * torch.rand(batch, count, generator=generator))
-        for _ in range(20):
-            ordered = found.sort(1).values
-            again = (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero().flatten()
-            if not len(again):
-                return found
-            found[again] = torch.searchsorted(edges, edges[-1] * torch.rand(len(again), count, generator=generator))
-        found[again] = self.frequency.expand(len(again), -1).multinomial(count, generator=generator)
+        found = torch.full((batch, count), -1)
+        for place in range(count):
+            again = torch.arange(batch)
+            while len(again):
+                drawn = torch.searchsorted(edges, edges[-1] * torch.rand(len(again), generator=generator))
+                repeated = (found[again] == drawn[:, None]).any(1)
+                found[again[~repeated], place] = drawn[~repeated]
+                again = again[repeated]
         return found
 
     def _bursty(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

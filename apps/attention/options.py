@@ -1,0 +1,38 @@
+"""Options of `voxelwave attention`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..options import ThreadOptions, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks(ThreadOptions):
+    """Train small models on tasks whose solution is known, and show what their attention has learned.
+
+    The parts are: "icl", classification in context and the onset of an induction circuit; "regression", one head and
+    two heads compared with a debiased step of gradient descent; "shortcut", structure or frequent pairs in nested
+    sequences; "grounding", whether a map of attention finds the target of a search display or a lesion; "curriculum",
+    pre-training under a growing mask against training from scratch. OUTPUT receives tasks.html and tasks.json. The
+    models are small and the data are synthetic: the figures say nothing about large models.
+
+    Args:
+        output: the folder to write to.
+        part: which tasks to run.
+        seeds: number of seeds of each training in the part "icl".
+        quick: a tenth of the training steps, to try the command; the figures then mean little.
+        threads: CPU threads.
+        seed: the first seed.
+    """
+
+    output: Path
+    part: Literal["all", "icl", "regression", "shortcut", "grounding", "curriculum"] = "all"
+    seeds: int = 6
+    quick: bool = False
+    threads: int = 2
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, seeds=self.seeds)
