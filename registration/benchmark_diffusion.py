@@ -13,14 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import (
-    binary_dilation,
-    binary_erosion,
-    binary_fill_holes,
-    distance_transform_edt,
-    gaussian_filter,
-    label,
-)
 
 from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field, resample
 from .acquisition import PairFacts
@@ -32,6 +24,7 @@ from .greedy import greedy
 from .grids import unit_range
 from .jacobian import sdlogj
 from .known_warps import Warp, known_warps, source_of, warped_by
+from .landmarks import BRAIN, VENTRICLES, above_base, segmented_b0, segmented_t1
 from .metrics import dice, hd95_mm
 from .register import register
 from .settings import RegistrationSettings
@@ -43,8 +36,6 @@ Maps = tuple[DisplacementField, DisplacementField]  # fixed world -> moving worl
 METHODS = ("identity", "rigid", "affine", "auto", "deformable", "syn", "greedy")
 OURS = ("rigid", "auto", "deformable")
 _POINTS = 4000
-_DEPTH_MM = 24.0  # least depth of the ventricles below the outline of the brain
-_BRAIN, _VENTRICLES = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +189,9 @@ def _without_truth(pair: DiffusionPair, maps: Maps, *, swapped: bool) -> dict[st
     of_moving, of_fixed = reversed(labels) if swapped else labels
     moved = resample(of_moving, fixed, maps[0], order="nearest").array
     shown = resample(of_moving.with_array(np.ones(moving.shape, np.uint8)), fixed, maps[0], order="nearest").array > 0
+    shown &= above_base(of_fixed)
     figures: dict[str, float] = {}
-    for name, number in (("brain", _BRAIN), ("ventricles", _VENTRICLES)):
+    for name, number in (("brain", BRAIN), ("ventricles", VENTRICLES)):
         first, second = ((array >= number) & shown for array in (moved, of_fixed.array))
         if not first.any() or not second.any():
             continue
@@ -218,62 +210,3 @@ def _without_truth(pair: DiffusionPair, maps: Maps, *, swapped: bool) -> dict[st
     u = torch.from_numpy(maps[0].to_voxels(moving_affine=linear.matrix @ maps[0].affine))[None]
     figures["sdlogj"] = sdlogj(u)
     return figures
-
-
-def segmented_b0(image: Volume) -> Volume:
-    """The brain (1) and the ventricles (2) in a b0 image: fluid is the brightest tissue deep in the brain."""
-    brain = head_mask(image).array > 0
-    return image.with_array(_with_ventricles(image, brain, _even(image, brain) > 1.3))
-
-
-def segmented_t1(image: Volume) -> Volume:
-    """The brain (1) and the ventricles (2) in a T1w scan: tissue neither as dark as bone nor as bright as fat."""
-    head = head_mask(image).array > 0
-    depth = distance_transform_edt(np.pad(head, 1), sampling=image.spacing)[1:-1, 1:-1, 1:-1]
-    typical = float(np.median(image.array[depth > 0.6 * depth.max()]))
-    tissue = head & (image.array > 0.35 * typical) & (image.array < 1.5 * typical) & (depth > 6)
-    radius = [max(1, round(3.0 / mm)) for mm in image.spacing]
-    core = _largest(_by_steps(binary_erosion, tissue, radius))
-    wide = [max(1, round(9.0 / mm)) for mm in image.spacing]
-    closed = _by_steps(binary_dilation, core, [a + b for a, b in zip(radius, wide, strict=True)])
-    brain = _by_steps(binary_erosion, closed, wide) & (depth > 3)
-    thick = int(np.argmax(image.spacing))
-    brain = np.moveaxis(np.stack([binary_fill_holes(plane) for plane in np.moveaxis(brain, thick, 0)]), 0, thick)
-    return image.with_array(_with_ventricles(image, brain, _even(image, brain) < 0.62))
-
-
-def _even(image: Volume, brain: np.ndarray) -> np.ndarray:
-    """The image divided by its mean in the brain within about 30 mm."""
-    sigma = [30.0 / mm for mm in image.spacing]
-    weight = gaussian_filter(brain.astype(np.float32), sigma)
-    mean = gaussian_filter(np.where(brain, image.array, 0).astype(np.float32), sigma)
-    even: np.ndarray = image.array * weight / np.maximum(mean, 1e-6 * float(mean.max()))
-    return even
-
-
-def _with_ventricles(image: Volume, brain: np.ndarray, fluid: np.ndarray) -> np.ndarray:
-    deep = distance_transform_edt(np.pad(brain, 1), sampling=image.spacing)[1:-1, 1:-1, 1:-1] > _DEPTH_MM
-    ventricles = _largest(fluid & deep)
-    return brain.astype(np.uint8) * _BRAIN + ventricles.astype(np.uint8)
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    parts, count = label(mask)
-    if not count:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    largest: np.ndarray = parts == sizes.argmax()
-    return largest
-
-
-def _by_steps(operation: Callable[..., np.ndarray], mask: np.ndarray, radius: Sequence[int]) -> np.ndarray:
-    """Erode or dilate by a radius in voxels that differs along the axes."""
-    for axis, count in enumerate(radius):
-        structure = np.zeros((3, 3, 3), bool)
-        structure[1, 1, 1] = True
-        line = [slice(1, 2)] * 3
-        line[axis] = slice(0, 3)
-        structure[tuple(line)] = True
-        mask = np.asarray(operation(mask, structure, iterations=count))
-    return mask
