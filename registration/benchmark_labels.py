@@ -21,7 +21,7 @@ from .register import register
 from .settings import RegistrationSettings
 
 Progress = Callable[[str], None]
-Peer = Literal["fast", "standard", "diffeomorphic", "syn", "greedy", "convexadam"]
+Peer = Literal["fast", "standard", "accurate", "diffeomorphic", "syn", "greedy", "convexadam"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
 # the 30 structures usually scored on FreeSurfer labels (VoxelMorph, Dalca et al. 2018)

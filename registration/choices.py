@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 Method = Literal["nestedmorph", "field", "syn"]
 Similarity = Literal["auto", "ncc", "mi", "mind"]
-Effort = Literal["fast", "standard"]
+Effort = Literal["fast", "standard", "accurate"]
+Levels = Literal["coarse", "fine", "all"]
 Transform = Literal["auto", "rigid", "affine", "deformable"]
 PhaseAxis = Literal["i", "i-", "j", "j-", "k", "k-"]
 TrainingSimilarity = Literal["ncc", "mi", "mind"]

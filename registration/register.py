@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
 from .checks import check_images
-from .choices import METHODS, Similarity
+from .choices import METHODS, Levels, Similarity
 from .evidence import Evidence, head_mask, restricted, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
@@ -34,6 +34,7 @@ from .warp import warp
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
 _FEW_VOXELS = 16**3
 _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time and gains nothing
+_WORKING_SIDE = 128  # least number of voxels along the mean side of a small image
 
 
 def register(
@@ -178,7 +179,8 @@ def _register_planar(
         mask = laid.on_grid(grid, linear)
         refinement = _Refinement(images, grid, settings, settings.similarity, steps.report)
         with steps.timed("refinement"):
-            refined = refinement.run(mask=_weights(mask, device))
+            levels: Levels = "coarse" if settings.effort == "fast" else "all"
+            refined = refinement.run(mask=_weights(mask, device), levels=levels)
             displacement = better_of(None, refined, *images, mask=mask).cpu()
     forward, inverse, whole = maps(from_plane, to_plane, matrix, displacement)
     warped = resample(moving, fixed, forward)
@@ -282,7 +284,7 @@ def _deformable(
     steps: Steps,
 ) -> tuple[DisplacementField, DisplacementField, Choice]:
     """The forward and inverse transforms, with a dense displacement in addition to the affine, and the kept stages."""
-    grid = working_grid(fixed)
+    grid = working_grid(fixed, finer=settings.effort == "accurate" and network is None)
     start = None
     if network is not None:
         with steps.timed("network"):
@@ -298,11 +300,12 @@ def _deformable(
     refinement = _Refinement(images, grid, settings, similarity, steps.report)
     stages: tuple[StageResult, ...] = ()
     with steps.timed("refinement"):
-        if similarity == "ncc" or network is not None:
-            refined = refinement.run(start, mask=compared)
-            if similarity == "ncc" and network is None and settings.effort == "standard":
-                refined = _averaged(refined, moving, fixed, masks, affine, settings, device, steps)
-            refined = better_of(start, refined, *images, mask=lesions)
+        if similarity == "ncc" and network is None and settings.effort != "fast":
+            refined = _in_both_directions(refinement, moving, fixed, masks, affine, compared)
+            refined = better_of(None, refined, *images, mask=lesions)
+        elif similarity == "ncc" or network is not None:
+            levels: Levels = "coarse" if settings.effort == "fast" else "all"
+            refined = better_of(start, refinement.run(start, mask=compared, levels=levels), *images, mask=lesions)
         else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
             seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
             refined = refinement.run(start, mask=seen if compared is None else seen * compared)
@@ -326,7 +329,7 @@ class _Refinement:
     Args:
         images: moving and fixed, (1, 1, D, H, W) in [0, 1], on `grid`.
         grid: its shape and affine are used.
-        settings: `effort` and `diffeomorphic` are used.
+        settings: `diffeomorphic` is used.
         similarity: see `refine`.
         report: called with a line about each level.
         prefix: what the lines begin with.
@@ -339,7 +342,14 @@ class _Refinement:
     report: Progress
     prefix: str = ""
 
-    def run(self, start: Tensor | None = None, *, mask: Tensor | None, iterations: float = 1.0) -> Tensor:
+    def run(
+        self,
+        start: Tensor | None = None,
+        *,
+        mask: Tensor | None,
+        levels: Levels = "all",
+        iterations: float = 1.0,
+    ) -> Tensor:
         """The refined displacement, (1, 3, D, H, W) in voxels; see `refine`."""
         return refine(
             *self.images,
@@ -347,7 +357,7 @@ class _Refinement:
             fixed_mask=mask,
             displacement=start,
             similarity=self.similarity,
-            effort=self.settings.effort,
+            levels=levels,
             diffeomorphic=self.settings.diffeomorphic,
             iterations=iterations,
             progress=lambda text: self.report(f"  {self.prefix}{text}"),
@@ -359,33 +369,34 @@ def _weights(mask: Volume | None, device: torch.device) -> Tensor | None:
     return None if mask is None else with_channel(mask, np.float32)[None].to(device)
 
 
-def _averaged(
-    refined: Tensor,
+def _in_both_directions(
+    refinement: _Refinement,
     moving: Volume,
     fixed: Volume,
     masks: Masks,
     affine: AffineTransform,
-    settings: RegistrationSettings,
-    device: torch.device,
-    steps: Steps,
+    compared: Tensor | None,
 ) -> Tensor:
-    """The mean of a displacement and the inverse of the one from the fixed to the moving image, without folds.
+    """The displacement of the fine level, from the mean of the coarse one and of the inverse of that of the way back.
 
-    Exchanging the images then inverts the map up to about 0.2 mm, in place of 2 mm, and neither direction is worse than
-    the other: the mean Dice of six directions of three pairs rose from 0.748 to 0.749, the lowest from 0.730 to 0.739.
+    Neither direction is then worse than the other: at 2 mm, the mean Dice of six directions of three pairs rose from
+    0.748 to 0.749, and the lowest from 0.730 to 0.739.
     """
-    grid, grid_back, back_affine = working_grid(fixed), working_grid(moving), affine.inverse()
+    there = refinement.run(mask=compared, levels="coarse")
+    grid, grid_back, back_affine = refinement.grid, working_grid(moving), affine.inverse()
     ways = ((fixed, back_affine), (moving, None))
+    device = there.device
     images = [to_grid(unit_range(volume), grid_back, way)[None].to(device) for volume, way in ways]
     mask = masks.swapped().on_grid(grid_back, back_affine)
-    refinement = _Refinement(images, grid_back, settings, "ncc", steps.report, "back: ")
-    back = refinement.run(mask=_weights(mask, device))
+    other_way = replace(refinement, images=images, grid=grid_back, similarity="ncc", prefix="back: ")
+    back = other_way.run(mask=_weights(mask, device), levels="coarse")
     backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the mean is judged later
         inverse = backward.inverse(grid, iterations=30, tolerance_mm=0.05)
     other = torch.from_numpy(inverse.to_voxels(moving_affine=affine.matrix @ grid.affine))[None].to(device)
-    return unfold((refined + other) / 2)
+    mean, factor = unfold((there + other) / 2), 2.0 if refinement.settings.effort == "accurate" else 1.0
+    return refinement.run(mean, mask=compared, levels="fine", iterations=factor)
 
 
 def _judged(
@@ -481,14 +492,24 @@ def network_displacement(
     return torch.from_numpy(compose_to_field([found], grid).to_voxels())[None]
 
 
-def working_grid(fixed: Volume) -> Volume:
+def working_grid(fixed: Volume, *, finer: bool = False) -> Volume:
     """The grid on which the field is refined: that of `fixed`, with axes finer than 1 mm coarsened to about 1 mm.
+
+    For an image that is less than 128 mm wide, such as that of a mouse, 1/128 of its mean side counts in place of 1 mm.
+
+    Args:
+        fixed: its grid is used.
+        finer: divide coarser axes, too.
 
     Returns:
         An empty volume that begins at the first voxel of `fixed` and covers `fixed` completely.
     """
-    step = np.array([max(1.0, _WORKING_SPACING_MM / spacing) for spacing in fixed.spacing])
-    step[step < 1.25] = 1.0  # not worth an interpolation
+    sides = np.array(fixed.shape) * fixed.spacing
+    target = min(_WORKING_SPACING_MM, float(np.prod(sides)) ** (1 / 3) / _WORKING_SIDE)
+    step = target / np.array(fixed.spacing)
+    if not finer:
+        step = step.clip(min=1.0)
+    step[(step > 0.8) & (step < 1.25)] = 1.0  # not worth an interpolation
     shape = tuple(int(np.ceil((n - 1) / s)) + 1 for n, s in zip(fixed.shape, step, strict=True))
     affine = fixed.affine @ np.diag([*step, 1.0])
     return Volume(np.broadcast_to(np.float32(0), shape), affine)

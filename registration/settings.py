@@ -19,8 +19,10 @@ class RegistrationSettings:
             scan or from the DICOM headers.
         similarity: similarity measure of the refinement: ncc (local correlation, one contrast), mi (mutual
             information) or mind (self-similarity); auto takes ncc or mi, depending on how similar the contrasts are.
-        effort: for images of one contrast: fast refines down to 2 mm for a human brain; standard refines down to 1 mm,
-            which aligns the cortex better, in both directions, so that exchanging the scans inverts the map.
+        effort: for images of one contrast: fast refines down to 2 mm for a human brain; standard refines in both
+            directions, so that exchanging the scans inverts the map, and down to 1 mm if the scans are that fine, which
+            aligns the cortex better; accurate refines down to 1 mm even if the scans are coarser, with twice as many
+            iterations there.
         diffeomorphic: compose small smooth steps only, even between different contrasts, so that the map never folds.
         seed: seed for the random sampling of the affine registration.
     """

@@ -117,11 +117,37 @@ def test_the_network_starts_the_refinement_at_its_own_spacing(pair):
 
 
 def test_working_grid_covers_a_fine_image_with_coarser_voxels():
-    fine = Volume(np.zeros((101, 60, 7), np.float32), np.diag([0.4, 0.9, 4.0, 1.0]))
+    fine = Volume(np.zeros((401, 230, 40), np.float32), np.diag([0.4, 0.9, 4.0, 1.0]))
     grid = working_grid(fine)
     assert grid.spacing == pytest.approx((1.0, 0.9, 4.0))
+    assert working_grid(fine, finer=True).spacing == pytest.approx((1.0, 0.9, 1.0))
     end = grid.affine @ [*(np.array(grid.shape) - 1), 1]
     assert (end[:3] >= (np.array(fine.shape) - 1) * fine.spacing - 1e-9).all()
+
+
+def test_a_small_animal_keeps_its_fine_voxels():
+    mouse = Volume(np.zeros((160, 200, 100), np.float32), np.diag([0.1, 0.1, 0.1, 1.0]))
+    assert working_grid(mouse).spacing == pytest.approx(mouse.spacing)
+
+
+@pytest.mark.parametrize("effort", ["standard", pytest.param("accurate", marks=pytest.mark.slow)])
+def test_exchanging_images_of_one_contrast_inverts_the_map(effort):
+    rng = np.random.default_rng(3)
+    axes = np.meshgrid(*[np.linspace(-1.3, 1.3, 40)] * 3, indexing="ij")
+    head = sum(a**2 for a in axes) < 1
+    texture = gaussian_filter(rng.normal(size=head.shape), 2)
+    volume = Volume((head * (1 + 6 * texture)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    way = np.stack([gaussian_filter(rng.normal(size=head.shape), 6) for _ in range(3)], axis=-1)
+    truth = DisplacementField((4 * way / np.abs(way).max()).astype(np.float32), volume.affine)
+    moved = resample(volume, volume, truth)
+    there = register(moved, volume, RegistrationSettings(effort=effort))
+    back = register(volume, moved, RegistrationSettings(effort=effort))
+    np.testing.assert_array_equal(there.forward.vectors_mm, back.inverse.vectors_mm)
+    np.testing.assert_array_equal(there.inverse.vectors_mm, back.forward.vectors_mm)
+    points = grid_points_mm(volume)[head.ravel()]
+    error = np.linalg.norm(truth.map(there.forward.map(points)) - points, axis=1)
+    before = np.linalg.norm(truth.map(points) - points, axis=1)
+    assert np.nanmean(error) < 0.4 * before.mean()
 
 
 def test_an_affine_map_has_no_deformable_part():
@@ -198,9 +224,8 @@ def test_a_mask_on_another_grid_is_refused(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("similarity", ["ncc", "mi"])
-def test_exchanging_the_images_inverts_the_map(pair, similarity):
-    settings = RegistrationSettings(similarity=similarity, transform="deformable")
+def test_exchanging_the_images_inverts_the_map(pair):
+    settings = RegistrationSettings(similarity="mi", transform="deformable")
     there, back = register(*pair, settings), register(*reversed(pair), settings)
     assert np.array_equal(there.forward.vectors_mm, back.inverse.vectors_mm)
     assert np.array_equal(there.inverse.vectors_mm, back.forward.vectors_mm)
