@@ -193,11 +193,11 @@ def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tupl
     return (slice(None), slice(None), *spatial)
 
 
-def chosen_similarity(moving: Tensor, fixed: Tensor, displacement: Tensor | None = None) -> Similarity:
+def chosen_similarity(moving: Tensor, fixed: Tensor) -> Similarity:
     """The similarity that "auto" takes for two images (1, 1, D, H, W): "ncc" or "mi"."""
-    moving, fixed = normalized(moving), normalized(fixed)
-    start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device) if displacement is None else displacement.float()
-    return _choose(fixed, moving, torch.ones_like(fixed), start)
+    fixed = normalized(fixed)
+    start = torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device)
+    return _choose(fixed, normalized(moving), torch.ones_like(fixed), start)
 
 
 def _choose(fixed: Tensor, moving: Tensor, mask: Tensor, start: Tensor) -> Similarity:

