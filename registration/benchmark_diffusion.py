@@ -18,6 +18,7 @@ from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_fie
 from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
+from .choices import DIFFUSION_METHODS, DiffusionMethod
 from .distortion import axis_direction
 from .evidence import head_mask
 from .greedy import greedy
@@ -33,8 +34,6 @@ from .ssim import ssim
 Progress = Callable[[str], None]
 Maps = tuple[DisplacementField, DisplacementField]  # fixed world -> moving world on the fixed grid, and back
 
-METHODS = ("identity", "rigid", "affine", "auto", "deformable", "syn", "greedy")
-OURS = ("rigid", "auto", "deformable")
 _POINTS = 4000
 
 
@@ -65,27 +64,27 @@ class DiffusionPair:
         return shown
 
 
-def aligned(method: str, moving: Volume, fixed: Volume, facts: PairFacts) -> Maps:
-    """The maps of a method in `METHODS`."""
-    if method in OURS:
-        transform = method if method != "auto" else "auto"
-        settings = RegistrationSettings(method="field", transform=transform)  # type: ignore[arg-type]
-        found = register(moving, fixed, settings, facts=facts)
-        return found.forward, found.inverse
-    if method == "syn":
-        return syn(moving, fixed)
-    if method == "greedy":
-        forward = compose_to_field([greedy(moving, fixed, contrasts=True)], fixed)
-        return forward, forward.inverse(moving, iterations=30, tolerance_mm=0.05)
-    matrix = np.eye(4) if method == "identity" else align_affine(moving, fixed)
-    linear = AffineTransform(matrix)
-    return compose_to_field([linear], fixed), compose_to_field([linear.inverse()], moving)
+def aligned(method: DiffusionMethod, moving: Volume, fixed: Volume, facts: PairFacts) -> Maps:
+    """The maps of a method in `choices.DIFFUSION_METHODS`."""
+    match method:
+        case "rigid" | "auto" | "deformable":
+            settings = RegistrationSettings(method="field", transform=method)
+            found = register(moving, fixed, settings, facts=facts)
+            return found.forward, found.inverse
+        case "syn":
+            return syn(moving, fixed)
+        case "greedy":
+            forward = compose_to_field([greedy(moving, fixed, contrasts=True)], fixed)
+            return forward, forward.inverse(moving, iterations=30, tolerance_mm=0.05)
+        case "identity" | "affine":
+            linear = AffineTransform(np.eye(4) if method == "identity" else align_affine(moving, fixed))
+            return compose_to_field([linear], fixed), compose_to_field([linear.inverse()], moving)
 
 
 def diffusion_benchmark(
     pair: DiffusionPair,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[DiffusionMethod] = DIFFUSION_METHODS,
     seeds: range = range(5),
     swapped: bool = False,
     progress: Progress | None = None,
@@ -94,7 +93,7 @@ def diffusion_benchmark(
 
     Args:
         pair: the scans.
-        methods: some of `METHODS`.
+        methods: some of `choices.DIFFUSION_METHODS`.
         seeds: seeds of the known warps.
         swapped: whether the diffusion image is the moving image.
         progress: called with a line about each method.
@@ -130,7 +129,7 @@ def _inside(points: np.ndarray) -> np.ndarray:
 
 
 def consistency(
-    pair: DiffusionPair, method: str, first: Maps, facts: PairFacts, *, seeds: range, swapped: bool
+    pair: DiffusionPair, method: DiffusionMethod, first: Maps, facts: PairFacts, *, seeds: range, swapped: bool
 ) -> dict[str, Any]:
     """The distance of the second alignment from the known warp after the first one, in mm over points of the brain."""
     figures: dict[str, list[float]] = {}
@@ -178,7 +177,9 @@ def _direction(pair: DiffusionPair) -> np.ndarray:
     return axis_direction(pair.diffusion, pair.facts.fixed.phase_axis or "j")
 
 
-def _align(pair: DiffusionPair, t1: Volume, diffusion: Volume, method: str, facts: PairFacts, *, swapped: bool) -> Maps:
+def _align(
+    pair: DiffusionPair, t1: Volume, diffusion: Volume, method: DiffusionMethod, facts: PairFacts, *, swapped: bool
+) -> Maps:
     return aligned(method, *((diffusion, t1) if swapped else (t1, diffusion)), facts)
 
 

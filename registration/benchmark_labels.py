@@ -6,7 +6,7 @@ All methods start from the same images, and the time of each method includes its
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from ..volumes import Transform, Volume, compose_to_field, resample
 from . import convexadam, greedy
+from .choices import LABEL_METHODS, LabelMethod
 from .grids import training_grid
 from .jacobian import field_measures
 from .metrics import dice
@@ -21,8 +22,6 @@ from .register import register
 from .settings import RegistrationSettings
 
 Progress = Callable[[str], None]
-Peer = Literal["fast", "standard", "accurate", "diffeomorphic", "syn", "greedy", "convexadam"]
-PEERS: tuple[Peer, ...] = get_args(Peer)
 
 # the 30 structures usually scored on FreeSurfer labels (VoxelMorph, Dalca et al. 2018)
 _LEFT_AND_MIDDLE = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31)
@@ -42,7 +41,7 @@ class LabelResult:
     """Overlap of label maps after a registration.
 
     Args:
-        method: one of `PEERS`.
+        method: one of `choices.LABEL_METHODS`.
         dice: mean Dice over the labels.
         cortex: mean Dice over the labels 3 and 42, which are the left and the right cortex.
         dice_by_label: the Dice of each label.
@@ -76,7 +75,7 @@ def label_benchmark(
     fixed: LabelledScan,
     *,
     labels: Sequence[int] = FREESURFER_LABELS,
-    methods: Sequence[Peer] = PEERS,
+    methods: Sequence[LabelMethod] = LABEL_METHODS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[LabelResult]:
@@ -129,7 +128,7 @@ def label_benchmark(
     return results
 
 
-def missing_package(method: Peer) -> str | None:
+def missing_package(method: LabelMethod) -> str | None:
     """The package that a method needs and that is not installed; None if it can run."""
     if method == "greedy" and not greedy.available():
         return "picsl_greedy"
@@ -138,7 +137,7 @@ def missing_package(method: Peer) -> str | None:
     return None
 
 
-def _map(method: Peer, moving: Volume, fixed: Volume, seed: int) -> Transform:
+def _map(method: LabelMethod, moving: Volume, fixed: Volume, seed: int) -> Transform:
     match method:
         case "greedy":
             return greedy.greedy(moving, fixed)

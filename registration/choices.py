@@ -14,10 +14,14 @@ AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]
 Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
 Split = Literal["train", "val", "test"]
+LabelMethod = Literal["fast", "standard", "accurate", "diffeomorphic", "syn", "greedy", "convexadam"]
+DiffusionMethod = Literal["identity", "rigid", "affine", "auto", "deformable", "syn", "greedy"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 CONTRASTS: tuple[Contrast, ...] = get_args(Contrast)
 SPLITS: tuple[Split, ...] = get_args(Split)
+LABEL_METHODS: tuple[LabelMethod, ...] = get_args(LabelMethod)
+DIFFUSION_METHODS: tuple[DiffusionMethod, ...] = get_args(DiffusionMethod)
 FLOW_HEADS: tuple[FlowHead, ...] = get_args(FlowHead)
 
 

@@ -23,13 +23,13 @@ def available() -> bool:
 
 
 def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> CompositeTransform:
-    """Align by Greedy's affine and greedy diffeomorphic stages with its documented settings.
+    """Align by Greedy's linear and greedy diffeomorphic stages with its documented settings.
 
     Args:
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         contrasts: whether the images are of two contrasts and one session. Greedy then uses mutual information instead
-            of local correlation, and starts from the scanner's geometry instead of the centres of the images.
+            of local correlation, and a rigid map, from the scanner's geometry, instead of an affine one.
 
     Returns:
         From fixed space into moving space.
@@ -43,14 +43,16 @@ def greedy(moving: Volume, fixed: Volume, *, contrasts: bool = False) -> Composi
     check_images("moving", moving, None)
     check_images("fixed", fixed, None)
     program: Any = Greedy3D()
-    metric, start = ("NMI", "-ia-identity") if contrasts else ("NCC 2x2x2", "-ia-image-centers")
+    metric, linear = "NCC 2x2x2", "-dof 12 -ia-image-centers"
+    if contrasts:
+        metric, linear = "NMI", "-dof 6 -ia-identity"
     with tempfile.TemporaryDirectory(prefix="voxelwave-greedy-") as name:
         folder = Path(name)
         write_volume(folder / "moving.nii.gz", moving)
         write_volume(folder / "fixed.nii.gz", fixed)
         images = f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -m {metric} -n {_ITERATIONS}"
         threads = f"-threads {torch.get_num_threads()}"
-        program.execute(f"-V 0 -a -dof 12 {start} {images} {threads} -o {folder}/affine.mat")
+        program.execute(f"-V 0 -a {linear} {images} {threads} -o {folder}/affine.mat")
         program.execute(f"-V 0 {images} {threads} -it {folder}/affine.mat -o {folder}/field.nii.gz")
         field = read_transform(folder / "field.nii.gz")
         affine = _read_affine(folder / "affine.mat")

@@ -13,12 +13,12 @@ import torch
 from ...registration import greedy
 from ...registration.acquisition import facts_of
 from ...registration.benchmark import known_field_benchmark
-from ...registration.benchmark_diffusion import METHODS, DiffusionPair, diffusion_benchmark
-from ...registration.benchmark_labels import PEERS, LabelledScan, coarser, label_benchmark, missing_package
+from ...registration.benchmark_diffusion import DiffusionPair, diffusion_benchmark
+from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark, missing_package
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_shift import measure_shift
 from ...registration.benchmark_training import OVERFIT, overfit
-from ...registration.choices import FLOW_HEADS
+from ...registration.choices import DIFFUSION_METHODS, FLOW_HEADS, LABEL_METHODS
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
@@ -51,13 +51,18 @@ def benchmark(options: Benchmark) -> None:
     for name, measure in PARTS.items() if options.part == "all" else [(options.part, PARTS[options.part])]:
         part = measure(options)
         print_rows(part.title, [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in part.rows])
-        write_record(
-            options.output / f"benchmark-{name}.json",
-            inputs=part.inputs,
-            rows=part.rows,
-            threads=options.threads,
-            machine=f"{platform.machine()}, {_processor()}",
-        )
+        _write(options, name, part.rows, part.inputs)
+
+
+def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: dict[str, Path | None]) -> None:
+    """Write the rows so far, so that a long part loses no finished pair if it is stopped."""
+    write_record(
+        options.output / f"benchmark-{part}.json",
+        inputs=inputs,
+        rows=rows,
+        threads=options.threads,
+        machine=f"{platform.machine()}, {_processor()}",
+    )
 
 
 def _field(options: Benchmark) -> Part:
@@ -78,8 +83,10 @@ def _labels(options: Benchmark) -> Part:
         for moving, fixed in itertools.permutations(scans, 2):
             _print_progress(f"{moving} -> {fixed} at {spacing:g} mm")
             known = {"pair": f"{moving} -> {fixed}", "spacing_mm": spacing, "held_out": _HELD_OUT in (moving, fixed)}
-            results = label_benchmark(scans[moving], scans[fixed], progress=_print_progress)
+            methods = [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
+            results = label_benchmark(scans[moving], scans[fixed], methods=methods, progress=_print_progress)
             rows += [known | asdict(result) for result in results]
+            _write(options, "labels", rows, inputs)
     print_rows("Means over the pairs", _means(rows))
     return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
 
@@ -104,7 +111,7 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in chosen])),
             }
         )
-    absent = [method for method in PEERS if missing_package(method) is not None]
+    absent = [method for method in LABEL_METHODS if missing_package(method) is not None]
     figures = dict.fromkeys([name for name in found[0] if name not in ("spacing_mm", "method")], "-")
     return found + [
         {"spacing_mm": spacing, "method": method} | figures
@@ -116,7 +123,8 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _diffusion(options: Benchmark) -> Part:
     rows: list[dict[str, Any]] = []
     inputs: dict[str, Path | None] = {}
-    methods = [name for name in METHODS if name != "greedy" or greedy.available()]
+    installed = [name for name in DIFFUSION_METHODS if name != "greedy" or greedy.available()]
+    methods = [name for name in installed if options.methods is None or name in options.methods]
     for pair in find_pairs(options.data / "mri_t1_dwi", "t1-dwi"):
         name = without_suffix(pair.fixed).name
         inputs |= {f"{name} T1w": pair.moving, name: pair.fixed}
@@ -126,7 +134,26 @@ def _diffusion(options: Benchmark) -> Part:
             rows += diffusion_benchmark(
                 scans, methods=methods, seeds=range(options.seeds), swapped=swapped, progress=_print_progress
             )
+            _write(options, "diffusion", rows, inputs)
+    print_rows("Means over the pairs", _diffusion_means(rows))
     return Part("T1w and b0 of one person: consistency under known warps (mm), segmented structures", rows, inputs)
+
+
+def _diffusion_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means by method, and the largest loss against the rigid map on any pair, in mm."""
+    rigid = {row["pair"]: row["consistency_mm"] for row in rows if row["method"] == "rigid"}
+    names = ("consistency_mm", "dice_brain", "hd95_brain_mm", "dice_ventricles", "swap_mm", "cpu_seconds")
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        chosen = [row for row in rows if row["method"] == method]
+        losses = [row["consistency_mm"] - rigid[row["pair"]] for row in chosen if row["pair"] in rigid]
+        means = {name: _mean([row[name] for row in chosen if name in row]) for name in names}
+        found.append({"method": method} | means | {"most_above_rigid_mm": max(losses, default=None)})
+    return found
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _training(options: Benchmark) -> Part:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from ...registration.choices import Method, Split
+from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionMethod, LabelMethod, Method, Split
 from ...registration.settings import RegistrationSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
 from ...runs.checks import check_resume
@@ -271,6 +271,7 @@ class Benchmark(Options):
         part: which part to run.
         seeds: number of random deformations for "field", and of each kind for "diffusion".
         spacings: voxel spacings of the images for "labels", in mm; 2 and 1 by default.
+        methods: methods to run for "labels" and "diffusion", by the names in their tables; all by default.
         threads: threads of PyTorch, and of ANTs for SyN.
     """
 
@@ -279,6 +280,7 @@ class Benchmark(Options):
     part: Literal["all", "field", "labels", "diffusion", "training", "shift", "cost"] = "all"
     seeds: int = 3
     spacings: list[float] | None = None
+    methods: list[LabelMethod | DiffusionMethod] | None = None
     threads: int = 2
 
     def check(self) -> None:
@@ -286,5 +288,10 @@ class Benchmark(Options):
         at_least(1, seeds=self.seeds, threads=self.threads)
         if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
+        known = {"labels": LABEL_METHODS, "diffusion": DIFFUSION_METHODS}.get(self.part, ())
+        unknown = sorted(set(self.methods or ()) - set(known))
+        if self.part != "all" and unknown:
+            names = ", ".join(known) or "left out"
+            raise UsageError(f"--methods of the part {self.part} must be {names}, got {', '.join(unknown)}")
         if self.part not in ("shift", "cost"):  # these need no scans
             must_exist(self.data, "folder of scans")

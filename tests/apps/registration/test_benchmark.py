@@ -96,7 +96,7 @@ def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_diffusion_measures_every_method_in_both_directions(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("voxelwave.apps.registration.benchmark.METHODS", ("identity", "rigid"))
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.DIFFUSION_METHODS", ("identity", "rigid"))
     rows = rows_of("diffusion", data, tmp_path)
     assert [row["method"] for row in rows] == ["identity", "rigid"] * 4  # two people
     for row in rows:
