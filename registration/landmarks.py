@@ -32,9 +32,12 @@ def segmented_t1(image: Volume) -> Volume:
     typical = float(np.median(array[region & (depth > 0.5 * depth[region].max())]))
     even = _even(array, region & (array > 0.4 * typical) & (array < 1.5 * typical), image.spacing, sigma_mm=40)
     brain_values = region & (even < 1.6)
-    fluid, white = threshold_multiotsu(even[brain_values], classes=3)
-    brightest = 1.3 * float(np.median(even[brain_values & (even > white)]))
-    brain = _hull(region & (even > fluid) & (even < brightest), image.spacing)
+    fluid, bright = threshold_multiotsu(even[brain_values], classes=3)
+    white = float(np.median(even[brain_values & (even > bright)]))
+    fluid = min(
+        float(fluid), 0.6 * white
+    )  # grey matter is brighter, but may be in the class of the fluid if that is rare
+    brain = _hull(region & (even > fluid) & (even < 1.3 * white), image.spacing)
     return image.with_array(_with_ventricles(brain, even < fluid, image.spacing))
 
 
