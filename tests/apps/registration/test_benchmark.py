@@ -11,7 +11,6 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
-from voxelwave.registration.benchmark_labels import label_benchmark
 from voxelwave.registration.benchmark_model import model_cost_table
 from voxelwave.registration.benchmark_training import OVERFIT
 from voxelwave.registration.nestedmorph_files import load_nestedmorph
@@ -82,10 +81,8 @@ def test_field_compares_ours_with_syn(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_affine")
-def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, capsys):
-    methods = partial(label_benchmark, methods=("standard", "diffeomorphic"))
-    monkeypatch.setattr("voxelwave.apps.registration.benchmark.label_benchmark", methods)
-    rows = rows_of("labels", data, tmp_path, "--spacings", "[1.0]")
+def test_labels_are_compared_in_both_directions(data, tmp_path, capsys):
+    rows = rows_of("labels", data, tmp_path, "--spacings", "[1.0]", "--methods", "[standard,diffeomorphic]")
     assert len(rows) == 4
     assert len({row["pair"] for row in rows}) == 2
     for row in rows:
@@ -95,9 +92,8 @@ def test_labels_are_compared_in_both_directions(data, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.slow
-def test_diffusion_measures_every_method_in_both_directions(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("voxelwave.apps.registration.benchmark.DIFFUSION_METHODS", ("identity", "rigid"))
-    rows = rows_of("diffusion", data, tmp_path)
+def test_diffusion_measures_the_chosen_methods_in_both_directions(data, tmp_path):
+    rows = rows_of("diffusion", data, tmp_path, "--methods", "[identity,rigid]")
     assert [row["method"] for row in rows] == ["identity", "rigid"] * 4  # two people
     for row in rows:
         assert row["consistency_mm"] > 0
@@ -142,3 +138,9 @@ def test_wrong_options_are_one_line(tmp_path, capsys, words, complaint, code):
     error = capsys.readouterr().err.strip()
     assert complaint in error
     assert "\n" not in error
+
+
+def test_methods_of_another_part_are_refused(data, tmp_path, capsys):
+    words = ["registration", "benchmark", str(data), "-o", str(tmp_path), "--part", "diffusion", "--methods", "[fast]"]
+    assert cli.main(words) == USAGE
+    assert "--methods of the part diffusion must be identity, rigid" in capsys.readouterr().err
