@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from ..runs.json_files import read_json
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, top_value, write_bitmap
@@ -80,7 +81,7 @@ class Image:
         groups: the number of volumes that are stacked along N (the time points of a 4-D series).
         volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
-        modality: DICOM's "CT", "MR" and so on, if known.
+        modality: DICOM's "CT", "MR" and so on, if known from the DICOM headers or from the .json beside a volume.
         top: the value of white, if it is not the largest of the dtype (a bitmap of 9 to 15 bits).
     """
 
@@ -135,7 +136,7 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
         groups=groups,
         volume=volume,
         slice_axis=slice_axis,
-        modality=None if nifti else _modality(path),
+        modality=_modality_beside(path) if nifti else _modality(path),
     )
 
 
@@ -362,6 +363,14 @@ def _two_numbers(text: str, how: str) -> tuple[float, float]:
             f'range must be "auto", "dtype", "LOW,HIGH", "hu:LOW,HIGH" or "percentiles:LOW,HIGH", got {how!r}'
         ) from None
     return low, high
+
+
+def _modality_beside(path: Path) -> str | None:
+    """The modality that dcm2niix wrote into the .json beside a NIfTI file."""
+    beside = path.with_name(path.name.removesuffix(".gz").rsplit(".", 1)[0] + ".json")
+    content = read_json(beside) if beside.is_file() else None
+    modality = content.get("Modality") if isinstance(content, dict) else None
+    return str(modality) if modality else None
 
 
 def _modality(path: Path) -> str | None:

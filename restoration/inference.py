@@ -1,7 +1,7 @@
 """Restore images of any size in tiles, which limit the memory; refuse unsuitable weights; measure the change."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, Self
 
@@ -137,6 +137,32 @@ def slices_of(model: RestorationNetwork, channels: int) -> int:
         f"the weights are for {kind.get(given, str(given))} images ({taken} channel(s) in, {given} out), got an image"
         f" with {channels} channel(s)"
     )
+
+
+def check_modality(image: Image, ruled_out: Sequence[str], weights: str) -> None:
+    """Refuse an image of a modality that the card of the weights rules out.
+
+    A volume of unknown modality counts as CT if more than 1 % of its values are those of air in Hounsfield units, -1100
+    to -900, and some are those of bone, above 300.
+
+    Args:
+        image: the image.
+        ruled_out: the modalities, by DICOM's names.
+        weights: name of the weights, for the message.
+
+    Raises:
+        Refused: the modality is ruled out.
+    """
+    modality, reason = image.modality, ""
+    if modality is None and image.kind != "bitmap":
+        air = float(np.mean((image.stack >= -1100) & (image.stack <= -900)))
+        if air > 0.01 and image.stack.max() > 300:
+            modality, reason = "CT", f", since {100 * air:.0f} % of its values lie near -1000, as those of air in CT"
+    if modality in ruled_out:
+        raise Refused(
+            f"{weights} is not for {modality} (see its card), got {image.path} ({modality}{reason}); choose other"
+            " weights, or go on with --ignore-card"
+        )
 
 
 def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:

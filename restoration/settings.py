@@ -63,6 +63,7 @@ class RestoreSettings(TileSettings, SizeSettings):
             the image.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and write a NIfTI file;
             without this option such a CT is refused.
+        ignore_card: restore images of modalities that the card of the weights rules out, too.
     """
 
     range: str = "auto"
@@ -71,12 +72,14 @@ class RestoreSettings(TileSettings, SizeSettings):
     stripe_width: int | None = None
     max_bias: float | None = None
     fix_tilt: bool = False
+    ignore_card: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """The values as the manifest of a folder lists them."""
         values = {"range": self.range, **asdict(self)}
-        if not self.fix_tilt:  # so that results of earlier versions stay valid
-            del values["fix_tilt"]
+        for name in ("fix_tilt", "ignore_card"):
+            if not values[name]:  # so that results of earlier versions stay valid
+                del values[name]
         if self.size == "full":
             del values["size"]
         return values

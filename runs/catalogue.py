@@ -37,6 +37,7 @@ class Entry:
         figures: the measured performance, in one line.
         not_for: uses that are ruled out, in one line.
         file: the .safetensors file.
+        not_for_modalities: the modalities that are ruled out, by DICOM's names, such as CT.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     figures: str
     not_for: str
     file: Path
+    not_for_modalities: tuple[str, ...] = ()
 
     @property
     def card(self) -> Path:
@@ -120,6 +122,16 @@ def find_weights(weights: str | os.PathLike[str], field: str) -> Path:
     return entry.file
 
 
+def entry_of(file: Path) -> Entry | None:
+    """The entry beside a weight file; None if it has none.
+
+    Raises:
+        ValueError: the entry is damaged.
+    """
+    path = file.with_name(file.stem + _ENTRY)
+    return _read(path) if path.is_file() else None
+
+
 def check_hash(entry: Entry) -> None:
     """Refuse a file whose hash differs from that in the catalogue.
 
@@ -146,11 +158,13 @@ def _folders() -> Iterator[Path]:
 def _read(path: Path) -> Entry:
     try:
         content = read_json(path)
-        texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in ("name", "file")}
+        given = ("name", "file", "not_for_modalities")
+        texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in given}
+        modalities = tuple(map(str, content.get("not_for_modalities", ())))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
     file = _weights_of(path)
-    return Entry(name=file.stem, file=file, **texts)
+    return Entry(name=file.stem, file=file, not_for_modalities=modalities, **texts)
 
 
 def _weights_of(entry: Path) -> Path:

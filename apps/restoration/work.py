@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ...restoration.images import Image, IntensityRange, check_target, read_image, to_pixels, write_image
-from ...restoration.inference import Change, Progress, Refused, fitting_range, measure_change, slices_of
+from ...restoration.inference import (
+    Change,
+    Progress,
+    Refused,
+    check_modality,
+    fitting_range,
+    measure_change,
+    slices_of,
+)
 from ...restoration.inference import restore as restore_stack
 from ...restoration.settings import RestoreSettings
 from ...restoration.weights import Network, WeightsInfo, load_weights
-from ...runs.catalogue import find_weights
+from ...runs.catalogue import entry_of, find_weights
 from ...runs.compute import choose_device
 from ...volumes.dicom import holds_tilted
 from ..batch.case import Case
@@ -112,6 +120,9 @@ class Restoration:
         image = read_image(source, slice_axis=self.settings.slice_axis, fix_tilt=self.settings.fix_tilt)
         check_target(target, image)
         slices_of(self.model, image.channels)
+        entry = entry_of(self.weights)
+        if entry is not None and not self.settings.ignore_card:
+            check_modality(image, entry.not_for_modalities, entry.name)
         intensity_range = fitting_range(image, self.info, self.settings.range)
         if show:
             show(image, intensity_range)

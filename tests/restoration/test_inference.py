@@ -1,15 +1,17 @@
 """Tiles compared with the whole image, refusals, and the measured change."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from voxelwave.restoration.images import Image, IntensityRange
+from voxelwave.restoration.images import Image, IntensityRange, read_image
 from voxelwave.restoration.inference import (
     Refused,
+    check_modality,
     fitting_range,
     measure_change,
     restore,
@@ -19,7 +21,7 @@ from voxelwave.restoration.inference import (
 )
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.weights import WeightsInfo
-from voxelwave.volumes import VolumeWarning
+from voxelwave.volumes import Volume, VolumeWarning, write_volume
 
 
 class _Network(nn.Module):
@@ -199,3 +201,27 @@ def test_values_far_outside_the_range_are_warned_about(recwarn: pytest.WarningsR
     assert not recwarn
     with pytest.warns(VolumeWarning, match=r"50 % of image lies far outside the range 0 to 21 \(given\)"):
         fitting_range(image, _info("relative"), "0,21")
+
+
+def _volume(tmp_path, values, sidecar=None):
+    path = tmp_path / "scan.nii.gz"
+    write_volume(path, Volume(values.astype(np.int16), np.eye(4)))
+    if sidecar is not None:
+        (tmp_path / "scan.json").write_text(json.dumps({"Modality": sidecar}))
+    return read_image(path)
+
+
+def test_numbers_of_ct_are_recognised_without_a_header(tmp_path):
+    numbers = np.random.default_rng(0).normal(40, 20, (16, 16, 8))
+    numbers[:6], numbers[7] = -1000, 900
+    with pytest.raises(Refused, match=r"mine is not for CT .*38 % of its values .*--ignore-card"):
+        check_modality(_volume(tmp_path, numbers), ["CT"], "mine")
+    check_modality(_volume(tmp_path, numbers), ["PT"], "mine")
+    check_modality(_volume(tmp_path, numbers, sidecar="MR"), ["CT"], "mine")  # the header is believed
+    check_modality(_volume(tmp_path, np.abs(numbers)), ["CT"], "mine")
+
+
+def test_the_modality_in_the_json_beside_a_volume_counts(tmp_path):
+    image = _volume(tmp_path, np.random.default_rng(0).uniform(0, 9000, (8, 8, 4)), sidecar="PT")
+    with pytest.raises(Refused, match=r"mine is not for PT"):
+        check_modality(image, ["CT", "PT"], "mine")

@@ -50,6 +50,17 @@ def test_volume_keeps_place_and_type(folder: Path) -> None:
     np.testing.assert_allclose(restored.affine, np.diag([-0.5, 0.5, 3.0, 1.0]))
 
 
+def test_a_modality_that_the_card_rules_out_needs_an_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).uniform(0, 900, (12, 14, 1)).astype(np.int16)
+    write_volume(folder / "pet.nii.gz", Volume(values, np.eye(4)))
+    (folder / "pet.json").write_text('{"Modality": "PT"}')
+    words = ["restoration", "restore", "-i", str(folder / "pet.nii.gz"), "-o", str(folder / "out.nii.gz")]
+    assert main([*words, "--weights", "denoise-grey"]) == REFUSED
+    assert "denoise-grey is not for PT" in capsys.readouterr().err
+    assert not (folder / "out.nii.gz").exists()
+    assert main([*words, "--weights", "denoise-grey", "--ignore-card"]) == 0
+
+
 def test_weights_that_do_not_apply_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _restore(folder, "in/a.png", "out.png", weights="ct") == REFUSED
     assert "CT numbers" in capsys.readouterr().err
