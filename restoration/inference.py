@@ -157,11 +157,10 @@ def check_modality(image: Image, ruled_out: Sequence[str], weights: str) -> None
     if modality is None and image.kind != "bitmap":
         air = float(np.mean((image.stack >= -1100) & (image.stack <= -900)))
         if air > 0.01 and image.stack.max() > 300:
-            modality, reason = "CT", f", since {100 * air:.0f} % of its values lie near -1000, as those of air in CT"
+            modality, reason = "CT", f"; {100 * air:.0f} % of the values lie near -1000, like those of air in CT"
     if modality in ruled_out:
         raise Refused(
-            f"{weights} is not for {modality} (see its card), got {image.path} ({modality}{reason}); choose other"
-            " weights, or go on with --ignore-card"
+            f"{weights} is not for {modality} (see its card{reason}); choose other weights, or go on with --ignore-card"
         )
 
 

@@ -214,7 +214,7 @@ def _volume(tmp_path, values, sidecar=None):
 def test_numbers_of_ct_are_recognised_without_a_header(tmp_path):
     numbers = np.random.default_rng(0).normal(40, 20, (16, 16, 8))
     numbers[:6], numbers[7] = -1000, 900
-    with pytest.raises(Refused, match=r"mine is not for CT .*38 % of its values .*--ignore-card"):
+    with pytest.raises(Refused, match=r"mine is not for CT .*38 % of the values .*--ignore-card"):
         check_modality(_volume(tmp_path, numbers), ["CT"], "mine")
     check_modality(_volume(tmp_path, numbers), ["PT"], "mine")
     check_modality(_volume(tmp_path, numbers, sidecar="MR"), ["CT"], "mine")  # the header is believed
