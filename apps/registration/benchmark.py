@@ -2,7 +2,7 @@
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ from ...registration.benchmark import known_field_benchmark
 from ...registration.benchmark_diffusion import DiffusionPair, diffusion_benchmark
 from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark, missing_package
 from ...registration.benchmark_model import model_cost_table
+from ...registration.benchmark_peer import LARGE, SMALL, peer_cost_table
 from ...registration.benchmark_shift import measure_shift
 from ...registration.benchmark_training import OVERFIT, overfit
-from ...registration.choices import DIFFUSION_METHODS, FLOW_HEADS, LABEL_METHODS
+from ...registration.choices import DIFFUSION_METHODS, FLOW_HEADS, LABEL_METHODS, LabelMethod
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
@@ -78,20 +79,20 @@ def _field(options: Benchmark) -> Part:
 def _labels(options: Benchmark) -> Part:
     people, inputs = _people(options.data)
     rows: list[dict[str, Any]] = []
+    methods = [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
     for spacing in options.spacings or (2.0, 1.0):
         scans = {name: coarser(scan, spacing) for name, scan in people.items()}
         for moving, fixed in itertools.permutations(scans, 2):
             _print_progress(f"{moving} -> {fixed} at {spacing:g} mm")
             known = {"pair": f"{moving} -> {fixed}", "spacing_mm": spacing, "held_out": _HELD_OUT in (moving, fixed)}
-            methods = [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
             results = label_benchmark(scans[moving], scans[fixed], methods=methods, progress=_print_progress)
             rows += [known | asdict(result) for result in results]
             _write(options, "labels", rows, inputs)
-    print_rows("Means over the pairs", _means(rows))
+    print_rows("Means over the pairs", means_of_labels(rows, methods))
     return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
 
 
-def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) -> list[dict[str, Any]]:
     """The means by spacing and method, over all pairs and over the pairs on which no setting was chosen.
 
     A method that is not installed has dashes.
@@ -111,13 +112,10 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "cpu_seconds": float(np.mean([row["cpu_seconds"] for row in chosen])),
             }
         )
-    absent = [method for method in LABEL_METHODS if missing_package(method) is not None]
-    figures = dict.fromkeys([name for name in found[0] if name not in ("spacing_mm", "method")], "-")
-    return found + [
-        {"spacing_mm": spacing, "method": method} | figures
-        for spacing in dict.fromkeys(row["spacing_mm"] for row in rows)
-        for method in absent
-    ]
+    absent = [method for method in methods if missing_package(method) is not None]
+    figures = dict.fromkeys(list(found[0]) if found else [], "-")
+    spacings = dict.fromkeys(row["spacing_mm"] for row in rows)
+    return found + [figures | {"spacing_mm": spacing, "method": method} for spacing in spacings for method in absent]
 
 
 def _diffusion(options: Benchmark) -> Part:
@@ -184,6 +182,16 @@ def _shift(options: Benchmark) -> Part:
     return Part("Errors in voxels for shifts of at most 16 voxels (near) and of 17 to 48 (far)", rows, {})
 
 
+def _peer(options: Benchmark) -> Part:
+    cases = SMALL if options.quick else SMALL + LARGE
+    rows = [
+        asdict(cost) | {"size": "x".join(map(str, cost.size))}
+        for cost in peer_cost_table(cases, published=options.published, progress=_print_progress)
+    ]
+    name = "the published code" if options.published else "a plain form of the published code, without --published"
+    return Part(f"NestedMorph beside {name}", rows, {"published": options.published})
+
+
 PARTS: dict[str, Callable[[Benchmark], Part]] = {
     "field": _field,
     "labels": _labels,
@@ -191,6 +199,7 @@ PARTS: dict[str, Callable[[Benchmark], Part]] = {
     "training": _training,
     "shift": _shift,
     "cost": _cost,
+    "peer": _peer,
 }
 
 

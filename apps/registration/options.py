@@ -262,8 +262,9 @@ class Benchmark(Options):
     person in both directions, with the consistency under known warps (peak 8 mm) and the overlap of segmented brain and
     ventricles; "training", NestedMorph fitted to one pair and then used by register; "shift", NestedMorph with and
     without routing at its coarse stages, trained for minutes to find shifts of up to 48 voxels of a texture; "cost",
-    time and memory of the network. Every part except the last three also runs ANTs SyN, and "labels" and "diffusion"
-    run Greedy if picsl_greedy is installed. OUTPUT receives benchmark-PART.json.
+    time and memory of the network; "peer", its results and CPU time beside the published code. The first three parts
+    also run ANTs SyN; "labels" and "diffusion" run Greedy if picsl_greedy is installed, and "labels" runs ConvexAdam if
+    convexadam is. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
@@ -273,15 +274,20 @@ class Benchmark(Options):
         spacings: voxel spacings of the images for "labels", in mm; 2 and 1 by default.
         methods: methods to run for "labels" and "diffusion", by the names in their tables; all by default.
         threads: threads of PyTorch, and of ANTs for SyN.
+        published: for "peer", a Python file with the published model, which is run as it is, such as
+            Models/NestedMorph/models.py of its repository; by default a plain form written from its description.
+        quick: leave out the images of 160 x 192 x 224 voxels in "peer", which take minutes and 8 GiB of memory.
     """
 
     data: Path = field(kw_only=False)
     output: Path
-    part: Literal["all", "field", "labels", "diffusion", "training", "shift", "cost"] = "all"
+    part: Literal["all", "field", "labels", "diffusion", "training", "shift", "cost", "peer"] = "all"
     seeds: int = 3
     spacings: list[float] | None = None
     methods: list[LabelMethod | DiffusionMethod] | None = None
     threads: int = 2
+    published: Path | None = None
+    quick: bool = False
 
     def check(self) -> None:
         super().check()
@@ -293,5 +299,6 @@ class Benchmark(Options):
         if self.part != "all" and unknown:
             names = ", ".join(known) or "left out"
             raise UsageError(f"--methods of the part {self.part} must be {names}, got {', '.join(unknown)}")
-        if self.part not in ("shift", "cost"):  # these need no scans
+        must_exist(self.published, "file with the published model")
+        if self.part not in ("shift", "cost", "peer"):  # these need no scans
             must_exist(self.data, "folder of scans")

@@ -11,6 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
+from voxelwave.apps.registration.benchmark import means_of_labels
 from voxelwave.registration.benchmark_model import model_cost_table
 from voxelwave.registration.benchmark_training import OVERFIT
 from voxelwave.registration.nestedmorph_files import load_nestedmorph
@@ -124,12 +125,23 @@ def test_cost_needs_no_scans(tmp_path, monkeypatch):
     assert row["seconds"] > 0
 
 
+@pytest.mark.slow
+def test_peer_needs_no_scans_and_leaves_out_large_images_if_quick(tmp_path, monkeypatch):
+    module = "voxelwave.apps.registration.benchmark"
+    monkeypatch.setattr(f"{module}.SMALL", (((32, 32, 32), "forward", 1),))
+    (row,) = rows_of("peer", tmp_path / "no-scans", tmp_path, "--quick")
+    assert (row["size"], row["peer"]) == ("32x32x32", "plain")
+    monkeypatch.setattr(f"{module}.LARGE", (((32, 64, 32), "forward", 1),))
+    assert [row["size"] for row in rows_of("peer", tmp_path, tmp_path)] == ["32x32x32", "32x64x32"]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint", "code"),
     [
         (["--seeds", "0"], "--seeds must be at least 1", USAGE),
         (["--threads", "0"], "--threads must be at least 1", USAGE),
         ([], "no folder of scans at", ERROR),
+        (["--part", "peer", "--published", "gone.py"], "no file with the published model at gone.py", ERROR),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, capsys, words, complaint, code):
@@ -144,3 +156,13 @@ def test_methods_of_another_part_are_refused(data, tmp_path, capsys):
     words = ["registration", "benchmark", str(data), "-o", str(tmp_path), "--part", "diffusion", "--methods", "[fast]"]
     assert cli.main(words) == USAGE
     assert "--methods of the part diffusion must be identity, rigid" in capsys.readouterr().err
+
+
+def test_a_method_that_is_not_installed_has_dashes(monkeypatch):
+    monkeypatch.setattr("voxelwave.registration.convexadam.available", lambda: False)
+    row = {"spacing_mm": 2.0, "method": "fast", "dice": 0.7, "held_out": True}
+    row |= {"cortex": 0.6, "sdlogj": 0.1, "cpu_seconds": 5.0}
+    fast, absent = means_of_labels([row], ["fast", "convexadam"])
+    assert (fast["method"], fast["dice"], fast["dice_held_out"]) == ("fast", 0.7, 0.7)
+    assert absent == dict.fromkeys(fast, "-") | {"spacing_mm": 2.0, "method": "convexadam"}
+    assert len(means_of_labels([row], ["fast"])) == 1
