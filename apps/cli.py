@@ -150,7 +150,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
     },
     "bench": {
         "attention": Verb(
-            "bench.options:Attention", "bench.attention:attention", "measure the cost of attention mechanisms"
+            "bench.options:Attention", "bench.attention:attention", "measure costs and scores of attention mechanisms"
         ),
         "kernels": Verb(
             "bench.options:Kernels",

@@ -1,124 +1,108 @@
-"""`voxelwave bench attention`: the cost of every attention mechanism against PyTorch's fused attention."""
+"""`voxelwave bench attention`: what every attention mechanism costs, and what it can do."""
 
-import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from ...kernels.attention.benchmark import CHANNELS, HEADS, LENGTHS, PEER, Cost, Row, cost_rows, measure_all
+from ...attention_analysis.benchmark_scores import Scores
+from ...attention_analysis.benchmark_tasks import all_tasks
+from ...attention_analysis.benchmark_training import FULL, QUICK, run_all
+from ...kernels.attention.benchmark import CHANNELS, HEADS, LENGTHS, PASSES, cost_rows, fit_rows, measure_all
+from ...kernels.attention.benchmark_streaming import STREAMS, TOKENS, stream_costs
 from ...runs.files import atomic_path
 from ...runs.json_files import write_json
 from ...runs.record import hardware, package_versions
 from ...runs.tables import print_rows
+from .attention_data import task_data
+from .attention_sections import Section, cost_section, fit_section, streaming_section, task_sections
 from .options import Attention
 
 PAGE, RECORD = "attention.html", "attention.json"
 _TEMPLATE = Path(__file__).parent / "template"
 _STYLE = Path(__file__).parents[1] / "page" / "report.css"
 _AT = 16384  # number of tokens for which the goals are defined
-_COLUMNS = (
-    "method",
-    "pattern",
-    "tokens",
-    "ms",
-    "ratio",
-    "goal",
-    "exponent",
-    "goal",
-    "peak MiB",
-    "efficiency length",
-    "met",
-)
-_PARTS = {"forward": "Forward", "backward": "Forward and backward"}
+_MOST_QUICK_TOKENS, _MOST_QUICK_STREAM = 4096, 10_000
 
 
 def attention(options: Attention) -> None:
     """Run the command."""
-    lengths = [length for length in LENGTHS if not options.quick or length <= 4096]
-    parts, record = [], {}
-    for part, title in _PARTS.items():
-        if options.part not in ("all", part):
-            continue
-        costs = measure_all(
-            lengths,
-            backward=part == "backward",
-            threads=options.threads,
-            seed=options.seed,
-            tell=lambda line: print(line, flush=True),
-        )
-        rows = cost_rows(costs, at=min(_AT, lengths[-1]))
-        print_rows(title, [dict(zip(_shown_columns(), _cells(row), strict=True)) for row in rows])
-        parts.append({"title": title, "rows": [_cells(row) for row in rows], "picture": Markup(_curves(costs))})
-        record[part] = {
-            "rows": [row._asdict() for row in rows],
-            "costs": [
-                {"method": name, "pattern": pattern, **cost._asdict()}
-                for (name, pattern), found in costs.items()
-                for cost in found
-            ],
-        }
+    sections: list[Section] = []
+    record: dict[str, Any] = {}
+    for part, measure in _PARTS.items():
+        if options.part in ("all", part) or (part == "cost" and options.part in PASSES):
+            found, numbers = measure(options, _tell)
+            for section in found:
+                for table in section.tables:
+                    print_rows(table.title, table.records())
+            sections += found
+            record |= numbers
     about = {"hardware": hardware(), "threads": options.threads, "seed": options.seed}
-    write_json(options.output / RECORD, {**about, "versions": package_versions(), **record})
-    _write_page(options.output / PAGE, parts, about)
+    write_json(options.output / RECORD, {**about, "quick": options.quick, "versions": package_versions(), **record})
+    _write_page(options.output / PAGE, sections, {**about, "quick": options.quick})
     print(f"wrote {options.output}/: {PAGE}, {RECORD}")
 
 
-def _shown_columns() -> list[str]:
-    """The column names, made unique."""
-    return [*_COLUMNS[:7], "goal of exponent", *_COLUMNS[8:]]
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
-def _cells(row: Row) -> list[str]:
-    return [
-        row.method,
-        row.pattern,
-        f"{row.length:,}",
-        f"{1000 * row.seconds:.3g}",
-        _number(row.ratio),
-        "–" if row.goal is None else f"≥ {row.goal:g}",
-        _number(row.exponent),
-        "–" if row.most_exponent is None else f"≤ {row.most_exponent:g}",
-        f"{row.peak_mib:.0f}",
-        "–" if row.efficiency_length is None else f"{row.efficiency_length:,}",
-        {None: "–", True: "yes", False: "no"}[row.met],
-    ]
+def _cost(options: Attention, tell: Callable[[str], None]) -> tuple[list[Section], dict[str, Any]]:
+    lengths = [length for length in LENGTHS if not options.quick or length <= _MOST_QUICK_TOKENS]
+    passes = [each for each in PASSES if options.part in ("all", "cost", each)]
+    measured = measure_all(lengths, passes=passes, threads=options.threads, seed=options.seed, tell=tell)
+    sections, record = [], {}
+    for each, costs in measured.items():
+        rows, fits = cost_rows(costs, at=min(_AT, lengths[-1])), fit_rows(costs)
+        sections += [cost_section(each, rows, costs), fit_section(each, fits)]
+        record[each] = {
+            "rows": [row._asdict() for row in rows],
+            "fits": [
+                {**fit._asdict(), **{n: f and f._asdict() for n, f in (("time", fit.time), ("memory", fit.memory))}}
+                for fit in fits
+            ],
+            "costs": [
+                {"method": name, "pattern": pattern, **cost._asdict()}
+                for (name, pattern), own in costs.items()
+                for cost in own
+            ],
+        }
+    return sections, record
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _streaming(options: Attention, tell: Callable[[str], None]) -> tuple[list[Section], dict[str, Any]]:
+    torch.set_num_threads(1)
+    tokens = [n for n in TOKENS if not options.quick or n <= _MOST_QUICK_STREAM]
+    costs = []
+    for name in STREAMS:
+        costs += stream_costs(name, tokens, seed=options.seed)
+        tell(f"{name}, streaming: {costs[-1].state_bytes:,} bytes after {costs[-1].tokens:,} tokens")
+    return [streaming_section(costs)], {"streaming": [cost._asdict() for cost in costs]}
 
 
-def _curves(costs: dict[tuple[str, str], list[Cost]]) -> str:
-    """A plot of time against length for all methods, as SVG."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axis = figure.subplots()
-    for number, ((name, pattern), found) in enumerate(costs.items()):
-        style = "--" if name == PEER else "-"
-        label = f"{name} ({pattern})" if name == PEER else name
-        colour = "black" if name == PEER else f"C{number % 10}"
-        marker = "s" if pattern == "NS" else "o"
-        axis.loglog(
-            [c.length for c in found], [c.seconds for c in found], style, color=colour, marker=marker, label=label
-        )
-    axis.set_xlabel("tokens")
-    axis.set_ylabel("seconds")
-    axis.grid(color="0.9")
-    axis.legend(fontsize=8, ncols=2)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg")
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
+def _tasks(options: Attention, tell: Callable[[str], None]) -> tuple[list[Section], dict[str, Any]]:
+    data = task_data(options.seed)
+    effort = QUICK if options.quick else FULL
+    trials = run_all(data, effort=effort, workers=options.threads, first_seed=options.seed, tell=tell)
+    scores = Scores(trials, {task.name: task.pattern.value for task in all_tasks(data)})
+    numbers = {
+        "trials": [trial._asdict() for trial in trials],
+        "composite index": {pattern: scores.index(pattern) for pattern in dict.fromkeys(scores.patterns.values())},
+    }
+    return task_sections(scores), {"tasks": numbers}
 
 
-def _write_page(path: Path, parts: list[dict[str, Any]], about: dict[str, Any]) -> None:
+_PARTS = {"cost": _cost, "streaming": _streaming, "tasks": _tasks}
+
+
+def _write_page(path: Path, sections: list[Section], about: dict[str, Any]) -> None:
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("attention.html.jinja").render(
         style=Markup(_STYLE.read_text()),
-        parts=parts,
-        columns=_COLUMNS,
+        sections=sections,
         torch=torch.__version__,
         heads=HEADS,
         channels=CHANNELS,

@@ -33,21 +33,26 @@ class Kernels(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(ThreadOptions):
-    """Measure time, memory and growth of every attention mechanism against PyTorch's fused attention, in one run.
+    """Measure what every attention mechanism costs and what it can do.
 
-    Each call has four heads of 32 channels and 1,024 to 65,536 tokens. A method stops before a length at which a call
-    would take more than 20 seconds or 8 GiB. OUTPUT receives attention.html (tables and curves) and attention.json.
+    The parts are: "cost", time, memory and growth against PyTorch's fused attention in one run, with four heads of 32
+    channels and 256 to 65,536 tokens ("forward" and "backward" are its halves); a method stops before a length at which
+    a call would take more than 20 seconds or 8 GiB. "streaming", bytes of the state and time per token up to 1,000,000
+    tokens. "tasks", small models with each mechanism, trained with three seeds on six tasks: hidden patches of a scan,
+    the next window of a simulated EEG, associative recall, a marked token in noise, moved patches, and the next
+    fixation. OUTPUT receives attention.html (tables and curves) and attention.json.
 
     Args:
         output: the folder to write to.
         part: which figures to measure.
-        quick: no more than 4,096 tokens.
-        threads: CPU threads.
+        quick: at most 4,096 tokens and 10,000 in a stream, one seed and a few steps of training; the scores then only
+            show that everything runs.
+        threads: CPU threads; trainings use as many processes of one thread.
         seed: seed of the random inputs.
     """
 
     output: Path
-    part: Literal["all", "forward", "backward"] = "all"
+    part: Literal["all", "cost", "forward", "backward", "streaming", "tasks"] = "all"
     quick: bool = False
     threads: int = 2
     seed: int = 0

@@ -33,10 +33,12 @@ from .routing import RoutingAttention
 from .workspace import WorkspaceAttention
 
 HEADS, CHANNELS = 4, 32
-LENGTHS = (1024, 4096, 16384, 65536)
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+PASSES = ("forward", "backward")  # the output only; the output and the gradients of q, k and v
 PEER = "SDPA"
 _MOST_SECONDS, _MOST_MIB = 20.0, 8192.0
 _CALLS = 3
+_FITTED = (256, 8192)  # lengths to which the models of the cost are fitted
 
 
 class Method(NamedTuple):
@@ -54,16 +56,17 @@ class Method(NamedTuple):
     longest: int | None = None
 
 
-def _square(length: int) -> BilevelAttention:
-    side = math.isqrt(length)
-    return BilevelAttention((side, side), (max(side // 8, 1),) * 2, 4)
+def _grid(length: int) -> BilevelAttention:
+    """A grid of 8 x 8 regions; it is a square, or twice as wide as high."""
+    high = 1 << (length.bit_length() - 1) // 2
+    return BilevelAttention((high, length // high), (max(high // 8, 1), max(length // high // 8, 1)), 4)
 
 
 METHODS: dict[str, Method] = {
     "softmax": Method(CS, lambda _: SoftmaxAttention()),
     "power": Method(CS, lambda _: PowerAttention(block=64, window=5), 8.0, 1.2),
     "landmark, top 4": Method(CS, lambda _: LandmarkAttention(block=64, top=4), 6.0),
-    "bi-level": Method(NS, _square, 10.0),
+    "bi-level": Method(NS, _grid, 10.0),
     "routing": Method(NS, lambda length: RoutingAttention(HEADS, CHANNELS, math.isqrt(length)).eval(), 5.0, 1.6),
     "dynamic sparse": Method(CS, lambda _: DynamicSparseAttention(budget=1024), 4.0),
     "recurrent": Method(CS, lambda _: RecurrentAttention(HEADS, CHANNELS), 20.0, 1.1),
@@ -118,7 +121,7 @@ def measure_method(
             break
         costs.append(cost)
         if cost.seconds * 4 > _MOST_SECONDS or cost.peak_mib * 4 > _MOST_MIB:
-            break  # the next length is four times this one
+            break  # the next length is twice this one, and no method grows faster than the square
     return costs
 
 
@@ -229,23 +232,108 @@ def _efficiency_length(own: Sequence[Cost], peer: dict[int, Cost]) -> int | None
     return points[0][0]
 
 
+class Fit(NamedTuple):
+    """A model of a cost: quadratic L^2 + linear L + constant, and the share of the variance that it explains."""
+
+    quadratic: float
+    linear: float
+    constant: float
+    r2: float
+
+
+def fit_cost(lengths: Sequence[int], values: Sequence[float], *, quadratic: bool) -> Fit | None:
+    """Fit a model to costs at lengths from 256 to 8,192 by least squares; None if there are too few.
+
+    Args:
+        lengths: numbers of tokens.
+        values: time or memory at each length.
+        quadratic: whether the model has a quadratic term.
+    """
+    chosen = [(x, y) for x, y in zip(lengths, values, strict=True) if _FITTED[0] <= x <= _FITTED[1]]
+    degree = 2 if quadratic else 1
+    if len(chosen) < degree + 2:
+        return None
+    x, y = np.array(chosen, float).T
+    scale = x.max()  # for the condition of the system
+    terms = np.polyfit(x / scale, y, degree) / scale ** np.arange(degree, -1, -1)
+    rest = float(np.square(y - np.polyval(terms, x)).sum())
+    spread = float(np.square(y - y.mean()).sum())
+    a, b, c = (float(term) for term in (terms if quadratic else (0.0, *terms)))
+    return Fit(a, b, c, 1 - rest / spread if spread else 1.0)
+
+
+def fitted_efficiency_length(plain: Fit, other: Fit) -> int | str:
+    """The length from which the model of the other method is below that of plain attention (CAB, section 4.4).
+
+    Returns:
+        the larger root of the difference; "always" if it is below at any length, "never" if it stays above.
+    """
+    a, b, c = plain.quadratic - other.quadratic, plain.linear - other.linear, plain.constant - other.constant
+    if a <= 0:  # the difference is at most linear, as for memory
+        if b <= 0:
+            return "always" if b == 0 and c > 0 else "never"
+        return "always" if c >= 0 else round(-c / b)
+    inside = b * b - 4 * a * c
+    root = (-b + math.sqrt(inside)) / (2 * a) if inside >= 0 else 0.0
+    return round(root) if root > 0 else "always"
+
+
+class FitRow(NamedTuple):
+    """The models of time and memory of a method, and the lengths from which it takes less than the peer."""
+
+    method: str
+    pattern: str
+    time: Fit | None  # seconds of CPU time
+    time_from: int | str | None
+    memory: Fit | None  # MiB
+    memory_from: int | str | None
+
+
+def fit_rows(costs: dict[tuple[str, str], list[Cost]]) -> list[FitRow]:
+    """The fitted models of all methods; those of the peer and of softmax attention are quadratic."""
+    fits = {}
+    for key, own in costs.items():
+        lengths, quadratic = [c.length for c in own], key[0] in (PEER, "softmax")
+        fits[key] = tuple(
+            fit_cost(lengths, values, quadratic=quadratic)
+            for values in ([c.cpu_seconds for c in own], [c.peak_mib for c in own])
+        )
+    rows = []
+    for (name, pattern), (seconds, memory) in fits.items():
+        since: list[int | str | None] = []
+        for peer, own_fit in zip(fits[PEER, pattern], (seconds, memory), strict=True):
+            comparable = name != PEER and peer is not None and own_fit is not None
+            since.append(fitted_efficiency_length(peer, own_fit) if comparable else None)  # type: ignore[arg-type]
+        rows.append(FitRow(name, pattern, seconds, since[0], memory, since[1]))
+    return rows
+
+
+Costs = dict[tuple[str, str], list[Cost]]  # (method, pattern) -> costs
+
+
 def measure_all(
     lengths: Sequence[int],
     *,
-    backward: bool,
+    passes: Sequence[str] = PASSES,
     threads: int,
     seed: int,
     tell: Callable[[str], None] = lambda _: None,
-) -> dict[tuple[str, str], list[Cost]]:
-    """Measure the peer and every method, one after the other; return (method, pattern) -> costs."""
+) -> dict[str, Costs]:
+    """Measure the peer and every method, one after the other, each in a process of its own.
+
+    Returns:
+        pass -> (method, pattern) -> costs.
+    """
     todo = [(PEER, CS), (PEER, NS), *((name, method.pattern) for name, method in METHODS.items())]
-    found = {}
+    found: dict[str, Costs] = {each: {} for each in passes}
     for name, pattern in todo:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            costs = pool.submit(
-                measure_method, name, pattern, lengths, backward=backward, threads=threads, seed=seed
-            ).result()
-        found[name, pattern.value] = costs
-        shown = ", ".join(f"{cost.length}: {cost.seconds:.3g} s" for cost in costs)
-        tell(f"{name} ({pattern.value}){', forward and backward' if backward else ''}: {shown}")
+            for each in passes:
+                task = pool.submit(
+                    measure_method, name, pattern, lengths, backward=each == "backward", threads=threads, seed=seed
+                )
+                costs = task.result()
+                found[each][name, pattern.value] = costs
+                shown = ", ".join(f"{cost.length}: {cost.seconds:.3g} s" for cost in costs)
+                tell(f"{name} ({pattern.value}){', forward and backward' if each == 'backward' else ''}: {shown}")
     return found
