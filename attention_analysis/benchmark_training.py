@@ -182,7 +182,7 @@ class Trial(NamedTuple):
     scores: dict[str, float]  # measure -> value at the training length
     lengths: dict[str, float]  # length of the test sequences in training lengths -> the main measure
     needle: dict[str, float]  # "length x depth" -> accuracy; empty for other tasks
-    reach: dict[str, float]  # likewise, the share of depths to which the last token's output is connected
+    reach: dict[str, float]  # likewise, the share of sequences in which the last output depends on that token
     parameters: int
     cpu_seconds: float
 
@@ -245,7 +245,7 @@ def outputs_of(
     return found, Batch(tokens, torch.cat(context) if context else None, target, scored)
 
 
-def test_model(model: TaskModel, task: Task, method: Method, seed: int, effort: Effort) -> Trial:
+def measure(model: TaskModel, task: Task, method: Method, seed: int, effort: Effort) -> Trial:
     """Measure a trained model on test sequences, which are the same for all methods."""
     started = time.process_time()
     model.eval()
@@ -264,7 +264,7 @@ def test_model(model: TaskModel, task: Task, method: Method, seed: int, effort: 
             method,
             length,
             lambda n=count, at=length, g=generator: task.batch(n, at, test=True, generator=g),  # type: ignore[misc]
-            effort.test_batches,
+            effort.test_batches * (4 if isinstance(task, Needle) else 1),  # only one of its tokens is scored
         )
         found = task.score(output, batch)
         lengths[f"{factor:g}"] = next(iter(found.values()))
@@ -311,7 +311,7 @@ def _run(task_name: str, method: Method, seed: int, effort: Effort) -> Trial:
     task = next(task for task in all_tasks(_data) if task.name == task_name)
     started = time.process_time()
     model = train(task, method, seed, effort.training)
-    trial = test_model(model, task, method, seed, effort)
+    trial = measure(model, task, method, seed, effort)
     return trial._replace(cpu_seconds=time.process_time() - started)
 
 

@@ -177,8 +177,9 @@ def _score_section(scores: Scores, seeds: int) -> Section:
         (m, *(_pair(scores.value(m, task, lambda t, n=name: t.scores.get(n))) for task, name in readers))  # type: ignore[misc]
         for m in scores.methods
     ]
+    spread = f"mean and 95 % interval of {seeds} seeds (Student's t)" if seeds > 1 else "one seed"
     text = (
-        f"Test scores at the training length: mean and 95 % interval of {seeds} seeds (Student's t). 1 is perfect. "
+        f"Test scores at the training length: {spread}. 1 is perfect. "
         "Recall is trained and tested at four sizes. Explained variance is 0 for the mean of the target."
     )
     return Section("Scores", text, [Table("Scores", tuple(columns), rows)])

@@ -16,12 +16,10 @@ from voxelwave.attention_analysis.benchmark_training import (
     all_methods,
     connected,
     graph_of,
+    measure,
     of_length,
     supports,
     train,
-)
-from voxelwave.attention_analysis.benchmark_training import (
-    test_model as measure,
 )
 from voxelwave.kernels.attention.choice import NAMES
 from voxelwave.kernels.attention.mixer import Pattern
