@@ -77,8 +77,8 @@ class GraphWindowAttention:
         return Mixed(attention(q, k, v, mask=seen, bias=bias, causal=pattern is CS, q_start=start, scale=self.scale))
 
     def distances(self) -> Tensor:
-        """Number of hops between all tokens, (1 or B, 1, n, n); 0 from and to the tokens in `everywhere`."""
-        distance = hop_distance(self.graph)
+        """Number of hops between all tokens up to `hops`, (1 or B, 1, n, n); 0 for the tokens in `everywhere`."""
+        distance = hop_distance(self.graph, longest=self.hops)
         for token in self.everywhere:
             distance[..., token, :] = 0
             distance[..., :, token] = 0
@@ -88,11 +88,12 @@ class GraphWindowAttention:
 UNREACHED = torch.iinfo(torch.int64).max
 
 
-def hop_distance(graph: Tensor) -> Tensor:
+def hop_distance(graph: Tensor, *, longest: int | None = None) -> Tensor:
     """Number of edges on the shortest path between two nodes, ignoring directions; `UNREACHED` if there is no path.
 
     Args:
         graph: bool (..., n, n).
+        longest: paths with more edges count as no path, which saves time in large graphs.
 
     Returns:
         int64, of the same shape.
@@ -107,7 +108,7 @@ def hop_distance(graph: Tensor) -> Tensor:
     step = (graph.bool() | graph.bool().mT | eye).float()
     reached = eye.expand(graph.shape)
     distance = torch.full(graph.shape, UNREACHED, device=graph.device).masked_fill(eye, 0)
-    for hops in range(1, nodes):
+    for hops in range(1, nodes if longest is None else min(nodes, longest + 1)):
         further = reached.float() @ step > 0
         if torch.equal(further, reached):
             break
@@ -118,7 +119,7 @@ def hop_distance(graph: Tensor) -> Tensor:
 
 def within_hops(graph: Tensor, hops: int) -> Tensor:
     """The window, bool (..., n, n): the pairs of tokens within this number of hops of each other."""
-    return hop_distance(graph) <= hops
+    return hop_distance(graph, longest=hops) <= hops
 
 
 def reference(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from voxelwave.kernels.attention.graph_window import GraphWindowAttention, hop_distance, within_hops
+from voxelwave.kernels.attention.graph_window import UNREACHED, GraphWindowAttention, hop_distance, within_hops
 from voxelwave.kernels.attention.mixer import CS, NS, attention_map
 from voxelwave.kernels.attention.softmax import attention
 
@@ -51,6 +51,13 @@ def test_an_isolated_node_sees_itself_only(qkv):
 def test_the_direction_of_an_edge_does_not_count(qkv):
     assert torch.equal(hop_distance(PATH), hop_distance(PATH.mT))
     assert_close(GraphWindowAttention(PATH, 2)(*qkv).out, GraphWindowAttention(PATH.mT, 2)(*qkv).out)
+
+
+@pytest.mark.parametrize("longest", [0, 1, 3, 99])
+def test_distances_up_to_a_longest_path_are_those_of_all_paths(longest):
+    whole = hop_distance(PATH)
+    expected = whole.masked_fill(whole > longest, UNREACHED)
+    assert torch.equal(hop_distance(PATH, longest=longest), expected)
 
 
 def test_a_class_token_sees_all_and_is_seen_by_all(qkv):
