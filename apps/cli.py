@@ -132,6 +132,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "attention": {
+        "explain": Verb(
+            "attention.options:Explain",
+            "attention.explain:explain",
+            "show what the heads of a trained network do, on scenes or recordings",
+        ),
         "tasks": Verb(
             "attention.options:Tasks",
             "attention.tasks:tasks",

@@ -136,6 +136,6 @@ def _plain(axis: Axes) -> None:
 def as_svg(figure: Figure) -> str:
     """The figure as SVG that can be put into a page."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

@@ -110,7 +110,6 @@ def residual_points(model: nn.Module) -> dict[str, ResidualPoint]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ResidualPoint)}
 
 
-@torch.no_grad()
 def record(
     model: nn.Module, *inputs: Any, layers: Collection[int] | None = None, weights: bool = True, **options: Any
 ) -> Trace:
@@ -128,6 +127,14 @@ def record(
     Raises:
         ValueError: the model has no such layer.
     """
+    return record_run(model, lambda: model(*inputs, **options), layers=layers, weights=weights)
+
+
+@torch.no_grad()
+def record_run(
+    model: nn.Module, run: Callable[[], Any], *, layers: Collection[int] | None = None, weights: bool = True
+) -> Trace:
+    """`record` for a function that runs the model in its own way; its result is the output."""
     calls: list[LayerCall] = []
     residuals: dict[str, list[Tensor]] = {name: [] for name in residual_points(model)}
 
@@ -142,7 +149,7 @@ def record(
     handles = [point.register_forward_hook(partial(hook, name)) for name, point in residual_points(model).items()]
     try:
         with watching(model, keep, layers):
-            output = model(*inputs, **options)
+            output = run()
     finally:
         for handle in handles:
             handle.remove()

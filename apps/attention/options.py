@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..options import ThreadOptions, at_least
+from ..options import ThreadOptions, at_least, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +36,31 @@ class Tasks(ThreadOptions):
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(ThreadOptions):
+    """Show what the attention of a trained network does on given inputs, as one page that needs no network.
+
+    The inputs are scenes, for weights of OAT, or EEG recordings, for weights of long_recording. The page shows which
+    heads matter and whether the network still decides the same without them, what each head's pattern is, sinks, where
+    the attention goes, and what hiding a part of the input changes; a paragraph in plain words is made from the
+    figures. Attention shows where information comes from, not why a decision is right. This is research software, not
+    a medical device.
+
+    Args:
+        input: a file or folder of scenes (docs/scanpath_format.md) or of recordings.
+        output: the folder to write to; it receives attention.html and attention.json.
+        weights: the weight file, its folder, or a name that `voxelwave weights` lists.
+        most: largest number of inputs.
+    """
+
+    input: Path
+    output: Path
+    weights: Path
+    most: int = 20
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.input, "scene, recording or folder")
+        at_least(1, most=self.most)

@@ -27,7 +27,7 @@ def predict(options: Predict) -> int:
     """Run the command and return its exit code."""
     use_threads(options.threads)
     model = load_model(options.weights)
-    found = list(_scenes(options.input))
+    found = list(read_scenes(options.input))
     if not found:
         raise FileNotFoundError(f"{options.input} holds no scene: no .json file and no tables")
     several = options.input.is_dir() or len(found) > 1
@@ -131,7 +131,7 @@ def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, 
         draw_prediction(folder / PICTURE, scene, prediction)
 
 
-def _scenes(place: Path) -> Iterator[tuple[str, Scene | str]]:
+def read_scenes(place: Path) -> Iterator[tuple[str, Scene | str]]:
     """The name of each scene, and the scene or the reason why its file cannot be read."""
     tables = place.is_dir() and (place / TABLES[0]).is_file()
     files = [place]
