@@ -80,7 +80,7 @@ def measure_shift(mixer: str | None, settings: ShiftSettings = ShiftSettings()) 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
     started = time.process_time()
     for moving, fixed, shifts in _batches(np.random.default_rng(settings.seed), settings):
-        errors = _errors(model.network_output(moving, fixed), shifts)
+        errors = _errors(model.network_output(moving, fixed), shifts, settings.reach)
         loss = torch.stack(errors).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -99,13 +99,15 @@ def _batches(rng: np.random.Generator, settings: ShiftSettings) -> Iterator[tupl
         yield moving, fixed, shifts
 
 
-def _errors(displacement: Tensor, shifts: list[int]) -> list[Tensor]:
-    """The mean length of the error of each displacement (3, D, H, W), where the shifted content is in the image."""
+def _errors(displacement: Tensor, shifts: list[int], reach: int) -> list[Tensor]:
+    """The mean length of the error of each displacement (3, D, H, W), where every shift of up to `reach` stays inside.
+
+    A part that depended on the shift would give it away by its position.
+    """
     found = []
     for field, shift in zip(displacement, shifts, strict=True):
-        width = field.shape[3]
-        inside = field[..., max(0, -shift) : min(width, width - shift)]
         target = torch.tensor([0.0, 0.0, float(shift)]).view(3, 1, 1, 1).to(field)
+        inside = field[..., reach : field.shape[3] - reach]
         found.append((inside - target).square().sum(0).add(1e-6).sqrt().mean())
     return found
 
@@ -117,7 +119,7 @@ def _tested(model: NestedMorph, settings: ShiftSettings, seconds: float) -> Shif
     with torch.inference_mode():
         for shift in shifts:
             moving, fixed = shifted_pair(rng, settings, shift)
-            errors.append(float(_errors(model.network_output(moving[None], fixed[None]), [shift])[0]))
+            errors.append(float(_errors(model.network_output(moving[None], fixed[None]), [shift], settings.reach)[0]))
     lengths, found = np.abs(shifts), np.array(errors)
     near = lengths <= 16
     parameters = sum(p.numel() for p in model.parameters())

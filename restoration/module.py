@@ -95,6 +95,9 @@ class RestorationModule(SteppedModule):
         self.nested = _nested(self.network, settings)
         if settings.start_from is not None:
             _start_from(self.network, Path(settings.start_from))
+        # in a list, so that checkpoints do not contain it
+        taught = self.nested is not None and settings.start_from is not None and settings.distillation > 0
+        self._teacher = [copy.deepcopy(self.network).requires_grad_(False).eval()] if taught else []
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         # a buffer, so that a resumed training continues to average where it stopped
         self.register_buffer("averaged_steps", torch.tensor(0))
@@ -126,11 +129,11 @@ class RestorationModule(SteppedModule):
             return loss(self.network(degraded), clean)
         assert isinstance(self.network, MaIR)
         restored = self.nested.restore(self.network, size, degraded)
-        if not share:
+        if not share or not self._teacher:
             return loss(restored, clean)
         with torch.no_grad():
-            by_full = self.averaged(degraded)
-        return (1 - share) * loss(restored, clean) + share * loss(restored, by_full)
+            taught = self._teacher[0].to(degraded.device)(degraded)
+        return (1 - share) * loss(restored, clean) + share * loss(restored, taught)
 
     def _drawn_size(self, nested: NestedSizes, step: int) -> str:
         """The size that a step trains; the draw depends on the step alone."""

@@ -220,8 +220,9 @@ class ModuleSettings(Settings):
             size. The units of `start_from`, if it has one size, are first sorted by importance. For MaIR only.
         larger_from: the step from which size n of 3, counted from the smallest, is drawn n times as often as the
             smallest; by default all sizes are drawn equally often.
-        distillation: the share of the loss of a smaller size that is measured against the result of the full size with
-            averaged weights; the rest is measured against the clean image.
+        distillation: the share of the loss of a smaller size that is measured against the result of the network of
+            `start_from`, which stays as it is for this; the rest, and all without `start_from`, is measured against the
+            clean image.
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:

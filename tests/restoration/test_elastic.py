@@ -320,17 +320,23 @@ def test_sizes_are_drawn_as_the_settings_say(tiny_module: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_smaller_size_learns_from_the_clean_image_and_from_the_full_size(
-    share: float, tiny_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_smaller_size_learns_from_the_clean_image_and_from_the_initial_network(
+    share: float, tiny_module: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ModuleSettings(**tiny_module, sizes={"small": {"width": 4}}, distillation=share)
-    module = RestorationModule(settings)
-    monkeypatch.setattr(module, "_drawn_size", lambda *_: "small")
+    start = shaken(MaIR(**tiny_module["arguments"])).eval()
+    save_weights(tmp_path / "start.safetensors", start, **RELATIVE)
+    options = {**tiny_module, "sizes": {"small": {"width": 4}}, "distillation": share}
     degraded, clean = torch.rand(2, 2, 1, 8, 8)
-    assert module.nested is not None
-    small, full = (module.nested.restore(module.network, size, degraded) for size in ("small", "full"))
-    expected = (1 - share) * (small - clean).abs().mean() + share * (small - full).abs().mean()
-    assert_close(module._loss(degraded, clean), expected)
+    for begun, part in (("start.safetensors", share), (None, 0.0)):
+        file = None if begun is None else str(tmp_path / begun)
+        module = RestorationModule(ModuleSettings(**options, start_from=file))
+        shaken(module.network)  # as if it had been trained; the initial network stays the teacher
+        monkeypatch.setattr(module, "_drawn_size", lambda *_: "small")
+        assert module.nested is not None
+        small = module.nested.restore(module.network, "small", degraded)
+        expected = (1 - part) * (small - clean).abs().mean() + part * (small - start(degraded)).abs().mean()
+        assert_close(module._loss(degraded, clean), expected)
+        assert {name.partition(".")[0] for name in module.state_dict()} == {"network", "ema", "averaged_steps"}
 
 
 def test_only_mair_has_sizes(tiny_module: dict[str, Any]) -> None:
