@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from .benchmark_training import CONTROL, Trial
+from .benchmark_training import CONTROL, Trial, all_methods
 
 # the 0.975 quantile of Student's t distribution, by degrees of freedom
 _STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -72,7 +72,9 @@ class Scores:
 
     def __init__(self, trials: Sequence[Trial], patterns: Mapping[str, str]) -> None:
         self.trials, self.patterns = trials, dict(patterns)
-        self.methods = list(dict.fromkeys(t.method for t in trials))
+        order = [method.label for method in all_methods()]
+        found = dict.fromkeys(t.method for t in trials)
+        self.methods = sorted(found, key=lambda method: order.index(method) if method in order else len(order))
         self.tasks = [task for task in patterns if any(t.task == task for t in trials)]
 
     def of(self, method: str, task: str) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...attention_analysis.benchmark_scores import Estimate, Scores
-from ...attention_analysis.benchmark_training import CONTROL
+from ...attention_analysis.benchmark_training import CONTROL, Trial
 from ...kernels.attention.benchmark import PEER, Cost, Costs, Fit, FitRow, Row
 from ...kernels.attention.benchmark_streaming import StreamCost
 
@@ -149,7 +150,7 @@ def streaming_section(costs: Sequence[StreamCost]) -> Section:
 
 
 def task_sections(scores: Scores) -> list[Section]:
-    """Composite index, scores, benefit of attention, behaviour at other lengths, and the needle's grid."""
+    """The composite index; scores, benefit of attention and scores at other lengths by task; the needle's grid."""
     seeds = len({trial.seed for trial in scores.trials})
     patterns = list(dict.fromkeys(scores.patterns[task] for task in scores.tasks))
     index = {pattern: scores.index(pattern) for pattern in patterns}
@@ -164,92 +165,101 @@ def task_sections(scores: Scores) -> list[Section]:
         _svg(_index_bars(mechanisms, index)),
         "Composite index of each mechanism.",
     )
-    return [first, _score_section(scores, seeds), _benefit_section(scores), _length_section(scores), _needle(scores)]
+    return [first, _score_section(scores, seeds), *([_needle(scores)] if "needle" in scores.tasks else [])]
 
 
 def _score_section(scores: Scores, seeds: int) -> Section:
-    columns, readers = ["method"], []
-    for task in scores.tasks:
-        for measure in scores.measures(task):
-            columns.append(f"{task} ({scores.patterns[task]}): {measure}")
-            readers.append((task, measure))
-    rows = [
-        (m, *(_pair(scores.value(m, task, lambda t, n=name: t.scores.get(n))) for task, name in readers))  # type: ignore[misc]
-        for m in scores.methods
-    ]
     spread = f"mean and 95 % interval of {seeds} seeds (Student's t)" if seeds > 1 else "one seed"
     text = (
-        f"Test scores at the training length: {spread}. 1 is perfect. "
-        "Recall is trained and tested at four sizes. Explained variance is 0 for the mean of the target."
+        f"Scores on test sequences: {spread}. 1 is perfect; explained variance is 0 for the mean of the target. The "
+        "benefit of attention is the first score (for recall, the mean of the scores) less that of the same model with "
+        f"a gated unit in place of attention ({CONTROL}), which does not mix tokens and has as many weights; it is "
+        "paired by seed. The last columns are the first score on sequences of half, twice and four times the length in "
+        "training. Recall is trained and tested at four lengths."
     )
-    return Section("Scores", text, [Table("Scores", tuple(columns), rows)])
+    tables = [_task_table(scores, task) for task in scores.tasks]
+    caption = "The first score of a task against the length of the test sequences."
+    return Section("Scores", text, tables, _svg(_length_curves(scores)), caption)
 
 
-def _benefit_section(scores: Scores) -> Section:
-    rows = [
-        (m, *(_pair(scores.benefit(m, task), signed=True) for task in scores.tasks))
-        for m in scores.methods
-        if m != CONTROL
-    ]
-    text = (
-        "The first measure of a task (for recall, the mean of its measures), less that of the same model with a gated "
-        f"unit in place of attention ({CONTROL}), which does not mix tokens and has as many weights. Paired by seed."
-    )
-    return Section("Benefit of attention", text, [Table("Benefit of attention", ("method", *scores.tasks), rows)])
+def _task_table(scores: Scores, task: str) -> Table:
+    measures = scores.measures(task)
+    factors = [] if task == "recall" else [f for f in _factors(scores, task) if f != "1"]
+    rows = []
+    for method in scores.methods:
+        cells = [scores.value(method, task, partial(_score, measure=measure)) for measure in measures]
+        others = [scores.value(method, task, partial(_at_length, factor=factor)) for factor in factors]
+        benefit = _pair(scores.benefit(method, task), signed=True)
+        rows.append((method, *map(_pair, cells), benefit, *map(_pair, others)))
+    columns = ("method", *measures, "benefit", *(f"{factor} × length" for factor in factors))
+    pattern = scores.patterns[task]
+    return Table(f"{task[0].upper()}{task[1:]} ({pattern}: {_PATTERNS[pattern]})", columns, rows)
 
 
-def _length_section(scores: Scores) -> Section:
-    tasks = [task for task in scores.tasks if task != "recall"]  # recall is trained at all of its lengths
+def _factors(scores: Scores, task: str) -> list[str]:
+    return list(next(t for t in scores.trials if t.task == task).lengths)
+
+
+def _score(trial: Trial, measure: str) -> float | None:
+    return trial.scores.get(measure)
+
+
+def _at_length(trial: Trial, factor: str) -> float | None:
+    return trial.lengths.get(factor)
+
+
+def _length_curves(scores: Scores) -> Figure:
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
-    tables = []
-    for axis, task in zip(axes, tasks, strict=False):
-        factors = list(next(t for t in scores.trials if t.task == task).lengths)
-        rows = []
+    for axis, task in zip(axes, scores.tasks, strict=False):
+        factors = _factors(scores, task)
         for number, method in enumerate(scores.methods):
-            found = [scores.value(method, task, lambda t, f=factor: t.lengths.get(f)) for factor in factors]  # type: ignore[misc]
-            rows.append((method, *(_pair(each) for each in found)))
-            if any(found):
-                means = [float("nan") if each is None else each.mean for each in found]
-                strong = {"softmax": ("black", "-"), CONTROL: ("0.5", "--")}
-                colour, style = strong.get(method, (f"C{number % 10}", "-" if number < 10 else ":"))
-                axis.plot([float(f) for f in factors], means, style, color=colour, lw=1.4, label=method)
-        columns = tuple(f"{float(factor):g} × length" for factor in factors)
-        measure = scores.measures(task)[0]
-        tables.append(Table(f"{task} ({scores.patterns[task]}): {measure}", ("method", *columns), rows))
+            found = [scores.value(method, task, partial(_at_length, factor=factor)) for factor in factors]
+            if not any(found):
+                continue
+            means = [float("nan") if each is None else each.mean for each in found]
+            strong = {"softmax": ("black", "-"), CONTROL: ("0.5", "--")}
+            colour, style = strong.get(method, (f"C{number % 10}", ("-", ":", "-.")[number // 10]))
+            axis.plot([float(f) for f in factors], means, style, color=colour, lw=1.4, label=method)
         axis.set_title(task, fontsize=10)
         axis.set_xscale("log", base=2)
         axis.set_xticks([float(f) for f in factors], factors)
-        axis.set_xlabel("length / length in training")
-        axis.set_ylabel(measure)
+        axis.set_xlabel("length / shortest in training" if task == "recall" else "length / length in training")
+        axis.set_ylabel(scores.measures(task)[0] if task != "recall" else "accuracy")
         axis.set_ylim(-0.15, 1.05)
         axis.grid(color="0.9")
-    for axis in axes[len(tasks) :]:
+    for axis in axes[len(scores.tasks) :]:
         axis.set_axis_off()
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, fontsize=8)
-    text = "The same models on test sequences of half, once, twice and four times the length in training."
-    return Section("Other lengths", text, tables, _svg(figure), "Score against the length of the test sequence.")
+    return figure
 
 
 def _needle(scores: Scores) -> Section:
-    cells = list(dict.fromkeys(key for t in scores.trials for key in t.needle))
-    rows = []
-    for method in scores.methods:
-        row = []
-        for cell in cells:
-            found = scores.value(method, "needle", lambda t, c=cell: t.needle.get(c))  # type: ignore[misc]
-            reach = scores.value(method, "needle", lambda t, c=cell: t.reach.get(c))  # type: ignore[misc]
-            text = NONE if found is None else f"{found.mean:.2f}"
-            row.append(f"{text} (not reached)" if reach is not None and reach.mean == 0 else text)
-        rows.append((method, *row))
-    columns = tuple("{} × length, depth {}".format(*cell.split(" x ")) for cell in cells)
+    cells = [tuple(key.split(" x ")) for key in dict.fromkeys(key for t in scores.trials for key in t.needle)]
+    lengths, depths = (list(dict.fromkeys(cell[n] for cell in cells)) for n in range(2))
+    methods = [method for method in scores.methods if scores.of(method, "needle")]
+    tables = [
+        Table(
+            f"{length} × the length in training",
+            ("method", *(f"depth {depth}" for depth in depths)),
+            [(m, *(_needle_cell(scores, m, f"{length} x {depth}") for depth in depths)) for m in methods],
+        )
+        for length in lengths
+    ]
     text = (
         "Accuracy at the last token by the length of the sequence and the depth of the marked token, from 0 (the "
         "first) to 1 (just before the last); chance is 1 / 8. Marked cells are not connected to the last token by the "
         "two layers: the output does not depend on that token."
     )
-    return Section("Needle: length and depth", text, [Table("Needle", ("method", *columns), rows)])
+    return Section("Needle: length and depth", text, tables)
+
+
+def _needle_cell(scores: Scores, method: str, cell: str) -> str:
+    found = scores.value(method, "needle", lambda trial: trial.needle.get(cell))
+    reach = scores.value(method, "needle", lambda trial: trial.reach.get(cell))
+    text = NONE if found is None else f"{found.mean:.2f}"
+    return f"{text} (not reached)" if reach is not None and reach.mean == 0 else text
 
 
 def _number(value: float | None) -> str:

@@ -129,11 +129,11 @@ def test_a_pattern_that_a_mechanism_lacks_is_a_dash_in_every_table():
         Trial("mlp", "next fixation", 0, {"right object": 0.3}, {"1": 0.3}, {}, {}, 1, 0.0),
     ]
     sections = task_sections(Scores(trials, {"needle": "CS", "next fixation": "CC"}))
-    index, scores, benefit = (section.tables[0].rows for section in sections[:3])
-    assert index == [("softmax", "+1.00", "+0.00"), ("power", "−1.00", "–")]
-    assert scores[1] == ("power", "0.50", "–")
-    assert benefit == [("softmax", "+0.80", "+0.50"), ("power", "+0.30", "–")]
-    assert sections[4].tables[0].rows[1] == ("power", "0.10 (not reached)")
+    assert sections[0].tables[0].rows == [("softmax", "+1.00", "+0.00"), ("power", "−1.00", "–")]
+    needle, fixation = (table.rows for table in sections[1].tables)
+    assert needle == [("softmax", "1.00", "+0.80"), ("power", "0.50", "+0.30"), ("mlp", "0.20", "–")]
+    assert fixation == [("softmax", "0.80", "+0.50"), ("power", "–", "–"), ("mlp", "0.30", "–")]
+    assert sections[2].tables[0].rows[1] == ("power", "0.10 (not reached)")
 
 
 @pytest.mark.slow
