@@ -56,7 +56,7 @@ def _cost(options: Attention, tell: Callable[[str], None]) -> tuple[list[Section
     measured = measure_all(lengths, passes=passes, threads=options.threads, seed=options.seed, tell=tell)
     sections, record = [], {}
     for each, costs in measured.items():
-        rows, fits = cost_rows(costs, at=min(_AT, lengths[-1])), fit_rows(costs)
+        rows, fits = cost_rows(costs, at=_AT), fit_rows(costs)
         sections += [cost_section(each, rows, costs), fit_section(each, fits)]
         record[each] = {
             "rows": [row._asdict() for row in rows],

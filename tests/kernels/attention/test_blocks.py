@@ -191,3 +191,17 @@ def test_gradients_other_types_and_transforms_use_the_plain_form(generator):
     seen = []
     torch.func.grad(lambda x: (seen.append(serves(x, k, v)), x.sum())[1])(q.detach())
     assert seen == [False]
+
+
+@pytest.mark.parametrize("missing", ["the library", "these kernels"])
+def test_without_the_compiled_kernels_the_plain_form_gives_the_same(missing, generator, monkeypatch):
+    q, k, v = random_qkv(generator, 40, 40)
+    mixers = (PowerAttention(block=8, window=2), LandmarkAttention(block=8, top=2))
+    fast = [mixer(q, k, v, pattern=CS).out for mixer in mixers]
+    if missing == "the library":
+        monkeypatch.setattr(native, "levels", lambda: ())
+    else:  # a library that was built from older sources
+        monkeypatch.setattr(native, "library", lambda: object())
+        monkeypatch.setattr(native, "levels", lambda: ("v2",))
+    assert not serves(q, k, v)
+    assert_close([mixer(q, k, v, pattern=CS).out for mixer in mixers], fast, rtol=2e-5, atol=2e-6)
