@@ -86,6 +86,11 @@ class Evidence:
         self._held, self._block = held, np.unique(block[held], axis=0, return_inverse=True)[1].ravel()
         self._moving = coarsened(without_outliers(moving), spacing_mm)
 
+    @property
+    def cubes(self) -> int:
+        """The number of held-out cubes."""
+        return int(self._block.max(initial=-1)) + 1
+
     def information(self, world: Map) -> np.ndarray:
         """The pointwise information of each held-out voxel under a map, (N,) in nats; 0 outside the moving image."""
         voxels = apply_affine(np.linalg.inv(self._moving.affine), world(self.points))

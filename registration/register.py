@@ -16,6 +16,7 @@ from .affine import align_affine
 from .ants import syn
 from .checks import check_images
 from .choices import METHODS, Levels, Similarity
+from .doubt import doubt_about
 from .evidence import Evidence, head_mask, restricted, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
@@ -119,7 +120,9 @@ def register(
     _check_result(affine, forward, inverse, warped)
     after, _ = normalized_mutual_information(warped, fixed)
     metrics = {"nmi_before": before, "nmi_after": after, **jacobian_figures(forward, affine)}
-    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice)
+    with steps.timed("doubt"):
+        doubt = doubt_about(moving, fixed, forward, fixed_mask)
+    return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice, doubt)
 
 
 def _check_reversed(facts: PairFacts | None, *, used: bool) -> None:

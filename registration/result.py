@@ -55,6 +55,7 @@ class Registration:
         metrics: normalised mutual information before and after, and Jacobian measures of the deformable part.
         seconds: wall time of each step.
         choice: the stages that were tried and kept, with the reasons.
+        doubt: the reason why the alignment is not credible; "" if there is none.
     """
 
     warped: Volume
@@ -64,6 +65,7 @@ class Registration:
     metrics: dict[str, float]
     seconds: dict[str, float] = field(default_factory=dict)
     choice: Choice = field(default_factory=lambda: Choice())
+    doubt: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Register(MethodOptions, FolderOptions):
             CT is refused. With it, no DICOM results are written.
         pairs: a table (.tsv, .csv, .json) with the columns moving and fixed (paths in the folder) and optionally
             moving_labels, fixed_labels, moving_mask, fixed_mask, contrast.
+        guard: what to do if the result is not credible because it fits no better than when it is displaced, or worse
+            than at the start: refuse it (exit code 4; in a folder, the pair is refused), or write it and warn.
         bids: MOVING,FIXED as BIDS names, such as T1w,FLAIR or acq-highres_T1w,dwi: one pair per session; with ses-1 in
             a name, that session's image is used for all sessions of the subject.
     """
@@ -97,6 +99,7 @@ class Register(MethodOptions, FolderOptions):
     fix_tilt: bool = False
     pairs: Path | None = None
     bids: str | None = None
+    guard: Literal["refuse", "warn"] = "refuse"
 
     @property
     def of_folder(self) -> bool:

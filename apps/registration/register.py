@@ -1,18 +1,20 @@
 """`voxelwave registration register`: align two scans, or all pairs of a folder."""
 
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import MASK_FILES, PAIR_FILES, Pair
-from ...runs.exit import DONE
+from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_together
 from ...runs.record import write_record
 from ..batch.case import Case
 from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import FolderRun, run_batch
+from ..batch.task import CaseRefused
 from .options import PAIR_LISTS, Register
 from .scans import check_no_series, collected_notes
 from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, SEARCHED, Alignment
@@ -20,7 +22,13 @@ from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, SEARCHED, Alignment
 
 def register(options: Register) -> int:
     """Run the command and return its exit code."""
-    return _register_folder(options) if options.of_folder else _register_pair(options)
+    if options.of_folder:
+        return _register_folder(options)
+    try:
+        return _register_pair(options)
+    except CaseRefused as error:
+        print(f"voxelwave: refused: {error}", file=sys.stderr)
+        return REFUSED
 
 
 def _register_folder(options: Register) -> int:
@@ -30,6 +38,8 @@ def _register_folder(options: Register) -> int:
     results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
     if options.fix_tilt:  # not recorded otherwise, so that results of earlier versions stay valid
         results_depend_on["fix_tilt"] = True
+    if options.guard != "refuse":
+        results_depend_on["guard"] = options.guard
     arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
     run = FolderRun(
         work={"factory": "align", "arguments": arguments},
@@ -74,6 +84,7 @@ def _register_pair(options: Register) -> int:
             options.dicom,
             options.fix_tilt,
             options.reversed_b0,
+            options.guard,
         )
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}

@@ -1,8 +1,9 @@
 """Align pairs of scans, with the network in memory."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...registration.acquisition import facts_of
 from ...registration.choices import contrast_named
@@ -16,8 +17,9 @@ from ...registration.searched import draw_searched, find_searched
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
 from ...runs.finite import check_finite
-from ...volumes import AffineTransform, Volume, read_volume, resample, write_transform, write_volume
+from ...volumes import AffineTransform, Volume, VolumeWarning, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
+from ..batch.task import CaseRefused
 from .overlap import overlap
 from .scans import (
     REGISTRATION_DICOM,
@@ -70,6 +72,7 @@ class Alignment:
         dicom: write DICOM results even if only the moving scan is DICOM.
         fix_tilt: straighten the slices of a tilted gantry.
         reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan reversed.
+        guard: "refuse" or "warn" about a result that is not credible.
     """
 
     settings: RegistrationSettings
@@ -79,6 +82,7 @@ class Alignment:
     dicom: bool
     fix_tilt: bool = False
     reversed_b0: Path | None = None
+    guard: Literal["refuse", "warn"] = "refuse"
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -105,6 +109,7 @@ class Alignment:
             progress: called with a line about each step.
 
         Raises:
+            CaseRefused: the result is not credible, and `guard` is "refuse".
             ValueError: a scan cannot be used, or requested DICOM results cannot be written.
         """
         to_dicom = writes_dicom(pair.moving, pair.fixed, always=self.dicom, fix_tilt=self.fix_tilt)
@@ -128,6 +133,10 @@ class Alignment:
             cache_dir=self.cache,
             progress=progress,
         )
+        if result.doubt and self.guard == "refuse":
+            raise CaseRefused(f"{result.doubt}; with --guard warn, the result is written all the same")
+        if result.doubt:
+            warnings.warn(result.doubt, VolumeWarning, stacklevel=2)
         warped = _write_results(output, pair.moving, moving_volume, fixed, result)
         if to_dicom:
             words = f"registered by voxelwave, method {self.settings.method}"
@@ -163,12 +172,19 @@ class Alignment:
 
 
 def batch_work(
-    *, weights: str | None, dicom: bool, cache: str | None, device: str, fix_tilt: bool = False, **settings: Any
+    *,
+    weights: str | None,
+    dicom: bool,
+    cache: str | None,
+    device: str,
+    fix_tilt: bool = False,
+    guard: Literal["refuse", "warn"] = "refuse",
+    **settings: Any,
 ) -> Alignment:
     """Build the work of a batch from plain values; `settings` are the fields of `RegistrationSettings`."""
     network = None if weights is None else read_trained_network(weights)
     place = None if cache is None else Path(cache)
-    return Alignment(RegistrationSettings(**settings), network, device, place, dicom, fix_tilt)
+    return Alignment(RegistrationSettings(**settings), network, device, place, dicom, fix_tilt, guard=guard)
 
 
 def _write_results(

@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter
 from voxelwave.apps import cli
 from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.registration.nestedmorph_files import save_nestedmorph
-from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED, USAGE
-from voxelwave.volumes import read_transform, read_volume, write_volume
+from voxelwave.runs.exit import DONE, ERROR, REFUSED, SOME_FAILED, USAGE
+from voxelwave.volumes import Volume, read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
 
@@ -215,3 +215,19 @@ def test_weights_that_choose_regions_draw_where_they_searched(scans, tmp_path, c
     assert (tmp_path / "out" / "searched.png").stat().st_size > 10_000
     assert cli.main(words) == DONE  # without the weights, the old picture is removed
     assert not (tmp_path / "out" / "searched.png").exists()
+
+
+def test_scans_of_different_objects_are_refused_unless_a_warning_is_enough(tmp_path, capsys):
+    for seed, name in enumerate(("a", "b")):
+        axes = np.meshgrid(*[np.linspace(-1.3, 1.3, 36)] * 3, indexing="ij")
+        texture = gaussian_filter(np.random.default_rng(seed).normal(size=(36,) * 3), 1.5)
+        values = (sum(a**2 for a in axes) < 1) * (1 + 4 * texture)
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(values.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0])))
+    words = ["registration", "register", str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz"), "--transform", "rigid"]
+    out = tmp_path / "out"
+    assert cli.main([*words, "-o", str(out)]) == REFUSED
+    assert "refused: the scans may show different objects" in capsys.readouterr().err
+    assert not (out / "warped.nii.gz").exists()
+    assert cli.main([*words, "-o", str(out), "--guard", "warn"]) == DONE
+    notes = json.loads((out / "record.json").read_text())["notes"]
+    assert any("different objects" in note for note in notes)
