@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ..volumes import DisplacementField, Volume
+from ..volumes import DisplacementField, Volume, resample
 from .evidence import Evidence, Map, head_mask, restricted
+from .linear import coarsened
 
 _SPACING_MM = 3.0
 _SHIFT = 0.15  # of the mean side of the head: 20 mm for a human head
@@ -26,13 +27,14 @@ def doubt_about(moving: Volume, fixed: Volume, forward: DisplacementField, mask:
         forward: fixed world -> moving world.
         mask: on the grid of `fixed`; only its nonzero voxels are compared.
     """
-    head = restricted(head_mask(fixed), mask)
+    coarse = coarsened(fixed, _SPACING_MM)
+    head = restricted(head_mask(coarse), None if mask is None else resample(mask, coarse, order="nearest"))
     if not head.array.any():
         return ""
-    evidence = Evidence(moving, fixed, head, spacing_mm=_SPACING_MM)
+    evidence = Evidence(moving, coarse, head, spacing_mm=_SPACING_MM)
     if evidence.cubes < _LEAST_CUBES:
         return ""
-    side = (float(np.count_nonzero(head.array)) * float(np.prod(fixed.spacing))) ** (1 / 3)
+    side = (float(np.count_nonzero(head.array)) * float(np.prod(coarse.spacing))) ** (1 / 3)
     shifts = [sign * _SHIFT * side * axis for axis in np.eye(3) for sign in (-1, 1)]
     better = sum(evidence.compare(forward.map, _after(shift, forward)).accepted for shift in shifts)
     if better < _LEAST_BETTER:
