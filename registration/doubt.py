@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..volumes import DisplacementField, Volume, resample
+from ..volumes import AffineTransform, DisplacementField, Volume, resample
 from .evidence import Evidence, Map, head_mask, restricted
 from .linear import coarsened
 
@@ -27,14 +27,10 @@ def doubt_about(moving: Volume, fixed: Volume, forward: DisplacementField, mask:
         forward: fixed world -> moving world.
         mask: on the grid of `fixed`; only its nonzero voxels are compared.
     """
-    coarse = coarsened(fixed, _SPACING_MM)
-    head = restricted(head_mask(coarse), None if mask is None else resample(mask, coarse, order="nearest"))
-    if not head.array.any():
+    found = _evidence(moving, fixed, mask)
+    if found is None:
         return ""
-    evidence = Evidence(moving, coarse, head, spacing_mm=_SPACING_MM)
-    if evidence.cubes < _LEAST_CUBES:
-        return ""
-    side = (float(np.count_nonzero(head.array)) * float(np.prod(coarse.spacing))) ** (1 / 3)
+    evidence, side = found
     shifts = [sign * _SHIFT * side * axis for axis in np.eye(3) for sign in (-1, 1)]
     better = sum(evidence.compare(forward.map, _after(shift, forward)).accepted for shift in shifts)
     if better < _LEAST_BETTER:
@@ -42,10 +38,39 @@ def doubt_about(moving: Volume, fixed: Volume, forward: DisplacementField, mask:
             f"the scans may show different objects: after a shift by {_SHIFT * side:.0f} mm they fit clearly worse in"
             f" only {better} of 6 directions"
         )
-    against_start = evidence.compare(forward.map, lambda points: points)
+    against_start = evidence.compare(forward.map, _start)
     if against_start.harmful:
         return f"the scans fit worse than they did at the start ({against_start} nats per voxel)"
     return ""
+
+
+def start_is_better(moving: Volume, fixed: Volume, matrix: np.ndarray, mask: Volume | None = None) -> bool:
+    """Whether the scans fit clearly better as they lie in the scanner than under a linear map.
+
+    Args:
+        moving: (D, H, W).
+        fixed: (D, H, W).
+        matrix: (4, 4), fixed world -> moving world.
+        mask: on the grid of `fixed`; only its nonzero voxels are compared.
+    """
+    found = _evidence(moving, fixed, mask)
+    return found is not None and found[0].compare(AffineTransform(matrix).map, _start).harmful
+
+
+def _evidence(moving: Volume, fixed: Volume, mask: Volume | None) -> tuple[Evidence, float] | None:
+    """The evidence inside the head of the fixed image, and the mean side of the head in mm; None for a small image."""
+    coarse = coarsened(fixed, _SPACING_MM)
+    head = restricted(head_mask(coarse), None if mask is None else resample(mask, coarse, order="nearest"))
+    if not head.array.any():
+        return None
+    evidence = Evidence(moving, coarse, head, spacing_mm=_SPACING_MM)
+    if evidence.cubes < _LEAST_CUBES:
+        return None
+    return evidence, (float(np.count_nonzero(head.array)) * float(np.prod(coarse.spacing))) ** (1 / 3)
+
+
+def _start(points: np.ndarray) -> np.ndarray:
+    return points
 
 
 def _after(shift: np.ndarray, forward: DisplacementField) -> Map:

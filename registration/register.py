@@ -16,7 +16,7 @@ from .affine import align_affine
 from .ants import syn
 from .checks import check_images
 from .choices import METHODS, Levels, Similarity
-from .doubt import doubt_about
+from .doubt import doubt_about, start_is_better
 from .evidence import Evidence, head_mask, restricted, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
 from .jacobian import field_measures
@@ -251,6 +251,9 @@ def _by_search(
             seed=settings.seed,
             cache_dir=cache_dir,
         )
+        if start_is_better(*one_order[:2], matrix, one_order[2].fixed):
+            steps.report(f"  the geometry of the scanner is kept: it fits better than the {kind} map that was found")
+            matrix = np.eye(4)
     found = AffineTransform(matrix)
     linear = found.inverse() if swapped else found
     if transform != "deformable":

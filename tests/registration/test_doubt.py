@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from voxelwave.registration.doubt import doubt_about
+from voxelwave.registration.doubt import doubt_about, start_is_better
 from voxelwave.volumes import AffineTransform, Volume, compose_to_field, resample
 
 SHAPE = (40, 44, 36)
@@ -47,3 +47,10 @@ def test_too_small_an_image_is_not_judged():
     rng = np.random.default_rng(0)
     tiny = [Volume(rng.uniform(1, 2, (6, 6, 6)).astype(np.float32), AFFINE) for _ in range(2)]
     assert doubt_about(*tiny, compose_to_field([by(0.0)], tiny[1])) == ""
+
+
+def test_the_geometry_of_the_scanner_is_better_than_a_wrong_map_only():
+    fixed = head(0)
+    assert start_is_better(fixed, fixed, by(6.0).matrix)
+    assert not start_is_better(resample(fixed, fixed, by(-10.0)), fixed, by(10.0).matrix)
+    assert not start_is_better(fixed, fixed, np.eye(4))
