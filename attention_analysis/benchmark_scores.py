@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from .benchmark_tasks import Recall
 from .benchmark_training import CONTROL, Trial, all_methods
 
 # the 0.975 quantile of Student's t distribution, by degrees of freedom
@@ -86,15 +87,13 @@ class Scores:
         return list(next(t for t in self.trials if t.task == task).scores)
 
     def value(self, method: str, task: str, read: Callable[[Trial], float | None]) -> Estimate | None:
-        """The mean of a number over the seeds; None if the method has none that is finite."""
-        found = [value for t in self.of(method, task) if (value := read(t)) is not None and math.isfinite(value)]
+        """The mean of a number over the seeds; None if the method has none."""
+        found = [value for t in self.of(method, task) if (value := read(t)) is not None]
         return estimate(found) if found else None
 
     def main(self, method: str, task: str) -> Estimate | None:
-        """The mean over all measures of recall, otherwise the first measure."""
-        if task == "recall":
-            return self.value(method, task, lambda t: statistics.fmean(t.scores.values()))
-        return self.value(method, task, lambda t: next(iter(t.scores.values())))
+        """The main score of a method in a task, see `main_score`."""
+        return self.value(method, task, main_score)
 
     def index(self, pattern: str) -> dict[str, float]:
         """The composite index of each mechanism that supports a pattern; the control does not enter it."""
@@ -109,12 +108,18 @@ class Scores:
 
     def benefit(self, method: str, task: str) -> Estimate | None:
         """By how much a method exceeds the control without token mixing, paired by seed."""
-        control = {t.seed: t for t in self.of(CONTROL, task)}
-        gains = [
-            statistics.fmean(t.scores.values()) - statistics.fmean(control[t.seed].scores.values())
-            if task == "recall"
-            else next(iter(t.scores.values())) - next(iter(control[t.seed].scores.values()))
-            for t in self.of(method, task)
-            if t.seed in control
-        ]
-        return estimate(gains) if gains and method != CONTROL else None
+        control = {t.seed: main_score(t) for t in self.of(CONTROL, task)}
+        if method == CONTROL:
+            return None
+        return self.value(method, task, lambda t: _difference(main_score(t), control.get(t.seed)))
+
+
+def main_score(trial: Trial) -> float | None:
+    """The mean over the sizes of recall, and the first measure of any other task; None if the training diverged."""
+    values = list(trial.scores.values()) if trial.task == Recall.name else [next(iter(trial.scores.values()))]
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

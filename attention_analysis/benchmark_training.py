@@ -174,14 +174,14 @@ FULL, QUICK = Effort(1.0, 3, 8), Effort(0.02, 1, 1)
 
 
 class Trial(NamedTuple):
-    """The scores of one trained model."""
+    """The scores of one trained model; None in place of a number that is not finite, after a training that diverged."""
 
     method: str
     task: str
     seed: int
-    scores: dict[str, float]  # measure -> value at the training length
-    lengths: dict[str, float]  # length of the test sequences in training lengths -> the main measure
-    needle: dict[str, float]  # "length x depth" -> accuracy; empty for other tasks
+    scores: dict[str, float | None]  # measure -> value at the training length
+    lengths: dict[str, float | None]  # length of the test sequences in training lengths -> the main measure
+    needle: dict[str, float | None]  # "length x depth" -> accuracy; empty for other tasks
     reach: dict[str, float]  # likewise, the share of sequences in which the last output depends on that token
     parameters: int
     cpu_seconds: float
@@ -249,9 +249,9 @@ def measure(model: TaskModel, task: Task, method: Method, seed: int, effort: Eff
     """Measure a trained model on test sequences, which are the same for all methods."""
     started = time.process_time()
     model.eval()
-    scores: dict[str, float] = {}
-    lengths: dict[str, float] = {}
-    needle: dict[str, float] = {}
+    scores: dict[str, float | None] = {}
+    lengths: dict[str, float | None] = {}
+    needle: dict[str, float | None] = {}
     reach: dict[str, float] = {}
     factors = [tokens / task.length for tokens, _ in task.sizes] if isinstance(task, Recall) else LENGTHS
     for factor in factors:
@@ -266,7 +266,8 @@ def measure(model: TaskModel, task: Task, method: Method, seed: int, effort: Eff
             lambda n=count, at=length, g=generator: task.batch(n, at, test=True, generator=g),  # type: ignore[misc]
             effort.test_batches * (4 if isinstance(task, Needle) else 1),  # only one of its tokens is scored
         )
-        found = task.score(output, batch)
+        sound = bool(output.isfinite().all())
+        found = {name: value if sound else None for name, value in task.score(output, batch).items()}
         lengths[f"{factor:g}"] = next(iter(found.values()))
         if factor == 1 or isinstance(task, Recall):
             scores |= found
@@ -275,7 +276,7 @@ def measure(model: TaskModel, task: Task, method: Method, seed: int, effort: Eff
                 at = task.place(depth, length)
                 here = batch.tokens[:, at, -1] == 1
                 right = (output.argmax(-1) == batch.target)[here][:, -1].float().mean()
-                needle[f"{factor:g} x {depth:g}"] = float(right)
+                needle[f"{factor:g} x {depth:g}"] = float(right) if sound else None
             where = connected(model, task, method, length)
             reach |= {f"{factor:g} x {d:g}": float(where[task.place(d, length)]) for d in task.depths}
     parameters = sum(p.numel() for p in model.parameters())
@@ -349,6 +350,7 @@ def run_all(
             group = done[trial.task, trial.method]
             group.append(trial)
             if len(group) == effort.seeds:
-                values = " ".join(f"{next(iter(t.scores.values())):.3f}" for t in group)
+                firsts = [next(iter(t.scores.values())) for t in group]
+                values = " ".join("diverged" if value is None else f"{value:.3f}" for value in firsts)
                 tell(f"{trial.task}, {trial.method}: {values} ({sum(t.cpu_seconds for t in group):.0f} CPU s)")
     return [trial for group in done.values() for trial in sorted(group, key=lambda t: t.seed)]

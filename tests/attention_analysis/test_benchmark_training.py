@@ -57,7 +57,7 @@ def test_a_method_trains_and_is_measured_on_all_tasks_that_it_supports(label, da
     for task in tasks:
         trial = measure(train(task, method, 0, 1e-9), task, method, 0, Effort(1e-9, 1, 1))
         assert set(trial.scores) == set(task.measures)
-        assert all(math.isfinite(value) and value <= 1 for value in trial.scores.values())
+        assert all(value is not None and math.isfinite(value) and value <= 1 for value in trial.scores.values())
         assert len(trial.lengths) == 4
 
 
@@ -157,10 +157,24 @@ def test_the_benefit_is_paired_by_seed_and_the_control_has_none():
     assert scores.main("b", "needle") is None
 
 
-def test_a_score_that_is_not_finite_is_no_result():
-    scores = Scores([trial("a", 0, math.nan), trial("b", 0, 0.5)], {"needle": "CS"})
+def test_a_training_that_diverged_has_no_scores_and_does_not_stop_the_tables():
+    task, method = Needle(), method_of("softmax")
+    model = TaskModel(task, method, 64)
+    torch.nn.init.constant_(model.embed.weight, torch.nan)
+    broken = measure(model, task, method, 0, Effort(1.0, 1, 1))
+    assert set(broken.scores.values()) == set(broken.lengths.values()) == set(broken.needle.values()) == {None}
+    scores = Scores([trial("a", 0, None), trial("b", 0, 0.5), trial(CONTROL, 0, 0.1)], {"needle": "CS"})
     assert scores.main("a", "needle") is None
+    assert scores.benefit("a", "needle") is None
     assert scores.main("b", "needle").mean == 0.5
+    assert scores.index("CS") == {"b": 0.0}
+
+
+def test_explained_variance_of_a_training_that_diverged_is_none(data):
+    task, method = all_tasks(data)[0], method_of("uniform")
+    model = TaskModel(task, method, task.length)
+    torch.nn.init.constant_(model.out[1].bias, torch.nan)
+    assert set(measure(model, task, method, 0, Effort(1.0, 1, 1)).scores.values()) == {None}
 
 
 def test_sequences_of_different_seeds_and_parts_are_different_streams():
