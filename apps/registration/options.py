@@ -48,6 +48,8 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
         if self.transform in ("rigid", "affine") and self.chosen_method != "field":
             raise UsageError(f"--transform {self.transform} needs --method field, got --method {self.chosen_method}")
         must_exist(self.weights, "file of weights")
+        if self.cache is not None:
+            must_be_writable(self.cache, "folder")
 
 
 @dataclass(frozen=True, kw_only=True)

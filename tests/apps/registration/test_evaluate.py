@@ -58,11 +58,14 @@ def test_masks_of_the_list_reach_the_registration(scans, tmp_path):
         (["--weights", "gone.safetensors", "--method", "field"], "--weights needs --method nestedmorph", USAGE),
         (["--weights", "gone.safetensors"], "no file of weights at gone.safetensors", ERROR),
         (["--split", "test"], "must name a pair of split 'test'", ERROR),
+        (["--cache", "FILE"], "must be a folder for the results, got a file", ERROR),
+        (["--cache", "FILE/below"], "cannot be written: ", ERROR),
     ],
 )
 def test_wrong_options_are_one_line_and_write_nothing(scans, tmp_path, capsys, words, complaint, code):
     (scans / "one.csv").write_text("moving,fixed\nmoving.nii.gz,fixed.nii.gz\n")
     out = tmp_path / "out"
+    words = [word.replace("FILE", str(scans / "one.csv")) for word in words]
     assert cli.main(["registration", "evaluate", str(scans / "one.csv"), "-o", str(out), *words]) == code
     error = capsys.readouterr().err.strip()
     assert complaint in error
