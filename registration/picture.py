@@ -1,6 +1,7 @@
 """A picture of a registration in three planes, with the outlines of the fixed image over the moving one."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.image import AxesImage
 from skimage.filters import threshold_otsu
 
 from ..runs.files import atomic_path
-from ..volumes import AffineTransform, DisplacementField, Volume, resample
+from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, resample
 from ..volumes.sampling import apply_affine
 from .planar import is_planar, laid_over
 
@@ -23,6 +24,7 @@ _TILE_MM = 20.0  # side of a tile of the checkerboard
 _LINE_MM = 8.0  # distance between the lines of the grid
 _SHOWN_MM = 0.1  # a deformable part below this is not drawn
 _OUTLINE = "#ff8c00"
+_THIN, _THIN_SHARE = 0.2, 0.35  # height over width of a thin plane, and the height of its row over that of others
 _LONGEST_SIDE = 1000  # pixels of a 2-D image as drawn; a panel has about 300
 
 
@@ -39,6 +41,12 @@ class _Row:
     axis: int
     cuts: list[np.ndarray]
     rest: np.ndarray
+
+    @property
+    def thin(self) -> bool:
+        """Whether the plane is too low for letters in it, as the planes along the slices of a slab."""
+        n, m = self.cuts[0].shape
+        return bool(m < _THIN * n)
 
     @property
     def in_plane(self) -> list[int]:
@@ -79,24 +87,27 @@ def draw_registration(
     planar = is_planar(fixed)
     grid = _upright_slice(fixed) if planar else _display_grid(fixed)
     before = laid_over(moving, fixed) if planar else None
-    rows = _rows(grid, fixed, moving, warped, forward, linear or forward.linear_part(), before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VolumeWarning)  # what is to be said about the files has been said
+        rows = _rows(grid, fixed, moving, warped, forward, linear or forward.linear_part(), before)
     lengths = [np.linalg.norm(row.rest, axis=2) for row in rows]
     longest = max(float(np.percentile(length, 99.5)) for length in lengths)
     deformed = longest > _SHOWN_MM
 
-    height = 3.2 * len(rows) + (0.6 if planar else 0)
+    shares = [_THIN_SHARE if row.thin else 1.0 for row in rows]
+    height = 3.2 * sum(shares) + (0.6 if planar or sum(shares) < 2 else 0)
     figure = Figure(figsize=(15 if deformed else 12, height), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     names = [Path(volume.source or "").name or what for volume, what in ((moving, "moving"), (fixed, "fixed"))]
     figure.suptitle(f"{names[0]} aligned to {names[1]}" + (f"\n{note}" if note else ""), color="white", fontsize=13)
-    axes = figure.subplots(len(rows), 5 if deformed else 4, squeeze=False)
+    axes = figure.subplots(len(rows), 5 if deformed else 4, squeeze=False, height_ratios=shares)
     to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
     for number, row in enumerate(rows):
         titles = ["fixed", "moving (before)" if planar else "moving (scanner space)", "warped", "fixed | warped"]
         spacing = grid.spacing[row.in_plane[0]]
-        _draw_row(axes[number], row.cuts, spacing, titles if number == 0 else [""] * 4, unit)
+        _draw_row(axes[number], row, spacing, titles if number == 0 else [""] * 4, unit)
         if sides:
-            _mark_sides(axes[number, 0], row.axis)
+            _mark_sides(axes[number, 0], row)
         if deformed:
             panel = axes[number, 4]
             heat = _show(panel, lengths[number], "deformable part" if number == 0 else "", vmax=max(longest, 1.0))
@@ -136,9 +147,9 @@ def _rows(
     return rows
 
 
-def _draw_row(axes: np.ndarray, cuts: list[np.ndarray], spacing: float, titles: list[str], unit: str) -> None:
-    """Draw the four panels of a plane; `cuts` are fixed, moving and warped in [0, 1]."""
-    fixed, moving, warped = cuts
+def _draw_row(axes: np.ndarray, row: _Row, spacing: float, titles: list[str], unit: str) -> None:
+    """Draw the four panels of a plane."""
+    fixed, moving, warped = row.cuts
     tiles = (np.indices(fixed.shape) // max(1, round(_TILE_MM / spacing))).sum(axis=0) % 2 == 0
     panels = [fixed, moving, warped, np.where(tiles, fixed, warped)]
     content = fixed[fixed > 0.02]
@@ -149,18 +160,29 @@ def _draw_row(axes: np.ndarray, cuts: list[np.ndarray], spacing: float, titles: 
             axes[number].contour(fixed.T, levels=[level], colors=_OUTLINE, linewidths=0.7)
     length_mm = _round_length(0.3 * fixed.shape[0] * spacing)
     length = length_mm / spacing
-    axes[0].plot([2, 2 + length], [2, 2], color="white", linewidth=2)
-    axes[0].text(3 + length, 2, f"{length_mm:g} {unit}", color="white", fontsize=9, va="center")
+    bottom = 2 if not row.thin else -0.02 * fixed.shape[0] - 0.5
+    axes[0].plot([2, 2 + length], [bottom, bottom], color="white", linewidth=2, clip_on=False)
+    axes[0].text(3 + length, bottom, f"{length_mm:g} {unit}", color="white", fontsize=9, va="center")
+    axes[0].set_ylim(-0.5, fixed.shape[1] - 0.5)
 
 
-def _mark_sides(panel: Axes, axis: int) -> None:
-    """Write the patient's sides around the panel of a plane across `axis` of a RAS grid."""
-    across, up = (ends for k, ends in enumerate(_ENDS) if k != axis)
+def _mark_sides(panel: Axes, row: _Row) -> None:
+    """Write the patient's sides in the panel of a plane, or around it if it is thin."""
+    across, up = (ends for k, ends in enumerate(_ENDS) if k != row.axis)
+    panel.set_ylabel(_PLANES[row.axis], color="white", labelpad=18 if row.thin else None)
+    if row.thin:
+        for text, place, shift, ha, va in (
+            (across[0], (0.0, 0.5), (-3, 0), "right", "center"),
+            (across[1], (1.0, 0.5), (3, 0), "left", "center"),
+            (up[1], (0.5, 1.0), (0, 3), "center", "bottom"),
+        ):
+            note = panel.annotate(text, place, shift, xycoords="axes fraction", textcoords="offset points", fontsize=11)
+            note.set(ha=ha, va=va, color="white")
+        return
     for x, y, text in ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[1])):
         ha = {0.02: "left", 0.98: "right"}.get(x, "center")
         va = "top" if y > 0.9 else "center"
         panel.text(x, y, text, ha=ha, va=va, color="white", fontsize=11, transform=panel.transAxes)
-    panel.set_ylabel(_PLANES[axis], color="white")
 
 
 def _round_length(at_most: float) -> float:

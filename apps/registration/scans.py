@@ -164,7 +164,7 @@ def read_mask(path: Path | None, image: Volume) -> Volume | None:
 
 @contextmanager
 def collected_notes() -> Iterator[list[str]]:
-    """Collect the warnings about files within the block for the record; they are also shown as usual."""
+    """Collect the warnings about files within the block for the record, each once; they are also shown, once."""
     notes: list[str] = []
     show = warnings.showwarning
 
@@ -177,6 +177,8 @@ def collected_notes() -> Iterator[list[str]]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, VolumeWarning):
+            if str(message) in notes:
+                return
             notes.append(str(message))
         show(message, category, filename, lineno, file, line)
 

@@ -1,7 +1,10 @@
 """The picture of a registration: proportions and directions of slices, sides and units."""
 
+import warnings
+
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from scipy.ndimage import label
 
@@ -89,3 +92,39 @@ def test_sides_and_millimetres_are_left_out_for_a_photograph(tmp_path, monkeypat
     draw_registration(tmp_path / "a.png", **images)
     draw_registration(tmp_path / "b.png", **images, sides=False, unit="pixels")
     assert written == ["20 mm", "L", "R", "A", "20 pixels"]
+
+
+def test_a_slab_has_low_rows_with_the_letters_beside_them(tmp_path, monkeypatch):
+    disc = slice_with_disc(2, (1.0, 1.0)).array
+    slab = Volume(np.repeat(disc, 8, axis=2), np.eye(4))
+    cube = Volume(np.repeat(disc, 80, axis=2), np.eye(4))
+    inside: list[str] = []
+    beside: list[str] = []
+
+    def kept(letters, draw, place):
+        def drawn(self, *given, **words):
+            letters.append(given[place])
+            return draw(self, *given, **words)
+
+        return drawn
+
+    monkeypatch.setattr(Axes, "text", kept(inside, Axes.text, 2))
+    monkeypatch.setattr(Axes, "annotate", kept(beside, Axes.annotate, 0))
+    heights = []
+    for volume in (cube, slab):
+        images = {"fixed": volume, "moving": volume, "warped": volume, "forward": nothing(volume)}
+        draw_registration(tmp_path / "p.png", **images)
+        heights.append(Image.open(tmp_path / "p.png").size[1])
+        if volume is cube:
+            assert not beside
+    assert heights[1] < 0.65 * heights[0]
+    assert beside == ["L", "R", "S", "P", "A", "S"]
+    assert [text for text in inside if len(text) == 1] == ["L", "R", "A", "L", "R", "S", "P", "A", "S", "L", "R", "A"]
+
+
+def test_drawing_repeats_no_note_about_a_file(tmp_path):
+    disc = slice_with_disc(2, (1.0, 1.0)).array
+    ct = Volume((np.repeat(disc, 20, axis=2) * 2000 - 1000).astype(np.float32), np.eye(4), tmp_path / "ct.nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_registration(tmp_path / "p.png", fixed=ct, moving=ct, warped=ct, forward=nothing(ct))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from voxelwave.apps import cli
+from voxelwave.apps.registration.scans import collected_notes
 from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.registration.nestedmorph_files import save_nestedmorph
 from voxelwave.runs.exit import DONE, ERROR, REFUSED, SOME_FAILED, USAGE
-from voxelwave.volumes import Volume, read_transform, read_volume, write_volume
+from voxelwave.volumes import Volume, VolumeWarning, read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
 
 
@@ -231,3 +233,11 @@ def test_scans_of_different_objects_are_refused_unless_a_warning_is_enough(tmp_p
     assert cli.main([*words, "-o", str(out), "--guard", "warn"]) == DONE
     notes = json.loads((out / "record.json").read_text())["notes"]
     assert any("different objects" in note for note in notes)
+
+
+@pytest.mark.filterwarnings("ignore::voxelwave.volumes.VolumeWarning")
+def test_a_note_is_recorded_once():
+    with collected_notes() as notes:
+        for text in ("a note", "a note", "another"):
+            warnings.warn(text, VolumeWarning, stacklevel=1)
+    assert notes == ["a note", "another"]
