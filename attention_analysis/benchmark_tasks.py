@@ -237,7 +237,7 @@ class Needle(Task):
     """One token of a sequence is marked; every later token is to say its label, which all other tokens have too."""
 
     name, pattern, length, classes = "needle", CS, 64, True
-    steps, rate = 120, 1e-2
+    steps, rate = 250, 1e-2
     context_features = None
     measures = ("accuracy",)
     outputs = 8  # labels

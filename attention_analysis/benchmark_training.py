@@ -284,7 +284,7 @@ def measure(model: TaskModel, task: Task, method: Method, seed: int, effort: Eff
     return Trial(method.label, task.name, seed, scores, lengths, needle, reach, parameters, spent)
 
 
-def connected(model: TaskModel, task: Task, method: Method, length: int, tries: int = 4) -> Tensor:
+def connected(model: TaskModel, task: Task, method: Method, length: int, tries: int = 16) -> Tensor:
     """The share of some random sequences in which the last output depends on each token, (length,).
 
     A mechanism with a fixed reach is connected to a token always or never; one that chooses keys, sometimes.
