@@ -14,7 +14,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..runs.json_files import finite_or_none
 from .nestedmorph import NestedMorph
+from .searched import SearchedRegions, searched_regions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class ShiftSettings:
 
     size: tuple[int, int, int] = (32, 32, 128)
     reach: int = 48
-    sigma: float = 2.5
-    steps: int = 600
+    sigma: float = 4.0
+    steps: int = 400
     batch: int = 2
     learning_rate: float = 1e-3
     tests: int = 40
@@ -44,11 +46,13 @@ class ShiftSettings:
 
 @dataclass(frozen=True)
 class ShiftResult:
-    """Errors in voxels, over the voxels whose content is in both images.
+    """Errors in voxels, in the part of the image that stays inside for every shift.
 
     Args:
         near: mean error for shifts of at most 16 voxels, the distance between tokens of the finer coarse stage.
         far: mean error for larger shifts.
+        searched_near, searched_far: the same errors for the median shift from regions to their best ones; None if the
+            mixer chooses no regions.
         zero_near, zero_far: the errors of no displacement at all.
         parameters: number of parameters.
         seconds: computing time of the training, on one thread per core that it used.
@@ -56,6 +60,8 @@ class ShiftResult:
 
     near: float
     far: float
+    searched_near: float | None
+    searched_far: float | None
     zero_near: float
     zero_far: float
     parameters: int
@@ -115,19 +121,32 @@ def _errors(displacement: Tensor, shifts: list[int], reach: int) -> list[Tensor]
 def _tested(model: NestedMorph, settings: ShiftSettings, seconds: float) -> ShiftResult:
     rng = np.random.default_rng([settings.seed, 1])
     shifts = np.linspace(-settings.reach, settings.reach, settings.tests).round().astype(int).tolist()
-    errors = []
-    with torch.inference_mode():
-        for shift in shifts:
-            moving, fixed = shifted_pair(rng, settings, shift)
-            errors.append(float(_errors(model.network_output(moving[None], fixed[None]), [shift], settings.reach)[0]))
-    lengths, found = np.abs(shifts), np.array(errors)
+    errors = np.full((2, settings.tests), np.nan)  # of the displacement, and of the search
+    for number, shift in enumerate(shifts):
+        moving, fixed = (image[None] for image in shifted_pair(rng, settings, shift))
+        with torch.inference_mode():
+            errors[0, number] = float(_errors(model.network_output(moving, fixed), [shift], settings.reach)[0])
+        searched = searched_regions(model, moving, fixed)
+        if searched is not None:
+            errors[1, number] = np.abs(_median_shift(searched, settings.reach) - shift)
+    lengths = np.abs(shifts)
     near = lengths <= 16
-    parameters = sum(p.numel() for p in model.parameters())
+    found = finite_or_none
     return ShiftResult(
-        near=float(found[near].mean()),
-        far=float(found[~near].mean()),
+        near=float(errors[0, near].mean()),
+        far=float(errors[0, ~near].mean()),
+        searched_near=found(errors[1, near].mean()),
+        searched_far=found(errors[1, ~near].mean()),
         zero_near=float(lengths[near].mean()),
         zero_far=float(lengths[~near].mean()),
-        parameters=parameters,
+        parameters=sum(p.numel() for p in model.parameters()),
         seconds=seconds,
     )
+
+
+def _median_shift(searched: SearchedRegions, reach: int) -> float:
+    """The median shift along the last axis to the best region, over the regions whose middle is in the scored part."""
+    width = searched.fixed.shape[2]
+    middles = [sum(searched.box(number)[2]) / 2 for number in range(len(searched.chosen))]
+    inside = [reach <= middle <= width - reach for middle in middles]
+    return float(np.median(searched.best_shift()[inside, 2]))

@@ -176,7 +176,7 @@ def _cost(options: Benchmark) -> Part:
 
 def _shift(options: Benchmark) -> Part:
     rows = []
-    for mixer in (None, "bilevel(regions=4, top=2)"):
+    for mixer in (None, "bilevel(region=[1, 1, 1], top=2)"):
         _print_progress(f"mixer {mixer}")
         rows.append({"mixer": mixer or "as published"} | asdict(measure_shift(mixer)))
     return Part("Errors in voxels for shifts of at most 16 voxels (near) and of 17 to 48 (far)", rows, {})
