@@ -137,6 +137,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "attention.explain:explain",
             "show what the heads of a trained network do, on scenes or recordings",
         ),
+        "tune": Verb(
+            "attention.options:Tune",
+            "attention.tune:tune_network",
+            "try changes of attention that need no training, with one report on held-out layouts",
+        ),
         "tasks": Verb(
             "attention.options:Tasks",
             "attention.tasks:tasks",

@@ -68,6 +68,11 @@ def in_words(subject: Subject, rows: list[HeadRow], curve: Removal, where: Where
         f"{len(idle)} of {len(rows)} heads have less than a hundredth of its effect, so their patterns say nothing "
         "about the decisions."
     )
+    last = curve.largest_first[-1]
+    words.append(
+        f"With all heads removed, {100 * last:.0f} % of the decisions stay the same"
+        + (", so attention hardly decides anything on these inputs." if last > 0.9 else ".")
+    )
     uniform = [row for row in rows if row.entropy > 0.95]
     if uniform:
         words.append(f"{len(uniform)} heads attend almost equally to everything that they can see.")

@@ -64,3 +64,31 @@ class Explain(ThreadOptions):
         super().check()
         must_exist(self.input, "scene, recording or folder")
         at_least(1, most=self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(ThreadOptions):
+    """Try changes of the attention of a trained scanpath network, and keep the network as it is if none helps.
+
+    Single heads are removed, sinks calibrated, and one token's weight is scaled, without training. One half of the
+    layouts is used to choose, at a level that is corrected for the number of attempts; the chosen change is then
+    measured once on the other half. OUTPUT receives tune.json with all attempts. The weight file is not changed.
+
+    Args:
+        input: scenes with people's scanpaths: a file or folder that `voxelwave scanpath train` can read.
+        output: the folder to write to.
+        weights: weights of OAT, or a name that `voxelwave weights` lists.
+        most: largest number of layouts.
+        seed: seed of the division into halves.
+    """
+
+    input: Path
+    output: Path
+    weights: Path
+    most: int = 60
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.input, "file or folder of scanpaths")
+        at_least(4, most=self.most)

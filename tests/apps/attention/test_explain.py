@@ -71,6 +71,7 @@ def test_the_words_follow_from_the_figures(generator, most, expected):
     assert "40 % of the decisions change" in words
     assert "do not show that a decision is right" in words
     assert "optimistic" not in words
+    assert "attention hardly decides anything" in words
     known = replace(subject, trained_on=("input 0",))
     assert "optimistic" in " ".join(in_words(known, [ROW], Removal([1], [1], [1]), Where([], [], [])))
 

@@ -1,0 +1,127 @@
+"""The choice of an intervention on a calibration part, and one report on a held-out part.
+
+The model is kept as it is unless an intervention helps on the calibration part beyond what the number of attempts
+explains.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .edits import Edit, intervene, remove_heads
+from .importance import Interval, bootstrap
+from .lever import lever_edits
+from .sinks import calibration_edit
+from .trace import Head, attention_layers
+
+Losses = Callable[[], Tensor]  # runs the model: the loss of each unit, such as a subject or a layout (n)
+KEPT = "the model as it is"
+
+
+class Attempt(NamedTuple):
+    """One intervention on the calibration part."""
+
+    name: str
+    gain: Interval  # loss of the model as it is - loss with the intervention; the level is corrected for the attempts
+
+
+class Tuned(NamedTuple):
+    """The choice.
+
+    `held_out` is the gain of the chosen intervention on the held-out part, with a 95 % interval over units; it was
+    looked at once. It is None if no intervention was chosen.
+    """
+
+    chosen: str  # name of the intervention, or `KEPT`
+    attempts: list[Attempt]  # best first
+    held_out: Interval | None
+
+    @property
+    def helps(self) -> bool:
+        """Whether the chosen intervention also helps on the held-out part, beyond chance."""
+        return self.held_out is not None and self.held_out.low > 0
+
+
+@torch.no_grad()
+def tune(
+    model: nn.Module,
+    candidates: Mapping[str, Sequence[Edit]],
+    calibration: Losses,
+    held_out: Losses,
+    *,
+    level: float = 0.95,
+) -> Tuned:
+    """Try interventions on one part, choose at most one, and measure it on the other part.
+
+    An intervention can be chosen if its gain on the calibration part is above 0 at the level that is corrected for the
+    number of attempts (Bonferroni); of these, the one with the largest mean gain is taken.
+
+    Args:
+        model: the model.
+        candidates: name -> edits.
+        calibration: the losses on the calibration part, with the model as it then is.
+        held_out: the losses on the held-out part, which has no unit in common with it.
+        level: of the intervals.
+
+    Raises:
+        ValueError: there is no candidate, or a part has fewer than two units.
+    """
+    if not candidates:
+        raise ValueError("tuning needs at least one intervention to try")
+    plain = calibration()
+    if len(plain) < 2:
+        raise ValueError(f"the calibration part needs at least 2 units, got {len(plain)}")
+    corrected = 1 - (1 - level) / len(candidates)
+    samples = max(1000, round(20 / (1 - corrected)))
+    attempts = []
+    for name, edits in candidates.items():
+        with intervene(model, edits):
+            gain = plain - calibration()
+        attempts.append(Attempt(name, bootstrap(gain, level=corrected, samples=samples)))
+    attempts.sort(key=lambda attempt: -attempt.gain.mean)
+    best = next((attempt for attempt in attempts if attempt.gain.low > 0), None)
+    if best is None:
+        return Tuned(KEPT, attempts, None)
+    before = held_out()
+    if len(before) < 2:
+        raise ValueError(f"the held-out part needs at least 2 units, got {len(before)}")
+    with intervene(model, candidates[best.name]):
+        after = held_out()
+    return Tuned(best.name, attempts, bootstrap(before - after, level=level))
+
+
+def interventions(
+    model: nn.Module,
+    *,
+    causal: Mapping[int, bool],
+    levers: Mapping[int, int] | None = None,
+    single_heads: bool = True,
+) -> dict[str, list[Edit]]:
+    """Candidates for any model: removal of single heads, sink calibration, and a lever on one token, by layer.
+
+    Args:
+        model: the model.
+        causal: number of a layer -> whether its maps are causal, for the layers whose weights may be changed.
+        levers: number of a layer -> the key whose weight is the lever; the first token if not given.
+        single_heads: whether to try the removal of each head.
+    """
+    found: dict[str, list[Edit]] = {}
+    layers = list(attention_layers(model).values())
+    for number, layer in enumerate(layers):
+        heads = [Head(number, h) for h in range(layer.heads)]
+        if single_heads:
+            for head in heads:
+                found[f"head {head.head} of layer {number} removed"] = list(remove_heads(model, [head]))
+        if number not in causal:
+            continue
+        found[f"sinks of layer {number} calibrated"] = [calibration_edit(head, causal=causal[number]) for head in heads]
+        form: Literal["bias", "weight"] = "bias" if layer.takes_bias else "weight"
+        key = (levers or {}).get(number, 0)
+        token = "first" if key == 0 else "last" if key == -1 else f"{key}."
+        for gamma in (0.6, 1.5):
+            found[f"{token} token of layer {number} times {gamma:g}"] = lever_edits(
+                model, heads, gamma, key=key, form=form
+            )
+    return found
