@@ -74,6 +74,25 @@ def smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
     return image
 
 
+def blur_of(image: Tensor) -> float:
+    """The share of its squared gradient that an image in [0, 1] keeps when it is smoothed by one voxel.
+
+    The share is 0.4 to 0.5 for a T1w scan with voxels of 1 mm, and 0.8 for the average of 40 such scans. Borders of the
+    foreground do not count.
+
+    Args:
+        image: (1, 1, D, H, W).
+    """
+    inside = smooth((image > 0.1).float(), (3.0,) * 3) > 0.95
+    sharp, smoothed = (_squared_gradient(values)[inside].sum() for values in (image, smooth(image, (1.0,) * 3)))
+    return float(smoothed / sharp) if sharp > 0 else 1.0
+
+
+def _squared_gradient(image: Tensor) -> Tensor:
+    axes = [axis for axis in (2, 3, 4) if image.shape[axis] > 1]
+    return torch.stack([part**2 for part in torch.gradient(image, dim=axes)]).sum(dim=0)
+
+
 def along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
     """Apply a matrix (m, n) along one axis of length n of an image (B, C, D, H, W)."""
     if axis == 2:

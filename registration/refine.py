@@ -20,7 +20,7 @@ from ..kernels import fields
 from .choices import Levels, Similarity
 from .forces import CorrelationForce, Force, force_of
 from .free_form import fit_level
-from .levels import Level, level_of, normalized, smooth
+from .levels import Level, blur_of, level_of, normalized, smooth
 from .similarity import box_sum
 from .warp import compose, gradient, jacobian_determinant, resize_displacement, warp
 
@@ -33,6 +33,7 @@ _COMPOSITIVE_ITERATIONS: dict[float, int] = {
 }  # number of iterations by coarseness relative to that level
 _FINE_ITERATIONS = {0.5: 15}  # for "ncc"; on four pairs of people this level raised the mean Dice from 0.753 to 0.763
 _FREE_FORM_ITERATIONS: dict[float, int] = {2: 30, 1: 20}
+_MOST_BLUR = 1.15  # of the fixed image, as a multiple of that of the moving one, for the fine level
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
@@ -72,7 +73,8 @@ def refine(
         diffeomorphic: compose small smooth steps only, even between contrasts, so that the map can be inverted
             (`invert_displacement`); every determinant is positive, including the border.
         levels: "coarse" levels end at about 80 voxels along the mean side of the foreground; the "fine" level has twice
-            as many, and exists only for "ncc" on a grid that is about that fine.
+            as many, and exists only for "ncc" on a grid that is about that fine, and if the fixed image is not clearly
+            more blurred than the moving one.
         iterations: factor for the number of iterations.
         progress: called with a line about each level.
 
@@ -102,7 +104,7 @@ def refine(
     schedule: dict[float, int] = {}
     if levels != "fine":
         schedule |= _COMPOSITIVE_ITERATIONS if by_composition else _FREE_FORM_ITERATIONS
-    if levels != "coarse" and chosen == "ncc" and native_mm < 0.8 * finest_mm:
+    if levels != "coarse" and chosen == "ncc" and native_mm < 0.8 * finest_mm and not _more_blurred(*images[:2]):
         schedule |= _FINE_ITERATIONS
 
     field, control = start[box], None
@@ -191,6 +193,15 @@ def _bounding_box(fixed: Tensor, moving: Tensor, margins: Sequence[int]) -> tupl
     low, high = where.amin(0).tolist(), where.amax(0).tolist()
     spatial = [slice(max(0, a - margin), b + margin + 1) for a, b, margin in zip(low, high, margins, strict=True)]
     return (slice(None), slice(None), *spatial)
+
+
+def _more_blurred(fixed: Tensor, moving: Tensor) -> bool:
+    """Whether the fixed image is so much more blurred that the detail of the moving one would be deformed to match it.
+
+    With such a fixed image, the average of 40 people, the fine level lowered the Dice of deep structures of two people
+    by 0.01; with it as the moving image, the level helped as usual.
+    """
+    return blur_of(fixed) > _MOST_BLUR * blur_of(moving)
 
 
 def chosen_similarity(moving: Tensor, fixed: Tensor) -> Similarity:

@@ -146,6 +146,18 @@ def test_progress_names_each_level():
     assert all(line.startswith("ncc at ") for line in lines)
 
 
+@pytest.mark.parametrize(("blurred", "levels"), [("none", 4), ("moving", 4), ("fixed", 3)])
+def test_detail_that_only_the_moving_image_has_is_not_deformed(blurred, levels):
+    noise = gaussian_filter(np.random.default_rng(0).standard_normal((112, 112, 112)), 0.8)
+    fixed = torch.from_numpy((noise + 1).astype(np.float32))[None, None]
+    images = {"moving": fixed, "fixed": fixed}
+    if blurred != "none":
+        images[blurred] = smooth(fixed, (1.5,) * 3)
+    lines = []
+    refine(images["moving"], images["fixed"], similarity="ncc", iterations=0.01, progress=lines.append)
+    assert len(lines) == levels
+
+
 def test_unfolded_field_has_no_folds_and_is_the_same_elsewhere():
     field = known_displacement(peak=1.0)
     field[..., 14:17, 14:17, 14:17] += 6
