@@ -185,6 +185,9 @@ INLINE int64_t filled(const Attention &a, int64_t block) {
   return left < a.block ? left : a.block;
 }
 
+// Whether a key of score s is chosen before one of score t; NaN is chosen before all numbers, so that it is not lost
+INLINE bool precedes(float s, float t) { return t == t && !(s <= t); }
+
 constexpr int64_t MOST_VALUES = 256;  // channels of a value, for which the sums of a tile lie on the stack
 
 }  // namespace
@@ -319,9 +322,9 @@ VW_EXPORT void VW_NAME(vw_attention_best)(const Attention *sizes, int64_t step, 
           for (int64_t j = 0; j < count; ++j) {
             float s = bias ? scores[i][j] + bias[from + j] : scores[i][j];
             if (j >= seen || s == -INFINITY) s = -3.4e38f;  // a hidden key is chosen after all others
-            if (s <= values[a.chosen - 1]) continue;
+            if (!precedes(s, values[a.chosen - 1])) continue;
             int64_t n = a.chosen - 1;
-            for (; n > 0 && !(s <= values[n - 1]); --n) values[n] = values[n - 1], places[n] = places[n - 1];
+            for (; n > 0 && precedes(s, values[n - 1]); --n) values[n] = values[n - 1], places[n] = places[n - 1];
             values[n] = s, places[n] = from + j;
           }
         }

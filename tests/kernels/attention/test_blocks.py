@@ -127,6 +127,17 @@ def test_best_keys_are_in_order_and_the_first_of_equal_ones(step, generator):
     assert_close(kept, scores.gather(-1, best), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_key_that_is_not_finite_is_chosen_first_and_stays_visible_in_the_scores(count, generator):
+    q, k, _ = random_qkv(generator, 9, 20)
+    k[1, 1, 6, 2] = math.nan  # of the heads 2 and 3
+    best, kept = best_keys(q, k, torch.zeros(2, 20), count, scale=0.3)
+    assert torch.equal(best, top_k(0.3 * q @ k.repeat_interleave(2, 1).mT, count))
+    broken = torch.zeros(2, 4, 9, count, dtype=torch.bool)
+    broken[1, 2:, :, 0] = True
+    assert torch.equal(kept.isnan(), broken)
+
+
 def test_merged_blocks_are_weighted_by_the_softmax_of_their_scores(generator):
     reached, scores = torch.randn(2, 3, 70, 4, 8, generator=generator), torch.randn(2, 3, 70, 4, generator=generator)
     own = torch.randn(2, 3, 70, 8, generator=generator), torch.randn(2, 3, 70, generator=generator)
