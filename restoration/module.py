@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,15 @@ class RestorationModule(SteppedModule):
         self.save_hyperparameters(settings.plain())
         self.network = _build(settings.network, dict(settings.arguments or {}))
         self.nested = _nested(self.network, settings)
-        if settings.start_from is not None:
-            _start_from(self.network, Path(settings.start_from))
-        # in a list, so that checkpoints do not contain it
+        complete = settings.start_from is not None and _start_from(self.network, Path(settings.start_from))
         taught = self.nested is not None and settings.start_from is not None and settings.distillation > 0
+        if taught and not complete:
+            warnings.warn(
+                f"{settings.start_from} is not this whole network, so smaller sizes learn from clean images only",
+                stacklevel=2,
+            )
+        # in a list, so that checkpoints do not contain it
+        taught = taught and complete
         self._teacher = [copy.deepcopy(self.network).requires_grad_(False).eval()] if taught else []
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         # a buffer, so that a resumed training continues to average where it stopped
@@ -252,14 +258,19 @@ def _nested(network: Network, settings: ModuleSettings) -> NestedSizes | None:
     return NestedSizes(network.arguments, settings.sizes)
 
 
-def _start_from(network: nn.Module, path: Path) -> None:
-    """Copy the parameters whose name and shape fit from a file; at least half of the network's parameters must fit."""
+def _start_from(network: nn.Module, path: Path) -> bool:
+    """Copy the parameters whose name and shape fit from a file; at least half of the network's parameters must fit.
+
+    Returns:
+        Whether the file holds exactly the parameters of the network, so that its results are those of the file.
+    """
     own = network.state_dict()
     found = load_weights(path)[0].state_dict() if path.suffix == ".safetensors" else read_parameters(path)
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if 2 * len(fitting) < len(own):
         raise ValueError(f"start_from {path} fits only {len(fitting)} of the network's {len(own)} parameters")
     network.load_state_dict({**own, **fitting})
+    return fitting.keys() == own.keys() == found.keys()
 
 
 def _with_and_without_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -221,8 +221,8 @@ class ModuleSettings(Settings):
         larger_from: the step from which size n of 3, counted from the smallest, is drawn n times as often as the
             smallest; by default all sizes are drawn equally often.
         distillation: the share of the loss of a smaller size that is measured against the result of the network of
-            `start_from`, which stays as it is for this; the rest, and all without `start_from`, is measured against the
-            clean image.
+            `start_from`, which stays as it is for this; the rest is measured against the clean image. Everything is if
+            there is no `start_from`, or if only a part of its parameters fits.
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:

@@ -208,10 +208,12 @@ def _info(path: Path, metadata: dict[str, str]) -> WeightsInfo | None:
         raise ValueError(f"{path.name} has damaged metadata: unknown architecture {info.architecture!r}")
     if info.intensity_unit not in UNITS or not low < high or not isinstance(info.notes, dict):
         raise ValueError(f"{path.name} has damaged metadata: range {low} to {high} {info.intensity_unit!r}")
+    if not isinstance(info.sizes, dict):
+        raise ValueError(f"{path.name} has damaged metadata: sizes must be a mapping, got {info.sizes!r}")
     check_claims(path, [info.arguments, info.sizes])
     if info.sizes:
         try:
-            if info.architecture != "MaIR" or not isinstance(info.sizes, dict):
+            if info.architecture != "MaIR":
                 raise ValueError(f"{info.architecture} must have no sizes, got {info.sizes!r}")
             nested_arguments(info.arguments, info.sizes)
         except (KeyError, TypeError, ValueError, OverflowError) as error:

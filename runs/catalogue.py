@@ -74,7 +74,9 @@ class Entry:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{self.file} is not a readable safetensors file: {error}") from None
         smaller = parse_json(metadata.get("sizes", "{}"), f"the sizes in {self.file.name}")
-        return [*map(str, smaller), "full"] if smaller else []
+        if not isinstance(smaller, dict):
+            raise ValueError(f"the sizes in {self.file.name} must be a mapping, got {smaller!r}")
+        return [*smaller, "full"] if smaller else []
 
 
 def list_weights(field: str | None = None) -> list[Entry]:
@@ -160,11 +162,13 @@ def _read(path: Path) -> Entry:
         content = read_json(path)
         given = ("name", "file", "not_for_modalities")
         texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in given}
-        modalities = tuple(map(str, content.get("not_for_modalities", ())))
+        modalities = content.get("not_for_modalities", [])
+        if not isinstance(modalities, list):
+            raise ValueError(f'not_for_modalities must be a list such as ["CT"], got {modalities!r}')
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
     file = _weights_of(path)
-    return Entry(name=file.stem, file=file, not_for_modalities=modalities, **texts)
+    return Entry(name=file.stem, file=file, not_for_modalities=tuple(map(str, modalities)), **texts)
 
 
 def _weights_of(entry: Path) -> Path:

@@ -241,7 +241,9 @@ def test_a_file_holds_its_sizes(tmp_path: Path) -> None:
         load_weights(tmp_path / "half.safetensors", size="medium")
 
 
-@pytest.mark.parametrize("sizes", ['{"small": {"width": 99}}', '{"small": 1}', "[1]", "{", '{"x": {"width": 1}}'])
+@pytest.mark.parametrize(
+    "sizes", ['{"small": {"width": 99}}', '{"small": 1}', "[1]", "[]", "null", "0", "{", '{"x": {"width": 1}}']
+)
 def test_damaged_sizes_are_one_clear_line(sizes: str, tmp_path: Path) -> None:
     file = tmp_path / "elastic.safetensors"
     save_weights(file, MaIR(**FULL), **RELATIVE, sizes=SIZES)
@@ -337,6 +339,23 @@ def test_a_smaller_size_learns_from_the_clean_image_and_from_the_initial_network
         expected = (1 - part) * (small - clean).abs().mean() + part * (small - start(degraded)).abs().mean()
         assert_close(module._loss(degraded, clean), expected)
         assert {name.partition(".")[0] for name in module.state_dict()} == {"network", "ema", "averaged_steps"}
+
+
+def test_a_network_of_which_only_a_part_is_given_is_no_teacher(
+    tiny_module: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_head = {**tiny_module["arguments"], "scale": 2, "upsampler": "pixelshuffledirect"}
+    save_weights(tmp_path / "start.safetensors", MaIR(**other_head), **RELATIVE)
+    options = {**tiny_module, "sizes": {"small": {"width": 4}}, "start_from": str(tmp_path / "start.safetensors")}
+    with pytest.warns(
+        UserWarning, match=r"start\.safetensors is not this whole network, so smaller sizes learn from cl"
+    ):
+        module = RestorationModule(ModuleSettings(**options))
+    monkeypatch.setattr(module, "_drawn_size", lambda *_: "small")
+    degraded, clean = torch.rand(2, 2, 1, 8, 8)
+    assert module.nested is not None
+    small = module.nested.restore(module.network, "small", degraded)
+    assert_close(module._loss(degraded, clean), (small - clean).abs().mean())
 
 
 def test_only_mair_has_sizes(tiny_module: dict[str, Any]) -> None:

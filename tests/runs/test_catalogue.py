@@ -14,7 +14,7 @@ from voxelwave.runs.catalogue import check_hash, find_weights, list_weights
 from voxelwave.runs.exit import DONE, ERROR
 
 
-def _offer(folder: Path, name: str, content: bytes = b"weights", **changed: str) -> Path:
+def _offer(folder: Path, name: str, content: bytes = b"weights", **changed: str | list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.safetensors"
     file.write_bytes(content)
@@ -67,6 +67,15 @@ def test_a_damaged_entry_is_named(tmp_path, monkeypatch):
         list_weights()
 
 
+def test_modalities_that_are_ruled_out_are_a_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
+    _offer(tmp_path, "sharp", not_for_modalities=["CT", "PT"])
+    assert next(entry for entry in list_weights() if entry.name == "sharp").not_for_modalities == ("CT", "PT")
+    _offer(tmp_path, "sharp", not_for_modalities="CT")  # would rule out "C" and "T"
+    with pytest.raises(ValueError, match=r"sharp\.catalogue\.json .* must be a list"):
+        list_weights()
+
+
 def test_a_path_stays_a_path(tmp_path):
     assert find_weights(tmp_path / "own.safetensors", "eeg") == tmp_path / "own.safetensors"
 
@@ -88,6 +97,10 @@ def test_the_command_lists_the_sizes_of_weights_that_have_several(tmp_path, monk
     monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
     assert cli.main(["weights", "nested"]) == DONE
     assert "sizes    small, medium, full" in capsys.readouterr().out
+    for damaged in ("3", '"ab"', "[1]"):
+        _offer(tmp_path, "nested", save({"weight": np.zeros(1)}, {"sizes": damaged}))
+        assert cli.main(["weights", "nested"]) == ERROR
+        assert "the sizes in nested.safetensors must be a mapping" in capsys.readouterr().err
     _offer(tmp_path, "nested", b"no weights")
     assert cli.main(["weights", "nested"]) == ERROR
     assert f"{file} is not a readable safetensors file" in capsys.readouterr().err
