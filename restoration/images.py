@@ -367,7 +367,8 @@ def _two_numbers(text: str, how: str) -> tuple[float, float]:
 
 def _modality_beside(path: Path) -> str | None:
     """The modality that dcm2niix wrote into the .json beside a NIfTI file."""
-    beside = path.with_name(path.name.removesuffix(".gz").rsplit(".", 1)[0] + ".json")
+    suffix = next(end for end in NIFTI_SUFFIXES + MGH_SUFFIXES if path.name.lower().endswith(end))
+    beside = path.with_name(path.name[: -len(suffix)] + ".json")
     content = read_json(beside) if beside.is_file() else None
     modality = content.get("Modality") if isinstance(content, dict) else None
     return str(modality) if modality else None

@@ -221,6 +221,13 @@ def test_numbers_of_ct_are_recognised_without_a_header(tmp_path):
     check_modality(_volume(tmp_path, np.abs(numbers)), ["CT"], "mine")
 
 
+def test_the_json_of_a_name_in_capitals_counts(tmp_path):
+    write_volume(tmp_path / "scan.nii.gz", Volume(np.zeros((4, 4, 2), np.int16), np.eye(4)))
+    (tmp_path / "scan.nii.gz").rename(tmp_path / "SCAN.NII.GZ")
+    (tmp_path / "SCAN.json").write_text(json.dumps({"Modality": "PT"}))
+    assert read_image(tmp_path / "SCAN.NII.GZ").modality == "PT"
+
+
 def test_the_modality_in_the_json_beside_a_volume_counts(tmp_path):
     image = _volume(tmp_path, np.random.default_rng(0).uniform(0, 9000, (8, 8, 4)), sidecar="PT")
     with pytest.raises(Refused, match=r"mine is not for PT"):
