@@ -113,6 +113,19 @@ def _places(grid: Sequence[int], shift: Tensor) -> Tensor:
     return places + shift.unsqueeze(1)
 
 
+def _shift(
+    longest: Sequence[int], grid: Sequence[int], count: int, *, test: bool, generator: torch.Generator
+) -> Tensor:
+    """How far the coordinates of each sequence are shifted, (count, axes).
+
+    In training, up to the sides of the longest grid; in a test, only so far that the sequence ends inside that grid.
+    """
+    shift = _draw(0, min(longest), (count, len(grid)), generator)
+    if test:
+        shift = shift % torch.tensor([most - n + 1 for most, n in zip(longest, grid, strict=True)])
+    return shift.float()
+
+
 def _draw(low: int, high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randint(low, high, tuple(shape), generator=generator)
 
@@ -160,7 +173,7 @@ class MaskedPatches(Task):
         patches = _patches(_crops(self._images[test], count, size, generator), self._PATCH)
         hidden = torch.rand(count, length, generator=generator) < self._HIDDEN
         hidden[:, 0] |= ~hidden.any(1)
-        shift = _draw(0, grid_of(LONGEST * self.length)[0], (count, 2), generator).float()
+        shift = _shift(grid_of(LONGEST * self.length), grid, count, test=test, generator=generator)
         where = coordinates(_places(grid, shift), self._OCTAVES)
         seen = patches.masked_fill(hidden.unsqueeze(-1), 0)
         return Batch(torch.cat([seen, hidden.unsqueeze(-1).float(), where], -1), None, patches, hidden)
@@ -191,7 +204,7 @@ class NextWindow(Task):
         start = _draw(0, signals.shape[2] - needed + 1, (count,), generator)
         pieces = torch.stack([signals[p, :, s : s + needed] for p, s in zip(who, start, strict=True)])
         windows = pieces.unflatten(2, (-1, self.samples)).transpose(1, 2).flatten(2)  # (B, L + 1, channels samples)
-        shift = _draw(0, LONGEST * self.length, (count, 1), generator).float()
+        shift = _shift((LONGEST * self.length,), (length,), count, test=test, generator=generator)
         where = coordinates(_places((length,), shift), self._OCTAVES)
         scored = torch.ones(count, length, dtype=torch.bool)
         return Batch(torch.cat([windows[:, :-1], where], -1), None, windows[:, 1:], scored)
@@ -309,7 +322,7 @@ class MovedPatches(Task):
         fixed, moving = (self._cut(crops, grid, start) for start in (moved.clamp_min(0), (-moved).clamp_min(0)))
         fixed, moving = (self._whiten(x) for x in (fixed, moving))
         moving = moving + self._NOISE * torch.randn(moving.shape, generator=generator)
-        shift = _draw(0, grid_of(LONGEST * self.length)[0], (count, 2), generator).float()
+        shift = _shift(grid_of(LONGEST * self.length), grid.tolist(), count, test=test, generator=generator)
         places = _places(grid.tolist(), shift)
         where = torch.cat([places / 8, coordinates(places, self._OCTAVES)], -1)
         landed = places - shift.unsqueeze(1) + moved.unsqueeze(1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from voxelwave.attention_analysis import benchmark_tasks
 from voxelwave.attention_analysis.benchmark_tasks import (
     LENGTHS,
     Batch,
@@ -173,6 +174,20 @@ def test_explained_variance_is_0_for_the_mean_and_accuracy_counts_scored_tokens_
     assert explained(target, batch) == 1
     labels = Batch(target, None, torch.tensor([[0, 1, 1]]), scored)
     assert accuracy(F.one_hot(torch.tensor([[0, 0, 0]]), 2).float(), labels) == 0.5
+
+
+@pytest.mark.parametrize("name", ["masked patches", "next window", "moved patches"])
+def test_no_coordinate_of_a_test_sequence_is_new(name, data, monkeypatch):
+    task = next(task for task in all_tasks(data) if task.name == name)
+    seen = []
+    monkeypatch.setattr(
+        benchmark_tasks, "coordinates", lambda at, octaves: (seen.append(at), coordinates(at, octaves))[1]
+    )
+    drawn(task, 400)
+    known = {tuple(place) for place in seen.pop().flatten(0, 1).tolist()}
+    for factor in LENGTHS:
+        drawn(task, 20, round(factor * task.length), test=True)
+        assert {tuple(place) for place in seen.pop().flatten(0, 1).tolist()} <= known
 
 
 def test_coordinates_far_apart_differ_and_repeat_with_the_longest_period():

@@ -18,7 +18,7 @@ def _offer(folder: Path, name: str, content: bytes = b"weights", **changed: str 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.safetensors"
     file.write_bytes(content)
-    entry = dict.fromkeys(["task", "data", "licence", "figures", "not_for"], "words")
+    entry: dict[str, object] = dict.fromkeys(["task", "data", "licence", "figures", "not_for"], "words")
     entry |= {"field": "restoration", "sha256": hashlib.sha256(content).hexdigest(), **changed}
     (folder / f"{name}.catalogue.json").write_text(json.dumps(entry))
     return file
