@@ -88,8 +88,9 @@ def label_benchmark(
         moving: skull-stripped.
         fixed: skull-stripped.
         labels: the labels to score; those absent from either map are ignored.
-        methods: "fast" and "standard" for the efforts of `register`, "diffeomorphic" for a field that is composed only
-            of small steps, "syn" for ANTs, and "greedy" and "convexadam" for these programs if they are installed.
+        methods: "fast", "standard" and "accurate" for the efforts of `register`, "diffeomorphic" for a field that is
+            composed only of small steps, "syn" for ANTs, and "greedy" and "convexadam" for these programs if they are
+            installed.
         seed: seed of the affine registration and of SyN.
         progress: called with a line about each run.
 
