@@ -311,7 +311,7 @@ def _deformable(
                 refined = torch.zeros_like(refined)
     with steps.timed("transforms"):
         forward = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
-        if grid.shape != fixed.shape:
+        if grid.shape != fixed.shape or not np.array_equal(grid.affine, fixed.affine):
             forward = compose_to_field([forward], fixed)
         inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
     return forward, inverse, Choice("deformable", similarity, stages)
