@@ -42,7 +42,7 @@ def composite_index(tasks: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[
         tasks: for each task: measure -> method -> value, where larger is better.
 
     Example:
-        >>> composite_index([{"accuracy": {"a": 0.9, "b": 0.7}}])
+        >>> composite_index([{"accuracy": {"a": 1.0, "b": 0.5}}])
         {'a': 1.0, 'b': -1.0}
     """
     by_task: list[dict[str, float]] = []

@@ -21,7 +21,7 @@ class Tasks(ThreadOptions):
         output: the folder to write to.
         part: which tasks to run.
         seeds: number of seeds of each training in the part "icl".
-        quick: a tenth of the training steps, to try the command; the figures then mean little.
+        quick: few training steps, to try the command; the figures then mean little.
         threads: CPU threads.
         seed: the first seed.
     """

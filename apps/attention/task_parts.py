@@ -28,7 +28,7 @@ class Part:
 
 def icl(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> Part:
     """C4: onset curves of several seeds, and the control with as many labels as pairs."""
-    steps = 250 if quick else 2500
+    steps = 60 if quick else 2500
     small = ContextTask(pairs=4, features=31, labels=16, classes=4096)  # the jump comes within minutes
     tasks = {"16 labels": small, "4 labels, as many as pairs": replace(small, labels=4)}
     runs: dict[str, list[ContextRun]] = {name: [] for name in tasks}

@@ -78,7 +78,7 @@ def test_training_reports_a_loss_that_is_not_finite():
 
 @pytest.mark.slow
 def test_pre_training_under_a_growing_mask_helps_under_occlusion():
-    found = run_curriculum(steps=200, test=500)
+    found = run_curriculum(steps=100, test=300)
     assert found.gain.low > 0
     assert found.foreground_after > 1.5 > found.foreground_before
 

@@ -147,7 +147,7 @@ def test_the_command_writes_a_page_and_a_record(tmp_path, monkeypatch):
     assert [row["method"] for row in rows] == [PEER, PEER, "power"]
     page = (tmp_path / "attention.html").read_text()
     assert page.count("<svg") == 1
-    assert "<td>power</td>" in page
+    assert ">power</th>" in page
 
 
 @pytest.mark.slow
