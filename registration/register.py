@@ -183,8 +183,7 @@ def _register_planar(
         mask = laid.on_grid(grid, linear)
         refinement = _Refinement(images, grid, settings, settings.similarity, steps.report)
         with steps.timed("refinement"):
-            levels: Levels = "coarse" if settings.effort == "fast" else "all"
-            refined = refinement.run(mask=_weights(mask, device), levels=levels)
+            refined = refinement.run(mask=_weights(mask, device))
             displacement = better_of(None, refined, *images, mask=mask).cpu()
     forward, inverse, whole = maps(from_plane, to_plane, matrix, displacement)
     warped = resample(moving, fixed, forward)
@@ -241,17 +240,18 @@ def _by_search(
     """
     transform = "deformable" if settings.transform == "auto" else settings.transform
     kind: Kind = "rigid" if transform == "rigid" else "affine"
-    one_order = (fixed, moving, masks.swapped()) if swapped else (moving, fixed, masks)
+    first, second, own_masks = (fixed, moving, masks.swapped()) if swapped else (moving, fixed, masks)
     with steps.timed(kind):
         matrix = align_affine(
-            *one_order[:2],
+            first,
+            second,
             kind=kind,
-            moving_mask=one_order[2].moving,
-            fixed_mask=one_order[2].fixed,
+            moving_mask=own_masks.moving,
+            fixed_mask=own_masks.fixed,
             seed=settings.seed,
             cache_dir=cache_dir,
         )
-        if start_is_better(*one_order[:2], matrix, one_order[2].fixed):
+        if start_is_better(first, second, matrix, own_masks.fixed):
             steps.report(f"  the geometry of the scanner is kept: it fits better than the {kind} map that was found")
             matrix = np.eye(4)
     found = AffineTransform(matrix)
@@ -261,10 +261,12 @@ def _by_search(
         return forward, compose_to_field([linear.inverse()], moving), linear, Choice(transform)
     similarity = settings.similarity
     if similarity == "auto":
-        images = _on_grid(*one_order[:2], working_grid(one_order[1]), found, device)
+        images = _on_grid(first, second, working_grid(second), found, device)
         similarity = chosen_similarity(*images)
     if swapped and similarity != "ncc":  # a refinement of one contrast has both directions
-        back, forward, choice = _deformable(*one_order, found, similarity, settings, network, device, steps)
+        back, forward, choice = _deformable(
+            first, second, own_masks, found, similarity, settings, network, device, steps
+        )
         return forward, back, linear, choice
     forward, back, choice = _deformable(moving, fixed, masks, linear, similarity, settings, network, device, steps)
     return forward, back, linear, choice
@@ -299,8 +301,7 @@ def _deformable(
             refined = _in_both_directions(refinement, moving, fixed, masks, affine, compared)
             refined = better_of(None, refined, *images, mask=lesions)
         elif similarity == "ncc" or network is not None:
-            levels: Levels = "coarse" if settings.effort == "fast" else "all"
-            refined = better_of(start, refinement.run(start, mask=compared, levels=levels), *images, mask=lesions)
+            refined = better_of(start, refinement.run(start, mask=compared), *images, mask=lesions)
         else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
             seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
             refined = refinement.run(start, mask=seen if compared is None else seen * compared)
@@ -324,7 +325,7 @@ class _Refinement:
     Args:
         images: moving and fixed, (1, 1, D, H, W) in [0, 1], on `grid`.
         grid: its shape and affine are used.
-        settings: `diffeomorphic` is used.
+        settings: `diffeomorphic` and `effort` are used.
         similarity: see `refine`.
         report: called with a line about each level.
         prefix: what the lines begin with.
@@ -342,17 +343,17 @@ class _Refinement:
         start: Tensor | None = None,
         *,
         mask: Tensor | None,
-        levels: Levels = "all",
+        levels: Levels | None = None,
         iterations: float = 1.0,
     ) -> Tensor:
-        """The refined displacement, (1, 3, D, H, W) in voxels; see `refine`."""
+        """The refined displacement, (1, 3, D, H, W) in voxels; see `refine`. `levels`: by the effort."""
         return refine(
             *self.images,
             spacing=self.grid.spacing,
             fixed_mask=mask,
             displacement=start,
             similarity=self.similarity,
-            levels=levels,
+            levels=levels or ("coarse" if self.settings.effort == "fast" else "all"),
             diffeomorphic=self.settings.diffeomorphic,
             iterations=iterations,
             progress=lambda text: self.report(f"  {self.prefix}{text}"),
@@ -390,7 +391,7 @@ def _in_both_directions(
     device = there.device
     images = _on_grid(fixed, moving, grid_back, back_affine, device)
     mask = masks.swapped().on_grid(grid_back, back_affine)
-    other_way = replace(refinement, images=images, grid=grid_back, similarity="ncc", prefix="back: ")
+    other_way = replace(refinement, images=images, grid=grid_back, prefix="back: ")
     back = other_way.run(mask=_weights(mask, device), levels="coarse")
     backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
     with warnings.catch_warnings():
