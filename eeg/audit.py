@@ -337,7 +337,7 @@ def check_run(splits: SplitFile, windows: Windows) -> list[Check]:
 
 
 def _cell_problems(cell: dict[str, Any], folds: dict[tuple[int, str], Fold], names: Sequence[str]) -> list[str]:
-    if "-nested-" not in cell["id"]:
+    if not any(kind in cell["id"] for kind in ("-nested-", "-refit-")):
         return []
     fold = folds.get((cell["repeat"], str(cell["fold"])))
     if fold is None:

@@ -22,6 +22,7 @@ from ..kernels.attention.choice import Place, mixer_of
 from ..runs.json_files import write_json
 from ..runs.predictions import Predictions
 from ..runs.training import fit_quietly
+from .alterations import load_altered
 from .fast_layers import keep_freed_memory
 from .features import Features, band_power, log_variance, recording_length
 from .module import PREDICTED_AT_ONCE, best_epoch, set_norm_momentum
@@ -374,6 +375,7 @@ def from_plan(
     cache: str | None = None,
     by_window: bool = False,
     label_column: str | None = None,
+    altered: dict[str, Any] | None = None,
 ) -> EEGEstimator:
     """Build an estimator from plain values; a process that has already loaded the study does not load it again.
 
@@ -386,10 +388,30 @@ def from_plan(
         cache: a folder for the cut windows.
         by_window: treat each window as a separate subject, to show the result of a random split of windows.
         label_column: the column of the label in the table of the study.
+        altered: for a refit on altered data: "name" of an alteration and the "seed" of its random numbers; or other
+            "labels", one per subject.
     """
     keep_freed_memory()  # a worker calls this first; it is not part of `fit`, because it affects the whole process
     cut = json.dumps(windows or {}, sort_keys=True)
-    return build(name, _windows(study, cut, positive, cache, by_window, label_column), options)
+    if altered is None:
+        return build(name, _windows(study, cut, positive, cache, by_window, label_column), options)
+    return build(name, _altered(study, cut, positive, cache, label_column, altered), options)
+
+
+def _altered(
+    study: str,
+    options: str,
+    positive: str | None,
+    cache: str | None,
+    label_column: str | None,
+    altered: dict[str, Any],
+) -> Windows:
+    """Windows under an alteration; the caller keeps them, if they are needed again."""
+    if "labels" in altered:
+        windows = _windows(study, options, positive, cache, False, label_column)
+        return replace(windows, labels=np.array(altered["labels"], np.int64))
+    given = read_study(study, positive, label_column=label_column)
+    return load_altered(given, WindowOptions(**json.loads(options)), cache, altered["name"], seed=altered["seed"])
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,6 +17,9 @@ from .readers import at_own_rate, load_samples, on_disk, open_with_mne
 from .signal_checks import Unit, amplitude_notes, microvolt_factors, quality_notes
 from .time_spans import bad_annotations, cut_samples, fill_missing, pauses
 
+FrequencySpan = tuple[float, float | None]  # (low, high) in Hz; None: up to the highest frequency
+_TRANSITION_HZ = 2.0  # width of the edges of a removed span, which lie inside it
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -62,6 +65,7 @@ def read_recording(
     mat_order: Literal["ced", "text"] | Sequence[str] = "ced",
     mat_sfreq: float = 128.0,
     span: tuple[float, float] | None = None,
+    remove: Sequence[FrequencySpan] = (),
 ) -> Recording:
     """Read one recording: EDF, BDF, GDF, BrainVision, EEGLAB, FIF, or a .mat file of the ADHD data set.
 
@@ -82,6 +86,8 @@ def read_recording(
         mat_sfreq: sampling rate of a .mat file, which does not contain it, Hz.
         span: (start, stop) in seconds of the part to read; times in the result are relative to its start. Properties of
             the whole recording (pauses, quality, amplitude) are then judged from this part.
+        remove: spans of frequencies to remove by a zero-phase FIR filter with edges of at most 2 Hz inside the span,
+            such as ((0, 1), (45, 55), (60, None)).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,7 +109,7 @@ def read_recording(
     bad_spans = sorted([*_checked(raw, opened, path, largest), *missing])
     notes += _missing_notes(missing)
     file_sfreq = float(raw.info["sfreq"])
-    raw, filter_notes = _filtered(path, raw, band, sfreq)
+    raw, filter_notes = _filtered(path, raw, band, sfreq, remove)
     notes += filter_notes
     signal = (raw.get_data() * scale).astype(np.float32)
     if (
@@ -224,7 +230,11 @@ def _check_options(band: tuple[float | None, float | None] | None, sfreq: float 
 
 
 def _filtered(
-    path: Path, raw: Any, band: tuple[float | None, float | None] | None, sfreq: float | None
+    path: Path,
+    raw: Any,
+    band: tuple[float | None, float | None] | None,
+    sfreq: float | None,
+    remove: Sequence[FrequencySpan] = (),
 ) -> tuple[Any, list[Note]]:
     """The raw object filtered and resampled, each stretch between two cuts separately; and notes."""
     own, cuts = float(raw.info["sfreq"]), cut_samples(raw)
@@ -236,10 +246,9 @@ def _filtered(
                 raise ValueError(
                     f"band must lie between 0 and {top:g} Hz (half of the rate), lower edge first, got {low} to {high}"
                 )
-            marks = raw.annotations
-            raw.set_annotations(mne.Annotations([cut / own for cut in cuts], 0.0, "EDGE boundary") if cuts else None)
-            raw.filter(low, high, verbose="WARNING")  # MNE filters between edges
-            raw.set_annotations(marks)
+            _filter(raw, cuts, low, high)
+        for span in remove:
+            _remove(raw, cuts, span)
         if sfreq is not None and sfreq != own:
             check_memory(path, round(3 * 8 * raw.n_times * sfreq / own) * len(raw.ch_names))
             raw = _resampled(raw, cuts, sfreq) if cuts else raw.resample(sfreq, verbose="WARNING")
@@ -248,6 +257,29 @@ def _filtered(
             else:
                 notes.append(Note(f"resampled from {own:g} to {sfreq:g} Hz"))
     return raw, notes
+
+
+def _filter(raw: Any, cuts: list[int], low: float | None, high: float | None, **widths: float) -> None:
+    """Filter in place, each stretch between two cuts separately; low > high removes what lies between."""
+    own, marks = float(raw.info["sfreq"]), raw.annotations
+    raw.set_annotations(mne.Annotations([cut / own for cut in cuts], 0.0, "EDGE boundary") if cuts else None)
+    raw.filter(low, high, verbose="WARNING", **widths)  # MNE filters between edges
+    raw.set_annotations(marks)
+
+
+def _remove(raw: Any, cuts: list[int], span: FrequencySpan) -> None:
+    """Remove a span of frequencies in place; the part of it above half the rate does not exist."""
+    low, high = span
+    top = float(raw.info["sfreq"]) / 2
+    if low >= top - _TRANSITION_HZ:
+        return
+    if high is None or high >= top:
+        _filter(raw, cuts, None, low, h_trans_bandwidth=_TRANSITION_HZ)
+    elif low <= 0:
+        _filter(raw, cuts, high, None, l_trans_bandwidth=min(_TRANSITION_HZ, high))
+    else:
+        width = min(_TRANSITION_HZ, (high - low) / 3)
+        _filter(raw, cuts, high, low, l_trans_bandwidth=width, h_trans_bandwidth=width)
 
 
 def _resampled(raw: Any, cuts: list[int], sfreq: float) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..runs.files import atomic_path
 from .note import Note
-from .recording import Recording, read_recording
+from .recording import FrequencySpan, Recording, read_recording
 from .signal_checks import Unit
 from .study import Study, study_digest
 
@@ -91,8 +91,10 @@ class WindowOptions:
                 raise ValueError(f"windows: {name} must be a number, got {value!r}")
         return cls(**given)
 
-    def read(self, path: Path, span: tuple[float, float] | None = None) -> Recording:
-        """One recording, or its part `span` in seconds, read with these options."""
+    def read(
+        self, path: Path, span: tuple[float, float] | None = None, *, remove: Sequence[FrequencySpan] = ()
+    ) -> Recording:
+        """One recording, or its part `span` in seconds, read with these options; see `read_recording` for `remove`."""
         return read_recording(
             path,
             sfreq=self.sfreq,
@@ -103,6 +105,7 @@ class WindowOptions:
             mat_order=self.mat_order,
             mat_sfreq=self.mat_sfreq,
             span=span,
+            remove=remove,
         )
 
 
@@ -229,7 +232,13 @@ def standardize(x: np.ndarray) -> np.ndarray:
     return np.where(flat, 0, centred / np.where(flat, 1, sd)).astype(np.float32)
 
 
-def load_windows(study: Study, options: WindowOptions | None = None, cache: str | Path | None = None) -> Windows:
+def load_windows(
+    study: Study,
+    options: WindowOptions | None = None,
+    cache: str | Path | None = None,
+    *,
+    remove: Sequence[FrequencySpan] = (),
+) -> Windows:
     """Read, check and cut all recordings of a study.
 
     Args:
@@ -237,17 +246,18 @@ def load_windows(study: Study, options: WindowOptions | None = None, cache: str 
         options: how recordings are read and cut.
         cache: a folder in which windows are stored under a hash of the files and the options, and from which they are
             loaded when the hash agrees.
+        remove: spans of frequencies to remove from the recordings, see `read_recording`.
 
     Raises:
         ValueError: recordings differ in channels or rate, or no subject of a class has a window.
     """
     options = options or WindowOptions()
     if cache is None:
-        return _load(study, options)
-    path = Path(cache) / f"windows-{_key(study, options)}.npz"
+        return _load(study, options, remove)
+    path = Path(cache) / f"windows-{_key(study, options, remove)}.npz"
     if not path.is_file():
         with atomic_path(path) as temporary:
-            _write(temporary, _load(study, options))
+            _write(temporary, _load(study, options, remove))
     return _read(path)
 
 
@@ -273,14 +283,14 @@ class _SubjectNote:
     note: Note
 
 
-def _load(study: Study, options: WindowOptions) -> Windows:
+def _load(study: Study, options: WindowOptions, remove: Sequence[FrequencySpan]) -> Windows:
     kept: list[_SubjectWindows] = []
     first: Recording | None = None
     excluded: list[tuple[str, str]] = []
     notes: list[_SubjectNote] = []
     for subject in study.subjects:
         try:
-            recordings = [options.read(file) for file in subject.files]
+            recordings = [options.read(file, remove=remove) for file in subject.files]
         except ValueError as error:
             raise ValueError(f"{subject.subject}: {error}") from error
         notes += [_SubjectNote(subject.subject, note) for recording in recordings for note in recording.notes]
@@ -397,8 +407,9 @@ def _gathered(notes: Sequence[_SubjectNote]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _key(study: Study, options: WindowOptions) -> str:
-    content = json.dumps([_CACHE_FORMAT, version("mne"), study.classes, asdict(options)])
+def _key(study: Study, options: WindowOptions, remove: Sequence[FrequencySpan]) -> str:
+    removed = [remove] if remove else []
+    content = json.dumps([_CACHE_FORMAT, version("mne"), study.classes, asdict(options), *removed])
     return hashlib.sha256(f"{study_digest(study)}{content}".encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 _FUNCTIONS = {
     "fit": "voxelwave.apps.nested_cv.fit:fit_cell",
+    "refit": "voxelwave.apps.nested_cv.fit:refit_cell",
     "likelihood": "voxelwave.apps.nested_cv.fit:fit_likelihood_cell",
     "baselines": "voxelwave.apps.scanpath.cross_validate:baseline_cell",
     "case": "voxelwave.apps.batch.task:run_case",

@@ -37,6 +37,10 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
         objective: the figure by which settings are chosen.
+        stress: also fit the first model again, with the settings found, on altered data in the same outer folds: within
+            1 to 40 Hz, without each mains frequency, at unit variance, at equal lengths, without each group of
+            electrodes, with random phases, and with labels shuffled within sites or lengths. The report shows what is
+            left of the score. A finished run may be continued with this option.
         cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
         no_explanation: skip the explanation of the first network on the test subjects of each outer fold.
         title: title of the report.
@@ -54,10 +58,16 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
     repeats: int = 1
     trials: int = 20
     objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
+    stress: bool = False
     cache: Path | None = None
     no_explanation: bool = False
     title: str | None = None
     seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.stress and self.protocol == "published":
+            raise UsageError("--stress needs the nested protocol: its settings come from the inner folds")
 
 
 @dataclass(frozen=True, kw_only=True)

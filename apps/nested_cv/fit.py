@@ -73,11 +73,19 @@ def build_estimator(spec: EstimatorSpec) -> Estimator:
     return _built(json.dumps(spec, sort_keys=True))
 
 
-@functools.lru_cache(maxsize=16)
-def _built(spec: str) -> Estimator:
+def _build(spec: str) -> Estimator:
     content = json.loads(spec)
     result: Estimator = load_function(content["factory"])(**content["arguments"])
     return result
+
+
+_built = functools.lru_cache(maxsize=16)(_build)
+_built_for_refits = functools.lru_cache(maxsize=1)(_build)  # each refit alters the data, and holds them in memory
+
+
+def refit_cell(cell: FitCell, folder: Path) -> FitResult:
+    """`fit_cell` for a cell of a refit."""
+    return _fit_and_predict(_built_for_refits(json.dumps(cell["estimator"], sort_keys=True)), cell, folder)
 
 
 def fit_cell(cell: FitCell, folder: Path) -> FitResult:
@@ -89,7 +97,11 @@ def fit_cell(cell: FitCell, folder: Path) -> FitResult:
     Raises:
         ValueError: a subject is in both the training and the predicted part, or the model left out some subjects.
     """
-    estimator = _estimator_of(cell)
+    return _fit_and_predict(build_estimator(cell["estimator"]), cell, folder)
+
+
+def _fit_and_predict(estimator: Estimator, cell: FitCell, folder: Path) -> FitResult:
+    _check_apart(cell)
     with limited_threads(cell["threads"]):  # torch may have been loaded just now
         fit = cast(Fit, _fit(estimator, cell, folder))
         predictions = fit.predict(cell["predict"])
@@ -127,7 +139,8 @@ def fit_likelihood_cell(cell: FitCell, folder: Path) -> FitResult:
     Raises:
         ValueError: a unit is in both the training and the predicted part.
     """
-    estimator = _estimator_of(cell)
+    _check_apart(cell)
+    estimator = build_estimator(cell["estimator"])
     with limited_threads(cell["threads"]):
         fit = cast(LikelihoodFit, _fit(estimator, cell, folder))
         figures = fit.evaluate(cell["predict"], folder if cell["keep"] else None)
@@ -137,11 +150,10 @@ def fit_likelihood_cell(cell: FitCell, folder: Path) -> FitResult:
     return {"epochs": int(fit.epochs), **figures}
 
 
-def _estimator_of(cell: FitCell) -> Estimator:
+def _check_apart(cell: FitCell) -> None:
     both = set(cell["train"]) & set(cell["predict"] + (cell["validation"] or []))
     if both:
         raise ValueError(f"no subject may be both fitted and predicted, got {sorted(both)[:3]} in both")
-    return build_estimator(cell["estimator"])
 
 
 def _fit(estimator: Estimator, cell: FitCell, folder: Path) -> Fit | LikelihoodFit:

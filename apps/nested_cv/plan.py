@@ -20,6 +20,7 @@ NESTED = "nested"
 PUBLISHED = "published"  # selection on the test fold, to demonstrate optimism
 TEST_EPOCH = "test-epoch"  # settings from the inner folds, the epoch chosen on the test fold
 RANDOM_WINDOWS = "random-windows"  # a subject has windows on both sides
+REFIT = "refit"  # settings, epochs and threshold of the nested run, on altered data or fewer subjects
 LIKELIHOOD = "likelihood"  # the objective of estimators without classes
 PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "results.json"
 

@@ -20,6 +20,7 @@ def run_with_progress(
     *,
     total: int,
     more: Sequence[Group[list[Outcome]]] = (),
+    then: Callable[[list[Outcome]], Sequence[Group[list[Outcome]]]] | None = None,
     fitted: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Run all fits of a plan, and show how many are done.
@@ -29,7 +30,7 @@ def run_with_progress(
         plan: the plan of the run.
         workers: where to run the fits.
         total: the largest number of fits.
-        more: further cells, see `run_plan`.
+        more, then: further cells, see `run_plan`.
         fitted: called after each fit.
     """
     pool = open_pool(folder, jobs=workers.jobs, cluster=workers.cluster, slurm=workers.slurm)
@@ -42,7 +43,7 @@ def run_with_progress(
                 progress.update(bar, advance=1, description=cell["id"])
                 fitted()
 
-            outcomes = run_plan(folder, plan, pool, show, more)
+            outcomes = run_plan(folder, plan, pool, show, more, then)
             progress.update(bar, total=1, completed=1, description="fits")
         finished = True
     finally:

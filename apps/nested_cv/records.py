@@ -7,10 +7,10 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ...runs.cells import Cell
+from .evidence_records import Interval, Stress
 
 Settings = dict[str, int | float | str | bool | None]
 CurveRow = dict[str, float]  # "epoch" and the figures that the model records in each epoch
-Interval = list[float]  # [low, high]
 MetricName = Literal["balanced_accuracy", "sensitivity", "specificity", "accuracy", "f1", "mcc", "auc", "brier"]
 
 
@@ -355,6 +355,12 @@ class TripodItem(TypedDict):
     answered: bool
 
 
+class Evidence(TypedDict, total=False):
+    """The parts of results.json that come from refits."""
+
+    stress: Stress
+
+
 class Results(TypedDict):
     """results.json."""
 
@@ -379,6 +385,7 @@ class Results(TypedDict):
     caveats: list[str]
     limits: list[str]
     tripod: list[TripodItem]
+    stress: NotRequired[Stress]
 
 
 # explain/explanation.json

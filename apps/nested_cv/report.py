@@ -9,15 +9,13 @@ import base64
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ...runs.auc import auc
 from ...runs.files import atomic_path
@@ -27,24 +25,17 @@ from .plan import CELLS, NESTED, PREDICTIONS, PUBLISHED, RESULTS
 from .records import (
     CurveRow,
     Explanation,
-    FoldRow,
-    Importance,
     MetricName,
     ModelResults,
-    OptimismRow,
     Results,
     SubjectRow,
 )
-from .report_figures import is_number
+from .report_text import SELECTED_ON_TEST, environment, fixed, name_of, plain, words
 from .results import read_curve
 
 REPORT = "report.html"
 EXPLANATION = "explain/explanation.json"
-TEMPLATE = Path(__file__).parent / "template"
-PAGE = Path(__file__).parents[1] / "page"  # shared with the page of a batch
-SELECTED_ON_TEST = "selected on the test fold"
 BOTH_SIDES = {"random-windows": "the same subjects on both sides"}
-NONE = "\N{EN DASH}"
 SUSPICIOUS = 0.95  # a balanced accuracy above this is more often leakage than skill
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 SCALING = {
@@ -54,14 +45,6 @@ SCALING = {
     "none": "Amplitudes were not scaled.",
 }
 _ONLY_PUBLISHED = ["Settings and number of epochs were selected on the test fold, to demonstrate optimism."]
-METRIC_WORDS = {
-    "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC",
-    "brier": "Brier score",
-    "f1": "F1",
-    "mcc": "Matthews correlation",
-    "balanced_accuracy_at_0.5": "balanced accuracy at threshold 0.5",
-}
 MAIN_METRICS: tuple[MetricName, ...] = ("balanced_accuracy", "sensitivity", "specificity", "auc", "brier")
 
 
@@ -108,7 +91,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """
     folder = Path(folder)
     results = read_results(folder)
-    page = _environment().get_template("report.html.jinja").render(_context(results, folder))
+    page = environment().get_template("report.html.jinja").render(_context(results, folder))
     output = folder / REPORT if output is None else Path(output)
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -226,6 +209,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "has_calls": any(subject.right for subject in subjects),
         "score_models": sorted(models, key=lambda model: model is not main),
         "score_rows": _score_rows(subjects, main),
+        "stress": results.get("stress"),
         "explanation": _read_explanation(folder),
         "title_of": _titles(results),
         "main_metrics": MAIN_METRICS,
@@ -275,7 +259,7 @@ def _nested_search(results: Results) -> list[str]:
         f"Settings, number of epochs and decision threshold were chosen by {inner} inner folds within the training "
         "subjects of each outer fold; the outer fold was predicted once, at the end.",
         f"Settings tried in each outer fold for every model with a search: {options['trials']}; the settings with the "
-        f"best {_words(options['objective'])} over the inner folds were chosen.",
+        f"best {words(options['objective'])} over the inner folds were chosen.",
     ]
 
 
@@ -286,9 +270,9 @@ def _windowing(options: dict[str, Any]) -> list[str]:
     rate = f" at {options['sfreq']:g} Hz" if options["sfreq"] else ""
     sentences = [f"Recordings{rate} were cut into windows of {options['seconds']:g} s{shared}."]
     if band:
-        sentences.append(f"They were filtered to {_plain(band[0])} to {_plain(band[1])} Hz.")
+        sentences.append(f"They were filtered to {plain(band[0])} to {plain(band[1])} Hz.")
     if reference:
-        sentences.append(f"Reference: {_plain(reference)}.")
+        sentences.append(f"Reference: {plain(reference)}.")
     return [*sentences, SCALING[options["scaling"]]]
 
 
@@ -318,10 +302,10 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     others = [model for model in models if model is not main]
     as_good = [model for model in others if _mean(model) >= mean]
     if as_good:
-        named = ", ".join(f"{name_of(model)} ({_fixed(_mean(model))})" for model in as_good)
+        named = ", ".join(f"{name_of(model)} ({fixed(_mean(model))})" for model in as_good)
         sentences.append((f"At least as high on the same folds: {named}.", True))
     elif others:
-        sentences.append((f"Next best on the same folds: {name_of(others[0])} ({_fixed(_mean(others[0]))}).", False))
+        sentences.append((f"Next best on the same folds: {name_of(others[0])} ({fixed(_mean(others[0]))}).", False))
     if mean >= SUSPICIOUS:
         sentences.append(
             ("A result this close to 1 is more often caused by leakage than by skill; read the audit first.", True)
@@ -335,15 +319,15 @@ def _simpler_explanations(results: Results, main: ModelResults, models: Sequence
     sentences = list(results["caveats"])
     rivals = [model for model in models if model is not main and _mean(model) >= low]
     if rivals:
-        named = ", ".join(f"{name_of(model)} {_fixed(_mean(model))}" for model in rivals)
+        named = ", ".join(f"{name_of(model)} {fixed(_mean(model))}" for model in rivals)
         sentences.append(
-            f"Not below the interval of {name_of(main)} ({_fixed(_mean(main))}): {named}. "
+            f"Not below the interval of {name_of(main)} ({fixed(_mean(main))}): {named}. "
             "The features of these models may explain its score; only the comparisons separate the models."
         )
     separation = _length_separation(results)
     if separation is not None:
         sentences.append(
-            f"The length of a subject's recording alone separates the classes with an AUC of {_fixed(separation)} "
+            f"The length of a subject's recording alone separates the classes with an AUC of {fixed(separation)} "
             "(all subjects, no model; 0.5 is no separation)."
         )
     return sentences
@@ -377,154 +361,3 @@ def _titles(results: Results) -> Callable[[str], str]:
     """From the name of a model to its title."""
     titles = {model["name"]: model["title"] for model in results["models"]}
     return lambda name: titles[name]
-
-
-# filters and functions of the template
-
-
-def name_of(model: ModelResults) -> str:
-    """The title of a model; a model selected on its test fold is always marked."""
-    return f"{model['title']} ({SELECTED_ON_TEST})" if model["protocol"] == PUBLISHED else model["title"]
-
-
-def _fixed(value: object, digits: int = 3) -> str:
-    """A number with a fixed number of digits, or a dash for None."""
-    if not is_number(value):
-        return NONE
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
-
-
-def _span(interval: object, digits: int = 3) -> str:
-    if not isinstance(interval, list | tuple) or len(interval) != 2 or not all(is_number(end) for end in interval):
-        return NONE
-    return f"{_fixed(interval[0], digits)} to {_fixed(interval[1], digits)}"
-
-
-def _p_value(p: object) -> str:
-    return "< 0.001" if is_number(p) and p < 0.001 else _fixed(p)
-
-
-def _p_sign(p: object) -> str:
-    return _p_value(p) if is_number(p) and p < 0.001 else f"= {_p_value(p)}"
-
-
-def _whole(value: object) -> str:
-    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}") if is_number(value) else NONE
-
-
-def _plain(value: object) -> str:
-    """A setting or an option as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return NONE
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(entry) for entry in value) or NONE
-    if isinstance(value, dict):
-        return "; ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or NONE
-    return str(value)
-
-
-def _words(name: object) -> str:
-    return METRIC_WORDS.get(str(name), str(name).replace("_", " "))
-
-
-def _duration(seconds: object) -> str:
-    if not is_number(seconds):
-        return NONE
-    whole = round(float(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _setting_names(folds: Iterable[FoldRow]) -> list[str]:
-    return list(dict.fromkeys(name for fold in folds for name in fold["settings"]))
-
-
-def _of_folds(model: ModelResults) -> list[float]:
-    return [fold["balanced_accuracy"] for fold in model["per_fold"]]
-
-
-def _score_scale(models: Iterable[ModelResults]) -> figures.Span:
-    """A common scale for the balanced accuracies of all models, their intervals and folds."""
-    found = [(m["metrics"]["balanced_accuracy"], _of_folds(m)) for m in models]
-    values = [v for metric, folds in found for v in (metric["mean"], *metric["interval_nb"], *folds)]
-    return figures.scale_of([min(max(v, 0), 1) for v in values], include=(0.4, 0.8))
-
-
-def _optimism_scale(rows: Iterable[OptimismRow]) -> figures.Span:
-    return figures.scale_of([v for r in rows for v in (r["balanced_accuracy"], *r["interval"])], include=(0.4, 1))
-
-
-def _importance_scale(rows: Iterable[Importance]) -> figures.Span:
-    ends = [0.0]
-    for row in rows:
-        spread = row["sd"] or 0.0
-        ends += [row["importance"] - spread, row["importance"] + spread]
-    return figures.rounded_scale(ends)
-
-
-def _thresholds(model: ModelResults) -> str:
-    found = [fold["threshold"] for fold in model["per_fold"]]
-    return _fixed(found[0]) if max(found) == min(found) else f"{_fixed(min(found))} to {_fixed(max(found))} over folds"
-
-
-def _inner_score(fold: FoldRow) -> float | None:
-    """The score of the chosen settings in the inner folds."""
-    return next(trial["score"] for trial in fold["trials"] if trial["settings"] == fold["settings"])
-
-
-def _extra_names(subjects: Iterable[SubjectRow]) -> list[str]:
-    """Names of the further columns; a subject may lack some."""
-    return list(dict.fromkeys(name for subject in subjects for name in subject["extra"]))
-
-
-def _tally(count: object) -> str:
-    """A count, or a mean count over repetitions with one digit."""
-    return _whole(count) if is_number(count) and float(count) == round(float(count)) else _fixed(count, 1)
-
-
-def _text_file(name: str) -> Markup:
-    """A style sheet or script, without escaping."""
-    return Markup((PAGE / name).read_text(encoding="utf-8"))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "fixed": _fixed,
-        "span": _span,
-        "p": _p_value,
-        "p_sign": _p_sign,
-        "whole": _whole,
-        "plain": _plain,
-        "words": _words,
-        "duration": _duration,
-        "tally": _tally,
-        "size": lambda part: _whole(len(part)),
-        "capitalize_first": lambda text: text[:1].upper() + text[1:],
-    }
-    environment.globals |= {
-        "figures": figures,
-        "name_of": name_of,
-        "text_file": _text_file,
-        "setting_names": _setting_names,
-        "of_folds": _of_folds,
-        "score_scale": _score_scale,
-        "optimism_scale": _optimism_scale,
-        "importance_scale": _importance_scale,
-        "thresholds": _thresholds,
-        "extra_names": _extra_names,
-        "inner_score": _inner_score,
-        "is_number": is_number,
-    }
-    return environment

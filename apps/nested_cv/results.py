@@ -16,6 +16,7 @@ from .records import (
     AuditRow,
     Comparison,
     CurveRow,
+    Evidence,
     Figures,
     Flow,
     FoldOfNames,
@@ -107,6 +108,7 @@ def write_results(
     outcomes: Sequence[Outcome],
     tables: dict[tuple[str, str], Table],
     facts: Facts,
+    evidence: Evidence | None = None,
 ) -> Results:
     """Write results.json and results.csv into the folder of the run, and return the results.
 
@@ -116,8 +118,9 @@ def write_results(
         outcomes: the outcomes of all its parts.
         tables: the tables of `write_predictions`.
         facts: further facts for the results.
+        evidence: the parts that come from refits.
     """
-    results = summarise(folder, plan, outcomes, tables, facts)
+    results: Results = {**summarise(folder, plan, outcomes, tables, facts), **(evidence or {})}
     write_json(folder / RESULTS, results)
     with atomic_path(folder / "results.csv") as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")

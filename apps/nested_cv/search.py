@@ -38,7 +38,7 @@ class Outcome:
     """Result of one model on one outer test part; the folder of `cell` holds its predictions.
 
     Args:
-        protocol: "nested", "published", "test-epoch" or "random-windows".
+        protocol: "nested", "published", "test-epoch", "random-windows", or "refit-" and the name of a refit.
         model: name of the model.
         repeat: number of the partition.
         fold: number of the outer fold.
@@ -74,6 +74,7 @@ def run_plan(
     pool: Pool,
     tell: Callable[[Cell, Result, bool], None] | None = None,
     more: Sequence[Group[list[Outcome]]] = (),
+    then: Callable[[list[Outcome]], Sequence[Group[list[Outcome]]]] | None = None,
 ) -> list[Outcome]:
     """Run the unfinished cells of a plan and return all outcomes, in the order of the plan.
 
@@ -83,6 +84,7 @@ def run_plan(
         pool: runs the cells.
         tell: called with each cell, its result, and True if the cell was finished before.
         more: further groups of cells to run along with those of the plan.
+        then: from the outcomes to the groups of cells that run after them; their outcomes come last.
 
     Raises:
         ValueError, OSError: a cell failed, or another run works in the folder.
@@ -95,11 +97,14 @@ def run_plan(
             if not pool.shared:
                 remove_unfinished(cells)
             groups = [_fold(plan, model, split) for model in plan["models"] for split in plan["splits"]]
-            found = drive([*groups, *more], pool, cells, tell)
+            order = {NESTED: 0, TEST_EPOCH: 1, PUBLISHED: 2, RANDOM_WINDOWS: 3}
+            found = [o for group in drive([*groups, *more], pool, cells, tell) for o in group]
+            found.sort(key=lambda outcome: order[outcome.protocol])
+            if then is not None:
+                found += [o for group in drive(then(found), pool, cells, tell) for o in group]
     except Timeout as error:
         raise OSError(f"another run works in {folder}; wait for it, or choose another --output") from error
-    order = {NESTED: 0, TEST_EPOCH: 1, PUBLISHED: 2, RANDOM_WINDOWS: 3}
-    return sorted((o for group in found for o in group), key=lambda outcome: order[outcome.protocol])
+    return found
 
 
 def count_cells(plan: Plan, searching: dict[str, bool]) -> dict[str, int]:
@@ -150,7 +155,7 @@ def _nested(plan: Plan, model: str, split: Split) -> Group[Outcome]:
 
     def cells(trial: int, settings: Settings) -> list[FitCell]:
         return [
-            _cell(
+            make_cell(
                 plan,
                 model,
                 split,
@@ -172,7 +177,7 @@ def _nested(plan: Plan, model: str, split: Split) -> Group[Outcome]:
     best, trials = yield from _search(plan, model, split, NESTED, cells, score)
     threshold = np.nan if objective == LIKELIHOOD else choose_threshold(*_subject_scores(labels, best.results))
     epochs = max(1, round(float(np.median([result["epochs"] for result in best.results]))))
-    final = _cell(
+    final = make_cell(
         plan,
         model,
         split,
@@ -183,7 +188,7 @@ def _nested(plan: Plan, model: str, split: Split) -> Group[Outcome]:
         epochs=epochs,
         keep=True,
     )
-    _refuse_failed(final, _fit_results((yield [final]))[0])
+    _refuse_failed(final, fit_results((yield [final]))[0])
     return Outcome(NESTED, model, split["repeat"], split["fold"], final["id"], best.settings, epochs, threshold, trials)
 
 
@@ -193,7 +198,7 @@ def _published(plan: Plan, model: str, split: Split) -> Group[Outcome]:
 
     def cells(trial: int, settings: Settings) -> list[FitCell]:
         name, train, test = f"{PUBLISHED}-t{trial}", split["train"], split["test"]
-        cell = _cell(plan, model, split, name, settings, train=train, validation=test, trial=trial)
+        cell = make_cell(plan, model, split, name, settings, train=train, validation=test, trial=trial)
         cell["estimator"] = plan["published_models"].get(model, cell["estimator"])
         return [cell]
 
@@ -211,8 +216,8 @@ def _published(plan: Plan, model: str, split: Split) -> Group[Outcome]:
 def _test_epoch(plan: Plan, nested: Outcome, split: Split) -> Group[Outcome]:
     """The settings of the nested run, with the epoch chosen on the test fold."""
     train, test = split["train"], split["test"]
-    cell = _cell(plan, nested.model, split, TEST_EPOCH, nested.settings, train=train, validation=test)
-    result = _fit_results((yield [cell]))[0]
+    cell = make_cell(plan, nested.model, split, TEST_EPOCH, nested.settings, train=train, validation=test)
+    result = fit_results((yield [cell]))[0]
     _refuse_failed(cell, result)
     return Outcome(
         TEST_EPOCH, nested.model, nested.repeat, nested.fold, cell["id"], nested.settings, result["epochs"], 0.5
@@ -227,7 +232,7 @@ def _window_split(plan: Plan, nested: Outcome, split: Split) -> Group[Outcome]:
     seed = derive_seed(plan["design"]["seed"], RANDOM_WINDOWS)
     folds = StratifiedKFold(plan["design"]["outer"], shuffle=True, random_state=seed).split(labels, labels)
     train, test = list(folds)[split["fold"]]
-    cell = _cell(
+    cell = make_cell(
         plan,
         nested.model,
         split,
@@ -238,7 +243,7 @@ def _window_split(plan: Plan, nested: Outcome, split: Split) -> Group[Outcome]:
         epochs=nested.epochs,
     )
     cell["estimator"] = windows["estimators"][nested.model]
-    _refuse_failed(cell, _fit_results((yield [cell]))[0])
+    _refuse_failed(cell, fit_results((yield [cell]))[0])
     return Outcome(
         RANDOM_WINDOWS, nested.model, nested.repeat, nested.fold, cell["id"], nested.settings, nested.epochs, 0.5
     )
@@ -278,7 +283,7 @@ def _search(
             key = json.dumps(chosen, sort_keys=True)
             if key not in known:
                 wanted.setdefault(key, cells(number, chosen))
-        results = iter(_fit_results((yield [cell for some in wanted.values() for cell in some])))
+        results = iter(fit_results((yield [cell for some in wanted.values() for cell in some])))
         for key, some in wanted.items():
             own = [next(results) for _ in some]
             failed = any("failed" in result for result in own)
@@ -311,7 +316,7 @@ def _study(seed: int, trials: int) -> "optuna.Study":
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def _cell(
+def make_cell(
     plan: Plan,
     model: str,
     split: Split,
@@ -347,7 +352,8 @@ def _cell(
     }
 
 
-def _fit_results(results: list[Result]) -> list[FitResult]:
+def fit_results(results: list[Result]) -> list[FitResult]:
+    """Results of cells that are fits."""
     return cast(list[FitResult], results)
 
 

@@ -23,7 +23,8 @@ from voxelwave.runs.json_types import check_record
 SUBJECTS = [f"s{i}" for i in range(1, 9)]
 LABELS = ["control", "case"] * 4
 SECTIONS = [
-    *("done", "subjects", "models", "main", "comparisons", "optimism", "simpler", "explanation", "audit", "limits"),
+    *("done", "subjects", "models", "main", "comparisons", "optimism", "stress", "simpler", "explanation", "audit"),
+    "limits",
     *("folds", "others", "metrics", "tripod", "each", "again"),
 ]
 WINDOWS = {"seconds": 2.0, "overlap": 0.5, "sfreq": 64.0, "band": [1, 40], "reference": "average", "scaling": "fold"}
@@ -68,6 +69,20 @@ def _model(name: str, title: str, mean: float, protocol: str = "nested", curve: 
         "permutation": {"p": 0.0005, "n": 99, "null_mean": 0.5, "null_interval": [0.3, 0.7], "how": "by shuffling"},
         "title": title,
         "description": f"what {title} is",
+    }
+
+
+def _stress() -> dict:
+    figures = {"auc": 0.625, "interval": [0.5, 0.75], "balanced_accuracy": 0.5625, "difference": -0.125}
+    figures |= {"difference_interval": [-0.25, 0.0], "per_fold": [0.625, 0.625]}
+    row = {"name": "quiet", "kind": "removed", "title": "the quiet part", "leaves": "It leaves the rest."}
+    skipped = {**row, "name": "loud", "title": "the loud part", "figures": None, "sentence": "Not run: no noise."}
+    return {
+        "model": "net",
+        "auc": 0.75,
+        "interval": [0.625, 0.875],
+        "rows": [{**row, "figures": figures, "sentence": "About half is gone."}, skipped],
+        "conclusion": ["Half of it was noise."],
     }
 
 
@@ -158,6 +173,7 @@ def _results() -> dict:
         "caveats": ["Sites differ."],
         "limits": ["One study."],
         "tripod": [],
+        "stress": _stress(),
     }
     result["tripod"] = tripod_items(result)
     return result
@@ -270,6 +286,8 @@ def test_every_section_is_there_and_every_tag_is_closed(page):
         ("main", ["0.375 to 0.625 over folds", "3 75 %", "p < 0.001 (99 shuffles; by shuffling)", "observed 0.750"]),
         ("comparisons", ["The Net Length AUC 0.062 −0.100 to 0.200 0.250 0.500", "By swaps."]),
         ("optimism", ["published selected on the test fold", "random-windows the same subjects on both sides"]),
+        ("stress", ["The Net was fitted", "0.750 (0.625 to 0.875)", "Half of it was noise.", "Not run: no noise."]),
+        ("stress", ["The quiet part 0.625 0.500 to 0.750 −0.125 −0.250 to 0.000", "About half is gone. It leaves the"]),
         ("simpler", ["Sites differ.", "Not below the interval of The Net (0.750): Length 0.688", "AUC of 0.625"]),
         ("explanation", ["2 networks", "8 in all, 24 windows", "1.2 %", "alpha 8–13 Hz", "0.750 ± 0.125", "A map."]),
         ("explanation", ["The picture bands is missing from the folder of the run."]),
@@ -355,7 +373,10 @@ def _required(content: dict) -> list[tuple]:
     return [
         place
         for place in _keys(content)
-        if not (len(place) > 1 and place[-2] in _FREE) and not (len(place) > 2 and place[-3] in ("curve", "options"))
+        if place != ("stress",)  # a run without stress tests has none
+        and "figures" not in place[:-1]  # either figures or null
+        and not (len(place) > 1 and place[-2] in _FREE)
+        and not (len(place) > 2 and place[-3] in ("curve", "options"))
     ]
 
 
