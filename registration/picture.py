@@ -4,6 +4,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ _LINE_MM = 8.0  # distance between the lines of the grid
 _SHOWN_MM = 0.1  # a deformable part below this is not drawn
 _OUTLINE = "#ff8c00"
 _THIN, _THIN_SHARE = 0.2, 0.35  # height over width of a thin plane, and the height of its row over that of others
+_LINE = 120  # characters of a line below the title
 _LONGEST_SIDE = 1000  # pixels of a 2-D image as drawn; a panel has about 300
 
 
@@ -99,7 +101,8 @@ def draw_registration(
     figure = Figure(figsize=(15 if deformed else 12, height), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     names = [Path(volume.source or "").name or what for volume, what in ((moving, "moving"), (fixed, "fixed"))]
-    figure.suptitle(f"{names[0]} aligned to {names[1]}" + (f"\n{note}" if note else ""), color="white", fontsize=13)
+    title = "\n".join(filter(None, [f"{names[0]} aligned to {names[1]}", fill(note, _LINE)]))
+    figure.suptitle(title, color="white", fontsize=13)
     axes = figure.subplots(len(rows), 5 if deformed else 4, squeeze=False, height_ratios=shares)
     to_voxels = np.linalg.inv(grid.affine[:3, :3]).T
     for number, row in enumerate(rows):

@@ -12,13 +12,12 @@ from ...scanpath.readers import read_scanpaths
 
 _CHANNELS = ("Fz", "Cz", "Pz", "O1")
 _PEOPLE, _SECONDS, _ALPHA_UV = (8, 4), 60.0, 30.0
-_TRAIN, _TEST = slice(8, 26), slice(30, 42)  # axial slices of the demonstration scan, at least 12 mm apart
+_TRAIN, _TEST = slice(8, 26), slice(30, 42)  # axial slices of the scan, at least 12 mm apart
 
 
 def task_data(seed: int = 0) -> TaskData:
     """Slices of the scan, simulated EEG of a few people, and the colours of the drawn shelf."""
-    folder = files("voxelwave.apps.demo") / "data"
-    with as_file(folder / "t1w.nii.gz") as path:
+    with as_file(files(__package__) / "data" / "t1w.nii.gz") as path:
         slices = read_image(path).stack[:, 0]  # (slices, H, W)
     images = torch.from_numpy(slices / np.percentile(slices, 99.5)).float()
     generator = np.random.default_rng(seed)
@@ -27,7 +26,7 @@ def task_data(seed: int = 0) -> TaskData:
         for _ in range(sum(_PEOPLE))
     ]
     signals = torch.from_numpy(np.stack([x / x.std(1, keepdims=True) for x in people])).float()
-    with as_file(folder / "shelf.json") as path:
+    with as_file(files("voxelwave.apps.demo") / "data" / "shelf.json") as path:
         scene = next(iter(read_scanpaths(path).scenes.values()))
     colours = torch.tensor(np.stack([thing.features for thing in scene.objects if thing.features is not None]))
     return TaskData((images[_TRAIN], images[_TEST]), (signals[: _PEOPLE[0]], signals[_PEOPLE[0] :]), colours.float())

@@ -1,25 +1,34 @@
-"""`voxelwave demo`: the main uses, on real data that comes with the package."""
+"""`voxelwave demo`: what the suite is for, on data that comes with the package, and a page that ties it together.
 
+The parts are imported when they begin, so that the first line appears before torch is loaded.
+"""
+
+import importlib
 import shutil
+import time
 from importlib.resources import as_file, files
 
-from ..registration.options import Register
-from ..registration.register import register
 from .options import Demo
-from .restoration import demo_restoration
-from .scanpath import demo_scanpath
+from .page import INDEX, Shown, write_page
+
+PARTS = {
+    "The labels of an atlas are moved onto a patient": "brain:atlas_to_patient",
+    "A diffusion scan is aligned to a T1-weighted scan of one person": "brain:diffusion_to_t1",
+    "Noise is removed from a slice": "restoration:demo_restoration",
+    "EEG recordings are diagnosed": "eeg:demo_eeg",
+    "The order of looks at a shelf is predicted": "scanpath:demo_scanpath",
+}
 
 
 def demo(options: Demo) -> None:
-    """Run the three parts and list the pictures written."""
-    output = options.output
+    """Run the parts one after the other, and write the page."""
+    output, started, shown = options.output, time.perf_counter(), list[Shown]()
+    print(f"The demo writes to {output}/ and takes about half a minute.", flush=True)
     with as_file(files(__package__) / "data") as data:
-        print("Moving: T1-weighted, second visit. Fixed: FLAIR, first visit. One person, two grids, two contrasts.")
-        register(Register(data / "t1w.nii.gz", data / "flair.nii.gz", output=output))
-        for name in ("t1w.nii.gz", "flair.nii.gz", "README.md"):
-            shutil.copyfile(data / name, output / name)
-    demo_restoration(output)
-    demo_scanpath(output / "scanpath")
-    pictures = [output / name for name in ("picture.png", "restoration.png", "scanpath/scanpath.png")]
-    print(f"Pictures: {', '.join(map(str, pictures))}. To repeat the registration:")
-    print(f"  voxelwave registration register {output / 't1w.nii.gz'} {output / 'flair.nii.gz'} -o {output}")
+        shutil.copytree(data, output / "data", dirs_exist_ok=True)
+    for number, (title, work) in enumerate(PARTS.items(), 1):
+        print(f"\n[{number}/{len(PARTS)}] {title} ({time.perf_counter() - started:.0f} s)", flush=True)
+        module, _, name = work.partition(":")
+        shown.append(getattr(importlib.import_module(f".{module}", __package__), name)(output))
+    write_page(output, list(zip(PARTS, shown, strict=True)))
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {output / INDEX}: all pictures, with the commands.")

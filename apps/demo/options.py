@@ -8,10 +8,10 @@ from ..options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Options):
-    """Align a real T1-weighted scan to a FLAIR scan of the same person; denoise a slice; predict a scanpath.
+    """Show what the suite does: align brain scans, denoise a slice, diagnose EEG recordings, predict a scanpath.
 
-    Both scans come with the package (CC BY; see README.md in the written folder), and so does the drawing of a shelf
-    for the scanpath. The demo takes about a minute on two cores.
+    All data come with the package, without faces (sources and licences: data/README.md in the written folder).
+    index.html shows the pictures with a sentence and a command each. The demo takes about half a minute.
 
     Args:
         output: the folder to write to.
