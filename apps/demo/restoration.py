@@ -51,8 +51,8 @@ def demo_restoration(output: Path) -> Shown:
     return Shown(
         f"A FLAIR slice with added Rician noise (sigma {100 * SIGMA:g} % of the brightest tissue) is restored by the"
         f" included weights. Compared with the slice without added noise, the written file reaches {figures[1]:.2f} dB"
-        f" in the brain ({figures[0]:.2f} before) and {whole[1]:.2f} dB in the whole slice ({whole[0]:.2f} before), where"
-        " Rician noise also brightens the dark background, which the network keeps.",
+        f" in the brain ({figures[0]:.2f} before) and {whole[1]:.2f} dB in the whole slice ({whole[0]:.2f} before),"
+        " where Rician noise also brightens the dark background, which the network keeps.",
         "restoration.png",
         f"voxelwave restoration restore -i {output / NOISY} -o {output / RESTORED} --weights {WEIGHTS}",
         {"noisy slice": NOISY, "restored slice": RESTORED, "report": "restoration/restored.restoration.json"},
