@@ -25,100 +25,20 @@ from ..runs.training import fit_quietly
 from .alterations import load_altered
 from .fast_layers import keep_freed_memory
 from .features import Features, band_power, log_variance, recording_length
+from .mapped import MAPS, MappedEstimator, numbers_of
 from .module import PREDICTED_AT_ONCE, best_epoch, set_norm_momentum
 from .networks import LONG_RECORDING, ModelCard, predict_windows, save_network
 from .recording_data import RecordingData
+from .search_spaces import NAMES, NETWORK_NAMES
+from .searched import FitWithoutEpochs, Searched
 from .settings import Settings, balanced_weights, network_arguments, tensors_of
 from .study import read_study
 from .training import data_of, seeded_module
 from .whole_recordings import predict_recordings
 from .windows import Scaler, WindowOptions, Windows, load_windows
 
-_M, _S = ("1", "2", "3"), ("0.1", "0.01", "0.001")
-_PAIRS = ((0, 1), (0, 2), (1, 2))
-# The 19 published augmentations, as MAGNIFICATIONSxSIGMAS: none, each single pair, and two values of each combined.
-AUGMENTATIONS = (
-    "none",
-    *(f"{m}x{s}" for m in _M for s in _S),
-    *(f"{_M[a]},{_M[b]}x{_S[c]},{_S[d]}" for a, b in _PAIRS for c, d in _PAIRS),
-)
 
-# The published space with the augmentation, but without F2 and optimizer, which the published code never reads.
-PUBLISHED_SPACE: dict[str, tuple[Any, ...]] = {
-    "F1": (8, 16, 32, 64),
-    "D": (2, 4, 8),
-    "kernel_length": (32, 64, 128, 256, 512),
-    "se_nodes": (8, 16, 32),
-    "max_norm": (0.5, 1.0, 5.0, 10.0),
-    "lr": (1e-4, 5e-4, 1e-3, 5e-3, 1e-2),
-    "drop_prob": (0.3, 0.4, 0.5),
-    "batch": (32, 64, 128),
-    "augmentation": AUGMENTATIONS,
-}
-# For a search that must end in reasonable time on two cores.
-REDUCED_SPACE: dict[str, tuple[Any, ...]] = {
-    "F1": (8, 16),
-    "D": (2, 4),
-    "kernel_length": (16, 32, 64),
-    "lr": (5e-4, 1e-3),
-    "drop_prob": (0.3, 0.5),
-    "augmentation": ("none", "1x0.1"),
-}
-_SPACES = {"published": PUBLISHED_SPACE, "reduced": REDUCED_SPACE, "none": {}}
-_DEFAULT_SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
-    "adhdeepnet": PUBLISHED_SPACE,
-    "eegnet": {"F1": (4, 8, 16), "D": (2, 4), "lr": (5e-4, 1e-3, 5e-3), "drop_prob": (0.25, 0.5), "batch": (32, 64)},
-    "shallow": {"filters": (20, 40), "lr": (1e-4, 5e-4, 1e-3), "drop_prob": (0.5, 0.7), "batch": (32, 64)},
-    LONG_RECORDING: {
-        "mixer": ("recurrent", "associative", "duality", "softmax"),
-        "dim": (16, 32),
-        "heads": (4,),
-        "depth": (1, 2),
-        "filters": (8,),
-        "components": (8, 16),
-        "electrode_hops": (None, 1, 2),
-        "drop_prob": (0.3, 0.5),
-        "drop_seconds": (0.2, 0.5),
-        "lr": (1e-3, 3e-3),
-        "batch": (8,),
-        "augmentation": ("none",),
-    },
-    "bandpower": {"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
-    "amplitude": {"C": (1e-3, 1e-2, 1e-1, 1.0, 10.0)},
-    "length": {},
-    "majority": {},
-}
-NAMES = tuple(_DEFAULT_SPACES)
-DEFAULT_NAMES = tuple(name for name in NAMES if name != LONG_RECORDING)  # models of a run that does not name any
-NETWORK_NAMES = ("adhdeepnet", "eegnet", "shallow", LONG_RECORDING)
-
-
-class _Searched:
-    """Base of all estimators: the data and the space of settings."""
-
-    def __init__(self, name: str, windows: Windows, options: dict[str, Any]):
-        self.name, self.windows = name, windows
-        self.fixed: Settings = dict(options.get("settings", {}))
-        space = options.get("space", _DEFAULT_SPACES[name])
-        if isinstance(space, str):
-            if space not in _SPACES or (space != "none" and name != "adhdeepnet"):
-                raise ValueError(f"space of {name} must be a table, or one of {', '.join(_SPACES)}, got {space!r}")
-            space = _SPACES[space]
-        self.space: dict[str, Sequence[Any]] = {k: v for k, v in space.items() if k not in self.fixed}
-        unknown = (set(self.space) | set(self.fixed)) - set(_DEFAULT_SPACES[name])
-        if unknown:
-            known = ", ".join(_DEFAULT_SPACES[name]) or "none"
-            raise ValueError(f"settings of {name} must be among {known}; got {', '.join(sorted(unknown))}")
-
-    def suggest(self, trial: Any) -> Settings:
-        """Settings drawn by a trial: one value for each dimension of the space."""
-        return {key: trial.suggest_categorical(key, list(choices)) for key, choices in self.space.items()}
-
-    def _predictions(self, rows: np.ndarray, probability: np.ndarray) -> Predictions:
-        return Predictions(self.windows.subject[rows], self.windows.start[rows], probability)
-
-
-class NetworkEstimator(_Searched):
+class NetworkEstimator(Searched):
     """A network trained by `EEGModule`.
 
     Args:
@@ -220,9 +140,9 @@ class NetworkFit:
         if self._estimator.name == LONG_RECORDING:
             data = RecordingData(windows, np.unique(windows.subject[rows]).tolist(), self.scaler)
             by_subject = dict(zip(data.subjects, predict_recordings(self.network, data.x), strict=True))
-            return self._estimator._predictions(rows, np.array([by_subject[s] for s in windows.subject[rows].tolist()]))
+            return self._estimator.predictions(rows, np.array([by_subject[s] for s in windows.subject[rows].tolist()]))
         x, _, _ = tensors_of(windows, rows, self.scaler)
-        return self._estimator._predictions(rows, predict_windows(self.network, x))
+        return self._estimator.predictions(rows, predict_windows(self.network, x))
 
     def save(self, folder: Path, arguments: dict[str, Any], subjects: Sequence[str], notes: dict[str, Any]) -> None:
         """Write model.safetensors and model.json."""
@@ -242,7 +162,7 @@ class NetworkFit:
         save_network(folder, self.network, card)
 
 
-class LinearEstimator(_Searched):
+class LinearEstimator(Searched):
     """Logistic regression on standardised features, with balanced classes; it has no epochs.
 
     Args:
@@ -284,43 +204,23 @@ class LinearEstimator(_Searched):
         return fit
 
 
-class _FitWithoutEpochs:
-    """What fits that are not trained in epochs share."""
-
-    epochs = 0
-
-    def __init__(self, estimator: "LinearEstimator | MajorityEstimator"):
-        self._estimator = estimator
-        self.curve: list[dict[str, float]] = []
-
-    def predict(self, subjects: Sequence[int]) -> Predictions:
-        """Probabilities of all windows of the subjects."""
-        rows = self._estimator.windows.rows(subjects)
-        return self._estimator._predictions(rows, self._probability(rows))
-
-    def _probability(self, rows: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-
-class LinearFit(_FitWithoutEpochs):
+class LinearFit(FitWithoutEpochs):
     """A fitted logistic regression."""
 
     def __init__(self, estimator: LinearEstimator, pipeline: Pipeline):
         super().__init__(estimator)
         self._features, self.pipeline = estimator.features.values, pipeline
 
-    def _probability(self, rows: np.ndarray) -> np.ndarray:
+    def probability(self, rows: np.ndarray) -> np.ndarray:
         probability: np.ndarray = self.pipeline.predict_proba(self._features[rows])[:, 1]
         return probability
 
     def numbers(self) -> dict[str, Any]:
         """Mean and scale of each feature, coefficients and intercept."""
-        scaler, regression = self.pipeline.named_steps.values()
-        arrays = {"mean": scaler.mean_, "scale": scaler.scale_, "coefficients": regression.coef_[0]}
-        return {name: array.tolist() for name, array in arrays.items()} | {"intercept": float(regression.intercept_[0])}
+        return numbers_of(self.pipeline)
 
 
-class MajorityEstimator(_Searched):
+class MajorityEstimator(Searched):
     """Predicts the share of the positive class among the training subjects for every subject."""
 
     def fit(
@@ -336,18 +236,18 @@ class MajorityEstimator(_Searched):
         return MajorityFit(self, float(self.windows.labels[np.asarray(train)].mean()))
 
 
-class MajorityFit(_FitWithoutEpochs):
+class MajorityFit(FitWithoutEpochs):
     """Predicts the same probability for every subject."""
 
     def __init__(self, estimator: MajorityEstimator, share: float):
         super().__init__(estimator)
         self.share = share
 
-    def _probability(self, rows: np.ndarray) -> np.ndarray:
+    def probability(self, rows: np.ndarray) -> np.ndarray:
         return np.full(len(rows), self.share)
 
 
-EEGEstimator = NetworkEstimator | LinearEstimator | MajorityEstimator
+EEGEstimator = NetworkEstimator | LinearEstimator | MappedEstimator | MajorityEstimator
 
 
 def build(name: str, windows: Windows, options: dict[str, Any] | None = None) -> EEGEstimator:
@@ -362,6 +262,8 @@ def build(name: str, windows: Windows, options: dict[str, Any] | None = None) ->
         raise ValueError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
     if name in NETWORK_NAMES:
         return NetworkEstimator(name, windows, options or {})
+    if name in MAPS:
+        return MappedEstimator(name, windows, options or {})
     return (MajorityEstimator if name == "majority" else LinearEstimator)(name, windows, options or {})
 
 

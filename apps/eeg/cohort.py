@@ -18,6 +18,8 @@ TITLES = {
     "shallow": ("ShallowConvNet", "network of Schirrmeister et al. 2017"),
     "long_recording": ("LongRecordingNet", "reads each recording at once"),
     "bandpower": ("band power", "logarithm of power by channel and band, logistic regression"),
+    "riemann": ("Riemannian tangent space", "covariance of channels at its Riemannian mean, logistic regression"),
+    "minirocket": ("random convolutions", "features in the manner of MiniRocket, logistic regression"),
     "amplitude": ("amplitude", "logarithm of variance by channel before any scaling, logistic regression"),
     "length": ("recording length", "only the length of the recording, logistic regression"),
     "majority": ("majority", "shares of the classes in the training part"),

@@ -12,13 +12,13 @@ from rich.table import Table as ConsoleTable
 
 from ...eeg.audit import SELECTION, audit, check_run
 from ...eeg.check import Check
-from ...eeg.estimators import DEFAULT_NAMES, NAMES, NETWORK_NAMES
+from ...eeg.search_spaces import DEFAULT_NAMES, NAMES, NETWORK_NAMES
 from ...eeg.split_file import read_splits
 from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
-from ..nested_cv.plan import NESTED, Design, WindowUnits, make_plan, open_plan
+from ..nested_cv.plan import NESTED, PLAN, Design, WindowUnits, make_plan, open_plan, read_plan
 from ..nested_cv.progress import run_with_progress
 from ..nested_cv.records import AuditRow, EstimatorSpec, Evidence, Plan, Results
 from ..nested_cv.refits import count_refits, refits_after, without_refits
@@ -38,7 +38,7 @@ BY_ACCURACY = "validation_accuracy"  # the figure by which the published code se
 
 def nested_cv(options: NestedCV) -> int:
     """Run the command and return its exit code."""
-    chosen = list(DEFAULT_NAMES) if options.models is None else options.models
+    chosen = options.models or _default_models(options.output)
     _check_models(chosen, options.model_options or {}, NAMES)
     study = read_study_of(options)
     windows = WindowOptions.of(options.windows)
@@ -79,6 +79,12 @@ def nested_cv(options: NestedCV) -> int:
     _print(results)
     print(f"wrote {options.output}/: report.html, results.json, results.csv, predictions.csv")
     return DONE
+
+
+def _default_models(output: Path) -> list[str]:
+    """The models of the run in the folder, which another version may have begun; or those of a new run."""
+    path = output / PLAN
+    return list(read_plan(path)["models"]) if path.is_file() else list(DEFAULT_NAMES)
 
 
 def _plan(

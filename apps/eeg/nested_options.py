@@ -24,7 +24,8 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
         study: subjects.tsv or its folder, a BIDS folder, or a folder with one sub-folder or .zip file per class.
         output: the folder to write to.
         models: the models, the one under study first; by default adhdeepnet, eegnet, shallow, bandpower, amplitude,
-            length and majority. long_recording reads each recording at once; its setting mixer names the mechanism
+            riemann (tangent space of covariances), minirocket (random convolutions), length and majority, or those of
+            the run in OUTPUT. long_recording reads each recording at once; its setting mixer names the mechanism
             that mixes the seconds, such as recurrent, associative, softmax or power(block=16).
         model_options: model -> its options: space (setting -> values to search, or "published", "reduced", "none"),
             settings (fixed ones), epochs (at most), patience, reduce_patience, batch, norm_momentum.

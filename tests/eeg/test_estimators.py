@@ -8,8 +8,9 @@ import optuna
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from voxelwave.eeg.estimators import NAMES, PUBLISHED_SPACE, build, windows_as_subjects
+from voxelwave.eeg.estimators import build, windows_as_subjects
 from voxelwave.eeg.networks import load_network, predict_windows
+from voxelwave.eeg.search_spaces import NAMES, PUBLISHED_SPACE
 from voxelwave.eeg.windows import Scaler
 
 TRAIN, VALIDATION, TEST = list(range(20)), list(range(20, 30)), list(range(30, 40))
@@ -38,14 +39,16 @@ def test_every_estimator_predicts_each_window_of_the_subjects_asked(name, cohort
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adhdeepnet", "bandpower"])
+@pytest.mark.parametrize("name", ["adhdeepnet", "bandpower", "riemann", "minirocket"])
 def test_a_planted_rhythm_is_found_in_new_people(name, cohort):
     fit = build(name, cohort, _options(name, epochs=20, batch=16)).fit(TRAIN, VALIDATION, {}, 0, None, None)
     scores = _scores(fit.predict(TEST), TEST)
     assert roc_auc_score(cohort.labels[TEST], scores) > 0.9
 
 
-@pytest.mark.parametrize("name", ["adhdeepnet", "bandpower", "amplitude", "length", "majority"])
+@pytest.mark.parametrize(
+    "name", ["adhdeepnet", "bandpower", "amplitude", "riemann", "minirocket", "length", "majority"]
+)
 def test_fitted_models_do_not_depend_on_the_test_subjects(name, cohort):
     """Other windows and labels of the test subjects do not change the fit."""
     x, labels, seconds = cohort.x.copy(), cohort.labels.copy(), cohort.seconds.copy()

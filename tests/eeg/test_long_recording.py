@@ -10,10 +10,11 @@ from torch.testing import assert_close
 
 from voxelwave.eeg.channels import CED_ORDER
 from voxelwave.eeg.electrode_positions import neighbours
-from voxelwave.eeg.estimators import DEFAULT_NAMES, build
+from voxelwave.eeg.estimators import build
 from voxelwave.eeg.long_recording import LongRecordingNet
 from voxelwave.eeg.networks import LONG_RECORDING, build_network, load_network
 from voxelwave.eeg.recording_data import RecordingData
+from voxelwave.eeg.search_spaces import DEFAULT_NAMES
 from voxelwave.eeg.whole_recordings import joined, predict_recordings
 from voxelwave.kernels.attention.graph_window import hop_distance
 
@@ -180,4 +181,5 @@ def test_a_wrong_mixer_in_a_space_ends_the_run_before_the_first_fit(cohort):
 
 
 def test_a_run_that_names_no_models_has_those_of_before():
-    assert DEFAULT_NAMES == ("adhdeepnet", "eegnet", "shallow", "bandpower", "amplitude", "length", "majority")
+    simple = ("bandpower", "amplitude", "riemann", "minirocket", "length", "majority")
+    assert ("adhdeepnet", "eegnet", "shallow", *simple) == DEFAULT_NAMES

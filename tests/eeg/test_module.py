@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
-from voxelwave.eeg.estimators import AUGMENTATIONS
 from voxelwave.eeg.module import (
     EEGModule,
     KerasAdam,
@@ -17,6 +16,7 @@ from voxelwave.eeg.module import (
     set_norm_momentum,
     subject_auc,
 )
+from voxelwave.eeg.search_spaces import AUGMENTATIONS
 from voxelwave.eeg.settings import parse_augmentation
 from voxelwave.runs.training import BestEpoch, fit_quietly
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from voxelwave.apps import cli
-from voxelwave.eeg.estimators import NAMES, build
+from voxelwave.eeg.estimators import build
 from voxelwave.eeg.networks import ModelCard, build_network, load_network, save_network
+from voxelwave.eeg.search_spaces import NAMES
 from voxelwave.eeg.study import read_study
 from voxelwave.eeg.synthetic import write_synthetic_study
 from voxelwave.eeg.windows import WindowOptions, load_windows
