@@ -9,11 +9,13 @@ import pytest
 import torch
 from scipy.linalg import logm, sqrtm
 from sklearn.covariance import oas
+from sklearn.metrics import roc_auc_score
 
 from voxelwave.eeg.estimators import build
 from voxelwave.eeg.mapped import MAPS
 from voxelwave.eeg.random_convolutions import RandomConvolutions, convolved, dilations_of
 from voxelwave.eeg.tangent_space import TangentSpaceMap, oas_covariances
+from voxelwave.eeg.windows import standardize
 
 TRAIN, TEST = list(range(20)), list(range(20, 40))
 
@@ -84,6 +86,21 @@ def test_a_saved_map_gives_the_same_features(name):
     made = MAPS[name].fit(x, 0)
     again = MAPS[name].of(json.loads(json.dumps(made.numbers())))
     np.testing.assert_allclose(made.features(x), again.features(x), atol=1e-12)
+
+
+def test_a_planted_correlation_of_channels_is_found_by_the_tangent_space_and_not_by_band_power(cohort):
+    """In cases, two channels share a part of their noise; each channel by itself is the same in both classes."""
+    x = np.random.default_rng(0).normal(size=cohort.x.shape).astype(np.float32)
+    case = cohort.labels[cohort.subject] == 1
+    x[case, 1] = 0.7 * x[case, 0] + np.sqrt(0.51) * x[case, 1]
+    windows = dataclasses.replace(cohort, x=standardize(x))
+    reached = {}
+    for name in ("riemann", "bandpower"):
+        found = build(name, windows).fit(TRAIN, None, {"C": 1e-2}, 0, 1, None).predict(TEST)
+        scores = [found.probability[found.subject == s].mean() for s in TEST]
+        reached[name] = roc_auc_score(cohort.labels[TEST], scores)
+    assert reached["riemann"] > 0.95
+    assert reached["bandpower"] < 0.8
 
 
 @pytest.mark.parametrize("name", list(MAPS))
