@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .edits import Edit, HeadGate, ScoreBias, WeightEdit, intervene
-from .trace import Head, attention_layers, record
+from .trace import Head, Trace, attention_layers, record
 
 
 class Divergence(NamedTuple):
@@ -60,6 +60,28 @@ def divergence(
     size = seen.norm(dim=-1)
     relative = change / size.clamp_min(torch.finfo(size.dtype).tiny)
     return Divergence(change.mean(1), relative.mean(1), blind.square().sum(-1).mean(1))
+
+
+def dependence(full: Trace, lacking: Trace) -> dict[Head, float]:
+    """How much of each head's output a part of the input determines: |z(with) - z(without)| / |z(with)|.
+
+    Both are sums over all queries and samples, so that also models whose layers differ in size can be compared; calls
+    of one layer are joined. 0: the head does not read the part.
+
+    Args:
+        full: the record with the whole input.
+        lacking: the record without the part, with the same calls.
+    """
+    changes: dict[Head, float] = {}
+    sizes: dict[Head, float] = {}
+    for with_part, without in zip(full.calls, lacking.calls, strict=True):
+        change = (with_part.heads - without.heads).double().norm(dim=-1).sum((0, 1))
+        size = with_part.heads.double().norm(dim=-1).sum((0, 1))
+        for h in range(len(change)):
+            head = Head(with_part.layer, h)
+            changes[head] = changes.get(head, 0.0) + float(change[h])
+            sizes[head] = sizes.get(head, 0.0) + float(size[h])
+    return {head: changes[head] / size if size > 0 else 0.0 for head, size in sizes.items()}
 
 
 def hide_keys(model: nn.Module, group: Tensor, layers: Collection[int] | None = None) -> list[Edit]:

@@ -3,6 +3,7 @@
 An idea after arXiv 2303.13731; where its abstract is silent, the definitions are ours.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -138,6 +139,23 @@ def bootstrap(values: Tensor, *, samples: int = 1000, level: float = 0.95, seed:
     tail = (1 - level) / 2
     low, high = wide[index].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(float(wide.mean()), low, high)
+
+
+def over_units(
+    values: Tensor, units: Sequence[str], *, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """`bootstrap` of the means of units, such as subjects with several recordings or layouts with several scenes.
+
+    With a single unit, the limits are NaN: nothing is known about the spread. NaN among the values is left out.
+    """
+    names = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    index = torch.tensor([names[unit] for unit in units])
+    wide = values.double().cpu()
+    means = torch.stack([wide[index == number].nanmean() for number in range(len(names))])
+    means = means[~means.isnan()]
+    if len(means) < 2:
+        return Interval(float(means.mean()), math.nan, math.nan)
+    return bootstrap(means, samples=samples, level=level, seed=seed)
 
 
 def by_class(values: Tensor, target: Tensor) -> dict[int, Interval]:

@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
@@ -19,12 +20,15 @@ def curves(
     log: bool = False,
     level: tuple[str, float] | None = None,
     limits: tuple[float, float] | None = None,
+    bands: Mapping[str, Curve] | None = None,
 ) -> str:
-    """Named curves in one plot; `level` is a labelled horizontal line."""
+    """Named curves in one plot; `level` is a labelled horizontal line, `bands` the (low, high) limits of curves."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
     for name, (places, values) in found.items():
-        axis.plot(places, values, marker=".", label=name)
+        line = axis.plot(places, values, marker=".", label=name)[0]
+        if bands is not None and name in bands:
+            axis.fill_between(places, *bands[name], color=line.get_color(), alpha=0.15, linewidth=0)
     if level is not None:
         axis.axhline(level[1], color="0.5", linestyle="--", label=level[0])
     if log:
@@ -124,6 +128,55 @@ def boxes_over_image(
         if number == marked:
             axis.add_patch(Rectangle((left, top), width, height, fill=False, color="C0", linewidth=2))
     _plain(axis)
+    return as_svg(figure)
+
+
+class Slice(NamedTuple):
+    """A picture of one plane."""
+
+    title: str
+    image: np.ndarray  # (rows, columns), in [0, 1]
+    weights: np.ndarray  # (rows, columns), the attention on each pixel
+    box: tuple[float, float, float, float] | None = None  # top, left, bottom, right in pixels
+
+
+def attention_over_slices(slices: Sequence[Slice], *, label: str) -> str:
+    """Attention in colour over grey pictures, with one scale for all, and boxes."""
+    largest = max(float(one.weights.max()) for one in slices) or 1.0
+    figure = Figure(figsize=(2.9 * len(slices) + 0.9, 3.3), layout="constrained")
+    axes = list(figure.subplots(1, len(slices), squeeze=False).flat)
+    shown = None
+    for axis, one in zip(axes, slices, strict=True):
+        axis.imshow(one.image, cmap="gray", vmin=0, vmax=1)
+        shown = axis.imshow(one.weights, cmap="inferno", vmin=0, vmax=largest, alpha=0.45, interpolation="bilinear")
+        if one.box is not None:
+            top, left, bottom, right = one.box
+            place = (left - 0.5, top - 0.5)
+            axis.add_patch(Rectangle(place, right - left, bottom - top, fill=False, color="#00e5ff", linewidth=1.6))
+        axis.set_title(one.title, fontsize=9)
+        _plain(axis)
+    assert shown is not None
+    figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
+    return as_svg(figure)
+
+
+def points_on_head(places: np.ndarray, names: Sequence[str], values: Sequence[float], *, label: str) -> str:
+    """Values at electrodes seen from above; places (n, 2), x to the right ear and y to the nose."""
+    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+    axis = figure.subplots()
+    radius = 1.12 * float(np.linalg.norm(places, axis=1).max())
+    axis.add_patch(Circle((0, 0), radius, fill=False, color="0.5"))
+    axis.plot([-0.1 * radius, 0, 0.1 * radius], [radius, 1.1 * radius, radius], color="0.5")
+    shown = axis.scatter(
+        places[:, 0], places[:, 1], c=list(values), cmap="Blues", vmin=0, s=420, edgecolors="0.4", linewidths=0.6
+    )
+    for (x, y), name in zip(places, names, strict=True):
+        axis.text(x, y, name, ha="center", va="center", fontsize=7)
+    figure.colorbar(shown, ax=axis, label=label, shrink=0.8)
+    axis.set_xlim(-1.15 * radius, 1.15 * radius)
+    axis.set_ylim(-1.15 * radius, 1.2 * radius)
+    axis.set_axis_off()
+    axis.set_aspect("equal")
     return as_svg(figure)
 
 

@@ -34,6 +34,8 @@ class LayerCall:
         weights: A (B, H, Lq, Lk); None if the mechanism is not linear in v, or if weights were not requested.
         heads: z (B, Lq, H, Dv), the head outputs before W_O.
         output_weight: W_O, (dim, H Dv).
+        received: (B, H, Lk), the mean weight that each key receives over all queries; None if the weights hold all
+            queries, or if there are none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerCall:
     weights: Tensor | None
     heads: Tensor
     output_weight: Tensor
+    received: Tensor | None = None
 
     @property
     def contributions(self) -> Tensor:
@@ -48,6 +51,14 @@ class LayerCall:
         count, channels = self.heads.shape[2:]
         weight = self.output_weight.unflatten(1, (count, channels))  # (dim, H, Dv)
         return torch.einsum("blhd,mhd->blhm", self.heads, weight)
+
+    def column_means(self) -> Tensor:
+        """(B, H, Lk): the mean weight that each key receives over all queries.
+
+        Raises:
+            ValueError: the call has no weights.
+        """
+        return self.map().mean(-2) if self.received is None else self.received
 
     def map(self) -> Tensor:
         """The weights.
@@ -132,16 +143,31 @@ def record(
 
 @torch.no_grad()
 def record_run(
-    model: nn.Module, run: Callable[[], Any], *, layers: Collection[int] | None = None, weights: bool = True
+    model: nn.Module,
+    run: Callable[[], Any],
+    *,
+    layers: Collection[int] | None = None,
+    weights: bool = True,
+    most_keys: int | None = None,
+    rows: int = 64,
 ) -> Trace:
-    """`record` for a function that runs the model in its own way; its result is the output."""
+    """`record` for a function that runs the model in its own way; its result is the output.
+
+    Of a layer with more than `most_keys` keys, such as one over the voxels of a scan, no whole map is computed: the
+    weights hold `rows` queries, which are spread evenly, and `received` is computed from all queries.
+    """
     calls: list[LayerCall] = []
     residuals: dict[str, list[Tensor]] = {name: [] for name in residual_points(model)}
 
     def keep(number: int, name: str, layer: EditableHeads, seen: Seen) -> None:
-        found = seen.weights() if weights and seen.weights is not None else None
+        found = received = None
+        if weights and seen.weights is not None:
+            if most_keys is None or seen.keys <= most_keys:
+                found = seen.weights()
+            else:
+                found, received = _rows_and_means(seen, rows)
         heads = seen.heads.transpose(1, 2).detach().clone()
-        calls.append(LayerCall(name, number, found, heads, layer.output_weight.detach()))
+        calls.append(LayerCall(name, number, found, heads, layer.output_weight.detach(), received))
 
     def hook(name: str, module: nn.Module, given: Any, stream: Tensor) -> None:
         residuals[name].append(stream.detach().clone())
@@ -154,6 +180,22 @@ def record_run(
         for handle in handles:
             handle.remove()
     return Trace(tuple(calls), {name: tuple(found) for name, found in residuals.items()}, output)
+
+
+def _rows_and_means(seen: Seen, rows: int) -> tuple[Tensor, Tensor]:
+    """Weights of some queries (B, H, rows, Lk), and the mean over all queries (B, H, Lk), in memory of order Lk.
+
+    The output is linear in the values, so a gradient with respect to values of one channel is a sum of rows of the map.
+    """
+    assert seen.apply is not None
+    batch, heads, queries = seen.heads.shape[:3]
+    with torch.enable_grad():
+        values = seen.heads.new_zeros(batch, heads, seen.keys, 1, requires_grad=True)
+        out = seen.apply(values)[..., 0]  # (B, H, Lq)
+        chosen = torch.linspace(0, queries - 1, min(rows, queries)).round().long().tolist()
+        sums = [out.sum(), *(out[..., i].sum() for i in chosen)]
+        found = [torch.autograd.grad(one, values, retain_graph=True)[0][..., 0] for one in sums]
+    return torch.stack(found[1:], 2), found[0] / queries
 
 
 @torch.no_grad()

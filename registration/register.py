@@ -486,13 +486,25 @@ def network_displacement(
     Returns:
         (1, 3, D, H, W) float32 on `grid`.
     """
-    seen = grid if spacing_mm is None else training_grid(fixed, spacing_mm=spacing_mm)
+    seen = network_grid(fixed, grid, spacing_mm)
     place = next((p.device for p in network.parameters()), torch.device("cpu"))
-    images = (to_grid(unit_range(moving), seen, affine), to_grid(unit_range(fixed), seen))
+    images = network_images(moving, fixed, affine, seen)
     with torch.inference_mode():
         _, displacement = network.eval()(*(image[None].to(place) for image in images))
     found = DisplacementField.from_voxels(displacement[0].cpu().numpy(), seen.affine)
     return torch.from_numpy(compose_to_field([found], grid).to_voxels())[None]
+
+
+def network_grid(fixed: Volume, grid: Volume, spacing_mm: float | None) -> Volume:
+    """The input grid of a network that was trained with this spacing; `grid` if the spacing is unknown."""
+    return grid if spacing_mm is None else training_grid(fixed, spacing_mm=spacing_mm)
+
+
+def network_images(
+    moving: Volume, fixed: Volume, affine: AffineTransform, seen: Volume
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moving and fixed image on the input grid of a network, (1, D, H, W) in [0, 1] each."""
+    return to_grid(unit_range(moving), seen, affine), to_grid(unit_range(fixed), seen)
 
 
 def working_grid(fixed: Volume, *, finer: bool = False) -> Volume:

@@ -67,6 +67,15 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     return state, metadata
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; empty if the file is not one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, MemoryError):
+        return {}
+
+
 def read_checkpoint(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """Read the dictionary of a training checkpoint onto the CPU.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...runs.exit import UsageError
 from ..options import ThreadOptions, at_least, must_exist
 
 
@@ -42,27 +43,40 @@ class Tasks(ThreadOptions):
 class Explain(ThreadOptions):
     """Show what the attention of a trained network does on given inputs, as one page that needs no network.
 
-    The inputs are scenes, for weights of OAT, or EEG recordings, for weights of long_recording. The page shows which
-    heads matter and whether the network still decides the same without them, what each head's pattern is, sinks, where
-    the attention goes, and what hiding a part of the input changes; a paragraph in plain words is made from the
-    figures. Attention shows where information comes from, not why a decision is right. This is research software, not
-    a medical device.
+    The inputs are scenes, for weights of OAT; EEG recordings, for weights of long_recording or adhdeepnet; or a pair of
+    scans, for weights of NestedMorph. Of a study (a table of subjects or of pairs, or many scenes), figures are means
+    over subjects or layouts with intervals. The page shows which heads matter and whether the network still decides the
+    same without them, what each head's pattern is, sinks, where the attention goes, and what hiding or replacing a part
+    of the input changes; a paragraph in plain words is made from the figures. For adhdeepnet, which has no attention
+    heads, it shows the gates of its channels. Attention shows where information comes from, not why a decision is
+    right. This is research software, not a medical device.
 
     Args:
-        input: a file or folder of scenes (docs/scanpath_format.md) or of recordings.
+        input: a file or folder of scenes (docs/scanpath_format.md) or of recordings, a study (subjects.tsv,
+            participants.tsv or a folder with one of them), the moving scan of a pair, or a table of pairs (pairs.tsv,
+            .csv or .json with the columns moving and fixed) or its folder.
         output: the folder to write to; it receives attention.html and attention.json.
         weights: the weight file, its folder, or a name that `voxelwave weights` lists.
-        most: largest number of inputs.
+        fixed: the fixed scan of a pair.
+        label: a label map on the grid of the moving scan, such as of a lesion; the page then shows how much attention
+            its place gets, with a box around it.
+        most: largest number of inputs; of a study, the largest number of subjects, spread evenly over its table.
     """
 
     input: Path
     output: Path
     weights: Path
+    fixed: Path | None = None
+    label: Path | None = None
     most: int = 20
 
     def check(self) -> None:
         super().check()
-        must_exist(self.input, "scene, recording or folder")
+        must_exist(self.input, "scene, recording, scan or folder")
+        must_exist(self.fixed, "scan")
+        must_exist(self.label, "label map")
+        if self.label is not None and self.fixed is None:
+            raise UsageError("--label belongs to the moving scan of a pair: give --input MOVING and --fixed FIXED too")
         at_least(1, most=self.most)
 
 

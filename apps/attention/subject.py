@@ -1,34 +1,64 @@
 """A trained network with inputs, in the form that the page of `voxelwave attention explain` needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...attention_analysis.trace import attention_layers
-from ...eeg.long_recording import LongRecordingNet
-from ...eeg.networks import ModelCard, load_network
-from ...eeg.readers import SUFFIXES
-from ...eeg.whole_recordings import filled_up, joined
-from ...eeg.windows import cut, scaled, why_no_window
-from ...runs.files import is_hidden
-from ...runs.words import one_line
-from ...scanpath.oat import BEGIN, log_probabilities
+from ...attention_analysis.importance import Interval, jensen_shannon, over_units
 from ...scanpath.scene import Scene
-from ...scanpath.weights import NetworkModel
-from ..scanpath.predict import read_scenes
+
+MOST_KEYS = 2048  # layers with more keys are recorded without a whole map
+
+
+class Effect(NamedTuple):
+    """How two results of a network on one input are compared."""
+
+    unit: str
+    size: Callable[[Tensor, Tensor], float]
+    unchanged: Callable[[Tensor, Tensor], float]  # share, 0 to 1
+    explained: str  # a sentence for the page
+
+
+def _mean_bits(full: Tensor, other: Tensor) -> float:
+    return float(jensen_shannon(full, other).mean())
+
+
+def _same_decisions(full: Tensor, other: Tensor) -> float:
+    return float((full.argmax(1) == other.argmax(1)).double().mean())
+
+
+BITS = Effect(
+    "bits",
+    _mean_bits,
+    _same_decisions,
+    "An effect is the Jensen-Shannon divergence, in bits, between the probabilities before and after a change of the "
+    "network or of its input: 0 is no effect, 1 the largest possible.",
+)
+
+
+class PairInput(NamedTuple):
+    """A pair of scans on the input grid of the network."""
+
+    moving: Tensor  # (1, 1, D, H, W) in [0, 1], moved by the affine
+    fixed: Tensor  # the same shape
+    content: Tensor  # bool (D, H, W), where the fixed image is not background
+    label: Tensor | None  # bool (D, H, W), the labelled part of the moving image
+    spacing_mm: Tensor  # (3,)
+    planes: tuple[str, str, str]  # the plane across each axis
 
 
 class Case(NamedTuple):
     """One input of the network."""
 
     name: str
-    run: Callable[[], Tensor]  # runs the network: probabilities (decisions, classes)
+    run: Callable[[], Tensor]  # the network's probabilities (decisions, classes), or displacements (voxels, 3) in mm
     scene: Scene | None = None
+    pair: PairInput | None = None
+    unit: str = ""  # subject or layout, if several inputs may share one
+    label: int | None = None  # the true class, if known
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +74,12 @@ class Subject:
         cases: the inputs.
         failed: name and reason of each input that could not be used.
         trained_on: names of the inputs with which the network was trained, as far as they are known.
+        unit: the noun for what intervals are taken over, if it is not the input.
+        effect: the comparison of two results.
+        decisions: the noun for the parts of a result of which a share can change.
+        random_orders: number of random orders in which heads are removed.
+        classes: names of the classes, if the true ones are known.
+        channels: names of the electrodes, if there are any.
     """
 
     title: str
@@ -54,89 +90,38 @@ class Subject:
     cases: list[Case]
     failed: list[tuple[str, str]]
     trained_on: tuple[str, ...]
+    unit: str = ""
+    effect: Effect = BITS
+    decisions: str = "decisions"
+    random_orders: int = 5
+    classes: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> list[str]:
+        """The unit of each input."""
+        return [case.unit or case.name for case in self.cases]
+
+    @property
+    def unit_noun(self) -> str:
+        """What intervals are taken over."""
+        return self.unit or self.kind
+
+    @property
+    def several(self) -> bool:
+        """Whether there are two or more units, so that an interval exists."""
+        return len(set(self.units)) > 1
+
+    def over(self, values: Sequence[float]) -> Interval:
+        """The mean of a value for each input, with an interval over units."""
+        return over_units(torch.tensor(values, dtype=torch.float64), self.units)
 
 
-def scene_subject(model: NetworkModel, place: Path, most: int) -> Subject:
-    """OAT and scenes, with the path that the network itself finds most likely at each step."""
-    cases: list[Case] = []
-    failed: list[tuple[str, str]] = []
-    for name, scene in read_scenes(place):
-        if len(cases) == most:
-            break
-        try:
-            if isinstance(scene, str):
-                raise ValueError(scene)
-            cases.append(_scene_case(model, name, scene))
-        except ValueError as error:
-            failed.append((name, one_line(error)))
-    names = {"self_attn": "attention to the past", "multihead_attn": "attention to the scene"}
-    layers = []
-    for name in attention_layers(model.network):
-        _, _, number, kind = name.split(".")
-        decoder = name.startswith("transformer_decoder")
-        layers.append(f"decoder {number}, {names[kind]}" if decoder else f"encoder {number}, among the objects")
-    title = "What the scanpath network looks at"
-    return Subject(title, "scene", "next fixation", model.network, layers, cases, failed, model.info.trained_on)
+def plural(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
-def _scene_case(model: NetworkModel, name: str, scene: Scene) -> Case:
-    path = model.decode([scene], "greedy")[0][0]
-    batch = model.batch([scene])
-    previous = torch.tensor([[BEGIN, *path]])
-
-    def run() -> Tensor:
-        scores = model.network(batch, torch.tensor([0]), previous)
-        first = torch.arange(scores.shape[1]).unsqueeze(0) == 0
-        return log_probabilities(scores, first=first)[0].exp()
-
-    return Case(name, run, scene)
-
-
-def recording_subject(weights: Path, place: Path, most: int) -> Subject:
-    """LongRecordingNet and recordings."""
-    network, card = load_network(weights)
-    if not isinstance(network, LongRecordingNet):
-        raise ValueError(
-            f"only weights of long_recording have attention that can be explained, got those of {card.network}; "
-            "see voxelwave eeg explain"
-        )
-    files = [place]
-    if place.is_dir():
-        files = [
-            file
-            for file in sorted(place.rglob("*"))
-            if file.suffix.lower() in SUFFIXES and not is_hidden(file.relative_to(place))
-        ]
-    cases: list[Case] = []
-    failed: list[tuple[str, str]] = []
-    for file in islice(files, 4 * most):
-        if len(cases) == most:
-            break
-        try:
-            cases.append(_recording_case(network, card, file))
-        except (ValueError, OSError) as error:
-            failed.append((file.name, one_line(error)))
-    layers = [
-        "stem, among the electrodes" if name.startswith("stem") else f"layer {name.split('.')[1]}, among the seconds"
-        for name in attention_layers(network)
-    ]
-    title = f"What the network for {card.classes[1]} looks at"
-    return Subject(title, "recording", "class", network, layers, cases, failed, card.subjects)
-
-
-def _recording_case(network: LongRecordingNet, card: ModelCard, file: Path) -> Case:
-    options = card.window_options
-    recording = options.read(file)
-    card.check_recording(recording)
-    x, start = cut(recording, options)
-    if len(x) == 0:
-        raise ValueError(why_no_window([recording], options))
-    x, _ = scaled(x, recording, options.scaling)
-    x = x if card.fitted_scaler is None else card.fitted_scaler.apply(x)
-    samples, lengths = filled_up([joined(x, start)])
-
-    def run() -> Tensor:
-        found: Tensor = network(samples, lengths).softmax(1)
-        return found
-
-    return Case(file.name, run)
+def plain(value: Interval) -> dict[str, float | None]:
+    """An interval for a JSON file; limits that do not exist are None."""
+    return {name: None if part != part else part for name, part in value._asdict().items()}

@@ -41,6 +41,8 @@ class Seen(NamedTuple):
 
     heads: Tensor  # z (B, H, Lq, Dv), the head outputs after the gates
     weights: Callable[[], Tensor] | None  # computes the weights (B, H, Lq, Lk); None if the mixer is not linear in v
+    keys: int  # Lk
+    apply: Callable[[Tensor], Tensor] | None  # values (B, H, Lk, n) -> weights @ values, without a map; None likewise
 
 
 class ResidualPoint(nn.Identity):
@@ -100,6 +102,11 @@ class EditableHeads(nn.Module):
             found = attention_map(mixer, q, k, **options)
             return found if edits.edit_weights is None else edits.edit_weights(found)
 
+        def apply(values: Tensor) -> Tensor:
+            if edits.edit_weights is not None:
+                return weights() @ values
+            return mixer(q, spread_heads(k, q.shape[1]), values, **options).out
+
         if edits.edit_weights is None:
             mixed = mixer(q, k, v, **options)
             out = mixed.out
@@ -112,7 +119,8 @@ class EditableHeads(nn.Module):
         if edits.edit_heads is not None:
             out = edits.edit_heads(out)
         if self.watch is not None:
-            self.watch(Seen(out, weights if mixer.v_linear else None))
+            linear = mixer.v_linear
+            self.watch(Seen(out, weights if linear else None, k.shape[2], apply if linear else None))
         return replace(mixed, out=out)
 
 

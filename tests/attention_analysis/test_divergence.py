@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from voxelwave.attention_analysis.divergence import (
     Divergence,
+    dependence,
     dependent_heads,
     divergence,
     hide_keys,
@@ -117,3 +118,14 @@ def test_outliers_of_size_are_set_to_0():
     assert found.tolist() == [[1, 2, 1, 0], [1, 2, 1, 20]]
     assert dependent_heads(absolute, [1]) == [Head(1, 1), Head(1, 3)]
     assert float(total_divergence(absolute, 2)) == 44
+
+
+def test_dependence_is_zero_for_heads_that_do_not_read_the_part(generator):
+    model = TwoStreamModel()
+    image, text = torch.randn(2, 2, 6, 4, generator=generator, dtype=F64)
+    evidence = torch.zeros(2, 6, dtype=torch.bool)
+    full = record(model, model.embed(image, text, evidence), weights=False)
+    lacking = record(model, model.embed(torch.zeros_like(image), text, evidence), weights=False)
+    found = dependence(full, lacking)
+    assert found[Head(0, 1)] > 0.5
+    assert [found[Head(0, h)] for h in (0, 2, 3)] == [0, 0, 0]

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from voxelwave.attention_analysis.edits import WeightEdit, intervene
 from voxelwave.attention_analysis.handmade import TwoStreamModel, map_model, uniform_map
-from voxelwave.attention_analysis.trace import attention_layers, record, stream
+from voxelwave.attention_analysis.trace import attention_layers, record, record_run, stream
 from voxelwave.eeg.long_recording import LongRecordingNet
-from voxelwave.kernels.attention.baselines import SoftmaxAttention
+from voxelwave.kernels.attention.baselines import EfficientAttention, SoftmaxAttention
 from voxelwave.kernels.attention.choice import Place, mixer_of
 from voxelwave.kernels.attention.layer import MixingLayer
 from voxelwave.registration.nestedmorph import NestedMorph
@@ -156,3 +157,18 @@ def test_only_readers_of_the_image_give_it_weight(generator):
     expected = torch.zeros(2, 4, dtype=F64)
     expected[0, 1] = expected[1, 2] = 1
     assert_close(share, expected, atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("mixer", [SoftmaxAttention(), EfficientAttention()])
+def test_rows_and_means_without_a_map_equal_those_of_the_map(generator, mixer):
+    layer = MixingLayer(12, 3, mixer, key_heads=3)
+    x = torch.randn(2, 50, 12, generator=generator)
+    whole = record_run(layer, lambda: layer(x))[0]
+    part = record_run(layer, lambda: layer(x), most_keys=20, rows=5)[0]
+    chosen = torch.linspace(0, 49, 5).round().long()
+    assert_close(part.weights, whole.weights[:, :, chosen])
+    assert_close(part.column_means(), whole.weights.mean(-2))
+    assert whole.received is None
+    with intervene(layer, [WeightEdit(0, lambda a: a.flip(-1))]):
+        part = record_run(layer, lambda: layer(x), most_keys=20, rows=5)[0]
+    assert_close(part.column_means(), whole.weights.mean(-2).flip(-1))
