@@ -17,8 +17,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from ..runs.exit import UsageError
 from ..runs.words import one_line
 
-_SHORT = {"output": "-o", "input": "-i"}
+_SHORT = {"output": "-o", "input": "-i", "quiet": "-q", "verbose": "-v"}
+_LONG = {"-q": "--quiet", "-v": "--verbose"}  # flags take a value, which a short option cannot
 _FLAG = ""  # the metavar of a boolean
+_CONFIGS = Path(__file__).parent / "configs"
 
 
 def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) -> dict[str, Any]:
@@ -39,7 +41,9 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     """
     parser = build_parser(options, prog=prog)
     try:
-        arguments = parser.parse_args(_with_values([_with_hyphens(word) for word in argv], _flags(options)))
+        words = [_with_hyphens(_LONG.get(word, word)) for word in argv]
+        words = _with_brackets(_with_configurations(words, prog), _lists(options))
+        arguments = parser.parse_args(_with_values(words, _flags(options)))
     except Exception as error:  # jsonargparse raises several types, all about the arguments
         raise UsageError(f"{_explained(error, options, argv)}; see {prog} --help") from error
     names = inspect.signature(options).parameters
@@ -89,6 +93,9 @@ class _HelpFormatter(DefaultHelpFormatter):
     def _format_args(self, action: Action, default_metavar: str) -> str:
         return "" if action.metavar == _FLAG else super()._format_args(action, default_metavar)
 
+    def _format_action_invocation(self, action: Action) -> str:
+        return re.sub(r" +(,|$)", r"\1", super()._format_action_invocation(action))
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = (super(_HelpFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
         return "\n\n".join(paragraphs)
@@ -113,10 +120,14 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, text: str) -> Non
     )
 
 
-def _choices(annotation: Any) -> str | None:
-    """The choices of a Literal, also of one that may be None."""
+def choices_of(annotation: Any) -> list[str]:
+    """The choices of a Literal, also of one that may be None; empty for another type."""
     parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
-    choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    return [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def _choices(annotation: Any) -> str | None:
+    choices = choices_of(annotation)
     return "{" + ",".join(choices) + "}" if choices else None
 
 
@@ -152,6 +163,62 @@ def _flags(options: Callable[..., Any]) -> set[str]:
     return {f"--{name.replace('_', '-')}" for name, p in parameters.items() if p.annotation is bool}
 
 
+def _lists(options: Callable[..., Any]) -> set[str]:
+    """The options that take a list or a tuple, and no plain text."""
+    found = set()
+    for name, parameter in inspect.signature(options).parameters.items():
+        annotation = parameter.annotation
+        parts = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+        if any(get_origin(part) in (list, tuple) for part in parts) and not {str, Path} & set(parts):
+            found.add(f"--{name.replace('_', '-')}")
+    return found
+
+
+def _with_brackets(words: list[str], lists: set[str]) -> list[str]:
+    """Accept 32,32,32 for the list [32,32,32]."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if before in lists and re.fullmatch(r"[^\[\]{}]*,[^\[\]{}]*", word):
+            word = f"[{word}]"
+        elif equals and option in lists and re.fullmatch(r"[^\[\]{}]*,[^\[\]{}]*", value):
+            word = f"{option}=[{value}]"
+        found.append(word)
+    return found
+
+
+def _with_configurations(words: list[str], prog: str) -> list[str]:
+    """Replace the name of a supplied configuration by its file."""
+    return [
+        f"--config={_configuration(word.partition('=')[2], prog)}"
+        if word.startswith("--config=")
+        else _configuration(word, prog)
+        if before == "--config"
+        else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def _configuration(name: str, prog: str) -> str:
+    """The file of a configuration: the path itself if there is a file, else the supplied one of this name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    field = prog.split()[1] if len(prog.split()) > 1 else ""
+    if Path(name).exists() or Path(name).name != name or not (_CONFIGS / field).is_dir():
+        return name
+    supplied = {file.stem: str(file) for file in sorted((_CONFIGS / field).glob("*.yaml"))}
+    stem = name.removesuffix(".yaml")
+    if stem not in supplied:
+        near = get_close_matches(stem, supplied, n=1)
+        raise UsageError(
+            f"--config must be a YAML file or one of {', '.join(supplied)}; file does not exist: {name}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return supplied[stem]
+
+
 def _with_values(words: list[str], flags: set[str]) -> list[str]:
     """Add the value true to each flag that is given without one."""
     following = [*words[1:], ""][: len(words)]
@@ -168,7 +235,9 @@ def _explained(error: Exception, options: Callable[..., Any], argv: list[str]) -
             return f"--config must be a YAML file; {found[2][:1].lower()}{found[2][1:]}"
         if found[1] in parameters:
             parameter = parameters[found[1]]
-            return f"{_shown(parameter)} must be {_wanted(parameter.annotation)}, got {_given(found[2])}"
+            given = _given(found[2])
+            mend = "; Apple's mps is not supported: use cpu" if (found[1], given) == ("device", "mps") else ""
+            return f"{_shown(parameter)} must be {_wanted(parameter.annotation)}, got {given}{mend}"
     if found := re.search(r"arguments are required: (.*)$", text):
         names = [name.strip().replace("-", "_") for name in found[1].split(",")]
         shown = [_shown(parameters[name]) if name in parameters else name for name in names]

@@ -6,7 +6,7 @@ Fields become flags, and fields declared with `field(kw_only=False)` become posi
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +15,21 @@ from ..runs.exit import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command; `output`, where a command has it, is what `output_is` names."""
+    """Options of a command; `output`, where a command has it, is what `output_is` names.
+
+    Args:
+        quiet: show only notes and errors.
+        verbose: show the messages of libraries, and the traceback of an error.
+        log_file: a file to which all lines are added, with the time of each.
+        json: print the result as one JSON object on standard output, and all other lines on standard error.
+    """
 
     output_is: ClassVar[Literal["folder", "file", "either"]] = "folder"
+
+    quiet: bool = False
+    verbose: bool = False
+    log_file: Path | None = None
+    json: bool = False
 
     def check(self) -> None:
         """Refuse wrong usage, missing inputs and an output that cannot be written, before anything heavy is imported.
@@ -30,6 +42,8 @@ class Options:
         output = getattr(self, "output", None)
         if output is not None:
             must_be_writable(output, self.output_is)
+        if self.log_file is not None:
+            must_be_writable(self.log_file, "file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,32 @@ class DeviceOptions(Options):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Options of a command whose input is its first word, or is given by --input.
+
+    A class with this base has a positional field, named by `first_word`.
+
+    Args:
+        input: the same as the first word.
+    """
+
+    first_word: ClassVar[str]
+
+    input: Path = field(default=None)  # type: ignore[assignment]  # `check` refuses None
+
+    def __post_init__(self) -> None:
+        given = getattr(self, self.first_word)
+        if self.input is not None and given is not None and self.input != given:
+            raise UsageError(f"{self.first_word.upper()} and --input are the same: give one, got {given}, {self.input}")
+        object.__setattr__(self, "input", given if self.input is None else self.input)
+
+    def check(self) -> None:
+        super().check()
+        if self.input is None:
+            raise UsageError(f"{self.first_word.upper()} (or --input) must be given")
 
 
 def at_least(least: int, **values: int | None) -> None:

@@ -34,11 +34,7 @@ def test_commands_of_the_documents_parse(command, monkeypatch):
         return
     module, _, name = verb.options.partition(":")
     options = getattr(importlib.import_module(f"voxelwave.apps.{module}"), name)
-    if "--config" in rest:  # the cards name supplied configurations without their folder
-        place = rest.index("--config") + 1
-        shipped = sorted((ROOT / "apps" / "configs").rglob(Path(rest[place]).name))
-        rest[place] = str(shipped[0])
-    assert options(**parse_arguments(options, rest, prog="voxelwave"))
+    assert options(**parse_arguments(options, rest, prog=f"voxelwave {words[0]}"))  # configurations by name
 
 
 def test_the_documents_show_commands_of_every_field():

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.io
 
 from ..runs.files import atomic_path
+from .lta import LTA_SUFFIX, read_lta
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, save_image, set_nifti_affine
 from .sampling import apply_affine
 from .transforms import AffineTransform, CompositeTransform, DisplacementField, Transform
@@ -78,7 +79,7 @@ def write_transform(path: str | os.PathLike[str], transform: Transform) -> None:
 
 
 def read_transform(path: str | os.PathLike[str]) -> Transform:
-    """Read a transform in one of ITK's formats (see the table of the module).
+    """Read a transform in one of ITK's formats (see the table of the module), or FreeSurfer's .lta.
 
     Raises:
         ValueError, OSError: the file is missing, cut off, or no transform; the message is one line.
@@ -91,7 +92,9 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
         return _read_field(path)
     if name.endswith((".h5", *LINEAR_SUFFIXES)):
         return _read_itk(path)
-    raise ValueError(f"a transform ends in .nii, .nii.gz, .h5, .mat, .txt or .tfm, got {path.name}")
+    if name.endswith(LTA_SUFFIX):
+        return read_lta(path)
+    raise ValueError(f"a transform ends in .nii, .nii.gz, .h5, .mat, .txt, .tfm or .lta, got {path.name}")
 
 
 def _write_field(path: Path, field: DisplacementField) -> None:
@@ -102,6 +105,15 @@ def _write_field(path: Path, field: DisplacementField) -> None:
     image.header.set_intent(VECTOR_INTENT)
     set_nifti_affine(image, field.affine, code=1)
     save_image(path, image)
+
+
+def is_field(path: Path) -> bool:
+    """Whether a NIfTI file holds a displacement field, by its shape and intent; False if it cannot be read."""
+    try:
+        image = load_image(path)
+    except (OSError, ValueError):
+        return False
+    return len(image.shape) == 5 and image.shape[3:] == (1, 3)
 
 
 def _read_field(path: Path) -> DisplacementField:

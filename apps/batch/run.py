@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from ...runs.cells import Cell, Result
 from ...runs.drive import RunningCells
 from ...runs.exit import DONE, ERROR, INTERRUPTED, REFUSED, SOME_FAILED, TERMINATED
+from ...runs.outcome import add_outcome
 from ...runs.record import sha256
 from ...runs.workers import LocalProcesses, Pool, open_pool
 from .case import Case
@@ -121,6 +122,13 @@ def run_batch(
     except (KeyboardInterrupt, DiskFullError) as error:
         return _report_unfinished(error, counts.words(len(cases)))
     _write_pages(batch, run.finish)
+    entries = read_manifest(batch.output)
+    add_outcome(
+        counts=counts.__dict__,
+        cases={
+            name: {key: entry.get(key) for key in ("status", "error", "metrics")} for name, entry in entries.items()
+        },
+    )
     print(f"{counts.words(len(cases))}; wrote {batch.output}/{MANIFEST} and index.html")
     if code != DONE and not batch.keep_identifiers:
         print(

@@ -14,6 +14,7 @@ from ...eeg.study import LabelError
 from ...eeg.windows import WindowOptions
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
+from ...runs.outcome import add_outcome
 from .guard import read_study_of
 from .options import Audit
 
@@ -32,6 +33,7 @@ def audit(options: Audit) -> int:
         )
     except LabelError as error:
         checks = [Check("one label per subject", "fail", str(error))]
+    add_outcome(checks=[check.as_dict() for check in checks])
     _print(checks)
     if options.output is not None:
         write_json(options.output / "audit.json", [check.as_dict() for check in checks])

@@ -9,7 +9,7 @@ from ...runs.catalogue import find_weights
 from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, ThreadOptions, at_least, must_exist
+from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, at_least, must_exist
 
 CHECKPOINT = "last.ckpt"
 
@@ -82,7 +82,7 @@ class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnose(FolderOptions):
+class Diagnose(InputOptions, FolderOptions):
     """Estimate the probability of the diagnosed class for one recording, or for each recording in a folder.
 
     Recordings are cut and scaled in the same way as those that the network was trained on. OUTPUT receives subjects.csv
@@ -93,7 +93,7 @@ class Diagnose(FolderOptions):
     what is missing or changed. This is research software, not a medical device.
 
     Args:
-        input: a recording, or a folder of recordings.
+        recording: a recording, or a folder of recordings.
         output: the folder to write to.
         weights: model.safetensors with model.json beside it, their folder, or a name that `voxelwave weights` lists,
             such as rhythm-demo.
@@ -107,7 +107,9 @@ class Diagnose(FolderOptions):
         person_column: the column with the person, if one person has several recordings. Default: person, else subject.
     """
 
-    input: Path = field()  # required, unlike in the base class
+    first_word = "recording"
+
+    recording: Path | None = field(default=None, kw_only=False)
     output: Path
     weights: Path
     threshold: float | None = None

@@ -15,6 +15,7 @@ from ...eeg.whole_recordings import joined, predict_recordings
 from ...eeg.windows import cut, scaled, why_no_window
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
+from ...runs.outcome import add_outcome
 from ...runs.tables import write_table
 from ..batch.case import Case
 from ..batch.manifest import read_manifest
@@ -214,6 +215,9 @@ class Diagnosis:
             if people is not None:
                 write_table(together / "people.csv", people)
             write_json(together / DIAGNOSIS, content)
+        add_outcome(
+            positive=self.card.classes[1], threshold=self.threshold, subjects=rows, failed=failed, note=NO_DEVICE
+        )
         for row in rows:
             words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
             print(f"{row['subject']}: {words}")

@@ -9,6 +9,7 @@ from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import MASK_FILES, PAIR_FILES, Pair
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_together
+from ...runs.outcome import add_outcome
 from ...runs.record import write_record
 from ..batch.case import Case
 from ..batch.find import choose
@@ -102,6 +103,7 @@ def _register_pair(options: Register) -> int:
             seconds=seconds,
             notes=notes,
         )
+    add_outcome(metrics=done.metrics, choice=done.choice.as_json(), notes=list(notes))
     for name, value in done.metrics.items():
         print(f"  {name:<32}{value:.4g}")
     dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()

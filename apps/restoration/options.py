@@ -8,7 +8,7 @@ from ...restoration.settings import EvaluationSettings, RestoreSettings, SizeSet
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, ThreadOptions, at_least, must_exist
+from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, at_least, must_exist
 
 
 def _weights_must_exist(weights: Path | None) -> None:
@@ -23,7 +23,7 @@ def _check_tiles(settings: TileSettings) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore(RestoreSettings, DeviceOptions, FolderOptions):
+class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
     """Restore an image, a volume or a DICOM series, or all images of a folder.
 
     The result has the data type, intensity scale and position of its input; the result of a DICOM series is a derived
@@ -33,21 +33,22 @@ class Restore(RestoreSettings, DeviceOptions, FolderOptions):
     and the others continue (exit code 3); the same command again does only what is missing or changed.
 
     Args:
-        input: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these,
+        image: a PNG, TIFF, NIfTI or .mgz file, a folder with one DICOM series, or a folder with any number of these,
             nested in any way.
         output: the file to write; for a DICOM series a folder or a .nii.gz file; for many inputs a folder.
-        weights: the name of weights that come with the package (denoise-grey), a .safetensors file of voxelwave, or
-            published weights (.pth) with --variant and --stripe-width.
+        weights: the name of weights that come with the package, a .safetensors file of voxelwave, or published weights
+            (.pth) with --variant and --stripe-width.
         task: refuse weights for another task.
         modality: only DICOM series of these modalities, such as MR or MR,CT (folders only).
         series: only DICOM series whose description matches these patterns (folders only).
     """
 
     output_is = "either"
+    first_word = "image"
 
-    input: Path = field()
+    image: Path | None = field(default=None, kw_only=False)
     output: Path
-    weights: Path
+    weights: Path = Path("denoise-grey")
     task: Literal["denoise", "super-resolution", "deblur", "dehaze"] | None = None
     modality: str | None = None
     series: str | None = None

@@ -12,6 +12,7 @@ from ...runs.catalogue import find_weights
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_beside
+from ...runs.outcome import add_outcome
 from ...runs.record import write_record
 from ..batch.find import Found, choose, find_cases
 from ..batch.run import FolderRun, run_batch
@@ -76,6 +77,7 @@ def _restore_single(options: Restore) -> int:
         about = f"{source}: " if isinstance(error, Refused) else ""
         print(f"voxelwave: refused: {about}{error}", file=sys.stderr)
         return REFUSED
+    add_outcome(intensity_range=str(done.intensity_range), change=done.change.as_dict())
     print(f"  wrote {target} in {done.seconds:.1f} s")
     return DONE
 

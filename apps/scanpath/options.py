@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ...scanpath.training_settings import TrainingSettings
-from ..options import DeviceOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
+from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
 
 LAST = "last.ckpt"
 
@@ -57,7 +57,7 @@ class Train(TrainingSettings, DataOptions, DeviceOptions, ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(ThreadOptions):
+class Predict(ThreadOptions, InputOptions):
     """Predict scanpaths on one scene, or on every scene of a folder, with trained weights.
 
     OUTPUT receives prediction.json (for each path the objects, positions and log-probabilities; for each object the
@@ -67,7 +67,7 @@ class Predict(ThreadOptions):
     fit the weights is recorded with its reason, and the others continue (exit code 3).
 
     Args:
-        input: a .json file with scenes as described in docs/scanpath_format.md, or a folder of such files or of our
+        scene: a .json file with scenes as described in docs/scanpath_format.md, or a folder of such files or of our
             tables; trials in them are ignored.
         output: the folder to write to.
         weights: model.safetensors of a training, or a name that `voxelwave weights` lists, such as planted-observer.
@@ -81,7 +81,9 @@ class Predict(ThreadOptions):
         seed: seed of the draws.
     """
 
-    input: Path
+    first_word = "scene"
+
+    scene: Path | None = field(default=None, kw_only=False)
     output: Path
     weights: str
     samples: int = 10

@@ -10,6 +10,7 @@ from ...runs.compute import use_threads
 from ...runs.exit import DONE, SOME_FAILED
 from ...runs.files import is_hidden, outputs_together
 from ...runs.json_files import write_json
+from ...runs.outcome import add_outcome
 from ...runs.tables import write_table
 from ...runs.words import one_line
 from ...scanpath.own_files import TABLES
@@ -45,6 +46,7 @@ def predict(options: Predict) -> int:
                 print(f"{name}: failed: {reason}")
         if several:
             write_table(output / TABLE, rows)
+    add_outcome(scenes=rows)
     failed = sum(row["status"] == "failed" for row in rows)
     shown = f"{TABLE} and a folder for each of {len(rows) - failed} scenes" if several else f"{PREDICTION}, {PICTURE}"
     print(f"wrote {options.output}/: {shown}" + (f"; {failed} failed" if failed else ""))

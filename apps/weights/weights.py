@@ -1,6 +1,9 @@
 """`voxelwave weights`: list the trained weights, or show one with its model card."""
 
+from dataclasses import asdict
+
 from ...runs.catalogue import VARIABLE, check_hash, list_weights
+from ...runs.outcome import add_outcome
 from .options import Weights
 
 
@@ -17,6 +20,7 @@ def weights(options: Weights) -> None:
         if entry.sizes:
             print(f"  {'sizes':<9}{', '.join(entry.sizes)}")
         print(f"  {'file':<9}{entry.file}")
+    add_outcome(weights=[{**asdict(entry), "sizes": entry.sizes} for entry in entries])
     if options.name is not None and entries[0].card.is_file():
         print("\n" + entries[0].card.read_text())
     if not entries:

@@ -291,3 +291,44 @@ def test_a_second_training_in_one_folder_is_refused(field, tmp_path, capsys):
     with output_lock(tmp_path / "out"):
         assert cli.main([field, "train", *words, "-o", str(tmp_path / "out")]) == ERROR
     assert "another run is writing to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--size", "32,32,32"], ["--size=32,32,32"], ["--size", "[32, 32, 32]"]])
+def test_a_list_needs_no_brackets(words):
+    arguments = parse_arguments(Train, ["--pairs", "a", "-o", "b", *words], prog="voxelwave registration train")
+    assert tuple(arguments["size"]) == (32, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["atlas_to_patient", "atlas_to_patient.yaml"])
+def test_a_supplied_configuration_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--pairs", "a", "-o", "b", "--config", name]
+    assert parse_arguments(Train, words, prog="voxelwave registration train")["task"] == "atlas-to-patient"
+    (tmp_path / name).write_text("epochs: 3\n")  # a file of this name comes first
+    assert parse_arguments(Train, words, prog="voxelwave registration train")["epochs"] == 3
+
+
+def test_an_unknown_configuration_is_answered_with_the_nearest(capsys):
+    message = _messages("eeg train", ["study", "-o", "out", "--config", "adhdeepnet_smal"], capsys)
+    assert "did you mean adhdeepnet_small?" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_mps_is_answered_in_plain_words(capsys):
+    message = _messages("eeg train", ["study", "-o", "out", "--device", "mps"], capsys)
+    assert "got mps; Apple's mps is not supported: use cpu;" in message
+
+
+@pytest.mark.parametrize("verb", ["restoration restore", "eeg diagnose", "scanpath predict"])
+def test_the_input_is_the_first_word_or_an_option(verb, capsys, tmp_path):
+    out = ["-o", str(tmp_path / "out"), "--weights", "x"]
+    for words in (["missing"], ["-i", "missing"]):
+        assert cli.main([*verb.split(), *words, *out]) == ERROR
+        assert "missing" in capsys.readouterr().err
+    assert "(or --input) must be given" in _messages(verb, out, capsys)
+    assert "are the same: give one" in _messages(verb, ["a", "-i", "b", *out], capsys)
+
+
+def test_the_overview_names_the_version_option(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "--version" in capsys.readouterr().out

@@ -1,0 +1,224 @@
+"""`voxelwave info`: what a file or folder is, and which commands take it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from ...eeg.readers import SUFFIXES as EEG_SUFFIXES
+from ...eeg.recording import read_recording
+from ...registration.acquisition import acquisition_of
+from ...registration.series import gradients_of
+from ...restoration.bitmaps import BITMAP_SUFFIXES
+from ...restoration.images import Image, read_image
+from ...restoration.inference import Refused, check_modality
+from ...runs.catalogue import list_weights
+from ...runs.outcome import add_outcome
+from ...scanpath.readers import read_scanpaths
+from ...volumes import CompositeTransform, DisplacementField, Transform, Volume, read_transform
+from ...volumes.itk import LINEAR_SUFFIXES, is_field
+from ...volumes.lta import LTA_SUFFIX
+from ...volumes.nifti import is_nifti_name
+from ..batch.find import find_cases
+from .options import Info
+
+Facts = dict[str, Any]
+_TRANSFORMS = (*LINEAR_SUFFIXES, ".h5", LTA_SUFFIX)
+
+
+def info(options: Info) -> None:
+    """Run the command."""
+    facts, uses = _described(options.file)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    for use in uses:
+        print(f"  {use}")
+    add_outcome(file=options.file, facts=facts, uses=uses)
+
+
+def _described(path: Path) -> tuple[Facts, list[str]]:
+    """What there is, and the commands that take it.
+
+    Raises:
+        ValueError: it is of no kind that a command takes, or is damaged.
+    """
+    name = path.name.lower()
+    if path.is_dir():
+        return _folder(path)
+    kinds: list[tuple[bool, Callable[[Path], tuple[Facts, list[str]]]]] = [
+        (name.endswith(".safetensors"), _weights),
+        (name.endswith(".json"), _scenes),
+        (name.endswith(".mat") and path.read_bytes()[:10] == b"MATLAB 5.0", _recording),  # ITK's are MATLAB 4
+        (name.endswith(_TRANSFORMS) or (is_nifti_name(path) and is_field(path)), _transform),
+        (is_nifti_name(path) or name.endswith((".nrrd", *BITMAP_SUFFIXES)), _image),
+        (name.endswith(EEG_SUFFIXES), _recording),
+    ]
+    describe = next((describe for fits, describe in kinds if fits), _image)
+    return describe(path)
+
+
+def describe_volume(volume: Volume) -> Facts:
+    """Size, type, spacing, orientation, origin and tilt of an image.
+
+    Example:
+        >>> describe_volume(Volume(np.zeros((2, 3, 4), np.int16), np.diag([1.0, 2.0, 3.0, 1.0])))["orientation"]
+        'RAS'
+    """
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), -1, 1)).max()))
+    finite = volume.array[np.isfinite(volume.array)]
+    facts = {
+        "size": " x ".join(map(str, volume.array.shape)) + f" {volume.array.dtype}",
+        "spacing": " x ".join(f"{mm:.4g}" for mm in volume.spacing) + " mm",
+        "orientation": volume.orientation,
+        "oblique by": f"{tilt:.1f} degrees",
+        "origin": ", ".join(f"{mm:.4g}" for mm in volume.origin) + " mm (RAS+)",
+        "values": f"{finite.min():.6g} to {finite.max():.6g}" if finite.size else "none is finite",
+    }
+    return facts | ({"not finite": volume.array.size - finite.size} if finite.size < volume.array.size else {})
+
+
+def _image(path: Path) -> tuple[Facts, list[str]]:
+    image = read_image(path)
+    facts: Facts = {"kind": {"bitmap": "picture", "volume": "image volume", "dicom": "DICOM series"}[image.kind]}
+    if image.volume is None:
+        facts["size"] = (
+            f"{image.stack.shape[2]} x {image.stack.shape[3]} {image.stack.dtype}, channels {image.channels}"
+        )
+    else:
+        facts |= describe_volume(image.volume)
+    if image.modality:
+        facts["modality"] = image.modality
+    uses = _restorations(path, image)
+    if image.volume is not None:
+        gradients = gradients_of(path)
+        acquisition = acquisition_of(path, series=image.volume.array.ndim == 4)
+        facts |= {"contrast": acquisition.contrast} if acquisition.contrast != "image" else {}
+        facts |= {"phase encoding": acquisition.phase_axis} if acquisition.phase_axis else {}
+        if gradients is not None:
+            facts["diffusion"] = f"{len(gradients[0])} volumes, b up to {max(gradients[0]):.0f}"
+        how = {True: "by its mean b0 image; each volume is moved and the b-vectors are rotated", False: "by its mean"}
+        series = f"  (a series is aligned {how[gradients is not None]})" if image.volume.array.ndim == 4 else ""
+        uses.insert(0, f"voxelwave registration register {path} FIXED -o OUT{series}")
+    return facts, uses
+
+
+def _restorations(path: Path, image: Image) -> list[str]:
+    """A line for each of the weights that come with the package."""
+    uses = []
+    for entry in list_weights("restoration"):
+        try:
+            check_modality(image, entry.not_for_modalities, entry.name)
+        except Refused as refused:
+            uses.append(f"not restored: {refused}")
+        else:
+            uses.append(f"voxelwave restoration restore {path} -o OUT --weights {entry.name}")
+    return uses
+
+
+def _transform(path: Path) -> tuple[Facts, list[str]]:
+    transform = read_transform(path)
+    facts: Facts = {"kind": "transform", **describe_transform(transform)}
+    return facts, [
+        f"voxelwave registration apply {path} IMAGE --like FIXED -o OUT",
+        f"voxelwave registration transform {path} -o OUT.mat",
+    ]
+
+
+def describe_transform(transform: Transform) -> Facts:
+    """The kind of a transform, its rotation, scaling and translation, or the size of its displacements.
+
+    Example:
+        >>> describe_transform(AffineTransform(np.diag([1.1, 1.0, 1.0, 1.0])))["scaling"]
+        '1.1, 1, 1'
+    """
+    if isinstance(transform, CompositeTransform):
+        parts = [describe_transform(part) for part in transform.parts]
+        return {f"part {k}, {name}": value for k, part in enumerate(parts, 1) for name, value in part.items()}
+    if isinstance(transform, DisplacementField):
+        lengths = np.linalg.norm(transform.vectors_mm, axis=-1)
+        spacing = np.linalg.norm(transform.affine[:3, :3], axis=0)
+        return {
+            "form": "displacement field",
+            "grid": " x ".join(map(str, transform.shape)) + ", " + " x ".join(f"{mm:.4g}" for mm in spacing) + " mm",
+            "displacement": f"{lengths.mean():.2f} mm on average, {lengths.max():.2f} mm at most",
+        }
+    left, scales, right = np.linalg.svd(transform.matrix[:3, :3])
+    rotation = left @ right
+    turned = float(
+        np.degrees(np.arccos(np.clip((np.trace(rotation) * np.sign(np.linalg.det(rotation)) - 1) / 2, -1, 1)))
+    )
+    return {
+        "form": "rigid" if np.allclose(scales, 1, atol=1e-4) else "affine",
+        "rotation": f"{turned:.2f} degrees" + (", mirrored" if np.linalg.det(rotation) < 0 else ""),
+        "scaling": ", ".join(f"{s:.4g}" for s in scales),
+        "translation": ", ".join(f"{mm:.2f}" for mm in transform.matrix[:3, 3]) + " mm (RAS+)",
+        "matrix": "; ".join(" ".join(f"{v:.6g}" for v in row) for row in transform.matrix[:3]),
+    }
+
+
+def _recording(path: Path) -> tuple[Facts, list[str]]:
+    recording = read_recording(path)
+    facts: Facts = {
+        "kind": "EEG recording",
+        "channels": f"{len(recording.channels)}: {', '.join(recording.channels)}",
+        "sampling rate": f"{recording.sfreq:g} Hz",
+        "length": f"{recording.seconds:.1f} s",
+        "unit": recording.unit,
+        "bad spans": len(recording.bad_spans),
+    }
+    facts |= {f"note {k}": note.text for k, note in enumerate(recording.notes, 1)}
+    names = [entry.name for entry in list_weights("eeg")]
+    return facts, [f"voxelwave eeg diagnose {path} -o OUT --weights {name}" for name in (*names, "MODEL.safetensors")]
+
+
+def _scenes(path: Path) -> tuple[Facts, list[str]]:
+    dataset = read_scanpaths(path, duplicates="drop")
+    scenes = list(dataset.scenes.values())
+    facts: Facts = {
+        "kind": "scenes with scanpaths",
+        "scenes": len(scenes),
+        "objects": _range(list(map(len, scenes))),
+        "scanpaths": len(dataset.trials),
+    }
+    uses = [f"voxelwave scanpath predict {path} -o OUT --weights WEIGHTS"]
+    return facts, uses + ([f"voxelwave scanpath train {path} -o OUT"] if dataset.trials else [])
+
+
+def _weights(path: Path) -> tuple[Facts, list[str]]:
+    try:
+        with safetensors.safe_open(path, framework="np") as content:
+            metadata, names = content.metadata() or {}, list(content.keys())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    facts: Facts = {"kind": "weights", "size": f"{os.path.getsize(path) / 2**20:.1f} MB, {len(names)} tensors"}
+    facts |= {key: value if len(value) <= 200 else f"{value[:197]}..." for key, value in metadata.items()}
+    return facts, ["voxelwave weights  (lists the weights that are found by name)"]
+
+
+def _folder(path: Path) -> tuple[Facts, list[str]]:
+    found = find_cases(
+        path, ("dicom", "nifti", "image", "eeg"), suffixes={"image": BITMAP_SUFFIXES, "eeg": EEG_SUFFIXES}
+    )
+    if len(found.cases) == 1 and found.cases[0].kind == "dicom" and found.cases[0].reason is None:
+        return _image(path)
+    counts = Counter(case.kind for case in found.cases)
+    broken = [case for case in found.cases if case.reason is not None]
+    facts: Facts = {"kind": "folder", "cases": ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"}
+    facts |= {"broken": len(broken)} if broken else {}
+    facts |= {f"note {k}": note for k, note in enumerate(found.notes, 1)}
+    uses = ["voxelwave restoration restore -i FOLDER -o OUT --dry-run"] if set(counts) - {"eeg"} else []
+    uses += ["voxelwave eeg diagnose -i FOLDER -o OUT --weights WEIGHTS --dry-run"] if "eeg" in counts else []
+    return facts, [use.replace("FOLDER", str(path)) for use in uses]
+
+
+def _range(counts: list[int]) -> str:
+    if not counts:
+        return "none"
+    low, high = min(counts), max(counts)
+    return f"{low} per scene" if low == high else f"{low} to {high} per scene"
