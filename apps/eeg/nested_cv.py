@@ -47,7 +47,7 @@ def nested_cv(options: NestedCV) -> int:
     for note in data.notes:
         print(f"note: {note}")
     plan = _plan(options, study, data, chosen, windows, cache)
-    open_plan(options.output, plan)
+    plan = open_plan(options.output, plan)
     tests = stress_tests(plan, data, chosen[0]) if options.stress else []
     refits = [test.refit for test in tests if test.refit is not None]
     searching = {model: has_search(plan["models"][model]) for model in chosen}

@@ -39,6 +39,7 @@ class Design:
         repeats: number of partitions into outer folds.
         trials: settings tried for each model and outer fold.
         batch: number of settings drawn at once; a larger batch keeps more workers busy, but the sampler learns less.
+        startup: number of random settings with which the search starts; all settings differ, if there are enough.
         objective: the figure by which the search chooses settings, computed per subject and averaged over inner folds:
             "auc", "balanced_accuracy" or "brier"; or "likelihood", the mean log-likelihood per token, for estimators
             with a `LikelihoodFit`.
@@ -58,9 +59,10 @@ class Design:
     published: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1
+    startup: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("trials", "batch", "threads"):
+        for name in ("trials", "batch", "threads", "startup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.objective not in (*OBJECTIVES, LIKELIHOOD):
@@ -149,8 +151,11 @@ def check_plan(plan: Plan) -> None:
     check_splits(cohort_of(plan), plan["splits"])
 
 
-def open_plan(folder: Path, plan: Plan) -> None:
+def open_plan(folder: Path, plan: Plan) -> Plan:
     """Write the plan into a new folder, or compare it with the plan of the folder. Splits are checked in both cases.
+
+    Returns:
+        The plan to run: the given one, but with the search of the version that began the run.
 
     Raises:
         ValueError: the folder holds a run with another plan; the message lists the differences.
@@ -162,9 +167,11 @@ def open_plan(folder: Path, plan: Plan) -> None:
         if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
             raise ValueError(f"{folder} is not empty and holds no {PLAN}; choose a new folder for --output")
         write_json(path, plan)
-        return
+        return plan
     before = read_plan(path)
     check_plan(before)
+    if "startup" not in before["design"]:
+        plan = cast(Plan, {**plan, "design": {k: v for k, v in plan["design"].items() if k != "startup"}})
     differences = _differences(before["design"], plan["design"]) + _differences(before["options"], plan["options"])
     now: dict[str, Any] = {**plan}
     then: dict[str, Any] = {**before}
@@ -184,6 +191,7 @@ def open_plan(folder: Path, plan: Plan) -> None:
         warnings.warn(
             f"this run began with other versions ({changed}): last digits may differ", PlanWarning, stacklevel=2
         )
+    return plan
 
 
 def cohort_of(plan: Plan) -> Cohort:

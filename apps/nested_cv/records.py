@@ -54,6 +54,7 @@ class PlannedDesign(TypedDict):
     published: list[str]
     seed: int
     threads: int
+    startup: NotRequired[int]  # missing in runs of earlier versions, which may try the same settings twice
 
 
 class PlannedCohort(TypedDict):

@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedKFold
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group, drive, remove_unfinished
 from ...runs.workers import Pool
-from .fit import build_estimator
+from .fit import Estimator, build_estimator
 from .plan import CELLS, LIKELIHOOD, NESTED, PUBLISHED, RANDOM_WINDOWS, TEST_EPOCH, check_plan, random_windows
 from .records import EstimatorSpec, FitCell, FitResult, Plan, PredictedSubject, Settings, Split, TrialRow
 from .seeds import derive_seed
@@ -31,6 +31,9 @@ from .statistics import OBJECTIVES, choose_threshold
 
 if TYPE_CHECKING:  # optional package
     import optuna
+
+
+_ATTEMPTS = 25  # settings drawn in search of others than those tried before
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def count_cells(plan: Plan, searching: dict[str, bool]) -> dict[str, int]:
 
 def has_search(spec: EstimatorSpec) -> bool:
     """Whether the estimator has settings to search."""
-    trial = _study(0, 1).ask()
+    trial = _study(0, 1, 1).ask()
     build_estimator(spec).suggest(trial)
     return bool(trial.distributions)
 
@@ -267,20 +270,20 @@ def _search(
     import optuna  # optional package, only for a search
 
     design, estimator = plan["design"], build_estimator(plan["models"][model])
-    study = _study(
-        derive_seed(design["seed"], "search", protocol, model, split["repeat"], split["fold"]), design["trials"]
-    )
+    seed = derive_seed(design["seed"], "search", protocol, model, split["repeat"], split["fold"])
+    study = _study(seed, design["trials"], design.get("startup"))
     count = design["trials"]
     trials: list[_Trial] = []
     known: dict[str, _Trial] = {}
     while len(trials) < count:
-        asked = [study.ask() for _ in range(min(design["batch"], count - len(trials)))]
-        settings = [estimator.suggest(trial) for trial in asked]
+        asked, settings = _ask(
+            study, estimator, min(design["batch"], count - len(trials)), {*known} if "startup" in design else None
+        )
         if not asked[0].distributions:
             count, asked, settings = 1, asked[:1], settings[:1]
         wanted: dict[str, list[FitCell]] = {}
         for number, chosen in enumerate(settings, start=len(trials)):
-            key = json.dumps(chosen, sort_keys=True)
+            key = _key(chosen)
             if key not in known:
                 wanted.setdefault(key, cells(number, chosen))
         results = iter(fit_results((yield [cell for some in wanted.values() for cell in some])))
@@ -291,7 +294,7 @@ def _search(
             assert first is not None  # the cells of a search have one
             known[key] = _Trial(first, some[0]["settings"], None if failed else score(own), own)
         for trial, chosen in zip(asked, settings, strict=True):
-            tried = known[json.dumps(chosen, sort_keys=True)]
+            tried = known[_key(chosen)]
             if tried.score is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
@@ -307,12 +310,41 @@ def _search(
     return max(good, key=lambda row: row[:2])[2], table
 
 
-def _study(seed: int, trials: int) -> "optuna.Study":
+def _ask(
+    study: "optuna.Study", estimator: Estimator, count: int, tried: set[str] | None
+) -> tuple[list["optuna.Trial"], list[Settings]]:
+    """The next `count` trials and their settings, which differ from each other and from those in `tried`.
+
+    If there seem to be no other settings, some are repeated; None does not look for others.
+    """
+    import optuna  # optional package, only for a search
+
+    asked, settings = list["optuna.Trial"](), list[Settings]()
+    for _ in range(count):
+        for attempt in range(_ATTEMPTS):
+            trial = study.ask()
+            chosen = estimator.suggest(trial)
+            if tried is None or _key(chosen) not in tried or not trial.distributions or attempt == _ATTEMPTS - 1:
+                break
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        asked.append(trial)
+        settings.append(chosen)
+        if tried is not None:
+            tried.add(_key(chosen))
+    return asked, settings
+
+
+def _key(settings: Settings) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _study(seed: int, trials: int, startup: int | None) -> "optuna.Study":
     import optuna  # optional package, only for a search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # the sampler starts with random settings: ten, or half of a smaller budget
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, min(10, trials // 2)))
+    # without `startup`, as in earlier versions: ten random settings, or half of a smaller budget
+    random = max(1, min(10, trials // 2)) if startup is None else min(startup, trials)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=random)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 

@@ -88,7 +88,7 @@ def cross_validate(options: CrossValidate) -> None:
         data=sha256(options.data),
         splits=_splits(dataset, options.split, options.folds, options.inner, options.seed),
     )
-    open_plan(options.output, plan)
+    plan = open_plan(options.output, plan)
     total = sum(count_cells(plan, {name: has_search(spec) for name, spec in models.items()}).values()) + options.folds
     fits = f"{len(models)} networks, up to {total} fits"
     print(f"{len(dataset)} scanpaths, {options.folds} folds by {options.split}; {fits}")

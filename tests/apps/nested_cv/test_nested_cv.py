@@ -248,6 +248,37 @@ def test_a_model_without_settings_is_fitted_once_per_fold(toy_run, tmp_path):
     assert len(list((tmp_path / "cells").iterdir())) == 3 * (2 + 1)
 
 
+# --- the search
+
+
+def test_all_trials_of_a_search_differ_as_long_as_there_are_other_settings(toy_run, tmp_path):
+    """Three trials of six settings: the first runs of this project tried the same settings twice or three times."""
+    few = {"few": toy_run.toy(kind="few")}
+    plan = toy_run.toy_plan(few, protocol=NESTED, published=(), trials=3, outer=6, repeats=2)
+    for outcome in run_here(tmp_path / "three", plan):
+        tried = [trial["settings"]["penalty"] for trial in outcome.trials]
+        assert len(set(tried)) == 3
+    starts = {outcome.trials[0]["settings"]["penalty"] for outcome in run_here(tmp_path / "three", plan)}
+    assert len(starts) > 2  # folds start from different settings
+    all_of_them = run_here(tmp_path / "all", toy_run.toy_plan(few, protocol=NESTED, published=(), trials=8, outer=2))
+    for outcome in all_of_them:
+        assert len({trial["settings"]["penalty"] for trial in outcome.trials}) == 6
+        assert len(outcome.trials) == 8
+
+
+def test_a_run_of_an_earlier_version_continues_with_its_search(toy_run, tmp_path):
+    plan = toy_run.toy_plan({"good": toy_run.toy()}, protocol=NESTED, published=(), trials=4)
+    old = json.loads(json.dumps(plan))
+    del old["design"]["startup"]
+    open_plan(tmp_path, old)
+    before = run_plan(tmp_path, old, InProcess())
+    continued = open_plan(tmp_path, plan)
+    assert "startup" not in continued["design"]
+    assert run_plan(tmp_path, continued, InProcess()) == before
+    with pytest.raises(ValueError, match="holds a cell with other content"):
+        run_plan(tmp_path, plan, InProcess())
+
+
 # --- the folder of a run
 
 

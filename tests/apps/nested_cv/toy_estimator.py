@@ -13,7 +13,7 @@ WINDOWS = 4
 
 def factory(labels: list[int], shown: list[int] | None = None, kind: str = "toy", **options):
     """`shown` are the labels on which the feature depends, if they differ from those of the subjects."""
-    return {"toy": Toy, "broken": Broken, "plain": Plain}[kind](np.array(labels), np.array(shown or labels), **options)
+    return {"toy": Toy, "broken": Broken, "plain": Plain, "few": Few}[kind](np.array(labels), np.array(shown or labels), **options)
 
 
 @dataclass
@@ -82,6 +82,13 @@ class Broken(Toy):
         if settings["penalty"] > 1:
             fit.model = (np.full(3, np.nan), *fit.model[1:])
         return fit
+
+
+class Few(Toy):
+    """An estimator with six settings."""
+
+    def suggest(self, trial):
+        return {"penalty": trial.suggest_categorical("penalty", [0.0, 0.5, 1.0, 2.0, 4.0, 8.0])}
 
 
 class Plain(Toy):
