@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from ..runs.auc import auc
+from ..runs.auc import auc, auc_variance
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def _interval(found: float, null: np.ndarray, labels: np.ndarray) -> tuple[float
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     half = float(np.quantile(np.abs(null - 0.5), 0.95, method="higher"))
     values = np.linspace(0, 1, 2001)
-    q1, q2 = values / (2 - values), 2 * values**2 / (1 + values)
-    variance = values * (1 - values) + (positives - 1) * (q1 - values**2) + (negatives - 1) * (q2 - values**2)
+    variance = np.asarray(auc_variance(values, positives, negatives))
     held = np.abs(found - values) <= half * np.sqrt(np.maximum(variance, 0) / variance[1000]) + 1e-12
     near = values[held] if held.any() else np.array([found])
     return min(found, float(near.min())), max(found, float(near.max()))

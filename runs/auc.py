@@ -32,3 +32,19 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     ranks = ((first + last) / 2 + 1) * positive[order]  # the mean rank of equal scores
     area = (ranks.sum(axis=-1) - positives * (positives + 1) / 2) / (positives * (n - positives))
     return np.where(np.isnan(scores).any(axis=-1), np.nan, area)
+
+
+def auc_variance(area: float | np.ndarray, positives: float, negatives: float) -> float | np.ndarray:
+    """The variance of an AUC over studies of these sizes (Hanley and McNeil 1982, Radiology 143, equation 2).
+
+    Args:
+        area: AUC, also an array.
+        positives, negatives: numbers of cases.
+
+    Example:
+        >>> round(auc_variance(0.8, 50, 50) ** 0.5, 3)
+        0.044
+    """
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
+    return spread / (positives * negatives)

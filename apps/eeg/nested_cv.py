@@ -6,9 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table as ConsoleTable
+from rich.table import Table
 
 from ...eeg.audit import SELECTION, audit, check_run
 from ...eeg.check import Check
@@ -18,19 +17,18 @@ from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
-from ..nested_cv.plan import NESTED, PLAN, Design, WindowUnits, make_plan, open_plan, read_plan
+from ..nested_cv.plan import PLAN, Design, WindowUnits, make_plan, open_plan, read_plan
 from ..nested_cv.progress import run_with_progress
-from ..nested_cv.records import AuditRow, EstimatorSpec, Evidence, Plan, Results
+from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
 from ..nested_cv.refits import count_refits, refits_after, without_refits
 from ..nested_cv.report import write_report
-from ..nested_cv.results import Table, read_tables, subject_scores, write_predictions, write_results
-from ..nested_cv.search import Outcome, count_cells, has_search
-from ..nested_cv.stress import StressTest, stress_results
+from ..nested_cv.results import write_predictions, write_results
+from ..nested_cv.search import count_cells, has_search
 from .cohort import cohort_of, facts_of
+from .evidence import evidence_of, wanted_refits
 from .explain import explain_run
 from .guard import may_train, read_study_of
 from .nested_options import NestedCV
-from .stress import stress_tests
 
 CACHE, CLOCK = ".windows", "time.json"
 BY_ACCURACY = "validation_accuracy"  # the figure by which the published code selects its epoch
@@ -48,10 +46,9 @@ def nested_cv(options: NestedCV) -> int:
         print(f"note: {note}")
     plan = _plan(options, study, data, chosen, windows, cache)
     plan = open_plan(options.output, plan)
-    tests = stress_tests(plan, data, chosen[0]) if options.stress else []
-    refits = [test.refit for test in tests if test.refit is not None]
+    wanted = wanted_refits(plan, data, chosen[0], stress=options.stress, learning_curve=options.learning_curve)
     searching = {model: has_search(plan["models"][model]) for model in chosen}
-    total = sum(count_cells(plan, searching).values()) + count_refits(plan, refits)
+    total = sum(count_cells(plan, searching).values()) + count_refits(plan, wanted.refits)
     counts = ", ".join(f"{sum(data.labels == k)} {name}" for k, name in enumerate(data.classes))
     print(f"{len(data.subjects)} subjects ({counts}), {len(data.x)} windows; {len(chosen)} models, up to {total} fits")
     clock = Clock(options.output / CLOCK)
@@ -63,7 +60,7 @@ def nested_cv(options: NestedCV) -> int:
         plan,
         options,
         total=total,
-        then=refits_after(plan, refits),
+        then=refits_after(plan, wanted.refits),
         fitted=clock.tick,
     )
     outcomes, again = without_refits(outcomes)
@@ -71,7 +68,7 @@ def nested_cv(options: NestedCV) -> int:
     checks = _with_run(checks, study, windows, options.output, cache)
     rows: list[AuditRow] = [{"check": c.check, "outcome": c.outcome, "detail": c.detail} for c in checks]
     facts = facts_of(study, data, plan, rows, clock.seconds, options.title)
-    evidence = _evidence(options.output, plan, chosen[0], tables, again, tests)
+    evidence = evidence_of(options.output, plan, tables, again, wanted)
     results = write_results(options.output, plan, outcomes, tables, facts, evidence)
     if not options.no_explanation:
         explain_run(options.output, threads=options.threads * (1 if options.cluster else options.jobs or 1))
@@ -128,28 +125,6 @@ def _plan(
     )
 
 
-def _evidence(
-    output: Path,
-    plan: Plan,
-    model: str,
-    tables: dict[tuple[str, str], Table],
-    refits: list[Outcome],
-    tests: list[StressTest],
-) -> Evidence:
-    """The parts of the results that come from refits of the model."""
-    if not tests:
-        return {}
-    labels = np.array(plan["cohort"]["labels"])
-    found = read_tables(output, plan, refits)
-    scores = {
-        test.name: subject_scores(found[test.refit.protocol, model], np.array(test.labels or labels))
-        for test in tests
-        if test.refit is not None and (test.refit.protocol, model) in found
-    }
-    unaltered = subject_scores(tables[NESTED, model], labels)
-    return {"stress": stress_results(model, tests, unaltered, scores, 1 / (plan["design"]["outer"] - 1))}
-
-
 class Clock:
     """Wall time of a run over all its sessions, saved on disk so that a kill loses at most the time of the last fit."""
 
@@ -195,7 +170,7 @@ def _with_run(checks: list[Check], study: Study, options: WindowOptions, output:
 
 
 def _print(results: Results) -> None:
-    table = ConsoleTable("model", "protocol", "balanced accuracy", "AUC", "sensitivity", "specificity", "p")
+    table = Table("model", "protocol", "balanced accuracy", "AUC", "sensitivity", "specificity", "p")
     for model in results["models"]:
         found = [model["metrics"][m] for m in ("balanced_accuracy", "auc")]
         figures = [f"{m['mean']:.3f} ({m['interval_nb'][0]:.2f} to {m['interval_nb'][1]:.2f})" for m in found]

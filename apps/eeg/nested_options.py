@@ -42,6 +42,8 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
             1 to 40 Hz, without each mains frequency, at unit variance, at equal lengths, without each group of
             electrodes, with random phases, and with labels shuffled within sites or lengths. The report shows what is
             left of the score. A finished run may be continued with this option.
+        learning_curve: also fit the first model again on a quarter, half and three quarters of the training subjects of
+            each outer fold; the report shows what more subjects would bring. A finished run may be continued with it.
         cache: a folder for cut windows, which the workers of a cluster must see; by default in the output folder.
         no_explanation: skip the explanation of the first network on the test subjects of each outer fold.
         title: title of the report.
@@ -60,6 +62,7 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
     trials: int = 20
     objective: Literal["auc", "balanced_accuracy", "brier"] = "auc"
     stress: bool = False
+    learning_curve: bool = False
     cache: Path | None = None
     no_explanation: bool = False
     title: str | None = None
@@ -67,8 +70,10 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
 
     def check(self) -> None:
         super().check()
-        if self.stress and self.protocol == "published":
-            raise UsageError("--stress needs the nested protocol: its settings come from the inner folds")
+        for option in ("stress", "learning_curve"):
+            if getattr(self, option) and self.protocol == "published":
+                name = option.replace("_", "-")
+                raise UsageError(f"--{name} needs the nested protocol: its settings come from the inner folds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,3 +38,82 @@ class Stress(TypedDict):
     interval: Interval
     rows: list[StressRow]
     conclusion: list[str]
+
+
+class SpreadOf(TypedDict):
+    """The spread of one pooled metric: over partitions, and over subjects by bootstrap with the models kept fixed."""
+
+    per_partition: list[float]
+    sd_partitions: float | None  # None with one partition
+    sd_subjects: float
+
+
+class CalibrationLine(TypedDict):
+    """Logistic recalibration; None where undefined, as for constant or separable scores.
+
+    `slope` is 1 if probabilities are neither too extreme (below 1) nor too timid (above 1). `intercept` is the
+    calibration in the large: 0 if the mean probability is right, in log odds, positive if probabilities are too low.
+    """
+
+    slope: float | None
+    slope_interval: Interval | None
+    intercept: float | None
+    intercept_interval: Interval | None
+
+
+class DecisionPoint(TypedDict):
+    """Net benefit, in true positives per subject, of decisions at a threshold, and of calling everyone positive."""
+
+    threshold: float
+    model: float
+    everyone: float
+
+
+class Stability(TypedDict):
+    """How stable one model is, and what its probabilities are worth."""
+
+    spread: dict[str, SpreadOf]
+    calibration: CalibrationLine
+    decision_curve: list[DecisionPoint]
+
+
+class SampleSize(TypedDict):
+    """The precision of the AUC of the headline, and the number of subjects for an interval of `wanted`."""
+
+    subjects: int
+    positives: int
+    auc: float
+    standard_error: float
+    half_width: float
+    wanted: float
+    needed: int
+    text: str
+
+
+class LearningPoint(TypedDict):
+    """The AUC after training with a share of the subjects of each outer training part."""
+
+    share: float
+    subjects: float
+    auc: float
+    interval: Interval
+    per_fold: list[float]
+
+
+class Extrapolation(TypedDict):
+    """The AUC that the fitted curve gives for a number of training subjects."""
+
+    subjects: float
+    auc: float
+    interval: Interval
+
+
+class LearningCurve(TypedDict):
+    """The learning curve of one model over the number of subjects, with the fit AUC = limit - loss / sqrt(subjects)."""
+
+    model: str
+    points: list[LearningPoint]
+    limit: float
+    loss: float
+    more: list[Extrapolation]
+    text: str

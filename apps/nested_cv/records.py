@@ -7,7 +7,7 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ...runs.cells import Cell
-from .evidence_records import Interval, Stress
+from .evidence_records import Interval, LearningCurve, SampleSize, Stability, Stress
 
 Settings = dict[str, int | float | str | bool | None]
 CurveRow = dict[str, float]  # "epoch" and the figures that the model records in each epoch
@@ -292,6 +292,7 @@ class ModelFigures(TypedDict):
     calibration: list[CalibrationBin]
     confusion: list[list[float]]
     permutation: Permutation
+    stability: NotRequired[Stability]
 
 
 class ModelResults(ModelFigures, ModelTexts):
@@ -360,6 +361,7 @@ class Evidence(TypedDict, total=False):
     """The parts of results.json that come from refits."""
 
     stress: Stress
+    learning: LearningCurve
 
 
 class Results(TypedDict):
@@ -386,7 +388,9 @@ class Results(TypedDict):
     caveats: list[str]
     limits: list[str]
     tripod: list[TripodItem]
+    sample_size: NotRequired[SampleSize]
     stress: NotRequired[Stress]
+    learning: NotRequired[LearningCurve]
 
 
 # explain/explanation.json

@@ -210,6 +210,8 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "score_models": sorted(models, key=lambda model: model is not main),
         "score_rows": _score_rows(subjects, main),
         "stress": results.get("stress"),
+        "steady": [model for model in models if "stability" in model],
+        "learning": results.get("learning"),
         "explanation": _read_explanation(folder),
         "title_of": _titles(results),
         "main_metrics": MAIN_METRICS,

@@ -11,6 +11,7 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
+from .evidence_records import DecisionPoint, LearningCurve
 from .records import CalibrationBin, CurveRow, Permutation, RocCurve
 
 ROW_HEIGHT = 26
@@ -233,6 +234,46 @@ def calibration(bins: Sequence[CalibrationBin], *, title: str, positive: str) ->
     parts.append(plot.line([b["predicted"] for b in bins], [b["observed"] for b in bins], "thin"))
     parts += [plot.dot(b["predicted"], b["observed"], "mean", note=f"n = {b['n']}") for b in bins]
     return plot.draw(parts)
+
+
+def decision_curve(points: Sequence[DecisionPoint], *, title: str) -> Markup:
+    """Net benefit over the threshold, of the model and of calling everyone positive; no decision gives zero."""
+    found = [point["model"] for point in points]
+    x = [point["threshold"] for point in points]
+    low, high = scale_of(found, include=(0.0, points[0]["everyone"]))
+    low = max(low, -0.2)
+    plot = Plot((0, 1), (low, high), "threshold probability", "net benefit", title)
+    shown = [(t, min(max(v, low), high)) for t, v in zip(x, found, strict=True)]
+    everyone = [(p["threshold"], p["everyone"]) for p in points if p["everyone"] >= low]
+    parts = [
+        plot.line([0, 1], [0, 0], "reference"),
+        plot.line([t for t, _ in everyone], [v for _, v in everyone], "thin"),
+        plot.line([t for t, _ in shown], [v for _, v in shown], "main"),
+    ]
+    return plot.draw(parts)
+
+
+def subjects_curve(curve: LearningCurve, *, title: str) -> Markup:
+    """AUC over the number of training subjects with intervals; the dashed line is the fit and its continuation."""
+    points, more = curve["points"], curve["more"]
+    last = more[1]["subjects"]
+    ends = [end for point in points for end in point["interval"]]
+    fit = [(n, curve["limit"] - curve["loss"] / math.sqrt(n)) for n in _between(points[0]["subjects"], last)]
+    y = scale_of([*ends, *(value for _, value in fit)], include=(0.5, 1.0))
+    plot = Plot((0, ticks(0, last * 1.05)[-1]), y, "training subjects", "AUC", title, width=480)
+    parts = [plot.line([0, plot.x[1]], [0.5, 0.5], "reference"), plot.line(*_columns(fit), "validation-loss")]
+    for point in points:
+        parts.append(plot.line([point["subjects"]] * 2, point["interval"], "interval"))
+        parts.append(plot.dot(point["subjects"], point["auc"], "mean", note=f"{point['auc']:.3f}"))
+    return plot.draw(parts)
+
+
+def _between(low: float, high: float, count: int = 40) -> list[float]:
+    return [low + (high - low) * k / (count - 1) for k in range(count)]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def scores(rows: Sequence[tuple[str, int, float]], classes: Sequence[str], *, title: str, x_label: str) -> Markup:

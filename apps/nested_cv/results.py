@@ -34,6 +34,7 @@ from .records import (
 from .search import Outcome
 from .seeds import derive_seed
 from .splits import Cohort
+from .stability import sample_size, stability
 from .statistics import METRICS, Scores
 from .tripod import tripod_items
 
@@ -241,6 +242,7 @@ def summarise(
         "caveats": facts.caveats,
         "limits": facts.limits,
         "tripod": [],
+        "sample_size": sample_size(first["metrics"]["auc"]["mean"], labels),
     }
     results["tripod"] = tripod_items(results)
     return results
@@ -283,6 +285,7 @@ def _model(
         "calibration": statistics.calibration(scores),
         "confusion": statistics.confusion(scores),
         "permutation": statistics.permutation_test(scores, _PERMUTATIONS, derive_seed(seed, "permutation", *key)),
+        "stability": stability(scores, weights),
     }
 
 

@@ -27,7 +27,11 @@ _ITEMS: tuple[tuple[str, str, str | None], ...] = (
     ("9a", "Choice of predictors", "Whole windows of the signal; no predictor was selected outside the folds."),
     ("9b", "Definition and measurement of predictors", None),
     ("9c", "Assessors of predictors", None),
-    ("10", "Sample size", "All {analysed} subjects with readable data ({counts}); no sample size was calculated."),
+    (
+        "10",
+        "Sample size",
+        "All {analysed} subjects with readable data ({counts}); no sample size was calculated in advance.{precision}",
+    ),
     (
         "11",
         "Missing data",
@@ -122,6 +126,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "worst": min(over_folds),
         "best": max(over_folds),
         "limits": " ".join(results["limits"]),
+        "precision": f" {results['sample_size']['text']}" if "sample_size" in results else "",
     }
 
 

@@ -97,6 +97,26 @@ def test_a_finished_run_is_continued_with_stress_tests_and_keeps_its_figures(alp
     assert results["stress"] == json.loads((folder / "results.json").read_text())["stress"]
 
 
+def test_a_learning_curve_has_nested_parts_of_the_training_subjects(alpha, tmp_path):
+    study, _ = alpha
+    folder = tmp_path / "run"
+    words = [word for word in WORDS if word != "--stress"]
+    assert cli.main(["eeg", "nested-cv", str(study), "-o", str(folder), *words, "--learning-curve"]) == 0
+    cells = {p.name: json.loads((p / "cell.json").read_text()) for p in (folder / "cells").iterdir()}
+    for fold in range(4):
+        start = f"bandpower-r0-f{fold}"
+        names = [f"{start}-refit-subjects-{share}" for share in (25, 50, 75)]
+        train = [set(cells[name]["train"]) for name in (*names, f"{start}-nested-final")]
+        assert train[0] < train[1] < train[2] < train[3]
+        assert [len(part) for part in train[:3]] == [
+            pytest.approx(share * len(train[3]), abs=2) for share in (0.25, 0.5, 0.75)
+        ]
+    learning = json.loads((folder / "results.json").read_text())["learning"]
+    assert [point["share"] for point in learning["points"]] == [0.25, 0.5, 0.75, 1.0]
+    assert learning["points"][-1]["auc"] > 0.9
+    assert "training subjects" in (folder / "report.html").read_text()
+
+
 def test_stress_tests_need_the_nested_protocol(alpha, tmp_path, capsys):
     words = ["eeg", "nested-cv", str(alpha[0]), "-o", str(tmp_path), "--stress", "--protocol", "published"]
     assert cli.main(words) == USAGE

@@ -23,7 +23,19 @@ from voxelwave.runs.json_types import check_record
 SUBJECTS = [f"s{i}" for i in range(1, 9)]
 LABELS = ["control", "case"] * 4
 SECTIONS = [
-    *("done", "subjects", "models", "main", "comparisons", "optimism", "stress", "simpler", "explanation", "audit"),
+    *(
+        "done",
+        "subjects",
+        "models",
+        "main",
+        "comparisons",
+        "optimism",
+        "stress",
+        "stability",
+        "simpler",
+        "explanation",
+        "audit",
+    ),
     "limits",
     *("folds", "others", "metrics", "tripod", "each", "again"),
 ]
@@ -56,6 +68,21 @@ def _fold(fold: int, mean: float, curve: list[dict]) -> dict:
     }
 
 
+def _stability() -> dict:
+    return {
+        "spread": {"auc": {"per_partition": [0.75, 0.8125], "sd_partitions": 0.0442, "sd_subjects": 0.0625}},
+        "calibration": {"slope": 0.5, "slope_interval": [0.25, 0.75], "intercept": None, "intercept_interval": None},
+        "decision_curve": [{"threshold": t, "model": 0.25, "everyone": 0.5 - t} for t in (0.25, 0.5)],
+    }
+
+
+def _learning() -> dict:
+    point = {"interval": [0.5, 0.75], "per_fold": [0.625, 0.625]}
+    points = [{"share": s, "subjects": 4 * s, "auc": 0.5 + s / 8, **point} for s in (0.25, 0.5, 0.75, 1.0)]
+    more = [{"subjects": 4.0 * k, "auc": 0.75, "interval": [0.5, 1.0]} for k in (1.5, 2, 4)]
+    return {"model": "net", "points": points, "limit": 0.8, "loss": 0.2, "more": more, "text": "More would help."}
+
+
 def _model(name: str, title: str, mean: float, protocol: str = "nested", curve: list[dict] | None = None) -> dict:
     return {
         "name": name,
@@ -67,6 +94,7 @@ def _model(name: str, title: str, mean: float, protocol: str = "nested", curve: 
         "calibration": [{"predicted": 0.5, "observed": 0.5, "low": 0.25, "high": 0.75, "n": 8.0}],
         "confusion": [[3.0, 1.0], [1.0, 3.0]],
         "permutation": {"p": 0.0005, "n": 99, "null_mean": 0.5, "null_interval": [0.3, 0.7], "how": "by shuffling"},
+        "stability": _stability(),
         "title": title,
         "description": f"what {title} is",
     }
@@ -173,7 +201,12 @@ def _results() -> dict:
         "caveats": ["Sites differ."],
         "limits": ["One study."],
         "tripod": [],
+        "sample_size": {
+            **{"subjects": 8, "positives": 4, "auc": 0.75, "standard_error": 0.1875, "half_width": 0.3675},
+            **{"wanted": 0.05, "needed": 300, "text": "Eight are few."},
+        },
         "stress": _stress(),
+        "learning": _learning(),
     }
     result["tripod"] = tripod_items(result)
     return result
@@ -286,6 +319,8 @@ def test_every_section_is_there_and_every_tag_is_closed(page):
         ("main", ["0.375 to 0.625 over folds", "3 75 %", "p < 0.001 (99 shuffles; by shuffling)", "observed 0.750"]),
         ("comparisons", ["The Net Length AUC 0.062 −0.100 to 0.200 0.250 0.500", "By swaps."]),
         ("optimism", ["published selected on the test fold", "random-windows the same subjects on both sides"]),
+        ("main", ["Calibration slope 0.50 (0.25 to 0.75), ideally 1; intercept –", "Decision curve"]),
+        ("stability", ["Eight are few.", "The Net AUC 0.750, 0.812 0.044 0.062", "More would help. A continuation"]),
         ("stress", ["The Net was fitted", "0.750 (0.625 to 0.875)", "Half of it was noise.", "Not run: no noise."]),
         ("stress", ["The quiet part 0.625 0.500 to 0.750 −0.125 −0.250 to 0.000", "About half is gone. It leaves the"]),
         ("simpler", ["Sites differ.", "Not below the interval of The Net (0.750): Length 0.688", "AUC of 0.625"]),
@@ -311,6 +346,18 @@ def test_without_predictions_cells_and_explanation_the_rest_is_there(tmp_path):
     assert _Page(page).sections == [name for name in SECTIONS if name != "explanation"]
     assert "s1 control 3 6.0 0.500 0.250 –" in _section(page, "each")
     assert "One line per outer fold" in _section(page, "folds")
+
+
+def test_results_of_an_earlier_version_lack_the_later_sections(tmp_path):
+    results = _results()
+    for key in ("sample_size", "stress", "learning"):
+        del results[key]
+    for model in results["models"]:
+        del model["stability"]
+    page = _report(_write(tmp_path, results))
+    gone = ("explanation", "stress", "stability")
+    assert _Page(page).sections == [name for name in SECTIONS if name not in gone]
+    assert "Decision curve" not in page
 
 
 def test_a_run_of_the_published_protocol_alone_is_marked_and_claims_no_inner_folds(tmp_path):
@@ -366,14 +413,15 @@ def _renamed(content: dict, place: tuple) -> dict:
 
 # dictionaries whose keys are names of classes, models, metrics, settings, versions, options and pictures
 _FREE = ("versions", "options", "per_class", "test_per_class", "metrics", "secondary", "settings", "score", "extra")
-_FREE += ("curve", "images", "captions", "silhouette")
+_FREE += ("spread", "curve", "images", "captions", "silhouette")
 
 
 def _required(content: dict) -> list[tuple]:
     return [
         place
         for place in _keys(content)
-        if place != ("stress",)  # a run without stress tests has none
+        if place not in [("stress",), ("learning",), ("sample_size",)]  # a run without such tests, or an old one
+        and place[-1] != "stability"
         and "figures" not in place[:-1]  # either figures or null
         and not (len(place) > 1 and place[-2] in _FREE)
         and not (len(place) > 2 and place[-3] in ("curve", "options"))

@@ -13,7 +13,9 @@ WINDOWS = 4
 
 def factory(labels: list[int], shown: list[int] | None = None, kind: str = "toy", **options):
     """`shown` are the labels on which the feature depends, if they differ from those of the subjects."""
-    return {"toy": Toy, "broken": Broken, "plain": Plain, "few": Few}[kind](np.array(labels), np.array(shown or labels), **options)
+    return {"toy": Toy, "broken": Broken, "plain": Plain, "few": Few}[kind](
+        np.array(labels), np.array(shown or labels), **options
+    )
 
 
 @dataclass
