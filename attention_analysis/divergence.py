@@ -4,7 +4,7 @@ An idea after VHD and VHR (He et al. 2024, arXiv 2412.13949), generalised: the g
 registration look at it?), a set of electrodes, or the target object.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,33 +84,42 @@ def dependence(full: Trace, lacking: Trace) -> dict[Head, float]:
     return {head: changes[head] / size if size > 0 else 0.0 for head, size in sizes.items()}
 
 
-def hide_keys(model: nn.Module, group: Tensor, layers: Collection[int] | None = None) -> list[Edit]:
+GroupOf = Callable[[int], Tensor | None]  # number of keys -> bool (Lk), or None if the layer has other keys
+
+
+def hide_keys(model: nn.Module, group: Tensor | GroupOf, layers: Collection[int] | None = None) -> list[Edit]:
     """Edits that hide keys, bool (Lk), in layers with that number of keys.
 
     Scores get a bias of -inf. A mechanism without a bias keeps its other weights, which are divided by their sum; a row
-    without another weight then becomes 0.
+    without another weight then becomes 0. A function as `group` is asked at each call, so it can depend on the input.
     """
+    of = partial(_if_fitting, group) if isinstance(group, Tensor) else group
     found = list(attention_layers(model).values())
     numbers = range(len(found)) if layers is None else layers
     return [
-        ScoreBias(number, partial(_hiding_bias, group))
+        ScoreBias(number, partial(_hiding_bias, of))
         if found[number].takes_bias
-        else WeightEdit(number, partial(_hiding_weights, group))
+        else WeightEdit(number, partial(_hiding_weights, of))
         for number in numbers
     ]
 
 
-def _hiding_bias(group: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def _if_fitting(group: Tensor, keys: int) -> Tensor | None:
+    return group if len(group) == keys else None
+
+
+def _hiding_bias(group: GroupOf, q: Tensor, k: Tensor) -> Tensor:
     bias = q.new_zeros(1, 1, 1, k.shape[2])
-    if k.shape[2] == len(group):
-        bias[..., group.to(q.device)] = -torch.inf
+    if (hidden := group(k.shape[2])) is not None:
+        bias[..., hidden.to(q.device)] = -torch.inf
     return bias
 
 
-def _hiding_weights(group: Tensor, a: Tensor) -> Tensor:
-    if a.shape[-1] != len(group):
+def _hiding_weights(group: GroupOf, a: Tensor) -> Tensor:
+    hidden = group(a.shape[-1])
+    if hidden is None:
         return a
-    kept = a.masked_fill(group.to(a.device), 0)
+    kept = a.masked_fill(hidden.to(a.device), 0)
     return kept * (a.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny))
 
 

@@ -180,6 +180,21 @@ def points_on_head(places: np.ndarray, names: Sequence[str], values: Sequence[fl
     return as_svg(figure)
 
 
+def intervals(rows: Sequence[tuple[str, float, float, float]], *, label: str) -> str:
+    """Named values with the limits of their intervals, (name, value, low, high), one below the other, beside 0."""
+    figure = Figure(figsize=(7, 0.26 * len(rows) + 0.9), layout="constrained")
+    axis = figure.subplots()
+    for place, (_, value, low, high) in enumerate(rows):
+        axis.plot([low, high], [place, place], color="C0", linewidth=1.4)
+        axis.plot(value, place, "o", color="C0", markersize=4)
+    axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    axis.grid(axis="x", color="0.92")
+    return as_svg(figure)
+
+
 def _plain(axis: Axes) -> None:
     axis.set_xticks([])
     axis.set_yticks([])

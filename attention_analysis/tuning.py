@@ -4,17 +4,21 @@ The model is kept as it is unless an intervention helps on the calibration part 
 explains.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from statistics import median
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .edits import Edit, intervene, remove_heads
+from .divergence import dependence, hide_keys, reinforce
+from .edits import Edit, WeightEdit, intervene, remove_heads
+from .emphasis import emphasise
 from .importance import Interval, bootstrap
 from .lever import lever_edits
-from .sinks import calibration_edit
-from .trace import Head, attention_layers
+from .redistribution import redistribute
+from .sinks import attention_sinks, calibration_edit
+from .trace import Head, attention_layers, record_run
 
 Losses = Callable[[], Tensor]  # runs the model: the loss of each unit, such as a subject or a layout (n)
 KEPT = "the model as it is"
@@ -92,20 +96,58 @@ def tune(
     return Tuned(best.name, attempts, bootstrap(before - after, level=level))
 
 
+class TokenGroup:
+    """A named group of tokens that differs from input to input.
+
+    Whoever runs the model sets `mask`, bool (Lk), before each input.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.mask: Tensor | None = None
+
+    def __call__(self, keys: int) -> Tensor | None:
+        """The mask for a layer with this number of keys; None for a layer whose keys are other tokens."""
+        return self.mask if self.mask is not None and len(self.mask) == keys else None
+
+
+@torch.no_grad()
+def dependent_on(model: nn.Module, group: TokenGroup, losses: Losses) -> list[Head]:
+    """The heads whose output changes more than the median of their layer if the group is hidden, on these inputs."""
+
+    def none(keys: int) -> Tensor | None:
+        mask = group(keys)
+        return None if mask is None else torch.zeros_like(mask)
+
+    records = []
+    for hidden in (none, group):  # nothing is hidden first, so that both take the same way through the kernels
+        with intervene(model, hide_keys(model, hidden)):
+            records.append(record_run(model, losses, weights=False))
+    found = dependence(*records)
+    chosen = []
+    for layer in sorted({head.layer for head in found}):
+        own = {head: value for head, value in found.items() if head.layer == layer}
+        chosen += [head for head, value in own.items() if value > median(own.values())]
+    return chosen
+
+
 def interventions(
     model: nn.Module,
     *,
     causal: Mapping[int, bool],
     levers: Mapping[int, int] | None = None,
     single_heads: bool = True,
+    groups: Mapping[TokenGroup, Collection[Head]] | None = None,
 ) -> dict[str, list[Edit]]:
-    """Candidates for any model: removal of single heads, sink calibration, and a lever on one token, by layer.
+    """Candidates for any model: removal of single heads and, by layer, changes of sinks, of one token, and of groups.
 
     Args:
         model: the model.
         causal: number of a layer -> whether its maps are causal, for the layers whose weights may be changed.
         levers: number of a layer -> the key whose weight is the lever; the first token if not given.
         single_heads: whether to try the removal of each head.
+        groups: groups of tokens, each with the heads that depend on it: the weight on sinks is given back to the group,
+            the group is emphasised or weakened, and the heads are reinforced.
     """
     found: dict[str, list[Edit]] = {}
     layers = list(attention_layers(model).values())
@@ -124,4 +166,31 @@ def interventions(
             found[f"{token} token of layer {number} times {gamma:g}"] = lever_edits(
                 model, heads, gamma, key=key, form=form
             )
+        for group in groups or {}:
+            found |= _group_edits(number, group, causal=causal[number])
+    for group, dependent in (groups or {}).items():
+        if dependent:
+            for alpha in (1.5, 2.0):
+                found[f"heads that depend on {group.name} times {alpha:g}"] = reinforce(model, dependent, alpha)
     return found
+
+
+def _group_edits(layer: int, group: TokenGroup, *, causal: bool) -> dict[str, list[Edit]]:
+    """Redistribution to a group and emphasis of it, in all heads and rows of a layer."""
+
+    def given_back(a: Tensor) -> Tensor:
+        mask = group(a.shape[-1])
+        return a if mask is None else redistribute(a, mask, attention_sinks(a, causal=causal))
+
+    def emphasised(alpha: float) -> Callable[[Tensor], Tensor]:
+        def change(a: Tensor) -> Tensor:
+            mask = group(a.shape[-1])
+            return a if mask is None else emphasise(a, mask, alpha=alpha, rows=slice(None))
+
+        return change
+
+    return {
+        f"sinks of layer {layer} given back to {group.name}": [WeightEdit(layer, given_back)],
+        f"{group.name} emphasised in layer {layer}": [WeightEdit(layer, emphasised(0.7))],
+        f"{group.name} weakened in layer {layer}": [WeightEdit(layer, emphasised(-0.7))],
+    }

@@ -74,8 +74,7 @@ def _subject(options: Explain) -> Subject | GateSubject:
     if options.fixed is not None or _of_registration(weights):
         network = read_trained_network(weights)
         return pair_subject(network, pairs_at(options.input, options.fixed, options.label), options.most)
-    names = {entry.name for entry in list_weights("eeg")}
-    if not (weights.is_dir() or weights.with_suffix(".json").is_file() or str(weights) in names):
+    if not of_eeg(weights):
         return scene_subject(load_model(weights), options.input, options.most)
     eeg, card = load_network(weights)
     if isinstance(eeg, ADHDeepNet):
@@ -86,6 +85,12 @@ def _subject(options: Explain) -> Subject | GateSubject:
             f"those of {card.network}; see voxelwave eeg explain"
         )
     return recording_subject(eeg, card, options.input, options.most)
+
+
+def of_eeg(weights: Path) -> bool:
+    """Whether weights are those of an EEG network, which are a folder or two files, or a name in the catalogue."""
+    names = {entry.name for entry in list_weights("eeg")}
+    return weights.is_dir() or weights.with_suffix(".json").is_file() or str(weights) in names
 
 
 def _of_registration(weights: Path) -> bool:

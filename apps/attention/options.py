@@ -82,17 +82,22 @@ class Explain(ThreadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(ThreadOptions):
-    """Try changes of the attention of a trained scanpath network, and keep the network as it is if none helps.
+    """Try changes of the attention of a trained network without training, and keep the network as it is if none helps.
 
-    Single heads are removed, sinks calibrated, and one token's weight is scaled, without training. One half of the
-    layouts is used to choose, at a level that is corrected for the number of attempts; the chosen change is then
-    measured once on the other half. OUTPUT receives tune.json with all attempts. The weight file is not changed.
+    The network is OAT, with people's scanpaths, or long_recording, with a study. Single heads are removed, sinks
+    calibrated or given back to a group of tokens, one token's weight is scaled, a group is emphasised or weakened, and
+    the heads that depend on it are reinforced. The groups are the objects and the token that names the target, or the
+    loudest tenth of the seconds and the others. One half of the layouts or subjects is used to choose, at a level that
+    is corrected for the number of attempts; the chosen change is then measured once on the other half. Layouts and
+    subjects of the training are left out. OUTPUT receives tune.html and tune.json with all attempts. The weight file is
+    not changed.
 
     Args:
-        input: scenes with people's scanpaths: a file or folder that `voxelwave scanpath train` can read.
+        input: scenes with people's scanpaths, as `voxelwave scanpath train` reads them, or a study, as
+            `voxelwave eeg train` reads it.
         output: the folder to write to.
-        weights: weights of OAT, or a name that `voxelwave weights` lists.
-        most: largest number of layouts.
+        weights: weights of OAT or of long_recording, or a name that `voxelwave weights` lists.
+        most: largest number of layouts or subjects.
         seed: seed of the division into halves.
     """
 
@@ -104,5 +109,5 @@ class Tune(ThreadOptions):
 
     def check(self) -> None:
         super().check()
-        must_exist(self.input, "file or folder of scanpaths")
+        must_exist(self.input, "file or folder of scanpaths, or study")
         at_least(4, most=self.most)

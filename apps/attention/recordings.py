@@ -85,7 +85,7 @@ def prepared(card: ModelCard, file: Path) -> tuple[np.ndarray, np.ndarray]:
     x, start = cut(recording, options)
     if len(x) == 0:
         raise ValueError(why_no_window([recording], options))
-    x, _ = scaled(x, recording, options.scaling)
+    x = scaled(x, recording, options.scaling)
     return (x if card.fitted_scaler is None else card.fitted_scaler.apply(x)), start
 
 

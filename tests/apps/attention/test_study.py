@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from voxelwave.apps.attention.heads import describe_heads, removal
-from voxelwave.apps.attention.recordings import look_at_recordings
+from voxelwave.apps.attention.recordings import look_at_recordings, recording_subject
 from voxelwave.apps.attention.scenes import look_at_scenes, scene_subject
 from voxelwave.apps.attention.subject import Case, Subject
 from voxelwave.apps.cli import main
 from voxelwave.attention_analysis.handmade import planted_classifier
 from voxelwave.attention_analysis.importance import over_units
+from voxelwave.eeg.networks import ModelCard, build_network, load_network, save_network
 from voxelwave.scanpath.own_files import write_scanpaths
 from voxelwave.scanpath.planted import planted_dataset
 from voxelwave.scanpath.weights import load_model
@@ -81,3 +82,35 @@ def test_scenes_without_a_target_are_explained_by_the_object_with_most_attention
     where = look_at_scenes(scene_subject(load_model("planted-observer"), tmp_path / "data.json", 3))
     assert [row.part for row in where.reliance] == ["the object with most attention", "another object"]
     assert "Blue outline" not in where.pictures[0][1]
+
+
+def test_the_recordings_of_a_study_are_explained_over_subjects(study):
+    command = ["attention", "explain", "--input", str(study), "--weights", str(study / "weights")]
+    assert main([*command, "-o", str(study / "out"), "--most", "6"]) == 0
+    record = json.loads((study / "out" / "attention.json").read_text())
+    assert record["units"] == ["p0", "p2", "p4", "p7", "p9", "p11"]  # spread over the table
+    assert len(record["removal"]["right"]) == len(record["removed_heads"])
+    assert "optimistic" in " ".join(record["summary"])  # p0 was in the training
+    one = ["attention", "explain", "--input", str(study / "p3_raw.fif"), "--weights", str(study / "weights")]
+    assert main([*one, "-o", str(study / "one")]) == 0
+    page = (study / "one" / "attention.html").read_text()
+    assert "intervals over the subjects" not in page  # there is only one
+
+
+def test_electrodes_that_attend_to_each_other_are_drawn_on_the_scalp(study):
+    torch.manual_seed(0)
+    arguments = {"n_chans": 2, "n_outputs": 2, "sfreq": 64.0, "dim": 8, "heads": 2, "depth": 1, "filters": 2}
+    arguments |= {"electrode_hops": 1, "channels": ["Cz", "Pz"]}
+    windows = {"seconds": 3.0, "scaling": "window"}
+    card = ModelCard("long_recording", arguments, ("control", "case"), ("Cz", "Pz"), 64.0, windows)
+    save_network(study / "graph", build_network("long_recording", arguments), card)
+    where = look_at_recordings(recording_subject(*load_network(study / "graph"), study, 4))
+    assert "Attention that each electrode receives" in where.pictures[1][1]
+
+
+def test_a_study_with_other_classes_is_refused(study, capsys):
+    table = study / "subjects.tsv"
+    table.write_text(table.read_text().replace("case", "other"))
+    command = ["attention", "explain", "--input", str(study), "--weights", str(study / "weights")]
+    assert main([*command, "-o", str(study / "out")]) == 1
+    assert "must have the classes of the weights, control and case, got other" in capsys.readouterr().err
