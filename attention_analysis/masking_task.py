@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runs.pretraining import contrastive_loss, mask_ratio
 from .display_task import PATCH, SHAPES, shapes
 from .importance import Interval, bootstrap
 from .small_models import SmallTransformer, fit, seeded
@@ -65,19 +66,6 @@ def random_mask(batch: int, ratio: float, generator: torch.Generator) -> Tensor:
     visible = torch.ones(batch, GRID**2 + 1, dtype=torch.bool)
     visible.scatter_(1, order[:, :hidden], False)
     return visible
-
-
-def mask_ratio(step: int, steps: int, *, first: float = 0.1, last: float = 0.6) -> float:
-    """The share of hidden patches after `step` of `steps`, which grows linearly."""
-    return first + (last - first) * min(1.0, step / max(1, steps - 1))
-
-
-def contrastive_loss(first: Tensor, second: Tensor, temperature: float = 0.2) -> Tensor:
-    """Each row of first (..., N, dim) should be nearest to the same row of second (..., N, dim)."""
-    one, two = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
-    logits = (one @ two.mT / temperature).flatten(0, -2)
-    target = torch.arange(first.shape[-2]).expand(first.shape[:-1]).flatten()
-    return F.cross_entropy(logits, target)
 
 
 class Curriculum(NamedTuple):

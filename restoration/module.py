@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..kernels.attention.elastic import draw_budget
+from ..runs.pretraining import hide_blocks, mask_ratio
 from ..runs.training import SteppedModule, update_average
 from ..runs.weight_file import read_checkpoint
 from .data import Patches
@@ -123,6 +124,9 @@ class RestorationModule(SteppedModule):
         degraded, clean = batch["degraded"], batch["clean"]
         if self.settings.mixup is not None:
             degraded, clean = self._mix(degraded, clean, self.settings.mixup, self.global_step)
+        if self.global_step < self.settings.mask_steps:
+            ratio = mask_ratio(self.global_step, self.settings.mask_steps)
+            degraded = hide_blocks(degraded, ratio, torch.Generator().manual_seed(self.global_step))
         loss = self._loss(degraded, clean)
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss

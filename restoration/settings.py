@@ -223,6 +223,9 @@ class ModuleSettings(Settings):
         distillation: the share of the loss of a smaller size that is measured against the result of the network of
             `start_from`, which stays as it is for this; the rest is measured against the clean image. Everything is if
             there is no `start_from`, or if only a part of its parameters fits.
+        mask_steps: the first steps in which a growing share (10 to 60 %) of square blocks of the degraded patches is
+            hidden, so that the encoder learns to use the surroundings (pre-training under a growing mask, an idea after
+            arXiv 2508.06107); 0 for none.
         task, intensity_range, intensity_unit: written into exported weights (see `weights.WeightsInfo`).
 
     Raises:
@@ -248,6 +251,7 @@ class ModuleSettings(Settings):
     sizes: dict[str, dict[str, Any]] | None = None
     larger_from: int | None = None
     distillation: float = 0.5
+    mask_steps: int = 0
     task: str = "denoise"
     intensity_range: Sequence[float] = (0.0, 1.0)
     intensity_unit: str = "relative"
@@ -262,6 +266,8 @@ class ModuleSettings(Settings):
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation must be from 0 to 1, got {self.distillation}")
+        if self.mask_steps < 0:
+            raise ValueError(f"mask_steps must be at least 0, got {self.mask_steps}")
 
     def plain(self) -> dict[str, Any]:
         """The values as checkpoints hold them: numbers, strings, lists and dictionaries only."""
@@ -269,6 +275,8 @@ class ModuleSettings(Settings):
         if not self.sizes:  # as in earlier versions
             for name in ("sizes", "larger_from", "distillation"):
                 del values[name]
+        if not self.mask_steps:
+            del values["mask_steps"]
         return {
             **values,
             "arguments": dict(self.arguments or {}),

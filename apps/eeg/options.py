@@ -64,18 +64,25 @@ class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOp
         output: the folder to write to.
         windows: how recordings are cut: seconds, overlap, sfreq, band, reference, channels, scaling and so on.
         cache: a folder in which the cut windows are kept, for a faster start the next time.
+        mask_epochs: epochs of a pre-training without labels before the training, in which a growing share (10 to 60 %)
+            of the time is hidden and each partly hidden signal must be recognised among others; for adhdeepnet and
+            long_recording.
         resume: continue from last.ckpt in the output folder.
     """
 
     output: Path
     windows: dict[str, Any] | None = None
     cache: Path | None = None
+    mask_epochs: int = 0
     resume: bool = False
 
     def check(self) -> None:
         super().check()
         at_least(1, epochs=self.epochs, patience=self.patience, reduce_patience=self.reduce_patience)
         at_least(2, batch=self.batch)
+        at_least(0, mask_epochs=self.mask_epochs)
+        if self.mask_epochs and self.network not in ("adhdeepnet", "long_recording"):
+            raise UsageError(f"--mask-epochs needs --network adhdeepnet or long_recording, got {self.network}")
         if not 0 < self.validation_share < 1:
             raise UsageError(f"--validation-share must be between 0 and 1, got {self.validation_share:g}")
         check_resume(self.output / CHECKPOINT, self.resume)

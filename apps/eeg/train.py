@@ -9,6 +9,7 @@ from ...eeg.audit import APART, SHARED, audit
 from ...eeg.check import Check, failed
 from ...eeg.fast_layers import keep_freed_memory
 from ...eeg.networks import CARD, LONG_RECORDING, WEIGHTS, ModelCard, save_network
+from ...eeg.pretraining import pretrain
 from ...eeg.split_file import WHOLE, Fold, SplitFile
 from ...eeg.study import Study
 from ...eeg.training import Parts, fit, prepare, validation_scores
@@ -58,6 +59,8 @@ def _train(options: Train) -> int:
         f"with {len(parts.validation.x)} {items}; {options.network} with "
         f"{sum(p.numel() for p in network.parameters())} parameters"
     )
+    if options.mask_epochs and not options.resume:
+        _pretrain(options, parts)
     best, interrupted = fit(parts, options, options.output / CHECKPOINT, accelerator=accelerator, resume=options.resume)
     if not best.curve:  # interrupted within the first epoch
         raise KeyboardInterrupt
@@ -75,6 +78,21 @@ def _train(options: Train) -> int:
     return DONE
 
 
+def _pretrain(options: Train, parts: Parts) -> None:
+    """Pre-train the network on the training part under a growing mask."""
+    losses = pretrain(
+        parts.module.network,
+        parts.training,
+        epochs=options.mask_epochs,
+        batch=options.batch,
+        lr=parts.module.hparams["lr"],
+        seed=options.seed,
+        device=choose_device(options.device),
+    )
+    first, last = losses[0], losses[-1]
+    print(f"pre-trained under a growing mask for {len(losses)} epochs; loss {first:.3f} at first, {last:.3f} at last")
+
+
 def _audit(options: Train, study: Study, data: Windows, parts: Parts, persons: Sequence[str]) -> list[Check]:
     """Check whether training and validation subjects share EEG or people."""
     sides = [frozenset((data.subjects[i], WHOLE) for i in part) for part in parts.subjects]
@@ -90,6 +108,7 @@ def _begun_with(options: Train, data: Windows, parts: Parts) -> dict[str, object
     return {
         **{name: getattr(options, name) for name in names},
         "settings": options.settings or {},
+        **_masked(options),
         "windows": asdict(data.options),
         "classes": data.classes,
         "channels": data.channels,
@@ -97,6 +116,11 @@ def _begun_with(options: Train, data: Windows, parts: Parts) -> dict[str, object
         "validation": [data.subjects[i] for i in parts.subjects[1]],
         "recordings": data.digest,
     }
+
+
+def _masked(options: Train) -> dict[str, int]:
+    """The entry of the pre-training in records; none without it, as in earlier versions."""
+    return {"mask_epochs": options.mask_epochs} if options.mask_epochs else {}
 
 
 def _card(
@@ -116,6 +140,7 @@ def _card(
         subjects=data.subjects,
         notes={
             "settings": options.settings or {},
+            **_masked(options),
             "seed": options.seed,
             "epochs": epochs,
             "validation": [data.subjects[i] for i in parts.subjects[1]],
@@ -130,6 +155,6 @@ def _write_record(options: Train, data: Windows, metrics: dict[str, float]) -> N
         options.output / "record.json",
         inputs={},
         options={name: getattr(options, name) for name in names}
-        | {"settings": options.settings or {}, "windows": asdict(data.options)},
+        | {"settings": options.settings or {}, **_masked(options), "windows": asdict(data.options)},
         metrics=metrics,
     )

@@ -132,3 +132,27 @@ def test_a_checkpoint_of_version_0_1_0_loads(tiny_module: dict[str, Any], tmp_pa
     torch.save({"hyper_parameters": hyper_parameters, "state_dict": state}, tmp_path / "last.ckpt")
     again = load_checkpoint(tmp_path / "last.ckpt")
     assert dict(again.hparams) == {**hyper_parameters, "start_from": None}
+
+
+def test_the_first_steps_are_masked_and_the_others_are_as_without(
+    tiny_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = RestorationModule(ModuleSettings(**{**tiny_module, "mask_steps": 2}))
+    plain = RestorationModule(ModuleSettings(**tiny_module))
+    plain.load_state_dict(module.state_dict())
+    assert module.hparams["mask_steps"] == 2
+    assert "mask_steps" not in plain.hparams
+    batch = {"degraded": torch.rand(2, 1, 32, 32), "clean": torch.rand(2, 1, 32, 32)}
+    seen = []
+    for one in (module, plain):
+        one.log = lambda *args, **options: None
+        one.network.register_forward_pre_hook(lambda network, given: seen.append(given[0]))
+    for step, same in ((0, False), (1, False), (2, True)):
+        monkeypatch.setattr(RestorationModule, "global_step", step)
+        losses = [one.training_step(batch, 0) for one in (module, plain)]
+        assert torch.equal(*losses) == same
+        hidden = float((seen[-2] != batch["degraded"]).double().mean())
+        assert hidden == pytest.approx({0: 0.125, 1: 0.625, 2: 0.0}[step])  # of 16 blocks, 10 and 60 %
+    with pytest.raises(ValueError, match="mask_steps must be at least 0"):
+        ModuleSettings(mask_steps=-1)

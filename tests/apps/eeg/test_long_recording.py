@@ -155,3 +155,18 @@ def test_explain_asks_for_a_network_of_windows(study, weights, tmp_path, capsys)
     assert (
         "must be of a network of windows (adhdeepnet, eegnet, shallow), got long_recording" in capsys.readouterr().err
     )
+
+
+def test_a_training_can_begin_with_a_growing_mask(study, tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({"settings": SETTINGS, "windows": WINDOWS}))
+    words = ["--config", str(config), "--epochs", "1", "--batch", "4", "--threads", "1", "-o", str(tmp_path / "run")]
+    command = ["eeg", "train", str(study), *words, "--mask-epochs", "2"]
+    assert cli.main([*command, "--network", "eegnet"]) == 2
+    assert "--mask-epochs needs --network adhdeepnet or long_recording" in capsys.readouterr().err
+    assert cli.main([*command, "--network", "long_recording"]) == 0
+    assert "pre-trained under a growing mask for 2 epochs" in capsys.readouterr().out
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert card["notes"]["mask_epochs"] == 2
+    assert cli.main([*command, "--network", "long_recording", "--mask-epochs", "3", "--resume"]) == 1
+    assert "mask_epochs" in capsys.readouterr().err
