@@ -77,6 +77,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "eeg.nested_cv:nested_cv",
             "evaluate networks and simple models by nested cross-validation, with a report",
         ),
+        "test": Verb(
+            "eeg.nested_options:LockedTest",
+            "eeg.locked_test:locked_test",
+            "test the final model of a nested run once, on a study that it never saw",
+        ),
         "audit": Verb(
             "eeg.options:Audit", "eeg.audit:audit", "check a study, and a split of it, for leakage and confounds"
         ),

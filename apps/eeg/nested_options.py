@@ -1,4 +1,4 @@
-"""Options of `voxelwave eeg nested-cv`, `planted` and `explain`."""
+"""Options of `voxelwave eeg nested-cv`, `test`, `planted` and `explain`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,36 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
             if getattr(self, option) and self.protocol == "published":
                 name = option.replace("_", "-")
                 raise UsageError(f"--{name} needs the nested protocol: its settings come from the inner folds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedTest(StudyOptions, ThreadOptions):
+    """Test the final model of a finished nested run once, on a STUDY that the run never saw.
+
+    The final model is the mean of the outer fits of the run, with the mean of their thresholds. A study that shares
+    people or EEG with that of the run is refused (exit code 4); the study of the run must still be there for this
+    check. Before anything is predicted, the look is written into seal.json in the folder of the run, with hashes of
+    model and study; a second look is called one. OUTPUT receives test.html, test.json and subjects.csv, with the
+    figures beside those of the nested cross-validation.
+
+    Args:
+        run: the folder of the finished run.
+        output: the folder to write to.
+        model: the model of the run to test; by default that of the headline.
+        other_people: people of the same name in both studies are different people.
+        title: title of the page.
+    """
+
+    run: Path
+    output: Path
+    model: str | None = None
+    other_people: bool = False
+    title: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.run / "results.json", "results.json of a finished run")
+        must_exist(self.run / "plan.json", "plan.json of a run")
 
 
 @dataclass(frozen=True, kw_only=True)

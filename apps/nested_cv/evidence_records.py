@@ -117,3 +117,36 @@ class LearningCurve(TypedDict):
     loss: float
     more: list[Extrapolation]
     text: str
+
+
+class Look(TypedDict):
+    """One look at a locked test; `finished` is None until its result is written."""
+
+    look: int
+    opened: str
+    finished: str | None
+    model: str
+    model_sha256: str
+    study: str
+    study_sha256: str
+    output: str
+    subjects: int
+    auc: float | None
+    before_sha256: str  # of the entry before, "" for the first
+
+
+class Seal(TypedDict):
+    """seal.json in the folder of a run: all looks at locked tests of its model."""
+
+    looks: list[Look]
+
+
+class TestFigure(TypedDict):
+    """One metric of a locked test beside the nested one; intervals are 95 %."""
+
+    value: float
+    interval: Interval
+    nested: float
+    nested_interval: Interval
+    difference: float
+    difference_interval: Interval
