@@ -42,7 +42,7 @@ def parse_arguments(options: Callable[..., Any], argv: list[str], *, prog: str) 
     parser = build_parser(options, prog=prog)
     try:
         words = [_with_hyphens(_LONG.get(word, word)) for word in argv]
-        words = _with_brackets(_with_configurations(words, prog), _lists(options))
+        words = _words_first(_with_brackets(_with_configurations(words, prog), _lists(options)), options)
         arguments = parser.parse_args(_with_values(words, _flags(options)))
     except Exception as error:  # jsonargparse raises several types, all about the arguments
         raise UsageError(f"{_explained(error, options, argv)}; see {prog} --help") from error
@@ -105,8 +105,9 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, text: str) -> Non
     name, required = parameter.name, parameter.default is parameter.empty
     default = None if required else parameter.default
     if parameter.kind is not parameter.KEYWORD_ONLY:
-        positional: dict[str, Any] = {} if required else {"nargs": "?", "default": default}
-        parser.add_argument(name, type=parameter.annotation, metavar=name.upper(), help=text, **positional)
+        kind, several = _element(parameter.annotation)
+        positional: dict[str, Any] = {} if required else {"nargs": "*" if several else "?", "default": default}
+        parser.add_argument(name, type=kind, metavar=name.upper(), help=text, **positional)
         return
     flags = [*([_SHORT[name]] if name in _SHORT else []), f"--{name.replace('_', '-')}"]
     parser.add_argument(
@@ -118,6 +119,29 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, text: str) -> Non
         metavar=_FLAG if parameter.annotation is bool else _choices(parameter.annotation) or name.upper(),
         help=text,
     )
+
+
+def _element(annotation: Any) -> tuple[Any, bool]:
+    """The type of each word of a positional argument, and whether it takes several words: of tuple[Path, ...], Path."""
+    parts = get_args(annotation)
+    return (parts[0], True) if get_origin(annotation) is tuple and Ellipsis in parts else (annotation, False)
+
+
+def _words_first(words: list[str], options: Callable[..., Any]) -> list[str]:
+    """Move the words of a positional argument that takes several before the options, between which they may stand."""
+    parameters = inspect.signature(options).parameters.values()
+    if not any(_element(p.annotation)[1] for p in parameters if p.kind is not p.KEYWORD_ONLY):
+        return words
+    flags, first, rest = _flags(options), [], []
+    remaining = iter(words)
+    for word in remaining:
+        if not word.startswith("-") or word == "-":
+            first.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and word not in (*flags, "-h", "--help", "--"):
+            rest += [value for value in [next(remaining, None)] if value is not None]
+    return first + rest
 
 
 def choices_of(annotation: Any) -> list[str]:

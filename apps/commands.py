@@ -19,7 +19,12 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "apply": Verb(
             "registration.options:Apply",
             "registration.apply:apply",
-            "apply a saved transform to an image or a label map",
+            "apply a saved transform to images, label maps or points",
+        ),
+        "transform": Verb(
+            "registration.options:Transform",
+            "registration.transform:transform",
+            "describe or convert a transform, or write its Jacobian map",
         ),
         "train": Verb("registration.options:Train", "registration.train:train", "train NestedMorph on pairs of scans"),
         "evaluate": Verb(

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates, spline_filter
 
 from ..kernels import transforms
 from .sampling import apply_affine, inside, sample_linear, sample_nearest, slabs, voxel_blocks
@@ -14,6 +15,7 @@ from .transforms import AffineTransform, CompositeTransform, Transform
 from .volume import Volume
 from .warning import VolumeWarning
 
+Order = Literal["linear", "nearest", "cubic"]
 _SLAB = 1 << 22  # voxels that are read at once
 _AIR = -900.0  # HU; an image with a lower minimum is taken for a CT
 
@@ -23,7 +25,7 @@ def resample(
     like: Volume,
     transform: Transform | None = None,
     *,
-    order: Literal["linear", "nearest"] = "linear",
+    order: Order = "linear",
 ) -> Volume:
     """The image on the grid of `like`, interpolated once from the original: out[x] = volume[transform(x)].
 
@@ -36,10 +38,11 @@ def resample(
         volume: the moving image, (D, H, W) or (D, H, W, T).
         like: an image on the fixed grid (shape and affine); its values are not used.
         transform: transform from the fixed world to the moving world; None if both are the same.
-        order: "linear" for intensities, "nearest" for labels.
+        order: "linear" for intensities, "nearest" for labels, "cubic" for intensities by cubic B-splines, which are
+            sharper, but can exceed the range of the image at edges.
 
     Returns:
-        The image on the fixed grid. "nearest" keeps the dtype; "linear" returns float32, or float64 if the image has
+        The image on the fixed grid. "nearest" keeps the dtype; the others return float32, or float64 if the image has
         float64 or integers of 32 bits and more.
 
     Example:
@@ -50,18 +53,20 @@ def resample(
         [0.5, 1.5, 2.5]
     """
 
-    if order not in ("linear", "nearest"):
-        raise ValueError(f'order must be "linear" or "nearest", got "{order}"')
+    if order not in get_args(Order):
+        raise ValueError(f'order must be "linear", "nearest" or "cubic", got "{order}"')
+    if order == "cubic" and not np.isfinite(volume.array).all():
+        raise ValueError("cubic interpolation needs finite values, got NaN or infinity: use linear")
     series = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     dtype = series.dtype if order == "nearest" else _linear_dtype(series.dtype)
     # volumes are stored one after the other, as in NIfTI files
-    outside = _background(volume, guess=order == "linear")
+    outside = _background(volume, guess=order != "nearest")
     resampled = np.full((*like.shape, series.shape[3]), outside, dtype, order="F")
     source = _source(volume, like, transform)
-    if source is not None and (order == "nearest" or dtype == np.float32):
+    if source is not None and (order == "nearest" or (order == "linear" and dtype == np.float32)):
         lost = _read_compiled(source, series, outside, order == "nearest", resampled)
     else:
-        lost = _read_plain(volume, like, transform, outside, order == "nearest", resampled)
+        lost = _read_plain(volume, like, transform, outside, order, resampled)
     if lost:
         warnings.warn(
             f"{lost} of {np.prod(like.shape)} voxels lie outside the displacement field's grid and get the value"
@@ -128,10 +133,15 @@ def _parts(source: transforms.Source) -> Iterator[tuple[slice, transforms.Source
 
 
 def _read_plain(
-    volume: Volume, like: Volume, transform: Transform | None, outside: float, nearest: bool, out: np.ndarray
+    volume: Volume, like: Volume, transform: Transform | None, outside: float, order: Order, out: np.ndarray
 ) -> int:
-    """The same in slabs of points, for every type and any chain of transforms."""
+    """The same in slabs of points, for every type, order and any chain of transforms."""
     series = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    if order == "cubic":  # the coefficients of the splines, once for each volume
+        volumes = [
+            spline_filter(series[..., k].astype(np.float64), order=3, mode="mirror") for k in range(series.shape[3])
+        ]
+        series = np.stack(volumes, axis=3)
     to_voxel = np.linalg.inv(volume.affine)
     lost = 0
     for slab, voxels in voxel_blocks(like.shape):
@@ -145,7 +155,11 @@ def _read_plain(
             continue
         for number in range(series.shape[3]):
             values = np.full(len(read), outside, out.dtype)
-            if nearest:
+            if order == "cubic":
+                values[read_from] = map_coordinates(
+                    series[..., number], read[read_from].T, order=3, mode="mirror", prefilter=False
+                )
+            elif order == "nearest":
                 values[read_from] = sample_nearest(series[..., number], read[read_from])
             else:
                 channel = torch.from_numpy(np.ascontiguousarray(series[..., number], dtype=out.dtype))[None]

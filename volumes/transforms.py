@@ -18,6 +18,7 @@ from .volume import Volume
 from .warning import VolumeWarning
 
 _FIXED_POINT_ROUNDS = 10  # fixed-point iterations of an inversion before Newton's steps
+_UNMAP_ROUNDS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,10 @@ class AffineTransform:
     def map(self, points: np.ndarray) -> np.ndarray:
         """The moving world points (N, 3) of fixed world points (N, 3), RAS+ mm."""
         return apply_affine(self.matrix, points)
+
+    def unmap(self, points: np.ndarray) -> np.ndarray:
+        """The fixed world points (N, 3) that the map takes to moving world points (N, 3), RAS+ mm."""
+        return self.inverse().map(points)
 
     def inverse(self) -> "AffineTransform":
         """The map from moving world to fixed world."""
@@ -139,6 +144,20 @@ class DisplacementField:
         moved = np.full(points.shape, np.nan)
         moved[inner] = points[inner] + sample_linear(self._channels, voxels[inner])
         return moved
+
+    def unmap(self, points: np.ndarray, *, tolerance_mm: float = 0.01) -> np.ndarray:
+        """The fixed world points (N, 3) that the map takes to moving world points (N, 3), RAS+ mm.
+
+        A point that no point of the field's grid is taken to, within ten times the tolerance, is NaN.
+        """
+        mapping = _SplitField(self)
+        search = _Search(mapping, points, tolerance_mm)
+        for number in range(_UNMAP_ROUNDS):
+            search.step(newton=number > _FIXED_POINT_ROUNDS)
+            if search.done:
+                break
+        found = inside(self.shape, apply_affine(mapping.to_voxel, search.best)) & (search.error <= 10 * tolerance_mm)
+        return np.where(found[:, None], search.best, np.nan)
 
     def inverse(self, like: Volume, *, iterations: int = 60, tolerance_mm: float = 0.01) -> "DisplacementField":
         """The inverse map, moving world -> fixed world, on the grid of `like` (an image in the moving world).
@@ -363,6 +382,15 @@ class CompositeTransform:
         """The moving world points (N, 3) of fixed world points (N, 3), RAS+ mm; NaN outside the domain of a part."""
         for part in self.parts:
             points = part.map(points)
+        return points
+
+    def unmap(self, points: np.ndarray) -> np.ndarray:
+        """The fixed world points (N, 3) that the map takes to moving world points (N, 3), RAS+ mm; NaN for none."""
+        for part in reversed(self.parts):
+            known = ~np.isnan(points[:, 0])
+            moved = np.full(points.shape, np.nan)
+            moved[known] = part.unmap(points[known])
+            points = moved
         return points
 
 

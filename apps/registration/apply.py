@@ -1,10 +1,11 @@
-"""`voxelwave registration apply`: apply a saved transform to an image or a label map, or to each image of a folder."""
+"""`voxelwave registration apply`: apply a saved transform to images, label maps or points."""
 
 from pathlib import Path
 
 import numpy as np
 
 from ...runs.files import output_lock, outputs_together
+from ...runs.outcome import add_outcome
 from ...volumes import (
     CompositeTransform,
     DisplacementField,
@@ -15,26 +16,34 @@ from ...volumes import (
     resample,
     write_volume,
 )
+from ...volumes.point_files import read_points, write_points
 from .options import Apply
 from .scans import read_scan
 from .work import FORWARD, INVERSE
 
 _LEAST_INSIDE = 0.2  # least fraction of the new grid inside the grid of the transform
+_LPS = np.array([-1.0, -1.0, 1.0])
 
 
 def apply(options: Apply) -> None:
     """Run the command."""
+    if options.points is not None:
+        _move_points(options, options.points)
+        return
+    assert options.like is not None  # see Apply.check
     grid = read_scan(options.like, fix_tilt=options.fix_tilt)
     chosen = _transform(options, grid)
-    images = options.images
-    if not images:
+    if not options.several:
         with output_lock(options.output):
-            _move(options, options.image, grid, chosen, options.output)
+            _move(options, options.image[0], grid, chosen, options.output)
+        add_outcome(written=[options.output])
         return
+    targets = options.targets
     with outputs_together(options.output) as folder:
-        for image in images:
-            _move(options, image, grid, chosen, folder / image.name)
-    print(f"wrote {len(images)} images to {options.output}/")
+        for image, name in targets.items():
+            _move(options, image, grid, chosen, folder / name)
+    add_outcome(written=[options.output / name for name in targets.values()])
+    print(f"wrote {len(targets)} images to {options.output}/")
 
 
 def _transform(options: Apply, grid: Volume) -> Transform:
@@ -86,7 +95,48 @@ def _check_inside(transform: Transform, grid: Volume, options: Apply) -> None:
 
 def _move(options: Apply, image: Path, grid: Volume, transform: Transform, output: Path) -> None:
     source = read_scan(image, fix_tilt=options.fix_tilt)
-    moved = resample(source, grid, transform, order="nearest" if options.labels else "linear")
+    try:
+        moved = resample(source, grid, transform, order="nearest" if options.labels else options.interpolation)
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from None
     write_volume(output, moved, space="aligned")
-    shown = output if not options.images else options.output / output.name
+    shown = options.output / output.name if options.several else output
     print(f"wrote {shown}: {' x '.join(map(str, moved.array.shape))}, {moved.array.dtype}")
+
+
+def _move_points(options: Apply, file: Path) -> None:
+    """Move the points of a file and write them.
+
+    Raises:
+        ValueError: the points lie outside the transform.
+    """
+    points = read_points(file)
+    signs = _LPS if options.points_space == "lps" else np.ones(3)
+    moved = signs * moved_points(options.transform, signs * points.coordinates, inverse=options.inverse)
+    lost = int(np.isnan(moved[:, 0]).sum())
+    if lost == len(moved):
+        raise ValueError(
+            f"no point of {file} lies inside the transform: check --points-space (ras or lps), and add or leave out"
+            " --inverse"
+        )
+    with output_lock(options.output):
+        write_points(options.output, points, moved)
+    if lost:
+        print(f"note: {lost} of {len(moved)} points lie outside the transform; their coordinates are empty")
+    distances = np.linalg.norm(moved - points.coordinates, axis=1)
+    add_outcome(written=[options.output], points=len(moved), outside=lost)
+    print(f"wrote {options.output}: {len(moved) - lost} points, moved by {np.nanmean(distances):.2f} mm on average")
+
+
+def moved_points(transform: Path, points: np.ndarray, *, inverse: bool) -> np.ndarray:
+    """The places (N, 3) to which points (N, 3) move with the moving image, RAS mm; NaN outside the transform.
+
+    Args:
+        transform: a folder of `register`, or a transform file.
+        points: in the space of the moving image; with `inverse`, in that of the fixed one.
+        inverse: move from the space of the fixed image to that of the moving one.
+    """
+    if transform.is_dir():  # an image is pulled back by the forward transform, and points are pushed by the inverse
+        return read_transform(transform / (FORWARD if inverse else INVERSE)).map(points)
+    found = read_transform(transform)
+    return found.map(points) if inverse else found.unmap(points)

@@ -13,6 +13,8 @@ from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
 from ..options import DeviceOptions, Options, at_least, must_be_writable, must_exist
 
+POINT_SUFFIXES = (".csv", ".tsv", ".gii")
+TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
 
 
@@ -78,6 +80,9 @@ class Register(MethodOptions, FolderOptions):
         fixed_mask: a mask on the grid of FIXED; voxels that are 0 are not compared.
         reversed_b0: a b0 image of the same session with reversed phase encoding, on the grid of the diffusion scan;
             the distortion is measured from this image and the b0 image of the scan.
+        initial: a linear transform (.mat, .txt, .tfm, .lta) from which the registration starts: fixed to moving, as
+            `register` writes it.
+        jacobian: also write jacobian.nii.gz, the Jacobian determinant of the map.
         dicom: write DICOM results even if only MOVING is DICOM.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation; without this option such a
             CT is refused. With it, no DICOM results are written.
@@ -97,6 +102,8 @@ class Register(MethodOptions, FolderOptions):
     moving_mask: Path | None = None
     fixed_mask: Path | None = None
     reversed_b0: Path | None = None
+    initial: Path | None = None
+    jacobian: bool = False
     dicom: bool = False
     fix_tilt: bool = False
     pairs: Path | None = None
@@ -117,15 +124,27 @@ class Register(MethodOptions, FolderOptions):
             raise UsageError("expected MOVING and FIXED, or --input with --pairs or --bids")
         for path in (self.moving, self.fixed, *self._of_one_pair()):
             must_exist(path, "scan")
+        if self.initial is not None and self.reversed_b0 is not None:
+            raise UsageError("--initial and --reversed-b0 do not go together: leave one out")
+        if self.initial is not None and self.initial.suffix.lower() not in (".mat", ".txt", ".tfm", ".lta"):
+            raise UsageError(f"--initial must be a linear transform (.mat, .txt, .tfm, .lta), got {self.initial}")
 
     def _of_one_pair(self) -> tuple[Path | None, ...]:
         """The files beside a single pair of scans."""
-        return (self.moving_labels, self.fixed_labels, self.moving_mask, self.fixed_mask, self.reversed_b0)
+        return (
+            self.moving_labels,
+            self.fixed_labels,
+            self.moving_mask,
+            self.fixed_mask,
+            self.reversed_b0,
+            self.initial,
+        )
 
     def _check_folder(self) -> None:
         if any(path is not None for path in (self.moving, self.fixed, *self._of_one_pair())):
             raise UsageError(
-                "--input and --pairs name the scans: leave out MOVING, FIXED, label maps, masks and --reversed-b0"
+                "--input and --pairs name the scans: leave out MOVING, FIXED, label maps, masks, --reversed-b0 and"
+                " --initial"
             )
         if self.input is not None and not self.input.is_dir():
             raise FileNotFoundError(f"no folder at {self.input}")
@@ -141,63 +160,158 @@ class Register(MethodOptions, FolderOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Apply(Options):
-    """Resample IMAGE through a TRANSFORM onto the grid of another image, with one interpolation.
+    """Resample IMAGE through a TRANSFORM onto the grid of another image, with one interpolation, or move points.
+
+    With --points instead of IMAGE, the points of a table or of a surface are moved as the image is: from the space of
+    the moving image to that of the fixed one, or with --inverse the other way.
 
     Args:
-        transform: a folder written by `register`, or an ITK transform file (.nii.gz field, .h5, .mat, .txt).
-        image: the image to move, 3-D or 4-D, or a folder of .nii, .nii.gz and .mgz files, each of which is moved;
-            OUTPUT is then a folder.
+        transform: a folder written by `register`, or a transform file (.nii.gz field, .h5, .mat, .txt, .tfm, .lta).
+        image: the images to move, 3-D or 4-D, or a folder of .nii, .nii.gz and .mgz files, each of which is moved; for
+            several images or a folder, OUTPUT is a folder.
         like: the image that defines the grid of the result: the fixed image, or with --inverse the moving one.
-        output: the .nii.gz, .nii or .mgz file to write; for a folder of images, the folder to write to.
+        output: the .nii.gz, .nii or .mgz file to write; for several images, the folder to write to; for points, a file
+            of the same kind.
+        points: a .csv or .tsv file with the columns x, y and z (others are kept), or a GIFTI surface (.gii).
+        points_space: the axes of a table of points: ras (NIfTI, 3D Slicer's default) or lps (ITK, ANTs, DICOM); in mm.
         inverse: map from the fixed to the moving image's space; a single file is inverted numerically.
-        labels: IMAGE is a label map: use nearest-neighbour interpolation and keep integers.
+        interpolation: linear, nearest (keeps the values), or cubic (sharper; can exceed the range at edges).
+        labels: IMAGE is a label map: the same as --interpolation nearest.
         fix_tilt: straighten the slices of a CT with a tilted gantry first, as in `register`.
     """
 
     output_is = "either"
 
     transform: Path = field(kw_only=False)
-    image: Path = field(kw_only=False)
-    like: Path
+    image: tuple[Path, ...] = field(default=(), kw_only=False)
+    like: Path | None = None
     output: Path
+    points: Path | None = None
+    points_space: Literal["ras", "lps"] = "ras"
     inverse: bool = False
+    interpolation: Literal["linear", "nearest", "cubic"] = "linear"
     labels: bool = False
     fix_tilt: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", tuple(self.image))
 
     def check(self) -> None:
         super().check()
         must_exist(self.transform, "transform")
-        must_exist(self.image, "image")
-        must_exist(self.like, "image")
-        if self.images:
-            if self.output.resolve() == self.image.resolve() or self.output.is_file():
+        if self.points is not None:
+            self._check_points(self.points)
+            return
+        if not self.image or self.like is None:
+            raise UsageError("expected IMAGE and --like, or --points")
+        if self.labels and self.interpolation == "cubic":
+            raise UsageError("--labels needs nearest-neighbour interpolation, got --interpolation cubic")
+        for image in (*self.image, self.like):
+            must_exist(image, "image")
+        if self.several:
+            if self.output.is_file() or any(self.output.resolve() == image.resolve() for image in self.image):
                 raise UsageError(f"--output must be another folder than the images, got {self.output}")
-            self._check_targets([self.output / image.name for image in self.images])
+            targets = self.targets
+            if twice := sorted({name for name in targets.values() if list(targets.values()).count(name) > 1}):
+                raise UsageError(f"several images would be written to {twice[0]}: move them one by one")
+            self._check_targets([self.output / name for name in targets.values()])
             return
         if not self.is_written(self.output):
             raise UsageError(f"--output must end in .nii, .nii.gz or .mgz, got {self.output}")
         must_be_writable(self.output, "file")
         self._check_targets([self.output])
 
+    def _check_points(self, points: Path) -> None:
+        if self.image or self.like is not None:
+            raise UsageError("--points takes the place of IMAGE and --like: leave them out")
+        must_exist(points, "file of points")
+        suffix, wanted = self.output.suffix.lower(), points.suffix.lower()
+        if wanted not in POINT_SUFFIXES:
+            raise UsageError(f"--points must be a .csv, .tsv or .gii file, got {points}")
+        if suffix not in ((wanted,) if wanted == ".gii" else POINT_SUFFIXES[:2]):
+            raise UsageError(f"--output must be a file of points like {points.name}, got {self.output}")
+        if wanted == ".gii" and self.points_space == "lps":
+            raise UsageError("--points-space lps is for tables; the points of a surface are in RAS")
+        must_be_writable(self.output, "file")
+        if self.output.resolve() == points.resolve():
+            raise UsageError(f"--output must be another path than the points, got {self.output}")
+
     def _check_targets(self, targets: list[Path]) -> None:
         """Refuse to overwrite an input, or a file of the transform's folder."""
-        sources = {path.resolve() for path in (self.transform, self.image, self.like)}
+        sources = {path.resolve() for path in (self.transform, *self.image, self.like) if path is not None}
         for target in targets:
             inside = self.transform.is_dir() and target.resolve().parent == self.transform.resolve() and target.exists()
             if target.resolve() in sources or inside:
                 raise UsageError(f"--output must be another path than the inputs, got {target}")
 
     @property
-    def images(self) -> list[Path]:
+    def several(self) -> bool:
+        """Whether OUTPUT is a folder."""
+        return len(self.image) > 1 or bool(self.image and self._in_folder(self.image[0]))
+
+    @property
+    def targets(self) -> dict[Path, str]:
+        """Each image, also those in folders -> the name of its result in the folder OUTPUT."""
+        images = [image for given in self.image for image in (self._in_folder(given) or [given])]
+        return {image: image.name if self.is_written(image) else f"{image.name}.nii.gz" for image in images}
+
+    @classmethod
+    def _in_folder(cls, folder: Path) -> list[Path]:
         """The images of a folder; empty for a single image, such as a DICOM series."""
-        if not self.image.is_dir():
+        if not folder.is_dir():
             return []
-        return sorted(path for path in self.image.iterdir() if self.is_written(path) and not is_hidden(Path(path.name)))
+        return sorted(path for path in folder.iterdir() if cls.is_written(path) and not is_hidden(Path(path.name)))
 
     @staticmethod
     def is_written(path: Path) -> bool:
         """Whether the name of a file has the extension of a format in which images are written."""
         return path.name.lower().endswith((".nii", ".nii.gz", ".mgz"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(Options):
+    """Describe a TRANSFORM, convert it to another format, or write the map of its Jacobian determinant.
+
+    The format follows from the name of OUTPUT: .mat, .txt or .tfm (ITK, ANTs, 3D Slicer) and .lta (FreeSurfer) for a
+    linear transform, .nii.gz for a displacement field, .h5 for any. Transforms map points of the fixed image to the
+    moving image, as ITK's do; an .lta file has the reverse direction, which is taken into account.
+
+    Args:
+        transform: a folder written by `register`, or a transform file (.nii.gz field, .h5, .mat, .txt, .tfm, .lta).
+        output: the file to write; without it, the transform is only described.
+        inverse: take the inverse; a displacement field needs --moving, on whose grid its inverse is given.
+        linear: take only the linear part of a displacement field; of a folder, its affine.mat.
+        jacobian: a .nii.gz file for the map of the Jacobian determinant: the volume in the moving image for each unit
+            of volume in the fixed one; 0 or less where the map folds.
+        fixed: the fixed image: the grid for a linear transform that is written as a field or as a Jacobian map, and
+            the geometry that an .lta file describes.
+        moving: the moving image: the grid for the inverse of a field, and the geometry that an .lta file describes.
+    """
+
+    output_is = "file"
+
+    transform: Path = field(kw_only=False)
+    output: Path | None = None
+    inverse: bool = False
+    linear: bool = False
+    jacobian: Path | None = None
+    fixed: Path | None = None
+    moving: Path | None = None
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.transform, "transform")
+        must_exist(self.fixed, "image")
+        must_exist(self.moving, "image")
+        for path in (self.output, self.jacobian):
+            if path is not None and path.resolve() == self.transform.resolve():
+                raise UsageError(f"the file to write must be another path than the transform, got {path}")
+        if self.output is not None and not self.output.name.lower().endswith(TRANSFORM_SUFFIXES):
+            raise UsageError(f"--output must end in {', '.join(TRANSFORM_SUFFIXES)}, got {self.output}")
+        if self.jacobian is not None:
+            if not Apply.is_written(self.jacobian):
+                raise UsageError(f"--jacobian must end in .nii, .nii.gz or .mgz, got {self.jacobian}")
+            must_be_writable(self.jacobian, "file")
 
 
 @dataclass(frozen=True, kw_only=True)

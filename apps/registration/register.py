@@ -18,7 +18,7 @@ from ..batch.run import FolderRun, run_batch
 from ..batch.task import CaseRefused
 from .options import PAIR_LISTS, Register
 from .scans import check_no_series, collected_notes
-from .work import AFFINE, FORWARD, INVERSE, OPTIONAL_FILES, SEARCHED, Alignment
+from .work import AFFINE, FORWARD, INVERSE, JACOBIAN, OPTIONAL_FILES, SEARCHED, Alignment
 
 
 def register(options: Register) -> int:
@@ -41,6 +41,8 @@ def _register_folder(options: Register) -> int:
         results_depend_on["fix_tilt"] = True
     if options.guard != "refuse":
         results_depend_on["guard"] = options.guard
+    if options.jacobian:
+        results_depend_on["jacobian"] = True
     arguments = {**results_depend_on, "device": options.device, "weights": weights, "cache": cache}
     run = FolderRun(
         work={"factory": "align", "arguments": arguments},
@@ -86,6 +88,8 @@ def _register_pair(options: Register) -> int:
             options.fix_tilt,
             options.reversed_b0,
             options.guard,
+            options.initial,
+            options.jacobian,
         )
         done = work.align(pair, folder, progress=lambda text: print(f"  {text}", flush=True))
         seconds = {**done.seconds, "all": time.perf_counter() - started}
@@ -95,6 +99,7 @@ def _register_pair(options: Register) -> int:
                 **{name: getattr(pair, name) for name in PAIR_FILES},
                 "weights": options.weights,
                 "reversed_b0": options.reversed_b0,
+                "initial": options.initial,
                 **{name: getattr(pair, name) for name in MASK_FILES},
             },
             options={**asdict(options.settings), "device": options.device},
@@ -107,7 +112,8 @@ def _register_pair(options: Register) -> int:
     for name, value in done.metrics.items():
         print(f"  {name:<32}{value:.4g}")
     dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()
-    written = ", ".join(["warped.nii.gz", FORWARD, INVERSE, AFFINE, *dicom])
+    jacobian = [JACOBIAN] if options.jacobian else []
+    written = ", ".join(["warped.nii.gz", FORWARD, INVERSE, AFFINE, *jacobian, *dicom])
     pictures = ", ".join(["picture.png", *(name for name in [SEARCHED] if (options.output / name).is_file())])
     print(f"wrote {options.output}/ in {seconds['all']:.0f} s: {written}, {pictures}")
     return DONE

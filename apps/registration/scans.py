@@ -26,6 +26,7 @@ from ...volumes.dicom_registered import (
 )
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
+_FEW_LABELS, _LEAST_EQUAL = 32, 0.25  # a map of so few labels may be scattered; the neighbours that have one label
 WARPED_DICOM, REGISTRATION_DICOM = "warped_dicom", "registration.dcm"
 
 
@@ -137,7 +138,7 @@ def read_labels(path: Path | None, *, meaning: str = "one for each structure") -
         meaning: the meaning of its numbers, for the message.
 
     Raises:
-        ValueError: the map is not 3-D or holds fractions.
+        ValueError: the map is not 3-D, holds fractions, or is an image of intensities.
     """
     if path is None:
         return None
@@ -147,7 +148,24 @@ def read_labels(path: Path | None, *, meaning: str = "one for each structure") -
     rounded = np.round(labels.array)
     if not np.array_equal(rounded, labels.array):
         raise ValueError(f"{path} must hold whole numbers, {meaning}, got fractions")
+    if _looks_like_intensities(rounded):
+        raise ValueError(
+            f"{path} must be a label map, {meaning}, got {len(np.unique(rounded))} values that change from voxel to"
+            " voxel, like those of an image of intensities"
+        )
     return labels.with_array(rounded.astype(np.int32))
+
+
+def _looks_like_intensities(array: np.ndarray) -> bool:
+    """Whether an array has many values and hardly two neighbours of the same one: labels form regions."""
+    content = array != 0
+    if len(np.unique(array[content][:: max(1, array.size // 2_000_000)])) <= _FEW_LABELS:
+        return False
+    pairs = [(array[1:], array[:-1]), (array[:, 1:], array[:, :-1]), (array[:, :, 1:], array[:, :, :-1])]
+    inner = [(one != 0) & (other != 0) for one, other in pairs]
+    count = sum(int(where.sum()) for where in inner)
+    equal = sum(int(((one == other) & where).sum()) for (one, other), where in zip(pairs, inner, strict=True))
+    return count > 0 and equal / count < _LEAST_EQUAL
 
 
 def read_mask(path: Path | None, image: Volume) -> Volume | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ...registration.acquisition import facts_of
 from ...registration.choices import contrast_named
+from ...registration.jacobian import jacobian_map
 from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
@@ -20,6 +21,7 @@ from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, VolumeWarning, read_volume, resample, write_transform, write_volume
 from ..batch.case import Case
 from ..batch.task import CaseRefused
+from .initial import after_initial, moved_by, read_initial
 from .overlap import overlap
 from .scans import (
     REGISTRATION_DICOM,
@@ -34,12 +36,14 @@ from .scans import (
 
 SEARCHED = "searched.png"
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
+JACOBIAN = "jacobian.nii.gz"
 OPTIONAL_FILES = (
     "warped_labels.nii.gz",
     "warped.bval",
     "warped.bvec",
     REGISTRATION_DICOM,
     SEARCHED,
+    JACOBIAN,
 )  # written for some pairs only
 
 
@@ -73,6 +77,8 @@ class Alignment:
         fix_tilt: straighten the slices of a tilted gantry.
         reversed_b0: the file of a b0 image with the phase encoding of the diffusion scan reversed.
         guard: "refuse" or "warn" about a result that is not credible.
+        initial: the file of a linear transform from which the registration starts.
+        jacobian: also write the map of the Jacobian determinant.
     """
 
     settings: RegistrationSettings
@@ -83,6 +89,8 @@ class Alignment:
     fix_tilt: bool = False
     reversed_b0: Path | None = None
     guard: Literal["refuse", "warn"] = "refuse"
+    initial: Path | None = None
+    jacobian: bool = False
 
     def __call__(self, case: Case, folder: Path) -> dict[str, Any]:
         """Align one pair of a batch and write the results into a folder."""
@@ -121,18 +129,20 @@ class Alignment:
         if self.reversed_b0 is not None:
             facts = replace(facts, reversed_b0=reference_image(read_volume(self.reversed_b0), self.reversed_b0))
         labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
+        start = read_initial(self.initial)
         result = register(
-            moving,
+            moved_by(moving, start),
             fixed,
             self.settings,
             network=self.network,
             facts=facts,
-            moving_mask=read_mask(pair.moving_mask, moving),
+            moving_mask=moved_by(read_mask(pair.moving_mask, moving), start),
             fixed_mask=read_mask(pair.fixed_mask, fixed),
             device=self.device,
             cache_dir=self.cache,
             progress=progress,
         )
+        result = after_initial(result, start, moving, fixed)
         if result.doubt and self.guard == "refuse":
             raise CaseRefused(f"{result.doubt}; with --guard warn, the result is written all the same")
         if result.doubt:
@@ -141,6 +151,8 @@ class Alignment:
         if to_dicom:
             words = f"registered by voxelwave, method {self.settings.method}"
             write_dicom(output, warped, pair.moving, pair.fixed, result, description=words)
+        if self.jacobian:
+            write_volume(output / JACOBIAN, jacobian_map(result.forward), space="aligned")
         metrics = dict(result.metrics)
         if labels is not None:
             moved = resample(labels, fixed, result.forward, order="nearest")
@@ -179,12 +191,15 @@ def batch_work(
     device: str,
     fix_tilt: bool = False,
     guard: Literal["refuse", "warn"] = "refuse",
+    jacobian: bool = False,
     **settings: Any,
 ) -> Alignment:
     """Build the work of a batch from plain values; `settings` are the fields of `RegistrationSettings`."""
     network = None if weights is None else read_trained_network(weights)
     place = None if cache is None else Path(cache)
-    return Alignment(RegistrationSettings(**settings), network, device, place, dicom, fix_tilt, guard=guard)
+    return Alignment(
+        RegistrationSettings(**settings), network, device, place, dicom, fix_tilt, guard=guard, jacobian=jacobian
+    )
 
 
 def _write_results(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 
 from ...eeg.readers import SUFFIXES as EEG_SUFFIXES
@@ -19,7 +18,8 @@ from ...restoration.inference import Refused, check_modality
 from ...runs.catalogue import list_weights
 from ...runs.outcome import add_outcome
 from ...scanpath.readers import read_scanpaths
-from ...volumes import CompositeTransform, DisplacementField, Transform, Volume, read_transform
+from ...volumes import read_transform
+from ...volumes.describe import describe_transform, describe_volume
 from ...volumes.itk import LINEAR_SUFFIXES, is_field
 from ...volumes.lta import LTA_SUFFIX
 from ...volumes.nifti import is_nifti_name
@@ -60,27 +60,6 @@ def _described(path: Path) -> tuple[Facts, list[str]]:
     ]
     describe = next((describe for fits, describe in kinds if fits), _image)
     return describe(path)
-
-
-def describe_volume(volume: Volume) -> Facts:
-    """Size, type, spacing, orientation, origin and tilt of an image.
-
-    Example:
-        >>> describe_volume(Volume(np.zeros((2, 3, 4), np.int16), np.diag([1.0, 2.0, 3.0, 1.0])))["orientation"]
-        'RAS'
-    """
-    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), -1, 1)).max()))
-    finite = volume.array[np.isfinite(volume.array)]
-    facts = {
-        "size": " x ".join(map(str, volume.array.shape)) + f" {volume.array.dtype}",
-        "spacing": " x ".join(f"{mm:.4g}" for mm in volume.spacing) + " mm",
-        "orientation": volume.orientation,
-        "oblique by": f"{tilt:.1f} degrees",
-        "origin": ", ".join(f"{mm:.4g}" for mm in volume.origin) + " mm (RAS+)",
-        "values": f"{finite.min():.6g} to {finite.max():.6g}" if finite.size else "none is finite",
-    }
-    return facts | ({"not finite": volume.array.size - finite.size} if finite.size < volume.array.size else {})
 
 
 def _image(path: Path) -> tuple[Facts, list[str]]:
@@ -128,38 +107,6 @@ def _transform(path: Path) -> tuple[Facts, list[str]]:
         f"voxelwave registration apply {path} IMAGE --like FIXED -o OUT",
         f"voxelwave registration transform {path} -o OUT.mat",
     ]
-
-
-def describe_transform(transform: Transform) -> Facts:
-    """The kind of a transform, its rotation, scaling and translation, or the size of its displacements.
-
-    Example:
-        >>> describe_transform(AffineTransform(np.diag([1.1, 1.0, 1.0, 1.0])))["scaling"]
-        '1.1, 1, 1'
-    """
-    if isinstance(transform, CompositeTransform):
-        parts = [describe_transform(part) for part in transform.parts]
-        return {f"part {k}, {name}": value for k, part in enumerate(parts, 1) for name, value in part.items()}
-    if isinstance(transform, DisplacementField):
-        lengths = np.linalg.norm(transform.vectors_mm, axis=-1)
-        spacing = np.linalg.norm(transform.affine[:3, :3], axis=0)
-        return {
-            "form": "displacement field",
-            "grid": " x ".join(map(str, transform.shape)) + ", " + " x ".join(f"{mm:.4g}" for mm in spacing) + " mm",
-            "displacement": f"{lengths.mean():.2f} mm on average, {lengths.max():.2f} mm at most",
-        }
-    left, scales, right = np.linalg.svd(transform.matrix[:3, :3])
-    rotation = left @ right
-    turned = float(
-        np.degrees(np.arccos(np.clip((np.trace(rotation) * np.sign(np.linalg.det(rotation)) - 1) / 2, -1, 1)))
-    )
-    return {
-        "form": "rigid" if np.allclose(scales, 1, atol=1e-4) else "affine",
-        "rotation": f"{turned:.2f} degrees" + (", mirrored" if np.linalg.det(rotation) < 0 else ""),
-        "scaling": ", ".join(f"{s:.4g}" for s in scales),
-        "translation": ", ".join(f"{mm:.2f}" for mm in transform.matrix[:3, 3]) + " mm (RAS+)",
-        "matrix": "; ".join(" ".join(f"{v:.6g}" for v in row) for row in transform.matrix[:3]),
-    }
 
 
 def _recording(path: Path) -> tuple[Facts, list[str]]:

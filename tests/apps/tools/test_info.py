@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from voxelwave.apps import cli
-from voxelwave.apps.tools.info import describe_transform
 from voxelwave.eeg.synthetic import write_synthetic_study
 from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import AffineTransform, DisplacementField, Volume, write_transform, write_volume
+from voxelwave.volumes.describe import describe_transform
 
 DATA = Path(cli.__file__).parent / "demo" / "data"
 
