@@ -58,14 +58,14 @@ def _chosen(options: Options, moving: Volume | None) -> Transform:
             place = place / AFFINE
         else:
             place, inverse = place / (INVERSE if inverse else FORWARD), False
-    found = read_transform(place)
-    if options.linear:
-        found = _linear(found)
+    found = _linear(read_transform(place)) if options.linear else read_transform(place)
     if not inverse:
         return found
-    if not isinstance(found, AffineTransform) and moving is None:
+    if isinstance(found, AffineTransform):
+        return found.inverse()
+    if moving is None:
         raise ValueError("--inverse of a displacement field needs --moving, the image on whose grid it is given")
-    return found.inverse() if isinstance(found, AffineTransform) or moving is None else invert(found, moving)
+    return invert(found, moving)
 
 
 def _linear(found: Transform) -> AffineTransform:

@@ -43,7 +43,7 @@ def test_other_columns_of_a_table_are_kept(suffix, tmp_path):
     file.write_text("\n".join(mark.join(row) for row in rows) + "\n\n")
     points = read_points(file)
     assert points.coordinates.tolist() == [[1, 2, 3], [4.5, -5, 60]]
-    write_points(tmp_path / f"out{suffix}", points, points.coordinates + [[1, 0, 0], [np.nan] * 3])
+    write_points(tmp_path / f"out{suffix}", points, points.coordinates + np.array([[1, 0, 0], [np.nan] * 3]))
     written = [line.split(mark) for line in (tmp_path / f"out{suffix}").read_text().splitlines()]
     assert written == [rows[0], ["a", "2.0000", "2.0000", "3.0000", "left"], ["b", "", "", "", ""]]
 

@@ -280,7 +280,7 @@ def test_an_image_is_no_transform_and_an_affine_no_nifti(tmp_path):
     with pytest.raises(ValueError, match="must be a displacement field of shape"):
         read_transform(tmp_path / "image.nii.gz")
     (tmp_path / "a.xfm").write_text("x")
-    with pytest.raises(ValueError, match=r"ends in .nii, .nii.gz, .h5, .mat, .txt or .tfm, got a.xfm"):
+    with pytest.raises(ValueError, match=r"ends in .nii, .nii.gz, .h5, .mat, .txt, .tfm or .lta, got a.xfm"):
         read_transform(tmp_path / "a.xfm")
     with pytest.raises(ValueError, match=r"cannot hold this AffineTransform: use .h5 for any"):
         write_transform(tmp_path / "a.nii.gz", TILT)

@@ -102,7 +102,7 @@ def test_a_target_that_cannot_be_is_wrong_usage(files, name):
 @pytest.mark.parametrize("space", ["ras", "lps"])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_points_move_as_the_image_does(files, space, inverse):
-    """ITK's own transform maps points of the fixed image to the moving one; the points of the image go the other way."""
+    """A transform maps points of the fixed image to the moving one; the points of the image go the other way."""
     points = np.array([[3.0, 4, 5], [10, 11, 12]])
     (files / "p.csv").write_text("x,y,z\n" + "\n".join(",".join(map(str, row)) for row in points.tolist()) + "\n")
     words = ["apply", files / "affine.mat", "--points", files / "p.csv", "-o", files / "q.csv", "--points-space", space]
