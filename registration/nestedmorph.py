@@ -4,6 +4,8 @@ From (moving, fixed), each (B, 1, D, H, W) in [0, 1], the network computes warpe
 (B, 3, D, H, W) in voxels. A four-stage encoder of convolutional embeddings and efficient attention reads both images
 together; the decoder upsamples by patch expansion, and at each stage a gate weights the encoder's features per voxel.
 `nestedmorph_files.py` reads and writes weight files.
+
+Inside the network, volumes are channel-last maps, (B, D, H, W, C); tokens, (B, N, C), are the same memory.
 """
 
 from typing import Any
@@ -16,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.attention.baselines import EfficientAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
+from ..kernels.depthwise import depthwise_conv
 from .choices import FLOW_HEADS, FlowHead
 from .cross_attention import COARSE, CrossAttention, ImageBranch, Searched, Tokens
 from .warp import integrate, warp
@@ -120,7 +123,7 @@ class NestedMorph(nn.Module):
             raise ValueError(f"fixed must have shape {tuple(moving.shape)} to match moving, got {tuple(fixed.shape)}")
         size = moving.shape[2:]
         images, before = _padded(torch.cat([moving, fixed], 1))
-        flow = self.flow(self.unet(images))
+        flow = self.flow(self.unet(images).movedim(-1, 1))
         if self.flow_head == "quarter":  # in voxels of the images already, so that only the grid changes
             flow = F.interpolate(flow, scale_factor=4, mode="trilinear")
         for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
@@ -169,7 +172,7 @@ class _UNet(nn.Module):
             decoder.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        # (B, 2, D, H, W) -> (B, 1, D, H, W), or (B, 48, D / 4, H / 4, W / 4) for the head at a quarter
+        # (B, 2, D, H, W) -> (B, D, H, W, 1), or (B, D / 4, H / 4, W / 4, 48) for the head at a quarter
         e1, e2, e3, e4 = self.backbone(images)
         tokens = self.decoder_3(e4)
         tokens = self.decoder_2(tokens, e3)
@@ -185,22 +188,32 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _to_tokens(volume: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, N, C)
-    return volume.flatten(2).mT.contiguous()
+class _Conv(nn.Conv3d):
+    """A convolution of channel-last maps, (B, D, H, W, C) -> (B, D', H', W', C')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1, 1):
+            return F.linear(input, self.weight.flatten(1), self.bias)
+        if self.groups > 1:
+            return depthwise_conv(input, self.weight, self.bias, dilation=self.dilation[0])
+        return super().forward(input.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
-def _to_volume(tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, C, D, H, W)
-    result: Tensor = tokens.mT.contiguous().unflatten(2, size)
+def _depthwise(width: int, kernel: int, *, dilation: int = 1) -> _Conv:
+    return _Conv(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=width)
+
+
+def _to_tokens(maps: Tensor) -> Tensor:  # (B, D, H, W, C) -> (B, N, C)
+    return maps.flatten(1, 3)
+
+
+def _to_maps(tokens: Tensor, size: Size) -> Tensor:  # (B, N, C) -> (B, D, H, W, C)
+    result: Tensor = tokens.unflatten(1, size)
     return result
 
 
-def _size(volume: Tensor) -> Size:
-    return volume.shape[2], volume.shape[3], volume.shape[4]
-
-
-def _channel_norm(norm: nn.LayerNorm, volume: Tensor) -> Tensor:
-    result: Tensor = norm(volume.movedim(1, -1)).movedim(-1, 1).contiguous()
-    return result
+def _size(maps: Tensor) -> Size:
+    return maps.shape[1], maps.shape[2], maps.shape[3]
 
 
 class _Encoder(nn.Module):
@@ -235,20 +248,20 @@ class _Encoder(nn.Module):
             found.append(attention.searched(*tokens))
         return [each for each in found if each is not None]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        of_images = self.tokens_of_images(x)
+    def forward(self, images: Tensor) -> list[Tensor]:  # (B, 2, D, H, W) -> maps of the four stages
+        of_images = self.tokens_of_images(images)
         stages = (
             (self.patch_embed1, self.block1, self.norm1),
             (self.patch_embed2, self.block2, self.norm2),
             (self.patch_embed3, self.block3, self.norm3),
             (self.patch_embed4, self.block4, self.norm4),
         )
-        skips = []
+        x, skips = images.movedim(1, -1), []
         for stage, (embed, blocks, norm) in enumerate(stages):
             tokens, size = embed(x)
             for block in blocks:
                 tokens = block(tokens, size, *of_images.get(stage, ()))
-            x = _to_volume(norm(tokens), size)
+            x = _to_maps(norm(tokens), size)
             skips.append(x)
         return skips
 
@@ -263,12 +276,12 @@ def _cross_attentions(mixer: str | None) -> list[CrossAttention | None]:
 class _PatchEmbedding(nn.Module):
     def __init__(self, channels: int, width: int, *, kernel: int, stride: int):
         super().__init__()
-        self.proj = nn.Conv3d(channels, width, kernel, stride, padding=kernel // 2)
+        self.proj = _Conv(channels, width, kernel, stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
-        x = self.proj(x)
-        return self.norm(_to_tokens(x)), _size(x)
+    def forward(self, maps: Tensor) -> tuple[Tensor, Size]:
+        maps = self.proj(maps)
+        return self.norm(_to_tokens(maps)), _size(maps)
 
 
 class _DualBlock(nn.Module):
@@ -301,23 +314,20 @@ class _EfficientAttention(EditableHeads):
 
     def __init__(self, width: int):
         super().__init__()
-        self.keys, self.queries, self.values, self.reprojection = (nn.Conv3d(width, width, 1) for _ in range(4))
+        self.keys, self.queries, self.values, self.reprojection = (_Conv(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            _pointwise(conv, x).unflatten(2, (HEADS, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
+            conv(x).unflatten(2, (HEADS, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
             for conv in (self.queries, self.keys, self.values)
         )
         z = self.mix_heads(EfficientAttention(), q, k, v).out if self.touched else linear_attention(q, k, v)
-        return _pointwise(self.reprojection, z.transpose(1, 2).flatten(2))
+        result: Tensor = self.reprojection(z.transpose(1, 2).flatten(2))
+        return result
 
     @property
     def output_weight(self) -> Tensor:
         return self.reprojection.weight.flatten(1)
-
-
-def _pointwise(conv: nn.Conv3d, tokens: Tensor) -> Tensor:
-    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
 class _ChannelGate(nn.Module):
@@ -347,7 +357,7 @@ class _MixFFN(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         hidden = self.fc1(x)
-        mixed = _to_tokens(self.dwconv(_to_volume(hidden, size)))
+        mixed = _to_tokens(self.dwconv(_to_maps(hidden, size)))
         if self.norm1 is not None:
             mixed = self.norm1(mixed + hidden)
         result: Tensor = self.fc2(F.gelu(mixed))
@@ -357,7 +367,7 @@ class _MixFFN(nn.Module):
 class _DepthwiseConv(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.dwconv = nn.Conv3d(width, width, 3, padding=1, groups=width)
+        self.dwconv = _depthwise(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.dwconv(x)
@@ -395,7 +405,7 @@ class _DualDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:
         size = _size(skip)
-        x = _to_volume(self.x1_linear(tokens), size)
+        x = _to_maps(self.x1_linear(tokens), size)
         x = _to_tokens(x + self.ag_attn(skip, x))
         x = self.ag_attn_norm(x)
         x = self.tran_layer1(x, size)
@@ -405,7 +415,9 @@ class _DualDecoder(nn.Module):
 
 
 class _LKAStage(nn.Module):
-    """A decoder stage of large-kernel attention; with `raw_layout` its volumes are reinterpreted token memory.
+    """A decoder stage of large-kernel attention.
+
+    With `raw_layout`, the memory of its tokens is read as channel-first volumes, see `NestedMorph`.
 
     `factor` is that of its patch expansion; None if it has none.
     """
@@ -423,10 +435,16 @@ class _LKAStage(nn.Module):
 
     def mix(self, tokens: Tensor, skip: Tensor) -> Tensor:  # (B, N, C) -> (B, N, C)
         tokens = self.x1_linear(tokens)
-        x = tokens.contiguous().view(skip.shape) if self.raw_layout else _to_volume(tokens, _size(skip))
-        x = _channel_norm(self.ag_attn_norm, x + self.ag_attn(skip, x))
+        x = self._maps(tokens, _size(skip))
+        x = self.ag_attn_norm(x + self.ag_attn(skip, x))
         x = self.layer_lka_2(self.layer_lka_1(x))
-        return x.contiguous().view(tokens.shape) if self.raw_layout else _to_tokens(x)
+        return x.movedim(-1, 1).reshape(tokens.shape) if self.raw_layout else _to_tokens(x)
+
+    def _maps(self, tokens: Tensor, size: Size) -> Tensor:
+        if not self.raw_layout:
+            return _to_maps(tokens, size)
+        volume = tokens.reshape(tokens.shape[0], tokens.shape[2], *size)
+        return volume.movedim(1, -1).contiguous()
 
 
 class _LKADecoder(_LKAStage):
@@ -444,24 +462,40 @@ class _LastDecoder(_LKAStage):
     def __init__(self, width: int, raw_layout: bool, expand_chunk: int | None):
         super().__init__(width, raw_layout, factor=4)
         self.expand_chunk = expand_chunk
-        self.last_layer = nn.Conv3d(width, 1, 1)
+        self.last_layer = _Conv(width, 1, 1)
 
-    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, 1, 4 D, 4 H, 4 W)
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, 4 D, 4 H, 4 W, 1)
         tokens = self.mix(tokens, skip)
         chunks = tokens.split(self.expand_chunk or tokens.shape[1], dim=1)
         train = torch.is_grad_enabled() and len(chunks) > 1
         # The 48 channels on the full grid would take most of the network's memory: they exist for one chunk at a
         # time, and in training they are recomputed in the backward pass.
+        maps = self._maps_of_blocks()
         fine = [
-            checkpoint(self._expand, chunk, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self._expand, chunk, *maps, use_reentrant=False, preserve_rng_state=False)
             if train
-            else self._expand(chunk)
+            else self._expand(chunk, *maps)
             for chunk in chunks
         ]
-        return self.layer_up.arrange(torch.cat(fine, 1), _size(skip)).squeeze(-1).unsqueeze(1)
+        return self.layer_up.arrange(torch.cat(fine, 1), _size(skip))
 
-    def _expand(self, tokens: Tensor) -> Tensor:  # (B, n, C) -> (B, n, 64, 1)
-        return _pointwise(self.last_layer, self.layer_up.blocks(tokens))
+    def _maps_of_blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_expand` needs: the expansion without its mean over channels, and the last layer after it.
+
+        The norm subtracts the mean of the channels of each voxel, which is linear in the token, as is the last layer.
+        """
+        weight = self.layer_up.expand.weight.unflatten(0, (self.layer_up.factor**3, -1))  # (64, c, C)
+        centred = weight - weight.mean(1, keepdim=True)
+        last, norm = self.last_layer.weight.flatten(), self.layer_up.norm
+        assert self.last_layer.bias is not None
+        return centred, torch.einsum("pcw,c->pw", centred, last * norm.weight), last @ norm.bias + self.last_layer.bias
+
+    def _expand(self, tokens: Tensor, centred: Tensor, along: Tensor, shift: Tensor) -> Tensor:
+        """The last layer of the normalised voxels of each token, (B, n, C) -> (B, n, 64, 1)."""
+        channels = F.linear(tokens, centred.flatten(0, 1)).unflatten(2, centred.shape[:2])
+        variance = torch.linalg.vector_norm(channels, dim=-1).square() / channels.shape[-1]
+        values: Tensor = F.linear(tokens, along) * (variance + self.layer_up.norm.eps).rsqrt() + shift
+        return values.unsqueeze(-1)
 
 
 class _QuarterDecoder(_LKAStage):
@@ -470,8 +504,8 @@ class _QuarterDecoder(_LKAStage):
     def __init__(self, width: int, raw_layout: bool):
         super().__init__(width, raw_layout, factor=None)
 
-    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, C, D, H, W)
-        return _to_volume(self.mix(tokens, skip), _size(skip))
+    def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, D, H, W, C)
+        return _to_maps(self.mix(tokens, skip), _size(skip))
 
 
 class _PatchExpand(nn.Module):
@@ -498,26 +532,16 @@ class _PatchExpand(nn.Module):
         return result
 
 
-class _BatchNorm(nn.BatchNorm3d):
-    """Batch normalisation that makes its input and its incoming gradient contiguous.
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of channel-last maps.
 
-    On the CPU, the backward pass of PyTorch 2.14 is silently wrong for batch 1 if the gradient is in channels-last
-    order with stride C along the batch, as it is for transposed tokens. The order of the input does not matter.
+    The voxels of all items become one axis. On the CPU, the backward pass of PyTorch 2.14 for volumes is silently wrong
+    for batch 1 if the gradient is in channels-last order with stride C along the batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        result: Tensor = _ContiguousGradient.apply(super().forward(input.contiguous()))
+        result: Tensor = super().forward(input.flatten(0, -2)).view_as(input)
         return result
-
-
-class _ContiguousGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
 
 
 class _Gate(nn.Module):
@@ -526,14 +550,14 @@ class _Gate(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.multi = _MultiScale(width)
-        self.selection = nn.Conv3d(width, 2, 1)
-        self.proj = nn.Conv3d(width, width, 1)
+        self.selection = _Conv(width, 2, 1)
+        self.proj = _Conv(width, width, 1)
         self.bn = _BatchNorm(width)
         self.bn_2 = _BatchNorm(width)
-        self.conv_block = nn.Sequential(nn.Conv3d(width, width, 1))
+        self.conv_block = nn.Sequential(_Conv(width, width, 1))
 
     def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
-        share_encoder, share_decoder = self.selection(self.multi(encoder, decoder)).softmax(1).split(1, 1)
+        share_encoder, share_decoder = self.selection(self.multi(encoder, decoder)).softmax(-1).split(1, -1)
         e = encoder + share_encoder * encoder
         d = decoder + share_decoder * decoder
         crossed = (d.sigmoid() * e) * (e.sigmoid() * d)
@@ -560,14 +584,14 @@ class _LocalContext(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.dconv = nn.Sequential(
-            nn.Conv3d(width, width, 3, padding=1, groups=width),
+            _depthwise(width, 3),
             _BatchNorm(width),
             nn.ReLU(),
-            nn.Conv3d(width, width, 3, padding=2, dilation=2),
+            _Conv(width, width, 3, padding=2, dilation=2),
             _BatchNorm(width),
             nn.ReLU(),
         )
-        self.proj = nn.Sequential(nn.Conv3d(width, width, 1), _BatchNorm(width))
+        self.proj = nn.Sequential(_Conv(width, width, 1), _BatchNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.proj(self.dconv(x))
@@ -577,15 +601,15 @@ class _LocalContext(nn.Module):
 class _GlobalMap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.proj = nn.Sequential(nn.Conv3d(2, 1, 1), _BatchNorm(1))
+        self.proj = nn.Sequential(_Conv(2, 1, 1), _BatchNorm(1))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, D, H, W) -> (B, 1, D, H, W)
-        result: Tensor = self.proj(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+    def forward(self, x: Tensor) -> Tensor:  # (B, D, H, W, C) -> (B, D, H, W, 1)
+        result: Tensor = self.proj(torch.cat([x.mean(-1, keepdim=True), x.amax(-1, keepdim=True)], -1))
         return result
 
 
 class _LKABlock(nn.Module):
-    """Large-kernel attention (Guo et al. 2023) and a convolutional feed-forward network; volumes (B, C, D, H, W)."""
+    """Large-kernel attention (Guo et al. 2023) and a convolutional feed-forward network; maps (B, D, H, W, C)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -596,17 +620,16 @@ class _LKABlock(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.full((width,), 0.01))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer_scale_1.view(-1, 1, 1, 1) * self.attn(_channel_norm(self.norm1, x))
-        result: Tensor = x + self.layer_scale_2.view(-1, 1, 1, 1) * self.mlp(_channel_norm(self.norm2, x))
-        return result
+        x = torch.addcmul(x, self.layer_scale_1, self.attn(self.norm1(x)))
+        return torch.addcmul(x, self.layer_scale_2, self.mlp(self.norm2(x)))
 
 
 class _LargeKernelAttention(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.proj_1 = nn.Conv3d(width, width, 1)
+        self.proj_1 = _Conv(width, width, 1)
         self.spatial_gating_unit = _SpatialGate(width)
-        self.proj_2 = nn.Conv3d(width, width, 1)
+        self.proj_2 = _Conv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # the inner skip adds the normalised input, as published
@@ -617,9 +640,9 @@ class _LargeKernelAttention(nn.Module):
 class _SpatialGate(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv0 = nn.Conv3d(width, width, 5, padding=2, groups=width)
-        self.conv_spatial = nn.Conv3d(width, width, 7, padding=9, dilation=3, groups=width)
-        self.conv1 = nn.Conv3d(width, width, 1)
+        self.conv0 = _depthwise(width, 5)
+        self.conv_spatial = _depthwise(width, 7, dilation=3)
+        self.conv1 = _Conv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = x * self.conv1(self.conv_spatial(self.conv0(x)))
@@ -629,9 +652,9 @@ class _SpatialGate(nn.Module):
 class _ConvFFN(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Conv3d(width, 4 * width, 1)
+        self.fc1 = _Conv(width, 4 * width, 1)
         self.dwconv = _DepthwiseConv(4 * width)
-        self.fc2 = nn.Conv3d(4 * width, width, 1)
+        self.fc2 = _Conv(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.fc2(F.gelu(self.dwconv(self.fc1(x))))

@@ -11,6 +11,8 @@ from rich.table import Table
 from .files import atomic_path
 from .json_files import write_json
 
+_UNFOLDED = 10_000  # characters: more than any table has
+
 __all__ = ["print_rows", "read_table", "write_json", "write_table"]
 
 
@@ -47,7 +49,10 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows with common columns as a table; a single row becomes a list."""
+    """Print rows with common columns as a table; a single row becomes a list.
+
+    On a terminal the cells are folded to its width; in a file or a pipe, each row is one line.
+    """
     if not rows:
         return
     if len(rows) == 1:
@@ -60,7 +65,10 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*[_cell(row.get(name)) for name in columns])
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNFOLDED)
+    console.print(table)
 
 
 def _cell(value: object) -> str:

@@ -27,6 +27,7 @@ from .dynamic_sparse import DynamicSparseAttention
 from .graph_window import GraphWindowAttention
 from .landmark import LandmarkAttention
 from .mixer import CS, NS, Mixer, Pattern
+from .neural_memory import NeuralMemory
 from .power import PowerAttention
 from .recurrent import RecurrentAttention
 from .routing import RoutingAttention
@@ -73,6 +74,7 @@ METHODS: dict[str, Method] = {
     "efficient": Method(CS, lambda _: EfficientAttention(), 20.0, 1.1),
     "associative, elu": Method(CS, lambda _: AssociativeMemory("elu"), 20.0, 1.1),
     "associative, taylor": Method(CS, lambda _: AssociativeMemory("taylor"), None, 1.1),
+    "neural memory": Method(CS, lambda _: NeuralMemory(HEADS, CHANNELS, chunk=64), None, 1.1),
     "associative, delta": Method(CS, lambda _: AssociativeMemory("elu", "delta"), None, 1.1),
     "graph window": Method(
         NS, lambda length: GraphWindowAttention(_path(length), 1), longest=4096

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .blocks import attend_gathered, serves
 from .dense import dense_attention, visible_keys
 from .mixer import NC, NON_CAUSAL, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .selection import top_k
@@ -104,6 +105,13 @@ class BilevelAttention:
             out = attention(q.to(wide), keys, values, mask=mask, scale=self.scale)
             return Mixed(out.to(q.dtype), extras=RegionRoutes(chosen))
 
+        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
+        if serves(q, k, v):
+            alive = torch.where(visible, columns, -1)[:, None, :, None].expand(-1, chosen.shape[1], -1, top, -1)
+            index = alive.gather(2, chosen[..., None].expand(-1, -1, -1, -1, columns.shape[1])).flatten(3)
+            out = attend_gathered(q, k, v, rows.where(real_rows, -1), index, scale=scale)
+            return Mixed(out, extras=RegionRoutes(chosen))
+
         # the tokens of the chosen regions, (B, 1 or H, R, top S), concatenated
         place = columns[chosen].flatten(3).expand(-1, heads, -1, -1)
         picked = seen[torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1), place]
@@ -118,7 +126,6 @@ class BilevelAttention:
         if not bool(picked.all()):
             blind = ~picked.any(-1, keepdim=True)
             allowed = (picked | blind).flatten(0, 1).unsqueeze(2)  # (B H, R, 1, top S)
-        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
         out = F.scaled_dot_product_attention(query.flatten(0, 1), keys, values, attn_mask=allowed, scale=scale)
         out = out.unflatten(0, (-1, heads))
         if blind is not None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import native
+from ..eligibility import serves_inference
 
 _PAD = 16  # keys of a block and channels of a value are filled up to a multiple of this
-_MOST_VALUES = 256  # channels of a value
+_MOST_CHANNELS = 256  # of a head
 MOST_CHOSEN = 8  # blocks that a query can choose
 
 
@@ -39,15 +40,8 @@ class _Sizes(ctypes.Structure):
 
 def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the compiled library can process these tensors: float32 on the CPU, with no gradient to be computed."""
-    tensors = (q, k, v)
-    if any(x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() for x in tensors):
-        return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False
-    if torch.compiler.is_compiling() or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
-        return False
-    built = native.levels()  # a library that was built from older sources lacks these kernels
-    return v.shape[-1] <= _MOST_VALUES and bool(built) and hasattr(native.library(), f"vw_attention_lists_{built[0]}")
+    small = max(q.shape[-1], v.shape[-1]) <= _MOST_CHANNELS
+    return small and serves_inference("vw_attention_gathered", q, k, v)
 
 
 class PackedKeys(NamedTuple):
@@ -104,6 +98,48 @@ def attend_lists(
     out, lse = q.new_empty(*q.shape[:3], values.shape[3]), q.new_empty(q.shape[:3])
     _call("lists", sizes, first, flat, out, lse, keep=held)
     return out[..., : v.shape[3]], lse
+
+
+def attend_gathered(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, index: Tensor, *, scale: float, own_keys_last: bool = False
+) -> Tensor:
+    """Softmax attention of rows of queries to keys that are gathered for each row.
+
+    Args:
+        q: (B, H, Lq, D).
+        k: (B, Hk, Lk, D), H a multiple of Hk.
+        v: (B, Hk, Lk, Dv).
+        rows: (R, T), the queries of each row, -1 for none; each query is in one row.
+        index: (B, 1 or H, R, n), the keys of each row, which are different; -1 for none.
+        scale: factor on the scores.
+        own_keys_last: the last T keys of a row are those of its T queries: query i sees only the first i + 1 of them.
+
+    Returns:
+        (B, H, Lq, Dv), 0 for a query without a key.
+    """
+    values = _padded_values(v)
+    query, keys, places = q.contiguous(), k.contiguous(), index.contiguous()
+    sizes = _Sizes(
+        heads=q.shape[0] * q.shape[1],
+        shared=q.shape[1] // k.shape[1],
+        queries=q.shape[2],
+        keys=k.shape[2],
+        channels=q.shape[3],
+        values=values.shape[3],
+        block=rows.shape[1],
+        blocks=rows.shape[0],
+        items_bias=q.shape[1] // index.shape[1],
+        causal=own_keys_last,
+        chosen=index.shape[3],
+        scale=scale,
+        q=query.data_ptr(),
+        k=keys.data_ptr(),
+        v=values.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    out = q.new_empty(*q.shape[:3], values.shape[3])
+    _call("gathered", sizes, rows.contiguous(), places, out, ctypes.c_void_p(None), keep=(query, keys, values))
+    return out[..., : v.shape[3]]
 
 
 def attend_chosen(

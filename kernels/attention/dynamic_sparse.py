@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .blocks import attend_gathered, serves
 from .dense import dense_attention, visible_keys
 from .mixer import ALL_PATTERNS, CC, CS, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
 from .parts import HIDDEN, Part, attend_parts
@@ -135,10 +136,16 @@ class DynamicSparseAttention:
             if causal:
                 limit = (torch.arange(rows.shape[2], device=q.device) + first) * self.block - self.local
             kept, real = self._choose(leaders, keys, seen, boundaries, limit)
-        parts = self._parts(rows, keys, values, seen, kept, real, first, causal)
         scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
-        out = attend_parts(parts, rows.shape[2], scale=scale).flatten(1, 2)[:, lead : lead + n_queries]
-        out = out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype)
+        if serves(q, k, v):
+            queries = torch.arange(-lead, rows.shape[2] * self.block - lead, device=q.device).view(-1, self.block)
+            queries = queries.where(queries < n_queries, -1).clamp_min(-1)
+            index = self._index(seen, kept, real, first, causal)
+            out = attend_gathered(q, k, v, queries, index, scale=scale, own_keys_last=causal)
+        else:
+            parts = self._parts(rows, keys, values, seen, kept, real, first, causal)
+            out = attend_parts(parts, rows.shape[2], scale=scale).flatten(1, 2)[:, lead : lead + n_queries]
+            out = out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype)
         after = DynamicSparseState(k, v, leaders[:, :, -1]) if causal else None
         if after is not None and not (start + n_queries) % self.block:
             after = after._replace(leader=torch.zeros_like(after.leader))  # the next token begins a new block
@@ -188,6 +195,18 @@ class DynamicSparseAttention:
         ahead = (size.cumsum(1) - size)[:, None, None].expand_as(order).gather(-1, order.gather(-1, rank))
         kept = in_time[:, None, None].expand(*order.shape[:3], -1).gather(-1, (ahead + inside).clamp_max(length - 1))
         return kept, slot < ends[..., -1:]
+
+    def _index(self, seen: Tensor, kept: Tensor, real: Tensor, first: int, causal: bool) -> Tensor:
+        """The keys of each block of queries, (B, 1 or H, R, n), -1 for none; in causal calls its own keys are last."""
+        index = kept.where(real, -1)
+        if not causal:
+            return index
+        blocks, length = kept.shape[2], seen.shape[1]
+        begin = (torch.arange(blocks, device=kept.device) + first).unsqueeze(1) * self.block - self.local
+        near = begin + torch.arange(self.local + self.block, device=kept.device)  # (R, local + block)
+        there = (near >= 0) & (near < length) & seen[:, near.clamp(0, length - 1)]  # (B, R, local + block)
+        near = near.where(there, -1).unsqueeze(1).expand(-1, kept.shape[1], -1, -1)
+        return torch.cat([index, near], -1)
 
     def _parts(
         self,

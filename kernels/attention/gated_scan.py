@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .running import running_memory, serves
+
 
 def gated_scan(
     a: Tensor, b: Tensor, *, h0: Tensor | None = None, reverse: bool = False, chunk: int = 64
@@ -109,7 +111,7 @@ def decaying_memory(
     """out_t = q_t S_t with the memory S_t = exp(log_decay_t) S_{t-1} + k_t v_tᵀ.
 
     It uses block products within chunks and a scan over their ends: O(L (chunk (D + Dv) + D Dv)) multiply-adds, with
-    all chunks computed in parallel.
+    all chunks computed in parallel. Without gradients, on the CPU, a compiled kernel reads one token after the other.
 
     Args:
         q: (..., L, D).
@@ -131,6 +133,8 @@ def decaying_memory(
     start = q.new_zeros(*q.shape[:-2], channels, value_channels) if memory is None else memory
     if not length:
         return q @ start, start
+    if serves(q, k, v, start) and q.shape[:-1] == k.shape[:-1] == v.shape[:-1]:
+        return running_memory(q, k, v, None if log_decay is None else log_decay.exp(), start)
     chunk = min(chunk, length)  # a single step of a stream needs no full block
     padding = -length % chunk
     if padding:  # a token of zeros without decay changes neither the memory nor earlier outputs

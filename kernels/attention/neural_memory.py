@@ -10,6 +10,7 @@ begin at multiples of `chunk` from the start of the stream, so a prefix of the s
 linear attention.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from .gated_scan import gated_scan
 from .mixer import CS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
+
+_TOGETHER = 32  # chunks
 
 
 class MemoryGates(NamedTuple):
@@ -117,26 +120,28 @@ class NeuralMemory(nn.Module):
         lengths = [n for n in (begun, *[self.chunk] * full, (q.shape[2] - begun) % self.chunk) if n]
         steps = [query, keys, values, alpha, eta, theta, writes.to(wide)]
         pieces = zip(*(x.split(lengths, 2) for x in steps), strict=True) if lengths else iter(())
-        products: list[_Products | None] = [None] * len(lengths)
-        if self.first is None and full:  # the tokens of all complete chunks at once
-            whole = slice(begun, begun + full * self.chunk)
-            gates_of = (x[:, :, whole].unflatten(2, (full, self.chunk)) for x in (alpha, eta, steps[-1]))
-            at = int(begun > 0)
-            products[at : at + full] = [
-                _Products(*p) for p in zip(*(x.unbind(2) for x in _products(*gates_of)), strict=True)
-            ]
+        products = self._products_of_chunks([x[:, :, begun:] for x in (alpha, eta, steps[-1])], full)
         outs = []
-        for inputs, product in zip(pieces, products, strict=True):
+        for inputs in pieces:
             if state.position == self.chunk:
                 state = state._replace(anchor=state.memory, position=0)
             if self.first is not None:
                 out, state = _read_deep(inputs, state)
             else:
-                product = _products(inputs[3], inputs[4], inputs[6]) if product is None else product
+                whole = inputs[0].shape[2] == self.chunk
+                product = next(products) if whole else _products(inputs[3], inputs[4], inputs[6])
                 out, state = _read_linear(inputs, product, state)
             outs.append(out)
         out = torch.cat(outs, 2) if outs else torch.zeros_like(values)
         return Mixed(out.to(q.dtype), state=state, extras=gates)
+
+    def _products_of_chunks(self, gates: list[Tensor], full: int) -> Iterator["_Products"]:
+        """The products of each complete chunk; those of some chunks are computed at once, while they fit the cache."""
+        for start in range(0, full, _TOGETHER):
+            count = min(_TOGETHER, full - start)
+            part = slice(start * self.chunk, (start + count) * self.chunk)
+            some = _products(*(x[:, :, part].unflatten(2, (count, self.chunk)) for x in gates))
+            yield from (_Products(*each) for each in zip(*(x.unbind(2) for x in some), strict=True))
 
     def recall(self, q: Tensor, state: NeuralMemoryState) -> Tensor:
         """The values (B, H, L, Dv) that a memory recalls for queries (B, H, L, D), without changing the memory."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..autocast import in_autocast
 from .finite import as_nan, for_heads, four_axes, reached_queries, state_as_nan, without_hidden, without_unfit
+from .running import MOST_FEATURES, running_context, serves
 
 # Tokens per chunk of causal linear attention. Best of 7 in milliseconds, forward / forward + backward, at
 # (1, 4, 4096, 32) on two threads of a busy Zen 5 machine: chunk 16: 86 / 529, 32: 75 / 352, 64: 106 / 323.
@@ -404,6 +405,9 @@ def _causal_linear(
     query: Tensor, keys: Tensor, values: Tensor, state: LinearAttentionState
 ) -> tuple[Tensor, LinearAttentionState]:
     length = keys.shape[2]
+    if keys.shape[3] <= MOST_FEATURES and serves(query, keys, values, *state):
+        whole, after = running_context(query, keys, values, *state)
+        return whole, LinearAttentionState(*after)
     outs = []
     train = torch.is_grad_enabled() and any(x.requires_grad for x in (query, keys, values, *state))
     for start in range(0, length, _CHUNK):

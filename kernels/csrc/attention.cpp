@@ -38,7 +38,6 @@ namespace {
 constexpr int PAD = 16;
 constexpr int QUERIES = W == 16 ? 4 : 2;  // with four vectors of scores each, they fill the registers
 constexpr int TILE = 64;                  // keys whose scores are held at once, and queries of a task
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 template <int S, size_t... I>
 INLINE vf rotated(vf x, std::index_sequence<I...>) {
@@ -68,12 +67,6 @@ INLINE vf iota() {
   vf x = {};
   for (int i = 0; i < W; ++i) x[i] = (float)i;
   return x;
-}
-
-// 2^x for x <= 0; exactly 0 below -125 and for -inf, NaN for NaN
-INLINE vf share(vf x) {
-  const vf zero = {};
-  return x < -125.0f ? zero : exp2_lanes(x);
 }
 
 // The running softmax of QUERIES queries
@@ -126,10 +119,8 @@ INLINE void add_values(const Attention &a, const Rows &rows, const float *v, flo
     for (int n = 0; n < N; ++n) store(rows.sum[i] + channel + n * W, sums[i][n]);
 }
 
-// Adds one block of keys to the running softmax
-void add_block(const Attention &a, Rows &rows, int64_t key_head, int64_t block, const float *bias) {
-  const float *k = a.k + (key_head * a.blocks + block) * a.channels * a.padded;
-  const float *v = a.v + (key_head * a.keys + block * a.block) * a.values;
+// Adds the packed keys `k` with the values `v` to the running softmax; `bias` may be null
+void add_keys(const Attention &a, Rows &rows, const float *k, const float *v, const float *bias) {
   int64_t filled = 0;
   for (int i = 0; i < QUERIES; ++i) filled = rows.last[i] > filled ? rows.last[i] : filled;
   alignas(64) float scores[QUERIES][TILE];
@@ -169,6 +160,12 @@ void add_block(const Attention &a, Rows &rows, int64_t key_head, int64_t block, 
   }
 }
 
+// Adds one block of keys to the running softmax
+void add_block(const Attention &a, Rows &rows, int64_t key_head, int64_t block, const float *bias) {
+  add_keys(a, rows, a.k + (key_head * a.blocks + block) * a.channels * a.padded,
+           a.v + (key_head * a.keys + block * a.block) * a.values, bias);
+}
+
 // Divides the sums by the weights; 0 for a query without a key
 INLINE void finish(const Attention &a, const Rows &rows, int i, float *out, float *lse) {
   const float weight = total(rows.weight[i]), factor = weight == 0 ? 0.0f : 1.0f / weight;
@@ -189,6 +186,29 @@ INLINE int64_t filled(const Attention &a, int64_t block) {
 INLINE bool precedes(float s, float t) { return t == t && !(s <= t); }
 
 constexpr int64_t MOST_VALUES = 256;  // channels of a value, for which the sums of a tile lie on the stack
+
+// Up to TILE keys of one head that are gathered from anywhere
+struct Gathered {
+  alignas(64) float k[MOST_VALUES * TILE], v[TILE * MOST_VALUES], bias[TILE];
+  bool hides;
+
+  void read(const Attention &a, int64_t key_head, const int64_t *index, int64_t count) {
+    hides = false;
+    for (int64_t j = 0; j < TILE; ++j) {
+      const bool real = j < count && index[j] >= 0;
+      bias[j] = real || j >= count ? 0.0f : -INFINITY;
+      hides |= j < count && !real;
+      if (!real) {
+        for (int64_t d = 0; d < a.channels; ++d) k[d * TILE + j] = 0;
+        std::memset(v + j * a.values, 0, sizeof(float) * a.values);
+        continue;
+      }
+      const float *key = a.k + (key_head * a.keys + index[j]) * a.channels;
+      for (int64_t d = 0; d < a.channels; ++d) k[d * TILE + j] = key[d];
+      std::memcpy(v + j * a.values, a.v + (key_head * a.keys + index[j]) * a.values, sizeof(float) * a.values);
+    }
+  }
+};
 
 }  // namespace
 
@@ -247,6 +267,52 @@ VW_EXPORT void VW_NAME(vw_attention_lists)(const Attention *sizes, const int32_t
     for (int64_t query = begin; query < end; ++query) {
       const int64_t at = head * a.queries + query, row = query - begin;
       finish(a, groups[row / QUERIES], row % QUERIES, out + at * a.values, lse ? lse + at : nullptr);
+    }
+  });
+}
+
+// Attention of rows of queries to keys that are gathered for each row. rows (a.blocks, a.block) holds the queries of a row,
+// -1 for none; index (heads / a.items_bias, a.blocks, a.chosen) the keys, -1 for a hidden one. If a.causal, query i of a row
+// sees all but the last a.block keys, and of these the first i + 1. a.k is not packed. out and lse (or null) as above.
+VW_EXPORT void VW_NAME(vw_attention_gathered)(const Attention *sizes, const int64_t *rows, const int64_t *index, float *out,
+                                              float *lse) {
+  Attention a = *sizes;
+  a.padded = TILE;
+  const int64_t parts = (a.block + TILE - 1) / TILE;
+  parallel_for(a.threads, a.heads * a.blocks * parts, [&](int64_t task, int64_t) {
+    const int64_t head = task / (a.blocks * parts), r = task / parts % a.blocks, begin = task % parts * TILE;
+    const int64_t end = begin + TILE < a.block ? begin + TILE : a.block;
+    const int64_t *query = rows + r * a.block, *keys = index + (head / a.items_bias * a.blocks + r) * a.chosen;
+    alignas(64) float sums[(TILE + 1) * MOST_VALUES];
+    std::memset(sums, 0, sizeof(float) * (TILE + 1) * a.values);
+    Rows groups[TILE / QUERIES];
+    const int64_t count = (end - begin + QUERIES - 1) / QUERIES;
+    for (int64_t i = 0; i < count * QUERIES; ++i) {
+      Rows &group = groups[i / QUERIES];
+      const bool real = begin + i < end && query[begin + i] >= 0;
+      group.q[i % QUERIES] = a.q + (head * a.queries + (real ? query[begin + i] : 0)) * a.channels;
+      group.sum[i % QUERIES] = sums + (real ? i : TILE) * a.values;
+      group.highest[i % QUERIES] = -INFINITY;
+      group.weight[i % QUERIES] = vf{};
+    }
+    Gathered tile;
+    const int64_t seen_by_first = a.causal ? a.chosen - a.block + 1 : a.chosen;
+    for (int64_t from = 0; from < a.chosen; from += TILE) {
+      const int64_t width = a.chosen - from < TILE ? a.chosen - from : TILE;
+      if (a.causal && seen_by_first + end - 1 <= from) break;
+      tile.read(a, head / a.shared, keys + from, width);
+      for (int64_t g = 0; g < count; ++g) {
+        for (int i = 0; i < QUERIES; ++i) {
+          const int64_t seen = seen_by_first + (a.causal ? begin + g * QUERIES + i : 0) - from;
+          groups[g].last[i] = seen < 0 ? 0 : seen < width ? seen : width;
+        }
+        add_keys(a, groups[g], tile.k, tile.v, tile.hides ? tile.bias : nullptr);
+      }
+    }
+    for (int64_t i = 0; i < end - begin; ++i) {
+      if (query[begin + i] < 0) continue;
+      const int64_t at = head * a.queries + query[begin + i];
+      finish(a, groups[i / QUERIES], i % QUERIES, out + at * a.values, lse ? lse + at : nullptr);
     }
   });
 }

@@ -22,6 +22,7 @@
 namespace {
 
 constexpr int W = VW_LANES;
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 typedef float vf __attribute__((vector_size(4 * VW_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * VW_LANES)));
@@ -91,6 +92,12 @@ INLINE vf exp2_lanes(vf x) {
   vf f = x - (shifted - 12582912.0f);
   return (vf)((vi)exp2_fraction(f) + ((vi)shifted << 23));
 #endif
+}
+
+// 2^x for x <= 0; exactly 0 below -125 and for -inf, NaN for NaN
+INLINE vf share(vf x) {
+  const vf zero = {};
+  return x < -125.0f ? zero : exp2_lanes(x);
 }
 
 }  // namespace

@@ -367,7 +367,6 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 #undef VW_PASS
 }
 
-constexpr float LOG2_E = 1.44269504f;
 
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
 template <bool SLOPE>

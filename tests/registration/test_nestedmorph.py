@@ -217,7 +217,8 @@ def test_gate_is_its_formula_in_evaluation_mode(generator):
     e1, d1 = e * (1 + a[:, :1]), d * (1 + a[:, 1:])
     d2, e2 = torch.sigmoid(e1) * d1, torch.sigmoid(d1) * e1
     p = torch.sigmoid(batch_norm(gate.bn, mix(gate.proj, e2 * d2)))
-    assert_close(gate(e, d), batch_norm(gate.bn_2, mix(gate.conv_block[0], p * e)))
+    gated = gate(e.movedim(1, -1), d.movedim(1, -1)).movedim(-1, 1)
+    assert_close(gated, batch_norm(gate.bn_2, mix(gate.conv_block[0], p * e)))
 
 
 def test_channel_gate_and_lka_block_are_their_formulas(generator):
@@ -243,7 +244,7 @@ def test_channel_gate_and_lka_block_are_their_formulas(generator):
     f = F.conv3d(norm(block.norm2, z), mlp.fc1.weight, mlp.fc1.bias)
     f = F.gelu(F.conv3d(f, mlp.dwconv.dwconv.weight, mlp.dwconv.dwconv.bias, padding=1, groups=16))
     z = z + block.layer_scale_2.view(1, 4, 1, 1, 1) * F.conv3d(f, mlp.fc2.weight, mlp.fc2.bias)
-    assert_close(block(y), z)
+    assert_close(block(y.movedim(1, -1)).movedim(-1, 1), z)
 
 
 @pytest.mark.parametrize("inner_skip", [True, False])
@@ -269,11 +270,11 @@ def test_official_layout_reinterprets_memory_and_the_aligned_one_transposes(offi
     stage = nestedmorph._LKADecoder(48, official).double().eval()
     size, n = (2, 3, 2), 12
     tokens = torch.randn(2, n, 48, generator=generator, dtype=F64)
-    skip = torch.randn(2, 48, *size, generator=generator, dtype=F64)
+    skip = torch.randn(2, *size, 48, generator=generator, dtype=F64)
     seen = record_gate_inputs(stage)
     stage(tokens, skip)
     linear = stage.x1_linear(tokens)
-    volume = seen["decoder"].flatten(2)  # (B, C, N)
+    volume = seen["decoder"].flatten(1, 3).mT  # (B, C, N)
     for c, i in [(0, 0), (0, 1), (5, 7), (47, 11)]:
         flat = c * n + i
         expected = linear[:, flat // 48, flat % 48] if official else linear[:, i, c]
@@ -288,7 +289,7 @@ def test_stages_keep_the_order_of_the_voxels(official, generator):
         setattr(stage, name, nn.Identity())
     stage.ag_attn.forward = lambda skip, x: torch.zeros_like(x)
     tokens = torch.randn(2, 12, 48, generator=generator, dtype=F64)
-    assert_close(stage.mix(tokens, torch.zeros(2, 48, 2, 3, 2, dtype=F64)), tokens, rtol=0, atol=0)
+    assert_close(stage.mix(tokens, torch.zeros(2, 2, 3, 2, 48, dtype=F64)), tokens, rtol=0, atol=0)
 
 
 def test_warped_is_the_moving_image_under_the_displacement(official, generator):
@@ -322,8 +323,8 @@ def test_the_quarter_head_filters_all_channels_and_enlarges_the_result(generator
     with torch.no_grad():
         features = model.unet(torch.cat([moving, fixed], 1))
         output = model.network_output(moving, fixed)
-        coarse = F.conv3d(features, model.flow.weight, model.flow.bias, padding=1)
-    assert features.shape == (1, 16, 8, 16, 8)
+        coarse = F.conv3d(features.movedim(-1, 1), model.flow.weight, model.flow.bias, padding=1)
+    assert features.shape == (1, 8, 16, 8, 16)
 
     def enlarge(values):
         """Linear interpolation of cells of 4 voxels, by their centres."""
@@ -378,8 +379,8 @@ def test_a_file_with_the_published_head_has_the_record_of_version_0_1_0(narrow):
 def test_chunks_of_the_last_expansion_change_neither_result_nor_gradient(batch, generator):
     stage = randomise(nestedmorph._LastDecoder(48, False, None).double(), generator)
     tokens = torch.randn(batch, 60, 48, generator=generator, dtype=F64).requires_grad_()
-    skip = torch.randn(batch, 48, 3, 4, 5, generator=generator, dtype=F64).requires_grad_()
-    upstream = torch.randn(batch, 1, 12, 16, 20, generator=generator, dtype=F64)
+    skip = torch.randn(batch, 3, 4, 5, 48, generator=generator, dtype=F64).requires_grad_()
+    upstream = torch.randn(batch, 12, 16, 20, 1, generator=generator, dtype=F64)
     results = []
     for chunk in (None, 30, 7):
         stage.expand_chunk = chunk
@@ -419,12 +420,21 @@ def test_gradients_at_batch_1_are_right(is_official, generator, narrow):
     assert (values[0] - values[1]) / 2e-7 == pytest.approx(along, rel=1e-4)
 
 
-def test_batch_normalisation_is_right_for_gradients_of_transposed_tokens(generator):
-    x = torch.randn(1, 8, 2, 2, 4, generator=generator, dtype=F64).requires_grad_()
-    upstream = torch.randn(1, 16, 8, generator=generator, dtype=F64).mT.unflatten(2, (2, 2, 4))
-    norm = nestedmorph._BatchNorm(8).double()
-    (expected,) = torch.autograd.grad(norm(x), x, upstream.contiguous())
-    assert_close(torch.autograd.grad(norm(x), x, upstream)[0], expected)
+def test_batch_normalisation_is_that_of_volumes(generator):
+    maps = torch.randn(2, 2, 2, 4, 8, generator=generator, dtype=F64)
+    norm, volumes = nestedmorph._BatchNorm(8).double(), nn.BatchNorm3d(8).double()
+    for _ in range(2):
+        assert_close(norm(maps), volumes(maps.movedim(-1, 1)).movedim(1, -1))
+    assert_close(norm.running_var, volumes.running_var)
+    assert_close(norm.eval()(maps), volumes.eval()(maps.movedim(-1, 1)).movedim(1, -1))
+
+
+def test_the_last_expansion_is_its_formula(generator):
+    stage = randomise(nestedmorph._LastDecoder(48, False, None).double(), generator)
+    tokens = torch.randn(2, 6, 48, generator=generator, dtype=F64)
+    channels = stage.layer_up.norm((tokens @ stage.layer_up.expand.weight.T).unflatten(2, (64, 48)))
+    expected = channels @ stage.last_layer.weight.flatten() + stage.last_layer.bias
+    assert_close(stage._expand(tokens, *stage._maps_of_blocks())[..., 0], expected)
 
 
 def test_unused_parameters_get_no_gradient_and_all_others_do(generator, narrow):

@@ -7,15 +7,19 @@ import torch
 from torch.testing import assert_close
 
 from voxelwave.kernels import native
-from voxelwave.kernels.attention import landmark, power
+from voxelwave.kernels.attention import bilevel, dynamic_sparse, landmark, power
+from voxelwave.kernels.attention.bilevel import BilevelAttention
 from voxelwave.kernels.attention.blocks import (
     attend_chosen,
+    attend_gathered,
     attend_lists,
     best_keys,
     merge_blocks,
     pack,
     serves,
 )
+from voxelwave.kernels.attention.dense import dense_attention
+from voxelwave.kernels.attention.dynamic_sparse import DynamicSparseAttention
 from voxelwave.kernels.attention.landmark import LandmarkAttention
 from voxelwave.kernels.attention.mixer import CC, CS, NC, NS
 from voxelwave.kernels.attention.power import PowerAttention
@@ -178,6 +182,72 @@ def test_power_attention_agrees_with_the_form_that_has_gradients(pattern, block,
     assert_close(fast, plain, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("own_keys_last", [False, True])
+@pytest.mark.parametrize(("channels", "values", "key_heads"), [(8, 8, 4), (5, 33, 2)])
+def test_gathered_keys_give_softmax_attention_with_their_mask(channels, values, key_heads, own_keys_last, generator):
+    q, k, v = random_qkv(generator, 150, 150, channels=channels, values=values, key_heads=key_heads)
+    rows = torch.randperm(150, generator=generator).view(2, 75)
+    index = torch.stack([torch.randperm(150, generator=generator)[:100] for _ in range(2 * 2)]).view(2, 1, 2, 100)
+    if own_keys_last:
+        index = torch.stack([torch.cat([index[:, :, r, :30], rows[r].expand(2, 1, 75)], -1) for r in range(2)], 2)
+        early = (index[..., :30].unsqueeze(-1) == rows[:, None]).any(-1)  # keys of a row are different
+        index[..., :30] = index[..., :30].masked_fill(early, -1)
+    index = index.masked_fill(torch.rand(index.shape, generator=generator) < 0.1, -1)
+    allowed = torch.zeros(2, 4, 150, 150, dtype=torch.bool)
+    for item in range(2):
+        for row in range(2):
+            for place, query in enumerate(rows[row].tolist()):
+                keys = index[item, 0, row]
+                keys = keys[: 30 + place + 1] if own_keys_last else keys
+                allowed[item, :, query, keys[keys >= 0]] = True
+    found = attend_gathered(q, k, v, rows, index, scale=0.3, own_keys_last=own_keys_last)
+    assert_close(found, dense_attention(q, k, v, allowed, scale=0.3), rtol=2e-5, atol=2e-6)
+
+
+def test_gathering_leaves_out_missing_queries_and_gives_0_without_a_key(generator):
+    q, k, v = random_qkv(generator, 3, 5)
+    rows = torch.tensor([[0, -1], [2, 1]])
+    index = torch.tensor([[4, -1], [-1, -1]]).view(1, 1, 2, 2).expand(2, 1, 2, 2)
+    found = attend_gathered(q, k, v, rows, index, scale=1.0)
+    expected = torch.zeros(2, 4, 3, 8)
+    expected[:, :, 0] = v[:, :, 4].repeat_interleave(2, 1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("pattern", [NS, NC])
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bilevel_routing_agrees_with_the_form_that_has_gradients(pattern, per_head, masked, generator, monkeypatch):
+    q, k, v = random_qkv(generator, 9 * 14, 9 * 14)
+    mask = torch.rand(2, 1, 1, 9 * 14, generator=generator) < 0.5 if masked else None
+    mixer = BilevelAttention((9, 14), (4, 4), 3, per_head=per_head)
+    fast = mixer(q, k, v, pattern=pattern, mask=mask)
+    monkeypatch.setattr(bilevel, "serves", lambda *_: False)
+    plain = mixer(q, k, v, pattern=pattern, mask=mask)
+    assert_close(fast.out, plain.out, rtol=2e-5, atol=2e-6)
+    assert torch.equal(fast.extras.chosen, plain.extras.chosen)
+
+
+@pytest.mark.parametrize("pattern", [NS, CS, NC, CC])
+@pytest.mark.parametrize("masked", [False, True])
+def test_dynamic_sparsity_agrees_with_the_form_that_has_gradients(pattern, masked, generator, monkeypatch):
+    q, k, v = random_qkv(generator, 150 if pattern in (NS, CS) else 90, 150)
+    mask = torch.rand(2, 1, 1, 150, generator=generator) < 0.7 if masked else None
+    mixer = DynamicSparseAttention(budget=60, local=16, block=16, longest=8, radius=4, per_head=masked)
+
+    def results():
+        found = [mixer(q, k, v, pattern=pattern, mask=mask).out]
+        if pattern is CS and not masked:
+            first = mixer(q[:, :, :37], k[:, :, :37], v[:, :, :37], pattern=CS)
+            rest = mixer(q[:, :, 37:], k[:, :, 37:], v[:, :, 37:], pattern=CS, state=first.state)
+            found += [first.out, rest.out, mixer(q[:, :, :20], k, v, pattern=CS, q_start=32).out]
+        return found
+
+    fast = results()
+    monkeypatch.setattr(dynamic_sparse, "serves", lambda *_: False)
+    assert_close(fast, results(), rtol=2e-5, atol=2e-6)
+
+
 def test_outputs_do_not_depend_on_the_number_of_threads(generator):
     q, k, v = random_qkv(generator, 300, 300)
     before = torch.get_num_threads()
@@ -185,7 +255,8 @@ def test_outputs_do_not_depend_on_the_number_of_threads(generator):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            mixers = (PowerAttention(block=16), LandmarkAttention(block=16, top=2))
+            dynamic = DynamicSparseAttention(budget=100, local=32, block=32, longest=16)
+            mixers = (PowerAttention(block=16), LandmarkAttention(block=16, top=2), dynamic)
             found.append([mixer(q, k, v, pattern=CS).out for mixer in mixers])
     finally:
         torch.set_num_threads(before)

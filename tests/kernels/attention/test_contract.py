@@ -384,7 +384,8 @@ def test_autocast_takes_any_types_and_computes_in_one(name, pattern, types, gene
         out = mixer(q, k, v, pattern=pattern).out
     has_numbers = isinstance(mixer, nn.Module) and [*mixer.parameters(), *mixer.buffers()]
     one = torch.float32 if has_numbers else torch.bfloat16
-    assert_close(out, mixer(*(x.detach().to(one) for x in given), pattern=pattern).out, rtol=0, atol=0)
+    alike = (x.detach().to(one).requires_grad_() for x in given)  # gradients exclude kernels with another order of sums
+    assert_close(out, mixer(*alike, pattern=pattern).out, rtol=0, atol=0)
     assert all(g.isfinite().all() for g in gradients_of(out, [q, k, v], torch.ones_like(out)))
 
 

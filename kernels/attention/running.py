@@ -1,0 +1,128 @@
+"""Running sums over the tokens of causal attention by the compiled kernels (csrc/memory.cpp), without gradients.
+
+The plain versions are in `gated_scan.py` and `recurrent.py`, which also work on other devices and types and with
+gradients. Results do not depend on the number of threads.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import native
+from ..eligibility import serves_inference
+
+MOST_FEATURES = 512  # of `running_context`
+_PAD = 16  # channels of a value are filled up to a multiple of this
+
+
+class _Sizes(ctypes.Structure):
+    """`struct Running` of memory.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("heads", "tokens", "features", "values", "groups", "threads"))
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled library can process these tensors: float32 on the CPU, with no gradient to be computed."""
+    return serves_inference("vw_running_context", *tensors)
+
+
+def running_memory(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """out_t = q_t S_t with the memory S_t = decay_t S_{t-1} + k_t v_tᵀ.
+
+    Args:
+        q: (..., L, D).
+        k: (..., L, D).
+        v: (..., L, Dv).
+        decay: (..., L); 1 if None.
+        memory: (..., D, Dv), S before the first token.
+
+    Returns:
+        out (..., L, Dv) and the memory after the last token (..., D, Dv).
+    """
+    channels = v.shape[-1]
+    values, state = _padded(v), _padded(memory.clone())
+    out = torch.empty_like(values)
+    sizes = _sizes(values, k.shape[-1])
+    _call(
+        "memory",
+        sizes,
+        q.contiguous(),
+        k.contiguous(),
+        values,
+        None if decay is None else decay.contiguous(),
+        state,
+        out,
+    )
+    return out[..., :channels], state[..., :channels]
+
+
+def running_softmax(
+    s: Tensor, v: Tensor, highest: Tensor, normaliser: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The mean of the values up to each token, weighted by the softmax of their scores.
+
+    Args:
+        s: (..., L), scores; -inf leaves a token out.
+        v: (..., L, Dv).
+        highest: (...), the largest score before the first token, or -inf.
+        normaliser: (...), the sum of exp(s - highest) of earlier tokens.
+        memory: (..., Dv), the sum of exp(s - highest) v of earlier tokens.
+
+    Returns:
+        out (..., L, Dv), the log-sum-exp (..., L), and the three sums after the last token.
+    """
+    channels = v.shape[-1]
+    values, total = _padded(v), _padded(memory.clone())
+    top, weight = (
+        highest.clone(memory_format=torch.contiguous_format),
+        normaliser.clone(memory_format=torch.contiguous_format),
+    )
+    out, lse = torch.empty_like(values), torch.empty_like(s, memory_format=torch.contiguous_format)
+    _call("softmax", _sizes(values, 0), s.contiguous(), values, top, weight, total, out, lse)
+    return out[..., :channels], lse, (top, weight, total[..., :channels])
+
+
+def running_context(
+    q: Tensor, k: Tensor, v: Tensor, highest: Tensor, normaliser: Tensor, memory: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """out_t = sum_f q_tf context_f, where context_f is the mean of the values so far, weighted by softmax_j(k_jf).
+
+    Args:
+        q: (B, Hk, G, L, D), queries of G heads that share a key head.
+        k: (B, Hk, L, D), with D at most `MOST_FEATURES`.
+        v: (B, Hk, L, Dv).
+        highest: (B, Hk, D), the largest key before the first token, or -inf.
+        normaliser: (B, Hk, D), the sum of exp(k - highest) of earlier tokens.
+        memory: (B, Hk, D, Dv), the sum of exp(k - highest) v of earlier tokens.
+
+    Returns:
+        out (B, Hk, G, L, Dv) and the three sums after the last token.
+    """
+    channels = v.shape[-1]
+    values, state = _padded(v), _padded(memory.clone())
+    sizes = _sizes(values, k.shape[-1])
+    sizes.groups = q.shape[2]
+    before = highest.contiguous(), normaliser.contiguous()
+    top, weight = (torch.empty_like(each) for each in before)
+    out = values.new_empty(*q.shape[:-1], values.shape[-1])
+    _call("context", sizes, q.contiguous(), k.contiguous(), values, *before, state, top, weight, out)
+    return out[..., :channels], (top, weight, state[..., :channels])
+
+
+def _padded(values: Tensor) -> Tensor:
+    more = -values.shape[-1] % _PAD
+    return F.pad(values, (0, more)) if more else values.contiguous()
+
+
+def _sizes(values: Tensor, features: int) -> _Sizes:
+    tokens, channels = values.shape[-2:]
+    heads = values.numel() // (tokens * channels)
+    return _Sizes(heads=heads, tokens=tokens, features=features, values=channels, threads=torch.get_num_threads())
+
+
+def _call(name: str, sizes: _Sizes, *tensors: Tensor | None) -> None:
+    """Call a function of the library; tensors must be contiguous."""
+    places = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    native.function(f"vw_running_{name}")(ctypes.byref(sizes), *places)
