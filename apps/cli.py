@@ -27,6 +27,7 @@ from .screen import run_on_screen
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; this is also the `voxelwave` script."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks Linux for huge pages for its large tensors
     with warnings.catch_warnings():
         if not {"-v", "--verbose"} & set(argv):
             warnings.showwarning = _show_warning
