@@ -130,7 +130,7 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
     nifti = path.is_file() and is_nifti_name(path)
     groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
     return Image(
-        stack=_slices(volume.array, slice_axis),
+        stack=to_slices(volume.array, slice_axis),
         path=path,
         kind="volume" if nifti else "dicom",
         groups=groups,
@@ -254,7 +254,7 @@ def write_image(
         return path
     assert like.volume is not None
     affine = _scaled_affine(like.volume.affine, like.slice_axis, scale)
-    volume = Volume(_unslice(pixels, like), affine, like.path, header=like.volume.header)
+    volume = Volume(from_slices(pixels, like), affine, like.path, header=like.volume.header)
     if _as_series(path, like):
         from ..volumes.dicom_write import write_derived_series  # highdicom takes a second to load; only for DICOM
 
@@ -306,14 +306,15 @@ def _as_series(path: Path, like: Image) -> bool:
     return like.kind == "dicom" and not is_nifti_name(path)
 
 
-def _slices(array: np.ndarray, axis: int) -> np.ndarray:
+def to_slices(array: np.ndarray, axis: int) -> np.ndarray:
     """Arrange (D, H, W) or (D, H, W, T) as (N, 1, rows, columns), one time point after the other."""
     series = array[..., None] if array.ndim == 3 else array
     ordered = np.moveaxis(series, (3, axis), (0, 1))  # (T, slices, rows, columns)
     return ordered.reshape(-1, 1, *ordered.shape[2:])
 
 
-def _unslice(stack: np.ndarray, like: Image) -> np.ndarray:
+def from_slices(stack: np.ndarray, like: Image) -> np.ndarray:
+    """Arrange slices (N, 1, rows, columns) as the array of the volume of `like`, of another size if they are."""
     ordered = stack.reshape(like.groups, -1, *stack.shape[2:])
     series = np.moveaxis(ordered, (0, 1), (3, like.slice_axis))
     assert like.volume is not None

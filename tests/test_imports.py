@@ -91,6 +91,7 @@ INNER = {
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
     "runs.memory": {"resource"},  # not on Windows
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
+    "volumes.convert": {"SimpleITK", "ants", "monai", "torch", "torchio"},  # each only for its own images
     "volumes.itk": {"ants"},  # only for ITK's composite files
 }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from .slices_html import slices_html
+
 _LEAST_MM = 1e-9  # smallest voxel edge; a smaller edge is a sign of a damaged header
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS+ (ours) <-> LPS (DICOM, ITK), its own inverse
 
@@ -31,7 +33,7 @@ class HeaderFacts:
     slices: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """An image with its position in space.
 
@@ -63,6 +65,16 @@ class Volume:
         if edges.min() < _LEAST_MM or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(edges):
             raise ValueError(f"affine must be invertible, got {affine.tolist()}")
         object.__setattr__(self, "affine", affine)
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.array.shape))
+        spacing = " x ".join(f"{mm:.4g}" for mm in self.spacing)
+        name = f", {self.source.name}" if self.source is not None else ""
+        return f"Volume({size} {self.array.dtype}, {spacing} mm, {self.orientation}{name})"
+
+    def _repr_html_(self) -> str:
+        """Three slices, for notebooks."""
+        return slices_html(self.array, self.spacing, repr(self))
 
     @property
     def shape(self) -> tuple[int, int, int]:

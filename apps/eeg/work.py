@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ...eeg.diagnosis import diagnose
 from ...eeg.long_recording import LongRecordingNet
-from ...eeg.networks import LONG_RECORDING, ModelCard, load_network, predict_windows
+from ...eeg.networks import ModelCard, load_network
 from ...eeg.stream import check_streams, stream_recording
-from ...eeg.whole_recordings import joined, predict_recordings
-from ...eeg.windows import cut, scaled, why_no_window
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.outcome import add_outcome
@@ -117,20 +116,9 @@ class Diagnosis:
         """
         if self.stream:
             return self._diagnose_stream(file)
-        card, options = self.card, self.card.window_options
-        recording = options.read(file)
-        card.check_recording(recording)
-        x, start = cut(recording, options)
-        if len(x) == 0:
-            raise ValueError(why_no_window([recording], options))
-        x, scaler = scaled(x, recording, options.scaling), card.fitted_scaler
-        x = x if scaler is None else scaler.apply(x)
-        if card.network == LONG_RECORDING:
-            start, probability = start[:1], predict_recordings(self.network, [joined(x, start)])
-        else:
-            probability = predict_windows(self.network, x)
-        seconds, texts = recording.seconds, [note.text for note in recording.notes]
-        return self._rows(file, start / recording.sfreq, probability, seconds, texts)
+        found = diagnose(file, (self.network, self.card))
+        seconds, texts = found.recording.seconds, [note.text for note in found.recording.notes]
+        return self._rows(file, found.start_s, found.windows, seconds, texts)
 
     def _diagnose_stream(self, file: Path) -> tuple[RecordingRow, list[WindowRow], list[str]]:
         """The result for a recording that is read piece by piece."""
