@@ -32,6 +32,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "registration.evaluate:evaluate",
             "register a list of pairs and measure the accuracy",
         ),
+        "cross-validate": Verb(
+            "registration.options:CrossValidate",
+            "registration.cross_validate:cross_validate",
+            "measure held-out pairs, with settings chosen on pairs of other people",
+        ),
         "benchmark": Verb(
             "registration.options:Benchmark",
             "registration.benchmark:benchmark",
@@ -53,6 +58,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "restoration.options:Evaluate",
             "restoration.evaluate:evaluate",
             "measure PSNR and SSIM, compared with classical methods",
+        ),
+        "cross-validate": Verb(
+            "restoration.options:CrossValidate",
+            "restoration.cross_validate:cross_validate",
+            "compare methods on held-out images, with settings chosen on the other images",
         ),
         "export": Verb(
             "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"

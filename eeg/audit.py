@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runs.persons import join_persons
 from .audit_signals import SubjectSignal
 from .check import Check, Outcome
 from .confound_checks import check_confounds
 from .duplicates import near_duplicate_windows, shared_stretches
-from .persons import join_persons
 from .split_file import WHOLE, Fold, Part, SplitFile
 from .study import Study
 from .windows import WindowOptions, Windows, load_windows

@@ -108,6 +108,32 @@ class Evaluation:
         self.rows[image.name] = row
         return row
 
+    def score(
+        self, image: EvaluationImage, method: str, *, strength: float = 1.0, unbiased: bool | None = None
+    ) -> Scores:
+        """PSNR in dB and SSIM of one method on one image.
+
+        Args:
+            image: the image.
+            method: "network", "input", "bicubic" (for super-resolution), or a name in `baselines.DENOISERS`.
+            strength: factor on the noise level that a classical method is given.
+            unbiased: whether to remove the bias of Rician noise of a known level; by default for classical methods.
+        """
+        if method == "network":
+            assert self.network is not None  # the caller has one
+            result = self._by_network(self.network, image)
+        elif method == "bicubic":
+            result = bicubic_resize(torch.from_numpy(image.middle), self.scale).numpy()
+        elif method == "input":
+            result = image.middle
+        else:
+            sigma = estimated_sigma(image.middle) if image.sigma is None else image.sigma
+            result = DENOISERS[method](image.middle, strength * sigma)
+        default = method in DENOISERS
+        if image.rician and image.sigma is not None and (default if unbiased is None else unbiased):
+            result = _unbiased(result, image)
+        return self._scores(result, image)
+
     def _classical(self, image: EvaluationImage, *, unbiased: bool) -> dict[str, np.ndarray]:
         """The degraded image and the results of the classical methods."""
         middle = image.middle

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ...eeg.check import Check, failed
-from ...eeg.persons import join_persons
 from ...eeg.study import LabelError, Study, read_study
 from ...eeg.windows import Windows
+from ...runs.persons import join_persons
 from .options import GuardOptions, StudyOptions
 
 

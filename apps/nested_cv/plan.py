@@ -21,6 +21,7 @@ PUBLISHED = "published"  # selection on the test fold, to demonstrate optimism
 TEST_EPOCH = "test-epoch"  # settings from the inner folds, the epoch chosen on the test fold
 RANDOM_WINDOWS = "random-windows"  # a subject has windows on both sides
 REFIT = "refit"  # settings, epochs and threshold of the nested run, on altered data or fewer subjects
+SCORE: Literal["score"] = "score"  # the objective of methods that are not fitted, see `measure`
 LIKELIHOOD = "likelihood"  # the objective of estimators without classes
 PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "results.json"
 
@@ -42,7 +43,7 @@ class Design:
         startup: number of random settings with which the search starts; all settings differ, if there are enough.
         objective: the figure by which the search chooses settings, computed per subject and averaged over inner folds:
             "auc", "balanced_accuracy" or "brier"; or "likelihood", the mean log-likelihood per token, for estimators
-            with a `LikelihoodFit`.
+            with a `LikelihoodFit`; or "score" for methods that are not fitted.
         protocol: "nested", "published" (selection on the test fold, to demonstrate optimism) or "both".
         published: the models that run under the published protocol.
         seed: the seed from which all others are derived.
@@ -54,7 +55,7 @@ class Design:
     repeats: int = 1
     trials: int = 4
     batch: int = 1
-    objective: Literal["auc", "balanced_accuracy", "brier", "likelihood"] = "auc"
+    objective: Literal["auc", "balanced_accuracy", "brier", "likelihood", "score"] = "auc"
     protocol: Literal["nested", "published", "both"] = "nested"
     published: tuple[str, ...] = ()
     seed: int = 0
@@ -65,8 +66,9 @@ class Design:
         for name in ("trials", "batch", "threads", "startup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.objective not in (*OBJECTIVES, LIKELIHOOD):
-            raise ValueError(f"objective must be one of {', '.join((*OBJECTIVES, LIKELIHOOD))}, got {self.objective!r}")
+        if self.objective not in (*OBJECTIVES, LIKELIHOOD, SCORE):
+            known = ", ".join((*OBJECTIVES, LIKELIHOOD, SCORE))
+            raise ValueError(f"objective must be one of {known}, got {self.objective!r}")
         if self.protocol not in (NESTED, PUBLISHED, "both"):
             raise ValueError(f'protocol must be "nested", "published" or "both", got {self.protocol!r}')
 

@@ -49,7 +49,7 @@ class PlannedDesign(TypedDict):
     repeats: int
     trials: int
     batch: int
-    objective: Literal["auc", "balanced_accuracy", "brier", "likelihood"]
+    objective: Literal["auc", "balanced_accuracy", "brier", "likelihood", "score"]
     protocol: Literal["nested", "published", "both"]
     published: list[str]
     seed: int

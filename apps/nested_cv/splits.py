@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 from .records import InnerSplit, Split
 from .seeds import derive_seed
@@ -85,6 +85,30 @@ def make_splits(cohort: Cohort, *, outer: int, inner: int, repeats: int = 1, see
     return splits
 
 
+def group_splits(cohort: Cohort, *, outer: int, seed: int = 0) -> list[Split]:
+    """Outer folds without inner ones, for methods that are not fitted; groups stay together, folds are of similar size.
+
+    Args:
+        cohort: units without classes.
+        outer: number of outer folds; each is tested once.
+        seed: seed of the partition.
+
+    Raises:
+        ValueError: there are fewer groups than folds.
+    """
+    groups = len(set(cohort.persons))
+    if not 2 <= outer <= groups:
+        raise ValueError(f"outer must be from 2 to {groups}, the number of groups kept together, got {outer}")
+    folder = GroupKFold(outer, shuffle=True, random_state=derive_seed(seed, "outer", 0))
+    everyone = np.arange(len(cohort.subjects))
+    splits: list[Split] = [
+        {"repeat": 0, "fold": fold, "train": train.tolist(), "test": test.tolist(), "inner": []}
+        for fold, (train, test) in enumerate(folder.split(everyone, groups=cohort.persons))
+    ]
+    check_splits(cohort, splits)
+    return splits
+
+
 def check_splits(cohort: Cohort, splits: Sequence[Split]) -> None:
     """Refuse splits with a leak or a gap; called before every run and every resumed run.
 
@@ -109,7 +133,8 @@ def check_splits(cohort: Cohort, splits: Sequence[Split]) -> None:
                 cohort, where, part["train"] + part["validation"], test, "its inner folds", "the outer test part"
             )
             validated += part["validation"]
-        if sorted(validated) != sorted(train):
+        without_fit = not split["inner"] and not cohort.classes  # settings are chosen on the training part as a whole
+        if sorted(validated) != sorted(train) and not without_fit:
             raise ValueError(f"{place}: the inner folds must validate each training subject exactly once")
     for repeat, tested in repeats.items():
         if sorted(tested) != list(range(len(cohort.subjects))):

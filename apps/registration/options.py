@@ -11,7 +11,7 @@ from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, at_least, must_be_writable, must_exist
+from ..options import DeviceOptions, Options, WorkerOptions, at_least, must_be_writable, must_exist
 
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
@@ -370,6 +370,50 @@ class Evaluate(MethodOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.pairs, "list of pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidate(RegistrationSettings, DeviceOptions, WorkerOptions):
+    """Measure registration on held-out pairs, with settings chosen on pairs of other people.
+
+    Each pair needs both label maps. Folds are by person: no person of a held-out pair is in a pair on which its
+    settings were chosen. If people are linked by pairs, the pairs whose two people fall into different folds are left
+    out. For each fold, the settings with the best mean Dice on the other folds are taken. No network is trained. OUTPUT
+    receives report.html, results.json, units.csv, plan.json and cells/ with every single registration; after a kill,
+    the same command continues the run and gives the same figures.
+
+    Args:
+        pairs: a list (.csv, .tsv, .json) with columns moving, fixed, moving_labels, fixed_labels and optionally
+            subject, fixed_subject, contrast, moving_mask, fixed_mask.
+        output: the folder to write to.
+        space: setting -> values to try: similarity, effort, diffeomorphic, transform, and network (whether the network
+            of --weights starts the refinement). Default: similarity auto and mind, effort fast and standard, and
+            network if there are weights.
+        weights: a trained NestedMorph (.safetensors, .ckpt, .pth).
+        cache: a folder in which affine alignments are kept for later runs; by default in the output folder.
+        objective: the figure by which settings are chosen: the mean Dice, or the mean 95 % Hausdorff distance in mm.
+        baseline: also run ANTs SyN on every pair.
+        folds: number of folds.
+        title: title of the report.
+    """
+
+    pairs: Path = field(kw_only=False)
+    output: Path
+    space: dict[str, list[str | bool]] | None = None
+    weights: Path | None = None
+    cache: Path | None = None
+    objective: Literal["dice", "hd95_mm"] = "dice"
+    baseline: bool = False
+    folds: int = 5
+    title: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        at_least(2, folds=self.folds)
+        must_exist(self.pairs, "list of pairs")
+        must_exist(self.weights, "file of weights")
+        if self.method not in (None, "field"):
+            raise UsageError(f"--method is a setting of --space here (network: [false, true]), got {self.method}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ def measure_pairs(
         for method in methods:
             used = network if method == "nestedmorph" else None
             try:
-                figures = _measure(pair, replace(settings, method=method), used, device, cache)
+                figures = measure_pair(pair, replace(settings, method=method), used, device, cache)
                 result = PairResult(pair, method, figures)
             except (ValueError, OSError, MemoryError) as error:
                 result = PairResult(pair, method, error=one_line(error))
@@ -100,9 +100,10 @@ def measure_pairs(
     return results
 
 
-def _measure(
+def measure_pair(
     pair: Pair, settings: RegistrationSettings, network: TrainedNetwork | None, device: str, cache: Path | None
 ) -> dict[str, float]:
+    """Register one pair, and return the measurements, with those of its labels if it has them."""
     moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)
     facts = facts_of(pair, series=(False, pair.contrast != "image"))
     started = time.perf_counter()
@@ -124,6 +125,14 @@ def _measure(
         after = resample(moving_labels, fixed, result.forward, order="nearest")
         figures |= overlap(before, fixed_labels, "before") | overlap(after, fixed_labels, "after")
     return figures
+
+
+def unaligned_overlap(pair: Pair) -> dict[str, float]:
+    """The overlap of the labels of a pair that has both maps, where the headers of the scans put them."""
+    moving_labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
+    assert moving_labels is not None
+    assert fixed_labels is not None
+    return overlap(resample(moving_labels, load_fixed(pair), order="nearest"), fixed_labels, "before")
 
 
 def _short(result: PairResult) -> str:

@@ -8,7 +8,7 @@ from ...restoration.settings import EvaluationSettings, RestoreSettings, SizeSet
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, at_least, must_exist
+from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
 
 
 def _weights_must_exist(weights: Path | None) -> None:
@@ -145,6 +145,57 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
         must_exist(self.clean, "file or folder")
         must_exist(self.degraded, "file or folder")
         _weights_must_exist(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidate(EvaluationSettings, TileSettings, WorkerOptions):
+    """Compare a network and classical methods on held-out images of CLEAN, with settings chosen on the other images.
+
+    Images are degraded (or taken with their degraded partners) as in `evaluate`. Folds keep the images of a person
+    together. For each fold, the strength of each classical method, and the size of the network if its weights hold
+    several, are chosen by the mean PSNR on the other folds; the held-out images are measured under these settings. No
+    network is trained. OUTPUT receives report.html, results.json, units.csv, plan.json and cells/ with every single
+    measurement; after a kill, the same command continues the run and gives the same figures.
+
+    Args:
+        clean: a folder of images, volumes or DICOM series.
+        output: the folder to write to.
+        weights: a file of weights, or the name of weights that come with the package; without them only the classical
+            methods are compared.
+        methods: classical methods, a list of nlm, wavelet, tv and bm3d; by default all that are installed. For
+            super-resolution, bicubic interpolation takes their place.
+        strengths: factors to try on the noise level that a classical method is given.
+        people: a table (.tsv, .csv) with the columns file and person, if several images show one person; by default
+            each file is a person. Equal images are kept together.
+        folds: number of folds.
+        title: title of the report.
+    """
+
+    clean: Path = field(kw_only=False)
+    output: Path
+    weights: Path | None = None
+    methods: list[str] | None = None
+    strengths: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5])
+    people: Path | None = None
+    folds: int = 5
+    title: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        _check_tiles(self)
+        at_least(2, folds=self.folds)
+        at_least(1, scale=self.scale, slices_per_volume=self.slices_per_volume)
+        if not self.strengths or min(self.strengths) <= 0:
+            raise UsageError(f"--strengths must be factors above 0, got {self.strengths}")
+        must_exist(self.clean, "file or folder")
+        must_exist(self.degraded, "file or folder")
+        must_exist(self.people, "table of people")
+        _weights_must_exist(self.weights)
+        if self.scale is not None or self.weights is None:
+            try:
+                self.check_degradation(self.scale or 1)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Subjects that are one person by any of several signs."""
 
-from voxelwave.eeg.persons import join_persons
+from voxelwave.runs.persons import join_persons
 
 
 def test_signs_join_in_chains():

@@ -1,4 +1,4 @@
-"""Detection of subjects that are the same person, from several signs together."""
+"""Detection of subjects or images that are of the same person, from several signs together."""
 
 from collections.abc import Sequence
 
