@@ -5,6 +5,7 @@ returns False for float64 and if there is no library; the caller then uses `refe
 """
 
 import ctypes
+import weakref
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ CHECKPOINT_STEPS = 128
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _Strides = ctypes.c_int64 * 4
+
+# permutations that were checked, by their id: the tensor and the number of its changes then
+_CHECKED: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+_MOST_CHECKED = 64
 
 
 class _Scan(ctypes.Structure):
@@ -151,6 +156,17 @@ def directional_backward(
 
 
 def _check_permutation(permutation: Tensor) -> None:
+    found = _CHECKED.get(id(permutation))
+    if found is not None and found[0]() is permutation and found[1] == permutation._version:
+        return
+    _check_each_row(permutation)
+    if not permutation.is_inference():  # such a tensor does not count its changes
+        if len(_CHECKED) >= _MOST_CHECKED:
+            _CHECKED.clear()
+        _CHECKED[id(permutation)] = weakref.ref(permutation), permutation._version
+
+
+def _check_each_row(permutation: Tensor) -> None:
     directions, length = permutation.shape
     seen = torch.zeros(directions, length, dtype=torch.bool)
     if permutation.min() >= 0 and permutation.max() < length:

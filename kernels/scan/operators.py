@@ -4,10 +4,13 @@ Three modules compute the scans: `triton` on CUDA, `cpu` with the compiled libra
 Each satisfies `ScanPath`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
 from . import cpu, reference, triton
 from .reference import DirectionalInputs, ScanInputs
@@ -72,8 +75,7 @@ def _save(ctx: _Context, inputs: ScanInputs | DirectionalInputs, checkpointed: b
     ctx.save_for_backward(*tensors, checkpoints)
 
 
-@torch.library.custom_op("voxelwave::selective_scan", mutates_args=())
-def selective_scan_operator(
+def _selective_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -92,8 +94,10 @@ def selective_scan_operator(
     return out.contiguous(), last_state.contiguous(), checkpoints  # contiguous, as the fake operator promises
 
 
-@torch.library.custom_op("voxelwave::selective_scan_backward", mutates_args=())
-def selective_scan_backward_operator(
+selective_scan_operator = torch.library.custom_op("voxelwave::selective_scan", _selective_scan, mutates_args=())
+
+
+def _selective_scan_backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
     u: Tensor,
@@ -113,6 +117,11 @@ def selective_scan_backward_operator(
     gradients = _path(u).scan_backward(grad_out, grad_last_state, inputs, checkpoints)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (_operator_result(g, u) for g in gradients)
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
+
+
+selective_scan_backward_operator = torch.library.custom_op(
+    "voxelwave::selective_scan_backward", _selective_scan_backward, mutates_args=()
+)
 
 
 @selective_scan_operator.register_fake
@@ -168,6 +177,7 @@ def _differentiate_scan(
         grad_out = torch.zeros_like(u)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = _once_differentiable(
         selective_scan_backward_operator,
+        _selective_scan_backward,
         grad_out,
         grad_last_state,
         u,
@@ -200,8 +210,7 @@ def _differentiate_scan(
 selective_scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
 
 
-@torch.library.custom_op("voxelwave::directional_scan", mutates_args=())
-def directional_scan_operator(
+def _directional_scan(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -218,8 +227,10 @@ def directional_scan_operator(
     return _path(x).directional_forward(inputs, checkpointed=checkpointed)
 
 
-@torch.library.custom_op("voxelwave::directional_scan_backward", mutates_args=())
-def directional_scan_backward_operator(
+directional_scan_operator = torch.library.custom_op("voxelwave::directional_scan", _directional_scan, mutates_args=())
+
+
+def _directional_scan_backward(
     grad_out: Tensor,
     x: Tensor,
     delta: Tensor,
@@ -237,6 +248,11 @@ def directional_scan_backward_operator(
     gradients = _path(x).directional_backward(grad_out, inputs, checkpoints)
     dx, ddelta, dA, dB, dC, dD, dbias = (_operator_result(g, x) for g in gradients)
     return dx, ddelta, dA, dB, dC, dD, dbias
+
+
+directional_scan_backward_operator = torch.library.custom_op(
+    "voxelwave::directional_scan_backward", _directional_scan_backward, mutates_args=()
+)
 
 
 @directional_scan_operator.register_fake
@@ -288,6 +304,7 @@ def _differentiate_directional(
         return (None,) * 10
     dx, ddelta, dA, dB, dC, dD, dbias = _once_differentiable(
         directional_scan_backward_operator,
+        _directional_scan_backward,
         grad_out,
         x,
         delta,
@@ -324,10 +341,27 @@ class _Gradients(torch.autograd.Function):
         raise RuntimeError("the scans have no second derivatives: differentiate a function of a scan once")
 
 
-def _once_differentiable(operator: Any, *inputs: Any) -> tuple[Tensor, ...]:
+def _once_differentiable(operator: Any, function: Any, *inputs: Any) -> tuple[Tensor, ...]:
     inside = torch._C._are_functorch_transforms_active()
+    if not torch.is_grad_enabled() and _runs_directly(inputs):
+        operator = function
     gradients: tuple[Tensor, ...] = _Gradients.apply(operator, *inputs) if inside else operator(*inputs)
     return gradients
+
+
+def _runs_directly(inputs: Sequence[Any]) -> bool:
+    """Whether the function of an operator can be called without the operator.
+
+    Its first call would load torch's compiler, which takes 1.5 s, and every call 60 us.
+    """
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    return (
+        all(type(each) in (Tensor, Parameter) and each.device.type != "meta" for each in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -359,15 +393,53 @@ class _DirectionalScan(torch.autograd.Function):
         return out, checkpoints
 
 
+class _DirectSelectiveScan(torch.autograd.Function):
+    """The scan with its gradient, without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _selective_scan(*inputs)
+        _save_scan(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[2])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return _differentiate_scan(ctx, *gradients)
+
+
+class _DirectDirectionalScan(torch.autograd.Function):
+    """Same as `_DirectSelectiveScan`, for images."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _directional_scan(*inputs)
+        _save_directional(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[1])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return _differentiate_directional(ctx, *gradients)
+
+
 def run_selective_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`selective_scan_operator`, which also works within the transforms of torch.func."""
+    """`selective_scan_operator`, also within the transforms of torch.func; it skips the operator if it can."""
+    if _runs_directly(inputs):
+        direct: tuple[Tensor, Tensor, Tensor] = (_DirectSelectiveScan.apply if inputs[-1] else _selective_scan)(*inputs)
+        return direct
     inside = torch._C._are_functorch_transforms_active()
     result: tuple[Tensor, Tensor, Tensor] = (_SelectiveScan.apply if inside else selective_scan_operator)(*inputs)
     return result
 
 
 def run_directional_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """`directional_scan_operator`, which also works within the transforms of torch.func."""
+    """The same for `directional_scan_operator`."""
+    if _runs_directly(inputs):
+        direct: tuple[Tensor, Tensor] = (_DirectDirectionalScan.apply if inputs[-1] else _directional_scan)(*inputs)
+        return direct
     inside = torch._C._are_functorch_transforms_active()
     result: tuple[Tensor, Tensor] = (_DirectionalScan.apply if inside else directional_scan_operator)(*inputs)
     return result

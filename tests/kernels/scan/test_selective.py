@@ -479,6 +479,28 @@ def test_a_row_that_is_not_a_permutation_is_refused(wrong):
         directional_scan(**arguments, permutation=torch.tensor(wrong))
 
 
+def test_scans_do_not_load_the_compiler_of_torch():
+    code = """
+import sys, torch
+from voxelwave.kernels.scan.selective import selective_scan
+ones = torch.ones(1, 2, 4, requires_grad=True)
+selective_scan(ones, ones, -torch.ones(2, 1), torch.ones(1, 1, 4), torch.ones(1, 1, 4)).sum().backward()
+assert ones.grad.isfinite().all()
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@needs_library
+def test_a_permutation_that_changed_after_its_check_is_refused():
+    arguments, permutation = draw_directional(1, 2, 1, 2, 3)
+    directional_scan(**arguments, permutation=permutation)
+    permutation[0, 0] = permutation[0, 1]
+    with pytest.raises(ValueError, match="permutation must list each of"):
+        directional_scan(**arguments, permutation=permutation)
+
+
 # ---- operators
 
 
