@@ -466,6 +466,12 @@ class OAT(nn.Module):
             memory.rows(scene), [None] * len(pairs), [(k[scene], v[scene]) for k, v in pairs], scored[scene], 0
         )
 
+    def check_length(self, steps: int) -> None:
+        """Raise a ValueError if paths of this number of steps are longer than the table of time steps."""
+        most = len(self.onedpositional_encoding.pos_embedding)
+        if steps > most:
+            raise ValueError(f"a path may have at most {most} steps, got {steps}")
+
     def step(
         self, state: State, previous: Tensor, *, return_weights: bool = False
     ) -> tuple[Tensor, State, list[Tensor]]:
@@ -481,9 +487,8 @@ class OAT(nn.Module):
             (B, heads, T, N + 1) on the objects and the target's token.
         """
         end = state.length + previous.shape[1]
+        self.check_length(end)
         table = self.onedpositional_encoding.pos_embedding
-        if end > len(table):
-            raise ValueError(f"a path may have at most {len(table)} steps, got {end}")
         x = self.dropout(self._fixations(state.memory, previous) + table[state.length : end, 0])
         steps: list[KeysValues | None] = []
         weights = []
@@ -507,6 +512,27 @@ class OAT(nn.Module):
         scores = s.squeeze(-1) if self.readout is None else self.readout(s).squeeze(-1)
         hidden = F.pad(~state.memory.visible, (0, 1))
         return scores.masked_fill(hidden.unsqueeze(1), -torch.inf)
+
+    def score_directions(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The scores of `step` as a linear function of the decoder's token: directions (S, N + 1, d_model) and shifts.
+
+        The scores are directions @ token + shift, with the shift (S, N + 1), without the padding class.
+        """
+        weights = memory.encoded.new_ones(1) if self.readout is None else self.readout.weight[0]
+        shift: Tensor | None = None if self.readout is None else self.readout.bias
+        directions = memory.encoded.new_zeros(())
+        constant = memory.encoded.new_zeros(()) if shift is None else shift
+        for weight, head in zip(weights, self._heads, strict=True):
+            scored = head.encode_fc(memory.encoded) * (weight / self.d_model**0.5)
+            directions = directions + scored @ head.decode_fc.weight
+            constant = constant + scored @ head.decode_fc.bias
+        return directions, constant
+
+    def fixation_tokens(self, memory: Memory) -> Tensor:
+        """(S, N, d_model) the token of a fixation on each object, before the encoding of the time step."""
+        objects = memory.tokens.shape[1]
+        every = torch.arange(objects, device=memory.tokens.device).expand(len(memory.tokens), objects)
+        return self._fixations(memory, every)
 
     def _looks(self, scenes: SceneBatch) -> Tensor:
         count, objects = scenes.present.shape

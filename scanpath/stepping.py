@@ -1,0 +1,118 @@
+"""Decoding step by step without gradients, with everything that does not change from step to step computed before.
+
+`Stepper` computes the same as `OAT.step` for one new token in each row. Keys and values of the path have places of
+their own from the start, so nothing is copied when it grows; the tokens of all fixations are computed once; and the
+object attention, which is linear in the decoder's token, becomes one product:
+
+    score_j = sum_h w_h <E_h m_j + a_h, D_h d + b_h> / sqrt(d_model) + w_0 = <G_j, d> + c_j
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .oat import OAT, DecoderLayer, Memory, MultiheadAttention
+
+
+def serves(model: OAT) -> bool:
+    """Whether `Stepper` computes the same as the model: in evaluation mode, without hooks, edits or watches."""
+    if model.training or torch.is_grad_enabled():
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or getattr(module, "touched", False)
+        for module in model.modules()
+    )
+
+
+class Stepper:
+    """The decoder for some paths, one token at a time.
+
+    Args:
+        model: the network.
+        memory: its encoded scenes.
+        rows: (R,) index of the scene of each path.
+        max_length: largest number of steps.
+    """
+
+    def __init__(self, model: OAT, memory: Memory, rows: Tensor, max_length: int):
+        self._layers = [_Layer(cast(DecoderLayer, layer)) for layer in model.transformer_decoder.layers]
+        self._model, self._times = model, model.onedpositional_encoding.pos_embedding[:, 0]
+        self._tokens = model.fixation_tokens(memory)[rows]  # (R, N, d_model)
+        directions, shift = model.score_directions(memory)
+        self._directions, self._shift = directions[rows], shift[rows].unsqueeze(-1)
+        visible = memory.visible
+        self._mask = None if bool(visible.all()) else visible[rows][:, None, None]
+        self._length = 0
+        for layer in self._layers:
+            layer.start(memory.encoded, rows, min(max_length, len(self._times)))
+        self._begin = memory.begin[rows]
+
+    def step(self, chosen: Tensor | None) -> Tensor:
+        """Scores (R, N + 1) of the objects and the end, after one more fixation; None for the first step."""
+        self._model.check_length(self._length + 1)
+        x = self._begin if chosen is None else self._tokens[torch.arange(len(chosen), device=chosen.device), chosen]
+        x = x + self._times[self._length]
+        for layer in self._layers:
+            x = layer(x, self._length, self._mask)
+        self._length += 1
+        scores = torch.baddbmm(self._shift, self._directions, x.unsqueeze(-1)).squeeze(-1)
+        return scores if self._mask is None else scores.masked_fill(~self._mask[:, 0, 0], -torch.inf)
+
+    def keep(self, index: Tensor) -> None:
+        """Continue with some of the rows."""
+        for name in ("_tokens", "_directions", "_shift", "_begin", "_mask"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+        for layer in self._layers:
+            layer.keep(index, self._length)
+
+
+class _Layer:
+    """A decoder layer with places for the keys and values of all steps."""
+
+    def __init__(self, layer: DecoderLayer):
+        self._own, self._scene = layer.self_attn, layer.multihead_attn
+        self._linears, self._norms = (layer.linear1, layer.linear2), (layer.norm1, layer.norm2, layer.norm3)
+
+    def start(self, encoded: Tensor, rows: Tensor, max_length: int) -> None:
+        keys, values = self._scene.keys_values(encoded)
+        self._scene_keys, self._scene_values = keys[rows], values[rows]  # (R, heads, N + 1, channels)
+        shape = (len(rows), self._own.heads, max_length, keys.shape[-1])
+        self._keys, self._values = encoded.new_empty(shape), encoded.new_empty(shape)
+
+    def keep(self, index: Tensor, length: int) -> None:
+        self._scene_keys, self._scene_values = self._scene_keys[index], self._scene_values[index]
+        for name in ("_keys", "_values"):
+            old: Tensor = getattr(self, name)
+            kept = old.new_empty(len(index), *old.shape[1:])
+            kept[:, :, :length] = old[index, :, :length]
+            setattr(self, name, kept)
+
+    def __call__(self, x: Tensor, length: int, mask: Tensor | None) -> Tensor:
+        """(R, d_model) -> (R, d_model)."""
+        end, heads = length + 1, self._own.heads
+        three = F.linear(x, self._own.in_proj_weight, self._own.in_proj_bias).view(len(x), 3, heads, -1)
+        self._keys[:, :, length], self._values[:, :, length] = three[:, 1], three[:, 2]
+        found = F.scaled_dot_product_attention(
+            three[:, 0].unsqueeze(2), self._keys[:, :, :end], self._values[:, :, :end]
+        )
+        x = _normed(self._norms[0], x + _projected(self._own, found))
+        width = x.shape[1]
+        q = F.linear(x, self._scene.in_proj_weight[:width], self._scene.in_proj_bias[:width])
+        q = q.view(len(x), heads, 1, -1)
+        found = F.scaled_dot_product_attention(q, self._scene_keys, self._scene_values, attn_mask=mask)
+        x = _normed(self._norms[1], x + _projected(self._scene, found))
+        first, second = self._linears
+        hidden = F.linear(x, first.weight, first.bias).relu_()
+        return _normed(self._norms[2], x + F.linear(hidden, second.weight, second.bias))
+
+
+def _projected(attention: MultiheadAttention, found: Tensor) -> Tensor:
+    """(R, heads, 1, channels) -> (R, d_model)."""
+    return F.linear(found.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
