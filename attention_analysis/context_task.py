@@ -192,9 +192,18 @@ class ContextRun:
         return max(before, default=float("nan"))
 
     @property
+    def rise(self) -> float:
+        """The largest rise of the accuracy on new classes while the number of steps grows by half."""
+        points = [(p.step, p.novel) for p in self.progress]
+        return max(
+            (later - value for step, value in points for after, later in points if step < after <= 1.5 * step),
+            default=0.0,
+        )
+
+    @property
     def jumps(self) -> bool:
-        """Whether the accuracy on new classes ends above twice that of a random label from the context."""
-        return self.progress[-1].novel > 2 * self.task.bursts / self.task.pairs
+        """Whether the accuracy on new classes rises abruptly, by half, while the number of steps grows by half."""
+        return self.rise > 0.5
 
     def onsets(self) -> list[tuple[str, float]]:
         """The step of the steepest rise of each curve, earliest first."""

@@ -21,6 +21,18 @@ def column_means(a: Tensor, *, causal: bool) -> Tensor:
     return a.sum(-2) / torch.arange(length, 0, -1, dtype=a.dtype, device=a.device)
 
 
+def relative_columns(a: Tensor, *, causal: bool) -> Tensor:
+    """(..., Lk): the sum of the weights on each key over that of uniform attention to all visible keys; 1 is uniform.
+
+    In a causal map, early keys receive more than late ones also by uniform attention, which this removes.
+    """
+    queries, keys = a.shape[-2:]
+    if not causal:
+        return a.mean(-2) * keys
+    uniform = (1 / torch.arange(1, queries + 1, dtype=a.dtype, device=a.device)).flip(0).cumsum(0).flip(0)
+    return a.sum(-2) / uniform
+
+
 def attention_sinks(a: Tensor, *, causal: bool, alpha: float | None = 5.0) -> Tensor:
     """Bool (..., Lk): keys whose column mean is above alpha / Lk, or above 0.1 if alpha is None (the official code).
 

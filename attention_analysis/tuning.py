@@ -41,6 +41,7 @@ class Tuned(NamedTuple):
     chosen: str  # name of the intervention, or `KEPT`
     attempts: list[Attempt]  # best first
     held_out: Interval | None
+    loss: float = float("nan")  # mean on the calibration part, of the model as it is
 
     @property
     def helps(self) -> bool:
@@ -87,13 +88,13 @@ def tune(
     attempts.sort(key=lambda attempt: -attempt.gain.mean)
     best = next((attempt for attempt in attempts if attempt.gain.low > 0), None)
     if best is None:
-        return Tuned(KEPT, attempts, None)
+        return Tuned(KEPT, attempts, None, float(plain.mean()))
     before = held_out()
     if len(before) < 2:
         raise ValueError(f"the held-out part needs at least 2 units, got {len(before)}")
     with intervene(model, candidates[best.name]):
         after = held_out()
-    return Tuned(best.name, attempts, bootstrap(before - after, level=level))
+    return Tuned(best.name, attempts, bootstrap(before - after, level=level), float(plain.mean()))
 
 
 class TokenGroup:

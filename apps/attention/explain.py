@@ -37,6 +37,7 @@ LOOK = {"scene": look_at_scenes, "recording": look_at_recordings, "pair": look_a
 _TEMPLATE = Path(__file__).parent / "template"
 _STYLE = Path(__file__).parents[1] / "page" / "report.css"
 _SHOWN = 48  # heads in the gallery
+_SMALL = 0.01  # values below are shown in thousandths
 
 
 def explain(options: Explain) -> int:
@@ -112,20 +113,27 @@ def in_words(subject: Subject, rows: list[HeadRow], curve: Removal, where: Where
     first = ranked[0]
     what, units = subject.decisions, len(set(subject.units))
     over = f" of {plural(units, subject.unit)}" if subject.unit and units != len(subject.cases) else ""
+    place = f"head {first.head.head} of layer {first.head.layer} ({subject.layers[first.head.layer]})"
     words = [
-        f"On {plural(len(subject.cases), subject.kind)}{over}, the head that matters most is head {first.head.head} of "
-        f"{subject.layers[first.head.layer]}: without it, {100 * first.changed.mean:.0f} % of the {what} change."
+        f"On {plural(len(subject.cases), subject.kind)}{over}, the head that matters most is {place}: without it, "
+        f"{100 * first.changed.mean:.0f} % of the {what} change."
     ]
     idle = [row for row in rows if row.importance.mean < 0.01 * max(first.importance.mean, 1e-12)]
-    words.append(
-        f"{len(idle)} of {len(rows)} heads have less than a hundredth of its effect, so their patterns say nothing "
-        f"about the {what}."
-    )
+    if idle:
+        words.append(
+            f"{len(idle)} of {len(rows)} heads have less than a hundredth of its effect, so their patterns say nothing "
+            f"about the {what}."
+        )
     last = curve.largest_first[-1].mean
     words.append(
         f"With all heads removed, {100 * last:.0f} % of the {what} stay the same"
-        + (", so attention hardly decides anything on these inputs." if last > 0.9 else ".")
+        + (", so attention hardly decides anything on these inputs." if last >= 0.9 else ".")
     )
+    if curve.right:
+        words.append(
+            f"With all heads removed, {100 * curve.right[-1].mean:.0f} % of the {what} are right, with all heads "
+            f"{100 * curve.right[0].mean:.0f} %."
+        )
     uniform = [row for row in rows if row.entropy.mean > 0.95]
     if uniform:
         words.append(f"{plural(len(uniform), 'head')} attend almost equally to everything that they can see.")
@@ -165,8 +173,10 @@ def _shown(subject: Subject, rows: list[HeadRow], curve: Removal, where: Where) 
 
 def _matrix(rows: Sequence[HeadRow], values: Mapping[Head, float], label: str) -> Markup:
     found = np.full((1 + max(row.head.layer for row in rows), 1 + max(row.head.head for row in rows)), np.nan)
+    small = max(values.values()) < _SMALL
     for head, value in values.items():
-        found[head.layer, head.head] = value
+        found[head.layer, head.head] = 1000 * value if small else value
+    label = f"{label} / 1000" if small else label
     return Markup(head_matrix(found, label=label))
 
 
@@ -183,7 +193,7 @@ def _removal_picture(subject: Subject, curve: Removal, heads: int) -> Markup:
     bands: dict[str, Curve] = {}
     if subject.several:
         bands = {name: ([one.low for one in values], [one.high for one in values]) for name, values in named.items()}
-    y = f"unchanged {subject.decisions}"
+    y = f"share of {subject.decisions}" if curve.right else f"unchanged {subject.decisions}"
     return Markup(curves(found, x="removed heads", y=y, limits=(-0.03, 1.03), bands=bands))
 
 

@@ -11,12 +11,12 @@ from ...attention_analysis.dictionary import make_dictionary
 from ...attention_analysis.edits import intervene, remove_heads
 from ...attention_analysis.importance import Interval, heads_of, random_orders
 from ...attention_analysis.indicators import causal_keys, concentration, entropy, first_key_share, is_causal
-from ...attention_analysis.sinks import column_means
+from ...attention_analysis.sinks import relative_columns
 from ...attention_analysis.trace import Head, record_run
 from .subject import MOST_KEYS, Subject
 
 _SIZE = 24  # side of a mean map
-SINK = 5.0  # a token with more than this many times the mean attention is a sink
+SINK = 5.0  # a token with more than this many times its part of uniform attention is a sink
 
 
 class HeadRow(NamedTuple):
@@ -120,8 +120,10 @@ def _patterns(
             causal = is_causal(a)
             visible = causal_keys(a.shape[-1]) if causal else None
             measured = torch.stack([entropy(a, visible), concentration(a) / a.shape[-2] ** 0.5, first_key_share(a)], -1)
-            received = column_means(a, causal=causal) if call.received is None else call.received.double().mean(0)
-            marked = received > SINK / a.shape[-1]
+            received = relative_columns(a, causal=causal)
+            if call.received is not None:
+                received = call.received.double().mean(0) * a.shape[-1]
+            marked = received > SINK
             small = F.interpolate(a.unsqueeze(1), size=(_SIZE, _SIZE), mode="area").squeeze(1)
             for h in range(len(a)):
                 head = Head(call.layer, h)

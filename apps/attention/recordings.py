@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...attention_analysis.indicators import is_causal
 from ...attention_analysis.pictures import Curve, curves, points_on_head
+from ...attention_analysis.sinks import relative_columns
 from ...attention_analysis.trace import attention_layers, record_run
 from ...eeg.channels import positions
 from ...eeg.long_recording import LongRecordingNet
@@ -102,16 +104,12 @@ def recording_subject(network: LongRecordingNet, card: ModelCard, place: Path, m
             cases.append(_recording_case(network, card, one))
         except (ValueError, OSError) as error:
             failed.append((one.file.name, one_line(error)))
-    layers = [
-        "stem, among the electrodes" if name.startswith("stem") else f"layer {name.split('.')[1]}, among the seconds"
-        for name in attention_layers(network)
-    ]
     return Subject(
         f"What the network for {card.classes[1]} looks at",
         "recording",
         "class",
         network,
-        layers,
+        layers_in_words(network),
         cases,
         failed,
         card.subjects,
@@ -119,6 +117,11 @@ def recording_subject(network: LongRecordingNet, card: ModelCard, place: Path, m
         classes=card.classes if study else (),
         channels=card.channels,
     )
+
+
+def layers_in_words(network: LongRecordingNet) -> list[str]:
+    """A readable name for each attention layer."""
+    return [f"among the {'electrodes' if name.startswith('stem') else 'seconds'}" for name in attention_layers(network)]
 
 
 def _recording_case(network: LongRecordingNet, card: ModelCard, one: Recorded) -> Case:
@@ -138,8 +141,9 @@ def look_at_recordings(subject: Subject) -> Where:
     most, random = [], []
     generator = torch.Generator().manual_seed(0)
     for case in subject.cases:
-        seconds = last_map(subject, case).mean((0, 1))
-        received.append(seconds * len(seconds))
+        weights = last_map(subject, case)
+        seconds = relative_columns(weights, causal=is_causal(weights)).mean(0)
+        received.append(seconds)
         count = max(1, len(seconds) // 10)
         most.append(without(subject, case, seconds.argsort(descending=True)[:count].tolist()))
         random.append(without(subject, case, torch.randperm(len(seconds), generator=generator)[:count].tolist()))
@@ -160,7 +164,7 @@ def _right(subject: Subject) -> list[str]:
         return []
     right = [float(case.run().argmax(1)[0] == case.label) for case in known]
     found = replace(subject, cases=known).over(right)
-    words = f"It decides {100 * found.mean:.0f} % of these recordings correctly"
+    words = f"The network decides {100 * found.mean:.0f} % of these recordings correctly"
     if found.low == found.low:
         words += f" (95 % interval {100 * found.low:.0f} to {100 * found.high:.0f} % over the subjects)"
     return [f"{words}; what a network that is often wrong looks at says little about the disease."]

@@ -12,7 +12,7 @@ from ...attention_analysis.edits import intervene
 from ...attention_analysis.pictures import boxes_over_image, curves
 from ...attention_analysis.trace import Head, attention_layers, record_run
 from ...runs.words import one_line
-from ...scanpath.oat import BEGIN, log_probabilities
+from ...scanpath.oat import BEGIN, OAT, log_probabilities
 from ...scanpath.scene import Scene
 from ...scanpath.weights import NetworkModel
 from ..scanpath.predict import read_scenes
@@ -39,15 +39,21 @@ def scene_subject(model: NetworkModel, place: Path, most: int) -> Subject:
             cases.append(_scene_case(model, name, scene))
         except ValueError as error:
             failed.append((name, one_line(error)))
-    names = {"self_attn": "attention to the past", "multihead_attn": "attention to the scene"}
-    layers = []
-    for name in attention_layers(model.network):
-        _, _, number, kind = name.split(".")
-        decoder = name.startswith("transformer_decoder")
-        layers.append(f"decoder {number}, {names[kind]}" if decoder else f"encoder {number}, among the objects")
+    layers = layers_in_words(model.network)
     title = "What the scanpath network looks at"
     known = model.info.trained_on
     return Subject(title, "scene", "next fixation", model.network, layers, cases, failed, known, unit="layout")
+
+
+def layers_in_words(network: OAT) -> list[str]:
+    """A readable name for each attention layer."""
+    names = {"self_attn": "attention to the past", "multihead_attn": "attention to the scene"}
+    found = []
+    for name in attention_layers(network):
+        _, _, number, kind = name.split(".")
+        decoder = name.startswith("transformer_decoder")
+        found.append(f"decoder {number}, {names[kind]}" if decoder else f"encoder {number}, among the objects")
+    return found
 
 
 def _one_of_each_layout_first(found: Iterable[tuple[str, Scene | str]]) -> Iterator[tuple[str, Scene | str]]:

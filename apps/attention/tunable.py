@@ -20,7 +20,8 @@ from ...scanpath.oat import BEGIN, SceneBatch, log_probabilities
 from ...scanpath.readers import read_scanpaths
 from ...scanpath.scene import Dataset
 from ...scanpath.weights import NetworkModel
-from .recordings import prepared
+from . import scenes
+from .recordings import layers_in_words, prepared
 
 _LONGEST = 20  # fixations of a trial that count; later ones are few and slow
 _LOUD = 0.1  # share of the seconds that are the loudest
@@ -39,6 +40,7 @@ class Tunable:
         causal: number of a layer whose weights may be changed -> whether its maps are causal.
         levers: number of a layer -> the key whose weight is scaled.
         groups: groups of tokens, which the losses set for each input.
+        layers: a readable name for each attention layer.
         failed: name and reason of each input that could not be used.
     """
 
@@ -51,6 +53,7 @@ class Tunable:
     causal: dict[int, bool]
     levers: dict[int, int]
     groups: tuple[TokenGroup, ...]
+    layers: list[str]
     failed: tuple[tuple[str, str], ...] = ()
 
 
@@ -76,10 +79,18 @@ def scanpath_tunable(model: NetworkModel, place: Path, *, most: int, seed: int) 
         past = name.startswith("transformer_decoder") and name.endswith("self_attn")
         causal[number], levers[number] = past, 0 if past else -1  # the last token of a scene is the target's
     calibration, held_out = (layout_losses(model, data, half, groups) for half in (first, second))
-    unit = "nats per fixation, mean over the trials of a layout"
     return Tunable(
-        model.network, "layout", unit, (first, second), calibration, held_out, causal, levers, groups
-    )  # fmt: skip
+        model=model.network,
+        noun="layout",
+        loss_unit="nats per fixation, mean over the trials of a layout",
+        halves=(first, second),
+        calibration=calibration,
+        held_out=held_out,
+        causal=causal,
+        levers=levers,
+        groups=groups,
+        layers=scenes.layers_in_words(model.network),
+    )
 
 
 def layout_losses(
@@ -157,9 +168,18 @@ def recording_tunable(network: LongRecordingNet, card: ModelCard, place: Path, *
         for number, name in enumerate(attention_layers(network))
         if not name.startswith("stem")
     }
-    unit = "nats, mean over the recordings of a subject"
     return Tunable(
-        network, "subject", unit, (halves[0], halves[1]), calibration, held_out, causal, {}, groups, tuple(failed)
+        model=network,
+        noun="subject",
+        loss_unit="nats, mean over the recordings of a subject",
+        halves=(halves[0], halves[1]),
+        calibration=calibration,
+        held_out=held_out,
+        causal=causal,
+        levers={},
+        groups=groups,
+        layers=layers_in_words(network),
+        failed=tuple(failed),
     )
 
 

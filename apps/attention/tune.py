@@ -60,7 +60,8 @@ def _tunable(options: Tune) -> Tunable:
 def in_words(found: Tuned, on: Tunable) -> str:
     """The result in a sentence or two."""
     best = found.attempts[0]
-    tried = f"Of {len(found.attempts)} changes tried on {plural(len(on.halves[0]), on.noun)}"
+    tried = f"Of {len(found.attempts)} changes tried on {plural(len(on.halves[0]), on.noun)}, whose loss is "
+    tried += f"{found.loss:.3f} nats"
     if found.chosen == KEPT or found.held_out is None:
         return (
             f"{tried}, none is better beyond what the number of attempts explains (the best, '{best.name}', by "
@@ -79,6 +80,7 @@ def _record(found: Tuned, on: Tunable, words: str) -> dict[str, object]:
         "unit": on.loss_unit,
         f"calibration_{on.noun}s": on.halves[0],
         f"held_out_{on.noun}s": on.halves[1],
+        "loss": found.loss,
         "chosen": found.chosen,
         "held_out": None if found.held_out is None else plain(found.held_out),
         "helps": found.helps,

@@ -49,7 +49,7 @@ def test_frequent_classes_are_drawn_more_often():
 
 
 def test_a_jump_and_its_plateau_are_read_from_the_curve():
-    steps = [1, 2, 4, 8, 16, 32, 64]
+    steps = [1, 2, 4, 8, 16, 24, 64]
     accuracy = [0.03, 0.1, 0.12, 0.125, 0.13, 0.9, 0.95]
     run = ContextRun(
         TASK, 0, [Progress(s, 1.0, a, 0.0, 0.0, 0.2, 0.1, 0.4, 0.5, 0.0) for s, a in zip(steps, accuracy, strict=True)]
@@ -57,7 +57,10 @@ def test_a_jump_and_its_plateau_are_read_from_the_curve():
     assert run.jumps
     assert run.plateau == pytest.approx(0.125)
     assert run.onsets()[0][0] == "novel"
+    assert run.rise == pytest.approx(0.77)
     assert not ContextRun(TASK, 0, run.progress[:5]).jumps
+    slow = [p._replace(step=2 * p.step if p.step == 24 else p.step) for p in run.progress]
+    assert not ContextRun(TASK, 0, slow).jumps  # the same accuracies, but no step in between
 
 
 def test_wrong_sizes_are_refused():

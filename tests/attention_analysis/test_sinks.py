@@ -14,6 +14,7 @@ from voxelwave.attention_analysis.sinks import (
     choose_heads,
     column_means,
     massive_dimensions,
+    relative_columns,
     sink_relevance,
     without_keys,
 )
@@ -154,3 +155,12 @@ def test_the_head_with_a_harmful_sink_is_selected_and_accuracy_rises(generator):
     with intervene(model, [calibration_edit(Head(0, 1), causal=False, beta=0.1)]):
         assert accuracy() == plain + found[0].gain > plain
     assert choose_heads(model, heads, accuracy, causal=False, layers=1) == []  # first and last layers are left out
+
+
+def test_relative_columns_are_1_for_uniform_attention_and_large_for_a_sink():
+    for causal in (True, False):
+        flat = uniform_map(200, causal=causal)
+        assert_close(relative_columns(flat, causal=causal), torch.ones(200, dtype=flat.dtype))
+    sink = relative_columns(sink_map(200, 30), causal=True)
+    assert int(sink.argmax()) == 30
+    assert sink[30] > 5 > sink[31:].max()

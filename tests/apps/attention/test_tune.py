@@ -15,7 +15,7 @@ from voxelwave.scanpath.own_files import write_scanpaths
 from voxelwave.scanpath.planted import planted_dataset
 
 ON = Tunable(
-    torch.nn.Identity(), "layout", "nats", (["a"] * 5, ["b"] * 6), torch.zeros, torch.zeros, {}, {}, ()
+    torch.nn.Identity(), "layout", "nats", (["a"] * 5, ["b"] * 6), torch.zeros, torch.zeros, {}, {}, (), []
 )  # fmt: skip
 BEST = Attempt("a change", Interval(0.1, -0.1, 0.3))
 
@@ -23,9 +23,9 @@ BEST = Attempt("a change", Interval(0.1, -0.1, 0.3))
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (Tuned(KEPT, [BEST], None), "kept as it is"),
-        (Tuned("a change", [BEST], Interval(0.2, 0.1, 0.3)), "It also helps there"),
-        (Tuned("a change", [BEST], Interval(0.2, -0.1, 0.3)), "does not help there"),
+        (Tuned(KEPT, [BEST], None, 1.0), "kept as it is"),
+        (Tuned("a change", [BEST], Interval(0.2, 0.1, 0.3), 1.0), "It also helps there"),
+        (Tuned("a change", [BEST], Interval(0.2, -0.1, 0.3), 1.0), "does not help there"),
     ],
 )
 def test_the_words_follow_from_the_result(found, expected):
