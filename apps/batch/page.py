@@ -15,9 +15,12 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ...runs.files import atomic_path
+from .case_files import case_files_path
 from .manifest import MANIFEST, read_manifest
 from .options import Page
+from .page_words import GLOSSARY, LABELS, TEXT_COLUMNS, column_words
 from .preview import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
+from .run_facts import read_run_facts
 
 INDEX, FILES = "index.html", "index_files"
 TEMPLATE = Path(__file__).parent / "template"
@@ -52,6 +55,12 @@ def write_index(output: Path) -> Path:
     html = environment.get_template("index.html.jinja").render(
         cases=cases,
         columns=_columns(cases),
+        words={key: column_words(output, key) for case in cases for key in case["numbers"]},
+        texts=[key for key in TEXT_COLUMNS if any(key in case["others"] for case in cases)],
+        run=read_run_facts(output),
+        glossary=[(column_words(output, key), GLOSSARY[key]) for key in _columns(cases) if key in GLOSSARY],
+        only_eeg=bool(cases) and all(case["kind"] == "eeg" for case in cases),
+        files=case_files_path(output).name if case_files_path(output).is_file() else "",
         counts=Counter(case["status"] for case in cases),
         started=min((case["started"] for case in cases if case["started"]), default=""),
         seconds=sum(case["seconds"] or 0 for case in cases),
@@ -85,6 +94,7 @@ def _case(output: Path, entry: dict[str, Any]) -> dict[str, Any]:
         "status": status,
         "kind": str(entry.get("kind", "")),
         "picture": there.get(PICTURE) or there.get(DRAWING),
+        "label": LABELS.get(str(entry.get("kind", "")), "input | result"),
         "script": there.get(SCRIPT),
         "numbers": {key: value for key, value in metrics.items() if _is_number(value)},
         "others": {key: str(value) for key, value in metrics.items() if not _is_number(value)},

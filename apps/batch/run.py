@@ -32,11 +32,13 @@ from ...runs.outcome import add_outcome
 from ...runs.record import sha256
 from ...runs.workers import LocalProcesses, Pool, open_pool
 from .case import Case
+from .case_files import write_case_files
 from .display import Counts, Display
 from .manifest import MANIFEST, compact, finished_case, is_recorded, read_manifest
 from .names import printable
 from .options import FolderOptions
 from .page import write_index
+from .run_facts import write_run_facts
 from .task import (
     Batch,
     CaseCell,
@@ -115,6 +117,9 @@ def run_batch(
     batch.state.mkdir(parents=True, exist_ok=True)
     counts = Counts()
     try:
+        with full_disk_is_an_error(batch.output):
+            files = write_case_files(batch.output, cases)
+            write_run_facts(batch.output, run.work["factory"], run.options, run.weights, hashes[1])
         with _ended_by_sigterm(), _run_folder(batch, shared=how.cluster is not None) as folder:
             workers = open_workers or partial(_open_workers, how, batch.state.resolve())
             _Run(batch, hashes, folder, workers, counts, Display(cases, counts)).drive(cases)
@@ -132,8 +137,8 @@ def run_batch(
     print(f"{counts.words(len(cases))}; wrote {batch.output}/{MANIFEST} and index.html")
     if code != DONE and not batch.keep_identifiers:
         print(
-            "names that could identify a person are shown as hashes (~...); add --dry-run --keep-identifiers"
-            " to see them"
+            "names that could identify a person are shown as hashes (~...); the files of each case are listed in"
+            f" {files.name} beside the folder of results, which only you can read"
         )
     return code
 

@@ -41,6 +41,7 @@ class RecordingRow:
         sd_over_windows: standard deviation of the probability over the windows.
         seconds: length of the recording.
         notes: found while reading, separated by "; ".
+        trained_on: whether the weights were trained on a subject of this name.
     """
 
     subject: str
@@ -52,6 +53,7 @@ class RecordingRow:
     sd_over_windows: float
     seconds: float
     notes: str
+    trained_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ class Diagnosis:
     ) -> tuple[RecordingRow, list[WindowRow], list[str]]:
         """The rows of a recording, for which each window or the whole recording has a probability."""
         mean = float(probability.mean())
-        if {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(self.card.subjects):
+        trained_on = bool(
+            {file.stem, file.stem.removesuffix("_raw"), file.stem.split("_")[0]} & set(self.card.subjects)
+        )
+        if trained_on:
             notes.append("the weights were trained on a subject of this name, so this probability is optimistic")
         row = RecordingRow(
             subject=file.stem,
@@ -146,6 +151,7 @@ class Diagnosis:
             sd_over_windows=float(probability.std()),
             seconds=round(seconds, 3),
             notes="; ".join(notes),
+            trained_on=trained_on,
         )
         windows = [
             WindowRow(file.stem, str(file), round(float(first), 3), float(value))
@@ -173,6 +179,7 @@ class Diagnosis:
             window_rows += [{"subject": w.pop("subject"), "file": file, **w} for w in row.pop("window")]
             for key in ("note", "class", "threshold"):
                 del row[key]
+            row.setdefault("trained_on", False)  # not in results of earlier versions
             rows.append({"subject": row.pop("subject"), "file": file, **row})
         self.write(output, rows, window_rows, failed)
 
@@ -209,6 +216,11 @@ class Diagnosis:
         for row in rows:
             words = f"{self.card.classes[1]} {row['probability']:.3f} ({row['decision']}; {row['windows']} windows)"
             print(f"{row['subject']}: {words}")
+        if known := [row["subject"] for row in rows if row["trained_on"]]:
+            print(
+                f"note: the weights were trained on subjects named like {', '.join(known)}: probabilities of these are"
+                " optimistic"
+            )
         print(f"{NO_DEVICE}\nwrote {output}/: subjects.csv, windows.csv, {DIAGNOSIS}; {len(failed)} recordings failed")
 
     def _with_people(self, rows: Rows) -> tuple[Rows, Rows | None]:
