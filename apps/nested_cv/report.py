@@ -36,6 +36,7 @@ from .results import read_curve
 REPORT = "report.html"
 EXPLANATION = "explain/explanation.json"
 BOTH_SIDES = {"random-windows": "the same subjects on both sides"}
+ABSTAIN = 0.1  # within this of the threshold there is no decision, the default of `eeg diagnose`
 SUSPICIOUS = 0.95  # a balanced accuracy above this is more often leakage than skill
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 SCALING = {
@@ -55,12 +56,23 @@ class Subject:
     Args:
         row: the subject's row in results.json.
         class_number: 0 or 1.
-        right: for each repeat, whether the model of the headline classified the subject correctly.
+        margins: for each repeat, the score of the model of the headline minus its threshold.
     """
 
     row: SubjectRow
     class_number: int
-    right: list[bool]
+    margins: list[float]
+
+    @property
+    def right(self) -> list[bool]:
+        """For each repeat, whether the model classified the subject correctly."""
+        return [(margin >= 0) == (self.class_number == 1) for margin in self.margins]
+
+    @property
+    def decision(self) -> int | None:
+        """The class, by the mean margin over repeats; None within the band without a decision."""
+        mean = fmean(self.margins)
+        return None if abs(mean) < ABSTAIN else int(mean >= 0)
 
 
 @dataclass(frozen=True)
@@ -119,25 +131,25 @@ def _read_json(path: Path, kind: Any) -> Any:
     return content
 
 
-def _read_calls(folder: Path, positive: str) -> dict[tuple[str, str], list[bool]]:
-    """(model, subject) -> whether it was classified correctly, once per repeat of the nested protocol."""
+def _read_margins(folder: Path) -> dict[tuple[str, str], list[float]]:
+    """(model, subject) -> score minus threshold, once per repeat of the nested protocol."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return {}
-    found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 if row["protocol"] == NESTED:
-                    window = float(row["probability"]), float(row["threshold"]), float(row["label"] == positive)
+                    window = float(row["probability"]), float(row["threshold"])
                     found[row["model"], row["subject"], row["repeat"]].append(window)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be the table of predictions that a run writes: {error!r}") from error
-    calls = defaultdict(list)
+    margins = defaultdict(list)
     for (model, subject, _), windows in found.items():
-        score, threshold, label = (fmean(column) for column in zip(*windows, strict=True))
-        calls[model, subject].append((score >= threshold) == (label == 1))
-    return calls
+        score, threshold = (fmean(column) for column in zip(*windows, strict=True))
+        margins[model, subject].append(score - threshold)
+    return margins
 
 
 def _final_curves(model: ModelResults) -> list[list[CurveRow]]:
@@ -184,7 +196,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     models = [model for model in results["models"] if model["protocol"] != PUBLISHED]
     models.sort(key=lambda model: -_mean(model))
     main = _main_model(results)
-    subjects = _subjects(results, main, _read_calls(folder, results["classes"][1]))
+    subjects = _subjects(results, main, _read_margins(folder))
     inner = {model["name"]: _inner_curves(folder, model, results["splits"]["inner"]) for model in models}
     curves = [
         (m, figures.learning_curves(inner[m["name"]] or _final_curves(m), title=f"Loss of {name_of(m)}"))
@@ -200,13 +212,16 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "others": [model for model in models if model is not main],
         "excluded": Counter(entry["reason"] for entry in results["flow"]["excluded"]),
         "sentences": _what_was_done(results),
+        "question": _question(results),
         "meaning": _meaning(results, main, models),
+        "decisions": _decisions(subjects, results["unit"]),
         "simpler": _simpler_explanations(results, main, models),
         "curves": [(model, drawn) for model, drawn in curves if drawn],
         "has_inner_curves": any(inner.values()),
         "metrics_shown": _metrics_shown(models),
         "subjects": subjects,
-        "has_calls": any(subject.right for subject in subjects),
+        "has_calls": any(subject.margins for subject in subjects),
+        "abstain": ABSTAIN,
         "score_models": sorted(models, key=lambda model: model is not main),
         "score_rows": _score_rows(subjects, main),
         "stress": results.get("stress"),
@@ -284,7 +299,7 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
     negative, positive = results["classes"]
     sensitivity, specificity = _mean(main, "sensitivity"), _mean(main, "specificity")
     sentences = [
-        ("Balanced accuracy is the mean of sensitivity and specificity: 0.5 means guessing, 1 means no errors.", False),
+        ("0.5 means guessing, 1 means no errors (the mean of sensitivity and specificity).", False),
         (
             f"Of 100 {positive} subjects about {100 * sensitivity:.0f} were classified as {positive}; "
             f"of 100 {negative} subjects about {100 * (1 - specificity):.0f} were wrongly classified as {positive}.",
@@ -345,11 +360,37 @@ def _length_separation(results: Results) -> float | None:
     return max(area, 1 - area)
 
 
-def _subjects(results: Results, main: ModelResults, calls: dict[tuple[str, str], list[bool]]) -> list[Subject]:
+def _subjects(results: Results, main: ModelResults, margins: dict[tuple[str, str], list[float]]) -> list[Subject]:
     return [
-        Subject(row, results["classes"].index(row["label"]), calls.get((main["name"], row["subject"]), []))
+        Subject(row, results["classes"].index(row["label"]), margins.get((main["name"], row["subject"]), []))
         for row in results["subjects"]
     ]
+
+
+def _decisions(subjects: Sequence[Subject], unit: str) -> str:
+    """How many subjects would get no decision, and how many of the others are classified correctly."""
+    known = [subject for subject in subjects if subject.margins]
+    if not known:
+        return ""
+    decided = [subject for subject in known if subject.decision is not None]
+    right = sum(subject.decision == subject.class_number for subject in decided)
+    left = f"With no decision within {ABSTAIN:g} of the threshold, {len(known) - len(decided)} of {len(known)} {unit}s"
+    if not decided:
+        return f"{left} are left undecided."
+    return f"{left} are left undecided; of the other {len(decided)}, {right} are classified correctly."
+
+
+def _question(results: Results) -> str:
+    """What is predicted, in words."""
+    negative, positive = results["classes"]
+    flow, unit = results["flow"], results["unit"]
+    seconds = float(np.median([subject["seconds"] for subject in results["subjects"]]))
+    counts = " and ".join(f"{flow['per_class'][name]['subjects']} {name}" for name in (positive, negative))
+    return (
+        f"Question: can a model tell {positive} from {negative} for a {unit} whom it has not seen? {counts}, "
+        f"recordings of {seconds:.0f} s (median). The model gives a probability of {positive}; at a threshold it "
+        "becomes a decision."
+    )
 
 
 def _score_rows(subjects: Sequence[Subject], main: ModelResults) -> list[tuple[str, int, float]]:

@@ -260,7 +260,7 @@ def subjects_curve(curve: LearningCurve, *, title: str) -> Markup:
     ends = [end for point in points for end in point["interval"]]
     fit = [(n, curve["limit"] - curve["loss"] / math.sqrt(n)) for n in _between(points[0]["subjects"], last)]
     y = scale_of([*ends, *(value for _, value in fit)], include=(0.5, 1.0))
-    plot = Plot((0, ticks(0, last * 1.05)[-1]), y, "training subjects", "AUC", title, width=480)
+    plot = Plot(rounded_scale([0.0, last * 1.02]), y, "training subjects", "AUC", title, width=480)
     parts = [plot.line([0, plot.x[1]], [0.5, 0.5], "reference"), plot.line(*_columns(fit), "validation-loss")]
     for point in points:
         parts.append(plot.line([point["subjects"]] * 2, point["interval"], "interval"))

@@ -125,7 +125,7 @@ def _depends(test: StressTest, figures: Retested, advantage: float) -> bool:
 
 def _about_loss(removed: str, figures: Retested, advantage: float, known: bool) -> str:
     if not known:
-        return "The unaltered score is not clearly above chance, so a loss cannot be measured."
+        return "A loss cannot be measured."
     low, high = figures["difference_interval"]
     lost = -figures["difference"] / advantage
     if lost > _LITTLE:

@@ -1,6 +1,7 @@
 """A headless Chromium that a test drives through a pipe (Chrome DevTools Protocol)."""
 
 import base64
+import importlib.util
 import json
 import os
 import select
@@ -18,6 +19,19 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
     *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1280,900"),
 )
+
+
+def _axe() -> Path | None:
+    """The script of axe-core: $VOXELWAVE_AXE (such as axe.min.js of the newest npm package), or that of a package."""
+    given = os.environ.get("VOXELWAVE_AXE")
+    if given:
+        return Path(given)
+    found = importlib.util.find_spec("axe_core_python")
+    folder = next(iter((found and found.submodule_search_locations) or ()), None)
+    return None if folder is None else Path(folder) / "axe.min.js"
+
+
+AXE = _axe()
 
 
 class Browser:
@@ -135,6 +149,20 @@ class Browser:
         """Click at a position in the window."""
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def barriers(self, scheme: str = "light") -> list[str]:
+        """What axe-core finds on the page against WCAG 2.0, 2.1 and 2.2, levels A and AA.
+
+        Args:
+            scheme: "light" or "dark", the colours that the reader prefers.
+        """
+        assert AXE is not None
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.run(AXE.read_text(encoding="utf-8") + "; 0")
+        levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+        one = "(v) => `${v.id} (${v.nodes.length}): ${v.nodes[0].html.slice(0, 160)}`"
+        found = self.run(f"axe.run({{runOnly: {json.dumps(levels)}}}).then((r) => r.violations.map({one}))")
+        return list(found)
 
     def problems(self) -> list[str]:
         """The errors of the page, and the addresses that it requested outside the disk."""

@@ -1,6 +1,7 @@
 """A locked test: nobody is in both studies, every look is in the seal, and the model is that of the run."""
 
 import csv
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -153,3 +154,18 @@ def test_a_run_whose_study_is_gone_is_refused(studies, run, tmp_path, capsys):
     (run / "plan.json").write_text(json.dumps(plan))
     assert _test(studies[1], run, tmp_path / "out") == ERROR
     assert "the study of the run is needed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_axe_finds_no_barrier_on_the_page_of_a_test(studies, run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    browser = importlib.import_module("browser")
+    if browser.PROGRAM is None or browser.AXE is None:
+        pytest.skip("needs Chromium and axe-core")
+    assert _test(studies[1], run, tmp_path / "one") == 0
+    with browser.Browser() as page:
+        page.open(tmp_path / "one" / "test.html")
+        assert page.barriers() == []
+        page.open(tmp_path / "one" / "test.html")
+        assert page.barriers("dark") == []
+        assert page.problems() == []

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import html
+import importlib
 import json
 import re
 from html.parser import HTMLParser
@@ -301,7 +302,7 @@ def _section(page: str, name: str) -> str:
 def test_every_section_is_there_and_every_tag_is_closed(page):
     parsed = _Page(page)
     assert parsed.sections == SECTIONS
-    assert parsed.links == [f"#{name}" for name in SECTIONS]
+    assert parsed.links == ["#stress", *(f"#{name}" for name in SECTIONS)]  # the headline leads to the stress tests
     assert parsed.open == []
     assert "A run &lt;by hand&gt;" in page
 
@@ -332,7 +333,7 @@ def test_every_section_is_there_and_every_tag_is_closed(page):
         ("others", ["Length Permutation test: p < 0.001 (99 shuffles), observed 0.688"]),
         ("metrics", ["balanced accuracy 0.750 0.062 0.625 to 0.875 0.750 0.650 to 0.850", "single windows window"]),
         ("tripod", ["23a Performance with intervals net: balanced accuracy 0.750 (0.625 to 0.875)."]),
-        ("each", ["s1 control 3 6.0 no 0.500 0.250 –", "s2 case 3 7.0 yes 0.500 0.250 21"]),
+        ("each", ["s1 control 3 6.0 case no 0.500 0.250 –", "s2 case 3 7.0 case yes 0.500 0.250 21"]),
         ("again", ["voxelwave eeg nested-cv study", "1 min 1 s", "voxelwave 0.2.0", "trials 2"]),
     ],
 )
@@ -388,6 +389,62 @@ def test_the_headline_is_read_by_its_interval(interval, text, tmp_path):
     results["headline"]["interval"] = interval
     page = _report(_write(tmp_path, results))
     assert [words for words in ("includes 0.5", "lies above", "lies below") if words in page] == [text]
+
+
+@pytest.mark.parametrize(
+    ("probability", "decision"), [(0.61, "case"), (0.59, "uncertain"), (0.41, "uncertain"), (0.39, "control")]
+)
+def test_a_score_near_the_threshold_is_no_decision(probability, decision, tmp_path):
+    folder = _write(tmp_path, _results())
+    _write_predictions(folder)
+    table = folder / "predictions.csv"
+    table.write_text(table.read_text().replace("s1,control,0,0.9,", f"s1,control,0,{probability},"))
+    assert f"s1 control 3 6.0 {decision} " in _section(_report(folder), "each")
+
+
+def test_the_page_counts_what_is_left_undecided(tmp_path):
+    folder = _write(tmp_path, _results())
+    _write_predictions(folder)
+    table = folder / "predictions.csv"
+    table.write_text(table.read_text().replace("s3,control,0,0.1,", "s3,control,0,0.45,"))
+    page = html.unescape(_report(folder))
+    assert "1 of 8 subjects are left undecided; of the other 7, 6 are classified correctly." in page
+    assert "can a model tell case from control for a subject whom it has not seen?" in page
+
+
+# --- in a browser
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    """The module of the headless browser; a test that needs more skips."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    found = importlib.import_module("browser")
+    if found.PROGRAM is None:
+        pytest.skip("needs Chromium")
+    return found
+
+
+@pytest.mark.slow
+def test_the_headline_and_the_contents_fit_on_the_first_screen(page, browser, tmp_path):
+    (tmp_path / "report.html").write_text(page)
+    with browser.Browser() as shown:
+        shown.open(tmp_path / "report.html")
+        assert shown.run("document.querySelector('nav').getBoundingClientRect().bottom <= innerHeight")
+
+
+@pytest.mark.slow
+def test_axe_finds_no_barrier_of_level_a_or_aa_in_light_and_dark(page, browser, tmp_path):
+    if browser.AXE is None:
+        pytest.skip("needs axe-core: pip install axe-core-python")
+    (tmp_path / "report.html").write_text(page)
+    with browser.Browser() as shown:
+        for scheme in ("light", "dark"):
+            shown.open(tmp_path / "report.html")
+            assert shown.barriers(scheme) == []
+        (tmp_path / "bad.html").write_text("<p style='color: #ccc'>pale</p>")  # so that the line above can fail
+        shown.open(tmp_path / "bad.html")
+        assert any(text.startswith("color-contrast") for text in shown.barriers())
 
 
 # --- strictness

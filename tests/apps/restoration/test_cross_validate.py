@@ -1,6 +1,7 @@
 """`restoration cross-validate`: settings from the other images, held-out figures, resumption, a page of images."""
 
 import csv
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -135,3 +136,17 @@ def test_wrong_options_are_refused_in_one_line(more, complaint, code, images, tm
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_axe_finds_no_barrier_on_the_page(run, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    browser = importlib.import_module("browser")
+    if browser.PROGRAM is None or browser.AXE is None:
+        pytest.skip("needs Chromium and axe-core")
+    with browser.Browser() as page:
+        page.open(run / "report.html")
+        assert page.barriers() == []
+        page.open(run / "report.html")
+        assert page.barriers("dark") == []
+        assert page.problems() == []
