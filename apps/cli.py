@@ -20,7 +20,7 @@ from ..runs.exit import DONE, ERROR, INTERRUPTED, USAGE, UsageError
 from ..runs.words import one_line
 from .arguments import parse_arguments
 from .commands import COMMANDS, TOP_LEVEL, Verb
-from .options import Options
+from .options import Options, without_archives
 from .screen import run_on_screen
 
 
@@ -93,8 +93,9 @@ def _run(prog: str, verb: Verb, argv: list[str]) -> int:
 
 def _checked(verb: Verb, options: Options) -> int:
     """Check the options, do the work and return the exit code."""
-    options.check()
-    code = _load(verb.work)(options)
+    with without_archives(options) as unpacked:
+        unpacked.check()
+        code = _load(verb.work)(unpacked)
     return DONE if code is None else int(code)
 
 

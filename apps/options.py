@@ -6,10 +6,13 @@ Fields become flags, and fields declared with `field(kw_only=False)` become posi
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from ..runs.archives import is_archive, unpacked
 from ..runs.exit import UsageError
 
 
@@ -25,6 +28,7 @@ class Options:
     """
 
     output_is: ClassVar[Literal["folder", "file", "either"]] = "folder"
+    archives: ClassVar[tuple[str, ...]] = ()  # the options that may name a .zip or .tar file in place of a folder
 
     quiet: bool = False
     verbose: bool = False
@@ -44,6 +48,29 @@ class Options:
             must_be_writable(output, self.output_is)
         if self.log_file is not None:
             must_be_writable(self.log_file, "file")
+
+
+Given = TypeVar("Given", bound=Options)
+
+
+@contextmanager
+def without_archives(options: Given) -> Iterator[Given]:
+    """The options, with the unpacked content in place of each archive.
+
+    Raises:
+        ValueError: an archive is damaged or unsafe.
+    """
+    with ExitStack() as stack:
+        names = [name for name in options.archives if isinstance(getattr(options, name), Path)]
+        given = {name: getattr(options, name) for name in names if is_archive(getattr(options, name))}
+        inside = {path: stack.enter_context(unpacked(path)) for path in dict.fromkeys(given.values())}
+        for name, path in given.items():
+            object.__setattr__(options, name, inside[path])
+        try:
+            yield options
+        finally:
+            for name, path in given.items():
+                object.__setattr__(options, name, path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .archives import original_of
 from .json_files import null_where_undefined, write_json
 
 _PACKAGES = (
@@ -42,11 +43,15 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
             infinite becomes null.
     """
     record = {
-        "inputs": {k: {"path": str(p), "sha256": sha256(p)} for k, p in inputs.items() if p is not None},
+        "inputs": {k: _input(original_of(p)) for k, p in inputs.items() if p is not None},
         **null_where_undefined(content),
         "versions": package_versions(),
     }
     write_json(path, record, default=str)
+
+
+def _input(path: Path) -> dict[str, str]:
+    return {"path": str(path), "sha256": sha256(path)}
 
 
 def package_versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...runs.archives import original_of
 from ...runs.files import atomic_path
 from .case import Case
 
@@ -37,7 +38,7 @@ def write_case_files(output: Path, cases: Sequence[Case]) -> Path:
                 if len(row) == len(_HEADER):
                     lines.setdefault(row[0], []).append(row[1])
     for case in cases:
-        lines[case.identifier] = [str(file.absolute()) for file in case.inputs]
+        lines[case.identifier] = list(dict.fromkeys(str(original_of(file).absolute()) for file in case.inputs))
     with atomic_path(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:

@@ -115,6 +115,7 @@ class Diagnose(InputOptions, FolderOptions):
     """
 
     first_word = "recording"
+    archives = ("input",)
 
     recording: Path | None = field(default=None, kw_only=False)
     output: Path

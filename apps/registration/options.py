@@ -94,6 +94,8 @@ class Register(MethodOptions, FolderOptions):
             a name, that session's image is used for all sessions of the subject.
     """
 
+    archives = ("moving", "fixed", "input")
+
     moving: Path | None = field(default=None, kw_only=False)
     fixed: Path | None = field(default=None, kw_only=False)
     output: Path
@@ -181,6 +183,7 @@ class Apply(Options):
     """
 
     output_is = "either"
+    archives = ("like",)
 
     transform: Path = field(kw_only=False)
     image: tuple[Path, ...] = field(default=(), kw_only=False)

@@ -45,6 +45,7 @@ class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
 
     output_is = "either"
     first_word = "image"
+    archives = ("input",)
 
     image: Path | None = field(default=None, kw_only=False)
     output: Path

@@ -31,6 +31,8 @@ class Info(Options):
         file: the file or folder.
     """
 
+    archives = ("file",)
+
     file: Path = field(kw_only=False)
 
     def check(self) -> None:

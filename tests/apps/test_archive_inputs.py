@@ -1,0 +1,51 @@
+"""A zip or tar file in place of a folder, through the commands."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from voxelwave.apps import cli
+from voxelwave.apps.options import without_archives
+from voxelwave.apps.restoration.options import Restore
+from voxelwave.runs.exit import DONE, ERROR
+from voxelwave.volumes import Volume, write_volume
+
+
+def test_a_series_in_a_zip_is_described_like_its_folder(shared_data, tmp_path, capsys):
+    series = shared_data / "dicom" / "siemens_t1_sag_35slices"
+    shutil.make_archive(str(tmp_path / "series"), "zip", series.parent, series.name)
+    shown = []
+    for place in (series, tmp_path / "series.zip"):
+        assert cli.main(["info", str(place), "--json"]) == DONE
+        shown.append(json.loads(capsys.readouterr().out)["result"]["facts"])
+    assert shown[0] == shown[1]
+
+
+def test_restore_records_the_archive_as_its_input(tmp_path):
+    write_volume(tmp_path / "in" / "a.nii.gz", Volume(np.arange(400, dtype=np.uint16).reshape(20, 20, 1), np.eye(4)))
+    shutil.make_archive(str(tmp_path / "x"), "gztar", tmp_path / "in")
+    words = ["restoration", "restore", str(tmp_path / "x.tar.gz"), "-o", str(tmp_path / "out.nii.gz")]
+    assert cli.main(words) == DONE
+    record = json.loads((tmp_path / "out.restoration.json").read_text())
+    assert record["inputs"]["input"]["path"] == str(tmp_path / "x.tar.gz")
+
+
+def test_an_unsafe_archive_is_one_line_and_nothing_is_written(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("../evil.nii.gz", b"")
+    words = ["restoration", "restore", str(tmp_path / "x.zip"), "-o", str(tmp_path / "out")]
+    assert cli.main(words) == ERROR
+    assert "a path out of the folder" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip"]
+
+
+def test_the_options_name_the_archive_again_afterwards(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    options = Restore(input=tmp_path / "x.zip", output=Path("out"))
+    with without_archives(options) as inside:
+        assert inside.input.name == "a.png"
+    assert options.input == tmp_path / "x.zip"
