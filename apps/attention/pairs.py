@@ -242,8 +242,10 @@ def _measured(subject: Subject) -> tuple[Use, list[Reliance], dict[Head, float]]
         for part, other in found.items():
             values.setdefault(part, []).append((effect.size(u, other), 1 - effect.unchanged(u, other)))
         heads.append(dependence(full, lacking))
-    whole = {part: one for part, one in values.items() if len(one) == len(subject.cases)}
-    rows = [reliance(subject, part, one) for part, one in whole.items()]
+    labelled = replace(subject, cases=[case for case in subject.cases if case.pair and case.pair.label is not None])
+    rows = [
+        reliance(subject if len(one) == len(subject.cases) else labelled, part, one) for part, one in values.items()
+    ]
     voxel = 2 * min(_half_voxel(case) for case in subject.cases)
     empty, swapped, moved_on, blank_fixed = (row.effect for row in rows[:4])
     use = Use(
