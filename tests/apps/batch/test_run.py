@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -402,6 +404,24 @@ def test_units_run_as_jobs_of_slurm_too(inputs, tmp_path):
     quiet, output = tmp_path / "quiet", tmp_path / "out"
     assert run(inputs, quiet) == DONE
     assert run(inputs, output, open_workers=None, cluster="slurm-local") == DONE
+    assert contents(output) == contents(quiet)
+
+
+@pytest.mark.slow
+def test_units_run_on_a_real_slurm_too(inputs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    slurm = importlib.import_module("slurm")
+    if slurm.missing():
+        pytest.skip(slurm.missing())
+    pytest.importorskip("submitit")
+    for path in sorted(inputs.iterdir())[2:]:
+        path.unlink()
+    quiet, output = tmp_path / "quiet", tmp_path / "out"
+    assert run(inputs, quiet) == DONE
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder, slurm.OneNode(Path(folder)) as node:
+        for name, value in node.environment.items():
+            monkeypatch.setenv(name, value)
+        assert run(inputs, output, open_workers=None, cluster="slurm") == DONE
     assert contents(output) == contents(quiet)
 
 

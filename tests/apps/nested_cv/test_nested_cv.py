@@ -1,11 +1,13 @@
 """Nested cross-validation of toys: tested subjects affect no choice, and neither kills nor clusters change a figure."""
 
 import csv
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -107,6 +109,35 @@ def test_jobs_of_submitit_give_the_same_figures(toy_run, tmp_path):
     toy_run.run(folder, plan, open_pool(folder, cluster="slurm-local", jobs=3))
     assert figures(folder) == figures(tmp_path / "here")
     assert list((folder / "slurm").glob("*_result.pkl"))  # they were jobs
+
+
+@pytest.fixture(scope="module")
+def one_node():
+    """A real Slurm of one node."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE.parent))
+        slurm = importlib.import_module("slurm")
+        if slurm.missing():
+            pytest.skip(slurm.missing())
+        pytest.importorskip("submitit")
+        with tempfile.TemporaryDirectory(prefix="slurm") as folder, slurm.OneNode(Path(folder)) as node:
+            for name, value in node.environment.items():
+                patch.setenv(name, value)
+            yield node
+
+
+@pytest.mark.slow
+def test_a_real_slurm_gives_the_same_figures(one_node, toy_run, tmp_path):
+    small = {"outer": 2, "trials": 1, "protocol": NESTED, "published": ()}
+    plan = toy_run.toy_plan({"good": toy_run.toy(effect=0.9)}, **small)
+    toy_run.run(tmp_path / "here", plan, InProcess())
+    folder = tmp_path / "slurm"
+    open_plan(folder, plan)
+    toy_run.run(folder, plan, open_pool(folder, cluster="slurm", jobs=3))
+    assert figures(folder) == figures(tmp_path / "here")
+    jobs = {path.name.split("_")[0] for path in (folder / "slurm").glob("*_result.pkl")}
+    assert jobs  # numbers that Slurm gave
+    assert all(job.isdigit() for job in jobs)
 
 
 # --- leaks
