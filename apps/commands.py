@@ -118,6 +118,11 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "scanpath.predict:predict",
             "predict the order in which people look at the objects of a scene",
         ),
+        "import": Verb(
+            "scanpath.options:Import",
+            "scanpath.import_fixations:import_fixations",
+            "turn the files of an eye tracker into scanpaths",
+        ),
         "evaluate": Verb(
             "scanpath.options:Evaluate",
             "scanpath.evaluate:evaluate",

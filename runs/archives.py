@@ -88,13 +88,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         members = _of_zip(opened) if isinstance(opened, zipfile.ZipFile) else _of_tar(opened)
         for number, member in enumerate(members):
             place = PurePosixPath(member.name)
-            unsafe = (
-                place.is_absolute()
-                or ".." in place.parts
-                or "\\" in member.name
-                or bool(PureWindowsPath(member.name).drive)
-            )
-            problem = member.problem or ("a path out of the folder" if unsafe or "\0" in member.name else "")
+            problem = member.problem or ("a path out of the folder" if _is_unsafe(member.name) else "")
             if problem:
                 raise ValueError(f"{archive} holds {problem} ({member.name[:80]!r}) and is not unpacked")
             if number >= _MOST_MEMBERS:
@@ -110,6 +104,12 @@ def _unpack(archive: Path, folder: Path) -> None:
             assert member.stream is not None
             with member.stream as source, target.open("wb") as out:
                 written += _copy(archive, source, out, min(member.size, limit - written))
+
+
+def _is_unsafe(name: str) -> bool:
+    """Whether the name of a member could lead out of the folder, on this or on another system."""
+    place, drive = PurePosixPath(name), PureWindowsPath(name).drive
+    return place.is_absolute() or ".." in place.parts or "\\" in name or "\0" in name or drive != ""
 
 
 def _copy(archive: Path, source: IO[bytes], out: IO[bytes], most: int) -> int:

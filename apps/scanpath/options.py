@@ -68,8 +68,10 @@ class Predict(ThreadOptions, InputOptions):
 
     Args:
         scene: a .json file with scenes as described in docs/scanpath_format.md, or a folder of such files or of our
-            tables; trials in them are ignored.
+            tables, trials in which are ignored; or a picture (.png, .jpg and others), whose objects are then the cells
+            of a grid, since no detector looks for objects in it.
         output: the folder to write to.
+        grid: rows and columns of the grid on a picture.
         weights: model.safetensors of a training, or a name that `voxelwave weights` lists, such as planted-observer.
         samples: number of scanpaths to draw for each scene.
         decode: greedy takes the most likely object at each step, beam the most likely scanpath that it finds, sample
@@ -85,6 +87,7 @@ class Predict(ThreadOptions, InputOptions):
 
     scene: Path | None = field(default=None, kw_only=False)
     output: Path
+    grid: tuple[int, int] = (4, 6)
     weights: str
     samples: int = 10
     decode: Literal["greedy", "sample", "beam"] = "sample"
@@ -97,7 +100,56 @@ class Predict(ThreadOptions, InputOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.input, "scene or folder")
+        at_least(1, grid=min(self.grid))
         at_least(1, samples=self.samples, max_length=self.max_length, beam_width=self.beam_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Options):
+    """Turn fixations from the FILES of an eye tracker into the scanpaths that the other commands read.
+
+    FILES are EyeLink's .asc files (from edf2asc, with events) or tables of fixations (.tsv, .csv, .txt) with a header
+    and times in milliseconds, whose columns are recognised by the usual names. Each fixation belongs to the picture
+    that its trial names. The objects are those of --scenes, or the cells of a grid on each picture in --pictures.
+
+    Args:
+        files: the files of the eye tracker; one or more.
+        output: the .json file to write, in the format of docs/scanpath_format.md.
+        scenes: scenes with boxes, as described there; trials in them are ignored.
+        pictures: a folder of pictures with the names that the files of the eye tracker use.
+        grid: rows and columns of the grid on each picture.
+        origin: the place of the upper left corner of the pictures on the screen, in pixels (x, y).
+        columns: our names (scene, person, trial, x, y, onset, duration) to the names of columns in tables, such as
+            {x: FIX_X}.
+        eye: the eye to take, if an .asc file has both.
+    """
+
+    output_is = "file"
+
+    files: tuple[Path, ...] = field(default=(), kw_only=False)
+    output: Path
+    scenes: Path | None = None
+    pictures: Path | None = None
+    grid: tuple[int, int] = (4, 6)
+    origin: tuple[float, float] = (0.0, 0.0)
+    columns: dict[str, str] | None = None
+    eye: Literal["left", "right"] = "right"
+
+    def check(self) -> None:
+        super().check()
+        if not self.files:
+            raise UsageError("FILES must be given")
+        for file in self.files:
+            must_exist(file, "file of fixations")
+        if (self.scenes is None) == (self.pictures is None):
+            raise UsageError("give one of --scenes and --pictures")
+        must_exist(self.scenes, "scenes")
+        must_exist(self.pictures, "folder of pictures")
+        at_least(1, grid=min(self.grid))
+        if self.output.suffix != ".json":
+            raise UsageError(f"--output must end in .json, got {self.output}")
+        if any(self.output.resolve() == path.resolve() for path in (*self.files, self.scenes) if path is not None):
+            raise UsageError(f"--output must be another path than the inputs, got {self.output}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`voxelwave scanpath predict`: predict the order in which people look at the objects of a scene."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...runs.outcome import add_outcome
 from ...runs.tables import write_table
 from ...runs.words import one_line
 from ...scanpath.own_files import TABLES
+from ...scanpath.picture_scenes import PICTURE_SUFFIXES, scene_of_picture
 from ...scanpath.readers import read_scanpaths
 from ...scanpath.scene import Scene
 from ...scanpath.weights import NetworkModel, load_model
@@ -28,7 +30,12 @@ def predict(options: Predict) -> int:
     """Run the command and return its exit code."""
     use_threads(options.threads)
     model = load_model(options.weights)
-    found = list(read_scenes(options.input))
+    found: list[tuple[str, Scene | str]]
+    if options.input.is_file() and options.input.suffix.lower() in PICTURE_SUFFIXES:
+        picture = _scene_of_picture(options, model)
+        found = [(picture.identifier, picture)]
+    else:
+        found = list(read_scenes(options.input))
     if not found:
         raise FileNotFoundError(f"{options.input} holds no scene: no .json file and no tables")
     several = options.input.is_dir() or len(found) > 1
@@ -131,6 +138,14 @@ def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, 
     write_json(folder / PREDICTION, prediction)
     if picture:
         draw_prediction(folder / PICTURE, scene, prediction)
+
+
+def _scene_of_picture(options: Predict, model: NetworkModel) -> Scene:
+    """The scene of a picture; its cells are a free layout unless the weights are for grids."""
+    rows, columns = options.grid
+    print(f"note: the objects of {options.input.name} are {rows} x {columns} cells of a grid; no detector was used")
+    scene = scene_of_picture(options.input, rows=rows, columns=columns)
+    return scene if model.info.grid else replace(scene, rows=None, columns=None)
 
 
 def read_scenes(place: Path) -> Iterator[tuple[str, Scene | str]]:
