@@ -20,7 +20,7 @@ from .measured_records import (
     MetricText,
 )
 from .plan import cohort_of
-from .records import AuditRow, ModelTexts, Plan, Split
+from .records import AuditRow, ModelTexts, Plan, Settings, Split
 from .seeds import derive_seed
 from .splits import Cohort
 
@@ -59,31 +59,10 @@ def measured_results(plan: Plan, grid: Grid, measured: Measured, facts: Measured
     """
     cohort = cohort_of(plan)
     objective = next(iter(facts.metrics))
-    folds: dict[str, list[MeasuredFold]] = {}
-    tested: dict[str, dict[int, Figures]] = {}
-    failed: dict[str, dict[int, str]] = {}
-    for model, choices in grid.items():
-        folds[model], tested[model], failed[model] = [], {}, {}
-        for split in plan["splits"]:
-            number, score = _choose(model, len(choices), split, measured, objective, facts.metrics)
-            own = {unit: measured[model, number, unit] for unit in split["test"]}
-            good = {unit: result["figures"] for unit, result in own.items() if "figures" in result}
-            if not good:
-                reason = next(result["failed"] for result in own.values())
-                raise ValueError(f"{model} failed on every test {facts.unit} of fold {split['fold'] + 1}: {reason}")
-            tested[model] |= good
-            failed[model] |= {unit: result["failed"] for unit, result in own.items() if "failed" in result}
-            means = {name: float(np.mean([figures[name] for figures in good.values()])) for name in facts.metrics}
-            folds[model].append(
-                {
-                    "fold": split["fold"],
-                    "settings": choices[number],
-                    "training_score": score,
-                    "figures": means,
-                    "tested": len(good),
-                    "failed": len(own) - len(good),
-                }
-            )
+    found = {model: _held_out(plan, model, choices, measured, facts) for model, choices in grid.items()}
+    folds = {model: own.folds for model, own in found.items()}
+    tested = {model: own.tested for model, own in found.items()}
+    failed = {model: own.failed for model, own in found.items()}
     share = 1 / (plan["design"]["outer"] - 1)
     models = [
         _model(name, facts.models[name], len(grid[name]), folds[name], tested[name], facts.metrics, share)
@@ -119,6 +98,42 @@ def measured_results(plan: Plan, grid: Grid, measured: Measured, facts: Measured
         "audit": facts.audit,
         "limits": facts.limits,
     }
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The held-out figures of one method: by fold, and by unit, with the reasons of those that failed."""
+
+    folds: list[MeasuredFold]
+    tested: dict[int, Figures]
+    failed: dict[int, str]
+
+
+def _held_out(
+    plan: Plan, model: str, choices: Sequence[Settings], measured: Measured, facts: MeasuredFacts
+) -> _HeldOut:
+    objective = next(iter(facts.metrics))
+    result = _HeldOut([], {}, {})
+    for split in plan["splits"]:
+        number, score = _choose(model, len(choices), split, measured, objective, facts.metrics)
+        own = {unit: measured[model, number, unit] for unit in split["test"]}
+        good = {unit: one["figures"] for unit, one in own.items() if "figures" in one}
+        if not good:
+            reason = next(one["failed"] for one in own.values())
+            raise ValueError(f"{model} failed on every test {facts.unit} of fold {split['fold'] + 1}: {reason}")
+        result.tested.update(good)
+        result.failed.update({unit: one["failed"] for unit, one in own.items() if "failed" in one})
+        result.folds.append(
+            {
+                "fold": split["fold"],
+                "settings": choices[number],
+                "training_score": score,
+                "figures": {name: float(np.mean([one[name] for one in good.values()])) for name in facts.metrics},
+                "tested": len(good),
+                "failed": len(own) - len(good),
+            }
+        )
+    return result
 
 
 def _choose(

@@ -21,6 +21,7 @@ from .records import (
     Flow,
     FoldOfNames,
     FoldRow,
+    Headline,
     ModelFigures,
     ModelResults,
     ModelTexts,
@@ -225,15 +226,7 @@ def summarise(
             "seeds": plan["seeds"],
             "folds": [_fold_row(split, cohort) for split in plan["splits"]],
         },
-        "headline": {
-            "model": first["name"],
-            "protocol": first["protocol"],
-            "metric": "balanced_accuracy",
-            "mean": first["metrics"]["balanced_accuracy"]["mean"],
-            "interval": first["metrics"]["balanced_accuracy"]["interval_nb"],
-            "method": "Nadeau-Bengio corrected t over folds",
-            "n_folds": len(first["per_fold"]),
-        },
+        "headline": _headline(first),
         "models": models,
         "comparisons": _comparisons(scores, weights, design["seed"]),
         "optimism": _optimism(scores, tables, labels, weights),
@@ -246,6 +239,19 @@ def summarise(
     }
     results["tripod"] = tripod_items(results)
     return results
+
+
+def _headline(model: ModelResults) -> Headline:
+    found = model["metrics"]["balanced_accuracy"]
+    return {
+        "model": model["name"],
+        "protocol": model["protocol"],
+        "metric": "balanced_accuracy",
+        "mean": found["mean"],
+        "interval": found["interval_nb"],
+        "method": "Nadeau-Bengio corrected t over folds",
+        "n_folds": len(model["per_fold"]),
+    }
 
 
 def _model(
