@@ -167,6 +167,16 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "bench": {
+        "all": Verb("bench.options:Speed", "bench.speed:everything", "measure the speed of every field beside peers"),
+        "restoration": Verb("bench.options:Speed", "bench.speed:restoration", "measure the speed of restoration"),
+        "registration": Verb("bench.options:Speed", "bench.speed:registration", "measure the speed of registration"),
+        "eeg": Verb("bench.options:Speed", "bench.speed:eeg", "measure the speed of training on EEG"),
+        "scanpath": Verb("bench.options:Speed", "bench.speed:scanpath", "measure the speed of decoding scanpaths"),
+        "start": Verb(
+            "bench.options:Speed",
+            "bench.speed:start",
+            "measure the start of commands, reading, and batches of small files",
+        ),
         "attention": Verb(
             "bench.options:Attention", "bench.attention:attention", "measure costs and scores of attention mechanisms"
         ),

@@ -33,14 +33,14 @@ def decoding(output: Path, *, size: str, scenes: int, steps: int, repeats: int, 
     """Time decoding with and without a cache, print the figures and write benchmark-decoding.json."""
     torch.manual_seed(seed)
     network = OAT(rows=ROWS, columns=COLUMNS, appearance="none", steps=max(steps, 128), **SIZES[size]).eval()
-    batches = _grid_scenes(scenes)
+    batches = grid_scenes(scenes)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     processor: dict[bool, list[float]] = {True: [], False: []}
     paths: dict[bool, Any] = {}
     for _ in range(repeats):
         for cache in (True, False):
             wall, cpu = time.perf_counter(), time.process_time()
-            paths[cache] = _decode(network, batches, steps, cache, seed)
+            paths[cache] = decode_all(network, batches, steps, cache, seed)
             processor[cache].append(time.process_time() - cpu)
             seconds[cache].append(time.perf_counter() - wall)
     same = sum(a == b for a, b in zip(paths[True], paths[False], strict=True))
@@ -147,12 +147,12 @@ def _nats(model: Any, dataset: Any) -> float:
     return float(np.concatenate(losses).mean())
 
 
-def _grid_scenes(count: int) -> list[SceneBatch]:
-    """Batches of a hundred scenes with different targets, whose position is given."""
+def grid_scenes(count: int, *, batch: int = 100) -> list[SceneBatch]:
+    """Batches of scenes of `ROWS` x `COLUMNS` objects with different targets, whose position is given."""
     place = torch.cartesian_prod(torch.arange(ROWS), torch.arange(COLUMNS)).float()
     batches = []
-    for first in range(0, count, 100):
-        some = min(100, count - first)
+    for first in range(0, count, batch):
+        some = min(batch, count - first)
         yes = torch.ones(some, dtype=torch.bool)
         target = (first + torch.arange(some)) % len(place)
         present = torch.ones(some, len(place), dtype=torch.bool)
@@ -160,7 +160,8 @@ def _grid_scenes(count: int) -> list[SceneBatch]:
     return batches
 
 
-def _decode(network: OAT, batches: list[SceneBatch], steps: int, cache: bool, seed: int) -> list[list[int]]:
+def decode_all(network: OAT, batches: list[SceneBatch], steps: int, cache: bool, seed: int) -> list[list[int]]:
+    """A random path for each scene of each batch; equal for equal seeds."""
     paths = []
     for number, batch in enumerate(batches):
         names = [f"{number} {k}" for k in range(len(batch))]

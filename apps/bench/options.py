@@ -98,3 +98,18 @@ class BatchBenchmark(ThreadOptions):
         super().check()
         must_exist(self.data, "folder of DICOM series")
         at_least(1, jobs=self.jobs, series=self.series, slices=self.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Options):
+    """Measure speed with one thread, beside a peer in the same run, and compare it with a goal.
+
+    CPU time is measured, since it depends little on what else runs; other work can still make it half as long again.
+
+    Args:
+        output: a Markdown file for the tables, such as docs/performance.md.
+        quick: smaller sizes and fewer repeats: all fields take a few minutes. Some goals then do not apply.
+    """
+
+    output: Path | None = None
+    quick: bool = False
