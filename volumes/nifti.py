@@ -31,7 +31,7 @@ import os
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -53,7 +53,7 @@ _TIMES = {0: "unknown", 8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 4
 _SPACES = (1, 2, 3, 4, 5)
 _MGH_FIELDS = ("tr", "flip_angle", "te", "ti")
 _ROUNDING = 1e-5  # the squared length of a quaternion may exceed 1 by this much through float32 rounding
-_INFLATE_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error, gzip.BadGzipFile)
+_INFLATE_ERRORS = (zlib.error, cast("type[Exception]", isal_zlib.error), gzip.BadGzipFile)
 _GZIP_SUFFIXES = (".gz", ".mgz")
 _CHUNK = 1 << 20  # bytes read at once while a compressed file is checked
 _SCALED = 16  # bytes that nibabel takes for a voxel while it is scaled

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,10 +212,12 @@ class _Run:
         self.manifest = read_manifest(self.batch.output)
         with self.display:
             for case in cases:
-                if case.reason is None:
-                    self._enqueue(case)
-                else:
+                if case.reason is not None:
                     self._fail(case, case.reason)
+                elif self._was_done(case):
+                    self._take(case, {"status": "found"})
+                else:
+                    self._enqueue(case)
             if not self.queue:
                 return
             running: RunningCells[Attempt] = RunningCells(self.workers(), self.folder)
@@ -254,6 +256,13 @@ class _Run:
         self.suspects += [attempt.case for attempt in running.abandon()]
         running.pool.close(now=True)
         return RunningCells(self.workers(), self.folder)
+
+    def _was_done(self, case: Case) -> bool:
+        """Whether a case needs no worker, whose start takes seconds; a worker checks the other cases again."""
+        if not is_recorded(self.manifest, case, self.hashes):
+            return False
+        places = replace(self.batch, output=self.batch.output.resolve(), root=self.batch.root.absolute())
+        return Task(case, places, self.hashes, self.folder).is_done()
 
     def _enqueue(self, case: Case, *, wait: bool = False) -> None:
         """Put a case at the end of the queue; with `wait`, its worker waits until another run has finished it."""

@@ -180,8 +180,8 @@ class Task:
         status, error = "done", None
         try:
             entry["inputs"] = self._inputs()
-            before = finished_case(self.batch.output, self.case.identifier)
-            if before is not None and all(before.get(k) == entry[k] for k in entry):
+            before = self._finished(entry)
+            if before is not None:
                 # an earlier run may have been killed between writing the results and their line
                 if not recorded and not is_recorded(read_manifest(self.batch.output), self.case, self.hashes):
                     append_line(self.batch.output, manifest_entry(before, "done", None, started, None))
@@ -202,6 +202,18 @@ class Task:
         line = manifest_entry(entry, "done" if error is None else "failed", words, started, seconds)
         append_line(self.batch.output, line)
         return {"status": status, "error": error, "took": seconds}
+
+    def is_done(self) -> bool:
+        """Whether the case was done before with the same inputs, options and weights; False if that cannot be read."""
+        try:
+            return self._finished(self._first_entry() | {"inputs": self._inputs()}) is not None
+        except OSError:
+            return False
+
+    def _finished(self, entry: Entry) -> Entry | None:
+        """The content of case.json, if it agrees with `entry`, which names the inputs, and all its results exist."""
+        before = finished_case(self.batch.output, self.case.identifier)
+        return before if before is not None and all(before.get(k) == entry[k] for k in entry) else None
 
     def record_failure(self, reason: str) -> str:
         """Record a case that no worker could process; returns the reason as it may be shown."""
