@@ -8,7 +8,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from voxelwave.apps.nested_cv import splits
 from voxelwave.apps.nested_cv.seeds import derive_seed
-from voxelwave.apps.nested_cv.splits import Cohort, LeakError, check_splits, make_splits
+from voxelwave.apps.nested_cv.splits import Cohort, LeakError, check_splits, group_splits, make_splits
 
 
 def cohort(labels, groups=(), sites=()) -> Cohort:
@@ -182,3 +182,23 @@ def test_too_few_people_of_a_class_are_named():
         make_splits(cohort([0] * 20 + [1] * 3), outer=5, inner=2)
     with pytest.raises(ValueError, match="'s00' occurs 2 times"):
         Cohort(("s00", "s00"), (0, 1), ("control", "case"))
+
+
+def test_folds_of_groups_have_no_inner_folds_and_keep_groups_together():
+    cohort = Cohort(tuple(f"u{k}" for k in range(12)), (), (), groups=tuple(f"g{k // 2}" for k in range(12)))
+    splits = group_splits(cohort, outer=3, seed=1)
+    assert sorted(unit for split in splits for unit in split["test"]) == list(range(12))
+    for split in splits:
+        assert not {cohort.groups[i] for i in split["train"]} & {cohort.groups[i] for i in split["test"]}
+        assert split["inner"] == []
+    assert splits != group_splits(cohort, outer=3, seed=2)
+    with pytest.raises(ValueError, match="outer must be from 2 to 6"):
+        group_splits(cohort, outer=7)
+
+
+def test_a_classification_without_inner_folds_is_refused():
+    cohort = Cohort(tuple("abcdefgh"), (0, 1) * 4, ("control", "case"))
+    splits = make_splits(cohort, outer=2, inner=2)
+    splits[0]["inner"] = []
+    with pytest.raises(ValueError, match="the inner folds must validate each training subject exactly once"):
+        check_splits(cohort, splits)
