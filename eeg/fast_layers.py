@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.autocast import without_autocast
+
 _CHUNK = 2**18  # values processed at once in batch_norm_elu, so that they stay in the cache
 _LONGEST_BLOCK = 256  # samples of output up to which a filter is one Toeplitz product
 
@@ -196,7 +198,7 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
         (C, n, times) in the type of the norm's weights, under autocast too.
     """
     h = h.to(norm.weight.dtype)
-    with torch.autocast(h.device.type, enabled=False):
+    with without_autocast(h):
         return _batch_norm_elu(h, norm, offset)
 
 

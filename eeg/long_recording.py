@@ -194,11 +194,11 @@ class LongRecordingNet(nn.Module):
         """Tokens (B, L, dim), zeros after the end of a recording, and a mask (B, L) of the valid ones."""
         longest = int(seconds.max())
         pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
-        live = torch.arange(longest, device=x.device) < seconds.to(x.device).unsqueeze(1)
-        found: Tensor = self.stem(pieces[live])
-        tokens = found.new_zeros(*live.shape, found.shape[-1])
-        tokens[live] = found
-        return tokens, live
+        live = torch.arange(longest) < seconds.unsqueeze(1)
+        place = live.flatten().nonzero().squeeze(1).to(x.device)  # on the CPU, so that no other device is waited for
+        found: Tensor = self.stem(pieces.flatten(0, 1)[place])
+        tokens = found.new_zeros(live.numel(), found.shape[-1]).index_copy(0, place, found)
+        return tokens.unflatten(0, live.shape), live.to(x.device)
 
     def _scored(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         values = self.norm(tokens)
@@ -218,7 +218,7 @@ class LongRecordingNet(nn.Module):
             samples = torch.full((len(x),), x.shape[-1])
         if samples.shape != x.shape[:1] or (len(samples) and int(samples.max()) > x.shape[-1]):
             raise ValueError(f"samples must be {len(x)} numbers up to {x.shape[-1]}, got {samples.tolist()}")
-        seconds = samples // self.second
+        seconds = samples.cpu() // self.second
         if len(seconds) and int(seconds.min()) < 1:
             raise ValueError(
                 f"a recording must hold a second ({self.second} samples), got {int(samples.min())} samples"

@@ -1,5 +1,7 @@
 """Detection of autocast, for functions that choose the types of their operations themselves."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -8,3 +10,12 @@ def in_autocast(tensor: Tensor) -> bool:
     """Whether operations on the device of a tensor choose their types by autocast."""
     device = tensor.device.type  # the meta device has no autocast
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """A context in which operations on the device of a tensor keep the types of their inputs."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    disabled: AbstractContextManager[None] = torch.autocast(device, enabled=False)
+    return disabled

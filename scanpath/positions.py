@@ -112,14 +112,7 @@ class PositionEncoding(nn.Module):
             known: (...) bool; if it is False, the channels of row and column are 0.
         """
         if self.kind == "learned":
-            largest = len(self.table) - 1
-            if not torch.compiler.is_compiling() and position.numel() and not 0 <= position.min() <= position.max():
-                raise ValueError(f"position must be at least 0, got {float(position.min()):g}")
-            if position.numel() and position.max() > largest:
-                raise ValueError(
-                    f"position must be at most {largest} with a grid of {self.rows} x {self.columns}, got"
-                    f" {float(position.max()):g}"
-                )
+            self._check(position)
         encoded = self._encode(position, flag)
         if self.kind == "original_update":
             middle = position.new_tensor([(self.rows - 1) // 2, self.columns // 2])
@@ -128,6 +121,22 @@ class PositionEncoding(nn.Module):
             places = torch.arange(self.channels, device=encoded.device) < 2 * self._width
             encoded = encoded.masked_fill(places & ~known.unsqueeze(-1), 0)
         return encoded
+
+    def _check(self, position: Tensor) -> None:
+        largest = len(self.table) - 1
+        if torch.compiler.is_compiling() or not position.numel():
+            return
+        if position.device.type != "cpu":  # without waiting for the device
+            within = (position >= 0).all() & (position <= largest).all()
+            torch._assert_async(within, f"position must be from 0 to {largest}")
+            return
+        if not 0 <= position.min() <= position.max():
+            raise ValueError(f"position must be at least 0, got {float(position.min()):g}")
+        if position.max() > largest:
+            raise ValueError(
+                f"position must be at most {largest} with a grid of {self.rows} x {self.columns}, got"
+                f" {float(position.max()):g}"
+            )
 
     @property
     def _width(self) -> int:

@@ -43,7 +43,8 @@ class Stepper:
         directions, shift = model.score_directions(memory)
         self._directions, self._shift = directions[rows], shift[rows].unsqueeze(-1)
         visible = memory.visible
-        self._mask = None if bool(visible.all()) else visible[rows][:, None, None]
+        whole = visible.device.type == "cpu" and bool(visible.all())
+        self._mask = None if whole else visible[rows][:, None, None]
         self._length = 0
         for layer in self._layers:
             layer.start(memory.encoded, rows, min(max_length, len(self._times)))

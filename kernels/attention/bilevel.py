@@ -123,15 +123,14 @@ class BilevelAttention:
             for x in (keys, values)
         )
         allowed = blind = None
-        if not bool(picked.all()):
+        if mask is not None or columns.numel() > k.shape[2]:
             blind = ~picked.any(-1, keepdim=True)
             allowed = (picked | blind).flatten(0, 1).unsqueeze(2)  # (B H, R, 1, top S)
         out = F.scaled_dot_product_attention(query.flatten(0, 1), keys, values, attn_mask=allowed, scale=scale)
         out = out.unflatten(0, (-1, heads))
         if blind is not None:
             out = out.masked_fill(blind.unsqueeze(3), 0)
-        back = torch.empty(q.shape[2], dtype=torch.long, device=q.device)
-        back[rows[real_rows]] = real_rows.flatten().nonzero().squeeze(1)
+        back = torch.where(real_rows, rows, rows.numel()).flatten().argsort()[: q.shape[2]]  # padding comes last
         return Mixed(out.flatten(2, 3)[:, :, back].to(q.dtype), extras=RegionRoutes(chosen))
 
     def _route(self, query: Tensor, keys: Tensor, counted: Tensor, visible: Tensor) -> Tensor:

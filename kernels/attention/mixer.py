@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..autocast import in_autocast
+from ..autocast import in_autocast, without_autocast
 from .finite import as_nan, for_heads, reached_queries, state_as_nan, without_hidden, without_unfit
 from .softmax import merge_attention
 
@@ -116,7 +116,7 @@ def in_one_type(call: Call) -> Call:
         if isinstance(self, nn.Module):
             floating = (x for x in (*self.parameters(), *self.buffers()) if x.is_floating_point())
             dtype = next((x.dtype for x in floating), dtype)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return call(self, q.to(dtype), k.to(dtype), v.to(dtype), **options)
 
     return cast(Call, mixed)

@@ -1,0 +1,58 @@
+"""A training step of each network on the meta device, which has no values: a step that asked for one would fail.
+
+On a GPU, such a step would wait for the device, or copy from it, in each step of a training.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxelwave.eeg.adhdeepnet import ADHDeepNet
+from voxelwave.eeg.eegnet import EEGNet
+from voxelwave.eeg.long_recording import LongRecordingNet
+from voxelwave.registration.nestedmorph import NestedMorph
+from voxelwave.restoration.mair import MaIR
+from voxelwave.scanpath.oat import OAT, SceneBatch
+
+META = torch.device("meta")
+
+
+def nestedmorph(**arguments) -> Tensor:
+    warped, displacement = NestedMorph(**arguments).to(META)(*torch.rand(2, 1, 1, 64, 64, 64, device=META))
+    return warped.mean() + displacement.square().mean()
+
+
+def classifier(network: torch.nn.Module, *shape: int) -> Tensor:
+    label = torch.zeros(shape[0], dtype=torch.long, device=META)
+    return F.cross_entropy(network.to(META)(torch.rand(*shape, device=META)), label)
+
+
+def oat(**arguments) -> Tensor:
+    network = OAT(rows=3, columns=4, appearance="none", steps=8, **arguments).to(META)
+    yes = torch.ones(2, dtype=torch.bool, device=META)
+    present = torch.ones(2, 12, dtype=torch.bool, device=META)
+    scenes = SceneBatch(torch.zeros(2, 12, 2, device=META), present, yes.long(), yes, yes)
+    return network(scenes, torch.arange(2, device=META), torch.zeros(2, 5, dtype=torch.long, device=META)).mean()
+
+
+LOSSES = {
+    "NestedMorph": nestedmorph,
+    "NestedMorph with routing": lambda: nestedmorph(
+        flow_head="quarter", mixer="bilevel(regions=4, top=4)", diffeomorphic=True
+    ),
+    "MaIR": lambda: MaIR.from_variant("mair-t-x2").to(META)(torch.rand(1, 3, 32, 32, device=META)).mean(),
+    "ADHDeepNet": lambda: classifier(ADHDeepNet(), 8, 19, 512),
+    "EEGNet": lambda: classifier(EEGNet(19, 512, 2, 128.0), 8, 19, 512),
+    "LongRecordingNet": lambda: classifier(LongRecordingNet(19, 2, 128), 2, 19, 1280),
+    "OAT": oat,
+    "OAT with slots": lambda: oat(mixer="workspace(slots=3, top=2)"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_needs_no_value_from_the_device(name):
+    loss = LOSSES[name]()
+    loss.backward()
+    assert loss.device == META
+    assert loss.shape == ()
