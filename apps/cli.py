@@ -95,6 +95,8 @@ def _checked(verb: Verb, options: Options) -> int:
     """Check the options, do the work and return the exit code."""
     with without_archives(options) as unpacked:
         unpacked.check()
+        if unpacked.opening:
+            print(unpacked.opening, flush=True)
         code = _load(verb.work)(unpacked)
     return DONE if code is None else int(code)
 

@@ -28,6 +28,7 @@ class Options:
     """
 
     output_is: ClassVar[Literal["folder", "file", "either"]] = "folder"
+    opening: ClassVar[str] = ""  # a line to show before the work is loaded, which can take seconds
     archives: ClassVar[tuple[str, ...]] = ()  # the options that may name a .zip or .tar file in place of a folder
 
     quiet: bool = False

@@ -94,6 +94,7 @@ class Register(MethodOptions, FolderOptions):
             a name, that session's image is used for all sessions of the subject.
     """
 
+    opening = "reading the scans"
     archives = ("moving", "fixed", "input")
 
     moving: Path | None = field(default=None, kw_only=False)
