@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..runs.archives import is_archive, unpacked
+from ..runs.checks import check_resume
 from ..runs.exit import UsageError
 
 
@@ -108,6 +109,51 @@ class WorkerOptions(ThreadOptions):
     def check(self) -> None:
         super().check()
         at_least(1, jobs=self.jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions(Options):
+    """Options of a training, which has a checkpoint in its output folder.
+
+    Args:
+        resume: continue from the last checkpoint in OUTPUT.
+        overwrite: begin anew in the folder of an earlier training, whose checkpoint is removed.
+    """
+
+    checkpoint: ClassVar[Path] = Path("last.ckpt")  # within OUTPUT
+
+    resume: bool = False
+    overwrite: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite do not go together: give one")
+        if not self.overwrite:
+            check_resume(self._checkpoint, self.resume)
+
+    @property
+    def _checkpoint(self) -> Path:
+        output: Path = self.output  # type: ignore[attr-defined]  # each training has one
+        return output / self.checkpoint
+
+    @contextmanager
+    def earlier_set_aside(self) -> Iterator[None]:
+        """Set the checkpoint of an earlier training aside, with `overwrite`; it is back if no new one is written.
+
+        Use it only while the output is locked.
+        """
+        aside = self._checkpoint.with_name(f"{self._checkpoint.name}.earlier")
+        if self.overwrite and self._checkpoint.exists():
+            os.replace(self._checkpoint, aside)
+        try:
+            yield
+        finally:
+            if aside.exists():
+                if self._checkpoint.exists():
+                    aside.unlink()
+                else:
+                    os.replace(aside, self._checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ _BRAIN = (
     "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill"
     " University: free to use, copy, modify and distribute for any purpose with this notice (nilearn calls it unknown)",
 )
+OF_THE_CARD = 51  # training images of the shipped weights, see shipped/denoise-grey.md
+_PIP = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # import name -> name for pip, where they differ
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
 
 
@@ -80,6 +82,12 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
         for axis, word in ((0, "sagittal"), (1, "coronal"), (2, "axial")):
             for k in range(40, volume.shape[axis] - 40, 10):
                 yield f"brain-{word}-{k}", _as_bytes(np.take(volume, k, axis)), f"{licence}, from {package}"
+
+
+def missing_packages() -> list[str]:
+    """The packages with open images that are not installed, by their names for pip."""
+    names = dict.fromkeys([package for package, _, _, _ in _PICTURES.values()] + [_BRAIN[0]])
+    return [_PIP.get(name, name) for name in names if importlib.util.find_spec(name) is None]
 
 
 def _in_package(package: str, file: str) -> Path | None:

@@ -18,7 +18,10 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"--resume needs {checkpoint}, which does not exist")
     if not resume and checkpoint.exists():
-        raise UsageError(f"{checkpoint} exists already: continue with --resume, or choose another --output")
+        raise UsageError(
+            f"{checkpoint} exists already: continue with --resume, begin anew with --overwrite, or choose another"
+            " --output"
+        )
 
 
 def check_same_training(record: Path, now: Mapping[str, object]) -> None:

@@ -37,6 +37,7 @@ from .dicom_groups import functional_groups, shared_groups
 
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000}
 _RESAMPLED, _SMOOTHED = ("113085", "Spatial resampling"), ("113087", "Smoothing")
+_LONGEST_LO, _ORIGINAL_WORDS = 64, 40  # characters of a DICOM long string, and of it for the original's words
 _LARGEST_IS = 2**31 - 1
 _LOOKED_AT = 16  # number of files of a series whose headers are checked before the computation
 _WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # bytes of a number in binary values
@@ -174,7 +175,7 @@ def derive(
     if "SeriesNumber" in dataset:  # text that is no number cannot be replaced
         del dataset["SeriesNumber"]
     dataset.SeriesNumber = number
-    dataset.SeriesDescription = description[:64]
+    dataset.SeriesDescription = series_description(str(dataset.get("SeriesDescription") or ""), description)
     now = in_zone_of(now, dataset)
     dataset.InstanceCreationDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = now.strftime("%H%M%S")
@@ -198,6 +199,17 @@ def _set_image_types(dataset: Dataset) -> None:
         for element in group:
             if element.VR == "SQ" and element.value and "FrameType" in element.value[0]:
                 element.value[0].FrameType = _derived(element.value[0].FrameType, rank)
+
+
+def series_description(original: str, description: str) -> str:
+    """The description of a derived series: the original's words, then what was done, in 64 characters.
+
+    Example:
+        >>> series_description("t1_mprage_sag", "denoise by MaIR weights denoise-grey")
+        't1_mprage_sag, denoise by MaIR weights denoise-grey'
+    """
+    original = one_line(original).strip()
+    return f"{original[:_ORIGINAL_WORDS]}, {description}"[:_LONGEST_LO] if original else description[:_LONGEST_LO]
 
 
 def derived_series_number(header: Dataset, offset: int) -> int:

@@ -6,10 +6,9 @@ from typing import Any
 
 from ...eeg.training_options import TrainingOptions
 from ...runs.catalogue import find_weights
-from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, at_least, must_exist
+from ..options import DeviceOptions, InputOptions, Options, ResumeOptions, ThreadOptions, at_least, must_exist
 
 CHECKPOINT = "last.ckpt"
 
@@ -51,7 +50,7 @@ class GuardOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOptions):
+class Train(TrainingOptions, StudyOptions, GuardOptions, ResumeOptions, DeviceOptions, ThreadOptions):
     """Train one network on the recordings of STUDY, for use with `diagnose` and `explain`.
 
     A share of the subjects of each class is kept for validation. These subjects decide when training stops, which epoch
@@ -67,14 +66,12 @@ class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOp
         mask_epochs: epochs of a pre-training without labels before the training, in which a growing share (10 to 60 %)
             of the time is hidden and each partly hidden signal must be recognised among others; for adhdeepnet and
             long_recording.
-        resume: continue from last.ckpt in the output folder.
     """
 
     output: Path
     windows: dict[str, Any] | None = None
     cache: Path | None = None
     mask_epochs: int = 0
-    resume: bool = False
 
     def check(self) -> None:
         super().check()
@@ -85,7 +82,6 @@ class Train(TrainingOptions, StudyOptions, GuardOptions, DeviceOptions, ThreadOp
             raise UsageError(f"--mask-epochs needs --network adhdeepnet or long_recording, got {self.network}")
         if not 0 < self.validation_share < 1:
             raise UsageError(f"--validation-share must be between 0 and 1, got {self.validation_share:g}")
-        check_resume(self.output / CHECKPOINT, self.resume)
 
 
 @dataclass(frozen=True, kw_only=True)

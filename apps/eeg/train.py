@@ -31,7 +31,7 @@ BEGUN = "training.json"  # data and options of the training, which must be the s
 
 def train(options: Train) -> int:
     """Run the command and return its exit code."""
-    with output_lock(options.output):
+    with output_lock(options.output), options.earlier_set_aside():
         return _train(options)
 
 

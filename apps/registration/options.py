@@ -7,11 +7,10 @@ from typing import Literal
 from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionMethod, LabelMethod, Method, Split
 from ...registration.settings import RegistrationSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
-from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, WorkerOptions, at_least, must_be_writable, must_exist
+from ..options import DeviceOptions, Options, ResumeOptions, WorkerOptions, at_least, must_be_writable, must_exist
 
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
@@ -319,7 +318,7 @@ class Transform(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingSettings, DeviceOptions):
+class Train(TrainingSettings, ResumeOptions, DeviceOptions):
     """Train NestedMorph on pairs of scans and keep the best weights.
 
     Subjects are divided into train (80 %), val and test (10 % each). The best epoch has the highest Dice on val, or
@@ -329,12 +328,11 @@ class Train(TrainingSettings, DeviceOptions):
         pairs: a list (.csv, .tsv, .json with columns moving, fixed and optionally moving_labels, fixed_labels,
             subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
         output: the folder to write to: network.safetensors (for register --weights), checkpoints, logs, cache.
-        resume: continue from the last checkpoint in OUTPUT.
     """
 
     pairs: Path
     output: Path
-    resume: bool = False
+    checkpoint = CHECKPOINT
 
     @property
     def settings(self) -> TrainingSettings:
@@ -348,7 +346,6 @@ class Train(TrainingSettings, DeviceOptions):
         if (self.atlas is not None) != (self.task == "atlas-to-patient") and self.pairs.is_dir():
             raise UsageError(f"--atlas is needed for --task atlas-to-patient and only for it, got --task {self.task}")
         must_exist(self.atlas, "atlas")
-        check_resume(self.output / CHECKPOINT, self.resume)
 
 
 @dataclass(frozen=True, kw_only=True)

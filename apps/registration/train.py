@@ -7,7 +7,7 @@ from .options import Train
 
 def train(options: Train) -> None:
     """Run the command."""
-    with output_lock(options.output):
+    with output_lock(options.output), options.earlier_set_aside():
         result = train_network(
             options.pairs, options.output, options.settings, device=options.device, resume=options.resume
         )

@@ -8,7 +8,16 @@ from ...restoration.settings import EvaluationSettings, RestoreSettings, SizeSet
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
+from ..options import (
+    DeviceOptions,
+    InputOptions,
+    Options,
+    ResumeOptions,
+    ThreadOptions,
+    WorkerOptions,
+    at_least,
+    must_exist,
+)
 
 
 def _weights_must_exist(weights: Path | None) -> None:
@@ -71,7 +80,7 @@ class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingSettings, DeviceOptions, ThreadOptions):
+class Train(TrainingSettings, ResumeOptions, DeviceOptions, ThreadOptions):
     """Train a network on the images of TRAIN_IMAGES, and validate it on those of VALIDATION_IMAGES.
 
     Patches are degraded when they are drawn. To train on real pairs, give the clean images as TRAIN_IMAGES and their
@@ -82,13 +91,11 @@ class Train(TrainingSettings, DeviceOptions, ThreadOptions):
         train_images: a folder of PNG, TIFF or NIfTI files or DICOM series, or a single one of these.
         validation_images: images of the same kind that show other people or scenes.
         output: the folder to write to: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
-        resume: continue from last.ckpt in the output folder.
     """
 
     train_images: Path = field(kw_only=False)
     validation_images: Path = field(kw_only=False)
     output: Path
-    resume: bool = False
 
     def check(self) -> None:
         super().check()

@@ -15,7 +15,7 @@ def train(options: Train) -> None:
     Raises:
         KeyboardInterrupt: it was interrupted; the weights and the record so far are written.
     """
-    with output_lock(options.output):
+    with output_lock(options.output), options.earlier_set_aside():
         _train(options)
 
 

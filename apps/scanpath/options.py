@@ -4,10 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...runs.checks import check_resume
 from ...runs.exit import UsageError
 from ...scanpath.training_settings import TrainingSettings
-from ..options import DeviceOptions, InputOptions, Options, ThreadOptions, WorkerOptions, at_least, must_exist
+from ..options import (
+    DeviceOptions,
+    InputOptions,
+    Options,
+    ResumeOptions,
+    ThreadOptions,
+    WorkerOptions,
+    at_least,
+    must_exist,
+)
 
 LAST = "last.ckpt"
 
@@ -35,25 +43,19 @@ class DataOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingSettings, DataOptions, DeviceOptions, ThreadOptions):
+class Train(TrainingSettings, DataOptions, ResumeOptions, DeviceOptions, ThreadOptions):
     """Train OAT on the scanpaths of DATA, for use with `predict` and `evaluate`.
 
     A share of the layouts (or people, or targets) is kept for validation. The validation loss decides when to stop and
     which epoch is kept, so it is optimistic; for an unbiased figure run `voxelwave scanpath cross-validate`. OUTPUT
     receives model.safetensors, curve.csv (a row per epoch), last.ckpt and record.json.
-
-    Args:
-        resume: continue from last.ckpt in the output folder.
     """
-
-    resume: bool = False
 
     def check(self) -> None:
         super().check()
         at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch)
         if not 0 < self.validation_share <= 0.5:
             raise UsageError(f"--validation-share must be above 0 and at most 0.5, got {self.validation_share}")
-        check_resume(self.output / LAST, self.resume)
 
 
 @dataclass(frozen=True, kw_only=True)

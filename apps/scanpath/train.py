@@ -24,7 +24,7 @@ _MAY_CHANGE = ("epochs", "patience")
 
 def train(options: Train) -> None:
     """Run the command."""
-    with output_lock(options.output):
+    with output_lock(options.output), options.earlier_set_aside():
         _train(options)
 
 

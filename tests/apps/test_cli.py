@@ -332,3 +332,49 @@ def test_the_input_is_the_first_word_or_an_option(verb, capsys, tmp_path):
 def test_the_overview_names_the_version_option(capsys):
     assert cli.main(["--help"]) == 0
     assert "--version" in capsys.readouterr().out
+
+
+TRAININGS = {
+    "registration": (["--pairs", "DATA"], "checkpoints/last.ckpt"),
+    "restoration": (["DATA", "DATA"], "last.ckpt"),
+    "eeg": (["DATA"], "last.ckpt"),
+    "scanpath": (["DATA"], "last.ckpt"),
+}
+
+
+@pytest.mark.parametrize("field", TRAININGS)
+def test_a_folder_with_a_training_is_refused_unless_it_is_to_be_overwritten(field, tmp_path, capsys):
+    words, checkpoint = TRAININGS[field]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out" / checkpoint).parent.mkdir(parents=True)
+    (tmp_path / "out" / checkpoint).write_text("the earlier training")
+    words = [
+        field,
+        "train",
+        *(str(tmp_path / "data") if w == "DATA" else w for w in words),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(words) == USAGE
+    assert "begin anew with --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out" / checkpoint).exists()
+    assert cli.main([*words, "--overwrite", "--resume"]) == USAGE
+    assert "do not go together" in capsys.readouterr().err
+    assert (tmp_path / "out" / checkpoint).exists()
+    with output_lock(tmp_path / "out"):  # another run is writing there
+        assert cli.main([*words, "--overwrite"]) == ERROR
+    assert (tmp_path / "out" / checkpoint).exists()
+    assert cli.main([*words, "--overwrite"]) == ERROR  # there are no data, so the earlier training stays
+    assert (tmp_path / "out" / checkpoint).read_text() == "the earlier training"
+
+
+def test_an_earlier_checkpoint_goes_when_a_new_one_is_there(tmp_path):
+    options = Train(pairs=tmp_path, output=tmp_path, overwrite=True)
+    place = tmp_path / "checkpoints" / "last.ckpt"
+    place.parent.mkdir()
+    place.write_text("earlier")
+    with options.earlier_set_aside():
+        assert not place.exists()
+        place.write_text("new")
+    assert [path.name for path in place.parent.iterdir()] == ["last.ckpt"]
+    assert place.read_text() == "new"

@@ -163,7 +163,8 @@ def test_text_has_a_character_set_that_has_its_letters(tmp_path, write_classic, 
     before = pydicom.dcmread(next((tmp_path / "in").iterdir()))
     image = _derive(tmp_path, "by Gewichte_ä.safetensors")[1][0]
     assert image.SpecificCharacterSet == after
-    assert image.DerivationDescription == image.SeriesDescription == "by Gewichte_ä.safetensors"
+    assert image.DerivationDescription == "by Gewichte_ä.safetensors"
+    assert image.SeriesDescription == f"{before.SeriesDescription}, by Gewichte_ä.safetensors"  # the original's words
     assert image.PatientName == before.PatientName
 
 
