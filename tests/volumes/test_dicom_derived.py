@@ -155,6 +155,7 @@ def test_times_are_in_the_zone_of_the_header(tmp_path, write_classic, zone, hour
 )
 def test_text_has_a_character_set_that_has_its_letters(tmp_path, write_classic, own, after):
     def edit(image, k):
+        image.SeriesDescription = "t1 sag"
         if own:
             image.SpecificCharacterSet = own
             image.PatientName = {"ISO_IR 100": "Müller", "ISO_IR 144": "Люкceмбypг"}[own]
@@ -164,7 +165,7 @@ def test_text_has_a_character_set_that_has_its_letters(tmp_path, write_classic, 
     image = _derive(tmp_path, "by Gewichte_ä.safetensors")[1][0]
     assert image.SpecificCharacterSet == after
     assert image.DerivationDescription == "by Gewichte_ä.safetensors"
-    assert image.SeriesDescription == f"{before.SeriesDescription}, by Gewichte_ä.safetensors"  # the original's words
+    assert image.SeriesDescription == "t1 sag, by Gewichte_ä.safetensors"  # the original's words
     assert image.PatientName == before.PatientName
 
 
