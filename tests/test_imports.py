@@ -78,6 +78,7 @@ def test_nothing_imports_the_command_line():
 
 # imports inside a function: module -> the packages, each of them optional or needed by a single option
 INNER = {
+    "apps.restoration.restore": {"single"},  # torch takes a second to load: not for a folder with nothing to do
     "apps.nested_cv.search": {"optuna"},  # only if settings are searched
     "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders
     "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer

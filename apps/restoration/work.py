@@ -1,7 +1,7 @@
 """Restore images, volumes and series, with the network in memory."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,6 @@ from ..batch.case import Case
 from ..batch.task import CaseRefused
 
 SMALLEST_TILE = 32  # the tile is not halved below this many pixels
-
-
-def is_one_series(folder: Path, cases: Sequence[Case]) -> bool:
-    """Whether a folder holds the files of one DICOM series and nothing else to restore."""
-    return len(cases) == 1 and cases[0].kind == "dicom" and all(path.parent == folder for path in cases[0].inputs)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,21 @@ def test_what_is_done_and_unchanged_is_not_done_again(inputs, tmp_path):
     assert sorted(read_manifest(output)) == everything  # the table is rebuilt from the folders
 
 
+def test_a_run_that_finds_everything_done_starts_no_worker(inputs, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(inputs, output)
+    capsys.readouterr()
+
+    def no_workers():
+        raise AssertionError("a worker was started")
+
+    assert run(inputs, output, open_workers=no_workers) == DONE
+    assert "0 of 6 done, 6 done before and unchanged" in capsys.readouterr().out
+    (output / "scan3" / "case.json").unlink()
+    with pytest.raises(AssertionError, match="a worker was started"):
+        run(inputs, output, open_workers=no_workers)
+
+
 def test_a_failed_case_is_tried_again_and_keeps_an_older_result_apart(inputs, tmp_path):
     output = tmp_path / "out"
     assert run(inputs, output) == DONE

@@ -1,0 +1,70 @@
+"""`voxelwave restoration restore` for one image, volume or series."""
+
+import sys
+from typing import Any
+
+from ...restoration.images import Image, IntensityRange
+from ...restoration.inference import Refused
+from ...runs.compute import use_threads
+from ...runs.exit import DONE, REFUSED
+from ...runs.files import outputs_beside
+from ...runs.outcome import add_outcome
+from ...runs.record import write_record
+from ..batch.task import CaseRefused
+from .options import Restore
+from .work import Restoration, Restored, batch_work, file_stem
+
+REPORT = "restoration.json"
+
+
+def restore_single(options: Restore, arguments: dict[str, Any]) -> int:
+    """Restore one input, and print and write its report; `arguments` are those of `batch_work` without the weights."""
+    use_threads(options.threads)
+    source, target = options.input, options.output
+    if target.resolve() == source.resolve():
+        raise ValueError(f"--output must be another path than the input, got {target}")
+
+    def show(image: Image, intensity_range: IntensityRange) -> None:
+        shape = " x ".join(map(str, image.stack.shape))
+        print(f"{source}: {shape} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
+
+    try:
+        with outputs_beside(target) as together:
+            work = batch_work(weights=str(options.weights), **arguments)
+            to = together / target.absolute().name
+            done = work.restore(source, target, write_to=to, show=show, progress=_show_progress)
+            _report(options, work, done)
+    except (CaseRefused, Refused) as error:
+        about = f"{source}: " if isinstance(error, Refused) else ""
+        print(f"voxelwave: refused: {about}{error}", file=sys.stderr)
+        return REFUSED
+    add_outcome(intensity_range=str(done.intensity_range), change=done.change.as_dict())
+    print(f"  wrote {target} in {done.seconds:.1f} s")
+    return DONE
+
+
+def _report(options: Restore, work: Restoration, done: Restored) -> None:
+    """Print the difference to the input, and write the record."""
+    for line in done.change.lines():
+        print(f"  {line}")
+    write_record(
+        # the folder of a series holds DICOM files only, so its record is beside the folder
+        done.written.with_name(f"{file_stem(done.written)}.{REPORT}"),
+        inputs={"input": options.input, "weights": work.weights},
+        options={
+            "tile": options.tile,
+            "overlap": options.overlap,
+            "self_ensemble": options.self_ensemble,
+            "device": work.device,
+            "range": str(done.intensity_range),
+            "slice_axis": options.slice_axis,
+            **({} if options.size == "full" else {"size": options.size}),
+        },
+        change=done.change.as_dict(),
+        seconds=done.seconds,
+    )
+
+
+def _show_progress(done: int, count: int) -> None:
+    if sys.stderr.isatty() and count > 1:
+        print(f"\r  slice {done} of {count}", end="\n" if done == count else "", file=sys.stderr, flush=True)
