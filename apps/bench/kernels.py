@@ -10,18 +10,18 @@ from .options import Kernels
 def kernels(options: Kernels) -> None:
     """Time the kernels, or compile them for a GPU that need not be present, and print tables."""
     if options.machine_code:
-        _print_machine_code(options.quick)
+        _print_machine_code(full=options.full)
         return
-    bench_kernels(device=options.device, quick=options.quick, seed=options.seed)
+    bench_kernels(device=options.device, quick=not options.full, seed=options.seed)
     if options.device == "cuda":
-        rows = [row._asdict() for row in gpu_benchmark(quick=options.quick, seed=options.seed)]
+        rows = [row._asdict() for row in gpu_benchmark(quick=not options.full, seed=options.seed)]
         print_rows("Compared with the memory bound of an H100 and with other implementations", rows)
 
 
-def _print_machine_code(quick: bool) -> None:
-    """Print the tables of kernels/scan/triton.md; with `quick`, of the first target only."""
+def _print_machine_code(*, full: bool) -> None:
+    """Print the tables of kernels/scan/triton.md, of the first target only unless `full`."""
     compiled, expected = [], []
-    for capability, states, directional in TARGETS[: 1 if quick else None]:
+    for capability, states, directional in TARGETS[: None if full else 1]:
         reports = aot_report(capability, states, directional=directional)
         target = {"N": states, "order": "image" if directional else "scan"}
         compiled += [target | report._asdict() for report in reports]

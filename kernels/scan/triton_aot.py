@@ -2,7 +2,7 @@
 
 `aot_report` compiles the kernels for an architecture and reads the machine code with the tools in the Triton wheel.
 `expected_time` derives the time on one H100 from these counts and the bytes moved. Nothing here is measured on a GPU.
-`voxelwave bench kernels --machine-code` prints both, for the tables of triton.md.
+`voxelwave bench kernels --machine-code --full` prints both, for the tables of triton.md.
 """
 
 import os

@@ -91,7 +91,7 @@ def test_the_table_lists_every_measurement(monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "_time", once)
     monkeypatch.setattr(benchmark, "SIZES", ((8, 128, 2), (16, 128, 2)))
-    assert cli.main(["bench", "kernels", "--quick=true"]) == 0
+    assert cli.main(["bench", "kernels"]) == 0
     printed = capsys.readouterr().out
     for figure in (
         "sequential recurrence / own, forward",
