@@ -39,7 +39,7 @@ def pretrain(
         epochs: number of epochs; the hidden share grows over all of them.
         batch: windows per step; of recordings at most 8.
         lr: learning rate of AdamW.
-        seed: of order, masks, dropout and the projection.
+        seed: of order, masks, the projection and, for ADHDeepNet, dropout.
         device: "cpu" or "cuda".
 
     Raises:
@@ -55,7 +55,8 @@ def pretrain(
         torch.manual_seed(seed)
         width = last.in_features
         projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)).to(device)
-        network.to(device).train()
+        # the mask takes the place of dropout, which must stay for a network whose batch norms need the training mode
+        network.to(device).train(isinstance(network, ADHDeepNet))
         optimizer = torch.optim.AdamW([*network.parameters(), *projection.parameters()], lr, weight_decay=1e-4)
         masks = torch.Generator().manual_seed(seed)
         steps = epochs * (count // size)
@@ -78,7 +79,7 @@ def pretrain(
                     network.constrain()
                 losses.append(float(loss.detach()))
             found.append(float(np.mean(losses)))
-        network.cpu()
+        network.cpu().train()
     return found
 
 
