@@ -22,6 +22,7 @@ from ..nested_cv.progress import run_with_progress
 from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
 from ..nested_cv.refits import count_refits, refits_after, without_refits
 from ..nested_cv.report import write_report
+from ..nested_cv.report_text import span
 from ..nested_cv.results import write_predictions, write_results
 from ..nested_cv.search import count_cells, has_search
 from .cohort import cohort_of, facts_of
@@ -71,6 +72,8 @@ def nested_cv(options: NestedCV) -> int:
     evidence = evidence_of(options.output, plan, tables, again, wanted)
     results = write_results(options.output, plan, outcomes, tables, facts, evidence)
     if not options.no_explanation:
+        write_report(options.output)
+        print(f"wrote {options.output}/report.html; the explanation of the networks follows", flush=True)
         explain_run(options.output, threads=options.threads * (1 if options.cluster else options.jobs or 1))
     write_report(options.output)
     _print(results)
@@ -173,7 +176,7 @@ def _print(results: Results) -> None:
     table = Table("model", "protocol", "balanced accuracy", "AUC", "sensitivity", "specificity", "p")
     for model in results["models"]:
         found = [model["metrics"][m] for m in ("balanced_accuracy", "auc")]
-        figures = [f"{m['mean']:.3f} ({m['interval_nb'][0]:.2f} to {m['interval_nb'][1]:.2f})" for m in found]
+        figures = [f"{m['mean']:.3f} ({span(m['interval_nb'], 2)})" for m in found]
         figures += [f"{model['metrics'][m]['mean']:.2f}" for m in ("sensitivity", "specificity")]
         table.add_row(model["name"], model["protocol"], *figures, f"{model['permutation']['p']:.4f}")
     Console().print(table)

@@ -19,6 +19,7 @@ from .measured_report import write_measured_results
 from .measured_results import MeasuredFacts, measured_results
 from .plan import SCORE, Design, make_plan, open_plan
 from .records import AuditRow, EstimatorSpec, ModelTexts, Split
+from .report_text import span
 from .splits import Cohort
 
 CLOCK = "time.json"
@@ -144,8 +145,7 @@ def _print(results: MeasuredResults) -> None:
         for name, text in results["metrics"].items():
             found = model["metrics"][name]
             digits = 2 if text["unit"] else 3
-            low, high = found["interval_nb"]
-            cells.append(f"{found['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+            cells.append(f"{found['mean']:.{digits}f} ({span(found['interval_nb'], digits)})")
         table.add_row(model["title"], *cells)
     Console().print(table)
     print("Mean over folds with the 95 % interval by Nadeau and Bengio.")

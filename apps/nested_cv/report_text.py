@@ -40,9 +40,18 @@ def fixed(value: object, digits: int = 3) -> str:
 
 
 def span(interval: object, digits: int = 3) -> str:
-    """An interval as "low to high", or a dash."""
+    """An interval as "low to high", or a dash.
+
+    An interval of no width, such as that of equal folds, says nothing about the spread.
+
+    Example:
+        >>> span([0.4, 0.6]), span([0.5, 0.5])
+        ('0.400 to 0.600', 'not estimable')
+    """
     if not isinstance(interval, list | tuple) or len(interval) != 2 or not all(is_number(end) for end in interval):
         return NONE
+    if interval[0] == interval[1]:
+        return "not estimable"
     return f"{fixed(interval[0], digits)} to {fixed(interval[1], digits)}"
 
 
