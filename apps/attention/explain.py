@@ -125,10 +125,11 @@ def in_words(subject: Subject, rows: list[HeadRow], curve: Removal, where: Where
             f"about the {what}."
         )
     last = curve.largest_first[-1].mean
-    words.append(
-        f"With all heads removed, {100 * last:.0f} % of the {what} stay the same"
-        + (", so attention hardly decides anything on these inputs." if last >= 0.9 else ".")
-    )
+    end = "."
+    if last >= 0.9:
+        alone = first.changed.mean > 0.1
+        end = ": the removals cancel out." if alone else ", so attention hardly decides anything on these inputs."
+    words.append(f"With all heads removed, {100 * last:.0f} % of the {what} stay the same{end}")
     if curve.right:
         words.append(
             f"With all heads removed, {100 * curve.right[-1].mean:.0f} % of the {what} are right, with all heads "

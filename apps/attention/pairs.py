@@ -389,7 +389,7 @@ def _grounding_words(subject: Subject, ground: Sequence[tuple[float, bool]]) -> 
     if part.several:
         words += f" (95 % interval {found.low:.2f} to {found.high:.2f})"
     hits = sum(inside for _, inside in ground)
-    return [
-        f"{words}; the strongest region of the slice through it is inside its box in {hits} of {len(ground)} "
-        f"pair{'s' if len(ground) > 1 else ''}."
-    ]
+    end = f"is inside its box in {hits} of {len(ground)} pairs"
+    if len(ground) == 1:
+        end = f"lies {'inside' if hits else 'outside'} its box"
+    return [f"{words}; in the slice through it, the region of most attention {end}."]

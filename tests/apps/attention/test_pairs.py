@@ -137,6 +137,7 @@ def test_nestedmorph_with_a_moving_image_that_is_multiplied_by_zero(narrow, mixe
     assert "ignores" not in " ".join(where.warnings)
     assert max(where.dependence.values()) > 0
     assert "The label gets" in " ".join(where.sentences)
+    assert "side its box." in " ".join(where.sentences)
     assert where.pictures[0][0].count("<svg") == 1
     assert "Blue box" in where.pictures[0][1]
     with torch.no_grad():
