@@ -54,8 +54,8 @@ def _mains_warning(name: str) -> str:
         return ""
     low, high = MAINS[name]
     return (
-        f"The score depends on what lies from {low:g} to {high:g} Hz, around the mains frequency of "
-        f"{(low + high) / 2:g} Hz: it may rest on equipment or the room and not on the brain."
+        f"There lies the mains frequency of {(low + high) / 2:g} Hz: the score may rest on equipment or the room and "
+        "not on the brain."
     )
 
 

@@ -9,6 +9,7 @@ class Retested(TypedDict):
     """The scores of a refit beside those of the unaltered model in the same outer folds.
 
     Intervals are those of Nadeau and Bengio over folds; `difference` is the AUC of the refit minus that of the model.
+    `p` is that of a paired permutation over subjects with both fitted models kept; None if the labels were shuffled.
     """
 
     auc: float
@@ -16,6 +17,7 @@ class Retested(TypedDict):
     balanced_accuracy: float
     difference: float
     difference_interval: Interval
+    p: float | None
     per_fold: list[float]  # AUC
 
 

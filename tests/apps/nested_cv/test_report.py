@@ -103,7 +103,7 @@ def _model(name: str, title: str, mean: float, protocol: str = "nested", curve: 
 
 def _stress() -> dict:
     figures = {"auc": 0.625, "interval": [0.5, 0.75], "balanced_accuracy": 0.5625, "difference": -0.125}
-    figures |= {"difference_interval": [-0.25, 0.0], "per_fold": [0.625, 0.625]}
+    figures |= {"difference_interval": [-0.25, 0.0], "p": 0.03125, "per_fold": [0.625, 0.625]}
     row = {"name": "quiet", "kind": "removed", "title": "the quiet part", "leaves": "It leaves the rest."}
     skipped = {**row, "name": "loud", "title": "the loud part", "figures": None, "sentence": "Not run: no noise."}
     return {
