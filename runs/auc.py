@@ -43,7 +43,7 @@ def auc_variance(area: float | np.ndarray, positives: float, negatives: float) -
 
     Example:
         >>> round(auc_variance(0.8, 50, 50) ** 0.5, 3)
-        0.044
+        0.045
     """
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
