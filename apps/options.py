@@ -29,13 +29,17 @@ class Options:
     """
 
     output_is: ClassVar[Literal["folder", "file", "either"]] = "folder"
-    opening: ClassVar[str] = ""  # a line to show before the work is loaded, which can take seconds
     archives: ClassVar[tuple[str, ...]] = ()  # the options that may name a .zip or .tar file in place of a folder
 
     quiet: bool = False
     verbose: bool = False
     log_file: Path | None = None
     json: bool = False
+
+    @property
+    def opening(self) -> str:
+        """A line to show before the work is loaded, which can take seconds; "" for none."""
+        return ""
 
     def check(self) -> None:
         """Refuse wrong usage, missing inputs and an output that cannot be written, before anything heavy is imported.

@@ -195,10 +195,11 @@ class LongRecordingNet(nn.Module):
         longest = int(seconds.max())
         pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
         live = torch.arange(longest) < seconds.unsqueeze(1)
-        place = live.flatten().nonzero().squeeze(1).to(x.device)  # on the CPU, so that no other device is waited for
-        found: Tensor = self.stem(pieces.flatten(0, 1)[place])
-        tokens = found.new_zeros(live.numel(), found.shape[-1]).index_copy(0, place, found)
-        return tokens.unflatten(0, live.shape), live.to(x.device)
+        # found on the CPU, since the number of seconds is a size, for which another device would have to be waited for
+        place = tuple(index.to(x.device, non_blocking=True) for index in live.nonzero(as_tuple=True))
+        found: Tensor = self.stem(pieces[place])
+        tokens = found.new_zeros(*live.shape, found.shape[-1]).index_put(place, found)
+        return tokens, live.to(x.device, non_blocking=True)
 
     def _scored(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         values = self.norm(tokens)

@@ -146,10 +146,17 @@ class EEGModule(SeededModule):
         logits: Tensor = self.network(x) if samples is None else self.network(x, samples)
         return logits
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; the numbers of samples stay on the CPU, where the network reads them."""
+        here = {name: tensor for name, tensor in batch.items() if name == "samples"}
+        rest = {name: tensor for name, tensor in batch.items() if name not in here}
+        moved: Batch = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {**moved, **here}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of a batch, with noise on the copies; over a 2-way softmax it equals binary cross-entropy."""
         x, noise = batch["x"], batch["noise"]
-        if noise.any():
+        if noise.device.type != "cpu" or noise.any():  # another device would have to be waited for
             x = x + noise.view(-1, 1, 1) * torch.randn_like(x)
         loss = self._loss(self(x, batch.get("samples")), batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from . import native
 from .autocast import in_autocast
+from .eligibility import are_plain
 
 _WIDTHS = (1, 3, 5, 7)  # of kernels that the library has been compiled for, along the last axis
 
@@ -41,7 +42,11 @@ def depthwise_conv(maps: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
 
     Returns:
         (B, *size, C).
+
+    Raises:
+        ValueError: the shapes do not fit together, or the dilation is not positive.
     """
+    _check(maps, weight, bias, dilation)
     if _compiled(maps, weight, bias):
         result: Tensor = _Depthwise.apply(maps, weight, bias, dilation)
         return result
@@ -64,7 +69,7 @@ def _compiled(maps: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
         and weight.shape[-1] in _WIDTHS
         and maps.numel() > 0
-        and not torch.compiler.is_compiling()
+        and are_plain(tensors)
         and not in_autocast(maps)
         and native.library() is not None
     )
@@ -102,13 +107,21 @@ def _convolved(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: int)
     return out
 
 
-def _sizes(maps: Tensor, weight: Tensor, dilation: int) -> _Sizes:
-    kernel = tuple(weight.shape[2:])
-    if weight.shape[:2] != (maps.shape[-1], 1) or maps.ndim != weight.ndim or any(n % 2 == 0 for n in kernel):
+def _check(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
+    channels = maps.shape[-1]
+    if weight.shape[:2] != (channels, 1) or maps.ndim != weight.ndim or any(n % 2 == 0 for n in weight.shape[2:]):
         raise ValueError(
-            f"weight must have shape (C, 1, *kernel) with C = {maps.shape[-1]}, {maps.ndim - 2} axes and odd sizes, "
+            f"weight must have shape (C, 1, *kernel) with C = {channels}, {maps.ndim - 2} axes and odd sizes, "
             f"got {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), got {tuple(bias.shape)}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+
+
+def _sizes(maps: Tensor, weight: Tensor, dilation: int) -> _Sizes:
+    kernel = tuple(weight.shape[2:])
     return _Sizes(
         batch=maps.shape[0],
         size=_three(maps.shape[1:-1]),

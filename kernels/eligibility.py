@@ -1,26 +1,43 @@
-"""Whether tensors can go to a compiled kernel that computes no gradients."""
+"""Whether tensors can go to a compiled kernel, or must go through PyTorch, which can trace and transform its calls."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from . import native
 
 
-def serves_inference(function: str, *tensors: Tensor) -> bool:
-    """Whether a function of the library can process these tensors.
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors hold values, and nothing watches or transforms the calls that read them.
 
-    They must be float32 on the CPU and not empty, and no gradient, compilation or transform may be under way.
+    Compilation, tracing, the transforms of torch.func, forward-mode derivatives and fake tensors need PyTorch's calls.
+    """
+    return (
+        all(type(each) in (Tensor, Parameter) and each.device.type != "meta" for each in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    )
+
+
+def serves_inference(function: str, *tensors: Tensor) -> bool:
+    """Whether a function of the library, which computes no gradients, can process these tensors.
+
+    They must be float32 on the CPU and not empty.
 
     Args:
         function: name of the function without the suffix of the level.
-        tensors: its inputs.
+        tensors: all its inputs.
     """
     if any(x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() for x in tensors):
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False
-    if torch.compiler.is_compiling() or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
-        return False
-    built = native.levels()
+    built = native.levels() if are_plain(tensors) else ()
     # a library that was built from older sources lacks newer functions
     return bool(built) and hasattr(native.library(), f"{function}_{built[0]}")

@@ -493,7 +493,8 @@ class _LastDecoder(_LKAStage):
     def _expand(self, tokens: Tensor, centred: Tensor, along: Tensor, shift: Tensor) -> Tensor:
         """The last layer of the normalised voxels of each token, (B, n, C) -> (B, n, 64, 1)."""
         channels = F.linear(tokens, centred.flatten(0, 1)).unflatten(2, centred.shape[:2])
-        variance = torch.linalg.vector_norm(channels, dim=-1).square() / channels.shape[-1]
+        wide = channels.to(torch.promote_types(channels.dtype, torch.float32))  # under autocast, as the norm is
+        variance = torch.linalg.vector_norm(wide, dim=-1).square() / channels.shape[-1]
         values: Tensor = F.linear(tokens, along) * (variance + self.layer_up.norm.eps).rsqrt() + shift
         return values.unsqueeze(-1)
 

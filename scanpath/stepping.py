@@ -20,10 +20,16 @@ def serves(model: OAT) -> bool:
     """Whether `Stepper` computes the same as the model: in evaluation mode, without hooks, edits or watches."""
     if model.training or torch.is_grad_enabled():
         return False
-    return not any(
+    if any(
         module._forward_hooks or module._forward_pre_hooks or getattr(module, "touched", False)
         for module in model.modules()
-    )
+    ):
+        return False
+    layers = cast(list[DecoderLayer], list(model.transformer_decoder.layers))  # a replaced part may compute more
+    linears = [each for layer in layers for each in (layer.linear1, layer.linear2)]
+    linears += [each.out_proj for layer in layers for each in (layer.self_attn, layer.multihead_attn)]
+    norms = [each for layer in layers for each in (layer.norm1, layer.norm2, layer.norm3)]
+    return all(type(each) is nn.Linear for each in linears) and all(type(each) is nn.LayerNorm for each in norms)
 
 
 class Stepper:

@@ -1,6 +1,6 @@
-"""A training step of each network on the meta device, which has no values: a step that asked for one would fail.
+"""A pass through each network and back on the meta device, which has no values: one that asked for a value would fail.
 
-On a GPU, such a step would wait for the device, or copy from it, in each step of a training.
+On a GPU, it would wait for the device, or copy from it, in each step of a training.
 """
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.eegnet import EEGNet
 from voxelwave.eeg.long_recording import LongRecordingNet
+from voxelwave.eeg.module import EEGModule
 from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.restoration.mair import MaIR
 from voxelwave.scanpath.oat import OAT, SceneBatch
@@ -45,14 +46,36 @@ LOSSES = {
     "ADHDeepNet": lambda: classifier(ADHDeepNet(), 8, 19, 512),
     "EEGNet": lambda: classifier(EEGNet(19, 512, 2, 128.0), 8, 19, 512),
     "LongRecordingNet": lambda: classifier(LongRecordingNet(19, 2, 128), 2, 19, 1280),
+    "LongRecordingNet, two lengths": lambda: (
+        LongRecordingNet(19, 2, 128).to(META)(torch.rand(2, 19, 1280, device=META), torch.tensor([1280, 700])).mean()
+    ),
     "OAT": oat,
     "OAT with slots": lambda: oat(mixer="workspace(slots=3, top=2)"),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_step_needs_no_value_from_the_device(name):
+def test_a_pass_and_its_gradients_need_no_value_from_the_device(name):
     loss = LOSSES[name]()
     loss.backward()
     assert loss.device == META
     assert loss.shape == ()
+
+
+def test_a_training_step_of_eeg_needs_no_value_and_keeps_the_lengths_on_the_cpu():
+    module = EEGModule(network="long_recording", arguments={"n_chans": 19, "n_outputs": 2, "sfreq": 128}).to(META)
+    module.log = lambda *_, **__: None
+    batch = {
+        "x": torch.rand(2, 19, 1280),
+        "noise": torch.zeros(2),
+        "label": torch.zeros(2, dtype=torch.long),
+        "samples": torch.tensor([1280, 700]),
+    }
+    moved = module.transfer_batch_to_device(batch, META, 0)
+    assert {name: tensor.device.type for name, tensor in moved.items()} == {
+        "x": "meta",
+        "noise": "meta",
+        "label": "meta",
+        "samples": "cpu",
+    }
+    module.training_step(moved, 0).backward()

@@ -121,8 +121,9 @@ def run_batch(
             files = write_case_files(batch.output, cases)
             write_run_facts(batch.output, run.work["factory"], run.options, run.weights, hashes[1])
         with _ended_by_sigterm(), _run_folder(batch, shared=how.cluster is not None) as folder:
+            several = how.cluster is not None or (how.jobs or 1) > 1
             workers = open_workers or partial(_open_workers, how, batch.state.resolve())
-            _Run(batch, hashes, folder, workers, counts, Display(cases, counts)).drive(cases)
+            _Run(batch, hashes, folder, workers, counts, Display(cases, counts), several).drive(cases)
             code = _exit_code(counts)
     except (KeyboardInterrupt, DiskFullError) as error:
         return _report_unfinished(error, counts.words(len(cases)))
@@ -196,9 +197,10 @@ class _Run:
         workers: Callable[[], Pool],
         counts: Counts,
         display: "Display",
+        several: bool = False,
     ):
         self.batch, self.hashes, self.folder, self.workers = batch, hashes, folder, workers
-        self.counts, self.display = counts, display
+        self.counts, self.display, self.several = counts, display, several
         self.queue: deque[tuple[Attempt, Cell]] = deque()
         self.suspects: deque[Case] = deque()  # cases that ran when a worker died; each is tried once more, alone
 
@@ -214,7 +216,7 @@ class _Run:
             for case in cases:
                 if case.reason is not None:
                     self._fail(case, case.reason)
-                elif self._was_done(case):
+                elif not self.queue and self._was_done(case):
                     self._take(case, {"status": "found"})
                 else:
                     self._enqueue(case)
@@ -258,8 +260,8 @@ class _Run:
         return RunningCells(self.workers(), self.folder)
 
     def _was_done(self, case: Case) -> bool:
-        """Whether a case needs no worker, whose start takes seconds; a worker checks the other cases again."""
-        if not is_recorded(self.manifest, case, self.hashes):
+        """Whether a case needs no worker, whose start takes seconds. Several workers check cases faster."""
+        if self.several or not is_recorded(self.manifest, case, self.hashes):
             return False
         places = replace(self.batch, output=self.batch.output.resolve(), root=self.batch.root.absolute())
         return Task(case, places, self.hashes, self.folder).is_done()

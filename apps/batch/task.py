@@ -207,7 +207,7 @@ class Task:
         """Whether the case was done before with the same inputs, options and weights; False if that cannot be read."""
         try:
             return self._finished(self._first_entry() | {"inputs": self._inputs()}) is not None
-        except OSError:
+        except Exception:  # a worker meets the same error and records it
             return False
 
     def _finished(self, entry: Entry) -> Entry | None:

@@ -1,4 +1,7 @@
-"""`voxelwave bench FIELD` and `bench all`: the speed of each part, beside a peer in the same run."""
+"""`voxelwave bench FIELD` and `bench all`: the speed of each part, beside a peer in the same run.
+
+The rows of the kernels are a part of `all` only: `bench kernels` is a command of its own with more figures.
+"""
 
 import importlib
 import time

@@ -93,7 +93,6 @@ class Register(MethodOptions, FolderOptions):
             a name, that session's image is used for all sessions of the subject.
     """
 
-    opening = "reading the scans"
     archives = ("moving", "fixed", "input")
 
     moving: Path | None = field(default=None, kw_only=False)
@@ -116,6 +115,10 @@ class Register(MethodOptions, FolderOptions):
     def of_folder(self) -> bool:
         """Whether many pairs are aligned."""
         return self.input is not None or self.pairs is not None
+
+    @property
+    def opening(self) -> str:
+        return "" if self.of_folder else "reading the scans"
 
     def check(self) -> None:
         super().check()

@@ -97,7 +97,7 @@ def attend_lists(
     flat = torch.tensor([block for each in lists for block in each], dtype=torch.int32)
     out, lse = q.new_empty(*q.shape[:3], values.shape[3]), q.new_empty(q.shape[:3])
     _call("lists", sizes, first, flat, out, lse, keep=held)
-    return out[..., : v.shape[3]], lse
+    return out[..., : v.shape[3]].contiguous(), lse
 
 
 def attend_gathered(
@@ -139,7 +139,7 @@ def attend_gathered(
     )
     out = q.new_empty(*q.shape[:3], values.shape[3])
     _call("gathered", sizes, rows.contiguous(), places, out, ctypes.c_void_p(None), keep=(query, keys, values))
-    return out[..., : v.shape[3]]
+    return out[..., : v.shape[3]].contiguous()
 
 
 def attend_chosen(
@@ -166,7 +166,7 @@ def attend_chosen(
     first = torch.empty(heads * (blocks + 1), dtype=torch.int32)
     out = q.new_empty(*chosen.shape, values.shape[3])
     _call("chosen", sizes, chosen.contiguous(), order, first, out, keep=held)
-    return out[..., : v.shape[3]]
+    return out[..., : v.shape[3]].contiguous()
 
 
 def merge_blocks(reached: Tensor, scores: Tensor, own: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def merge_blocks(reached: Tensor, scores: Tensor, own: tuple[Tensor, Tensor] | N
     out, lse = inner.new_empty(*inner.shape[:3], inner.shape[4]), inner.new_empty(inner.shape[:3])
     more = (ctypes.c_void_p(None), ctypes.c_void_p(None)) if own is None else (own[1], _padded_values(own[0]))
     _call("merge", sizes, scores.contiguous(), inner, *more, out, lse)
-    return out[..., :values], lse
+    return out[..., :values].contiguous(), lse
 
 
 def best_keys(
@@ -217,7 +217,7 @@ def best_keys(
 
 def _padded_values(v: Tensor) -> Tensor:
     more = -v.shape[-1] % _PAD
-    return F.pad(v, (0, more)) if more else v.contiguous()
+    return (F.pad(v, (0, more)) if more else v).contiguous()
 
 
 def _sizes(

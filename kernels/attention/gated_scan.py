@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .running import running_memory, serves
+from .running import running_memory, serves_memory
 
 
 def gated_scan(
@@ -133,7 +133,7 @@ def decaying_memory(
     start = q.new_zeros(*q.shape[:-2], channels, value_channels) if memory is None else memory
     if not length:
         return q @ start, start
-    if serves(q, k, v, start) and q.shape[:-1] == k.shape[:-1] == v.shape[:-1]:
+    if serves_memory(q, k, v, log_decay, start):
         return running_memory(q, k, v, None if log_decay is None else log_decay.exp(), start)
     chunk = min(chunk, length)  # a single step of a stream needs no full block
     padding = -length % chunk

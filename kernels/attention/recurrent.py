@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .gated_scan import gated_scan
 from .mixer import CS, NC, NS, Mixed, Pattern, check_call, key_mask, mixing, spread_heads
-from .running import running_softmax, serves
+from .running import running_softmax, serves_softmax
 from .selection import to_blocks
 
 
@@ -54,7 +54,7 @@ def prefix_softmax(
         state = PrefixState(empty, torch.zeros_like(empty), v.new_zeros(*v.shape[:-2], v.shape[-1]))
     if not length:
         return torch.zeros_like(v), s, state
-    if serves(s, v, *state):
+    if serves_softmax(s, v, *state):
         out, lse, after = running_softmax(s, v, *state)
         return out, lse, PrefixState(*after)
     chunk = min(chunk, length)  # a single step of a stream needs no full block

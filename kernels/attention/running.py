@@ -28,6 +28,26 @@ def serves(*tensors: Tensor) -> bool:
     return serves_inference("vw_running_context", *tensors)
 
 
+def serves_memory(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, memory: Tensor) -> bool:
+    """Whether `running_memory` can process these tensors, whose shapes must be exactly those that it documents."""
+    given = [q, k, v, memory] if log_decay is None else [q, k, v, memory, log_decay]
+    heads, length = k.shape[:-2], k.shape[-2]
+    fit = (
+        q.shape == k.shape
+        and v.shape[:-1] == k.shape[:-1]
+        and memory.shape == (*heads, k.shape[-1], v.shape[-1])
+        and (log_decay is None or log_decay.shape == (*heads, length))
+    )
+    return fit and serves(*given)
+
+
+def serves_softmax(s: Tensor, v: Tensor, highest: Tensor, normaliser: Tensor, memory: Tensor) -> bool:
+    """The same for `running_softmax`."""
+    heads = s.shape[:-1]
+    fit = v.shape[:-1] == s.shape and highest.shape == normaliser.shape == heads
+    return fit and memory.shape == (*heads, v.shape[-1]) and serves(s, v, highest, normaliser, memory)
+
+
 def running_memory(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
     """out_t = q_t S_t with the memory S_t = decay_t S_{t-1} + k_t v_tᵀ.
 
@@ -55,7 +75,7 @@ def running_memory(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, memory
         state,
         out,
     )
-    return out[..., :channels], state[..., :channels]
+    return out[..., :channels].contiguous(), state[..., :channels].contiguous()
 
 
 def running_softmax(
@@ -81,7 +101,7 @@ def running_softmax(
     )
     out, lse = torch.empty_like(values), torch.empty_like(s, memory_format=torch.contiguous_format)
     _call("softmax", _sizes(values, 0), s.contiguous(), values, top, weight, total, out, lse)
-    return out[..., :channels], lse, (top, weight, total[..., :channels])
+    return out[..., :channels].contiguous(), lse, (top, weight, total[..., :channels].contiguous())
 
 
 def running_context(
@@ -108,12 +128,12 @@ def running_context(
     top, weight = (torch.empty_like(each) for each in before)
     out = values.new_empty(*q.shape[:-1], values.shape[-1])
     _call("context", sizes, q.contiguous(), k.contiguous(), values, *before, state, top, weight, out)
-    return out[..., :channels], (top, weight, state[..., :channels])
+    return out[..., :channels].contiguous(), (top, weight, state[..., :channels].contiguous())
 
 
 def _padded(values: Tensor) -> Tensor:
     more = -values.shape[-1] % _PAD
-    return F.pad(values, (0, more)) if more else values.contiguous()
+    return (F.pad(values, (0, more)) if more else values).contiguous()
 
 
 def _sizes(values: Tensor, features: int) -> _Sizes:

@@ -1,6 +1,6 @@
 // Running sums over the tokens of causal attention on the CPU: linear attention with a matrix as its memory, also with a
-// softmax of each feature over the tokens, and the softmax of scores that do not depend on the query. Forward only; it is compiled once per instruction-set level, and
-// kernels/attention/running.py calls it through plain C on raw pointers.
+// softmax of each feature over the tokens, and the softmax of scores that do not depend on the query. Forward only; it is
+// compiled once per instruction-set level, and kernels/attention/running.py calls it through plain C on raw pointers.
 //
 // A lane holds a channel of the values, so each task, some channels of a head, reads all tokens once and in order. The
 // values have a multiple of PAD channels. No result depends on the number of threads.

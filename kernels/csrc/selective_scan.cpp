@@ -367,7 +367,6 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 #undef VW_PASS
 }
 
-
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
 template <bool SLOPE>
 void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {

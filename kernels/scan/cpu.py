@@ -156,20 +156,22 @@ def directional_backward(
 
 
 def _check_permutation(permutation: Tensor) -> None:
-    found = _CHECKED.get(id(permutation))
+    length = permutation.shape[1]
+    within = bool(permutation.min() >= 0 and permutation.max() < length)  # else the library would read foreign memory
+    found = _CHECKED.get(id(permutation)) if within else None
     if found is not None and found[0]() is permutation and found[1] == permutation._version:
         return
-    _check_each_row(permutation)
+    _check_each_row(permutation, within)
     if not permutation.is_inference():  # such a tensor does not count its changes
         if len(_CHECKED) >= _MOST_CHECKED:
             _CHECKED.clear()
         _CHECKED[id(permutation)] = weakref.ref(permutation), permutation._version
 
 
-def _check_each_row(permutation: Tensor) -> None:
+def _check_each_row(permutation: Tensor, within: bool) -> None:
     directions, length = permutation.shape
     seen = torch.zeros(directions, length, dtype=torch.bool)
-    if permutation.min() >= 0 and permutation.max() < length:
+    if within:
         seen.scatter_(1, permutation.long(), True)
     if not seen.all():
         row = int((~seen.all(1)).nonzero()[0])

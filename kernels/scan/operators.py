@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import Parameter
 
+from ..eligibility import are_plain
 from . import cpu, reference, triton
 from .reference import DirectionalInputs, ScanInputs
 
@@ -354,14 +354,7 @@ def _runs_directly(inputs: Sequence[Any]) -> bool:
 
     Its first call would load torch's compiler, which takes 1.5 s, and every call 60 us.
     """
-    tensors = [each for each in inputs if isinstance(each, Tensor)]
-    return (
-        all(type(each) in (Tensor, Parameter) and each.device.type != "meta" for each in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-    )
+    return are_plain([each for each in inputs if isinstance(each, Tensor)])
 
 
 class _SelectiveScan(torch.autograd.Function):

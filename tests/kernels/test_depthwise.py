@@ -10,6 +10,9 @@ from voxelwave.kernels.depthwise import depthwise_conv, plain_depthwise_conv
 SIZES = [((40,), 7, 2), ((9, 11), 3, 1), ((5, 4, 19), 3, 1), ((6, 7, 9), 7, 3), ((3, 1, 2), 5, 2)]
 
 
+needs_library = pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
+
+
 def inputs(size, kernel, channels, *, batch=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(channels, 1, *[kernel] * len(size), generator=generator)
@@ -20,6 +23,7 @@ def exact(tensors):
     return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
 
+@needs_library
 @pytest.mark.parametrize("channels", [1, 16, 37])
 @pytest.mark.parametrize(("size", "kernel", "dilation"), SIZES)
 def test_values_and_derivatives_are_those_of_double_precision(size, kernel, dilation, channels):
@@ -84,3 +88,20 @@ def test_other_types_use_the_plain_version():
 def test_a_weight_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"weight must have shape \(C, 1, \*kernel\) with C = 4"):
         depthwise_conv(torch.zeros(1, 5, 5, 4), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_or_a_dilation_that_does_not_fit_is_refused(dtype):
+    maps, weight = torch.zeros(1, 5, 5, 4, dtype=dtype), torch.zeros(4, 1, 3, 3, dtype=dtype)
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got \(1,\)"):
+        depthwise_conv(maps, weight, torch.zeros(1, dtype=dtype))
+    with pytest.raises(ValueError, match="dilation must be at least 1, got 0"):
+        depthwise_conv(maps, weight, dilation=0)
+
+
+def test_functional_derivatives_are_those_of_autograd():
+    maps, weight, bias = inputs((4, 5), 3, 3)
+    leaf = weight.clone().requires_grad_()
+    depthwise_conv(maps, leaf, bias).square().sum().backward()
+    found = torch.func.grad(lambda w: depthwise_conv(maps, w, bias).square().sum())(weight)
+    assert_close(found, leaf.grad, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from voxelwave.scanpath.decoding import sample
@@ -45,6 +46,8 @@ def test_hooks_edits_training_and_gradients_exclude_it():
         assert not serves(network)
         network.transformer_decoder.layers[0].self_attn.watch = None
         assert not serves(network.train())
+        network.eval().transformer_decoder.layers[0].linear1 = nn.Sequential(nn.Linear(8, 8))  # may compute more
+        assert not serves(network)
 
 
 def test_a_path_beyond_the_table_of_steps_is_refused_and_an_unused_length_is_not():

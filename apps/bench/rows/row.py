@@ -1,10 +1,13 @@
 """A row of the tables of speed, and the clock with which rows are measured."""
 
-import resource
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+with contextlib.suppress(ImportError):  # not on Windows
+    import resource
 
 
 @dataclass(frozen=True, kw_only=True)

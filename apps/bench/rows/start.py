@@ -26,14 +26,14 @@ def _commands(folder: Path) -> list[Row]:
     restore = ("restoration", "restore", "-i", str(folder / "small.png"), "--weights", "denoise-grey", "--threads", "1")
     missing = ("restoration", "restore", "-i", str(folder / "no.png"), "-o", "o.png", "--weights", "denoise-grey")
     figures = {
-        "voxelwave --help": (("--help",), 0.3),
-        "a command with a wrong path": (missing, 0.5),
-        "restoring a picture of 64 x 64": ((*restore, "-o", str(folder / "restored.png")), 3.0),
+        "voxelwave --help": (("--help",), 0, 0.3),
+        "a command with a wrong path": (missing, 1, 0.5),
+        "restoring a picture of 64 x 64": ((*restore, "-o", str(folder / "restored.png")), 0, 3.0),
     }
     bare = cpu_seconds_of_child(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
     return [
-        Row(what=what, unit="CPU s", ours=_command(words), peer="import torch", theirs=bare, most=most)
-        for what, (words, most) in figures.items()
+        Row(what=what, unit="CPU s", ours=_command(words, code=code), peer="import torch", theirs=bare, most=most)
+        for what, (words, code, most) in figures.items()
     ]
 
 
@@ -51,9 +51,14 @@ def _batches(folder: Path, count: int) -> list[Row]:
     ]
 
 
-def _command(words: Sequence[str]) -> float:
+def _command(words: Sequence[str], *, code: int = 0) -> float:
+    """CPU time of a command, which must end with this exit code."""
     command = [sys.executable, "-m", "voxelwave.apps.cli", *words]
-    return cpu_seconds_of_child(lambda: subprocess.run(command, capture_output=True, check=False))
+    codes = []
+    seconds = cpu_seconds_of_child(lambda: codes.append(subprocess.run(command, capture_output=True).returncode))
+    if codes != [code]:
+        raise RuntimeError(f"{' '.join(words)} must end with exit code {code}, got {codes[0]}")
+    return seconds
 
 
 def _reading(folder: Path, side: int) -> Row:

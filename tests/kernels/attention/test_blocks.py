@@ -248,6 +248,22 @@ def test_dynamic_sparsity_agrees_with_the_form_that_has_gradients(pattern, maske
     assert_close(fast, results(), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("channels", [10, 16])
+def test_strided_inputs_are_read_in_their_order(channels, generator):
+    q, k, v = (torch.randn(2, 36, channels, 4, generator=generator).permute(0, 3, 1, 2) for _ in range(3))
+    plain = [x.contiguous() for x in (q, k, v)]
+    mixers = (
+        (BilevelAttention((6, 6), (2, 2), 3), NS),
+        (DynamicSparseAttention(budget=30, local=8, block=8, longest=4, margin=2, radius=2), CS),
+        (PowerAttention(block=8, window=2), CS),
+        (LandmarkAttention(block=8, top=2), CS),
+    )
+    for mixer, pattern in mixers:
+        found = mixer(q, k, v, pattern=pattern).out
+        assert_close(found, mixer(*plain, pattern=pattern).out, rtol=1e-4, atol=1e-5)
+        assert found.is_contiguous()
+
+
 def test_outputs_do_not_depend_on_the_number_of_threads(generator):
     q, k, v = random_qkv(generator, 300, 300)
     before = torch.get_num_threads()

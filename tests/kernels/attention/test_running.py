@@ -8,7 +8,13 @@ from voxelwave.kernels import native
 from voxelwave.kernels.attention.gated_scan import decaying_memory, decaying_memory_reference
 from voxelwave.kernels.attention.recurrent import PrefixState, prefix_softmax
 from voxelwave.kernels.attention.reference import linear_attention_reference
-from voxelwave.kernels.attention.running import running_memory, running_softmax, serves
+from voxelwave.kernels.attention.running import (
+    running_memory,
+    running_softmax,
+    serves,
+    serves_memory,
+    serves_softmax,
+)
 from voxelwave.kernels.attention.softmax import linear_attention
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
@@ -105,6 +111,50 @@ def test_gradients_and_other_types_use_the_plain_form(generator):
     assert not serves(q, k, v)
     plain, state = decaying_memory(q, k, v)
     assert_close(decaying_memory(q.detach(), k, v), (plain.detach(), state.detach()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [10, 16])
+def test_strided_values_and_memories_are_read_in_their_order(values, generator):
+    q, k = torch.randn(2, 2, 3, 20, 8, generator=generator)
+    v = torch.randn(2, 20, values, 3, generator=generator).permute(0, 3, 1, 2)
+    memory = torch.randn(2, 8, values, 3, generator=generator).permute(0, 3, 1, 2)
+    found = decaying_memory(q, k, v, memory=memory)
+    assert_close(found, decaying_memory(q, k, v.contiguous(), memory=memory.contiguous()), rtol=0, atol=0)
+    s = torch.randn(2, 3, 20, generator=generator)
+    assert_close(prefix_softmax(s, v)[0], prefix_softmax(s, v.contiguous())[0], rtol=0, atol=0)
+    assert_close(linear_attention(q, k, v, causal=True), linear_attention(q, k, v.contiguous(), causal=True))
+    assert found[0].is_contiguous()
+
+
+def test_shapes_that_do_not_fit_do_not_reach_the_library(generator):
+    q, k, v = torch.randn(3, 2, 3, 10, 4, generator=generator)
+    for memory in (torch.zeros(3, 4, 4), torch.zeros(4, 3, 4, 4)):
+        assert not serves_memory(q, k, v, None, memory)
+    start = torch.zeros(2, 3, 4, 4)
+    assert serves_memory(q, k, v, -torch.rand(2, 3, 10), start)
+    for log_decay in (-torch.rand(3, 10), -torch.rand(2, 3, 10).double(), -torch.rand(2, 3, 11)):
+        assert not serves_memory(q, k, v, log_decay, start)
+    top = torch.zeros(2, 3)
+    assert serves_softmax(q[..., 0], v, top, top, torch.zeros(2, 3, 4))
+    assert not serves_softmax(q[..., 0], v, torch.zeros(3, 3), top, torch.zeros(2, 3, 4))
+    assert not serves_softmax(q[:1, :, :, 0], v, top, top, torch.zeros(2, 3, 4))
+
+
+def test_a_decay_with_a_gradient_keeps_it(generator):
+    q, k, v = torch.randn(3, 2, 3, 10, 4, generator=generator)
+    log_decay = (-torch.rand(2, 3, 10, generator=generator)).requires_grad_()
+    decaying_memory(q, k, v, log_decay)[0].sum().backward()
+    assert log_decay.grad.abs().max() > 0
+
+
+def test_traces_and_forward_derivatives_use_the_plain_form(generator):
+    q, k, v = torch.randn(3, 1, 2, 10, 4, generator=generator)
+    traced = torch.jit.trace(lambda *given: decaying_memory(*given)[0], (q, k, v), check_trace=False)
+    assert_close(traced(k, q, v), decaying_memory(k, q, v)[0], rtol=1e-4, atol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(v, torch.ones_like(v))
+        tangent = torch.autograd.forward_ad.unpack_dual(decaying_memory(q, k, dual)[0]).tangent
+    assert_close(tangent, decaying_memory(q, k, torch.ones_like(v))[0], rtol=1e-4, atol=1e-4)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(generator):

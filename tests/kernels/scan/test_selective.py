@@ -499,6 +499,11 @@ def test_a_permutation_that_changed_after_its_check_is_refused():
     permutation[0, 0] = permutation[0, 1]
     with pytest.raises(ValueError, match="permutation must list each of"):
         directional_scan(**arguments, permutation=permutation)
+    _, permutation = draw_directional(1, 2, 1, 2, 3)
+    directional_scan(**arguments, permutation=permutation)
+    permutation.numpy()[0, 0] = 5000  # torch does not count this change
+    with pytest.raises(ValueError, match="permutation must list each of"):
+        directional_scan(**arguments, permutation=permutation)
 
 
 # ---- operators
