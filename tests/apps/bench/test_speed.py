@@ -65,7 +65,7 @@ def test_every_field_has_rows_and_the_page_shows_its_tables(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("field", ["scanpath", "start", "kernels"])
+@pytest.mark.parametrize("field", ["start", "kernels"])
 def test_the_rows_of_a_field_are_measured(field):
     rows = importlib.import_module(f"voxelwave.apps.bench.rows.{field}").rows(quick=True)
     assert len(rows) >= 2

@@ -261,7 +261,7 @@ def test_a_report_without_recordings_lacks_the_explanation_and_says_so(copy, cap
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "expected the folder of a finished run"), ("{", "must be a JSON file"), ("{}", "title is missing")],
+    [(None, "expected the folder of a finished run"), ("{", "must be JSON"), ("{}", "title is missing")],
 )
 def test_a_folder_without_a_finished_run_is_refused(content, complaint, tmp_path, capsys):
     if content is not None:
