@@ -93,7 +93,7 @@ class _Depthwise(torch.autograd.Function):
             of_maps = _convolved(gradient, weight.flip(*range(2, weight.ndim)), None, ctx.dilation)
         if ctx.needs_input_grad[1]:
             taps = maps.new_empty(weight[0].numel(), weight.shape[0])
-            _call("weights", _sizes(maps, weight, ctx.dilation), maps, gradient, taps)
+            native.call("vw_depthwise_weights", _sizes(maps, weight, ctx.dilation), maps, gradient, taps)
             of_weight = taps.t().reshape(weight.shape)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.flatten(0, -2).sum(0)
@@ -103,7 +103,8 @@ class _Depthwise(torch.autograd.Function):
 def _convolved(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     out = torch.empty_like(maps)
     taps = weight.flatten(1).t().contiguous()
-    _call("", _sizes(maps, weight, dilation), maps, taps, None if bias is None else bias.contiguous(), out)
+    added = None if bias is None else bias.contiguous()
+    native.call("vw_depthwise", _sizes(maps, weight, dilation), maps, taps, added, out)
     return out
 
 
@@ -135,9 +136,3 @@ def _sizes(maps: Tensor, weight: Tensor, dilation: int) -> _Sizes:
 def _three(numbers: Sequence[int]) -> Any:
     """Three numbers for the library; missing axes come first and have size 1."""
     return (ctypes.c_int64 * 3)(*[1] * (3 - len(numbers)), *numbers)
-
-
-def _call(name: str, sizes: _Sizes, *tensors: Tensor | None) -> None:
-    """Call a function of the library; tensors must be contiguous."""
-    places = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    native.function("vw_depthwise" + (f"_{name}" if name else ""))(ctypes.byref(sizes), *places)

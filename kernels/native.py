@@ -8,9 +8,10 @@ import ctypes
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LIBRARY = Path(__file__).with_name("cpu.native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
 
@@ -70,3 +71,16 @@ def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = Non
     found.restype = result
     call: Callable[..., int] = found
     return call
+
+
+def call(name: str, sizes: ctypes.Structure, *arguments: Any, keep: Sequence[object] = ()) -> None:
+    """Call a function of the library that takes a struct of sizes first.
+
+    Args:
+        name: name of the function without the suffix of the level.
+        sizes: passed by its address.
+        arguments: contiguous tensors, passed by the address of their memory; None for a null pointer; C values.
+        keep: objects to which the struct points; they stay alive until the function returns.
+    """
+    places = [ctypes.c_void_p(each.data_ptr()) if hasattr(each, "data_ptr") else each for each in arguments]
+    function(name)(ctypes.byref(sizes), *places)

@@ -1,7 +1,5 @@
 """`voxelwave eeg nested-cv`: the accuracy of networks and simple models on unseen subjects."""
 
-import json
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from ...eeg.split_file import read_splits
 from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.exit import DONE, REFUSED
-from ...runs.json_files import write_json
 from ..nested_cv.plan import PLAN, Design, WindowUnits, make_plan, open_plan, read_plan
-from ..nested_cv.progress import run_with_progress
+from ..nested_cv.progress import CLOCK, Clock, run_with_progress
 from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
 from ..nested_cv.refits import count_refits, refits_after, without_refits
 from ..nested_cv.report import write_report
@@ -31,7 +28,7 @@ from .explain import explain_run
 from .guard import may_train, read_study_of
 from .nested_options import NestedCV
 
-CACHE, CLOCK = ".windows", "time.json"
+CACHE = ".windows"
 BY_ACCURACY = "validation_accuracy"  # the figure by which the published code selects its epoch
 
 
@@ -126,24 +123,6 @@ def _plan(
         windows=_window_units(data, {model: spec(model, by_window=True) for model in published}),
         published={m: spec(m, more_options={"monitor": BY_ACCURACY}) for m in published if m in NETWORK_NAMES},
     )
-
-
-class Clock:
-    """Wall time of a run over all its sessions, saved on disk so that a kill loses at most the time of the last fit."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return self._before + time.perf_counter() - self._started
-
-    def tick(self) -> None:
-        """Save the time."""
-        write_json(self._path, {"seconds": round(self.seconds, 1)}, indent=None)
 
 
 def _check_models(chosen: list[str], options: dict[str, Any], known: tuple[str, ...]) -> None:

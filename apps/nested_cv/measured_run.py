@@ -1,8 +1,6 @@
 """A run of cross-validation where nothing is fitted, from its plan to its report; shared by the fields."""
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ...runs.json_files import write_json
 from ...runs.record import command_line, hardware
 from ..options import WorkerOptions
 from .measure import Grid, run_measurements
@@ -18,11 +15,10 @@ from .measured_records import MeasuredFlow, MeasuredResults, MetricText
 from .measured_report import write_measured_results
 from .measured_results import MeasuredFacts, measured_results
 from .plan import SCORE, Design, make_plan, open_plan
+from .progress import CLOCK, Clock
 from .records import AuditRow, EstimatorSpec, ModelTexts, Split
 from .report_text import span
 from .splits import Cohort
-
-CLOCK = "time.json"
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,14 @@ def run_measured(output: Path, study: MeasuredStudy, workers: WorkerOptions) -> 
         splits=study.splits,
     )
     plan = open_plan(output, plan)
-    tick = _clock(output / CLOCK)
-    measured = run_measurements(output, plan, study.grid, workers, tick)
+    clock = Clock(output / CLOCK)
+    measured = run_measurements(output, plan, study.grid, workers, clock.tick)
+    clock.tick()
     facts = MeasuredFacts(
         title=study.title,
         command=command_line(),
         description=study.description,
-        seconds=tick(),
+        seconds=round(clock.seconds, 1),
         hardware=hardware(),
         unit=study.unit,
         group=study.group,
@@ -123,19 +120,6 @@ def _audit(study: MeasuredStudy) -> list[AuditRow]:
             "detail": "results.json lists the settings of each fold with their score on the other folds",
         },
     ]
-
-
-def _clock(path: Path) -> Callable[[], float]:
-    """Save the time of the run over all its sessions, and return it."""
-    before = float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
-    started = time.perf_counter()
-
-    def tick() -> float:
-        seconds = round(before + time.perf_counter() - started, 1)
-        write_json(path, {"seconds": seconds}, indent=None)
-        return seconds
-
-    return tick
 
 
 def _print(results: MeasuredResults) -> None:

@@ -1,5 +1,7 @@
 """A nested run with a progress bar."""
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,10 +9,31 @@ from rich.progress import Progress
 
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group
+from ...runs.json_files import write_json
 from ...runs.workers import open_pool
 from ..options import WorkerOptions
 from .records import Plan
 from .search import Outcome, run_plan
+
+CLOCK = "time.json"
+
+
+class Clock:
+    """Wall time of a run over all its sessions, saved on disk so that a kill loses at most the time of the last fit."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def tick(self) -> None:
+        """Save the time."""
+        write_json(self._path, {"seconds": round(self.seconds, 1)}, indent=None)
 
 
 def run_with_progress(

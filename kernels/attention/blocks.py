@@ -60,7 +60,7 @@ def pack(k: Tensor, block: int) -> PackedKeys:
     keys = k.contiguous()
     sizes = _Sizes(heads=batch * heads, keys=length, channels=channels, block=block, padded=padded, blocks=blocks)
     sizes.threads = torch.get_num_threads()
-    _call("pack", sizes, keys, packed)
+    native.call("vw_attention_pack", sizes, keys, packed)
     return PackedKeys(packed, length, block)
 
 
@@ -90,13 +90,13 @@ def attend_lists(
     Returns:
         out (B, H, Lq, Dv) and lse (B, H, Lq); 0 and -inf for a query without a key.
     """
-    values = _padded_values(v)
+    values = padded_values(v)
     sizes, held = _sizes(q, k, values, visible, scale)
     sizes.causal, sizes.start = causal, start
     first = torch.tensor([0, *(len(each) for each in lists)]).cumsum(0).int()
     flat = torch.tensor([block for each in lists for block in each], dtype=torch.int32)
     out, lse = q.new_empty(*q.shape[:3], values.shape[3]), q.new_empty(q.shape[:3])
-    _call("lists", sizes, first, flat, out, lse, keep=held)
+    native.call("vw_attention_lists", sizes, first, flat, out, lse, keep=held)
     return out[..., : v.shape[3]].contiguous(), lse
 
 
@@ -117,7 +117,7 @@ def attend_gathered(
     Returns:
         (B, H, Lq, Dv), 0 for a query without a key.
     """
-    values = _padded_values(v)
+    values = padded_values(v)
     query, keys, places = q.contiguous(), k.contiguous(), index.contiguous()
     sizes = _Sizes(
         heads=q.shape[0] * q.shape[1],
@@ -138,7 +138,7 @@ def attend_gathered(
         threads=torch.get_num_threads(),
     )
     out = q.new_empty(*q.shape[:3], values.shape[3])
-    _call("gathered", sizes, rows.contiguous(), places, out, ctypes.c_void_p(None), keep=(query, keys, values))
+    native.call("vw_attention_gathered", sizes, rows.contiguous(), places, out, None, keep=(query, keys, values))
     return out[..., : v.shape[3]].contiguous()
 
 
@@ -158,14 +158,14 @@ def attend_chosen(
     Returns:
         (B, H, Lq, K, Dv), 0 for a block without a visible key.
     """
-    values = _padded_values(v)
+    values = padded_values(v)
     sizes, held = _sizes(q, k, values, visible, scale)
     sizes.chosen = chosen.shape[3]
     heads, blocks = q.shape[0] * q.shape[1], k.packed.shape[2]
     order = torch.empty(heads * q.shape[2] * chosen.shape[3], dtype=torch.int32)
     first = torch.empty(heads * (blocks + 1), dtype=torch.int32)
     out = q.new_empty(*chosen.shape, values.shape[3])
-    _call("chosen", sizes, chosen.contiguous(), order, first, out, keep=held)
+    native.call("vw_attention_chosen", sizes, chosen.contiguous(), order, first, out, keep=held)
     return out[..., : v.shape[3]].contiguous()
 
 
@@ -178,12 +178,12 @@ def merge_blocks(reached: Tensor, scores: Tensor, own: tuple[Tensor, Tensor] | N
         own: (B, H, Lq, Dv) and (B, H, Lq), output and score of one more block, if there is one.
     """
     values = reached.shape[4]
-    inner = _padded_values(reached)
+    inner = padded_values(reached)
     sizes = _Sizes(heads=reached.shape[0] * reached.shape[1], queries=reached.shape[2], chosen=reached.shape[3])
     sizes.values, sizes.threads = inner.shape[4], torch.get_num_threads()
     out, lse = inner.new_empty(*inner.shape[:3], inner.shape[4]), inner.new_empty(inner.shape[:3])
-    more = (ctypes.c_void_p(None), ctypes.c_void_p(None)) if own is None else (own[1], _padded_values(own[0]))
-    _call("merge", sizes, scores.contiguous(), inner, *more, out, lse)
+    more = (None, None) if own is None else (own[1], padded_values(own[0]))
+    native.call("vw_attention_merge", sizes, scores.contiguous(), inner, *more, out, lse)
     return out[..., :values].contiguous(), lse
 
 
@@ -211,11 +211,12 @@ def best_keys(
     sizes.causal, sizes.start, sizes.chosen = step is not None, start, count
     best = torch.empty(*q.shape[:3], count, dtype=torch.long)
     kept = q.new_empty(*q.shape[:3], count)
-    _call("best", sizes, ctypes.c_int64(step or 1), best, kept, keep=(*held, padded))
+    native.call("vw_attention_best", sizes, ctypes.c_int64(step or 1), best, kept, keep=(*held, padded))
     return best, kept
 
 
-def _padded_values(v: Tensor) -> Tensor:
+def padded_values(v: Tensor) -> Tensor:
+    """Values (..., Dv), contiguous, with zeros up to a number of channels that the library can load."""
     more = -v.shape[-1] % _PAD
     return (F.pad(v, (0, more)) if more else v).contiguous()
 
@@ -253,11 +254,3 @@ def _sizes(
         threads=torch.get_num_threads(),
     )
     return sizes, tuple(held)
-
-
-def _call(
-    name: str, sizes: _Sizes, *arguments: Tensor | ctypes.c_int64 | ctypes.c_void_p, keep: tuple[Tensor, ...] = ()
-) -> None:
-    """Call a function of the library; tensors must be contiguous. `keep` holds the tensors of the struct alive."""
-    words = [ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in arguments]
-    native.function(f"vw_attention_{name}")(ctypes.byref(sizes), *words)

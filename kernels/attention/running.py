@@ -8,13 +8,12 @@ import ctypes
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import native
 from ..eligibility import serves_inference
+from .blocks import padded_values
 
 MOST_FEATURES = 512  # of `running_context`
-_PAD = 16  # channels of a value are filled up to a multiple of this
 
 
 class _Sizes(ctypes.Structure):
@@ -62,11 +61,11 @@ def running_memory(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, memory
         out (..., L, Dv) and the memory after the last token (..., D, Dv).
     """
     channels = v.shape[-1]
-    values, state = _padded(v), _padded(memory.clone())
+    values, state = padded_values(v), padded_values(memory.clone())
     out = torch.empty_like(values)
     sizes = _sizes(values, k.shape[-1])
-    _call(
-        "memory",
+    native.call(
+        "vw_running_memory",
         sizes,
         q.contiguous(),
         k.contiguous(),
@@ -94,13 +93,13 @@ def running_softmax(
         out (..., L, Dv), the log-sum-exp (..., L), and the three sums after the last token.
     """
     channels = v.shape[-1]
-    values, total = _padded(v), _padded(memory.clone())
+    values, total = padded_values(v), padded_values(memory.clone())
     top, weight = (
         highest.clone(memory_format=torch.contiguous_format),
         normaliser.clone(memory_format=torch.contiguous_format),
     )
     out, lse = torch.empty_like(values), torch.empty_like(s, memory_format=torch.contiguous_format)
-    _call("softmax", _sizes(values, 0), s.contiguous(), values, top, weight, total, out, lse)
+    native.call("vw_running_softmax", _sizes(values, 0), s.contiguous(), values, top, weight, total, out, lse)
     return out[..., :channels].contiguous(), lse, (top, weight, total[..., :channels].contiguous())
 
 
@@ -121,28 +120,17 @@ def running_context(
         out (B, Hk, G, L, Dv) and the three sums after the last token.
     """
     channels = v.shape[-1]
-    values, state = _padded(v), _padded(memory.clone())
+    values, state = padded_values(v), padded_values(memory.clone())
     sizes = _sizes(values, k.shape[-1])
     sizes.groups = q.shape[2]
     before = highest.contiguous(), normaliser.contiguous()
     top, weight = (torch.empty_like(each) for each in before)
     out = values.new_empty(*q.shape[:-1], values.shape[-1])
-    _call("context", sizes, q.contiguous(), k.contiguous(), values, *before, state, top, weight, out)
+    native.call("vw_running_context", sizes, q.contiguous(), k.contiguous(), values, *before, state, top, weight, out)
     return out[..., :channels].contiguous(), (top, weight, state[..., :channels].contiguous())
-
-
-def _padded(values: Tensor) -> Tensor:
-    more = -values.shape[-1] % _PAD
-    return (F.pad(values, (0, more)) if more else values).contiguous()
 
 
 def _sizes(values: Tensor, features: int) -> _Sizes:
     tokens, channels = values.shape[-2:]
     heads = values.numel() // (tokens * channels)
     return _Sizes(heads=heads, tokens=tokens, features=features, values=channels, threads=torch.get_num_threads())
-
-
-def _call(name: str, sizes: _Sizes, *tensors: Tensor | None) -> None:
-    """Call a function of the library; tensors must be contiguous."""
-    places = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    native.function(f"vw_running_{name}")(ctypes.byref(sizes), *places)
