@@ -1,13 +1,16 @@
 """A phantom with large shifts: how well NestedMorph learns to find them, for each mechanism of its coarse stages.
 
 The images are random textures, and the moving image is the fixed one shifted along the last axis by up to `reach`
-voxels; what is shifted in is new texture. The network is trained on the known displacement, a new pair in each step,
-and measured on pairs that it has not seen.
+voxels; what is shifted in is new texture. The network is trained on the known displacement, new pairs in each step,
+and measured on pairs that it has not seen. A network whose coarse stages attend from the fixed into the moving image
+first trains this search alone, by a loss on the displacement that the attention shows, and then everything together
+with both losses; with the loss of the result alone, neither the search nor the result learns.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -27,9 +30,11 @@ class ShiftSettings:
         size: voxels of the images along each axis.
         reach: the largest shift in voxels.
         sigma: standard deviation of the Gaussian that smooths the texture, in voxels.
-        steps: steps of the optimizer.
-        batch: pairs per step.
-        learning_rate: the largest learning rate; it falls to 0 over the steps.
+        search_steps: steps in which only the search is trained, if the network has one.
+        search_batch: pairs per step there.
+        steps: steps in which the whole network is trained.
+        batch: pairs per step there.
+        learning_rate: the largest learning rate; it rises and falls to 0 over the steps of each part.
         tests: number of pairs that measure the result.
         seed: seed of the parameters and the textures.
     """
@@ -37,6 +42,8 @@ class ShiftSettings:
     size: tuple[int, int, int] = (32, 32, 128)
     reach: int = 48
     sigma: float = 4.0
+    search_steps: int = 300
+    search_batch: int = 8
     steps: int = 400
     batch: int = 2
     learning_rate: float = 1e-3
@@ -82,40 +89,67 @@ def measure_shift(mixer: str | None, settings: ShiftSettings = ShiftSettings()) 
     """Train a NestedMorph with the head at a quarter of the resolution on the phantom, and measure it on new pairs."""
     torch.manual_seed(settings.seed)
     model = NestedMorph(flow_head="quarter", mixer=mixer)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, amsgrad=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps)
+    rng = np.random.default_rng(settings.seed)
     started = time.process_time()
-    for moving, fixed, shifts in _batches(np.random.default_rng(settings.seed), settings):
-        errors = _errors(model.network_output(moving, fixed), shifts, settings.reach)
-        loss = torch.stack(errors).mean()
+    if mixer is not None:
+
+        def search_loss(moving: Tensor, fixed: Tensor, shifts: list[int]) -> Tensor:
+            return _search_error(model, moving, fixed, shifts, settings.reach)
+
+        _train(model, search_loss, _batches(rng, settings, settings.search_batch), settings.search_steps, settings)
+
+    def loss(moving: Tensor, fixed: Tensor, shifts: list[int]) -> Tensor:
+        error = _errors(model.network_output(moving, fixed), shifts, settings.reach).mean()
+        return error if mixer is None else error + _search_error(model, moving, fixed, shifts, settings.reach)
+
+    _train(model, loss, _batches(rng, settings, settings.batch), settings.steps, settings)
+    return _tested(model.eval(), settings, time.process_time() - started)
+
+
+Batch = tuple[Tensor, Tensor, list[int]]  # moving and fixed (B, 1, D, H, W), and the shift of each pair
+
+
+def _train(
+    model: NestedMorph,
+    loss_of: Callable[[Tensor, Tensor, list[int]], Tensor],
+    batches: Iterator[Batch],
+    steps: int,
+    settings: ShiftSettings,
+) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, amsgrad=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
+    for batch in islice(batches, steps):
         optimizer.zero_grad()
-        loss.backward()
+        loss_of(*batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    seconds = time.process_time() - started
-    return _tested(model.eval(), settings, seconds)
 
 
-def _batches(rng: np.random.Generator, settings: ShiftSettings) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-    for _ in range(settings.steps):
-        shifts = rng.integers(-settings.reach, settings.reach + 1, settings.batch).tolist()
+def _batches(rng: np.random.Generator, settings: ShiftSettings, batch: int) -> Iterator[Batch]:
+    while True:
+        shifts = rng.integers(-settings.reach, settings.reach + 1, batch).tolist()
         pairs = [shifted_pair(rng, settings, shift) for shift in shifts]
         moving, fixed = (torch.stack(images) for images in zip(*pairs, strict=True))
         yield moving, fixed, shifts
 
 
-def _errors(displacement: Tensor, shifts: list[int], reach: int) -> list[Tensor]:
-    """The mean length of the error of each displacement (3, D, H, W), where every shift of up to `reach` stays inside.
+def _search_error(model: NestedMorph, moving: Tensor, fixed: Tensor, shifts: list[int], reach: int) -> Tensor:
+    """The mean error of the displacement that the attention shows, summed over the stages."""
+    fields = [found.movedim(-1, 1) for found in model.attended_displacements(moving, fixed)]
+    width = moving.shape[4]
+    return torch.stack([_errors(field, shifts, reach * field.shape[4] // width).mean() for field in fields]).sum()
 
-    A part that depended on the shift would give it away by its position.
+
+def _errors(displacement: Tensor, shifts: list[int], margin: int) -> Tensor:
+    """The mean length of the error of each displacement (B, 3, D, H, W) without a margin on the last axis, (B,).
+
+    Within the margin some shifts would leave the image. A part that depended on the shift of a pair would give it away.
     """
-    found = []
-    for field, shift in zip(displacement, shifts, strict=True):
-        target = torch.tensor([0.0, 0.0, float(shift)]).view(3, 1, 1, 1).to(field)
-        inside = field[..., reach : field.shape[3] - reach]
-        found.append((inside - target).square().sum(0).add(1e-6).sqrt().mean())
-    return found
+    target = torch.zeros(len(shifts), 3, 1, 1, 1).to(displacement)
+    target[:, 2, 0, 0, 0] = torch.tensor(shifts)
+    inside = displacement[..., margin : displacement.shape[4] - margin]
+    return (inside - target).square().sum(1).add(1e-6).sqrt().mean((1, 2, 3))
 
 
 def _tested(model: NestedMorph, settings: ShiftSettings, seconds: float) -> ShiftResult:

@@ -96,9 +96,21 @@ class CrossAttention(EditableHeads):
 
     def mixed(self, fixed: Tokens, moving: Tokens) -> Mixed[object, object]:
         """The result of the mixer before the projection: the values and positions that were found, for each head."""
+        return self._attend(fixed, moving, self._heads(self.values(moving.values) + self._where(moving)))
+
+    def attended_displacement(self, fixed: Tokens, moving: Tokens) -> Tensor:
+        """Voxels from each token of the fixed image to the mean place that it attends to, (B, D, H, W, 3).
+
+        This is the expectation of the difference of positions under the attention weights, averaged over the heads. A
+        loss on it trains the search itself (Xu et al. 2022, GMFlow, arXiv 2111.13680, equation 5, reads it as flow).
+        """
+        places = _UNIT * _positions(moving, self.stride)[None, None]
+        found = self._attend(fixed, moving, places.expand(len(moving.values), self.heads, -1, -1)).out.mean(1)
+        return (found - places[0]).unflatten(1, fixed.size)
+
+    def _attend(self, fixed: Tokens, moving: Tokens, v: Tensor) -> Mixed[object, object]:
         q = self.query_norm(self._heads(self.queries(fixed.values)))
         k = self.key_norm(self._heads(self.keys(moving.values)))
-        v = self._heads(self.values(moving.values) + self._where(moving))
         mixer = self._made(fixed.size) if self.mixer is None else self.mixer
         return self.mix_heads(mixer, q, k, v, pattern=NC)
 
@@ -123,13 +135,17 @@ class CrossAttention(EditableHeads):
         return heads.transpose(1, 2)
 
     def _where(self, tokens: Tokens) -> Tensor:  # (1, N, width)
-        axes = [
-            (torch.arange(n, device=tokens.values.device) - (n - 1) / 2).to(tokens.values) * (self.stride / _UNIT)
-            for n in tokens.size
-        ]
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-        result: Tensor = self.position(places)[None]
+        result: Tensor = self.position(_positions(tokens, self.stride))[None]
         return result
+
+
+def _positions(tokens: Tokens, stride: int) -> Tensor:
+    """The distances of tokens from the middle of the image, (N, 3) in units of `_UNIT` voxels."""
+    axes = [
+        (torch.arange(n, device=tokens.values.device) - (n - 1) / 2).to(tokens.values) * (stride / _UNIT)
+        for n in tokens.size
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
 class Searched(NamedTuple):

@@ -8,6 +8,7 @@ together; the decoder upsamples by patch expansion, and at each stage a gate wei
 Inside the network, volumes are channel-last maps, (B, D, H, W, C); tokens, (B, N, C), are the same memory.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -143,6 +144,19 @@ class NestedMorph(nn.Module):
         images, _ = _padded(torch.cat([moving, fixed], 1))
         return self.unet.backbone.searched_regions(images)
 
+    def attended_displacements(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
+        """The displacement that attention from the fixed into the moving image shows, for a loss that trains it.
+
+        Args:
+            moving, fixed: as for `forward`.
+
+        Returns:
+            A tensor (B, d, h, w, 3) in voxels for each of the two coarse stages, with a token per 16 and per 32 voxels
+            of the padded images; none without a `mixer`.
+        """
+        images, _ = _padded(torch.cat([moving, fixed], 1))
+        return self.unet.backbone.attended_displacements(images)
+
 
 def _padded(images: Tensor) -> tuple[Tensor, list[int]]:
     """Images of any size padded with 0 to multiples of 32, and the number of voxels before the first of each axis."""
@@ -241,12 +255,17 @@ class _Encoder(nn.Module):
         return dict(zip(COARSE, zip(self.of_fixed(fixed), self.of_moving(moving), strict=True), strict=True))
 
     def searched_regions(self, images: Tensor) -> list[Searched]:
-        found = []
+        found = [attention.searched(*tokens) for attention, tokens in self._cross_attentions(images)]
+        return [each for each in found if each is not None]
+
+    def attended_displacements(self, images: Tensor) -> list[Tensor]:
+        return [attention.attended_displacement(*tokens) for attention, tokens in self._cross_attentions(images)]
+
+    def _cross_attentions(self, images: Tensor) -> Iterator[tuple[CrossAttention, tuple[Tokens, Tokens]]]:
         for stage, tokens in self.tokens_of_images(images).items():
             attention = (self.block1, self.block2, self.block3, self.block4)[stage][0].attn
             assert isinstance(attention, CrossAttention)
-            found.append(attention.searched(*tokens))
-        return [each for each in found if each is not None]
+            yield attention, tokens
 
     def forward(self, images: Tensor) -> list[Tensor]:  # (B, 2, D, H, W) -> maps of the four stages
         of_images = self.tokens_of_images(images)

@@ -11,7 +11,7 @@ from voxelwave.registration import nestedmorph
 from voxelwave.registration.benchmark_shift import ShiftSettings, measure_shift, shifted_pair
 from voxelwave.registration.warp import warp
 
-SMALL = ShiftSettings(size=(32, 32, 64), reach=24, steps=1, batch=1, tests=5)
+SMALL = ShiftSettings(size=(32, 32, 64), reach=24, search_steps=1, steps=1, batch=1, tests=5)
 
 
 @pytest.mark.parametrize("shift", [-24, 0, 17])

@@ -63,6 +63,31 @@ def test_the_result_is_the_distance_to_the_matching_place_however_far(mixer, gen
     assert_close(found[..., :2], torch.zeros(2, 3, 8, 2), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("mixer", ["softmax", BILEVEL])
+def test_attention_itself_shows_the_distance_to_the_matching_place(mixer, generator):
+    fixed, moving = shifted_tokens(generator, 4)
+    sharp = position_only(mixer)
+    with torch.no_grad():
+        shown = sharp.attended_displacement(fixed, moving)
+        found = 32.0 * sharp(fixed, moving)[0, :, :3].unflatten(0, fixed.size)
+    assert_close(shown[0, ..., :4, :], torch.tensor([0.0, 0.0, 64.0]).expand(2, 3, 4, 3), rtol=0, atol=0.6)
+    assert_close(shown[0], found, rtol=0, atol=1e-3)
+
+
+def test_a_loss_on_the_shown_distance_trains_what_is_compared_and_not_what_is_carried(generator, narrow):
+    model = NestedMorph(mixer=BILEVEL)
+    stages = model.attended_displacements(*images(generator))
+    assert [tuple(shown.shape) for shown in stages] == [(1, 2, 2, 4, 3), (1, 1, 1, 2, 3)]
+    torch.stack([shown.square().sum() for shown in stages]).sum().backward()
+    for block in (model.unet.backbone.block3, model.unet.backbone.block4):
+        attention = block[0].attn
+        assert attention.queries.weight.grad.norm() > 0
+        assert attention.keys.weight.grad.norm() > 0
+        assert attention.values.weight.grad is None and attention.position.weight.grad is None
+    assert all(p.grad.norm() > 0 for p in model.unet.backbone.of_fixed.convolutions.parameters())
+    assert NestedMorph().attended_displacements(*images(generator)) == []
+
+
 def test_the_searched_regions_hold_the_shifted_content(generator):
     fixed, moving = shifted_tokens(generator, 4)
     searched = position_only("bilevel(region=[1, 1, 2], top=2)").searched(fixed, moving)
