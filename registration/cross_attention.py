@@ -106,7 +106,8 @@ class CrossAttention(EditableHeads):
         """
         places = _UNIT * _positions(moving, self.stride)[None, None]
         found = self._attend(fixed, moving, places.expand(len(moving.values), self.heads, -1, -1)).out.mean(1)
-        return (found - places[0]).unflatten(1, fixed.size)
+        result: Tensor = (found - places[0]).unflatten(1, fixed.size)
+        return result
 
     def _attend(self, fixed: Tokens, moving: Tokens, v: Tensor) -> Mixed[object, object]:
         q = self.query_norm(self._heads(self.queries(fixed.values)))
