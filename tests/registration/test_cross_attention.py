@@ -83,7 +83,8 @@ def test_a_loss_on_the_shown_distance_trains_what_is_compared_and_not_what_is_ca
         attention = block[0].attn
         assert attention.queries.weight.grad.norm() > 0
         assert attention.keys.weight.grad.norm() > 0
-        assert attention.values.weight.grad is None and attention.position.weight.grad is None
+        assert attention.values.weight.grad is None
+        assert attention.position.weight.grad is None
     assert all(p.grad.norm() > 0 for p in model.unet.backbone.of_fixed.convolutions.parameters())
     assert NestedMorph().attended_displacements(*images(generator)) == []
 
