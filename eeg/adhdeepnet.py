@@ -23,12 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import signal_layers
 from .fast_layers import (
     batch_norm_elu,
     dropout,
+    drops,
     even_and_mean,
     filter_channels,
     filtered_moments,
+    keep_statistics,
+    norm_arguments,
+    pooled_taps,
     running,
     toeplitz,
     update_running,
@@ -147,6 +152,11 @@ class ADHDeepNet(nn.Module):
             gain = gain + 0 * self.norm1.bias
         # The first norm adds a constant to every mixed channel; the mean of the second norm contains and removes it.
         constant = ((self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)).flatten()
+        if signal_layers.serves(x, constant) and not x.requires_grad:
+            mixing = (spatial * gain.view(-1, 1, 1)).flatten(0, 1)
+            h, *found = signal_layers.filtered_block(x, mixing, taps, *norm_arguments(self.norm2, constant))
+            keep_statistics(self.norm2, *found, count=x.shape[0] * x.shape[2], offset=constant)
+            return h
         h = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
         if h.ndim == 4:
             return batch_norm_elu(h, self.norm2, offset=constant).view(len(h), len(x), -1)
@@ -160,6 +170,8 @@ class ADHDeepNet(nn.Module):
 
     def after_first_block(self, h: Tensor) -> Tensor:
         """The last features (batch, 256) from the output of `first_block`."""
+        if signal_layers.serves(h, self.norm3.weight):
+            return self._compiled_after_first_block(h)
         h = dropout(h, self.drop_prob, self.training)
         h = batch_norm_elu(self._towers(h), self.norm3)
         h = h * self.excite1(h.mean(-1).T).T.unsqueeze(-1)
@@ -169,6 +181,38 @@ class ADHDeepNet(nn.Module):
         # The second excitation scales whole channels, so it can be applied after the mean over time.
         scale: Tensor = self.excite2(h.mean(-1).T)
         return dropout(h, self.drop_prob, self.training).mean(-1).T * scale
+
+    def _compiled_after_first_block(self, h: Tensor) -> Tensor:
+        """The same by compiled kernels, which need fewer passes over the memory."""
+        outputs = h.shape[-1] // 2
+        h = self._compiled_towers(signal_layers.split_pairs(h, self._dropped(h)), outputs)
+        h, mean, *found = signal_layers.norm_elu(h, *norm_arguments(self.norm3))
+        keep_statistics(self.norm3, *found, count=h[0].numel())
+        scale = self.excite1(mean.T).T
+        depthwise, pointwise = self.last
+        taps = _taps(depthwise)
+        left = (taps.shape[1] - 1) // 2
+        h = signal_layers.filter_channels(h.unsqueeze(1), taps.unsqueeze(1), scale, left=left, outputs=outputs)
+        h = signal_layers.mix(_taps(pointwise), h)
+        mean, kept, *found = signal_layers.norm_elu_means(h, *norm_arguments(self.norm4), self._dropped(h))
+        keep_statistics(self.norm4, *found, count=h[0].numel())
+        result: Tensor = kept.T * self.excite2(mean.T)
+        return result
+
+    def _dropped(self, h: Tensor) -> signal_layers.Dropped | None:
+        return signal_layers.Dropped(h.shape, self.drop_prob) if self.training and drops(self.drop_prob) else None
+
+    def _compiled_towers(self, h: Tensor, outputs: int) -> Tensor:
+        """Step 4 as in `_towers`, from the even and odd samples that `signal_layers.split_pairs` returns."""
+        first = torch.cat([_taps(self.tower_a[0]), _taps(self.tower_b[0]), _taps(self.tower_d)])
+        both, even = signal_layers.mix_pairs(h, first, _taps(self.tower_c))
+        a, b, d = both.split([64, 16, 32])
+        towers = []
+        for tower, part in ((self.tower_a, a), (self.tower_b, b)):
+            taps, left = pooled_taps(_taps(tower[1]))
+            filtered = signal_layers.filter_channels(part, taps, left=left, outputs=outputs)
+            towers.append(signal_layers.mix(_taps(tower[2]), filtered))
+        return torch.cat([*towers, d.mean(1)[..., :outputs], even[..., :outputs]])
 
     def _towers(self, h: Tensor) -> Tensor:
         """Step 4: (F1 * D, batch, times) -> (256, batch, times // 2), in the published order a, b, d, c."""

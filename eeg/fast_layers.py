@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.autocast import without_autocast
+from ..kernels.signal_layers import Dropped
 
 _CHUNK = 2**18  # values processed at once in batch_norm_elu, so that they stay in the cache
 _LONGEST_BLOCK = 256  # samples of output up to which a filter is one Toeplitz product
@@ -86,6 +87,22 @@ def filter_channels(h: Tensor, taps: Tensor, *, pool: bool = False) -> Tensor:
     return filtered.view(*h.shape[:2], -1)[..., :n_out]
 
 
+def pooled_taps(taps: Tensor) -> tuple[Tensor, int]:
+    """Taps of a filter with a mean of pairs of samples at its end, for even and odd samples apart.
+
+    Args:
+        taps: (C, k) of the filter, with (k - 1) // 2 taps before the sample of the result.
+
+    Returns:
+        (C, 2, n) taps of the even and of the odd samples, and the number of taps before the sample of the result.
+    """
+    length = taps.shape[-1]
+    before = (length - 1) // 2 % 2  # an even number of taps before the sample
+    both = (F.pad(taps, (before, 1)) + F.pad(taps, (before + 1, 0))) / 2
+    both = F.pad(both, (0, both.shape[-1] % 2))
+    return both.unflatten(-1, (-1, 2)).mT.contiguous(), ((length - 1) // 2 + before) // 2
+
+
 def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of x filtered by each filter (zero-padded), computed without filtering.
 
@@ -111,7 +128,9 @@ def filtered_moments(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.cat([sums, sums + (tail - head).sum(0).cumsum(0)])  # (k,) sums of x[t + j]
 
     spectrum = torch.fft.rfft(signal, _fft_length(times + length))
-    whole = torch.fft.irfft(spectrum.abs().square().sum(0), _fft_length(times + length))[:length]
+    whole = torch.fft.irfft(spectrum.real.square().add_(spectrum.imag.square()).sum(0), _fft_length(times + length))[
+        :length
+    ]
     tails, heads = _by_diagonal(tail.T @ tail), _by_diagonal(head.T @ head)  # (k - 1, k): [m, lag]
     first = (whole - tails.sum(0)).unsqueeze(0)
     products = torch.cat([first, first + (tails - heads).cumsum(0)])  # (k, k): [i, lag] = R[i, i + lag]
@@ -178,12 +197,14 @@ def dropout(h: Tensor, drop_prob: float, training: bool) -> Tensor:
         drop_prob: probability of a zero, rounded to a multiple of 1/65,536; other values are scaled accordingly.
         training: if False, `h` is returned.
     """
-    zeros = round(drop_prob * 65536)
-    if not training or zeros == 0:
+    if not training or not drops(drop_prob):
         return h
-    bits = torch.empty(math.ceil(h.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
-    keep = (bits.view(torch.int16)[: h.numel()] >= zeros - 32768).to(h.device, h.dtype)
-    return h * keep.mul_(65536 / (65536 - zeros)).view(h.shape)
+    return h * Dropped(h.shape, drop_prob).mask(h)
+
+
+def drops(drop_prob: float) -> bool:
+    """Whether `dropout` drops anything."""
+    return round(drop_prob * 65536) > 0
 
 
 def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = None) -> Tensor:
@@ -219,6 +240,29 @@ def running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean, norm.running_var
+
+
+def norm_arguments(
+    norm: nn.BatchNorm2d, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
+    """Weight, bias, mean, variance and epsilon of a batch norm; mean and variance are None if it is in training.
+
+    Args:
+        norm: the batch norm.
+        offset: (C,) a constant which is not added to the values that are normalised.
+    """
+    if norm.training:
+        return norm.weight, norm.bias, None, None, norm.eps
+    mean, variance = running(norm)
+    return norm.weight, norm.bias, mean if offset is None else mean - offset, variance, norm.eps
+
+
+def keep_statistics(
+    norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, count: int, offset: Tensor | None = None
+) -> None:
+    """Update the running statistics of a batch norm in training, of values without the offset."""
+    if norm.training:
+        update_running(norm, mean if offset is None else mean + offset, variance, count=count)
 
 
 @torch.no_grad()

@@ -1,13 +1,29 @@
 """ADHDeepNet: the published outputs, and the fast order of layers compared with the published order."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.adhdeepnet_reference import LiteralADHDeepNet
+from voxelwave.kernels import native, signal_layers
 
 SMALL = {"n_chans": 3, "n_times": 40, "F1": 4, "D": 2, "kernel_length": 7, "drop_prob": 0.0}
+SIZES = [
+    {},
+    {"n_times": 41},
+    {"n_times": 42},
+    {"n_times": 43},
+    {"n_times": 4, "kernel_length": 16},
+    {"n_chans": 1, "F1": 3, "D": 1},
+    {"kernel_length": 1},
+    {"kernel_length": 64},
+    {"n_times": 1100, "n_outputs": 3},
+    {"n_times": 64, "kernel_length": 16},
+    {"n_times": 96, "kernel_length": 4},
+]
 
 
 @pytest.fixture
@@ -41,23 +57,7 @@ def test_numbers_in_the_model_are_as_published():
     assert trainable == [172_962, 165_122]
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {},
-        {"n_times": 41},
-        {"n_times": 42},
-        {"n_times": 43},
-        {"n_times": 4, "kernel_length": 16},
-        {"n_chans": 1, "F1": 3, "D": 1},
-        {"kernel_length": 1},
-        {"kernel_length": 64},
-        {"n_times": 1100, "n_outputs": 3},
-        {"n_times": 64, "kernel_length": 16},
-        {"n_times": 96, "kernel_length": 4},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_fast_order_trains_as_the_literal_one(sizes, generator):
     """Compare outputs, gradients and running statistics in float64; the shift of the first norm has a gradient of 0."""
     torch.manual_seed(0)
@@ -83,3 +83,31 @@ def test_fast_order_trains_as_the_literal_one(sizes, generator):
     torch.testing.assert_close(state, expected_state, **close)
     with torch.no_grad():
         torch.testing.assert_close(fast.eval()(x), literal.eval()(x), **close)
+
+
+@pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sizes", [*SIZES, {"n_times": 95, "F1": 5, "D": 3}], ids=str)
+def test_compiled_layers_give_what_the_plain_ones_give(sizes, training, generator, monkeypatch):
+    """In float32, with dropout from the same random bits; the outputs of both differ from float64 by their rounding."""
+    torch.manual_seed(0)
+    network = ADHDeepNet(**{**SMALL, **sizes, "drop_prob": 0.4}).train(training)
+    for norm in (network.norm1, network.norm2, network.norm3, network.norm4):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.normal_(norm.bias, 0, 0.3)
+    x = torch.randn(4, network.n_chans, network.n_times, generator=generator)
+    found = []
+    for compiled in (True, False):
+        model = copy.deepcopy(network)
+        if not compiled:
+            monkeypatch.setattr(signal_layers, "serves", lambda *tensors: False)
+        torch.manual_seed(1)
+        logits = model(x)
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
+        found.append((logits.detach(), {n: p.grad for n, p in model.named_parameters()}, model.state_dict()))
+    (logits, grads, state), (expected, expected_grads, expected_state) = found
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, expected_state, rtol=1e-5, atol=1e-6)
+    for name, grad in expected_grads.items():
+        # a gradient behind a norm is a difference of large sums
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=3e-4 * float(grad.abs().max()) + 2e-6, msg=name)
