@@ -1,11 +1,11 @@
 """Options of `voxelwave attention`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ...runs.exit import UsageError
-from ..options import ThreadOptions, at_least, must_exist
+from ..options import InputOptions, ThreadOptions, at_least, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Explain(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(ThreadOptions):
+class Tune(ThreadOptions, InputOptions):
     """Try changes of the attention of a trained network without training, and keep the network as it is if none helps.
 
     The network is OAT, with people's scanpaths, or long_recording, with a study. Single heads are removed, sinks
@@ -93,7 +93,7 @@ class Tune(ThreadOptions):
     not changed.
 
     Args:
-        input: scenes with people's scanpaths, as `voxelwave scanpath train` reads them, or a study, as
+        study: scenes with people's scanpaths, as `voxelwave scanpath train` reads them, or a study, as
             `voxelwave eeg train` reads it.
         output: the folder to write to.
         weights: weights of OAT or of long_recording, or a name that `voxelwave weights` lists.
@@ -101,7 +101,9 @@ class Tune(ThreadOptions):
         seed: seed of the division into halves.
     """
 
-    input: Path
+    first_word = "study"
+
+    study: Path | None = field(default=None, kw_only=False)
     output: Path
     weights: Path
     most: int = 60

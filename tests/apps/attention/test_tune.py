@@ -53,7 +53,7 @@ def test_too_few_layouts_are_reported(tmp_path, capsys):
 
 
 def test_a_study_is_tuned_by_person(study, capsys):
-    command = ["attention", "tune", "--input", str(study), "--weights", str(study / "weights")]
+    command = ["attention", "tune", str(study), "--weights", str(study / "weights")]
     assert main([*command, "-o", str(study / "out")]) == 0
     record = json.loads((study / "out" / "tune.json").read_text())
     halves = record["calibration_subjects"], record["held_out_subjects"]
@@ -77,6 +77,6 @@ def test_the_loudest_seconds_are_the_group(study):
 def test_a_study_with_too_few_new_people_is_reported(study, capsys):
     rows = (study / "subjects.tsv").read_text().splitlines()
     (study / "subjects.tsv").write_text("\n".join(rows[:5]) + "\n")
-    command = ["attention", "tune", "--input", str(study), "--weights", str(study / "weights")]
+    command = ["attention", "tune", str(study), "--weights", str(study / "weights")]
     assert main([*command, "-o", str(study / "out")]) == 1
     assert "at least 2 people of each class that the weights were not trained on, got 1" in capsys.readouterr().err
