@@ -8,7 +8,7 @@ import torch
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
 from voxelwave.eeg.adhdeepnet_reference import LiteralADHDeepNet
-from voxelwave.kernels import native, signal_layers
+from voxelwave.kernels import signal_layers
 
 SMALL = {"n_chans": 3, "n_times": 40, "F1": 4, "D": 2, "kernel_length": 7, "drop_prob": 0.0}
 SIZES = [
@@ -85,7 +85,7 @@ def test_fast_order_trains_as_the_literal_one(sizes, generator):
         torch.testing.assert_close(fast.eval()(x), literal.eval()(x), **close)
 
 
-@pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
+@pytest.mark.skipif(not signal_layers.serves(torch.ones(1)), reason="the compiled kernels were not built")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sizes", [*SIZES, {"n_times": 95, "F1": 5, "D": 3}], ids=str)
 def test_compiled_layers_give_what_the_plain_ones_give(sizes, training, generator, monkeypatch):
