@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels import pixel_layers
+from ..kernels.scan.cpu import directional_low_rank
 from ..kernels.scan.reference import DirectionalInputs, directional_forward
 from ..kernels.scan.selective import directional_scan
 from .scan_order import DIRECTIONS
@@ -126,6 +128,12 @@ class SequenceShuffleAttention(nn.Module):
             out = torch.addcmul(out, scanned[:, :, k], gates[:, :, k].to(scanned.dtype))
         return out
 
+    def of_means(self, means: Tensor) -> Tensor:
+        """The gates (B, K, d) from the means of each direction and channel over the map (B, K, d)."""
+        batch, directions, channels = means.shape
+        gates: Tensor = self.gating[1:](means.transpose(1, 2).flatten(1)[..., None, None])
+        return gates.view(batch, channels, directions).transpose(1, 2)
+
 
 class VisionScan(nn.Module):
     """Mix the pixels of a map: depthwise convolution, selective scan in four directions, gates (VMM in the paper)."""
@@ -213,10 +221,66 @@ class ScanBlock(nn.Module):
 
     def forward(self, features: Tensor, order: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); `order` as in `VisionScan`."""
+        if self._compiled(features, order):
+            return self._by_compiled_layers(features, order)
         mixed = self.drop_path(self.self_attention(self.ln_1(features), order))
         features = torch.addcmul(mixed, features, self.skip_scale)
         mlp = self.get_submodule(self._mlp_name)
         return torch.addcmul(mlp(self.ln_2(features)), features, self.skip_scale2)
+
+    def _compiled(self, features: Tensor, order: Tensor) -> bool:
+        """Whether compiled layers can take the place of the modules, on which nobody hangs a hook."""
+        dropping = self.training and self.drop_path.rate > 0
+        return (
+            not dropping
+            and not self.self_attention.scan.plain
+            and pixel_layers.serves(features, *self.parameters())
+            and order.device.type == "cpu"
+            and order.dtype == torch.int32
+            and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        )
+
+    def _by_compiled_layers(self, features: Tensor, order: Tensor) -> Tensor:
+        """The same with several layers in one pass; step sizes of the scan are not stored."""
+        mixer, mlp = self.self_attention, self.get_submodule(self._mlp_name)
+        assert isinstance(mlp, MLP)
+        batch, height, width, _ = features.shape
+        content_weight, gate_weight = mixer.in_proj.weight.chunk(2)
+        norm = self.ln_1.weight, self.ln_1.bias
+        content = pixel_layers.enter(features, *norm, content_weight, self.ln_1.eps)
+        assert mixer.conv2d.bias is not None
+        taps, bias = mixer.conv2d.weight, mixer.conv2d.bias
+        content, projected = pixel_layers.convolve(content, taps, bias, mixer.x_proj_weight.flatten(0, 1))
+        projected = projected.view(batch, height * width, DIRECTIONS, -1)
+        step, B, C = projected.split([mixer.rank, mixer.states, mixer.states], dim=3)
+        scanned, sums = directional_low_rank(
+            content.view(batch, height * width, -1),
+            step,
+            mixer.dt_projs_weight.flatten(0, 1),
+            -torch.exp(mixer.A_logs),
+            B,
+            C,
+            order,
+            mixer.Ds,
+            mixer.dt_projs_bias.flatten(),
+        )
+        parameters = pixel_layers.Leaving(
+            *norm,
+            gate_weight,
+            mixer.out_norm.weight,
+            mixer.out_norm.bias,
+            mixer.out_proj.weight,
+            self.skip_scale,
+            self.ln_2.weight,
+            self.ln_2.bias,
+            mlp.fc1.weight,
+            mlp.fc1.bias,
+            mlp.fc2.weight,
+            mlp.fc2.bias,
+            self.skip_scale2,
+        )
+        gates = mixer.gating.of_means(sums / (height * width))
+        return pixel_layers.leave(features, scanned, gates, parameters, self.ln_1.eps)
 
 
 class BlockSequence(nn.ModuleList):

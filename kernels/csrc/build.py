@@ -19,7 +19,17 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
-KERNELS = ("selective_scan", "fields", "transforms", "attention", "memory", "depthwise", "signal_layers", "products")
+KERNELS = (
+    "selective_scan",
+    "fields",
+    "transforms",
+    "attention",
+    "memory",
+    "depthwise",
+    "signal_layers",
+    "products",
+    "pixel_layers",
+)
 LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "v2": ["-march=x86-64-v2"],

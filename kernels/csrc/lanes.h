@@ -35,6 +35,9 @@ INLINE vf load_first(const float *p, int64_t n) {
   if (n >= W) return load(p);
 #if VW_LANES == 16
   return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif VW_LANES == 8
+  const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (vf)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), numbers));
 #else
   vf v = {};
   for (int i = 0; i < n; ++i) v[i] = p[i];
@@ -49,6 +52,19 @@ INLINE void store_first(float *p, vf v, int64_t n) {
 #else
   for (int i = 0; i < n; ++i) p[i] = v[i];
 #endif
+}
+
+// The first n lanes; the others are 0
+INLINE vf first_lanes(vf v, int64_t n) {
+  vi numbers;
+  for (int i = 0; i < W; ++i) numbers[i] = i;
+  return (vf)((vi)v & (numbers < (int32_t)n));
+}
+
+INLINE float sum_of_lanes(vf v) {
+  float sum = 0;
+  for (int i = 0; i < W; ++i) sum += v[i];
+  return sum;
 }
 
 INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
@@ -71,27 +87,50 @@ INLINE vf at_most(vf highest, vf x) {
 #endif
 }
 
+// The exponentials below process N vectors step by step: the steps of one vector wait for each other, and processors look
+// for independent work among the next few dozen instructions only.
+
 // 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since the error of a decay near 1 grows with every step.
-INLINE vf exp2_fraction(vf f) {
-  vf p = f * 1.326472668e-03f + 9.671512676e-03f;
-  p = p * f + 5.550733745e-02f;
-  p = p * f + 2.402224208e-01f;
-  p = p * f + 6.931469776e-01f;
-  return p * f + 1.0f;
+template <int N>
+INLINE void exp2_fractions(const vf *f, vf *p) {
+  constexpr float factors[] = {9.671512676e-03f, 5.550733745e-02f, 2.402224208e-01f, 6.931469776e-01f, 1.0f};
+  for (int i = 0; i < N; ++i) p[i] = splat(1.326472668e-03f);
+  for (const float factor : factors)
+    for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + factor;
 }
 
 // 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN.
-INLINE vf exp2_lanes(vf x) {
+template <int N>
+INLINE void exp2_all(vf *x) {
+  vf f[N], p[N];
 #if VW_LANES == 16
   // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
-  __m512 r = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return (vf)_mm512_scalef_ps((__m512)exp2_fraction(x - (vf)r), r);
+  __m512 r[N];
+  for (int i = 0; i < N; ++i) r[i] = _mm512_roundscale_ps((__m512)x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  for (int i = 0; i < N; ++i) f[i] = x[i] - (vf)r[i];
+  exp2_fractions<N>(f, p);
+  for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);
 #else
-  x = at_most(splat(128.0f), at_least(splat(-126.0f), x));
-  vf shifted = x + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer and puts it into the low bits
-  vf f = x - (shifted - 12582912.0f);
-  return (vf)((vi)exp2_fraction(f) + ((vi)shifted << 23));
+  vf shifted[N];
+  for (int i = 0; i < N; ++i) x[i] = at_least(splat(-126.0f), x[i]);
+  for (int i = 0; i < N; ++i) x[i] = at_most(splat(128.0f), x[i]);
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] + 12582912.0f;  // rounds to the nearest integer, in the low bits
+  for (int i = 0; i < N; ++i) f[i] = shifted[i] - 12582912.0f;
+  for (int i = 0; i < N; ++i) f[i] = x[i] - f[i];
+  exp2_fractions<N>(f, p);
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << 23));
 #endif
+}
+
+INLINE vf exp2_fraction(vf f) {
+  vf p;
+  exp2_fractions<1>(&f, &p);
+  return p;
+}
+
+INLINE vf exp2_lanes(vf x) {
+  exp2_all<1>(&x);
+  return x;
 }
 
 // 2^x for x <= 0; exactly 0 below -125 and for -inf, NaN for NaN

@@ -39,6 +39,11 @@ struct Scan {
   float *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
   float *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
   char *scratch;         // 64-byte aligned; its size is vw_scan_forward_scratch or vw_scan_backward_scratch
+  // Forward only. If `rank` is not 0, delta has `rank` columns in place of the channels of a group, and the step size of a
+  // channel is their product with its row of delta_weight (channels, rank).
+  int64_t rank;
+  const float *delta_weight;
+  float *out_sums;  // (batch, channels): sums of out over the length, or null
 };
 }
 
@@ -46,13 +51,18 @@ namespace {
 
 constexpr int CHUNK = 128;
 
-// e^x for x <= 0, corrected for the rounding of x / ln 2
-INLINE vf exp_negative(vf x) {
-  x = at_least(splat(-87.0f), x);
-  vf shifted = x * 1.44269504f + 12582912.0f;
-  vf r = shifted - 12582912.0f;
-  vf f = (x - r * 0.693145752f) - r * 1.42860677e-06f;
-  return (vf)((vi)exp2_fraction(f * 1.44269504f) + ((vi)shifted << 23));
+// e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
+template <int N>
+INLINE void exp_negative(vf *x) {
+  vf f[N], p[N], shifted[N];
+  for (int i = 0; i < N; ++i) x[i] = at_least(splat(-87.0f), x[i]);
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] * 1.44269504f + 12582912.0f;
+  for (int i = 0; i < N; ++i) p[i] = shifted[i] - 12582912.0f;
+  for (int i = 0; i < N; ++i) f[i] = x[i] - p[i] * 0.693145752f;
+  for (int i = 0; i < N; ++i) f[i] = f[i] - p[i] * 1.42860677e-06f;
+  for (int i = 0; i < N; ++i) f[i] = f[i] * 1.44269504f;
+  exp2_fractions<N>(f, p);
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << 23));
 }
 
 // Clamps A and dl, so that dl * A stays finite and the inner loop needs no special case for exp(-inf)
@@ -60,31 +70,30 @@ INLINE vf finite(vf x) { return at_most(splat(1e19f), at_least(splat(-1e19f), x)
 
 INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
-// log(1 + e^x), relative error 1e-6 even for tiny results; `slope` receives its derivative, the sigmoid.
-template <bool SLOPE>
-INLINE vf softplus(vf x, vf &slope) {
-  vf y = exp_negative(-absolute(x));
-  vf q = y * 2.072946771e-03f - 1.363147636e-02f;
-  q = q * y + 4.198135278e-02f;
-  q = q * y - 8.307405842e-02f;
-  q = q * y + 1.246712155e-01f;
-  q = q * y - 1.612933530e-01f;
-  q = q * y + 1.989793191e-01f;
-  q = q * y - 2.498857901e-01f;
-  q = q * y + 3.333268978e-01f;
-  q = q * y - 4.999998729e-01f;
-  q = q * y + 1.0f;
-  vf positive = (vf)((vi)x & ~(x < 0.0f));
-  if (SLOPE) {
-    slope = ((x >= 0.0f) ? splat(1.0f) : y) / (y + 1.0f);
-    slope = (x > 20.0f) ? splat(1.0f) : slope;
+// log(1 + e^x) of N vectors, in place, relative error 1e-6 even for tiny results; `slope` receives its derivative, the sigmoid.
+template <bool SLOPE, int N>
+INLINE void softplus(vf *x, vf *slope) {
+  constexpr float factors[] = {-1.363147636e-02f, 4.198135278e-02f,  -8.307405842e-02f, 1.246712155e-01f, -1.612933530e-01f,
+                               1.989793191e-01f,  -2.498857901e-01f, 3.333268978e-01f,  -4.999998729e-01f, 1.0f};
+  vf y[N], q[N];
+  for (int i = 0; i < N; ++i) y[i] = -absolute(x[i]);
+  exp_negative<N>(y);
+  for (int i = 0; i < N; ++i) q[i] = splat(2.072946771e-03f);
+  for (const float factor : factors)
+    for (int i = 0; i < N; ++i) q[i] = q[i] * y[i] + factor;
+  for (int i = 0; i < N; ++i) {
+    if (SLOPE) {
+      slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) / (y[i] + 1.0f);
+      slope[i] = (x[i] > 20.0f) ? splat(1.0f) : slope[i];
+    }
+    const vf positive = (vf)((vi)x[i] & ~(x[i] < 0.0f)), result = y[i] * q[i] + positive;
+    x[i] = (x[i] > 20.0f) ? x[i] : (x[i] == x[i]) ? result : x[i];
   }
-  vf result = y * q + positive;
-  return (x > 20.0f) ? x : (x == x) ? result : x;
 }
 
 INLINE vf sigmoid(vf x) {
-  vf y = exp_negative(-absolute(x));
+  vf y = -absolute(x);
+  exp_negative<1>(&y);
   vf s = ((x >= 0.0f) ? splat(1.0f) : y) / (y + 1.0f);
   return (x == x) ? s : x;
 }
@@ -293,6 +302,16 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
                   const int32_t *positions, int64_t t0, int64_t steps, int64_t states, float *to, float *row) {
   const int64_t size = type_size(type);
   const char *from = (const char *)matrix + (b * stride[0] + g * stride[1]) * size;
+  if (positions && type == 0 && stride[3] == 1) {
+    for (int64_t t = 0; t < steps; ++t) {
+      const float *row = (const float *)from + positions[t] * stride[2];
+      float *copy = to + t * states;
+      int64_t n = 0;
+      for (; n + 4 <= states; n += 4) __builtin_memcpy(copy + n, row + n, 16);
+      for (; n < states; ++n) copy[n] = row[n];
+    }
+    return;
+  }
   if (positions) {
     for (int64_t t = 0; t < steps; ++t)
       widen_any(type, from + positions[t] * stride[2] * size, stride[3] * size, (int)states, to + t * states);
@@ -320,6 +339,8 @@ void store_lanes(float *to, int64_t states, int64_t rows, const vf *from) {
 
 // ---- forward
 
+constexpr int TOGETHER = 4;  // vectors whose exponentials are computed step by step
+
 template <int NT, bool BV, bool CV>
 void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
                     const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
@@ -337,10 +358,16 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
     }
     vf dlt = dl[t], xt = x[t], yt = y[t];
 #pragma GCC unroll 16
-    for (int i = 0; i < NT; ++i) {
-      vf a = exp2_lanes(dlt * A2[i]);
-      h[i] = a * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
-      yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
+    for (int first = 0; first < NT; first += TOGETHER) {
+      constexpr int N = NT < TOGETHER ? NT : TOGETHER;
+      vf a[N];
+      for (int i = 0; i < N; ++i) a[i] = dlt * A2[first + i];
+      exp2_all<N>(a);
+      for (int i = 0; i < N; ++i) {
+        const int n = first + i;
+        h[n] = a[i] * h[n] + xt * (BV ? splat(Bs[t * states + n]) : b[n]);
+      }
+      for (int i = 0; i < N; ++i) yt += h[first + i] * (CV ? splat(Cs[t * states + first + i]) : c[first + i]);
     }
     y[t] = yt;
   }
@@ -370,17 +397,30 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
 template <bool SLOPE>
 void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {
-  if (soft)
-    for (int t = 0; t < steps; ++t) {
-      vf s;
-      delta[t] = softplus<SLOPE>(delta[t] + bias, s);
-      if (SLOPE) slope[t] = s;
-    }
-  else
-    for (int t = 0; t < steps; ++t) {
-      delta[t] += bias;
-      if (SLOPE) slope[t] = splat(1.0f);
-    }
+  int t = 0;
+  for (t = 0; t < steps; ++t) delta[t] += bias;
+  if (!soft) {
+    for (t = 0; SLOPE && t < steps; ++t) slope[t] = splat(1.0f);
+    return;
+  }
+  for (t = 0; t + 4 <= steps; t += 4) softplus<SLOPE, 4>(delta + t, slope + t);
+  for (; t < steps; ++t) softplus<SLOPE, 1>(delta + t, slope + t);
+}
+
+// delta[t] = sum of low[t][r] * weight[r]
+void multiply_steps(const float *low, const vf *weight, int steps, int64_t rank, vf *delta) {
+  int t = 0;
+  for (; t + 4 <= steps; t += 4) {
+    vf sums[4] = {};
+    for (int64_t r = 0; r < rank; ++r)
+      for (int i = 0; i < 4; ++i) sums[i] += low[(t + i) * rank + r] * weight[r];
+    for (int i = 0; i < 4; ++i) delta[t + i] = sums[i];
+  }
+  for (; t < steps; ++t) {
+    vf sum = {};
+    for (int64_t r = 0; r < rank; ++r) sum += low[t * rank + r] * weight[r];
+    delta[t] = sum;
+  }
 }
 
 struct Arena {  // bump allocation of vectors in one block of memory
@@ -408,8 +448,8 @@ int64_t forward_blocks(const Scan &s) {
 // Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t forward_scratch(const Scan &s) {
   const int64_t blocks = forward_blocks(s);
-  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * s.states * 4) +
-                       sizeof(float) * (2 * CHUNK * s.states + W * CHUNK) + 3 * sizeof(Prefetch);
+  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * (s.states * 4 + s.rank + 1)) +
+                       sizeof(float) * (CHUNK * (2 * s.states + s.rank) + W * CHUNK) + 3 * sizeof(Prefetch);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
@@ -435,9 +475,13 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
   float *Bs = arena.take<float>(CHUNK * states), *Cs = arena.take<float>(CHUNK * states);
   float *staging = arena.take<float>(W * CHUNK);
   Prefetch *ahead = arena.take<Prefetch>(3);
+  vf *sums = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
+  float *low = arena.take<float>(CHUNK * s.rank);
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
+    sums[k] = vf{};
+    if (s.rank) load_lanes(s.delta_weight + d * s.rank, s.rank, rows, steps_weight + k * s.rank);
     load_lanes(s.A + d * states, states, rows, A2 + k * states);
     for (int64_t n = 0; n < states; ++n) A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
     if (s.initial_state)
@@ -455,10 +499,14 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
     if (s.c_varies)
       stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
+    if (s.rank) stage_matrix(s.type, s.delta, s.delta_stride, b, g, positions, t0, steps, s.rank, low, staging);
     for (int64_t k = 0; k < blocks; ++k) {
       int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
       load_tile(tile_of(s, s.type, s.u, s.u_stride, b, g, c, t0), tu, staging);
-      load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
+      if (s.rank)
+        multiply_steps(low, steps_weight + k * s.rank, steps, s.rank, tdl);
+      else
+        load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
       vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
       vf D = s.D ? load_first(s.D + d, rows) : vf{};
       step_sizes<false>(tdl, steps, bias, s.softplus, nullptr);
@@ -475,9 +523,15 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + CHUNK;
       const Prefetch *p = nullptr;
       if (next_t + CHUNK <= s.length) {
-        ahead[0].aim(tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t));
-        ahead[1].aim(tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t));
         ahead[2].aim(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0));
+        // the next channels of the same positions are mostly in the cache lines that were read
+        if (s.rank && same) {
+          ahead[0] = ahead[1] = ahead[2];
+        } else {
+          ahead[0].aim(tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t));
+          if (s.rank) ahead[1] = ahead[0];
+          else ahead[1].aim(tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t));
+        }
         p = ahead;
       }
       auto block = s.b_varies ? (s.c_varies ? forward_block<true, true> : forward_block<true, false>)
@@ -489,10 +543,16 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         for (int t = 0; t < steps; ++t) ty[t] *= tz[t] * sigmoid(tz[t]);
       }
       store_tile(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0), ty, staging);
+      if (s.out_sums) {
+        vf sum = {};
+        for (int t = 0; t < steps; ++t) sum += ty[t];
+        sums[k] += sum;
+      }
     }
   }
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c;
+    if (s.out_sums) store_first(s.out_sums + b * s.channels + d, sums[k], width - c);
     if (s.last_state)
       store_lanes(s.last_state + (b * s.channels + d) * states, states, width - c, state + k * states);
   }
@@ -531,11 +591,13 @@ void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const
   for (int t = 0; t < steps; ++t) {
     vf dlt = tile.dl[t], xt = tile.x[t], yt = {};
     if (GATED) yt = tile.y[t];
+    vf a[NT];
+    for (int i = 0; i < NT; ++i) a[i] = dlt * A2[i];
+    exp2_all<NT>(a);
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
-      vf a = exp2_lanes(dlt * A2[i]);
-      h[i] = a * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
-      as[t * NT + i] = a;
+      h[i] = a[i] * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
+      as[t * NT + i] = a[i];
       hs[(t + 1) * NT + i] = h[i];
       if (GATED) yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
     }

@@ -39,23 +39,12 @@ struct Number { static constexpr int value = N; };
 
 INLINE int64_t whole(int64_t n) { return (n + W - 1) / W * W; }
 
-INLINE float total(vf v) {
-  float sum = 0;
-  for (int i = 0; i < W; ++i) sum += v[i];
-  return sum;
-}
-
 // Calls each(position, lanes) for the vectors of a row
 template <class Each>
 INLINE void over(int64_t n, const Each &each) {
   int64_t t = 0;
   for (; t + W <= n; t += W) each(t, (int64_t)W);
   if (t < n) each(t, n - t);
-}
-
-INLINE vf first_lanes(vf v, int64_t n) {
-  for (int64_t i = n; i < W; ++i) v[i] = 0;
-  return v;
 }
 
 // ---- filters. A padded row starts `left` samples before the signal and has zeros on both sides.
@@ -175,9 +164,9 @@ void filter_channel_backward(const Signals &s, int64_t channel, const float *x, 
         store_first(dx + start + t, each * factor, lanes);
       });
     }
-    if (dscale) dscale[number] = total(of_scale);
+    if (dscale) dscale[number] = sum_of_lanes(of_scale);
   }
-  for (int64_t j = 0; j < s.planes * s.taps; ++j) dtaps[channel * s.planes * s.taps + j] = total(sums[j]);
+  for (int64_t j = 0; j < s.planes * s.taps; ++j) dtaps[channel * s.planes * s.taps + j] = sum_of_lanes(sums[j]);
 }
 
 // ---- batch norm and ELU
@@ -200,7 +189,7 @@ void moments(const float *y, int64_t rows, int64_t n, int64_t step, float *mean,
   for (int64_t b = 0; b < rows; ++b) {
     vf part = {};
     over(n, [&](int64_t t, int64_t lanes) { part += load_first(y + b * step + t, lanes); });
-    sum += total(part);
+    sum += sum_of_lanes(part);
   }
   *mean = (float)(sum / (double)(rows * n));
   for (int64_t b = 0; b < rows; ++b) {
@@ -209,7 +198,7 @@ void moments(const float *y, int64_t rows, int64_t n, int64_t step, float *mean,
       const vf each = first_lanes(load_first(y + b * step + t, lanes) - *mean, lanes);
       part += each * each;
     });
-    squares += total(part);
+    squares += sum_of_lanes(part);
   }
   *variance = (float)(squares / (double)(rows * n));
 }
@@ -247,8 +236,8 @@ void norm_channel(const Signals &s, int64_t c, const float *y, const float *weig
       if (bits) kept += each * kept_lanes(s, bits + start + t, lanes);
       if (out) store_first(out + start + t, each, lanes);
     });
-    means[number] = total(sum) / (float)s.times;
-    if (bits) kept_means[number] = total(kept) / (float)s.times;
+    means[number] = sum_of_lanes(sum) / (float)s.times;
+    if (bits) kept_means[number] = sum_of_lanes(kept) / (float)s.times;
   }
 }
 
@@ -270,7 +259,7 @@ void norm_channel_backward(const Signals &s, int64_t c, const float *y, const fl
       alone += g, times += g * (value - norm.mean);
       store_first(dy + start + t, g, lanes);
     });
-    sums.of_bias += total(alone), sums.of_weight += total(times) * norm.deviation;
+    sums.of_bias += sum_of_lanes(alone), sums.of_weight += sum_of_lanes(times) * norm.deviation;
   }
   sums.finish(s, norm, s.windows * s.times);
   dweight[c] = (float)sums.of_weight, dbias[c] = (float)sums.of_bias;
@@ -424,7 +413,7 @@ void first_block_channels_backward(const Signals &s, int64_t first, const FirstB
         store(each + t, slope);
       });
       if (s.times % 2 && 2 * pooled % W == 0) store(each + 2 * pooled, vf{});  // a last sample that no pair contains
-      sums[c].of_bias += total(alone), sums[c].of_weight += total(times) * norm.deviation;
+      sums[c].of_bias += sum_of_lanes(alone), sums[c].of_weight += sum_of_lanes(times) * norm.deviation;
     }
   }
   for (int c = 0; c < C; ++c) {
@@ -447,8 +436,8 @@ void first_block_channels_backward(const Signals &s, int64_t first, const FirstB
     }
     unmix_rows<C>(s, in.x + b * s.electrodes * step, unfiltered, of_spatial);
   }
-  for (int64_t j = 0; j < C * s.taps; ++j) dtaps[first * s.taps + j] = total(of_taps[j]);
-  for (int64_t j = 0; j < C * s.electrodes; ++j) dspatial[first * s.electrodes + j] = total(of_spatial[j]);
+  for (int64_t j = 0; j < C * s.taps; ++j) dtaps[first * s.taps + j] = sum_of_lanes(of_taps[j]);
+  for (int64_t j = 0; j < C * s.electrodes; ++j) dspatial[first * s.electrodes + j] = sum_of_lanes(of_spatial[j]);
 }
 
 // ---- dropout, and the samples of even and of odd number apart: (channels, windows, times) to (channels, 2, windows,

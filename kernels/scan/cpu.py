@@ -44,6 +44,9 @@ class _Scan(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("dA", "dD", "ddelta_bias", "dinitial_state", "du_directions", "scratch")
         ),
+        ("rank", ctypes.c_int64),
+        ("delta_weight", ctypes.c_void_p),
+        ("out_sums", ctypes.c_void_p),
     )
 
 
@@ -130,6 +133,45 @@ def directional_forward(
     call.out_strides(length * directions * width, width, directions * width, 1)
     call.run("vw_scan_forward")
     return out, checkpoints
+
+
+def directional_low_rank(
+    x: Tensor,
+    step: Tensor,
+    step_weight: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    permutation: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`selective.directional_scan` with a softplus, whose step sizes are products, without gradients; for float32.
+
+    Args:
+        x, A, B, C, permutation, D, delta_bias: as in `selective.directional_scan`.
+        step: (B, L, K, R).
+        step_weight: (K*C, R); delta is the product of `step` with the rows of its direction.
+
+    Returns:
+        out (B, L, K, C), and its sums over the positions (B, K, C).
+
+    Raises:
+        ValueError: a row of `permutation` is not a permutation.
+    """
+    batch, length, width = x.shape
+    directions = permutation.shape[0]
+    _check_permutation(permutation)
+    call = _Call(x, A, B, C, True, permutation)
+    call.sequence(u=x, delta=step)
+    call.matrices(B=B, C=C)
+    call.tensors(A=A, D=D, delta_bias=delta_bias, delta_weight=step_weight)
+    call.scan.rank = step.shape[3]
+    out, sums = x.new_empty(batch, length, directions, width), x.new_empty(batch, directions, width)
+    call.in_place(out=out, out_sums=sums)
+    call.out_strides(length * directions * width, width, directions * width, 1)
+    call.run("vw_scan_forward")
+    return out, sums
 
 
 def directional_backward(

@@ -5,10 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from voxelwave.kernels import native, pixel_layers
 from voxelwave.kernels.scan.selective import selective_scan
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.mair_unet import MaIRUNet, pad_by_reflection
-from voxelwave.restoration.scan_block import DropPath, SequenceShuffleAttention, VisionScan, use_plain_scan
+from voxelwave.restoration.scan_block import (
+    DropPath,
+    ScanBlock,
+    SequenceShuffleAttention,
+    VisionScan,
+    use_plain_scan,
+)
 from voxelwave.restoration.scan_order import scan_order
 from voxelwave.restoration.timing import time_by_part
 from voxelwave.restoration.weights import model_from_variant
@@ -193,6 +200,33 @@ def test_fast_scan_equals_the_sequential_one(model, generator):
         use_plain_scan(model)
         assert_close_by_deviation(fast, model(image))
         use_plain_scan(model, False)
+
+
+@pytest.mark.skipif(not pixel_layers.serves(torch.ones(1)), reason="the compiled kernels were not built")
+@pytest.mark.parametrize("size", [(1, 1), (5, 11), (13, 8)])
+@pytest.mark.parametrize(("width", "states", "expansion"), [(6, 1, 1.1), (20, 3, 2.0), (64, 16, 1.0)])
+def test_compiled_layers_of_a_block_equal_its_modules(width, states, expansion, size, generator):
+    block = roughen(ScanBlock(width, states, expansion, 1.6, 0.1, "mlp"), generator).eval()
+    order = scan_order(*size, 4)
+    features = torch.randn(2, width, *size, generator=generator).permute(0, 2, 3, 1)  # not contiguous
+    modules = block(features, order)  # with gradients, which the compiled layers do not have
+    assert modules.requires_grad
+    for level in native.levels():
+        with native.use_level(level), torch.no_grad():
+            assert_close_by_deviation(block(features, order), modules.detach())
+
+
+@torch.no_grad()
+def test_a_block_with_a_hook_or_another_type_runs_its_modules(generator):
+    block = ScanBlock(6, 2, 1.0, 1.0, 0.1, "mlp").eval()
+    features, order, seen = torch.randn(1, 4, 5, 6, generator=generator), scan_order(4, 5, 4), []
+    block(features, order)
+    handle = block.ln_2.register_forward_hook(lambda module, given, result: seen.append(result))
+    hooked = block(features, order)
+    handle.remove()
+    assert len(seen) == 1
+    torch.testing.assert_close(hooked, block(features, order))
+    torch.testing.assert_close(block.double()(features.double(), order).float(), hooked)
 
 
 def test_gates_weight_the_directions_of_one_channel_only(generator):
