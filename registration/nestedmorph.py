@@ -136,7 +136,8 @@ class NestedMorph(nn.Module):
         """The regions of the moving image that each region of the fixed image attended to, at the two coarse stages.
 
         Args:
-            moving, fixed: as for `forward`. Regions are counted from the first voxel of the padded images.
+            moving: as for `forward`. Regions are counted from the first voxel of the padded images.
+            fixed: as for `forward`.
 
         Returns:
             An entry for each stage, the finer one first; none if the mixer chooses no regions.

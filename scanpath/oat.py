@@ -303,11 +303,16 @@ class OAT(nn.Module):
     """The network, which maps scenes and the fixations so far to scores of the next fixation.
 
     Args:
-        rows, columns: size of the grid of positions.
+        rows: rows of the grid of positions.
+        columns: columns of that grid.
         appearance: "cnn" (crops of 150 x 93 pixels), "features" (any vectors), or "none" (a learned constant).
         features: length of the given vectors with appearance "features".
-        d_appearance, d_position: channels of the two parts of a token; their sum is d_model.
-        heads, layers, feed_forward, dropout: settings shared by encoder and decoder.
+        d_appearance: channels of the part of a token that holds the appearance.
+        d_position: channels of the part that holds the position; the sum of both is d_model.
+        heads: attention heads of encoder and decoder.
+        layers: layers of each of them.
+        feed_forward: width of their feed-forward parts.
+        dropout: dropout of both.
         attention_dropout: dropout of the attention weights; by default `dropout`, as published. With 0, a training step
             takes half the time on a CPU.
         object_heads: number of heads of the object attention; with a single head there is no readout layer.

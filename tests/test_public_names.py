@@ -1,4 +1,4 @@
-"""The Python interface: public names, light imports, and the examples of docs/python.md."""
+"""The Python interface: public names, light imports, and the example of docs/python.md."""
 
 import importlib
 import inspect
@@ -58,17 +58,24 @@ def test_an_unknown_name_is_an_attribute_error():
         exec("from voxelwave.eeg import nothing")
 
 
-EXAMPLES = re.findall(r"## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+PAGE = (ROOT / "docs" / "python.md").read_text()
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 
 
-def test_there_is_an_example_for_each_application():
-    assert len(EXAMPLES) >= 5
-    assert [title for title, code in EXAMPLES if len([line for line in code.splitlines() if line.strip()]) > 10] == []
+def test_there_is_a_notebook_of_a_few_lines_for_each_application():
+    assert {script.stem for script in NOTEBOOKS} == {"registration", "restoration", "eeg", "scanpath"}
+    for script in NOTEBOOKS:
+        code = [
+            line
+            for line in script.read_text().splitlines()
+            if line.strip() and not line.startswith(("#", "import", "from"))
+        ]
+        assert len(code) <= 16, script.name  # ten lines of use, and a picture
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
-def test_the_examples_of_the_documentation_run(title, code, tmp_path, monkeypatch):
+def test_images_go_to_other_libraries_and_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "apps" / "demo" / "data")
-    exec(compile(code, f"docs/python.md, {title}", "exec"), {})
+    (tmp_path / "voxelwave-demo").mkdir()
+    (tmp_path / "voxelwave-demo" / "data").symlink_to(ROOT / "apps" / "demo" / "data")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    exec(compile(code, "docs/python.md", "exec"), {})

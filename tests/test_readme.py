@@ -11,15 +11,17 @@ from voxelwave.apps import cli
 from voxelwave.apps.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/shipped/*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*/shipped/*.md"))]
 
 
 def _commands() -> list[str]:
     """The commands that a document shows on a separate line or between backticks, without comments."""
     found = []
     for document in DOCUMENTS:
-        text = document.read_text()
-        lines = re.findall(r"^    (?:pip install[^\n]*&& )?(voxelwave [a-z][^\n#]*)", text, re.M)
+        text = document.read_text().replace("\\\n", "")  # a command may take several lines
+        indented = re.findall(r"^    (?:pip install[^\n]*&& )?(voxelwave [a-z][^\n#]*)", text, re.M)
+        fenced = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+        lines = indented + re.findall(r"^(?:pip install[^\n]*&& )?(voxelwave [a-z][^\n#]*)", fenced, re.M)
         found += [line.strip() for line in lines + re.findall(r"`(voxelwave [a-z][^`\n]*? -[^`\n]*)`", text)]
     return sorted(set(found))
 

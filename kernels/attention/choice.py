@@ -177,6 +177,13 @@ _MAKERS: dict[str, Callable[..., Mixer]] = {
 NAMES = (*_MAKERS, "head_split")
 
 
+def mechanisms() -> dict[str, type]:
+    """The class of the mixer that each name makes, which describes its settings."""
+    classes = {name: make for name, make in _MAKERS.items() if isinstance(make, type)}
+    others = {"bilevel": BilevelAttention, "fixed_map": FixedMapAttention, "head_split": HeadSplit}
+    return {name: {**classes, **others}[name] for name in NAMES}
+
+
 def _head_split(settings: Mapping[str, Any], place: Place) -> HeadSplit:
     if set(settings) != {"mixers", "heads"} or not all(isinstance(value, list) for value in settings.values()):
         raise ValueError(f"head_split takes the lists mixers and heads, got {', '.join(settings) or 'nothing'}")
