@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 from voxelwave.apps.options import Options
 from voxelwave.apps.tools.reference import command_pages, option_table
-from voxelwave.kernels.attention.choice import Place, mechanisms
+from voxelwave.kernels.attention.choice import mechanisms, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 matplotlib.use("Agg")
@@ -80,8 +80,7 @@ def mechanism_table() -> str:
     for name, kind in mechanisms().items():
         found = kind.patterns if isinstance(kind.patterns, frozenset) else None  # a property if settings decide
         patterns = "depends on the settings" if found is None else ", ".join(sorted(one.value for one in found))
-        place = {field.name for field in dataclasses.fields(Place)}
-        settings = ", ".join(f"`{one}`" for one in inspect.signature(kind).parameters if one not in place)
+        settings = ", ".join(f"`{one}`" for one in settings_of(name))
         summary = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
         rows.append(f"| `{name}` | {summary} | {settings} | {patterns} |")
     return "\n".join(rows)

@@ -178,10 +178,22 @@ NAMES = (*_MAKERS, "head_split")
 
 
 def mechanisms() -> dict[str, type]:
-    """The class of the mixer that each name makes, which describes its settings."""
+    """The class of the mixer that each name makes."""
     classes = {name: make for name, make in _MAKERS.items() if isinstance(make, type)}
     others = {"bilevel": BilevelAttention, "fixed_map": FixedMapAttention, "head_split": HeadSplit}
     return {name: {**classes, **others}[name] for name in NAMES}
+
+
+def settings_of(name: str) -> list[str]:
+    """The settings that a configuration can give to a mixer.
+
+    Example:
+        >>> settings_of("power")
+        ['block', 'window', 'sink', 'scale']
+    """
+    if name not in _MAKERS:
+        return list(inspect.signature(HeadSplit).parameters)
+    return [key for key in inspect.signature(_MAKERS[name]).parameters if key not in _GIVEN]
 
 
 def _head_split(settings: Mapping[str, Any], place: Place) -> HeadSplit:
