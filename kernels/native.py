@@ -38,7 +38,12 @@ def library() -> ctypes.CDLL | None:
 def levels() -> tuple[str, ...]:
     """Instruction-set levels that this CPU can run, best first; empty without a library."""
     loaded = library()
-    return () if loaded is None else _LEVELS[loaded.vw_cpu_level()]
+    return () if loaded is None else _levels(loaded)
+
+
+@functools.cache
+def _levels(loaded: ctypes.CDLL) -> tuple[str, ...]:
+    return _LEVELS[loaded.vw_cpu_level()]
 
 
 @contextmanager
@@ -67,7 +72,12 @@ def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = Non
     """
     loaded = library()
     assert loaded is not None
-    found = getattr(loaded, f"{name}_{_chosen_level or levels()[0]}")
+    return _function(loaded, f"{name}_{_chosen_level or levels()[0]}", result)
+
+
+@functools.cache  # looking a function up takes as long as a small scan
+def _function(loaded: ctypes.CDLL, name: str, result: type[ctypes.c_int | ctypes.c_int64] | None) -> Callable[..., int]:
+    found: Any = loaded[name]  # not the attribute, whose type of result all callers share
     found.restype = result
     call: Callable[..., int] = found
     return call
