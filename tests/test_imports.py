@@ -92,6 +92,8 @@ INNER = {
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
     "runs.memory": {"resource"},  # not on Windows
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
+    "volumes.dicom_stack": {"highdicom"},  # takes a second to load: only for DICOM series
+    "volumes.tilt": {"scipy"},  # takes half a second to load: only for tilted scans
     "volumes.convert": {"SimpleITK", "ants", "monai", "torch", "torchio"},  # each only for its own images
     "volumes.itk": {"ants"},  # only for ITK's composite files
 }

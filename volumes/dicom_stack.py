@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from highdicom.spatial import get_volume_positions
 from pydicom.dataset import Dataset
 
 from ..runs.words import first_few
@@ -161,6 +160,8 @@ def _slice_spacing(path: Path, frame: Frame, positions: np.ndarray, normal: np.n
         return frame.thickness
     along = np.sort(positions @ normal)
     mean = float(along[-1] - along[0]) / (len(along) - 1)
+    from highdicom.spatial import get_volume_positions  # takes a second to load; only for DICOM series
+
     spacing, _ = get_volume_positions(
         positions.tolist(), frame.orientation.tolist(), atol=max(_SAME_PLACE_MM, 0.01 * mean), perpendicular_tol=0.01
     )

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 
 from .dicom_frames import Frame
 from .dicom_stack import sideways
@@ -33,6 +32,8 @@ def straighten(
     wider, taller = left + int(np.ceil(max(0.0, right.max()))), up + int(np.ceil(max(0.0, down.max())))
     volumes, count, rows, columns = values.shape
     straight = np.empty((volumes, count, rows + taller, columns + wider), np.float32)
+    from scipy import ndimage  # takes a while to load; only for tilted scans
+
     for number in range(count):
         # rows run upwards: below the image lie the rows that a shift downwards needs
         plane = np.full((volumes, rows + taller, columns + wider), background, np.float32)
