@@ -1,7 +1,6 @@
 """A check of training: fit NestedMorph to one pair, and measure the fall of the loss and the rise of the Dice."""
 
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from ..runs.files import atomic_path
 from ..runs.json_files import write_json
+from ..runs.training import quiet_lightning
 from .benchmark_labels import LabelledScan
 from .choices import AffineKind
 from .data import prepare_volumes
@@ -123,17 +123,16 @@ def overfit(
 
 
 def _fit(module: RegistrationModule, loader: DataLoader, epochs: int, losses: "_Losses") -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[losses],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
+    with quiet_lightning():
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[losses],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, loader)
     return trainer
 

@@ -16,6 +16,7 @@ from monai.data import DataLoader
 from ..runs.checks import check_resume
 from ..runs.compute import choose_device
 from ..runs.json_files import finite_or_none, write_json
+from ..runs.training import quiet_lightning
 from ..runs.weight_file import check_resumable, read_checkpoint
 from .choices import Split
 from .data import pair_dataset
@@ -97,27 +98,28 @@ def train(
         _check_same_options(last, module)
     loaders = {split: _loader(split, kept, settings, output / "cache") for split, kept in splits.items() if kept}
     best = _best_checkpoint(last.parent, splits["val"])
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=settings.epochs,
-        callbacks=[best, ModelCheckpoint(last.parent, last.stem, enable_version_counter=False)],
-        logger=CSVLogger(output / "logs", name=None),
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
-    if resume:
-        check_resumable(last, _WHAT, module)
-    trainer.fit(module, loaders["train"], loaders.get("val"), ckpt_path=last if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    test: dict[str, float] = {}
-    if "test" in loaders:
-        (values,) = trainer.test(
-            module, loaders["test"], ckpt_path=best.best_model_path, weights_only=True, verbose=False
+    with quiet_lightning():
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=settings.epochs,
+            callbacks=[best, ModelCheckpoint(last.parent, last.stem, enable_version_counter=False)],
+            logger=CSVLogger(output / "logs", name=None),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
         )
-        test = {name: float(value) for name, value in values.items()}
+        if resume:
+            check_resumable(last, _WHAT, module)
+        trainer.fit(module, loaders["train"], loaders.get("val"), ckpt_path=last if resume else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        test: dict[str, float] = {}
+        if "test" in loaders:
+            (values,) = trainer.test(
+                module, loaders["test"], ckpt_path=best.best_model_path, weights_only=True, verbose=False
+            )
+            test = {name: float(value) for name, value in values.items()}
     return _finish(output, module, best, test, splits)
 
 

@@ -142,6 +142,7 @@ def _measure(
 ) -> list[Row]:
     rows = []
     for number, (train, test) in enumerate(parts, start=1):
+        print(f"fold {number} of {len(parts)}: {len(train)} training trials, {len(test)} test trials", flush=True)
         models: dict[str, ScanpathModel] = {} if network is None else {network.name: network}
         models |= fit_baselines(dataset, train)
         longest = int(dataset.lengths[train].max())
@@ -149,5 +150,4 @@ def _measure(
         for row in found:
             layout_seen = row["layout"] in network.info.trained_on if network and row["model"] == network.name else None
             rows.append({"fold": number, **row, "seen_in_training": layout_seen})
-        print(f"fold {number} of {len(parts)}: {len(train)} training trials, {len(test)} test trials", flush=True)
     return rows

@@ -20,6 +20,8 @@ from voxelwave.attention_analysis.importance import Interval
 from voxelwave.attention_analysis.trace import Head
 from voxelwave.eeg.networks import ModelCard, build_network, save_network
 
+from ..html import PROGRAM, html_faults
+
 
 def planted_subject(generator):
     """A classifier of which head 1 carries all, with two inputs."""
@@ -93,6 +95,7 @@ def test_a_scene_is_explained(tmp_path, capsys):
     assert main([*command, "-o", str(tmp_path)]) == 0
     page = (tmp_path / "attention.html").read_text()
     assert page.count("<svg") >= 4
+    assert not PROGRAM or html_faults(tmp_path / "attention.html") == []
     assert "src=" not in page  # one file without anything from elsewhere
     assert set(re.findall(r'href="(.)', page)) <= {"#", "d"}  # parts of the picture, and data within the page
     record = json.loads((tmp_path / "attention.json").read_text())

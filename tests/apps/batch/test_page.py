@@ -22,6 +22,8 @@ from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume, write_volume
 from voxelwave.volumes.dicom_write import write_derived_series
 
+from ..html import html_faults
+
 _BLOB_MM = np.array([-22.0, 25.0, 14.0])  # on the patient's left, in front, above
 
 
@@ -161,6 +163,11 @@ def test_the_command_makes_the_page_again(tmp_path: Path, capsys: pytest.Capture
     _manifest(tmp_path, {"case": "a"})
     assert cli.main(["batch", "page", str(tmp_path)]) == DONE
     assert (tmp_path / "index.html").is_file()
+
+
+def test_the_page_is_valid_html(tmp_path: Path) -> None:
+    _manifest(tmp_path, {"case": "a"})
+    assert html_faults(write_index(tmp_path)) == []
 
 
 def test_the_viewer_ships_with_its_licence() -> None:

@@ -14,6 +14,8 @@ from voxelwave.runs.exit import DONE
 from voxelwave.volumes import read_volume
 
 from ..browser import PROGRAM, Browser
+from ..html import PROGRAM as VALIDATOR
+from ..html import html_faults
 
 DATA = Path(cli.__file__).parent / "demo" / "data"
 
@@ -56,6 +58,7 @@ def test_the_page_has_a_picture_a_sentence_and_a_command_for_each_part(shown: Pa
     assert [place for place in places if not (shown / place).is_file()] == []
     assert html.count("<img ") == html.count("<pre>") == len(PARTS)
     assert "http" not in "".join(places)
+    assert not VALIDATOR or html_faults(shown / "index.html", shown / "eeg" / "diagnosis" / "index.html") == []
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ from voxelwave.apps.nested_cv.statistics import METRICS
 from voxelwave.apps.nested_cv.tripod import tripod_items
 from voxelwave.runs.json_types import check_record
 
+from ..html import html_faults
+
 SUBJECTS = [f"s{i}" for i in range(1, 9)]
 LABELS = ["control", "case"] * 4
 SECTIONS = [
@@ -297,6 +299,11 @@ def _section(page: str, name: str) -> str:
     """The text of a section without tags."""
     text = re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL).group()
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_the_page_is_valid_html(page, tmp_path):
+    (tmp_path / "report.html").write_text(page)
+    assert html_faults(tmp_path / "report.html") == []
 
 
 def test_every_section_is_there_and_every_tag_is_closed(page):

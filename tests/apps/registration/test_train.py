@@ -42,7 +42,9 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
     words += ["--size", "[32,32,32]", "--spacing-mm", "3", "--epochs", "1", "--similarity", "ncc", "--device", "cpu"]
     words += ["--flow-head", "quarter", "--mixer", "bilevel(regions=2, top=1)"]
     assert cli.main(words) == DONE
-    printed = capsys.readouterr().out
+    shown = capsys.readouterr()
+    printed = shown.out
+    assert [word for word in ("TPU", "GPU", "litlogger", "Trainer") if word in printed + shown.err] == []
     assert "best val_loss" in printed
     assert "test_loss" in printed
     options = read_training_options(tmp_path / "out" / "network.safetensors")
