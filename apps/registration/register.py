@@ -16,9 +16,22 @@ from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import FolderRun, run_batch
 from ..batch.task import CaseRefused
+from ..page.case_page import write_case_page
 from .options import PAIR_LISTS, Register
-from .scans import check_no_series, collected_notes
+from .scans import REGISTRATION_DICOM, check_no_series, collected_notes
 from .work import AFFINE, FORWARD, INVERSE, JACOBIAN, OPTIONAL_FILES, SEARCHED, Alignment
+
+PAGE = "registration.html"
+_MEANINGS = {
+    "warped.nii.gz": "the moving scan on the grid of the fixed scan",
+    "warped_labels.nii.gz": "its labels there",
+    FORWARD: "displacement field, which moves images from the moving to the fixed scan (ITK)",
+    INVERSE: "displacement field of the other direction",
+    AFFINE: "the linear part",
+    JACOBIAN: "Jacobian determinant of the map: change of volume",
+    SEARCHED: "where the network searched",
+    REGISTRATION_DICOM: "the transform as a DICOM object",
+}
 
 
 def register(options: Register) -> int:
@@ -108,12 +121,22 @@ def _register_pair(options: Register) -> int:
             seconds=seconds,
             notes=notes,
         )
+        write_case_page(
+            folder / PAGE,
+            folder / "record.json",
+            title="Registration of two scans",
+            figures="metrics",
+            picture="picture.png",
+            caption="Slices of both scans before and after the alignment, and the map.",
+            files={name: meaning for name, meaning in _MEANINGS.items() if (folder / name).is_file()},
+            lines=[str(done.choice)],
+        )
     add_outcome(metrics=done.metrics, choice=done.choice.as_json(), notes=list(notes))
     for name, value in done.metrics.items():
         print(f"  {name:<32}{value:.4g}")
     dicom = ("warped_dicom/", "registration.dcm") if done.dicom else ()
     jacobian = [JACOBIAN] if options.jacobian else []
     written = ", ".join(["warped.nii.gz", FORWARD, INVERSE, AFFINE, *jacobian, *dicom])
-    pictures = ", ".join(["picture.png", *(name for name in [SEARCHED] if (options.output / name).is_file())])
+    pictures = ", ".join([PAGE, "picture.png", *(name for name in [SEARCHED] if (options.output / name).is_file())])
     print(f"wrote {options.output}/ in {seconds['all']:.0f} s: {written}, {pictures}")
     return DONE

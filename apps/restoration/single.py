@@ -1,8 +1,14 @@
 """`voxelwave restoration restore` for one image, volume or series."""
 
+import base64
+import io
 import sys
 from typing import Any
 
+import numpy as np
+from PIL import Image as Picture
+
+from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.images import Image, IntensityRange
 from ...restoration.inference import Refused
 from ...runs.compute import use_threads
@@ -11,6 +17,7 @@ from ...runs.files import outputs_beside
 from ...runs.outcome import add_outcome
 from ...runs.record import write_record
 from ..batch.task import CaseRefused
+from ..page.case_page import write_case_page
 from .options import Restore
 from .work import Restoration, Restored, batch_work, file_stem
 
@@ -47,9 +54,10 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
     """Print the difference to the input, and write the record."""
     for line in done.change.lines():
         print(f"  {line}")
+    record = done.written.with_name(f"{file_stem(done.written)}.{REPORT}")
     write_record(
         # the folder of a series holds DICOM files only, so its record is beside the folder
-        done.written.with_name(f"{file_stem(done.written)}.{REPORT}"),
+        record,
         inputs={"input": options.input, "weights": work.weights},
         options={
             "tile": options.tile,
@@ -63,6 +71,35 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
         change=done.change.as_dict(),
         seconds=done.seconds,
     )
+    if done.middle is not None:
+        write_case_page(
+            record.with_suffix(".html"),
+            record,
+            title="Restoration of an image",
+            figures="change",
+            picture=_picture(done.middle, upright=options.input.suffix.lower() in BITMAP_SUFFIXES),
+            caption="The middle slice before and after, and the difference (four times the contrast, grey for none).",
+            files={done.written.name: "the restored image"},
+        )
+
+
+def _picture(middle: np.ndarray, *, upright: bool) -> str:
+    """Input, result and difference side by side, as a data URI.
+
+    Args:
+        middle: (2, C, H, W).
+        upright: the rows run down the picture; else the axes point right and up, as in a volume.
+    """
+    before, after = (slice_.astype(float) for slice_ in middle)
+    low, high = np.percentile(before, (0.5, 99.5))
+    span = max(high - low, np.finfo(float).tiny)
+    panels = [(before - low) / span, (after - low) / span, 0.5 + 4 * (after - before) / span]
+    whole = np.concatenate([panel if upright else panel.swapaxes(1, 2)[:, ::-1] for panel in panels], axis=2)
+    pixels = (255 * whole.clip(0, 1)).round().astype(np.uint8)
+    image = Picture.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _show_progress(done: int, count: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...restoration.images import Image, IntensityRange, check_target, read_image, to_pixels, write_image
 from ...restoration.inference import (
     Change,
@@ -37,12 +39,14 @@ class Restored:
         intensity_range: the intensities that were mapped to 0 and 1 for the network.
         change: the difference between result and input.
         seconds: computing time of the network.
+        middle: (2, C, H, W), the middle slice of the input and of the result; None if their sizes differ.
     """
 
     written: Path
     intensity_range: IntensityRange
     change: Change
     seconds: float
+    middle: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,10 @@ class Restoration:
         written = write_image(
             write_to or target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}"
         )
-        return Restored(written, intensity_range, change, seconds)
+        k = len(restored) // 2
+        both = image.stack[k], to_pixels(restored[k], image.dtype)
+        middle = np.stack(both) if both[0].shape == both[1].shape else None
+        return Restored(written, intensity_range, change, seconds, middle)
 
 
 def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) -> Restoration:
