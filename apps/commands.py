@@ -37,6 +37,9 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "registration.cross_validate:cross_validate",
             "measure held-out pairs, with settings chosen on pairs of other people",
         ),
+        "export": Verb(
+            "registration.options:Export", "registration.export:export", "write NestedMorph as an ONNX file"
+        ),
         "benchmark": Verb(
             "registration.options:Benchmark",
             "registration.benchmark:benchmark",
@@ -65,7 +68,9 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "compare methods on held-out images, with settings chosen on the other images",
         ),
         "export": Verb(
-            "restoration.options:Export", "restoration.export:export", "write weights from a training checkpoint"
+            "restoration.options:Export",
+            "restoration.export:export",
+            "write weights from a training checkpoint, or a network as an ONNX file",
         ),
         "extract": Verb(
             "restoration.options:Extract", "restoration.extract:extract", "write one size of weights with several sizes"
@@ -100,6 +105,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "audit": Verb(
             "eeg.options:Audit", "eeg.audit:audit", "check a study, and a split of it, for leakage and confounds"
         ),
+        "export": Verb("eeg.options:Export", "eeg.export:export", "write a network as an ONNX file"),
         "benchmark": Verb(
             "eeg.options:Benchmark",
             "eeg.benchmark:benchmark",
@@ -133,6 +139,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "scanpath.cross_validate:cross_validate",
             "evaluate by cross-validation over layouts, people or targets",
         ),
+        "export": Verb("scanpath.options:Export", "scanpath.export:export", "write OAT as an ONNX file"),
         "benchmark": Verb(
             "scanpath.options:Benchmark",
             "scanpath.benchmark:benchmark",

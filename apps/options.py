@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -195,6 +196,36 @@ class InputOptions(Options):
         super().check()
         if self.input is None:
             raise UsageError(f"{self.first_word.upper()} (or --input) must be given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions(ThreadOptions):
+    """Options of a command that writes a network as an ONNX file.
+
+    Args:
+        output: the .onnx file to write.
+    """
+
+    output_is = "file"
+
+    output: Path
+
+    def check(self) -> None:
+        super().check()
+        if self.output.suffix != ".onnx":
+            raise UsageError(f"--output must end in .onnx, got {self.output}")
+        must_have_onnx()
+
+
+def must_have_onnx() -> None:
+    """Refuse to write an ONNX file without the packages for it.
+
+    Raises:
+        ImportError: one is missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'an ONNX file needs {" and ".join(missing)}: pip install "voxelwave[export]"')
 
 
 def at_least(least: int, **values: int | None) -> None:

@@ -159,7 +159,7 @@ class ADHDeepNet(nn.Module):
             return h
         h = _filter_mixed(x, spatial * gain.view(-1, 1, 1), taps)
         if h.ndim == 4:
-            return batch_norm_elu(h, self.norm2, offset=constant).view(len(h), len(x), -1)
+            return batch_norm_elu(h, self.norm2, offset=constant).view(h.shape[0], x.shape[0], -1)
         h = F.elu(self.norm2((h + constant.view(-1, 1, 1)).unsqueeze(0)))
         return F.avg_pool2d(h, (1, 2)).squeeze(0)
 

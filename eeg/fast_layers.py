@@ -220,7 +220,19 @@ def batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, *, offset: Tensor | None = N
     """
     h = h.to(norm.weight.dtype)
     with without_autocast(h):
+        if torch.compiler.is_exporting() and not norm.training:  # the pieces would fix the size of the batch
+            return _plain_batch_norm_elu(h, norm, offset)
         return _batch_norm_elu(h, norm, offset)
+
+
+def _plain_batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, offset: Tensor | None) -> Tensor:
+    """The same in evaluation mode by PyTorch's own functions."""
+    mean, variance = running(norm)
+    gain = norm.weight * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias - gain * (mean if offset is None else mean - offset)
+    ones = (-1,) + (1,) * (h.ndim - 1)
+    z = F.elu(h * gain.view(ones) + shift.view(ones))
+    return z.mean(2) if h.ndim == 4 else z
 
 
 def _batch_norm_elu(h: Tensor, norm: nn.BatchNorm2d, offset: Tensor | None) -> Tensor:

@@ -126,8 +126,8 @@ class LongRecordingNet(nn.Module):
         if self.training and self.drop_seconds:
             kept = live & (torch.rand(live.shape, device=x.device) >= self.drop_seconds)
             seen = torch.where(kept.any(1, keepdim=True), kept, live)
-        if self.pattern is CS:
-            tokens = self._mix(tokens, CS, seen)
+        if self.pattern is CS or seconds is None:
+            tokens = self._mix(tokens, self.pattern, seen)
         else:  # the result of a non-causal mechanism may depend on the number of tokens
             rows = [self._mix(row[None, :n], NS, s[None, :n]) for row, s, n in zip(tokens, seen, seconds, strict=True)]
             tokens = nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
@@ -159,7 +159,7 @@ class LongRecordingNet(nn.Module):
         rest = x[..., whole * self.second :].clone()  # a view would keep all samples in memory
         if not whole:
             return state._replace(rest=rest)
-        tokens, _ = self._tokens(x, torch.full((len(x),), whole))
+        tokens, _ = self._tokens(x, None)
         after = []
         for block, before in zip(self.blocks, state.mixers, strict=True):
             options = {} if before is None else {"state": before}
@@ -190,8 +190,17 @@ class LongRecordingNet(nn.Module):
             tokens, _ = block(tokens, pattern, mask=seen[:, None, None])
         return tokens
 
-    def _tokens(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, dim), zeros after the end of a recording, and a mask (B, L) of the valid ones."""
+    def _tokens(self, x: Tensor, seconds: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, dim), zeros after the end of a recording, and a mask (B, L) of the valid ones.
+
+        Without `seconds`, all recordings have the length of x.
+        """
+        if seconds is None:
+            longest = x.shape[-1] // self.second
+            pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
+            pieces = pieces.clone(memory_format=torch.contiguous_format)
+            whole: Tensor = self.stem(pieces.flatten(0, 1)).unflatten(0, (x.shape[0], longest))
+            return whole, torch.ones(x.shape[0], longest, dtype=torch.bool, device=x.device)
         longest = int(seconds.max())
         pieces = x[..., : longest * self.second].unflatten(-1, (longest, self.second)).transpose(1, 2)
         live = torch.arange(longest) < seconds.unsqueeze(1)
@@ -213,18 +222,18 @@ class LongRecordingNet(nn.Module):
         if x.dim() != 3 or x.shape[1] != self.n_chans:
             raise ValueError(f"x must have shape (recordings, {self.n_chans}, samples), got {tuple(x.shape)}")
 
-    def _count_seconds(self, x: Tensor, samples: Tensor | None) -> Tensor:
+    def _count_seconds(self, x: Tensor, samples: Tensor | None) -> Tensor | None:
+        """The whole seconds of each recording (B,) on the CPU; None if all recordings have the length of x."""
         self._check_shape(x)
         if samples is None:
-            samples = torch.full((len(x),), x.shape[-1])
-        if samples.shape != x.shape[:1] or (len(samples) and int(samples.max()) > x.shape[-1]):
-            raise ValueError(f"samples must be {len(x)} numbers up to {x.shape[-1]}, got {samples.tolist()}")
-        seconds = samples.cpu() // self.second
-        if len(seconds) and int(seconds.min()) < 1:
-            raise ValueError(
-                f"a recording must hold a second ({self.second} samples), got {int(samples.min())} samples"
-            )
-        return seconds
+            shortest = x.shape[-1]
+        else:
+            if samples.shape != x.shape[:1] or (len(samples) and int(samples.max()) > x.shape[-1]):
+                raise ValueError(f"samples must be {len(x)} numbers up to {x.shape[-1]}, got {samples.tolist()}")
+            shortest = int(samples.min()) if len(samples) else self.second
+        if shortest < self.second:
+            raise ValueError(f"a recording must hold a second ({self.second} samples), got {shortest} samples")
+        return None if samples is None else samples.cpu() // self.second
 
 
 class _SpatialStem(nn.Module):

@@ -486,6 +486,8 @@ class _LastDecoder(_LKAStage):
 
     def forward(self, tokens: Tensor, skip: Tensor) -> Tensor:  # -> (B, 4 D, 4 H, 4 W, 1)
         tokens = self.mix(tokens, skip)
+        if torch.compiler.is_exporting():  # the number of chunks would fix the size of the images
+            return self.layer_up.arrange(self._expand(tokens, *self._maps_of_blocks()), _size(skip))
         chunks = tokens.split(self.expand_chunk or tokens.shape[1], dim=1)
         train = torch.is_grad_enabled() and len(chunks) > 1
         # The 48 channels on the full grid would take most of the network's memory: they exist for one chunk at a

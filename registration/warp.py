@@ -99,8 +99,8 @@ def _sampling_grid(displacement: Tensor, moving_shape: Sequence[int]) -> Tensor:
 def _sample(image: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
     """`grid_sample` on all CPU threads; since PyTorch parallelises only over the batch, the grid is cut into slabs."""
     batch, n_slices = grid.shape[:2]
-    slabs = torch.get_num_threads()
-    if image.device.type != "cpu" or batch > 1 or slabs == 1 or n_slices < 2 * slabs:
+    slabs = 1 if torch.compiler.is_exporting() else torch.get_num_threads()
+    if slabs == 1 or image.device.type != "cpu" or batch > 1 or n_slices < 2 * slabs:
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
     per_slab = -(-n_slices // slabs)
     if per_slab * slabs != n_slices:

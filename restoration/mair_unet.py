@@ -16,7 +16,7 @@ from .scan_block import BlockSequence, ScanBlock, on_channels_first
 from .scan_order import scan_order
 from .views import middle_channels
 
-_MULTIPLE = 8  # the size is halved three times
+MULTIPLE = 8  # the size is halved three times
 
 _REAL = {"width": 48, "depths": (4, 6, 6, 8), "refinement": 4, "expansion": 2.0, "stripe_width": 4}
 _HAZE = {"width": 24, "depths": (2, 2, 3, 4), "refinement": 2, "expansion": 1.2, "stripe_width": 8}
@@ -154,7 +154,7 @@ class MaIRUNet(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"image must have shape (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         height, width = image.shape[2:]
-        image = pad_by_reflection(image, _MULTIPLE)
+        image = pad_by_reflection(image, MULTIPLE)
 
         features = self.patch_embed["proj"](image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         skip1 = self._run(self.encoder_level1, features)  # (B, H, W, C)

@@ -16,7 +16,6 @@ from torch import Tensor
 DIRECTIONS = 4
 
 
-@lru_cache(maxsize=64)
 def scan_order(
     height: int,
     width: int,
@@ -51,6 +50,15 @@ def scan_order(
         >>> scan_order(2, 4, 2, continuous=True)[0].tolist()
         [4, 5, 6, 7, 3, 2, 1, 0]
     """
+    if torch.compiler.is_exporting():
+        return traced_order(height, width, stripe_width, shifted=shifted, continuous=continuous, device=device)
+    return _order(height, width, stripe_width, shifted, continuous, device)
+
+
+@lru_cache(maxsize=64)
+def _order(
+    height: int, width: int, stripe_width: int, shifted: bool, continuous: bool, device: torch.device | None
+) -> Tensor:
     last = height * width - 1
     down = stripe_path(height, width, stripe_width, shifted=shifted, continuous=continuous)
     transposed = stripe_path(width, height, stripe_width, shifted=shifted, continuous=continuous)
@@ -104,3 +112,50 @@ def _stripes(raster: np.ndarray, borders: list[int]) -> np.ndarray:
         stripe[1::2] = stripe[1::2, ::-1]
         path.append(stripe.ravel())
     return np.concatenate(path)
+
+
+def traced_order(
+    height: int,
+    width: int,
+    stripe_width: int,
+    *,
+    shifted: bool = False,
+    continuous: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The same as `scan_order`, by tensor operations, for an exported program, whose sizes are known when it runs.
+
+    Example:
+        >>> traced_order(2, 4, 2)[0].tolist()
+        [0, 1, 5, 4, 6, 7, 3, 2]
+    """
+    options = {"shifted": shifted, "continuous": continuous}
+    down = _steps(height, width, stripe_width, **options, device=device)
+    across = _steps(width, height, stripe_width, **options, device=device).T
+    steps = torch.stack([part.reshape(-1) for part in (down, down.flip(0, 1), across, across.flip(0, 1))])
+    pixels = torch.arange(height * width, device=device).expand_as(steps)
+    return torch.zeros_like(steps).scatter(1, steps, pixels).int()
+
+
+def _steps(
+    height: int, width: int, stripe_width: int, *, shifted: bool, continuous: bool, device: torch.device | None
+) -> Tensor:
+    """The step at which `stripe_path` reads each pixel, (height, width)."""
+    y = torch.arange(height, device=device).unsqueeze(1)
+    x = torch.arange(width, device=device)
+    cut = (stripe_width - stripe_width // 2) % stripe_width if shifted else 0  # pixels that the first stripe lacks
+    stripe = (x + cut) // stripe_width
+    left = (stripe * stripe_width - cut).clamp(min=0)
+    right = torch.minimum((stripe + 1) * stripe_width - cut, x[-1:] + 1)
+    rows, top = height, 0 * stripe[-1:]
+    if continuous:  # with an even number of rows, one row is read at the end: the first, or the last
+        even = 1 - height % 2
+        rows, top = height - even, stripe[-1:] % 2 * even
+    row = y - top
+    in_stripe = torch.where(stripe % 2 == 1, rows - 1 - row, row)
+    column = torch.where(in_stripe % 2 == 1, right - 1 - x, x - left)
+    steps = left * rows + in_stripe * (right - left) + column
+    if continuous:
+        return torch.where((row < 0) | (row >= rows), rows * width + width - 1 - x, steps)
+    shift = stripe_width // 2 if shifted else 0
+    return torch.where(x[-1:] + 1 < shift, y * width + x, steps)  # as published, see `stripe_path`

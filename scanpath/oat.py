@@ -437,8 +437,9 @@ class OAT(nn.Module):
         place = self.position(scenes.position[rows, index], flag.new_ones(count), scenes.shown & has_target)
         x = torch.cat([tokens, torch.cat([target_looks, place], -1).unsqueeze(1)], 1)
         visible = torch.cat([scenes.present, scenes.present.new_ones(count, 1)], 1)
-        whole = visible.device.type == "cpu" and bool(visible.all())  # another device would have to be waited for
-        mask = None if whole else visible[:, None, None]
+        # another device would have to be waited for, and a traced program must serve all scenes
+        asks = visible.device.type == "cpu" and not torch.compiler.is_compiling()
+        mask = None if asks and bool(visible.all()) else visible[:, None, None]
         encoders = cast(list[EncoderLayer], list(self.transformer_encoder.layers))
         for layer in encoders:
             if self.late:

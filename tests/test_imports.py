@@ -87,10 +87,13 @@ INNER = {
     "kernels.scan.triton_benchmark": {"mamba_ssm"},  # optional peer
     "registration.ants": {"ants"},  # takes seconds to load: only for SyN
     "registration.convexadam": {"convexAdam"},  # optional: a peer of the benchmark
+    "registration.exported": {"onnx_operators"},  # optional: onnxscript
     "registration.greedy": {"picsl_greedy"},  # optional: a peer of the benchmark
     "restoration.baselines": {"bm3d"},  # optional: not free for commercial use
+    "restoration.exported": {"kernels"},  # optional: onnxscript
     "restoration.images": {"volumes"},  # highdicom takes a second to load: only for DICOM results
     "runs.memory": {"resource"},  # not on Windows
+    "runs.onnx_file": {"onnxruntime"},  # optional
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
     "volumes.dicom_stack": {"highdicom"},  # takes a second to load: only for DICOM series
     "volumes.tilt": {"scipy"},  # takes half a second to load: only for tilted scans

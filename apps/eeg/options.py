@@ -8,7 +8,16 @@ from ...eeg.training_options import TrainingOptions
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, InputOptions, Options, ResumeOptions, ThreadOptions, at_least, must_exist
+from ..options import (
+    DeviceOptions,
+    InputOptions,
+    OnnxOptions,
+    Options,
+    ResumeOptions,
+    ThreadOptions,
+    at_least,
+    must_exist,
+)
 
 CHECKPOINT = "last.ckpt"
 
@@ -184,6 +193,25 @@ class Audit(StudyOptions):
         """The window options that were given on the command line."""
         names = ("seconds", "overlap", "sfreq", "channels", "mat_order")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(OnnxOptions):
+    """Write a trained network as an ONNX file, which other programs run without PyTorch.
+
+    The number of windows is dynamic; for a network that reads whole recordings, so is their length in seconds. If
+    onnxruntime is installed, the file is compared with PyTorch at two sizes, and is not written if they differ by more
+    than rounding. Its metadata hold the version, the card and the preprocessing.
+
+    Args:
+        weights: model.safetensors with model.json beside it, their folder, or a name that `voxelwave weights` lists.
+    """
+
+    weights: Path
+
+    def check(self) -> None:
+        super().check()
+        must_exist(find_weights(self.weights, "eeg"), "weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,16 @@ from ...registration.training_settings import CHECKPOINT, TrainingSettings
 from ...runs.exit import UsageError
 from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
-from ..options import DeviceOptions, Options, ResumeOptions, WorkerOptions, at_least, must_be_writable, must_exist
+from ..options import (
+    DeviceOptions,
+    OnnxOptions,
+    Options,
+    ResumeOptions,
+    WorkerOptions,
+    at_least,
+    must_be_writable,
+    must_exist,
+)
 
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
@@ -418,6 +427,25 @@ class CrossValidate(RegistrationSettings, DeviceOptions, WorkerOptions):
         must_exist(self.weights, "file of weights")
         if self.method not in (None, "field"):
             raise UsageError(f"--method is a setting of --space here (network: [false, true]), got {self.method}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(OnnxOptions):
+    """Write a trained NestedMorph as an ONNX file, which other programs run without PyTorch.
+
+    The sizes of the images are dynamic, and are multiples of 32 voxels. If onnxruntime is installed, the file is
+    compared with PyTorch at two sizes, and is not written if they differ by more than rounding. Its metadata hold the
+    version, the card and the preprocessing.
+
+    Args:
+        weights: a trained NestedMorph (.safetensors, .ckpt, .pth).
+    """
+
+    weights: Path
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.weights, "file of weights")
 
 
 @dataclass(frozen=True, kw_only=True)

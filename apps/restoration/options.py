@@ -17,6 +17,7 @@ from ..options import (
     WorkerOptions,
     at_least,
     must_exist,
+    must_have_onnx,
 )
 
 
@@ -207,29 +208,48 @@ class CrossValidate(EvaluationSettings, TileSettings, WorkerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Options):
-    """Write the averaged weights of a training checkpoint as a .safetensors file for restore and evaluate.
+class Export(ThreadOptions):
+    """Write the averaged weights of a training checkpoint as a .safetensors file, or a network as an .onnx file.
 
-    The checkpoint is only read, so the training may still be running. The file contains the network's arguments, its
-    task and intensity range, and the number of steps.
+    The checkpoint is only read, so the training may still be running. The .safetensors file contains the network's
+    arguments, its task and intensity range, and the number of steps. The .onnx file is for other programs, which run it
+    without PyTorch. The number of images, their height and their width are dynamic (for the U-shaped network, multiples
+    of 8). If onnxruntime is installed, the file is compared with PyTorch at two sizes, and is not written if they
+    differ by more than rounding. Its metadata hold the version, the card and the preprocessing.
 
     Args:
-        checkpoint: last.ckpt in the output folder of train.
-        output: the .safetensors file to write.
-        notes: further entries to store in the file, as name: text, such as data, licence, command, seed.
+        checkpoint: last.ckpt in the output folder of train, for a .safetensors file.
+        output: the .safetensors or .onnx file to write.
+        weights: for an .onnx file: a file of weights, or the name of weights that come with the package.
+        size: for an .onnx file: the network to take from weights that contain several.
+        variant: the name of the published configuration, for published weights.
+        stripe_width: the width of the stripes in the network's scan order, for published weights.
+        notes: further entries to store in the .safetensors file, as name: text, such as data, licence, command, seed.
     """
 
     output_is = "file"
 
-    checkpoint: Path = field(kw_only=False)
+    checkpoint: Path | None = field(default=None, kw_only=False)
     output: Path
+    weights: Path | None = None
+    size: Literal["small", "medium", "full"] = "full"
+    variant: str | None = None
+    stripe_width: int | None = None
     notes: dict[str, str] | None = None
 
     def check(self) -> None:
         super().check()
         must_exist(self.checkpoint, "checkpoint")
-        if self.output.suffix != ".safetensors":
-            raise UsageError(f"--output must end in .safetensors, got {self.output}")
+        if self.output.suffix not in (".safetensors", ".onnx"):
+            raise UsageError(f"--output must end in .safetensors or .onnx, got {self.output}")
+        onnx = self.output.suffix == ".onnx"
+        if (self.checkpoint is None) != onnx or (self.weights is None) == onnx:
+            raise UsageError(
+                "a .safetensors file is written from CHECKPOINT, and an .onnx file from --weights: give one"
+            )
+        if onnx:
+            _weights_must_exist(self.weights)
+            must_have_onnx()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ...scanpath.training_settings import TrainingSettings
 from ..options import (
     DeviceOptions,
     InputOptions,
+    OnnxOptions,
     Options,
     ResumeOptions,
     ThreadOptions,
@@ -234,6 +236,25 @@ class CrossValidate(DataOptions, WorkerOptions):
         super().check()
         at_least(1, epochs=self.epochs, patience=self.patience, trials=self.trials)
         at_least(1, samples=self.samples, resamples=self.resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(OnnxOptions):
+    """Write a trained OAT as an ONNX file, which other programs run without PyTorch.
+
+    The numbers of scenes, objects and fixations are dynamic. If onnxruntime is installed, the file is compared with
+    PyTorch at two sizes, and is not written if they differ by more than rounding. Its metadata hold the version, the
+    card and the preprocessing.
+
+    Args:
+        weights: model.safetensors of a training, or a name that `voxelwave weights` lists.
+    """
+
+    weights: Path
+
+    def check(self) -> None:
+        super().check()
+        must_exist(find_weights(self.weights, "scanpath"), "file of weights")
 
 
 @dataclass(frozen=True, kw_only=True)

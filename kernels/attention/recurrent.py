@@ -49,6 +49,8 @@ def prefix_softmax(
         [3.0, 2.0, 2.0]
     """
     length = s.shape[-1]
+    if state is None and torch.compiler.is_exporting():
+        return _prefix_at_once(s, v)
     if state is None:
         empty = s.new_full(s.shape[:-1], -torch.inf)
         state = PrefixState(empty, torch.zeros_like(empty), v.new_zeros(*v.shape[:-2], v.shape[-1]))
@@ -80,6 +82,20 @@ def prefix_softmax(
     total = total.masked_fill(unseen, 1)
     lse = (total.log() + top.masked_fill(unseen, 0)).masked_fill(unseen, -torch.inf)
     return sums[..., :-1] / total.unsqueeze(-1), lse, PrefixState(top[..., -1], last[..., -1], last[..., :-1])
+
+
+def _prefix_at_once(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor, PrefixState]:
+    """The same with all weights, (..., L, L), in operations that every runtime of exported programs has."""
+    step = torch.arange(s.shape[-1], device=s.device)
+    scores = s.unsqueeze(-2).masked_fill(step > step.unsqueeze(-1), -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top.masked_fill(top == -torch.inf, 0)).exp()
+    sums = weights.sum(-1, keepdim=True)
+    unseen = sums == 0
+    memory, total = weights @ v, sums.masked_fill(unseen, 1)
+    lse = (total.log() + top.masked_fill(unseen, 0)).masked_fill(unseen, -torch.inf)
+    state = PrefixState(top[..., -1, 0], sums[..., -1, 0], memory[..., -1, :])
+    return memory / total, lse.squeeze(-1), state
 
 
 def pooled_softmax(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,3 +65,15 @@ def test_dropout_keeps_its_share_and_the_mean():
     assert abs(share - 0.7) < 0.004  # five standard deviations
     torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / 0.7]), rtol=1e-4, atol=0)
     assert dropout(kept, 0.3, training=False) is kept
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_norm_of_an_exported_program_is_the_same(pairs, generator, monkeypatch):
+    norm = torch.nn.BatchNorm2d(3).double().eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(3, generator=generator) + 0.5)
+    h = torch.randn(3, 4, 2, 6, generator=generator, dtype=torch.float64)
+    h = h if pairs else h.flatten(2)
+    expected = batch_norm_elu(h, norm, offset=torch.arange(3.0))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(batch_norm_elu(h, norm, offset=torch.arange(3.0)), expected)

@@ -15,6 +15,7 @@ from voxelwave.registration.warp import (
     voxel_grid,
     warp,
 )
+from voxelwave.runs.onnx_file import ROUNDING, Exportable, Size, write_onnx
 
 SHAPES = [(7, 8, 9), (1, 6, 5), (2, 1, 4), (13, 5, 3)]
 
@@ -234,3 +235,34 @@ def test_resizing_there_and_back_keeps_a_smooth_field(generator):
 def test_resize_names_a_bad_shape():
     with pytest.raises(ValueError, match="shape must be three positive lengths"):
         resize_displacement(torch.zeros(1, 3, 4, 4, 4), (4, 4))
+
+
+@pytest.mark.slow
+def test_an_exported_program_integrates_and_warps_volumes_of_any_size(tmp_path):
+    pytest.importorskip("onnxruntime", reason='needs pip install "voxelwave[export]"')
+    pytest.importorskip("onnxscript", reason='needs pip install "voxelwave[export]"')
+    from voxelwave.registration.onnx_operators import translations
+
+    class Integrated(torch.nn.Module):
+        def forward(self, image, velocity):
+            displacement = integrate(velocity)
+            return warp(image, displacement), displacement
+
+    def example(sizes):
+        shape = sizes["depth"], 5, 7
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(1, 1, *shape, generator=generator), 2 * torch.randn(1, 3, *shape, generator=generator)
+
+    exportable = Exportable(
+        network=Integrated(),
+        inputs={"image": (1, 1, "depth", 5, 7), "velocity": (1, 3, "depth", 5, 7)},
+        outputs=("warped", "displacement"),
+        sizes={"depth": Size(least=2)},
+        example=example,
+        tried=({"depth": 4}, {"depth": 9}),
+        preprocessing={},
+        translations=translations,
+    )
+    difference = write_onnx(tmp_path / "w.onnx", exportable).difference
+    assert difference is not None
+    assert difference < ROUNDING

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxelwave.restoration.scan_order import scan_order, stripe_path
+from voxelwave.restoration.scan_order import scan_order, stripe_path, traced_order
 
 SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 8), (5, 7), (6, 4), (7, 3), (9, 17), (16, 16)]
 SIZES_AND_WIDTHS = list(itertools.product(SIZES, (1, 2, 3, 4, 8)))
@@ -91,3 +91,13 @@ def test_table_of_one_size_is_made_once():
 def test_empty_size_is_refused(shape):
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         scan_order(*shape)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_the_order_of_an_exported_program_is_that_of_the_table(shifted, continuous):
+    options = {"shifted": shifted, "continuous": continuous}
+    for height, width, stripe in itertools.product((1, 2, 5, 8), (1, 3, 4, 10), (1, 3, 4, 8)):
+        assert torch.equal(
+            traced_order(height, width, stripe, **options), scan_order(height, width, stripe, **options)
+        ), (height, width, stripe)

@@ -81,3 +81,14 @@ def test_both_directions_meet_in_the_total(scores_and_values):
 def test_the_state_has_two_numbers_and_a_value_for_each_head(scores_and_values):
     _, _, state = prefix_softmax(*scores_and_values)
     assert sum(x[0, 0].numel() for x in state) == 2 + 4
+
+
+def test_an_exported_program_computes_the_same(scores_and_values, monkeypatch):
+    s, v = scores_and_values
+    s[0, 0, :5] = s[1, 2] = -torch.inf
+    out, lse, state = prefix_softmax(s, v)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    found, found_lse, found_state = prefix_softmax(s, v)
+    assert_close(found, out)
+    assert_close(found_lse, lse)
+    assert_close(tuple(found_state), tuple(state))

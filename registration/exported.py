@@ -1,0 +1,65 @@
+"""NestedMorph as an exported program with dynamic sizes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.attention.choice import needs
+from ..runs.onnx_file import Exportable, Size, Translations
+from .nestedmorph import MULTIPLE, NestedMorph
+
+
+def exportable(
+    network: NestedMorph, *, training: Mapping[str, Any] | None = None, weights: Path | None = None
+) -> Exportable:
+    """The network with the description that its export needs.
+
+    The exported program takes one pair of images whose sizes are multiples of 32: pad them with 0 and cut the results.
+
+    Args:
+        network: in evaluation mode.
+        training: the options of the training, see `nestedmorph_files.read_training_options`.
+        weights: the weight file.
+
+    Raises:
+        ValueError: the network attends to regions, whose number depends on the size of the images.
+    """
+    if network.mixer is not None and needs(network.mixer) & {"grid", "length"}:
+        raise ValueError(f"mixer must not depend on the size of the images in an exported network, got {network.mixer}")
+    axes = (1, 1, "depth", "height", "width")
+    size = Size(least=2 * MULTIPLE, multiple=MULTIPLE, meaning="voxels along an axis of both images")
+    return Exportable(
+        network=network,
+        inputs={"moving": axes, "fixed": axes},
+        outputs=("warped", "displacement"),
+        sizes=dict.fromkeys(("depth", "height", "width"), size),
+        example=_example,
+        tried=({"depth": 64, "height": 96, "width": 128}, {"depth": 96, "height": 64, "width": 64}),
+        preprocessing={
+            "moving, fixed": (
+                "two images on one grid, aligned by an affine map, scaled to 0..1, padded with 0 to multiples of 32"
+            ),
+            "spacing_mm": (training or {}).get("spacing_mm"),
+            "orientation": (training or {}).get("orientation"),
+            "warped": "the moving image on the grid of the fixed one",
+            "displacement": "voxels, ordered (depth, height, width): warped[x] = moving[x + displacement[x]]",
+        },
+        card={"network": network.config, "training": dict(training or {})},
+        weights=weights,
+        translations=_translations,
+    )
+
+
+def _example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 1, sizes["depth"], sizes["height"], sizes["width"])
+    return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+
+
+def _translations() -> Translations:
+    from .onnx_operators import translations
+
+    return translations()
