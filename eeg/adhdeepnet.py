@@ -127,7 +127,7 @@ class ADHDeepNet(nn.Module):
         self.excite2 = SqueezeExcite(256, se_nodes)
         self.classify = nn.Linear(256, n_outputs)
         for module in self.modules():
-            _glorot_uniform(module)
+            glorot_uniform(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_outputs) of windows (batch, n_chans, n_times)."""
@@ -231,8 +231,8 @@ class ADHDeepNet(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """Scale filters whose norm exceeds `max_norm` back to it, as Keras does after every optimizer step."""
-        _max_norm(self.spatial.weight, dim=2, limit=self.max_norm)
-        _max_norm(self.classify.weight, dim=1, limit=self.max_norm)
+        limit_norm(self.spatial.weight, dim=2, limit=self.max_norm)
+        limit_norm(self.classify.weight, dim=1, limit=self.max_norm)
 
     @property
     def keras_parameters(self) -> int:
@@ -366,8 +366,11 @@ def _norm_tensors(norm: nn.BatchNorm2d) -> list[Tensor]:
     return [norm.weight, norm.bias, *running(norm)]
 
 
-def _glorot_uniform(module: nn.Module) -> None:
-    """Glorot and Bengio (2010) with the fans of Keras, where a depthwise kernel is (h, w, in, multiplier)."""
+def glorot_uniform(module: nn.Module) -> None:
+    """Draw initial weights of a layer as Glorot and Bengio (2010) do.
+
+    The fans are those of Keras, where a depthwise kernel is (h, w, in, multiplier).
+    """
     if isinstance(module, nn.Conv2d):
         area = module.kernel_size[0] * module.kernel_size[1]
         multiplier = module.out_channels // module.groups
@@ -381,6 +384,7 @@ def _glorot_uniform(module: nn.Module) -> None:
     nn.init.uniform_(module.weight, -limit, limit)
 
 
-def _max_norm(weight: Tensor, *, dim: int, limit: float) -> None:
+def limit_norm(weight: Tensor, *, dim: int, limit: float) -> None:
+    """Scale the vectors of a weight along `dim` whose norm exceeds the limit, in place, as Keras does."""
     norm = weight.square().sum(dim, keepdim=True).sqrt()
     weight.mul_(norm.clamp(0, limit) / (1e-7 + norm))
