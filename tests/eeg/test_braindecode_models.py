@@ -6,6 +6,7 @@ import mne
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch.testing import assert_close
 
 from voxelwave.eeg.adhdeepnet import ADHDeepNet
@@ -118,3 +119,8 @@ def test_a_classifier_finds_them_by_name_and_trains(name):
     assert classifier.predict_proba(x).shape == (24, 2)
     losses = classifier.history[:, "train_loss"]
     assert losses[-1] < losses[0]
+
+
+def test_scikit_learn_clones_a_classifier():
+    given = {"module__n_chans": 3, "module__n_times": 128, "module__n_outputs": 2, "lr": 0.01}
+    assert {name: clone(EEGClassifier("ADHDeepNet", **given)).get_params()[name] for name in given} == given
