@@ -175,7 +175,11 @@ class MaIR(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"image must have shape (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         height, width = image.shape[2:]
-        size = {"stripe_width": self.stripe_width, "continuous": self.continuous, "device": image.device}
+        size: dict[str, Any] = {
+            "stripe_width": self.stripe_width,
+            "continuous": self.continuous,
+            "device": image.device,
+        }
         plain = scan_order(height, width, **size)
         shifted = scan_order(height, width, shifted=True, **size)
         mean = image.new_tensor(self.mean).view(-1, 1, 1)

@@ -172,8 +172,8 @@ class MaIRUNet(nn.Module):
         return restored[:, :, :height, :width]
 
     def _run(self, blocks: BlockSequence, features: Tensor) -> Tensor:
-        size = features.shape[1:3]
-        order = scan_order(*size, self.stripe_width, continuous=self.continuous, device=features.device)
+        height, width = features.shape[1:3]
+        order = scan_order(height, width, self.stripe_width, continuous=self.continuous, device=features.device)
         result: Tensor = blocks(features, order)  # the published network uses plain stripes only
         return result
 

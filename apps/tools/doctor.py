@@ -31,9 +31,10 @@ _OPTIONAL = {
     "restoration": {"bm3d": ("bm3d", "the comparison with BM3D")},
     "eeg": {
         "mne_bids": ("mne-bids", "channels.tsv and events.tsv of BIDS folders"),
-        "braindecode": ("braindecode", ""),
+        "braindecode": ("braindecode", "its EEGClassifier with our networks"),
     },
     "scanpath": {},
+    "export": {"onnxscript": ("onnxscript", "ONNX files"), "onnxruntime": ("onnxruntime", "the check of ONNX files")},
     "clusters": {"distributed": ("dask[distributed]", "--cluster dask"), "submitit": ("submitit", "--cluster slurm")},
 }
 _GIB = 2**30

@@ -10,10 +10,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 
 from . import operators  # noqa: F401  (it registers the operator)
 
+op: Any = opset20  # its types fix each argument to one kind of number
 _STEPS = 16  # per block
 
 

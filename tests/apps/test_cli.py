@@ -162,7 +162,7 @@ def test_help_of_every_verb_loads_no_heavy_package():
 
 
 def test_a_missing_input_is_reported_before_a_heavy_package_loads():
-    missing, out = "missing/input", ["-o", "never-written"]
+    missing, out, onnx = "missing/input", ["-o", "never-written"], ["-o", "never-written.onnx"]
     weights = ["--weights", "denoise-grey"]
     results = _run_each(
         [
@@ -175,6 +175,8 @@ def test_a_missing_input_is_reported_before_a_heavy_package_loads():
             ["restoration", "train", missing, missing, *out],
             ["restoration", "evaluate", missing, "--sigma", "25", "-o", "never-written.tsv"],
             ["restoration", "export", missing, *out],
+            ["restoration", "export", "--weights", "missing.safetensors", *onnx],
+            *([field, "export", "--weights", missing, *onnx] for field in ("registration", "eeg", "scanpath")),
             ["eeg", "train", missing, *out],
             ["eeg", "diagnose", "-i", missing, "--weights", missing, *out],
             ["eeg", "audit", missing],
