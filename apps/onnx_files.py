@@ -26,6 +26,6 @@ def export_onnx(output: Path, exportable: Exportable) -> None:
     if written.difference is None:
         print('  not checked: onnxruntime is not installed; pip install "voxelwave[export]"')
     else:
-        print(f"  checked by onnxruntime at two sizes: at most {written.difference:.0e} (relative) from PyTorch")
+        print(f"  checked by onnxruntime: at most {written.difference:.0e} (relative) from PyTorch")
     sizes = {name: size.words for name, size in exportable.sizes.items()}
     add_outcome(inputs=dict(exportable.inputs), sizes=sizes, difference=written.difference)

@@ -13,7 +13,11 @@ from .nestedmorph import MULTIPLE, NestedMorph
 
 
 def exportable(
-    network: NestedMorph, *, training: Mapping[str, Any] | None = None, weights: Path | None = None
+    network: NestedMorph,
+    *,
+    size: tuple[int, int, int] | None,
+    training: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
 ) -> Exportable:
     """The network with the description that its export needs.
 
@@ -21,26 +25,37 @@ def exportable(
 
     Args:
         network: in evaluation mode.
+        size: depth, height and width of the images, in voxels; None for dynamic sizes, whose tracing takes more than
+            five minutes of a processor.
         training: the options of the training, see `nestedmorph_files.read_training_options`.
         weights: the weight file.
 
     Raises:
-        ValueError: the network attends to regions, whose number depends on the size of the images.
+        ValueError: a size is no multiple of 32, or the network attends to regions, whose number depends on the size.
     """
-    if network.mixer is not None and needs(network.mixer) & {"grid", "length"}:
-        raise ValueError(f"mixer must not depend on the size of the images in an exported network, got {network.mixer}")
-    axes = (1, 1, "depth", "height", "width")
-    size = Size(least=2 * MULTIPLE, multiple=MULTIPLE, meaning="voxels along an axis of both images")
+    if size is not None and any(n < MULTIPLE or n % MULTIPLE for n in size):
+        raise ValueError(f"size must be three multiples of {MULTIPLE}, got {', '.join(map(str, size))}")
+    if size is None and network.mixer is not None and needs(network.mixer) & {"grid", "length"}:
+        raise ValueError(f"size must be given for a mixer that depends on the size of the images: {network.mixer}")
+    names = ("depth", "height", "width")
+    dynamic = Size(least=2 * MULTIPLE, multiple=MULTIPLE, meaning="voxels along an axis of both images")
+
+    def example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, 1, *(size or [sizes[name] for name in names]))
+        return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+
+    axes = (1, 1, *(size or names))
     return Exportable(
         network=network,
         inputs={"moving": axes, "fixed": axes},
         outputs=("warped", "displacement"),
-        sizes=dict.fromkeys(("depth", "height", "width"), size),
-        example=_example,
+        sizes={} if size else dict.fromkeys(names, dynamic),
+        example=example,
         tried=({"depth": 64, "height": 96, "width": 128}, {"depth": 96, "height": 64, "width": 64}),
         preprocessing={
             "moving, fixed": (
-                "two images on one grid, aligned by an affine map, scaled to 0..1, padded with 0 to multiples of 32"
+                "two images on one grid, aligned by an affine map, scaled to 0..1, padded with 0 to the size of the input"
             ),
             "spacing_mm": (training or {}).get("spacing_mm"),
             "orientation": (training or {}).get("orientation"),
@@ -51,12 +66,6 @@ def exportable(
         weights=weights,
         translations=_translations,
     )
-
-
-def _example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, 1, sizes["depth"], sizes["height"], sizes["width"])
-    return torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
 
 
 def _translations() -> Translations:

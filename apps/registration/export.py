@@ -11,4 +11,4 @@ def export(options: Export) -> None:
     """Run the command."""
     use_threads(options.threads)
     network, training = load_nestedmorph(options.weights), read_training_options(options.weights)
-    export_onnx(options.output, exportable(network, training=training, weights=options.weights))
+    export_onnx(options.output, exportable(network, size=options.size, training=training, weights=options.weights))

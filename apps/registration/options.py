@@ -433,18 +433,21 @@ class CrossValidate(RegistrationSettings, DeviceOptions, WorkerOptions):
 class Export(OnnxOptions):
     """Write a trained NestedMorph as an ONNX file, which other programs run without PyTorch.
 
-    The sizes of the images are dynamic, and are multiples of 32 voxels. If onnxruntime is installed, the file is
-    compared with PyTorch at two sizes, and is not written if they differ by more than rounding. Its metadata hold the
-    version, the card and the preprocessing.
+    The size of the images is fixed by --size. If onnxruntime is installed, the file is compared with PyTorch, and is
+    not written if they differ by more than rounding. Its metadata hold the version, the card and the preprocessing.
 
     Args:
         weights: a trained NestedMorph (.safetensors, .ckpt, .pth).
+        size: depth, height and width of both images in voxels, multiples of 32; smaller images are padded with 0.
     """
 
     weights: Path
+    size: tuple[int, int, int]
 
     def check(self) -> None:
         super().check()
+        if any(n < 32 or n % 32 for n in self.size):
+            raise UsageError(f"--size must be three multiples of 32, got {', '.join(map(str, self.size))}")
         must_exist(self.weights, "file of weights")
 
 
