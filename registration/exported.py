@@ -55,7 +55,7 @@ def exportable(
         tried=({"depth": 64, "height": 96, "width": 128}, {"depth": 96, "height": 64, "width": 64}),
         preprocessing={
             "moving, fixed": (
-                "two images on one grid, aligned by an affine map, scaled to 0..1, padded with 0 to the size of the input"
+                "two images on one grid, aligned by an affine map, scaled to 0..1, padded with 0 to the size"
             ),
             "spacing_mm": (training or {}).get("spacing_mm"),
             "orientation": (training or {}).get("orientation"),
