@@ -4,6 +4,7 @@ Importing this module registers both under their names, so that `EEGClassifier("
 imports braindecode, which is optional and takes seconds to load; nothing else in the package does.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from . import adhdeepnet, long_recording
 SFREQ = 128.0  # Hz; the rate of the published ADHDeepNet, if none is given
 
 
-class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[misc]
+class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
     """ADHDeepNet (Amini et al., arXiv 2509.08779) with the arguments of braindecode.
 
     It computes the same as `voxelwave.eeg.ADHDeepNet`, whose weights `load_state_dict` takes. The norms of the spatial
@@ -41,6 +42,12 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
     ----------
     Amini et al., arXiv 2509.08779.
     """
+
+    n_chans: int  # properties of braindecode
+    n_times: int
+    n_outputs: int
+    sfreq: float
+    _set_n_outputs: Callable[[int], None]
 
     def __init__(
         self,
@@ -79,7 +86,8 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
             max_norm=max_norm,
         )
         self.mapping = _mapping(self.network, "classify")
-        self.final_layer, self.network.classify = self.network.classify, nn.Identity()
+        self.final_layer = self.network.classify
+        self.network.add_module("classify", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_outputs) of windows (batch, n_chans, n_times)."""
@@ -107,7 +115,7 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
         adhdeepnet.limit_norm(self.final_layer.weight, dim=1, limit=self.max_norm)
 
 
-class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[misc]
+class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
     """A network that reads whole recordings of any length, with the arguments of braindecode.
 
     It computes the same as `voxelwave.eeg.LongRecordingNet`, whose weights `load_state_dict` takes. All recordings of a
@@ -134,6 +142,12 @@ class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type
     drop_seconds : float
         Share of the seconds that are hidden in training.
     """
+
+    n_chans: int  # properties of braindecode
+    n_times: int
+    n_outputs: int
+    sfreq: float
+    _set_n_outputs: Callable[[int], None]
 
     def __init__(
         self,
@@ -177,7 +191,8 @@ class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type
             drop_seconds=drop_seconds,
         )
         self.mapping = _mapping(self.network, "final_layer")
-        self.final_layer, self.network.final_layer = self.network.final_layer, nn.Identity()
+        self.final_layer = self.network.final_layer
+        self.network.add_module("final_layer", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_outputs) of recordings (batch, n_chans, samples)."""

@@ -16,7 +16,7 @@ from .random_convolutions import RandomConvolutions
 from .tangent_space import TangentSpaceMap
 
 
-class _WindowTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class _WindowTransformer(TransformerMixin, BaseEstimator):
     """Base of the transformers: windows are (n, channels, times), or (n, times) if there is one channel."""
 
     def _windows(self, X: Any, *, reset: bool) -> np.ndarray:

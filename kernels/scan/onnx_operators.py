@@ -23,8 +23,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.voxelwave.directional_scan.default: _directional_scan}
 
 
-def _directional_scan(  # the arguments of the operator; without annotations, they are inputs
-    x,  # type: ignore[no-untyped-def]
+def _directional_scan(  # type: ignore[no-untyped-def]  # the operator's arguments; without annotations, they are inputs
+    x,
     delta,
     A,
     B,
