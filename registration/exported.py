@@ -25,8 +25,8 @@ def exportable(
 
     Args:
         network: in evaluation mode.
-        size: depth, height and width of the images, in voxels; None for dynamic sizes, whose tracing takes more than
-            five minutes of a processor.
+        size: depth, height and width of the images, in voxels; None for dynamic sizes, which is experimental: tracing
+            them takes more than four minutes of a processor.
         training: the options of the training, see `nestedmorph_files.read_training_options`.
         weights: the weight file.
 
