@@ -11,6 +11,7 @@ from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_together
 from ...runs.outcome import add_outcome
 from ...runs.record import write_record
+from ..batch.bids_derivatives import write_derivatives
 from ..batch.case import Case
 from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
@@ -64,7 +65,11 @@ def _register_folder(options: Register) -> int:
         options=results_depend_on,
         weights=options.weights,
     )
-    return run_batch(choose(_find_pairs(options, root), include=options.include), run, options)
+    cases = choose(_find_pairs(options, root), include=options.include)
+    code = run_batch(cases, run, options)
+    if not options.dry_run and (place := write_derivatives(cases, root, options.output)) is not None:
+        print(f"the same results under BIDS names: {place}/")
+    return code
 
 
 def _find_pairs(options: Register, root: Path) -> list[Case]:

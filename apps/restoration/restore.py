@@ -8,6 +8,7 @@ from typing import Any
 from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.settings import RestoreSettings
 from ...runs.catalogue import find_weights
+from ..batch.bids_derivatives import write_derivatives
 from ..batch.case import Case
 from ..batch.find import Found, choose, find_cases
 from ..batch.run import FolderRun, run_batch
@@ -44,7 +45,10 @@ def _restore_folder(options: Restore, found: Found) -> int:
         notes=found.notes,
     )
     cases = choose(found.cases, include=options.include, modality=options.modality, series=options.series)
-    return run_batch(cases, run, options)
+    code = run_batch(cases, run, options)
+    if not options.dry_run and (place := write_derivatives(cases, options.input, options.output)) is not None:
+        print(f"the same results under BIDS names: {place}/")
+    return code
 
 
 def _restore_single(options: Restore) -> int:
