@@ -15,7 +15,8 @@ from .refits import Refit
 from .statistics import Scores
 
 _LITTLE = 0.1  # a share of the advantage below this counts as nothing
-_MUCH = 0.4  # the loss of this share is named in the conclusion
+_SOME = 0.2  # the largest loss is named in the conclusion if it is above this share
+_MUCH = 0.4  # every loss of this share is
 _LEAST_ADVANTAGE = 0.02
 _PERMUTATIONS = 2000
 _WORDS = (  # upper end of the share -> words
@@ -98,8 +99,19 @@ def stress_results(
     if not known:
         conclusion = ["The unaltered score is not clearly above chance: the tests cannot show what it rests on."]
     elif not conclusion and any(row["figures"] for row in rows):
-        conclusion = ["No alteration took much of the advantage over chance away."]
+        conclusion = ["No alteration took much of the advantage over chance away.", *_largest_loss(rows, auc - 0.5)]
     return {"model": model, "auc": auc, "interval": interval, "rows": rows, "conclusion": conclusion}
+
+
+def _largest_loss(rows: Sequence[StressRow], advantage: float) -> list[str]:
+    """The sentence on the largest loss, if it is worth a line."""
+    losses = [
+        (-row["figures"]["difference"] / advantage, row["sentence"])
+        for row in rows
+        if row["kind"] == "removed" and row["figures"] is not None
+    ]
+    lost, sentence = max(losses, default=(0.0, ""))
+    return [f"The largest loss: {sentence[0].lower()}{sentence[1:]}"] if lost > _SOME else []
 
 
 def retested(unaltered: Scores, refit: Scores, test_share: float) -> Retested:

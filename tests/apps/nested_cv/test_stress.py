@@ -71,7 +71,15 @@ def test_a_large_loss_is_named_in_the_conclusion_with_its_warning_even_if_it_may
     assert _sentence([0.9] * 5, [0.6] * 5)[1] == [clear]
     unsure = _sentence([0.9] * 5, [0.4, 0.98, 0.6, 0.6, 0.98], warning="It may be hum.")[1]
     assert unsure[0].endswith(", but this difference may be due to chance. It may be hum.")
-    assert _sentence([0.9] * 5, [0.8] * 5)[1] == ["No alteration took much of the advantage over chance away."]
+
+
+def test_without_a_large_loss_the_largest_one_is_named_if_it_is_worth_a_line():
+    nothing = "No alteration took much of the advantage over chance away."
+    assert _sentence([0.9] * 5, [0.88] * 5)[1] == [nothing]
+    assert _sentence([0.9] * 5, [0.8] * 5)[1] == [
+        nothing,
+        "The largest loss: about a quarter of the advantage over chance is gone without what lies above 40 Hz.",
+    ]
 
 
 def test_a_score_at_chance_has_nothing_to_lose():
