@@ -1,11 +1,13 @@
 """Pages of the site that come from the package: commands, Python interface, mechanisms, notebooks, model cards."""
 
+import atexit
 import contextlib
 import dataclasses
 import importlib
 import inspect
 import io
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -31,6 +33,7 @@ PACKAGES = ("registration", "restoration", "eeg", "scanpath", "volumes", "kernel
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Let mkdocstrings read the package beside these pages, whatever the name of its folder."""
     place = Path(tempfile.mkdtemp(prefix="voxelwave-docs-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)  # removes the link, not the folder behind it
     (place / "voxelwave").symlink_to(ROOT, target_is_directory=True)
     python = config.plugins["mkdocstrings"].config["handlers"]["python"]  # type: ignore[attr-defined]
     python["paths"] = [str(place)]

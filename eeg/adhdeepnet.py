@@ -152,7 +152,7 @@ class ADHDeepNet(nn.Module):
             gain = gain + 0 * self.norm1.bias
         # The first norm adds a constant to every mixed channel; the mean of the second norm contains and removes it.
         constant = ((self.norm1.bias - gain * mean).unsqueeze(1) * spatial.sum(-1)).flatten()
-        if signal_layers.serves(x, constant) and not x.requires_grad:
+        if signal_layers.serves(x, constant, taps, spatial) and not x.requires_grad:
             mixing = (spatial * gain.view(-1, 1, 1)).flatten(0, 1)
             h, *found = signal_layers.filtered_block(x, mixing, taps, *norm_arguments(self.norm2, constant))
             keep_statistics(self.norm2, *found, count=x.shape[0] * x.shape[2], offset=constant)
@@ -170,7 +170,7 @@ class ADHDeepNet(nn.Module):
 
     def after_first_block(self, h: Tensor) -> Tensor:
         """The last features (batch, 256) from the output of `first_block`."""
-        if signal_layers.serves(h, self.norm3.weight):
+        if signal_layers.serves(h, *self.parameters()):
             return self._compiled_after_first_block(h)
         h = dropout(h, self.drop_prob, self.training)
         h = batch_norm_elu(self._towers(h), self.norm3)

@@ -11,6 +11,8 @@ from ..runs.onnx_file import Exportable, Size
 from .long_recording import LongRecordingNet
 from .networks import ModelCard
 
+_PRIVATE = ("subjects", "notes")  # these may name people, so they stay out of a file that is given away
+
 
 def exportable(network: nn.Module, card: ModelCard, *, weights: Path | None = None) -> Exportable:
     """The network with the description that its export needs.
@@ -55,6 +57,6 @@ def exportable(network: nn.Module, card: ModelCard, *, weights: Path | None = No
         example=example,
         tried=tried,
         preprocessing={name: words, **common},
-        card=asdict(card),
+        card={name: value for name, value in asdict(card).items() if name not in _PRIVATE},
         weights=weights,
     )

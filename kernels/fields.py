@@ -128,8 +128,8 @@ class Smoother:
         self._weights = torch.cat([table.flatten() for table in tables])
         self._radius = _Lengths(*(table.shape[1] // 2 for table in tables))
         self._spacing = _Numbers(*spacing)
-        self._scratch = torch.empty(*shape, 4)
-        self._longest = torch.empty(shape[1])
+        self._scratch = torch.empty(*shape, 4, dtype=torch.float32, device="cpu")
+        self._longest = torch.empty(shape[1], dtype=torch.float32, device="cpu")
 
     def __call__(self, field: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, float]:
         """The smoothed field, and the length in mm of its longest vector; `out` may be `field` itself."""
@@ -157,7 +157,7 @@ class Correlation:
     def __call__(self, warped: Tensor, scale: Sequence[float], *, out: Tensor | None = None) -> tuple[float, Tensor]:
         """The loss (the negative mean squared correlation) and -slope * gradient(warped) * scale, (D, H, W, 4)."""
         field = warped.new_empty(*warped.shape, 4) if out is None else out
-        loss = torch.empty(warped.shape[0], dtype=torch.float64)
+        loss = torch.empty(warped.shape[0], dtype=torch.float64, device="cpu")
         images = (warped, self._fixed, self._mask, *self._terms)
         _call("correlation", *images, _shape(warped), _Numbers(*scale), field, loss)
         return -float(loss.sum()) / self._voxels, field

@@ -118,7 +118,8 @@ def _sizes(features: Tensor, **others: Any) -> _Pixels:
 
 
 def _call(name: str, sizes: _Pixels, *arguments: Any, keep: list[Tensor] | None = None) -> None:
-    scratch = torch.empty(native.function("vw_pixel_scratch", ctypes.c_int64)(ctypes.byref(sizes)))
+    count = native.function("vw_pixel_scratch", ctypes.c_int64)(ctypes.byref(sizes))
+    scratch = torch.empty(count, dtype=torch.float32, device="cpu")
     sizes.scratch = scratch.data_ptr()
     whole = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
     native.call(name, sizes, *whole, keep=[scratch, *(keep or [])])

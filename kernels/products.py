@@ -26,11 +26,17 @@ def wide_product(small: Tensor, wide: Tensor, *, add_to: Tensor | None = None) -
 
     Returns:
         (m, n), or `add_to`.
+
+    Raises:
+        ValueError: a shape, a stride, a type or a device does not fit.
     """
     rows, depth = small.shape
     out = wide.new_empty(rows, wide.shape[1]) if add_to is None else add_to
-    assert wide.stride(1) == out.stride(1) == 1
-    assert small.dtype == wide.dtype == torch.float32
+    for name, tensor, shape in (("wide", wide, (depth, wide.shape[1])), ("add_to", out, (rows, wide.shape[1]))):
+        if tuple(tensor.shape) != shape or tensor.stride(1) != 1:
+            raise ValueError(f"{name} must have shape {shape} and neighbouring columns, got {tuple(tensor.shape)}")
+    if not all(each.dtype == torch.float32 and each.device.type == "cpu" for each in (small, wide, out)):
+        raise ValueError("small, wide and add_to must be float32 on the CPU")
     sizes = _Product(
         rows=rows,
         depth=depth,
@@ -42,7 +48,8 @@ def wide_product(small: Tensor, wide: Tensor, *, add_to: Tensor | None = None) -
         add=add_to is not None,
         threads=torch.get_num_threads(),
     )
-    scratch = torch.empty(native.function("vw_product_scratch", ctypes.c_int64)(ctypes.byref(sizes)))
+    count = native.function("vw_product_scratch", ctypes.c_int64)(ctypes.byref(sizes))
+    scratch = torch.empty(count, dtype=torch.float32, device="cpu")
     sizes.scratch = scratch.data_ptr()
     native.call("vw_product", sizes, small, wide, out, keep=[scratch])
     return out

@@ -40,7 +40,7 @@ class Dropped:
 
     def __init__(self, shape: torch.Size, drop_prob: float):
         zeros = round(drop_prob * 65536)
-        numbers = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        numbers = torch.empty(-(-shape.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
         self.bits = numbers.view(torch.int16)[: shape.numel()]  # 16 random bits for each value
         self.least, self.factor = zeros - 32768, 65536 / (65536 - zeros)
 
@@ -371,6 +371,6 @@ def _call(name: str, sizes: dict[str, Any], *arguments: Any) -> None:
     scratch = None
     if "taps" in sizes:
         count = native.function("vw_signal_scratch", ctypes.c_int64)(ctypes.byref(signals))
-        scratch = torch.empty(signals.threads * count)
+        scratch = torch.empty(signals.threads * count, dtype=torch.float32, device="cpu")
         signals.scratch = scratch.data_ptr()
     native.call(name, signals, *arguments, keep=[scratch])

@@ -18,6 +18,7 @@ from ..kernels.attention.bilevel import BilevelAttention, RegionRoutes
 from ..kernels.attention.choice import Place, mixer_of, needs
 from ..kernels.attention.layer import EditableHeads
 from ..kernels.attention.mixer import NC, Mixed, Mixer
+from ..kernels.attention.relative_convolution import RelativeConvolutionAttention
 
 STRIDES = (4, 8, 16, 32)  # voxels between the tokens of each stage
 COARSE = (2, 3)  # the stages of which a branch returns the tokens
@@ -103,7 +104,13 @@ class CrossAttention(EditableHeads):
 
         This is the expectation of the difference of positions under the attention weights, averaged over the heads. A
         loss on it trains the search itself (Xu et al. 2022, GMFlow, arXiv 2111.13680, equation 5, reads it as flow).
+        Both images have tokens on the same grid.
+
+        Raises:
+            ValueError: the mechanism has other weights for each channel, so no attention map.
         """
+        if isinstance(self.mixer, RelativeConvolutionAttention):
+            raise ValueError("mixer must have weights that all channels share, got relative_convolution")
         places = _UNIT * _positions(moving, self.stride)[None, None]
         found = self._attend(fixed, moving, places.expand(len(moving.values), self.heads, -1, -1)).out.mean(1)
         result: Tensor = (found - places[0]).unflatten(1, fixed.size)

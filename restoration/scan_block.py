@@ -229,15 +229,29 @@ class ScanBlock(nn.Module):
         return torch.addcmul(mlp(self.ln_2(features)), features, self.skip_scale2)
 
     def _compiled(self, features: Tensor, order: Tensor) -> bool:
-        """Whether compiled layers can take the place of the modules, on which nobody hangs a hook."""
+        """Whether compiled layers can take the place of the modules: nobody replaced one or hung a hook on it."""
         dropping = self.training and self.drop_path.rate > 0
+        mixer, mlp = self.self_attention, self.get_submodule(self._mlp_name)
+        if type(mlp) is not MLP:
+            return False
+        linear = (mixer.in_proj, mixer.out_proj, mlp.fc1, mlp.fc2)
+        norms = (self.ln_1, self.ln_2, mixer.out_norm)
         return (
             not dropping
+            and all(type(each) is nn.Linear for each in linear)
+            and all(type(each) is nn.LayerNorm and each.eps == self.ln_1.eps for each in norms)
+            and type(mixer.conv2d) is nn.Conv2d
+            and features.ndim == 4
+            and features.shape[3] == self.ln_1.weight.numel()
+            and tuple(order.shape) == (DIRECTIONS, features.shape[1] * features.shape[2])
             and not self.self_attention.scan.plain
             and pixel_layers.serves(features, *self.parameters())
             and order.device.type == "cpu"
             and order.dtype == torch.int32
-            and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+            and not any(
+                module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+                for module in self.modules()
+            )
         )
 
     def _by_compiled_layers(self, features: Tensor, order: Tensor) -> Tensor:

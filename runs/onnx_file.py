@@ -118,7 +118,7 @@ def exported_program(exportable: Exportable, *, strict: bool = False) -> Exporte
         with torch.no_grad(), _quiet():
             return torch.export.export(exportable.network, arguments, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the tracer raises many kinds
-        raise ValueError(f"{_name(exportable)} cannot be exported: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{_name(exportable)} cannot be exported: {_reason(error)}") from error
 
 
 def write_onnx(path: str | os.PathLike[str], exportable: Exportable) -> Written:

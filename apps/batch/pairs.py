@@ -34,7 +34,7 @@ def pairs_of_table(table: Path, folder: Path | None = None, *, keep_identifiers:
     return with_unique_names(cases)
 
 
-def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
+def pairs_of_bids(folder: Path, moving: str, fixed: str, *, output: Path | None = None) -> list[Case]:
     """A case per session of a BIDS folder that has the two images.
 
     Args:
@@ -42,13 +42,14 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str) -> list[Case]:
         moving: the BIDS name of the moving image: a suffix such as "T1w", or with entities such as "acq-highres_T1w";
             if it contains "ses-1", the image of that session is used for every session of the subject.
         fixed: the same for the fixed image.
+        output: a folder of results, which is left out if it lies in `folder`.
 
     Raises:
         ValueError: the folder has neither image.
     """
     images = [
         path
-        for path, problem in find_files(folder, None)
+        for path, problem in find_files(folder, output)
         if problem is None
         and path.name.lower().endswith(NIFTI)
         and BIDS_NAME.fullmatch(name_stem(path.name))

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ...runs.json_files import read_json
+from ..batch.names import shown_name
 from ..batch.page_words import GLOSSARY
 
 _STYLE = Path(__file__).parent / "report.css"
@@ -61,11 +62,12 @@ def write_case_page(
 def _facts(content: dict[str, Any]) -> dict[str, str]:
     """Inputs and options, without those that are not set."""
     inputs = {
-        name: f"{Path(one['path']).name}, SHA-256 {one['sha256'][:12]}…"
+        name: f"{shown_name(Path(one['path']).name)}, SHA-256 {one['sha256'][:12]}…"
         for name, one in content["inputs"].items()
         if one
     }
-    options = {name: _plain(value) for name, value in content["options"].items() if value not in (None, False)}
+    given = {name: value for name, value in content["options"].items() if value is not None and value is not False}
+    options = {name: _plain(value) for name, value in given.items()}
     return {name.replace("_", " "): value for name, value in {**inputs, **options}.items()}
 
 

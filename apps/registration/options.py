@@ -438,7 +438,8 @@ class Export(OnnxOptions):
 
     Args:
         weights: a trained NestedMorph (.safetensors, .ckpt, .pth).
-        size: depth, height and width of both images in voxels, multiples of 32; smaller images are padded with 0.
+        size: depth, height and width of both images in voxels, multiples of 32; pad smaller images with 0
+            before the network, and cut its results.
     """
 
     weights: Path

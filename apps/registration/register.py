@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import MASK_FILES, PAIR_FILES, Pair
-from ...runs.exit import DONE, REFUSED
+from ...runs.exit import DONE, REFUSED, SOME_FAILED
 from ...runs.files import outputs_together
 from ...runs.outcome import add_outcome
 from ...runs.record import write_record
-from ..batch.bids_derivatives import write_derivatives
+from ..batch.bids_derivatives import print_derivatives, write_derivatives
 from ..batch.case import Case
 from ..batch.find import choose
 from ..batch.pairs import pairs_of_bids, pairs_of_table
@@ -67,15 +67,15 @@ def _register_folder(options: Register) -> int:
     )
     cases = choose(_find_pairs(options, root), include=options.include)
     code = run_batch(cases, run, options)
-    if not options.dry_run and (place := write_derivatives(cases, root, options.output)) is not None:
-        print(f"the same results under BIDS names: {place}/")
+    if not options.dry_run and code in (DONE, SOME_FAILED, REFUSED):
+        print_derivatives(write_derivatives(cases, root, options.output, keep_identifiers=options.keep_identifiers))
     return code
 
 
 def _find_pairs(options: Register, root: Path) -> list[Case]:
     if options.bids is not None:
         moving, fixed = (name.strip() for name in options.bids.split(","))
-        return pairs_of_bids(root, moving, fixed)
+        return pairs_of_bids(root, moving, fixed, output=options.output)
     table = options.pairs or next(root / name for name in PAIR_LISTS if (root / name).is_file())
     return pairs_of_table(table, options.input and root, keep_identifiers=options.keep_identifiers)
 

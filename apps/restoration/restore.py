@@ -8,7 +8,8 @@ from typing import Any
 from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.settings import RestoreSettings
 from ...runs.catalogue import find_weights
-from ..batch.bids_derivatives import write_derivatives
+from ...runs.exit import DONE, REFUSED, SOME_FAILED
+from ..batch.bids_derivatives import print_derivatives, write_derivatives
 from ..batch.case import Case
 from ..batch.find import Found, choose, find_cases
 from ..batch.run import FolderRun, run_batch
@@ -46,8 +47,9 @@ def _restore_folder(options: Restore, found: Found) -> int:
     )
     cases = choose(found.cases, include=options.include, modality=options.modality, series=options.series)
     code = run_batch(cases, run, options)
-    if not options.dry_run and (place := write_derivatives(cases, options.input, options.output)) is not None:
-        print(f"the same results under BIDS names: {place}/")
+    if not options.dry_run and code in (DONE, SOME_FAILED, REFUSED):
+        found_bids = write_derivatives(cases, options.input, options.output, keep_identifiers=options.keep_identifiers)
+        print_derivatives(found_bids)
     return code
 
 

@@ -162,8 +162,8 @@ def attend_chosen(
     sizes, held = _sizes(q, k, values, visible, scale)
     sizes.chosen = chosen.shape[3]
     heads, blocks = q.shape[0] * q.shape[1], k.packed.shape[2]
-    order = torch.empty(heads * q.shape[2] * chosen.shape[3], dtype=torch.int32)
-    first = torch.empty(heads * (blocks + 1), dtype=torch.int32)
+    order = torch.empty(heads * q.shape[2] * chosen.shape[3], dtype=torch.int32, device="cpu")
+    first = torch.empty(heads * (blocks + 1), dtype=torch.int32, device="cpu")
     out = q.new_empty(*chosen.shape, values.shape[3])
     native.call("vw_attention_chosen", sizes, chosen.contiguous(), order, first, out, keep=held)
     return out[..., : v.shape[3]].contiguous()
@@ -209,7 +209,7 @@ def best_keys(
     padded = F.pad(bias.float(), (0, packed.packed.shape[4] - k.shape[2])).contiguous()
     sizes.bias, sizes.items_bias = padded.data_ptr(), q.shape[1]
     sizes.causal, sizes.start, sizes.chosen = step is not None, start, count
-    best = torch.empty(*q.shape[:3], count, dtype=torch.long)
+    best = torch.empty(*q.shape[:3], count, dtype=torch.long, device="cpu")
     kept = q.new_empty(*q.shape[:3], count)
     native.call("vw_attention_best", sizes, ctypes.c_int64(step or 1), best, kept, keep=(*held, padded))
     return best, kept

@@ -158,10 +158,14 @@ def directional_low_rank(
         out (B, L, K, C), and its sums over the positions (B, K, C).
 
     Raises:
-        ValueError: a row of `permutation` is not a permutation.
+        ValueError: a row of `permutation` is not a permutation, or its shape does not fit.
     """
     batch, length, width = x.shape
     directions = permutation.shape[0]
+    if permutation.shape[1] != length or tuple(step.shape[:3]) != (batch, length, directions):
+        raise ValueError(
+            f"permutation must have shape {(step.shape[2], length)} to match step and x, got {tuple(permutation.shape)}"
+        )
     _check_permutation(permutation)
     call = _Call(x, A, B, C, True, permutation)
     call.sequence(u=x, delta=step)
@@ -316,13 +320,13 @@ class _Call:
         fields = self.fields
         batch, channels = fields["batch"], fields["channels"]
         fields["splits"] = splits = self._splits()
-        dA = torch.empty(batch, channels, fields["states"], dtype=torch.float32)
+        dA = torch.empty(batch, channels, fields["states"], dtype=torch.float32, device="cpu")
         dB, dC = (
-            torch.empty((splits, *varying) if varies else dA.shape, dtype=torch.float32)
+            torch.empty((splits, *varying) if varies else dA.shape, dtype=torch.float32, device="cpu")
             for varies in (fields["b_varies"], fields["c_varies"])
         )
         fields["dB_part"] = dB[0].numel() if fields["b_varies"] else dC[0].numel()
-        dD, dbias = (None if v is None else torch.empty(batch, channels, dtype=torch.float32) for v in (D, delta_bias))
+        dD, dbias = (None if v is None else dA.new_empty(batch, channels) for v in (D, delta_bias))
         self.in_place(dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=dbias)
         return dA, dB, dC, dD, dbias
 
@@ -343,6 +347,7 @@ class _Call:
     def run(self, name: str) -> None:
         scan = _Scan(**self.fields)
         address = ctypes.byref(scan)
-        scratch = torch.empty(native.function(name + "_scratch", ctypes.c_int64)(address), dtype=torch.uint8)
+        count = native.function(name + "_scratch", ctypes.c_int64)(address)
+        scratch = torch.empty(count, dtype=torch.uint8, device="cpu")
         scan.scratch = scratch.data_ptr()
         native.function(name)(address)

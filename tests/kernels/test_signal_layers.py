@@ -116,3 +116,16 @@ def test_layers_serve_only_plain_float32_values_on_the_cpu():
     assert not signal_layers.serves(torch.ones(2, device="meta"))
     with torch.autocast("cpu"):
         assert not signal_layers.serves(value)
+
+
+def test_the_scratch_of_kernels_does_not_follow_the_default_type():
+    small, wide = torch.ones(3, 5), torch.ones(5, 40)
+    with torch.device("meta"):
+        found = wide_product(small, wide)
+    assert_close(found, torch.full((3, 40), 5.0))
+
+
+@pytest.mark.parametrize(("small", "wide"), [((2, 5), (3, 4)), ((2, 5), (5,))])
+def test_a_product_of_unfit_matrices_is_refused(small, wide):
+    with pytest.raises((ValueError, IndexError)):
+        wide_product(torch.ones(small), torch.ones(wide))

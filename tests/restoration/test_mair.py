@@ -216,6 +216,18 @@ def test_compiled_layers_of_a_block_equal_its_modules(width, states, expansion, 
             assert_close_by_deviation(block(features, order), modules.detach())
 
 
+@pytest.mark.skipif(not pixel_layers.serves(torch.ones(1)), reason="the compiled kernels were not built")
+def test_compiled_layers_leave_changed_blocks_and_unfit_inputs_to_the_modules(generator):
+    features, order = torch.randn(1, 4, 6, 12, generator=generator), scan_order(4, 6, 4)
+    block = ScanBlock(12, 3, 1.0, 1.0, 0.1, "mlp").eval()
+    with torch.no_grad():
+        assert block._compiled(features, order)
+        assert not block._compiled(torch.zeros(1, 4, 6, 20), order)
+        assert not block._compiled(features, scan_order(2, 6, 4))
+        block.self_attention.in_proj = torch.nn.Sequential(block.self_attention.in_proj)
+        assert not block._compiled(features, order)
+
+
 @torch.no_grad()
 def test_a_block_with_a_hook_or_another_type_runs_its_modules(generator):
     block = ScanBlock(6, 2, 1.0, 1.0, 0.1, "mlp").eval()

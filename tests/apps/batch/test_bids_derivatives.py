@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from voxelwave.apps.batch.bids_derivatives import write_derivatives
+from voxelwave.apps.batch.case import Case
+from voxelwave.apps.batch.manifest import append_line
 from voxelwave.apps.batch.pairs import pairs_of_bids
 from voxelwave.apps.cli import main
 from voxelwave.volumes import Volume, write_volume
@@ -24,24 +26,79 @@ def data(tmp_path):
     return tmp_path / "raw"
 
 
-def test_a_pair_gets_its_image_both_transforms_and_their_sources(data, tmp_path, monkeypatch):
+def finish(output, case, *names, status="done"):
+    """Write results of a case, and its line in the manifest."""
+    folder = output / case.identifier
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(case.identifier.encode() + name.encode())
+    outputs = [f"{case.identifier}/{name}" for name in names]
+    sizes = [(output / name).stat().st_size for name in outputs]
+    (folder / "case.json").write_text(json.dumps({"outputs": outputs, "bytes": sizes}))
+    append_line(output, {"case": case.identifier, "status": status})
+
+
+RESULTS = ("warped.nii.gz", "forward.nii.gz", "inverse.nii.gz")
+
+
+def test_a_pair_gets_its_image_both_transforms_and_their_sources(data, tmp_path):
     (case,) = pairs_of_bids(data, "FLAIR", "T1w")
-    results = tmp_path / "out" / case.identifier
-    results.mkdir(parents=True)
-    for name in ("warped", "forward", "inverse"):
-        shutil.copy(data / "sub-01/anat/sub-01_T1w.nii.gz", results / f"{name}.nii.gz")
-    assert write_derivatives([case], data, tmp_path / "out") is None  # not finished
-    monkeypatch.setattr("voxelwave.apps.batch.bids_derivatives.finished_case", lambda *_: {})
-    bids = write_derivatives([case], data, tmp_path / "out")
-    names = {path.name for path in (bids / "sub-01" / "anat").glob("*.nii.gz")}
-    assert names == {
+    output = tmp_path / "out"
+    assert write_derivatives([case], data, output) is None  # not finished
+    finish(output, case, *RESULTS)
+    found = write_derivatives([case], data, output)
+    assert found == (output / "bids", 1, 0)
+    place = found.folder / "sub-01" / "anat"
+    assert {path.name for path in place.glob("*.nii.gz")} == {
         "sub-01_space-T1w_desc-registered_FLAIR.nii.gz",
         "sub-01_from-FLAIR_to-T1w_mode-image_xfm.nii.gz",
         "sub-01_from-T1w_to-FLAIR_mode-image_xfm.nii.gz",
     }
-    facts = json.loads((bids / "sub-01/anat/sub-01_space-T1w_desc-registered_FLAIR.json").read_text())
+    facts = json.loads((place / "sub-01_space-T1w_desc-registered_FLAIR.json").read_text())
     assert facts["SpatialReference"] == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
-    _check(bids)
+    _check(found.folder)
+    assert len(pairs_of_bids(tmp_path / "raw", "FLAIR", "T1w", output=output)) == 1
+
+    append_line(output, {"case": case.identifier, "status": "failed"})  # the results of the first run still lie there
+    assert write_derivatives([case], data, output) is None
+    assert not list(place.iterdir())
+
+
+def pair(identifier, moving, fixed):
+    return Case(identifier, (moving, fixed), "nifti", "a pair", roles=("moving", "fixed"))
+
+
+def test_two_people_two_runs_and_several_targets_keep_all_their_transforms(data, tmp_path):
+    anat, output = data / "sub-01" / "anat", tmp_path / "out"
+    t1w, other = anat / "sub-01_T1w.nii.gz", data / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    cases = [
+        pair("a", t1w, other),
+        pair("b", t1w, data / "sub-03" / "anat" / "sub-03_T1w.nii.gz"),
+        pair("c", anat / "sub-01_run-1_FLAIR.nii.gz", t1w),
+        pair("d", anat / "sub-01_run-2_FLAIR.nii.gz", t1w),
+        pair("e", anat / "sub-01_run-2_FLAIR.nii.gz", t1w),  # the same pair again has the same names
+    ]
+    for case in cases:
+        finish(output, case, *RESULTS)
+    found = write_derivatives(cases, data, output)
+    assert (found.cases, found.left_out) == (4, 1)
+    written = {path.name: path.read_bytes() for path in found.folder.rglob("*.nii.gz")}
+    assert len(written) == 12
+    assert written["sub-02_from-sub01T1w_to-sub02T1w_mode-image_xfm.nii.gz"] == b"aforward.nii.gz"
+    assert written["sub-02_from-sub02T1w_to-sub01T1w_mode-image_xfm.nii.gz"] == b"ainverse.nii.gz"
+    assert written["sub-01_from-run2FLAIR_to-T1w_mode-image_xfm.nii.gz"] == b"dforward.nii.gz"
+
+
+def test_nothing_is_written_outside_and_no_name_of_a_person_is_repeated(data, tmp_path):
+    output, fixed = tmp_path / "out", data / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    outside = pair("a", data / ".." / ".." / "elsewhere" / "sub-09_T1w.nii.gz", fixed)
+    named = pair("b", data / "Doe_John" / "sub-05_T1w.nii.gz", fixed)
+    for case in (outside, named):
+        finish(output, case, *RESULTS)
+    assert write_derivatives([outside, named], data, output) is None
+    found = write_derivatives([outside, named], data, output, keep_identifiers=True)
+    assert (found.cases, found.left_out) == (1, 1)
+    assert {path.name for path in output.iterdir()} - {".voxelwave"} == {"a", "b", "bids", "manifest.jsonl"}
 
 
 def test_a_restored_data_set_is_a_derivative(data, tmp_path):
