@@ -25,8 +25,8 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def serves_inference(function: str, *tensors: Tensor) -> bool:
-    """Whether a function of the library, which computes no gradients, can process these tensors.
+def serves(function: str, *tensors: Tensor) -> bool:
+    """Whether a function of the library can process these tensors.
 
     They must be float32 on the CPU and not empty.
 
@@ -36,8 +36,12 @@ def serves_inference(function: str, *tensors: Tensor) -> bool:
     """
     if any(x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() for x in tensors):
         return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False
     built = native.levels() if are_plain(tensors) else ()
     # a library that was built from older sources lacks newer functions
     return bool(built) and hasattr(native.library(), f"{function}_{built[0]}")
+
+
+def serves_inference(function: str, *tensors: Tensor) -> bool:
+    """The same for a function that computes no gradients: none may be needed."""
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return not needs_gradient and serves(function, *tensors)

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import eligibility, native
 from .autocast import in_autocast
-from .eligibility import are_plain
 from .products import wide_product
 
 _ROW = 16  # samples; rows of the first block have a multiple of them, as in the kernel
@@ -52,14 +51,7 @@ class Dropped:
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernels can process these tensors: float32 values on the CPU, outside autocast and transforms."""
-    return (
-        all(each.dtype == torch.float32 and each.device.type == "cpu" and each.numel() > 0 for each in tensors)
-        and are_plain(tensors)
-        and not in_autocast(tensors[0])
-        and bool(native.levels())
-        # a library that was built from older sources lacks these functions
-        and hasattr(native.library(), f"vw_signal_block_{native.levels()[0]}")
-    )
+    return not in_autocast(tensors[0]) and eligibility.serves("vw_signal_block", *tensors)
 
 
 def filter_channels(h: Tensor, taps: Tensor, scale: Tensor | None = None, *, left: int, outputs: int) -> Tensor:

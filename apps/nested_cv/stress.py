@@ -106,7 +106,7 @@ def stress_results(
 def _largest_loss(rows: Sequence[StressRow], advantage: float) -> list[str]:
     """The sentence on the largest loss, if it is worth a line."""
     losses = [
-        (-row["figures"]["difference"] / advantage, row["sentence"])
+        (_lost(row["figures"], advantage), row["sentence"])
         for row in rows
         if row["kind"] == "removed" and row["figures"] is not None
     ]
@@ -149,7 +149,7 @@ def _about_loss(removed: str, figures: Retested, advantage: float, known: bool) 
     if not known:
         return "A loss cannot be measured."
     low, high = figures["difference_interval"]
-    lost = -figures["difference"] / advantage
+    lost = _lost(figures, advantage)
     if lost > _LITTLE:
         chance = "" if high < 0 else ", but this difference may be due to chance"
         return f"{_share(lost)} of the advantage over chance is gone without {removed}{chance}."
@@ -169,6 +169,11 @@ def _about_strata(strata: str, figures: Retested) -> str:
     if high < 0.5:
         return f"{score}, below chance, as can happen in a single shuffle."
     return f"{score} and its interval includes 0.5: no sign that {strata} alone gives the score."
+
+
+def _lost(figures: Retested, advantage: float) -> float:
+    """The share of the advantage over chance that is gone."""
+    return -figures["difference"] / advantage
 
 
 def _share(lost: float) -> str:
