@@ -17,7 +17,23 @@ from . import adhdeepnet, long_recording
 SFREQ = 128.0  # Hz; the rate of the published ADHDeepNet, if none is given
 
 
-class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
+class _WithHead:
+    """The last layer of both models, which stands beside the network."""
+
+    n_chans: int  # properties of braindecode
+    n_times: int
+    n_outputs: int
+    sfreq: float
+    _set_n_outputs: Callable[[int], None]
+    final_layer: nn.Linear
+
+    def reset_head(self, n_outputs: int) -> None:
+        """Replace the last layer by a new one with this number of outputs."""
+        self._set_n_outputs(n_outputs)
+        self.final_layer = _like(self.final_layer, n_outputs)
+
+
+class ADHDeepNet(_WithHead, EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
     """ADHDeepNet (Amini et al., arXiv 2509.08779) with the arguments of braindecode.
 
     It computes the same as `voxelwave.eeg.ADHDeepNet`, whose weights `load_state_dict` takes. The norms of the spatial
@@ -42,12 +58,6 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
     ----------
     Amini et al., arXiv 2509.08779.
     """
-
-    n_chans: int  # properties of braindecode
-    n_times: int
-    n_outputs: int
-    sfreq: float
-    _set_n_outputs: Callable[[int], None]
 
     def __init__(
         self,
@@ -105,8 +115,7 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
 
     def reset_head(self, n_outputs: int) -> None:
         """Replace the last layer by a new one with this number of outputs."""
-        self._set_n_outputs(n_outputs)
-        self.final_layer = _like(self.final_layer, n_outputs)
+        super().reset_head(n_outputs)
         adhdeepnet.glorot_uniform(self.final_layer)
 
     @torch.no_grad()
@@ -115,7 +124,7 @@ class ADHDeepNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: igno
         adhdeepnet.limit_norm(self.final_layer.weight, dim=1, limit=self.max_norm)
 
 
-class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
+class LongRecordingNet(_WithHead, EEGModuleMixin, nn.Module, license="apache-2.0"):  # type: ignore[call-arg]
     """A network that reads whole recordings of any length, with the arguments of braindecode.
 
     It computes the same as `voxelwave.eeg.LongRecordingNet`, whose weights `load_state_dict` takes. All recordings of a
@@ -142,12 +151,6 @@ class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type
     drop_seconds : float
         Share of the seconds that are hidden in training.
     """
-
-    n_chans: int  # properties of braindecode
-    n_times: int
-    n_outputs: int
-    sfreq: float
-    _set_n_outputs: Callable[[int], None]
 
     def __init__(
         self,
@@ -198,11 +201,6 @@ class LongRecordingNet(EEGModuleMixin, nn.Module, license="apache-2.0"):  # type
         """Logits (batch, n_outputs) of recordings (batch, n_chans, samples)."""
         logits: Tensor = self.final_layer(self.network(x))
         return logits
-
-    def reset_head(self, n_outputs: int) -> None:
-        """Replace the last layer by a new one with this number of outputs."""
-        self._set_n_outputs(n_outputs)
-        self.final_layer = _like(self.final_layer, n_outputs)
 
 
 def _mapping(network: nn.Module, last: str) -> dict[str, str]:
