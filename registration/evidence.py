@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, label, map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ..volumes import Volume
+from ..volumes.head import head_region
 from ..volumes.sampling import apply_affine
 from .linear import coarsened, without_outliers
 
@@ -172,7 +173,7 @@ def strain_of(displacement_mm: np.ndarray, spacing: tuple[float, float, float], 
 
 
 def head_mask(image: Volume) -> Volume:
-    """The head in an image: the largest connected bright part after smoothing, with holes filled slice by slice.
+    """The head in an image, see `head_region`.
 
     Args:
         image: (D, H, W), dark outside the head. In a diffusion-weighted image the skull is dark too, so the mask then
@@ -181,19 +182,8 @@ def head_mask(image: Volume) -> Volume:
     Returns:
         uint8 on the grid of `image`; 1 inside.
     """
-    array = without_outliers(image).array
-    smooth = gaussian_filter(array, [1.5 / mm for mm in image.spacing])
-    low = float(np.percentile(smooth, 2))
-    bright = smooth[smooth > np.percentile(smooth, 50)]
-    inside = smooth > low + 0.25 * (float(np.percentile(bright, 90)) - low) if bright.size else smooth > low
-    parts, count = label(binary_opening(inside))
-    if count:
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        inside = parts == sizes.argmax()
-    thick = int(np.argmax(image.spacing))
-    filled = [binary_fill_holes(plane) for plane in np.moveaxis(inside, thick, 0)]
-    return image.with_array(np.moveaxis(np.stack(filled), 0, thick).astype(np.uint8))
+    found = head_region(without_outliers(image).array, image.spacing)
+    return image.with_array(found.astype(np.uint8))
 
 
 def restricted(head: Volume, mask: Volume | None) -> Volume:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..runs.files import atomic_path
+from ..volumes.head import head_region
 from .baselines import DENOISERS, estimated_sigma
 from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
 from .degradations import bicubic_resize, known_sigma, make_degradation
@@ -19,7 +20,7 @@ from .images import Image, IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, RestorationNetwork, fitting_range, restore
 from .metrics import psnr, ssim, y_channel
 from .rician import without_rician_bias
-from .settings import EvaluationSettings, TileSettings
+from .settings import EvaluationSettings, Region, TileSettings
 from .views import middle_channels
 from .weights import WeightsInfo
 
@@ -66,6 +67,7 @@ class Evaluation:
             replaces the methods.
         y_channel: measure colour images on the Y channel.
         border: pixels left out at each side.
+        region: measure all pixels, or only those of the head (`volumes.head.head_region` of the clean image).
         tiles: the tiles in which the network restores an image.
         device: where the network runs.
         rows: name of the image -> method -> scores; filled by `measure`.
@@ -76,6 +78,7 @@ class Evaluation:
     scale: int = 1
     y_channel: bool = False
     border: int = 0
+    region: Region = "all"
     tiles: TileSettings = field(default_factory=TileSettings)
     device: str = "cpu"
     rows: dict[str, dict[str, Scores]] = field(default_factory=dict)
@@ -182,10 +185,11 @@ class Evaluation:
     def conditions(self) -> str:
         """Description of how PSNR and SSIM were computed."""
         channel = "Y channel (BT.601)" if self.y_channel else "all channels"
+        where = ", inside the head only" if self.region == "head" else ""
         ranges = "; ".join(sorted(self._ranges)) if len(self._ranges) < 4 else f"{len(self._ranges)} ranges"
         return (
             f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
-            f" {self.border} pixels left out at each side, results and references clipped to the range"
+            f" {self.border} pixels left out at each side{where}, results and references clipped to the range"
             + (", Rician bias of the true sigma removed from all but input and network" if self._rician else "")
         )
 
@@ -199,7 +203,9 @@ class Evaluation:
         both = [values, clean]
         if self.y_channel and len(clean) == 3:
             both = [y_channel(x, data_range=1) for x in both]
-        return psnr(*both, data_range=1, border=self.border), ssim(*both, data_range=1, border=self.border)
+        region = head_region(clean.mean(axis=0), (1.0, 1.0)) if self.region == "head" else None
+        where: dict[str, Any] = {"data_range": 1, "border": self.border, "region": region}
+        return psnr(*both, **where), ssim(*both, **where)
 
 
 def evaluation_images(

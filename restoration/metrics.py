@@ -6,11 +6,19 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # 11 x 11 Gaussian window (Wang et al. 2004)
+_RADII = slice(SSIM_RADIUS, -SSIM_RADIUS)
 _K1, _K2 = 0.01, 0.03  # the same paper
 _LUMA = np.array([65.481, 128.553, 24.966])  # ITU-R BT.601 for 8 bits: black at 16, white at 235
 
 
-def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: int = 0) -> float:
+def psnr(
+    restored: np.ndarray,
+    clean: np.ndarray,
+    *,
+    data_range: float,
+    border: int = 0,
+    region: np.ndarray | None = None,
+) -> float:
     """10 log10(data_range^2 / mean squared error) in dB; infinite for equal images.
 
     Args:
@@ -18,6 +26,7 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
         clean: the reference, of the same shape and unit.
         data_range: the distance between the two ends of the intensity range, 255 for 8 bits.
         border: pixels left out at each side of H and W.
+        region: (H, W) bool; only these pixels count.
 
     Example:
         >>> clean = np.zeros((8, 8))
@@ -25,11 +34,18 @@ def psnr(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
         20.0
     """
     restored, clean = _inner(restored, clean, data_range, border)
-    error = float(np.square(restored - clean).mean())
+    error = _mean(np.square(restored - clean), _inner_region(region, clean, border))
     return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
 
 
-def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: int = 0) -> float:
+def ssim(
+    restored: np.ndarray,
+    clean: np.ndarray,
+    *,
+    data_range: float,
+    border: int = 0,
+    region: np.ndarray | None = None,
+) -> float:
     """Mean structural similarity (Wang et al. 2004): 1 for equal images.
 
     It uses an 11 x 11 Gaussian window of sigma 1.5, population covariance, K1 = 0.01 and K2 = 0.03, and is averaged
@@ -40,6 +56,7 @@ def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
         clean: the reference, of the same shape and unit.
         data_range: the distance between the two ends of the intensity range.
         border: pixels cut off at each side of H and W first.
+        region: (H, W) bool; only windows centred on these pixels count.
 
     Example:
         >>> clean = np.random.default_rng(0).random((16, 16))
@@ -59,7 +76,8 @@ def ssim(restored: np.ndarray, clean: np.ndarray, *, data_range: float, border: 
     similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
-    return float(similarity.mean())
+    centred = _inner_region(region, clean, border)
+    return _mean(similarity, None if centred is None else centred[_RADII, _RADII])
 
 
 def y_channel(image: np.ndarray, *, data_range: float) -> np.ndarray:
@@ -84,9 +102,31 @@ def _inner(restored: np.ndarray, clean: np.ndarray, data_range: float, border: i
         raise ValueError(f"data_range must be above 0, got {data_range}")
     if border < 0 or 2 * border >= min(clean.shape[-2:]):
         raise ValueError(f"border must be at least 0 and leave pixels of {clean.shape[-2:]}, got {border}")
-    height, width = clean.shape[-2:]
-    inside = (..., slice(border, height - border), slice(border, width - border))
-    return restored[inside].astype(np.float64), clean[inside].astype(np.float64)
+    return _without_border(restored, border).astype(np.float64), _without_border(clean, border).astype(np.float64)
+
+
+def _without_border(image: np.ndarray, border: int) -> np.ndarray:
+    height, width = image.shape[-2:]
+    return image[..., border : height - border, border : width - border]
+
+
+def _inner_region(region: np.ndarray | None, inner: np.ndarray, border: int) -> np.ndarray | None:
+    """The region without the border of the images, which have lost theirs."""
+    if region is None:
+        return None
+    height, width = (size + 2 * border for size in inner.shape[-2:])
+    if region.shape != (height, width) or region.dtype != bool:
+        raise ValueError(f"region must be bool, ({height}, {width}), got {region.dtype} {region.shape}")
+    return _without_border(region, border)
+
+
+def _mean(values: np.ndarray, region: np.ndarray | None) -> float:
+    """The mean of (..., H, W) over a region (H, W)."""
+    if region is None:
+        return float(values.mean())
+    if not region.any():
+        raise ValueError("region must hold a pixel inside the border, got none")
+    return float(values[..., region].mean())
 
 
 def _local_mean(values: np.ndarray) -> np.ndarray:
@@ -96,4 +136,4 @@ def _local_mean(values: np.ndarray) -> np.ndarray:
     weights /= weights.sum()
     for axis in (-2, -1):
         values = correlate1d(values, weights, axis=axis)
-    return values[..., SSIM_RADIUS:-SSIM_RADIUS, SSIM_RADIUS:-SSIM_RADIUS]
+    return values[..., _RADII, _RADII]

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..kernels.attention.elastic import draw_budget
+from ..runs.catalogue import find_weights
 from ..runs.pretraining import hide_blocks, mask_ratio
 from ..runs.training import SteppedModule, update_average
 from ..runs.weight_file import read_checkpoint
@@ -95,7 +96,9 @@ class RestorationModule(SteppedModule):
         self.save_hyperparameters(settings.plain())
         self.network = _build(settings.network, dict(settings.arguments or {}))
         self.nested = _nested(self.network, settings)
-        complete = settings.start_from is not None and _start_from(self.network, Path(settings.start_from))
+        complete = settings.start_from is not None and _start_from(
+            self.network, find_weights(settings.start_from, "restoration")
+        )
         taught = self.nested is not None and settings.start_from is not None and settings.distillation > 0
         if taught and not complete:
             warnings.warn(

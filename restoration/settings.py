@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 Loss = Literal["l1", "charbonnier", "mse"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["halved", "cosine", "constant"]
+Region = Literal["all", "head"]
 Size = Literal["small", "medium", "full"]
 
 
@@ -213,8 +214,9 @@ class ModuleSettings(Settings):
             turns the average off.
         mixup: the parameter of the Beta distribution from which the mixing factors of mixup are drawn, for half of the
             batches; None turns mixup off.
-        start_from: initial weights: a weight file of this package, or published parameters; parameters whose name or
-            shape does not fit (such as the head for another scale) keep their random initial values.
+        start_from: initial weights: a weight file of this package, the name of weights that come with it, or published
+            parameters; parameters whose name or shape does not fit (such as the head for another scale) keep their
+            random initial values.
         sizes: smaller networks that the weights shall contain besides the full one: small, medium or both, each with
             its width, depths, expansion or mlp_ratio. Each step trains one size, drawn at random, at the cost of that
             size. The units of `start_from`, if it has one size, are first sorted by importance. For MaIR only.

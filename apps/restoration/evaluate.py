@@ -31,6 +31,7 @@ def evaluate(options: Evaluate) -> int:
         scale=settings.scale or (1 if info is None else info.scale),
         y_channel=options.y_channel,
         border=options.border,
+        region=options.region,
         tiles=TileSettings.of(options),
         device=choose_device(options.device),
     )
@@ -70,6 +71,7 @@ def _write_record(path: Path, options: Evaluate, evaluation: Evaluation, weights
             "overlap": options.overlap,
             "self_ensemble": options.self_ensemble,
             "device": evaluation.device,
+            **({} if options.region == "all" else {"region": options.region}),
             **({} if options.size == "full" else {"size": options.size}),
         },
         conditions=evaluation.conditions(),

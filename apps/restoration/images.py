@@ -1,11 +1,18 @@
-"""`voxelwave restoration images`: gather openly licensed images to train on."""
+"""`voxelwave restoration images`: gather images to train on."""
 
+from ...restoration.mr_images import write_mr_images
 from ...restoration.open_images import OF_THE_CARD, missing_packages, write_open_images
 from .options import Images
 
 
 def images(options: Images) -> None:
     """Write the images and print their numbers."""
+    if options.scans is not None:
+        counts = write_mr_images(
+            options.scans, options.output, labels=options.labels, validation=options.validation, seed=options.seed
+        )
+        print(f"wrote {options.output}/: {counts['train']} stacks in train, {counts['validation']} in validation")
+        return
     counts = write_open_images(options.output)
     listed = ", ".join(f"{count} images in {name}" for name, count in counts.items())
     print(f"wrote {options.output}/: {listed}")

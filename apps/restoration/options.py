@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...restoration.settings import EvaluationSettings, RestoreSettings, SizeSettings, TileSettings, TrainingSettings
+from ...restoration.settings import (
+    EvaluationSettings,
+    Region,
+    RestoreSettings,
+    SizeSettings,
+    TileSettings,
+    TrainingSettings,
+)
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
@@ -124,6 +131,7 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
             installed. Super-resolution is compared with bicubic interpolation instead.
         y_channel: measure colour images on the Y channel (BT.601, 16 to 235) only.
         border: pixels left out of the measurement at each side.
+        region: measure all pixels, or only those of the head, which is found in the clean image.
         variant: the name of the published configuration, for published weights.
         stripe_width: the width of the stripes in the network's scan order, for published weights.
         output: the .tsv file for the table; a .json record with the options and versions is written beside it.
@@ -136,6 +144,7 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
     methods: list[str] | None = None
     y_channel: bool = False
     border: int = 0
+    region: Region = "all"
     variant: str | None = None
     stripe_width: int | None = None
     output: Path | None = None
@@ -313,13 +322,33 @@ class Benchmark(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Options):
-    """Write the openly licensed images of installed packages as grey PNG files, into train/ and validation/.
+    """Gather images to train a denoiser on, in train/ and validation/ of a folder.
 
-    The images come from scikit-image (public domain or CC0) and scikit-learn (CC BY) and, if nilearn is installed, from
-    the MNI152 brain template (slices). LICENCES.tsv in the same folder lists the licence and author of each image.
+    Without --scans, these are the openly licensed images of installed packages, as grey PNG files: those of
+    scikit-image (public domain or CC0), of scikit-learn (CC BY) and, if nilearn is installed, slices of the MNI152
+    brain template. LICENCES.tsv in the same folder lists the licence and author of each image.
+
+    With --scans, they are slices of your MR scans, cut to the head, at their own size, at two thirds and at half of it,
+    and with --labels also synthetic slices, as NIfTI files.
 
     Args:
         output: the folder to write to.
+        scans: a folder of MR scans of the head (NIfTI, MGH or NRRD), at any depth.
+        labels: a folder of brain label maps with FreeSurfer numbers, each of which gives a stack of synthetic slices
+            with random brightness and texture.
+        validation: scans whose path contains one of these words, such as the names of people, are for validation.
+        seed: seed of the synthetic slices.
     """
 
     output: Path
+    scans: Path | None = None
+    labels: Path | None = None
+    validation: list[str] = field(default_factory=list)
+    seed: int = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.scans is None and (self.labels is not None or self.validation):
+            raise UsageError("--labels and --validation need --scans")
+        must_exist(self.scans, "folder")
+        must_exist(self.labels, "folder")

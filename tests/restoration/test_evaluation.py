@@ -61,6 +61,16 @@ def test_values_beyond_the_window_do_not_count() -> None:
     assert Evaluation(methods=()).measure(image)["input"][0] < 30
 
 
+def test_errors_outside_the_head_do_not_count() -> None:
+    disc = np.hypot(*np.ogrid[-24:25, -24:25])[None] < 12
+    clean = np.where(disc, 0.8, 0.0).astype(np.float32)
+    degraded = clean.copy()
+    degraded[:, :4] = 0.3
+    image = _image(clean, degraded)
+    assert Evaluation(methods=(), region="head").measure(image)["input"] == (math.inf, pytest.approx(1.0))
+    assert Evaluation(methods=()).measure(image)["input"][0] < 25
+
+
 def test_scores_are_those_of_scikit_image_on_rounded_pixels() -> None:
     rng = np.random.default_rng(1)
     clean = rng.integers(30, 220, (1, 40, 40)) / 255

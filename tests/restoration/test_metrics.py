@@ -63,6 +63,27 @@ def test_pixels_in_the_border_do_not_count() -> None:
         assert metric(spoilt, clean, data_range=1, border=1) != metric(restored, clean, data_range=1, border=1)
 
 
+def test_only_pixels_of_the_region_count() -> None:
+    restored, clean = _pair(3, 24, 30)
+    region = np.zeros((24, 30), bool)
+    region[8:16, 9:20] = True
+    assert psnr(restored, clean, data_range=1, border=2, region=region) == pytest.approx(
+        psnr(restored[:, region][:, None], clean[:, region][:, None], data_range=1), abs=1e-12
+    )
+    spoilt = restored.copy()
+    spoilt[:, :3], spoilt[..., -5:] = 9, 9  # further from the region than half a window
+    for metric in (psnr, ssim):
+        everywhere = np.ones_like(region)
+        assert metric(restored, clean, data_range=1, region=everywhere) == metric(restored, clean, data_range=1)
+        assert metric(spoilt, clean, data_range=1, region=region) == metric(
+            restored, clean, data_range=1, region=region
+        )
+        with pytest.raises(ValueError, match="region must be bool, \\(24, 30\\), got bool \\(24, 29\\)"):
+            metric(restored, clean, data_range=1, region=region[:, 1:])
+        with pytest.raises(ValueError, match="region must hold a pixel"):
+            metric(restored, clean, data_range=1, border=2, region=~everywhere)
+
+
 def test_whole_numbers_do_not_overflow() -> None:
     black, white = np.zeros((16, 16), np.uint8), np.full((16, 16), 255, np.uint8)
     assert psnr(white, black, data_range=255) == 0.0
