@@ -18,6 +18,8 @@ from .names import BIDS_NAME, bids_entities, is_harmless, name_stem
 FOLDER = "bids"
 _DESCRIPTION = "dataset_description.json"
 _SIDES = (".bval", ".bvec")
+# BIDS 1.10 has no names for transforms, and none for gradients of a derived image, which it asks for all the same
+_BIDSIGNORE = "*_xfm.*\n*_dwi.bval\n*_dwi.bvec\n"
 
 
 class Derivatives(NamedTuple):
@@ -74,7 +76,7 @@ def write_derivatives(
         for result, name, facts in files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(result, target)
+            _publish(result, target, link=result.is_relative_to(output))
             if facts:
                 write_json(_sidecar(target), facts, indent=2)
         written += bool(files)
@@ -91,12 +93,17 @@ def write_derivatives(
         "DatasetLinks": {"raw": raw},
     }
     write_json(folder / _DESCRIPTION, description, indent=2)
-    with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(
+    texts = {
+        ".bidsignore": _BIDSIGNORE,
+        "README.md": (
             "Derivatives that voxelwave wrote. The folder above holds the same images by case, with a page"
             " (`index.html`) and a line for each case (`manifest.jsonl`): options, hashes, versions and metrics. Files"
             " here may be links to those of the cases: copy a file before you change it.\n"
-        )
+        ),
+    }
+    for title, text in texts.items():
+        with atomic_path(folder / title) as temporary:
+            temporary.write_text(text)
     return Derivatives(folder, written, left_out)
 
 
@@ -127,18 +134,26 @@ def _files(case: Case, results: Path, root: Path, *, keep_identifiers: bool) -> 
         for result in sorted(results.iterdir()) if results.is_dir() else ():
             if result.name.lower().endswith(NIFTI):
                 ending = result.name[len(name_stem(result.name)) :]
-                facts: dict[str, object] = {"Sources": [_uri(moving, root)], "SkullStripped": False}
+                facts: dict[str, object] = {
+                    "Description": "Restored by voxelwave",
+                    "Sources": [_uri(moving, root)],
+                    "SkullStripped": False,
+                }
                 yield result, place / f"{stem}_desc-restored_{suffix}{ending}", facts
+                yield from _gradients(moving, place / f"{stem}_desc-restored_{suffix}")
         return
     fixed = inputs["fixed"]
     names = _space(moving, fixed), _space(fixed, moving)
     name = f"{stem}_space-{names[1]}_desc-registered_{suffix}"
     sources = [_uri(moving, root), _uri(fixed, root)]
-    facts = {"Sources": sources, "SpatialReference": _uri(fixed, root), "SkullStripped": False}
+    facts = {
+        "Description": f"Registered to {fixed.name} by voxelwave",
+        "Sources": sources,
+        "SpatialReference": _uri(fixed, root),
+        "SkullStripped": False,
+    }
     yield results / "warped.nii.gz", place / f"{name}.nii.gz", facts
-    for side in _SIDES:
-        if (results / f"warped{side}").is_file():
-            yield results / f"warped{side}", place / f"{name}{side}", {}
+    yield from _gradients(results / "warped.nii.gz", place / name)
     entities = bids_entities(name_stem(fixed.name))
     who = "_".join(f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities)
     for file, ends in (("forward.nii.gz", names), ("inverse.nii.gz", names[::-1])):
@@ -148,6 +163,14 @@ def _files(case: Case, results: Path, root: Path, *, keep_identifiers: bool) -> 
             fixed.relative_to(root).parent / xfm,
             {"Sources": sources, "Type": "ITK displacement field"},
         )
+
+
+def _gradients(image: Path, base: Path) -> Iterator[_Derived]:
+    """The b-values and b-vectors beside a diffusion series."""
+    for ending in _SIDES:
+        file = image.with_name(f"{name_stem(image.name)}{ending}")
+        if file.is_file():
+            yield file, base.with_name(f"{base.name}{ending}"), {}
 
 
 def _space(image: Path, other: Path) -> str:
@@ -165,10 +188,11 @@ def _uri(path: Path, root: Path) -> str:
     return f"bids:raw:{path.relative_to(root).as_posix()}"
 
 
-def _link(source: Path, target: Path) -> None:
+def _publish(source: Path, target: Path, *, link: bool) -> None:
+    """A link, or a copy where links are impossible or `source` is a file of the user."""
     with atomic_path(target) as temporary:
         temporary.unlink(missing_ok=True)
         try:
-            os.link(source, temporary)
+            (os.link if link else shutil.copyfile)(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
