@@ -33,7 +33,10 @@ The array and its affine equal those of dcm2niix for 2-D series: axes column, ro
 run upwards and the slices along the normal of the image plane.
 """
 
+import gc
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +82,7 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
     Raises:
         ValueError, OSError: the values of the series or its position in the world cannot be trusted; one line.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_collector():
         # pydicom's warnings about odd value representations do not concern the image
         warnings.filterwarnings("ignore", module="pydicom")
         headers = one_series(path, read_headers(path))
@@ -98,6 +101,19 @@ def read_dicom(path: Path, *, fix_tilt: bool = False) -> Volume:
     # (volume, slice, row, column) in memory; rows are already flipped
     array = values.transpose(3, 2, 1, 0)
     return Volume(array if array.shape[3] > 1 else array[..., 0], affine, path, background)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause Python's search for circles of objects, which takes as long as the reading of thousands of elements."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _background(dataset: Dataset) -> float | None:

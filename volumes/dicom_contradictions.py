@@ -11,6 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from .dicom_frames import Frame
+from .dicom_groups import private_value
 from .mosaic import numbers_of
 from .warning import warn
 
@@ -65,8 +66,8 @@ def _slice_order(headers: dict[Path, Dataset], slices: list[Frame]) -> str | Non
 
 def _signed(header: Dataset, letter: int, place: int) -> tuple[int, float] | None:
     """The axis and the position in RAS mm, from a letter and a number."""
-    name = str(_private(header, 0x19, _ACQUISITION, letter) or "").strip().upper()[:1]
-    numbers = numbers_of(_private(header, 0x19, _ACQUISITION, place))
+    name = str(private_value(header, 0x19, _ACQUISITION, letter) or "").strip().upper()[:1]
+    numbers = numbers_of(private_value(header, 0x19, _ACQUISITION, place))
     if name not in _DIRECTIONS or len(numbers) != 1:
         return None
     axis, sign = _DIRECTIONS[name]
@@ -104,12 +105,5 @@ def _letters(header: Dataset, frame: Frame) -> str | None:
 
 
 def _point(header: Dataset, start: int) -> list[float] | None:
-    numbers = [numbers_of(_private(header, 0x27, _IMAGE, start + k)) for k in range(3)]
+    numbers = [numbers_of(private_value(header, 0x27, _IMAGE, start + k)) for k in range(3)]
     return [values[0] for values in numbers] if all(len(values) == 1 for values in numbers) else None
-
-
-def _private(header: Dataset, group: int, creator: str, element: int) -> object:
-    try:
-        return header.private_block(group, creator)[element].value
-    except KeyError:
-        return None

@@ -1,5 +1,6 @@
 """Read and check the headers of the DICOM images in a folder: one series, no damaged file, no duplicate."""
 
+import io
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -7,8 +8,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from ..runs.memory import inflate_within_memory
 from ..runs.words import first_few, one_line
@@ -70,8 +70,10 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
             raise ValueError(f"{file} is empty (0 bytes); get the file again")
         return None
     try:
-        check_deflated(file)
-        return pydicom.dcmread(file, stop_before_pixels=True)
+        with open_dicom(file) as stream:
+            header = pydicom.dcmread(stream, stop_before_pixels=True)
+            header.end_of_header = stream.tell()  # where `dicom_pixels` reads on
+            return header
     except InvalidDicomError as error:
         if not must_be_dicom:
             return None
@@ -91,18 +93,28 @@ def damaged_header(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file} has a damaged DICOM header: {one_line(error)}; get the file again")
 
 
-def check_deflated(file: Path) -> None:
-    """Refuse a deflated file that would fill the memory; pydicom inflates it whole.
+def open_dicom(file: Path) -> io.BufferedReader:
+    """Open a file for `pydicom.dcmread`, which inflates a deflated file whole.
 
     Raises:
-        ValueError: the file would fill the memory.
+        ValueError: (when it is read) the file is deflated and would fill the memory.
     """
-    meta = read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return
-    with file.open("rb") as stream:
-        stream.seek(132 + 12 + int(meta.get("FileMetaInformationGroupLength", 0)))
-        inflate_within_memory(file, stream, wbits=-zlib.MAX_WBITS)
+    return _Guarded(io.FileIO(file))
+
+
+_read = io.BufferedReader.read  # `super()` takes as long as the reading
+
+
+class _Guarded(io.BufferedReader):
+    """A file whose rest is not read before it is known that it can be inflated."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        # pydicom reads elements by their lengths, and all that is left only to inflate it
+        if size is None or size < 0:
+            start = self.tell()
+            inflate_within_memory(Path(self.name), self, wbits=-zlib.MAX_WBITS)
+            self.seek(start)
+        return _read(self, size)
 
 
 def one_series(path: Path, headers: dict[Path, Dataset]) -> dict[Path, Dataset]:

@@ -1,23 +1,28 @@
 """The pixels of a DICOM series, decoded and rescaled."""
 
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_modality_lut
+from pydicom.filereader import data_element_generator
+from pydicom.pixels import apply_modality_lut, get_decoder
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..runs.memory import check_memory
 from ..runs.words import one_line
 from .codestream import image_size, is_whole
 from .dicom_frames import Frame
+from .dicom_groups import value_of
 from .mosaic import is_mosaic, tiles
 
 _HUGE_RATIO = 10_000  # no lossless compression reaches this ratio
+_PIXELS = tuple(struct.pack("<HH", 0x7FE0, element) for element in (0x08, 0x09, 0x10))  # tags, little-endian
 _COPIES = 16  # bytes per pixel while it is decoded, scaled and copied
 
 
@@ -27,6 +32,7 @@ def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame
     frames = {(f.path, f.index): f for volume in volumes for f in volume}
     exact = all(f.slope == 1 and f.intercept == round(f.intercept) for f in frames.values())
     values: np.ndarray | None = None
+    low = high = 0  # of all whole numbers so far
     check_memory(path, sum(_check_size(file, header) for file, header in headers.items()))
     for file, header in headers.items():
         stored, lookup = _pixels(file, header)
@@ -34,31 +40,35 @@ def values_of(path: Path, headers: dict[Path, Dataset], volumes: list[list[Frame
             stored = tiles(file, header, stored[0])
         for index, image in enumerate(stored):
             frame = frames[file, index]
+            shift = 0
             if lookup is not None:
                 scaled = np.asarray(lookup(image), dtype=np.float32)
             elif image.dtype.kind == "f" or not exact:
                 with np.errstate(over="ignore"):  # infinite values are refused below
                     scaled = (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
             else:
-                scaled = image.astype(np.int64 if image.dtype.itemsize > 2 else np.int32) + int(frame.intercept)
+                scaled, shift = image, int(frame.intercept)
+                low, high = min(low, int(image.min()) + shift), max(high, int(image.max()) + shift)
+            dtype = _narrowest(low, high) if scaled.dtype.kind != "f" else scaled.dtype
             if values is None:
-                values = np.empty((len(volumes), len(volumes[0]), *scaled.shape), scaled.dtype)
-            if scaled.dtype != values.dtype:
-                values = values.astype(np.promote_types(values.dtype, scaled.dtype))
-            values[places[file, index]] = scaled[::-1]
+                values = np.empty((len(volumes), len(volumes[0]), *scaled.shape), dtype)
+            if values.dtype != dtype:
+                values = values.astype(np.float64 if "f" in (values.dtype.kind, dtype.kind) else dtype, copy=False)
+            if shift:
+                wide = np.int64 if image.dtype.itemsize > 2 else np.int32
+                np.add(scaled[::-1], wide(shift), out=values[places[file, index]], casting="unsafe")
+            else:
+                values[places[file, index]] = scaled[::-1]
     assert values is not None  # there is at least one frame
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"{path}: some rescaled values are not finite; check RescaleSlope and RescaleIntercept")
-    return _narrow(values)
+    return values
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Integers as int16 if they fit, otherwise as the next larger type."""
-    if values.dtype.kind == "f":
-        return values
-    low, high = int(values.min()), int(values.max())
+def _narrowest(low: int, high: int) -> np.dtype[Any]:
+    """int16 if it holds these numbers, otherwise the next larger type."""
     fits = (t for t in (np.int16, np.uint16, np.int32) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
-    return values.astype(next(fits, np.int64))
+    return np.dtype(next(fits, np.int64))
 
 
 def _check_size(file: Path, header: Dataset) -> int:
@@ -83,10 +93,11 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
-        dataset = _whole(file)
+        dataset = _rest(file, header) or _whole(file)
         if syntax is not None and syntax.is_compressed:
             _check_streams(dataset, frames)
-        pixels = np.asarray(dataset.pixel_array)
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        pixels, _ = decoder.as_array(dataset)
     except (RuntimeError, NotImplementedError) as error:
         name = syntax.name if syntax is not None else "an unknown transfer syntax"
         if "missing dependencies" in str(error):
@@ -109,9 +120,30 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
             f"{file}: expected {frames} x {rows} x {columns} pixels, got {pixels.shape}; get the file again"
         )
     lookup = None
-    if dataset.get("ModalityLUTSequence"):
-        lookup = partial(_look_up, dataset=dataset)
+    if value_of(header, "ModalityLUTSequence"):
+        lookup = partial(_look_up, dataset=header)
     return pixels.reshape(frames, rows, columns), lookup
+
+
+def _rest(file: Path, header: Dataset) -> Dataset | None:
+    """The header with the pixels, for which reading goes on where the header ends; None for a file to be read whole.
+
+    These are deflated ones, big-endian ones, and those that are not encoded as their header says.
+    """
+    implicit, little = header.original_encoding
+    if "TransferSyntaxUID" not in header.file_meta or not little:
+        return None
+    with file.open("rb") as stream:
+        stream.seek(header.end_of_header)
+        start = stream.read(6)
+        if start[:4] not in _PIXELS or (start[4:] in (b"OB", b"OW", b"OF", b"OD")) == implicit:
+            return None
+        stream.seek(header.end_of_header)
+        pixels = {element.tag: element for element in data_element_generator(stream, bool(implicit), True)}
+    dataset = Dataset({**dict(header.items()), **pixels})
+    dataset.set_original_encoding(implicit, little, header.original_character_set)
+    dataset.file_meta = header.file_meta
+    return dataset
 
 
 def _whole(file: Path) -> Dataset:

@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 
 from ..runs.words import first_few
 from .dicom_frames import Frame
+from .dicom_groups import value_of
 from .dicom_order import volumes_of
 from .volume import LPS
 from .warning import warn
@@ -26,8 +27,9 @@ def check_alike(path: Path, headers: dict[Path, Dataset], frames: list[Frame]) -
         tolerance=_SAME_DIRECTION,
         mend="; a localizer or two series in one folder: put each stack into its own folder",
     )
-    _one(path, "image sizes (columns x rows)", {(int(h.Columns), int(h.Rows)) for h in headers.values()})
-    _one(path, "frames of reference", {str(h.get("FrameOfReferenceUID", "")) for h in headers.values()})
+    sizes = {(int(value_of(h, "Columns")), int(value_of(h, "Rows"))) for h in headers.values()}
+    _one(path, "image sizes (columns x rows)", sizes)
+    _one(path, "frames of reference", {str(value_of(h, "FrameOfReferenceUID") or "") for h in headers.values()})
     _one_near(path, "pixel spacings (mm)", [f.spacing for f in frames], tolerance=1e-3 * min(frames[0].spacing))
 
 
@@ -39,8 +41,9 @@ def _one(path: Path, what: str, found: set[Any]) -> None:
 
 
 def _one_near(path: Path, what: str, values: list[Any], *, tolerance: float, mend: str = "") -> None:
-    kinds: list[np.ndarray] = []
-    for value in np.array(values, dtype=np.float64):
+    found = np.array(values, dtype=np.float64)
+    kinds = [found[0]]
+    for value in found[np.abs(found - found[0]).max(axis=1) > tolerance]:
         if not any(np.abs(value - kind).max() <= tolerance for kind in kinds):
             kinds.append(value)
     if len(kinds) > 1:
@@ -54,18 +57,19 @@ def stack(path: Path, frames: list[Frame], *, fix_tilt: bool = False) -> tuple[l
     With `fix_tilt`, slices with an even sideways shift (gantry tilt) are accepted; `sideways` gives their shifts.
     """
     normal = _normal(frames)
-    ordered = sorted(frames, key=lambda f: float(f.position @ normal))
-    places: list[list[Frame]] = []
-    for frame in ordered:
-        if places and float((frame.position - places[-1][0].position) @ normal) < _SAME_PLACE_MM:
-            places[-1].append(frame)
+    found = np.array([f.position for f in frames])
+    along = found @ normal
+    places: list[list[int]] = []
+    for number in np.argsort(along, kind="stable").tolist():
+        if places and along[number] - along[places[-1][0]] < _SAME_PLACE_MM:
+            places[-1].append(number)
         else:
-            places.append([frame])
-    positions = np.array([np.mean([f.position for f in place], axis=0) for place in places])
+            places.append([number])
+    positions = np.array([found[place].mean(axis=0) for place in places])
     if _check_straight(path, frames, positions, normal, fix_tilt=fix_tilt):
         positions = positions - sideways(positions, normal)
     spacing = _slice_spacing(path, frames[0], positions, normal)
-    return volumes_of(path, places, normal), spacing * normal
+    return volumes_of(path, [[frames[number] for number in place] for place in places], normal), spacing * normal
 
 
 def sideways(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+
+from .dicom_groups import private_value, value_of
 
 _CSA_TAG = struct.Struct("<64si4siii")  # name, multiplicity, VR, type, items, mark
 _CSA_ITEM = struct.Struct("<4i")
@@ -40,7 +43,7 @@ class Mosaic:
 
 def is_mosaic(header: Dataset) -> bool:
     """Whether an image holds all slices of a volume as tiles (Siemens mosaic or UIH grid)."""
-    kinds = header.get("ImageType") or []
+    kinds = value_of(header, "ImageType") or []
     return "MOSAIC" in kinds or _is_grid(header)
 
 
@@ -164,11 +167,11 @@ def _is_grid(header: Dataset) -> bool:
 
 
 def _private(header: Dataset, group: int, creator: str, element: int) -> Any:
-    try:
-        return header.private_block(group, creator)[element].value
-    except KeyError:  # UIH does not always name the block's creator, and uses one block
-        found = header.get((group, 0x1000 + element)) if creator == _UIH else None
-        return None if found is None else found.value
+    found = private_value(header, group, creator, element)
+    # UIH does not always name the block's creator, and uses one block
+    if found is None and creator == _UIH and (tag := Tag(group, 0x1000 + element)) in header.keys():  # noqa: SIM118
+        return header[tag].value
+    return found
 
 
 def numbers_of(value: Any) -> list[float]:

@@ -30,7 +30,7 @@ from typing import Any
 import pydicom
 
 from ...runs.words import one_line
-from ...volumes.dicom_headers import check_deflated, is_other_object
+from ...volumes.dicom_headers import is_other_object, open_dicom
 from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
     BIDS_NAME,
@@ -244,10 +244,9 @@ def _look_at(
             else:
                 left_out["other files"] += 1
             return
-        check_deflated(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open_dicom(path) as file:
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
             kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
             if kind == _DICOMDIR_CLASS:
                 left_out["DICOMDIR"] += 1

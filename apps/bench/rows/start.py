@@ -8,7 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ....volumes import read_volume
 from .row import Row, cpu_seconds, cpu_seconds_of_child
@@ -18,7 +21,8 @@ def rows(*, quick: bool) -> list[Row]:
     """The rows, with one thread."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        return [*_commands(folder), _reading(folder, 128 if quick else 256), *_batches(folder, 8 if quick else 40)]
+        reading = [_reading(folder, 128 if quick else 256), _reading_series(folder / "series", 100 if quick else 300)]
+        return [*_commands(folder), *reading, *_batches(folder, 8 if quick else 40)]
 
 
 def _commands(folder: Path) -> list[Row]:
@@ -71,6 +75,35 @@ def _reading(folder: Path, side: int) -> Row:
         ours=cpu_seconds(lambda: read_volume(path), 3),
         peer="nibabel",
         theirs=cpu_seconds(lambda: np.asarray(nib.Nifti1Image.from_filename(path).dataobj, np.float32), 3),
+        most_of_peer=1.2,
+    )
+
+
+def _reading_series(folder: Path, count: int) -> Row:
+    folder.mkdir()
+    series, frame_of_reference = generate_uid(), generate_uid()
+    for number in range(count):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        image.SeriesInstanceUID, image.FrameOfReferenceUID = series, frame_of_reference
+        image.Rows = image.Columns = 512
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+        image.RescaleSlope, image.RescaleIntercept, image.PixelSpacing, image.SliceThickness = 1, -1024, [0.7, 0.7], 1
+        image.ImageOrientationPatient, image.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, number]
+        image.PixelData = np.random.default_rng(number).integers(0, 4096, (512, 512), np.uint16).tobytes()
+        image.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
+    return Row(
+        what=f"reading {count} DICOM slices of 512 x 512",
+        unit="CPU s",
+        ours=cpu_seconds(lambda: read_volume(folder), 3),
+        peer="pydicom",
+        theirs=cpu_seconds(
+            lambda: np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir())]), 3
+        ),
         most_of_peer=1.2,
     )
 
