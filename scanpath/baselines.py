@@ -11,8 +11,11 @@ from dataclasses import replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 
+from .data import PathData, fit_prior
+from .markov_prior import BEGIN, MarkovPrior
 from .scene import Dataset, Scene
 
 _PRIOR = 0.5  # pseudo-count of choices for each place or step
@@ -285,6 +288,43 @@ class StepMarkov(Baseline):
         return result
 
 
+class PlacedMarkov(Baseline):
+    """`StepMarkov` with a weight for each place of the grid and a probability of ending for each length of the path.
+
+    It is `MarkovPrior` of order 1: all weights are fitted together by maximum likelihood.
+    """
+
+    name = "step Markov with places"
+
+    def _learn(self, dataset: Dataset) -> None:
+        places = [dataset.scene_of(k).places.max(axis=0) for k in range(len(dataset))]
+        rows, columns = _common_grid(dataset) or (int(n) + 1 for n in np.ceil(np.max(places, axis=0)))
+        self.model = MarkovPrior(rows, columns, order=1)
+        fit_prior(self.model, PathData(dataset))
+        self.model.double()
+        self.ends = torch.sigmoid(self.model.end).numpy()
+        self._tables: dict[Scene, np.ndarray] = {}
+
+    def _objects(self, scene: Scene, path: np.ndarray) -> np.ndarray:
+        if scene not in self._tables:
+            self._tables[scene] = self._read(scene)
+        table = self._tables[scene]
+        result: np.ndarray = table[path[-1]] if len(path) else table[-1]
+        return result
+
+    def _end(self, scene: Scene, path: np.ndarray) -> float:
+        return float(self.ends[min(len(path), len(self.ends) - 1)])
+
+    def _read(self, scene: Scene) -> np.ndarray:
+        """(n + 1, n) probabilities of the next object after each object and, in the last row, of the first one."""
+        n = len(scene)
+        position = torch.from_numpy(scene.places).expand(n, n, 2)
+        history = torch.stack([torch.full((n,), BEGIN), torch.arange(n)], 1)
+        with torch.inference_mode():
+            both = self.model(position, torch.ones(n, n, dtype=torch.bool), history, 2)[..., :-1].exp()
+        return _normalised(np.concatenate([both[:, 1].numpy(), both[:1, 0].numpy()]))
+
+
 class MarkovWithTarget(StepMarkov):
     """`StepMarkov` with knowledge of the target's position: it may jump to the target and usually ends there.
 
@@ -337,7 +377,16 @@ class MarkovWithTarget(StepMarkov):
 
 BASELINES: dict[str, type[Baseline]] = {
     kind.name: kind
-    for kind in (Uniform, Random, CellFrequency, CentreNearest, NearestObject, StepMarkov, MarkovWithTarget)
+    for kind in (
+        Uniform,
+        Random,
+        CellFrequency,
+        CentreNearest,
+        NearestObject,
+        StepMarkov,
+        PlacedMarkov,
+        MarkovWithTarget,
+    )
 }
 
 

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from .appearance import crop_tensor
+from .markov_prior import MarkovPrior, Steps
 from .oat import BEGIN, SceneBatch
 from .readers import with_crops
 from .scene import Dataset, Scene, TargetPosition
 
 IGNORED = -100  # label of the padding after the end of a shorter path
+_PRIOR_BATCH = 256  # paths
 _POOL = 16  # number of batches whose paths are sorted by length together
 
 
@@ -164,6 +166,18 @@ class PathData(TorchDataset[PathBatch]):
         """
         self._alike = alike
         return DataLoader(self, sampler=_Batches(self.lengths, batch, shuffle, alike), batch_size=None)
+
+
+def fit_prior(prior: MarkovPrior, data: PathData) -> float:
+    """Fit the weights of a prior to all paths of `data`; returns their mean negative log-likelihood in nats."""
+    parts = []
+    for k in range(0, len(data), _PRIOR_BATCH):
+        batch = data[list(range(k, min(k + _PRIOR_BATCH, len(data))))]
+        scenes = batch.scenes.rows(batch.scene)
+        known = prior.steps(scenes.position, scenes.present, batch.previous, batch.previous.shape[1])
+        counted = batch.chosen != IGNORED
+        parts.append((Steps(*(part[counted] for part in known)), batch.chosen[counted]))
+    return prior.fit(parts)
 
 
 class _Batches(Sampler[list[int]]):

@@ -102,6 +102,7 @@ class OATEstimator:
         module = build_module(self.dataset, given, appearance=appearance, seed=seed)
         training = PathData(self.dataset, train, appearance=appearance, mirror=bool(given.get("mirror", False)))
         held_out = None if validation is None else PathData(self.dataset, validation, appearance=appearance)
+        module.fit_prior(training)
         best = BestEpoch("validation_nats", patience=self.options.patience, figures=FIGURES)
         batch, alike = int(given.get("batch", 20)), bool(given.get("alike", False))
         fit_quietly(

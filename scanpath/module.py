@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..runs.training import SeededModule, from_all_processes, update_average
 from ..runs.weight_file import read_checkpoint
-from .data import IGNORED, PathBatch, PathData
+from .data import IGNORED, PathBatch, PathData, fit_prior
 from .oat import OAT, log_probabilities
 from .scene import TargetPosition
 
@@ -91,6 +91,15 @@ class ScanpathModule(SeededModule):
         table = arguments.get("table")
         self.network = OAT(**{**arguments, "table": None if table is None else torch.tensor(table)})
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval() if ema_decay else None
+
+    def fit_prior(self, data: PathData) -> None:
+        """Fit the prior of the network, if it has one, to the training paths; it stays as it is from then on."""
+        network = cast(OAT, self.network)
+        if network.prior is None:
+            return
+        fit_prior(network.prior, data)
+        if self.averaged.prior is not None:
+            self.averaged.prior.load_state_dict(network.prior.state_dict())
 
     @property
     def averaged(self) -> OAT:

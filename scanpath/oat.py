@@ -21,10 +21,10 @@ from ..kernels.attention.mixer import CS, NC, NS, Mixer
 from ..kernels.attention.mixture_of_heads import HeadGates
 from ..kernels.attention.softmax import attention
 from .appearance import CropNetwork
+from .markov_prior import BEGIN, MarkovPrior
 from .positions import PositionEncoding, step_table
 
 GRIDS = {"amazon": (6, 14), "yogurt": (3, 9), "wine": (2, 11)}  # rows, columns of the published data sets
-BEGIN = -1  # the token before the first fixation
 KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, d_model / heads)
 
 
@@ -81,13 +81,13 @@ class State(NamedTuple):
     steps: list[KeysValues | None]  # of each layer
     scene: list[KeysValues]  # of each layer
     scored: Tensor  # (B, N + 1, heads of the object attention x d_model)
-    length: int
+    history: Tensor  # (B, length) the tokens so far
 
     def rows(self, index: Tensor) -> "State":
         """The rows at these indices, which may be in any order and repeated."""
         steps = [None if pair is None else (pair[0][index], pair[1][index]) for pair in self.steps]
         scene = [(keys[index], values[index]) for keys, values in self.scene]
-        return State(self.memory.rows(index), steps, scene, self.scored[index], self.length)
+        return State(self.memory.rows(index), steps, scene, self.scored[index], self.history[index])
 
 
 class MultiheadAttention(EditableHeads):
@@ -325,6 +325,8 @@ class OAT(nn.Module):
             as "workspace(slots=4)", or "graph_window(hops=1)" over near objects (see `near_objects`; the target's token
             and all objects attend to each other). None is softmax attention, as published.
         gates: mixture of the encoder's heads, such as "mixture_of_heads(shared=1, active=2)"; None uses all heads.
+        prior: "markov" adds the log-probabilities of `MarkovPrior` to the scores, so that the network only corrects
+            that model, and begins without any correction. None is the published network.
     """
 
     def __init__(
@@ -349,11 +351,12 @@ class OAT(nn.Module):
         vocabulary: int | None = None,
         mixer: str | None = None,
         gates: str | None = None,
+        prior: str | None = None,
     ):
         given = {name: value for name, value in locals().items() if name not in ("self", "table", "__class__")}
         super().__init__()
         self.arguments: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None or name not in ("mixer", "gates")
+            name: value for name, value in given.items() if value is not None or name not in ("mixer", "gates", "prior")
         }
         d_model = d_appearance + d_position
         _check_sizes(appearance, features, d_model, heads)
@@ -384,6 +387,16 @@ class OAT(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
+        self.prior = self._new_prior(prior)
+
+    def _new_prior(self, prior: str | None) -> MarkovPrior | None:
+        if prior is None:
+            return None
+        if prior != "markov" or self.readout is None:
+            raise ValueError(f'prior must be "markov" or None, with two object heads or more, got {prior!r}')
+        nn.init.zeros_(self.readout.weight)
+        nn.init.zeros_(self.readout.bias)
+        return MarkovPrior(self.rows, self.columns)
 
     @classmethod
     def published(cls, data: str, **changes: Any) -> "OAT":
@@ -470,7 +483,11 @@ class OAT(nn.Module):
         pairs = [layer.multihead_attn.keys_values(memory.encoded) for layer in layers]
         scored = torch.cat([head.encode_fc(memory.encoded) for head in self._heads], -1)
         return State(
-            memory.rows(scene), [None] * len(pairs), [(k[scene], v[scene]) for k, v in pairs], scored[scene], 0
+            memory.rows(scene),
+            [None] * len(pairs),
+            [(k[scene], v[scene]) for k, v in pairs],
+            scored[scene],
+            scene.new_empty(len(scene), 0),
         )
 
     def check_length(self, steps: int) -> None:
@@ -493,10 +510,12 @@ class OAT(nn.Module):
             scores (B, T, N + 2) as in `forward`, the state after these tokens, and for each layer the attention weights
             (B, heads, T, N + 1) on the objects and the target's token.
         """
-        end = state.length + previous.shape[1]
+        start = state.history.shape[1]
+        history = torch.cat([state.history, previous], 1)
+        end = history.shape[1]
         self.check_length(end)
         table = self.onedpositional_encoding.pos_embedding
-        x = self.dropout(self._fixations(state.memory, previous) + table[state.length : end, 0])
+        x = self.dropout(self._fixations(state.memory, previous) + table[start:end, 0])
         steps: list[KeysValues | None] = []
         weights = []
         for layer, past, scene in zip(self.transformer_decoder.layers, state.steps, state.scene, strict=True):
@@ -504,7 +523,13 @@ class OAT(nn.Module):
             steps.append(own)
             if return_weights:
                 weights.append(seen)
-        return self._scores(x, state), state._replace(steps=steps, length=end), weights
+        scores = self._scores(x, state)
+        if self.prior is not None:
+            memory = state.memory
+            known = self.prior(memory.tokens[..., -2:], memory.visible[:, :-1], history, previous.shape[1])
+            # the padding class never occurs, and the prior knows that a path cannot end before its first fixation
+            scores = F.pad(scores[..., :-1] + known, (0, 1), value=-torch.inf)
+        return scores, state._replace(steps=steps, history=history), weights
 
     @property
     def _heads(self) -> list[ObjectAttention]:

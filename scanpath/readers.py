@@ -19,6 +19,7 @@ from .coco_search import Padding, read_coco
 from .collages import is_collage, read_collages
 from .measured import MeasuredPath
 from .own_files import FORMAT, TABLES, read_own, read_tables
+from .people_search import is_people_search, read_people_search
 from .scene import Box, Dataset, Scene, Trial
 from .units import check_units
 
@@ -41,13 +42,15 @@ def read_scanpaths(
     """Read scenes and the paths on them. docs/scanpath_format.md describes the files.
 
     Args:
-        path: a .json file of our own or of Search Target Inference, a folder with our own three .csv tables, or one
-            with COCO boxes and COCO-Search18 fixations (.json files, distinguished by their content).
+        path: a .json file of our own, of Search Target Inference or of people's searches, a folder with our own three
+            .csv tables, or one with COCO boxes and COCO-Search18 fixations (.json files, distinguished by their
+            content).
         mapping: a fixation belongs to the smallest box that contains it. A fixation outside all boxes belongs to the
             nearest box ("nearest") or is left out ("inside"). Objects that the file gives are not changed.
         margin: distance from a box in pixels that still counts as inside, for "inside".
         duplicates: "error" refuses equal paths of three or more fixations on one scene; "drop" keeps the first.
-        rows: rows of the grid of Search Target Inference, if there are too few target boxes to find the grid.
+        rows: rows of the grid of Search Target Inference, if there are too few target boxes to find the grid, or of the
+            cells of pictures in people's searches.
         columns: columns of that grid.
         display: width and height in pixels of the screen of COCO-Search18 fixations.
         padding: position of the picture on the screen, if it did not fill the screen.
@@ -81,10 +84,13 @@ def read_scanpaths(
             scenes, paths, notes = read_own(content, path)
         elif isinstance(content, dict) and content and all(is_collage(v) for v in content.values()):
             scenes, paths, notes = read_collages(content, path, rows, columns)
+        elif is_people_search(content):
+            scenes, paths, notes = read_people_search(content, path, rows, columns)
         else:
             raise ValueError(
-                f'{path} must be scanpaths: a dictionary with "format": "{FORMAT}", or one of pictures with fixations,'
-                " ground_truth, size and target; COCO boxes and fixations are read from the folder that holds both"
+                f'{path} must be scanpaths: a dictionary with "format": "{FORMAT}", one of pictures with fixations,'
+                " ground_truth, size and target, or one with image_size and people; COCO boxes and fixations are read"
+                " from the folder that holds both"
             )
     return _dataset(scenes, paths, notes, mapping, margin, duplicates)
 

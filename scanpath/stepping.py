@@ -17,8 +17,8 @@ from .oat import OAT, DecoderLayer, Memory, MultiheadAttention
 
 
 def serves(model: OAT) -> bool:
-    """Whether `Stepper` computes the same as the model: in evaluation mode, without hooks, edits or watches."""
-    if model.training or torch.is_grad_enabled():
+    """Whether `Stepper` computes the same as the model: in evaluation mode, without hooks, edits, watches or prior."""
+    if model.training or torch.is_grad_enabled() or model.prior is not None:
         return False
     if any(
         module._forward_hooks or module._forward_pre_hooks or getattr(module, "touched", False)

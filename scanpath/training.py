@@ -74,6 +74,8 @@ def train(
         PathData(dataset, part, appearance=settings.appearance, mirror=mirrored)
         for part, mirrored in zip(parts, (settings.mirror, False), strict=True)
     )
+    if not resume:
+        module.fit_prior(training)
     best = BestEpoch("validation_nats", patience=settings.patience, figures=FIGURES)
     checkpoint = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     with quiet_lightning():

@@ -75,6 +75,21 @@ def coco() -> dict[str, Any]:
     }
 
 
+def people_search() -> dict[str, Any]:
+    """Searches of two people in one picture, 80 x 60 pixels, with two targets; positions count from 1."""
+    trial = {"image": "room", "order": 1, "target_rect": [71, 51, 79, 59], "allowed_saccades": 4}
+    return {
+        "image_size": [80, 60],
+        "people": {
+            "subj01": [
+                {**trial, "x": [1.0, 80.0, 11.4], "y": [1.0, 60.0, 10.6], "duration_ms": [200, 150, 300]},
+                {**trial, "target_rect": [1, 1, 9, 9], "x": [45.0, 12.0], "y": [25.0, 12.0], "duration_ms": [90, 80]},
+            ],
+            "subj02": [{**trial, "x": [], "y": [], "duration_ms": []}],
+        },
+    }
+
+
 def damages(content: Any) -> Iterator[tuple[str, Any]]:
     """The content with one of its parts removed or replaced by another value, and the place of that part."""
     for place in _places(content):
@@ -113,7 +128,10 @@ def files(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("name", "content"), [("own.json", own()), ("collages.json", collages()), ("", coco())])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("own.json", own()), ("collages.json", collages()), ("", coco()), ("people.json", people_search())],
+)
 def test_a_damaged_file_is_read_or_refused_with_one_line_that_names_what_was_wrong(files, name, content):
     # every part of the file in turn is removed or replaced; only ValueError may be raised
     content = {name: content} if name else content
@@ -408,6 +426,19 @@ def test_a_wide_picture_stands_in_the_middle_of_the_screen_or_in_its_corner(file
     assert read_scanpaths(folder).scenes["p.jpg/cup"].objects[0].box == (40, 250, 80, 80)
     with pytest.raises(ValueError, match="check display and padding"):
         read_scanpaths(folder, padding="corner")
+
+
+def test_searches_by_person_are_read_on_the_cells_of_a_grid(files):
+    found = read_scanpaths(files({"people.json": people_search()}) / "people.json")
+    assert [scene.layout for scene in found.scenes.values()] == ["room", "room"]
+    assert [scene.target for scene in found.scenes.values()] == [47, 0]
+    first, second = found.trials
+    assert first.objects.tolist() == [0, 47, 1]  # the third one is at 10.4, 9.6 if counted from 0
+    assert second.objects.tolist() == [20, 9]
+    np.testing.assert_allclose(first.duration, [0.2, 0.15, 0.3])
+    assert any("1 trials without fixations" in note for note in found.notes)
+    coarse = read_scanpaths(files({"people.json": people_search()}) / "people.json", rows=2, columns=2)
+    assert coarse.trials[0].objects.tolist() == [0, 3, 0]
 
 
 def test_what_is_none_of_the_formats_is_refused(tmp_path, files):
