@@ -1,7 +1,7 @@
 """Restore images of any size in tiles, which limit the memory; refuse unsuitable weights; measure the change."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, Self
 
@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..runs.catalogue import Entry
 from ..runs.finite import check_finite
 from ..volumes import VolumeWarning
 from .borders import mirrored
@@ -20,6 +21,7 @@ from .weights import WeightsInfo
 Progress = Callable[[int, int], None]
 """Called with the number of finished slices and the number of all."""
 
+_NEGATIVE = 0.002  # share of negative values that interpolation may leave in an image of magnitudes
 _FAR = 0.5  # beyond the ends of the range, as a fraction of it; noise with sigma 50 of 255 rarely reaches further
 
 
@@ -139,29 +141,40 @@ def slices_of(model: RestorationNetwork, channels: int) -> int:
     )
 
 
-def check_modality(image: Image, ruled_out: Sequence[str], weights: str) -> None:
-    """Refuse an image of a modality that the card of the weights rules out.
+def check_card(image: Image, entry: Entry) -> None:
+    """Refuse an image that the card of the weights rules out.
 
     A volume of unknown modality counts as CT if more than 1 % of its values are those of air in Hounsfield units, -1100
     to -900, and some are those of bone, above 300.
 
     Args:
         image: the image.
-        ruled_out: the modalities, by DICOM's names.
-        weights: name of the weights, for the message.
+        entry: the entry of the weights in the catalogue.
 
     Raises:
-        Refused: the modality is ruled out.
+        Refused: the modality, the pixel size or negative values are ruled out.
     """
+    go_on = "choose other weights, or go on with --ignore-card"
     modality, reason = image.modality, ""
     if modality is None and image.kind != "bitmap":
         air = float(np.mean((image.stack >= -1100) & (image.stack <= -900)))
         if air > 0.01 and image.stack.max() > 300:
             modality, reason = "CT", f"; {100 * air:.0f} % of the values lie near -1000, like those of air in CT"
-    if modality in ruled_out:
-        raise Refused(
-            f"{weights} is not for {modality} (see its card{reason}); choose other weights, or go on with --ignore-card"
-        )
+    if modality in entry.not_for_modalities:
+        raise Refused(f"{entry.name} is not for {modality} (see its card{reason}); {go_on}")
+    if entry.pixel_mm is not None and image.volume is not None:
+        low, high = entry.pixel_mm
+        sizes = [mm for axis, mm in enumerate(image.volume.spacing) if axis != image.slice_axis]
+        if not 0.999 * low <= min(sizes) <= max(sizes) <= 1.001 * high:  # headers hold float32
+            shown = " x ".join(f"{mm:.3g}" for mm in sizes)
+            raise Refused(f"{entry.name} is for pixels of {low:g} to {high:g} mm, got {shown} mm; {go_on}")
+    if entry.magnitudes:
+        negative = float(np.mean(image.stack < 0))
+        if negative > _NEGATIVE:
+            raise Refused(
+                f"{entry.name} is for magnitudes, got {100 * negative:.0f} % negative values, as in a phase image or"
+                f" after filtering; {go_on}"
+            )
 
 
 def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:

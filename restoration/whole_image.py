@@ -10,7 +10,7 @@ from ..runs.catalogue import entry_of, find_weights
 from ..runs.compute import choose_device
 from ..volumes import Volume
 from .images import Image, from_slices, to_pixels, to_slices
-from .inference import check_modality, fitting_range
+from .inference import check_card, fitting_range
 from .inference import restore as restore_stack
 from .weights import load_weights
 
@@ -82,7 +82,7 @@ def restore(
     whole = _as_image(image, slice_axis, modality)
     entry = entry_of(file)
     if entry is not None:
-        check_modality(whole, entry.not_for_modalities, entry.name)
+        check_card(whole, entry)
     chosen = fitting_range(whole, info, intensity_range)
     unit = restore_stack(
         model,

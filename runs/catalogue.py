@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .json_files import parse_json, read_json
 VARIABLE = "VOXELWAVE_WEIGHTS"
 _GROUP = "voxelwave.weights"
 _ENTRY = ".catalogue.json"
+_TEXTS = ("field", "task", "sha256", "data", "licence", "figures", "not_for")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -38,6 +39,8 @@ class Entry:
         not_for: uses that are ruled out, in one line.
         file: the .safetensors file.
         not_for_modalities: the modalities that are ruled out, by DICOM's names, such as CT.
+        pixel_mm: the smallest and the largest pixel size, in mm, of the images that the weights are for; None for any.
+        magnitudes: whether the weights are for magnitudes only, which have no negative values.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Entry:
     not_for: str
     file: Path
     not_for_modalities: tuple[str, ...] = ()
+    pixel_mm: tuple[float, float] | None = None
+    magnitudes: bool = False
 
     @property
     def card(self) -> Path:
@@ -160,15 +165,24 @@ def _folders() -> Iterator[Path]:
 def _read(path: Path) -> Entry:
     try:
         content = read_json(path)
-        given = ("name", "file", "not_for_modalities")
-        texts = {f.name: str(content[f.name]) for f in fields(Entry) if f.name not in given}
-        modalities = content.get("not_for_modalities", [])
+        texts = {name: str(content[name]) for name in _TEXTS}
+        modalities, sizes = content.get("not_for_modalities", []), content.get("pixel_mm")
         if not isinstance(modalities, list):
             raise ValueError(f'not_for_modalities must be a list such as ["CT"], got {modalities!r}')
+        if sizes is not None and (not isinstance(sizes, list) or len(sizes) != 2):
+            raise ValueError(f"pixel_mm must be the smallest and the largest pixel size, got {sizes!r}")
+        limits = None if sizes is None else (float(sizes[0]), float(sizes[1]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
     file = _weights_of(path)
-    return Entry(name=file.stem, file=file, not_for_modalities=tuple(map(str, modalities)), **texts)
+    return Entry(
+        name=file.stem,
+        file=file,
+        not_for_modalities=tuple(map(str, modalities)),
+        pixel_mm=limits,
+        magnitudes=bool(content.get("magnitudes", False)),
+        **texts,
+    )
 
 
 def _weights_of(entry: Path) -> Path:

@@ -13,7 +13,7 @@ from ...restoration.inference import (
     Change,
     Progress,
     Refused,
-    check_modality,
+    check_card,
     fitting_range,
     measure_change,
     slices_of,
@@ -121,7 +121,7 @@ class Restoration:
         slices_of(self.model, image.channels)
         entry = entry_of(self.weights)
         if entry is not None and not self.settings.ignore_card:
-            check_modality(image, entry.not_for_modalities, entry.name)
+            check_card(image, entry)
         intensity_range = fitting_range(image, self.info, self.settings.range)
         if show:
             show(image, intensity_range)

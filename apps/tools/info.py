@@ -14,7 +14,7 @@ from ...registration.acquisition import acquisition_of
 from ...registration.series import gradients_of
 from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.images import Image, read_image
-from ...restoration.inference import Refused, check_modality, slices_of
+from ...restoration.inference import Refused, check_card, slices_of
 from ...restoration.weights import load_weights
 from ...runs.catalogue import list_weights
 from ...runs.outcome import add_outcome
@@ -93,7 +93,7 @@ def _restorations(path: Path, image: Image) -> list[str]:
     uses = []
     for entry in list_weights("restoration"):
         try:
-            check_modality(image, entry.not_for_modalities, entry.name)
+            check_card(image, entry)
             slices_of(load_weights(entry.file)[0], image.channels)
         except Refused as refused:
             uses.append(f"not restored: {refused}")

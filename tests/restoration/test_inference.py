@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from voxelwave.restoration.images import Image, IntensityRange, read_image
 from voxelwave.restoration.inference import (
     Refused,
-    check_modality,
+    check_card,
     fitting_range,
     measure_change,
     restore,
@@ -21,6 +23,7 @@ from voxelwave.restoration.inference import (
 )
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.weights import WeightsInfo
+from voxelwave.runs.catalogue import Entry
 from voxelwave.volumes import Volume, VolumeWarning, write_volume
 
 
@@ -211,14 +214,35 @@ def _volume(tmp_path, values, sidecar=None):
     return read_image(path)
 
 
+def _entry(*ruled_out: str, **more: Any) -> Entry:
+    texts = dict.fromkeys(("task", "sha256", "data", "licence", "figures", "not_for"), "")
+    file = Path("mine.safetensors")
+    return Entry(name="mine", field="restoration", file=file, not_for_modalities=ruled_out, **texts, **more)
+
+
+def test_pixels_of_another_size_and_negative_values_are_refused(tmp_path):
+    values = np.random.default_rng(0).integers(0, 900, (8, 9, 4)).astype(np.int16)
+    write_volume(tmp_path / "scan.nii.gz", Volume(values, np.diag([0.4, 0.8, 5.0, 1.0])))
+    image = read_image(tmp_path / "scan.nii.gz")
+    check_card(image, _entry(pixel_mm=(0.4, 0.8), magnitudes=True))
+    with pytest.raises(Refused, match=r"mine is for pixels of 0.5 to 2 mm, got 0.4 x 0.8 mm; .*--ignore-card"):
+        check_card(image, _entry(pixel_mm=(0.5, 2.0)))
+    with pytest.raises(Refused, match=r"0.4 x 5 mm"):
+        check_card(read_image(tmp_path / "scan.nii.gz", slice_axis=1), _entry(pixel_mm=(0.3, 2.0)))
+    phase = _volume(tmp_path, values - 450)
+    check_card(phase, _entry())
+    with pytest.raises(Refused, match=r"mine is for magnitudes, got 5\d % negative values"):
+        check_card(phase, _entry(magnitudes=True))
+
+
 def test_numbers_of_ct_are_recognised_without_a_header(tmp_path):
     numbers = np.random.default_rng(0).normal(40, 20, (16, 16, 8))
     numbers[:6], numbers[7] = -1000, 900
     with pytest.raises(Refused, match=r"mine is not for CT .*38 % of the values .*--ignore-card"):
-        check_modality(_volume(tmp_path, numbers), ["CT"], "mine")
-    check_modality(_volume(tmp_path, numbers), ["PT"], "mine")
-    check_modality(_volume(tmp_path, numbers, sidecar="MR"), ["CT"], "mine")  # the header is believed
-    check_modality(_volume(tmp_path, np.abs(numbers)), ["CT"], "mine")
+        check_card(_volume(tmp_path, numbers), _entry("CT"))
+    check_card(_volume(tmp_path, numbers), _entry("PT"))
+    check_card(_volume(tmp_path, numbers, sidecar="MR"), _entry("CT"))  # the header is believed
+    check_card(_volume(tmp_path, np.abs(numbers)), _entry("CT"))
 
 
 def test_the_json_of_a_name_in_capitals_counts(tmp_path):
@@ -231,4 +255,4 @@ def test_the_json_of_a_name_in_capitals_counts(tmp_path):
 def test_the_modality_in_the_json_beside_a_volume_counts(tmp_path):
     image = _volume(tmp_path, np.random.default_rng(0).uniform(0, 9000, (8, 8, 4)), sidecar="PT")
     with pytest.raises(Refused, match=r"mine is not for PT"):
-        check_modality(image, ["CT", "PT"], "mine")
+        check_card(image, _entry("CT", "PT"))

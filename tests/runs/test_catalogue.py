@@ -76,6 +76,16 @@ def test_modalities_that_are_ruled_out_are_a_list(tmp_path, monkeypatch):
         list_weights()
 
 
+def test_limits_of_an_entry_are_read_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
+    _offer(tmp_path, "sharp", pixel_mm=[0.4, 2], magnitudes=True)
+    entry = next(entry for entry in list_weights() if entry.name == "sharp")
+    assert (entry.pixel_mm, entry.magnitudes) == ((0.4, 2.0), True)
+    _offer(tmp_path, "sharp", pixel_mm=2)
+    with pytest.raises(ValueError, match=r"sharp\.catalogue\.json .* smallest and the largest pixel size"):
+        list_weights()
+
+
 def test_a_path_stays_a_path(tmp_path):
     assert find_weights(tmp_path / "own.safetensors", "eeg") == tmp_path / "own.safetensors"
 
