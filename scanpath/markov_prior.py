@@ -1,4 +1,4 @@
-"""A log-linear model of steps, which is fitted to people before a network is trained to correct it.
+"""A log-linear model of steps, which is fitted to people before a network is trained beside it.
 
 The score of the next object is the sum of a weight of its place, one of the step to it from the last fixation, one of
 the step to it from the fixation before that, and of weights for objects that were seen before; the path ends after n

@@ -6,6 +6,7 @@ scores each object as the next fixation. The target's token, which is the last t
 end of the path.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -325,8 +326,8 @@ class OAT(nn.Module):
             as "workspace(slots=4)", or "graph_window(hops=1)" over near objects (see `near_objects`; the target's token
             and all objects attend to each other). None is softmax attention, as published.
         gates: mixture of the encoder's heads, such as "mixture_of_heads(shared=1, active=2)"; None uses all heads.
-        prior: "markov" adds the log-probabilities of `MarkovPrior` to the scores, so that the network only corrects
-            that model, and begins without any correction. None is the published network.
+        prior_share: share of a `MarkovPrior` in the probabilities, below 1; the rest is the network's. In training
+            mode, the scores are the network's own, which teaches it more. None is the published network.
     """
 
     def __init__(
@@ -351,12 +352,14 @@ class OAT(nn.Module):
         vocabulary: int | None = None,
         mixer: str | None = None,
         gates: str | None = None,
-        prior: str | None = None,
+        prior_share: float | None = None,
     ):
         given = {name: value for name, value in locals().items() if name not in ("self", "table", "__class__")}
         super().__init__()
         self.arguments: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None or name not in ("mixer", "gates", "prior")
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in ("mixer", "gates", "prior_share")
         }
         d_model = d_appearance + d_position
         _check_sizes(appearance, features, d_model, heads)
@@ -387,16 +390,10 @@ class OAT(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
-        self.prior = self._new_prior(prior)
-
-    def _new_prior(self, prior: str | None) -> MarkovPrior | None:
-        if prior is None:
-            return None
-        if prior != "markov" or self.readout is None:
-            raise ValueError(f'prior must be "markov" or None, with two object heads or more, got {prior!r}')
-        nn.init.zeros_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
-        return MarkovPrior(self.rows, self.columns)
+        if prior_share is not None and not 0 < prior_share < 1:
+            raise ValueError(f"prior_share must be above 0 and below 1, got {prior_share}")
+        self.prior_share = prior_share
+        self.prior = None if prior_share is None else MarkovPrior(rows, columns)
 
     @classmethod
     def published(cls, data: str, **changes: Any) -> "OAT":
@@ -524,12 +521,25 @@ class OAT(nn.Module):
             if return_weights:
                 weights.append(seen)
         scores = self._scores(x, state)
-        if self.prior is not None:
+        if self.prior is not None and not self.training:
             memory = state.memory
             known = self.prior(memory.tokens[..., -2:], memory.visible[:, :-1], history, previous.shape[1])
-            # the padding class never occurs, and the prior knows that a path cannot end before its first fixation
-            scores = F.pad(scores[..., :-1] + known, (0, 1), value=-torch.inf)
+            scores = self._mixed(scores[..., :-1], known)
         return scores, state._replace(steps=steps, history=history), weights
+
+    def _mixed(self, scores: Tensor, known: Tensor) -> Tensor:
+        """The scores of the mixture of the network and its prior, (B, T, N + 2), which are log-probabilities.
+
+        Args:
+            scores: (B, T, N + 1) scores of the network for the objects and the end.
+            known: (B, T, N + 1) log-probabilities of the prior; -inf for what is impossible.
+        """
+        assert self.prior_share is not None
+        impossible = torch.isneginf(known)
+        own = scores.masked_fill(impossible, -torch.inf).log_softmax(-1)
+        own, known = (part.masked_fill(impossible, 0.0) for part in (own, known))  # -inf - (-inf) has no gradient
+        mixed = torch.logaddexp(own + math.log(1 - self.prior_share), known + math.log(self.prior_share))
+        return F.pad(mixed.masked_fill(impossible, -torch.inf), (0, 1), value=-torch.inf)
 
     @property
     def _heads(self) -> list[ObjectAttention]:

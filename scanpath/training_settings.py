@@ -12,7 +12,7 @@ class TrainingSettings:
         network: arguments of the network: d_appearance, d_position, heads, layers, feed_forward, dropout,
             attention_dropout, object_heads, positions, sigma, steps; mixer, the mechanism by which objects attend to
             each other, such as workspace(slots=4) or graph_window(hops=1); gates, such as
-            mixture_of_heads(shared=1, active=2).
+            mixture_of_heads(shared=1, active=2); prior_share, the share of a Markov model in the probabilities.
         appearance: description of objects that the network gets: none, the feature vectors of the file, or crops of
             the images (cnn).
         target_position: whether the network is given the position of the target; hide it to model search.

@@ -151,7 +151,7 @@ def test_shipped_weights_are_small_and_near_the_observer_that_they_learnt():
     [
         {"mixer": "workspace(slots=3)"},
         {"mixer": "graph_window(hops=1)", "gates": "mixture_of_heads(shared=1, active=2)"},
-        {"prior": "markov"},
+        {"prior_share": 0.4},
     ],
 )
 def test_weights_of_another_mechanism_are_read_as_they_were_written(changes, tmp_path):
