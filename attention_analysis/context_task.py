@@ -230,7 +230,7 @@ def train_in_context(
         loss,
         steps,
         rate=rate,
-        at=set(log_steps(steps, 25)) | set(range(0, steps + 1, max(1, steps // 40))),
+        at=set(log_steps(steps, 25)) | set(range(0, steps + 1, -(-steps // 40))),
         look=lambda step: _progress(network, world, step, test),
     )
     return ContextRun(task, seed, progress)

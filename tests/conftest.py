@@ -20,6 +20,15 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file go to one worker, so that its fixtures, such as the built site, are made once."""
+    from xdist.scheduler import LoadFileScheduling  # an optional package
+
+    config.option.loadscopereorder = False  # by default the files with few tests come last, however slow they are
+    return LoadFileScheduling(config, log)
+
+
 def _folder(variable: str, default: Path) -> Path:
     folder = Path(os.environ.get(variable, default))
     if not folder.is_dir():

@@ -2,6 +2,8 @@
 
 import ast
 import tomllib
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,22 +45,37 @@ def _imported(name: str, file: Path, node: ast.ImportFrom) -> list[str]:
     return [path if path in MODULES else ".".join(start) for path in found]
 
 
-def _imports(name: str) -> set[str]:
-    nodes = ast.walk(ast.parse(MODULES[name].read_text()))
-    return {m for node in nodes if isinstance(node, ast.ImportFrom) for m in _imported(name, MODULES[name], node)}
+@cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
-IMPORTS = {name: _imports(name) - {name} for name in MODULES}
+def _statements(body: Iterable[ast.stmt]) -> Iterable[ast.stmt]:
+    """All statements of a body, also those inside others; expressions hold none."""
+    for statement in body:
+        yield statement
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from _statements(getattr(statement, part, ()))
+
+
+@cache
+def _imports() -> dict[str, set[str]]:
+    """The modules of this package that each of its modules imports."""
+    found = {}
+    for name, file in MODULES.items():
+        nodes = [n for n in _statements(_parsed(file).body) if isinstance(n, ast.ImportFrom)]
+        found[name] = {m for node in nodes for m in _imported(name, file, node)} - {name}
+    return found
 
 
 def test_the_walk_sees_the_package():
     assert len(MODULES) > 150
-    assert "volumes.read" in IMPORTS["volumes"]
+    assert "volumes.read" in _imports()["volumes"]
 
 
 def test_imports_point_downwards():
     wrong = []
-    for name, found in IMPORTS.items():
+    for name, found in _imports().items():
         layer = name.split(".")[0]
         others = {other for other in found if other and other.split(".")[0] != layer}
         wrong += [(name, other) for other in sorted(others) if LAYERS[other.split(".")[0]] >= LAYERS[layer]]
@@ -66,14 +83,14 @@ def test_imports_point_downwards():
 
 
 def test_no_imports_go_in_a_circle():
-    left = {name: {other for other in found if other in IMPORTS} for name, found in IMPORTS.items()}
+    left = {name: {other for other in found if other in MODULES} for name, found in _imports().items()}
     while leaves := {name for name, found in left.items() if not found}:
         left = {name: found - leaves for name, found in left.items() if name not in leaves}
     assert left == {}  # remaining modules are part of a circle, or are imported by such modules
 
 
 def test_nothing_imports_the_command_line():
-    assert [name for name, found in IMPORTS.items() if "apps.cli" in found] == []
+    assert [name for name, found in _imports().items() if "apps.cli" in found] == []
 
 
 # imports inside a function: module -> the packages, each of them optional or needed by a single option
@@ -104,8 +121,8 @@ INNER = {
 
 def _inner_imports(file: Path) -> set[str]:
     """The first parts of the names that are imported inside functions."""
-    functions = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)]
-    nodes = [node for f in functions for node in ast.walk(f)]
+    functions = [n for n in _statements(_parsed(file).body) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = [node for function in functions for node in _statements(function.body)]
     plain = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     of_module = {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
     return (

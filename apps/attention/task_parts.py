@@ -28,13 +28,15 @@ class Part:
 
 def icl(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> Part:
     """C4: onset curves of several seeds, and the control with as many labels as pairs."""
-    steps = 60 if quick else 4000
+    steps = 40 if quick else 4000
     small = ContextTask(pairs=4, features=31, labels=16, classes=4096)  # the jump comes within minutes
     tasks = {"16 labels": small, "4 labels, as many as pairs": replace(small, labels=4)}
     runs: dict[str, list[ContextRun]] = {name: [] for name in tasks}
     for name, task in tasks.items():
         for number in range(seeds):
-            run = train_in_context(task, steps=steps, batch=64, rate=3e-3, seed=seed + number)
+            run = train_in_context(
+                task, steps=steps, batch=64, rate=3e-3, seed=seed + number, test=64 if quick else 512
+            )
             runs[name].append(run)
             tell(f"icl, {name}, seed {run.seed}: accuracy on new classes {run.progress[-1].novel:.2f}")
     rows = [
@@ -89,7 +91,7 @@ def icl(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> P
 def regression(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> Part:
     """C5: the optimum of reduced heads, and trained layers."""
     task = RegressionTask()
-    sizes = {"train": 4000, "test": 10_000, "steps": 100} if quick else {}
+    sizes = {"train": 1000, "test": 2000, "steps": 40} if quick else {}
     best = closed_form_optimum(task, seed=seed, **sizes)
     tell(f"regression: {best}")
     rows = [
@@ -100,7 +102,7 @@ def regression(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None
     ]
     trained = []
     for heads in (1, 2, 4):
-        found = train_heads(task, heads, steps=300 if quick else 3000, seed=seed)
+        found = train_heads(task, heads, steps=50 if quick else 3000, seed=seed)
         tell(f"regression, {heads} trained heads: {found.error.mean:.3f}")
         trained.append(
             {
@@ -130,7 +132,7 @@ def shortcut(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None])
     }
     accuracy = []
     for mixer in MIXERS:
-        result = train_nested(task, mixer, steps=150 if quick else 1500, batch=96, dim=48, seed=seed)
+        result = train_nested(task, mixer, steps=30 if quick else 1500, batch=96, dim=48, seed=seed)
         found[mixer] = result.gaps
         accuracy.append({"mechanism": mixer, **{f"{q}?": f"{value:.2f}" for q, value in result.accuracy.items()}})
         tell(f"shortcut, {mixer}: gaps {', '.join(f'{gap.gap:.2f}' for gap in result.gaps)}")
@@ -155,7 +157,7 @@ def shortcut(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None])
 
 def grounding(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> Part:
     """C7: where a trained network looks for the target of a display, and for a lesion."""
-    network = train_displays(steps=300 if quick else 3000, seed=seed)
+    network = train_displays(steps=50 if quick else 3000, seed=seed)
     results = [grounding_result(network, kind) for kind in ("display", "lesion")]
     for one in results:
         tell(f"grounding, {one.kind}: answers {one.accuracy:.2f}, hits {one.hits.mean:.2f}")
@@ -181,7 +183,7 @@ def grounding(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]
 
 def curriculum(*, quick: bool, seeds: int, seed: int, tell: Callable[[str], None]) -> Part:
     """C8: pre-training under a growing mask, and training from scratch."""
-    found = run_curriculum(steps=60 if quick else 400, seed=seed, test=300 if quick else 1000)
+    found = run_curriculum(steps=20 if quick else 400, seed=seed, test=100 if quick else 1000)
     tell(f"curriculum: scratch {found.scratch.mean:.2f}, pre-trained {found.pretrained.mean:.2f} under occlusion")
     rows = [
         {"measure": "accuracy from scratch, half of the patches hidden", "value": _interval(found.scratch)},

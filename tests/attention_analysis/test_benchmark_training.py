@@ -64,7 +64,7 @@ def test_a_method_trains_and_is_measured_on_all_tasks_that_it_supports(label, da
 def test_training_is_repeatable_and_leaves_the_global_generator_alone(data):
     task, method = Needle(), method_of("softmax")
     before = torch.get_rng_state()
-    first, again, other = (train(task, method, seed, 0.02) for seed in (0, 0, 1))
+    first, again, other = (train(task, method, seed, 0.005) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.embed.weight, other.embed.weight)

@@ -22,7 +22,7 @@ def noisy(pattern, count, generator):
 def found():
     generator = torch.Generator().manual_seed(0)
     maps = torch.cat([noisy(pattern, 8, generator) for pattern in PATTERNS])
-    return maps, make_dictionary(maps, steps=300)
+    return maps, make_dictionary(maps, steps=100)
 
 
 def test_clusters_are_the_patterns(found):
@@ -33,8 +33,8 @@ def test_clusters_are_the_patterns(found):
 
 
 def test_the_same_seed_gives_the_same_labels(found):
-    again = make_dictionary(found[0], steps=300)
-    assert (again.labels == found[1].labels).all()
+    first, again = (make_dictionary(found[0], steps=20, clusters=4) for _ in range(2))
+    assert (again.labels == first.labels).all()
 
 
 def test_another_pattern_is_novel_and_a_known_one_is_not(found):

@@ -69,12 +69,12 @@ def test_training_reports_a_loss_that_is_not_finite():
 
 @pytest.mark.slow
 def test_pre_training_under_a_growing_mask_helps_under_occlusion():
-    found = run_curriculum(steps=100, test=300)
+    found = run_curriculum(steps=60, test=500)
     assert found.gain.low > 0
     assert found.foreground_after > 1.5 > found.foreground_before
 
 
 @pytest.mark.slow
 def test_a_short_training_finds_lesions_better_than_chance():
-    found = grounding_result(train_displays(steps=250), "lesion", count=100)
+    found = grounding_result(train_displays(steps=120), "lesion", count=100)
     assert found.accuracy > 0.7

@@ -424,7 +424,7 @@ def test_a_type_that_differs_is_named():
         attention(x, x, x.double())
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("mechanism", [attention, linear_attention])
 def test_compiled_code_keeps_nan_in_place_as_plain_code_does(mechanism, causal, generator):
     q, k, v = random_qkv((1, 2, 1, 12, 12, 4, 4), generator)
