@@ -39,25 +39,25 @@ def _words() -> str:
 
 
 def _cases() -> str:
-    """The branches of a `case` in bash and zsh that set `options` and `values` for a command."""
-    lines = [f'    "{field} ") words="{" ".join(verbs)} --help" ;;' for field, verbs in COMMANDS.items()]
+    """The branches of a `case` in bash and zsh that set `candidates` and `files` for a command."""
+    lines = [f'    "{field} ") candidates="{" ".join(verbs)} --help" ;;' for field, verbs in COMMANDS.items()]
     for command, verb in _verbs().items():
         options = _options(verb)
         lines.append(f'    "{command} "*)')
-        lines.append(f'      words="{" ".join(options)}"')
+        lines.append(f'      candidates="{" ".join(options)}"')
         lines.append('      case "$previous" in')
         for flag, values in options.items():
             if values not in ("", _FILES):
-                lines.append(f'        {flag}) words="{values}"; files= ;;')
+                lines.append(f'        {flag}) candidates="{values}"; files= ;;')
         with_files = "|".join([*(flag for flag, values in options.items() if values == _FILES), "-i", "-o"])
-        lines += [f"        {with_files}) words=; files=1 ;;", "      esac ;;"]
+        lines += [f"        {with_files}) candidates=; files=1 ;;", "      esac ;;"]
     return "\n".join(lines)
 
 
 def _function(body: str) -> str:
     return f"""_voxelwave_words() {{  # the words before the one that is completed
   local command previous="${{@: -1}}"
-  words="{_words()}"; files=1
+  candidates="{_words()}"; files=1
   shift
   command="$1 "
   case " {" ".join(COMMANDS)} " in *" $1 "*) [ $# -gt 1 ] && command="$1 $2 " ;; esac
@@ -73,9 +73,9 @@ def _bash() -> str:
     return (
         _function(_cases())
         + """_voxelwave() {
-  local words files word="${COMP_WORDS[COMP_CWORD]}"
+  local candidates files word="${COMP_WORDS[COMP_CWORD]}"
   _voxelwave_words "${COMP_WORDS[@]:0:COMP_CWORD}"
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  COMPREPLY=($(compgen -W "$candidates" -- "$word"))
   if [ -n "$files" ] && [[ $word != -* ]]; then COMPREPLY+=($(compgen -f -- "$word")); fi
 }
 complete -o filenames -F _voxelwave voxelwave
@@ -88,12 +88,10 @@ def _zsh() -> str:
         "#compdef voxelwave\n"
         + _function(_cases())
         + """_voxelwave() {
-  local files found
-  local -a before
-  before=("${(@)words[1,CURRENT-1]}")
-  found="$(words=; _voxelwave_words "${before[@]}"; print -r -- "$words|$files")"
-  compadd -- ${=found%|*}
-  if [[ -n "${found##*|}" && "$PREFIX" != -* ]]; then _files; fi
+  local candidates files
+  _voxelwave_words "${(@)words[1,CURRENT-1]}"
+  compadd -- ${=candidates}
+  if [[ -n "$files" && "$PREFIX" != -* ]]; then _files; fi
 }
 compdef _voxelwave voxelwave
 """
