@@ -87,8 +87,8 @@ class MarkovPrior(nn.Module):
 
         seen = (fixated.cumsum(1) > 0)[:, :length]
         before = F.pad(seen, (0, 0, 1, 0))[:, length - new : length]
-        count = torch.arange(length - new, length, device=history.device).expand(len(history), new)
-        wide = (len(history), new, objects)
+        count = torch.arange(length - new, length, device=history.device).expand(history.shape[0], new)
+        wide = (history.shape[0], new, objects)
         cell = place[..., 0] * self.columns + place[..., 1]
         return Steps(
             cell.unsqueeze(1).expand(wide),

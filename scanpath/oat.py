@@ -484,7 +484,7 @@ class OAT(nn.Module):
             [None] * len(pairs),
             [(k[scene], v[scene]) for k, v in pairs],
             scored[scene],
-            scene.new_empty(len(scene), 0),
+            scene.new_empty(scene.shape[0], 0),
         )
 
     def check_length(self, steps: int) -> None:

@@ -85,7 +85,7 @@ def test_a_network_of_whole_recordings_of_any_length(mixer: str, tmp_path: Path)
 @pytest.mark.slow
 def test_oat_with_any_number_of_scenes_objects_and_fixations(tmp_path: Path) -> None:
     sizes = {"d_appearance": 8, "d_position": 8, "heads": 2, "layers": 1, "feed_forward": 16, "steps": 32}
-    network = OAT(rows=4, columns=4, appearance="features", features=3, **sizes)
+    network = OAT(rows=4, columns=4, appearance="features", features=3, prior_share=0.4, **sizes)
     weights = tmp_path / "model.safetensors"
     save_model(weights, network, WeightsInfo(network.arguments, "hidden", "search", grid=True))
     session = _export("scanpath", weights, tmp_path / "model.onnx")
