@@ -121,20 +121,23 @@ class Smoother:
         shape: (D, H, W).
         sigmas: along (d, h, w), in voxels; a sigma below 0.05 does not smooth.
         spacing: along (d, h, w), in mm, for the length of vectors.
+        scratch: the scratch memory of another smoother of this shape, to be shared with it.
     """
 
-    def __init__(self, shape: Sequence[int], sigmas: Sequence[float], spacing: Sequence[float]):
+    def __init__(
+        self, shape: Sequence[int], sigmas: Sequence[float], spacing: Sequence[float], *, scratch: Tensor | None = None
+    ):
         tables = [_weights(n, sigma) for n, sigma in zip(shape, sigmas, strict=True)]
         self._weights = torch.cat([table.flatten() for table in tables])
         self._radius = _Lengths(*(table.shape[1] // 2 for table in tables))
         self._spacing = _Numbers(*spacing)
-        self._scratch = torch.empty(*shape, 4, dtype=torch.float32, device="cpu")
+        self.scratch = torch.empty(*shape, 4, dtype=torch.float32, device="cpu") if scratch is None else scratch
         self._longest = torch.empty(shape[1], dtype=torch.float32, device="cpu")
 
     def __call__(self, field: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, float]:
         """The smoothed field, and the length in mm of its longest vector; `out` may be `field` itself."""
         out = torch.empty_like(field) if out is None else out
-        places = (self._scratch, out, self._longest)
+        places = (self.scratch, out, self._longest)
         _call("smooth", field, _shape(field), self._weights, self._radius, self._spacing, *places)
         return out, math.sqrt(float(self._longest.max()))
 

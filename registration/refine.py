@@ -259,7 +259,7 @@ def _compiled_steps(
     spacing = level.spacing.flatten().tolist()
     shape, moving = level.moving.shape[2:], level.moving[0, 0]
     smooth_update = fields.Smoother(shape, update_sigmas, spacing)
-    smooth_total = fields.Smoother(shape, total_sigmas, spacing)
+    smooth_total = fields.Smoother(shape, total_sigmas, spacing, scratch=smooth_update.scratch)
     by_mm = [1 / mm**2 for mm in spacing]
     correlation = force.compiled() if isinstance(force, CorrelationForce) else None
     current = fields.interleaved(displacement)
@@ -281,6 +281,7 @@ def _compiled_steps(
             break
         fields.compose(current, update, _STEP * size / longest, out=following)
         smooth_total(following, out=current)
+    del current, update, following
     return fields.planar(best), least_loss
 
 

@@ -386,20 +386,35 @@ def _in_both_directions(
     0.748 to 0.749, and the lowest from 0.730 to 0.739. Exchanging the images inverts the mean up to about 0.2 mm; the
     fine level has the direction that was asked for, since its inverse would align labels less well.
     """
-    there = refinement.run(mask=compared, levels="coarse")
+    # fields of a large scan take most of the memory, so each is freed or overwritten when it has been used
+    mean = refinement.run(mask=compared, levels="coarse")
+    mean += _inverse_of_way_back(refinement, moving, fixed, masks, affine, mean.device)
+    mean = unfold(mean.mul_(0.5))
+    factor = 2.0 if refinement.settings.effort == "accurate" else 1.0
+    return refinement.run(mean, mask=compared, levels="fine", iterations=factor)
+
+
+def _inverse_of_way_back(
+    refinement: _Refinement,
+    moving: Volume,
+    fixed: Volume,
+    masks: Masks,
+    affine: AffineTransform,
+    device: torch.device,
+) -> Tensor:
+    """The inverse of the coarse displacement from the fixed to the moving image, (1, 3, D, H, W) in voxels."""
     grid, grid_back, back_affine = refinement.grid, working_grid(moving), affine.inverse()
-    device = there.device
     images = _on_grid(fixed, moving, grid_back, back_affine, device)
     mask = masks.swapped().on_grid(grid_back, back_affine)
     other_way = replace(refinement, images=images, grid=grid_back, prefix="back: ")
     back = other_way.run(mask=_weights(mask, device), levels="coarse")
     backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
+    del other_way, images, back
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the mean is judged later
         inverse = backward.inverse(grid, iterations=30, tolerance_mm=0.05)
-    other = torch.from_numpy(inverse.to_voxels(moving_affine=affine.matrix @ grid.affine))[None].to(device)
-    mean, factor = unfold((there + other) / 2), 2.0 if refinement.settings.effort == "accurate" else 1.0
-    return refinement.run(mean, mask=compared, levels="fine", iterations=factor)
+    del backward
+    return torch.from_numpy(inverse.to_voxels(moving_affine=affine.matrix @ grid.affine))[None].to(device)
 
 
 def _judged(

@@ -33,10 +33,8 @@ from PIL import ImageOps, UnidentifiedImageError
 from ..runs.files import atomic_path
 from ..runs.memory import check_inflated, check_memory
 from ..volumes import VolumeWarning
+from .suffixes import PNM_SUFFIXES, TIFF_SUFFIXES
 
-BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
-TIFF_SUFFIXES = (".tif", ".tiff")
-PNM_SUFFIXES = (".pgm", ".ppm")
 _MOST_HEADER = 4096  # bytes of a PNM header with its comments
 # value of TIFF tag 274 -> (swap rows and columns, reverse rows, reverse columns), applied in this order
 _TURNS = {

@@ -18,7 +18,8 @@ import pydicom
 from ..runs.json_files import read_json
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
-from .bitmaps import BITMAP_SUFFIXES, TIFF_SUFFIXES, read_bitmap, top_value, write_bitmap
+from .bitmaps import read_bitmap, top_value, write_bitmap
+from .suffixes import BITMAP_SUFFIXES, TIFF_SUFFIXES
 
 _OTHER_PICTURES = (".gif", ".jp2", ".j2k", ".jxl", ".pbm", ".pam", ".pfm", ".heic", ".heif", ".avif", ".exr", ".svg")
 _VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES

@@ -95,6 +95,8 @@ def test_nothing_imports_the_command_line():
 
 # imports inside a function: module -> the packages, each of them optional or needed by a single option
 INNER = {
+    "apps.batch.find": {"pydicom", "volumes"},  # pydicom takes half a second to load: only if there are DICOM files
+    "apps.batch.task": {"preview", "pydicom"},  # the readers of images take a second to load: only if a case is done
     "apps.restoration.restore": {"single"},  # torch takes a second to load: not for a folder with nothing to do
     "apps.nested_cv.search": {"optuna"},  # only if settings are searched
     "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders

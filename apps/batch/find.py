@@ -27,10 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pydicom
-
 from ...runs.words import one_line
-from ...volumes.dicom_headers import is_other_object, open_dicom
 from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
     BIDS_NAME,
@@ -244,6 +241,10 @@ def _look_at(
             else:
                 left_out["other files"] += 1
             return
+        import pydicom  # takes half a second to load: only for DICOM files
+
+        from ...volumes.dicom_headers import open_dicom
+
         with warnings.catch_warnings(), open_dicom(path) as file:
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
@@ -263,6 +264,7 @@ def _look_at(
 
 
 def _is_image(header: Any, kind: Any) -> bool:
+    from ...volumes.dicom_headers import is_other_object
 
     name = kind.name if kind is not None else ""
     if "Rows" not in header or "Columns" not in header:
@@ -296,6 +298,8 @@ def _slice(path: Path, header: Any) -> _Slice:
 
 def _not_in_place(dicomdir: Path) -> list[_Listed]:
     """The images that are not at the path that a DICOMDIR lists for them."""
+    import pydicom
+
     found, series = [], ""
     for record in pydicom.dcmread(dicomdir).get("DirectoryRecordSequence") or []:
         if record.get("DirectoryRecordType") == "SERIES":

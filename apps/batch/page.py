@@ -19,7 +19,7 @@ from .case_files import case_files_path
 from .manifest import MANIFEST, read_manifest
 from .options import Page
 from .page_words import GLOSSARY, LABELS, TEXT_COLUMNS, column_words
-from .preview import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
+from .preview_files import DRAWING, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
 from .run_facts import read_run_facts
 
 INDEX, FILES = "index.html", "index_files"

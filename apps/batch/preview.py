@@ -22,10 +22,8 @@ from ...restoration.images import read_image
 from ...volumes import Volume, read_volume
 from ...volumes.nifti import is_nifti_name
 from .case import Case
+from .preview_files import DRAWING, LONGEST_SIDE, MOST_VOXELS, PICTURE, PREVIEWS, SCRIPT
 
-PREVIEWS = ".preview"
-SCRIPT, PICTURE, DRAWING = f"{PREVIEWS}/images.js", f"{PREVIEWS}/small.png", f"{PREVIEWS}/small.svg"
-MOST_VOXELS, LONGEST_SIDE = 1 << 20, 1024
 _LEVELS = 254  # grey levels 1 to 255; the viewer draws 0 as transparent
 _HEIGHT = 112  # height of the small picture, in pixels
 _BITMAPS = (".png", ".tif", ".tiff", ".bmp", ".pgm", ".ppm")

@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-import pydicom
 from filelock import FileLock, Timeout
 
 from ...runs.cells import Cell, Result
@@ -30,7 +29,6 @@ from ...runs.threads import limited_threads
 from .case import Case
 from .manifest import CASE, STATE, Entry, append_line, finished_case, is_recorded, manifest_entry, read_manifest
 from .names import printable, relative, shown_name, shown_path
-from .preview import write_preview
 
 
 class WorkSpec(TypedDict):
@@ -276,6 +274,8 @@ class Task:
                     ours = (w for w in caught if "voxelwave" in getattr(w.category, "__module__", ""))
                     self.notes += [str(w.message) for w in ours]
                     caught.clear()
+        from .preview import write_preview  # the readers of images take a second to load: only if a case is done
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes about the input were already collected
             self.notes += [*outcome.get("warnings", []), *write_preview(staged, results)]
@@ -413,6 +413,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _header_words(path: Path) -> set[str]:
     """Header values that may identify a person or place, each whole and split into words."""
+    import pydicom
 
     words: set[str] = set()
     try:

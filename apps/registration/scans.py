@@ -12,7 +12,8 @@ import numpy as np
 from ...registration.diffusion import rotate_bvecs, write_bvecs
 from ...registration.result import Registration
 from ...registration.series import gradients_of, sidecar
-from ...restoration.bitmaps import BITMAP_SUFFIXES, read_bitmap
+from ...restoration.bitmaps import read_bitmap
+from ...restoration.suffixes import BITMAP_SUFFIXES
 from ...runs.files import atomic_path
 from ...volumes import Volume, VolumeWarning, read_volume, resample
 from ...volumes.dicom import holds_tilted

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.settings import RestoreSettings
+from ...restoration.suffixes import BITMAP_SUFFIXES
 from ...runs.catalogue import find_weights
 from ...runs.exit import DONE, REFUSED, SOME_FAILED
 from ..batch.bids_derivatives import print_derivatives, write_derivatives

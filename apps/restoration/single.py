@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image as Picture
 
-from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.images import Image, IntensityRange
 from ...restoration.inference import Refused
+from ...restoration.suffixes import BITMAP_SUFFIXES
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_beside

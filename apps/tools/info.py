@@ -12,9 +12,9 @@ from ...eeg.readers import SUFFIXES as EEG_SUFFIXES
 from ...eeg.recording import read_recording
 from ...registration.acquisition import acquisition_of
 from ...registration.series import gradients_of
-from ...restoration.bitmaps import BITMAP_SUFFIXES
 from ...restoration.images import Image, read_image
 from ...restoration.inference import Refused, check_card, slices_of
+from ...restoration.suffixes import BITMAP_SUFFIXES
 from ...restoration.weights import load_weights
 from ...runs.catalogue import list_weights
 from ...runs.outcome import add_outcome

@@ -17,7 +17,8 @@ from PIL import Image
 
 from voxelwave.apps import cli
 from voxelwave.apps.batch.page import write_index
-from voxelwave.apps.batch.preview import LONGEST_SIDE, MOST_VOXELS, PICTURE, SCRIPT, block_mean, write_preview
+from voxelwave.apps.batch.preview import block_mean, write_preview
+from voxelwave.apps.batch.preview_files import LONGEST_SIDE, MOST_VOXELS, PICTURE, SCRIPT
 from voxelwave.runs.exit import DONE, ERROR
 from voxelwave.volumes import Volume, read_volume, write_volume
 from voxelwave.volumes.dicom_write import write_derived_series
