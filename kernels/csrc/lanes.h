@@ -99,8 +99,8 @@ INLINE void exp2_fractions(const vf *f, vf *p) {
     for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + factor;
 }
 
-// 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN.
-template <int N>
+// 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN. With NEGATIVE, no x is above 0.
+template <int N, bool NEGATIVE = false>
 INLINE void exp2_all(vf *x) {
   vf f[N], p[N];
 #if VW_LANES == 16
@@ -113,7 +113,7 @@ INLINE void exp2_all(vf *x) {
 #else
   vf shifted[N];
   for (int i = 0; i < N; ++i) x[i] = at_least(splat(-126.0f), x[i]);
-  for (int i = 0; i < N; ++i) x[i] = at_most(splat(128.0f), x[i]);
+  for (int i = 0; !NEGATIVE && i < N; ++i) x[i] = at_most(splat(128.0f), x[i]);
   for (int i = 0; i < N; ++i) shifted[i] = x[i] + 12582912.0f;  // rounds to the nearest integer, in the low bits
   for (int i = 0; i < N; ++i) f[i] = shifted[i] - 12582912.0f;
   for (int i = 0; i < N; ++i) f[i] = x[i] - f[i];

@@ -340,58 +340,84 @@ void store_lanes(float *to, int64_t states, int64_t rows, const vf *from) {
 // ---- forward
 
 constexpr int TOGETHER = 4;  // vectors whose exponentials are computed step by step
+// Steps whose decays are computed before the states that need them. With 16 registers (AVX2, Zen 3), a state that waits for
+// its decay would keep others from entering the scheduler: 16.7 ms became 14.5 ms for 720 x 4096, 16 states.
+constexpr int PIECE = VW_LANES == 16 ? 1 : 16;
+constexpr int NEAR = VW_LANES == 16 ? 3 : 2;  // the cache for prefetches; rows a power of two apart share a set of L1
 
-template <int NT, bool BV, bool CV>
+template <int NT, bool BV, bool CV, bool FALLS>
 void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
                     const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
-  vf h[NT], b[NT], c[NT];
+  vf h[NT], b[NT], c[NT], decays[PIECE * NT];
   for (int i = 0; i < NT; ++i) {
     h[i] = state[i];
     if (!BV) b[i] = Bl[i];
     if (!CV) c[i] = Cl[i];
   }
-  for (int t = 0; t < steps; ++t) {
-    if (ahead) {
-      __builtin_prefetch(ahead[0].address[t], 0, 3);
-      __builtin_prefetch(ahead[1].address[t], 0, 3);
-      __builtin_prefetch(ahead[2].address[t], 1, 3);
-    }
-    vf dlt = dl[t], xt = x[t], yt = y[t];
-#pragma GCC unroll 16
-    for (int first = 0; first < NT; first += TOGETHER) {
-      constexpr int N = NT < TOGETHER ? NT : TOGETHER;
-      vf a[N];
-      for (int i = 0; i < N; ++i) a[i] = dlt * A2[first + i];
-      exp2_all<N>(a);
-      for (int i = 0; i < N; ++i) {
-        const int n = first + i;
-        h[n] = a[i] * h[n] + xt * (BV ? splat(Bs[t * states + n]) : b[n]);
+  for (int t0 = 0; t0 < steps; t0 += PIECE) {
+    const int count = PIECE == 1 || steps - t0 > PIECE ? PIECE : steps - t0;
+    for (int t = 0; t < count; ++t) {
+      if (ahead) {
+        __builtin_prefetch(ahead[0].address[t0 + t], 0, NEAR);
+        __builtin_prefetch(ahead[1].address[t0 + t], 0, NEAR);
+        __builtin_prefetch(ahead[2].address[t0 + t], 1, NEAR);
       }
-      for (int i = 0; i < N; ++i) yt += h[first + i] * (CV ? splat(Cs[t * states + first + i]) : c[first + i]);
+      const vf dlt = dl[t0 + t];
+#pragma GCC unroll 16
+      for (int first = 0; first < NT; first += TOGETHER) {
+        constexpr int N = NT < TOGETHER ? NT : TOGETHER;
+        vf a[N];
+        for (int i = 0; i < N; ++i) a[i] = dlt * A2[first + i];
+        exp2_all<N, FALLS>(a);
+        for (int i = 0; i < N; ++i) decays[t * NT + first + i] = a[i];
+      }
     }
-    y[t] = yt;
+    for (int t = 0; t < count; ++t) {
+      const vf *a = decays + t * NT;
+      const vf xt = x[t0 + t];
+      const float *bt = Bs + (t0 + t) * states, *ct = Cs + (t0 + t) * states;
+      vf yt = y[t0 + t];
+#pragma GCC unroll 16
+      for (int n = 0; n < NT; ++n) h[n] = a[n] * h[n] + xt * (BV ? splat(bt[n]) : b[n]);
+#pragma GCC unroll 16
+      for (int n = 0; n < NT; ++n) yt += h[n] * (CV ? splat(ct[n]) : c[n]);
+      y[t0 + t] = yt;
+    }
   }
   for (int i = 0; i < NT; ++i) state[i] = h[i];
 }
 
-template <bool BV, bool CV>
+template <bool BV, bool CV, bool FALLS>
 void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
                    const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
   int n = 0;
 #define VW_PASS(NT)                                                                                                    \
   {                                                                                                                    \
-    forward_states<NT, BV, CV>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);     \
+    forward_states<NT, BV, CV, FALLS>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);     \
     ahead = nullptr;                                                                                                   \
     n += NT;                                                                                                           \
   }
 #if VW_LANES == 16
   while (states - n >= 16) VW_PASS(16)
-  while (states - n >= 8) VW_PASS(8)
 #endif
+  while (states - n >= 8) VW_PASS(8)
   while (states - n >= 4) VW_PASS(4)
   while (states - n >= 2) VW_PASS(2)
   while (states - n >= 1) VW_PASS(1)
 #undef VW_PASS
+}
+
+using Block = void (*)(int, int, const vf *, const vf *, vf *, const vf *, vf *, const float *, const float *, const vf *,
+                       const vf *, const Prefetch *);
+
+template <bool... CHOSEN>
+Block choose_block() {
+  return forward_block<CHOSEN...>;
+}
+
+template <bool... CHOSEN, class... Rest>
+Block choose_block(bool next, Rest... rest) {
+  return next ? choose_block<CHOSEN..., true>(rest...) : choose_block<CHOSEN..., false>(rest...);
 }
 
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
@@ -478,12 +504,16 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
   vf *sums = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
   float *low = arena.take<float>(CHUNK * s.rank);
 
+  bool falls = true;  // no state grows, if no step size is negative
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
     sums[k] = vf{};
     if (s.rank) load_lanes(s.delta_weight + d * s.rank, s.rank, rows, steps_weight + k * s.rank);
     load_lanes(s.A + d * states, states, rows, A2 + k * states);
-    for (int64_t n = 0; n < states; ++n) A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
+    for (int64_t n = 0; n < states; ++n) {
+      A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
+      for (int i = 0; i < W; ++i) falls = falls && !(A2[k * states + n][i] > 0.0f);
+    }
     if (s.initial_state)
       load_lanes(s.initial_state + (b * s.channels + d) * states, states, rows, state + k * states);
     else
@@ -534,8 +564,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         }
         p = ahead;
       }
-      auto block = s.b_varies ? (s.c_varies ? forward_block<true, true> : forward_block<true, false>)
-                              : (s.c_varies ? forward_block<false, true> : forward_block<false, false>);
+      auto block = choose_block(s.b_varies, s.c_varies, s.softplus && falls);
       block(steps, (int)states, tdl, tx, ty, A2 + k * states, state + k * states, Bs, Cs, Bl + k * states,
             Cl + k * states, p);
       if (s.z) {
