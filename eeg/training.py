@@ -1,7 +1,5 @@
 """Training of one network on the windows of a study, with a validation part and checkpoints."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from sklearn.model_selection import train_test_split
 
-from ..runs.training import BestEpoch
+from ..runs.training import BestEpoch, quiet_lightning
 from ..runs.weight_file import check_resumable
 from .module import PREDICTED_AT_ONCE, EEGModule, WindowData, best_epoch
 from .networks import LONG_RECORDING, predict_windows
@@ -131,35 +129,28 @@ def fit(
         The curve with the best epoch, and whether the training was interrupted.
     """
     best = best_epoch(options.monitor, patience=options.patience)
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # hides advertisements and lists of the hardware
     keep = ModelCheckpoint(
         checkpoint.parent, filename=checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.filterwarnings("ignore", module="lightning.*")
-            trainer = Trainer(
-                accelerator=accelerator,
-                devices=1,
-                max_epochs=options.epochs,
-                logger=False,
-                callbacks=[best, keep, RichProgressBar()],
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            if resume:
-                check_resumable(checkpoint, "an EEG training", parts.module)
-            trainer.fit(
-                parts.module,
-                parts.training.loader(options.batch, shuffle=parts.module.order),
-                parts.validation.loader(PREDICTED_AT_ONCE),
-                ckpt_path=checkpoint if resume else None,
-                weights_only=True,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_lightning(), torch.random.fork_rng(devices=[]):
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=options.epochs,
+            logger=False,
+            callbacks=[best, keep, RichProgressBar()],
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        if resume:
+            check_resumable(checkpoint, "an EEG training", parts.module)
+        trainer.fit(
+            parts.module,
+            parts.training.loader(options.batch, shuffle=parts.module.order),
+            parts.validation.loader(PREDICTED_AT_ONCE),
+            ckpt_path=checkpoint if resume else None,
+            weights_only=True,
+        )
     best.restore(parts.module)
     parts.module.network.cpu()
     return best, trainer.interrupted

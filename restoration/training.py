@@ -5,9 +5,7 @@ trained = train(Path("images/train"), Path("images/validation"), Path("denoiser"
 """
 
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from ..runs.checks import check_resume
+from ..runs.training import quiet_lightning
 from ..runs.weight_file import check_resumable
 from .data import Pair, RestorationData, Stage, load_clean, load_pairs
 from .mair import MaIR
@@ -135,7 +134,7 @@ def fit(
     device: str,
 ) -> Trainer:
     """Run the epochs of `data` and return the trainer."""
-    with _few_messages():
+    with quiet_lightning():
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else device,
             devices=1,
@@ -155,18 +154,6 @@ def fit(
             check_resumable(resume_from, "a restoration training", module)
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return trainer
-
-
-@contextmanager
-def _few_messages() -> Iterator[None]:
-    """Hide Lightning's advertisements and lists of hardware."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _build(kind: Callable[..., T], options: dict[str, Any], name: str) -> T:
