@@ -265,7 +265,8 @@ def _explained(error: Exception, options: Callable[..., Any], argv: list[str]) -
     if found := re.search(r"arguments are required: (.*)$", text):
         names = [name.strip().replace("-", "_") for name in found[1].split(",")]
         shown = [_shown(parameters[name]) if name in parameters else name for name in names]
-        return f"{', '.join(shown)} must be given"
+        mend = " (`voxelwave weights` lists those that come with the package)" if "weights" in names else ""
+        return f"{', '.join(shown)} must be given{mend}"
     if found := re.search(r"[Uu]nrecognized arguments: (--[\w-]+)", text):
         return f"there is no option {found[1]}{_suggestion(found[1], known)}"
     if found := re.search(r"[Uu]nrecognized arguments: (.*)$", text):
