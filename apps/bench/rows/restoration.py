@@ -20,7 +20,7 @@ def rows(*, quick: bool) -> list[Row]:
     side = 256 if quick else 512
     image = np.random.default_rng(0).random((1, side, side), np.float32)
     network, _ = load_weights(find_weights(Path("denoise-grey"), "restoration"))
-    other = _bm3d(image[0])
+    other = _bm3d(image)
     slices = Row(
         what=f"denoising {side} x {side} with denoise-grey",
         unit="CPU s",
