@@ -22,6 +22,7 @@ _RIGHT_TO_LEFT = {41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 
 _RIGHT_TO_LEFT |= {58: 26, 60: 28, 62: 30, 136: 4, 137: 5, 163: 4, 164: 5}  # choroid plexus is seen as the ventricle
 _OUTSIDE_BRAIN = 500  # FreeSurfer's numbers from here on are skull, scalp and eyes
 _TEXTURE = 0.04  # standard deviation within a tissue, as a fraction of the range
+_FLOOR = 0.06  # highest noise floor of a scan, as a fraction of its range
 _STEP = 10  # every n-th slice of a label map
 
 
@@ -37,7 +38,8 @@ def write_mr_images(
 
     The slices of each scan, across its thickest axis, are cut to the head. They are written at their own size, at two
     thirds and at half of it (averaged, so that they are sharper and less noisy), since a denoiser that has only seen
-    interpolated scans blurs sharp ones.
+    interpolated scans blurs sharp ones. Every second stack gets a random noise floor, since many published scans have a
+    background of 0 and those of other scanners do not: a denoiser that has only seen the former darkens air.
 
     Args:
         scans: a folder; scans at any depth of it are read.
@@ -45,7 +47,7 @@ def write_mr_images(
         labels: a folder of label maps with FreeSurfer numbers, 1 mm; each gives one stack of synthetic slices, in
             which each structure has a random brightness and texture. Half of the stacks show the brain alone.
         validation: scans whose path contains one of these words are for validation.
-        seed: seed of the synthetic slices.
+        seed: seed of the synthetic slices and of the noise floors.
 
     Returns:
         Name of the folder -> number of its stacks.
@@ -54,7 +56,10 @@ def write_mr_images(
         ValueError: there is no scan for training.
     """
     counts = {"train": 0, "validation": 0}
-    for name, array in _stacks(Path(scans), None if labels is None else Path(labels), seed):
+    rng = np.random.default_rng(seed)
+    for number, (name, array) in enumerate(_stacks(Path(scans), None if labels is None else Path(labels), seed)):
+        if number % 2:
+            array = np.hypot(array, np.float32(rng.uniform(0, _FLOOR) * np.percentile(array, 99.9)))
         part = "validation" if any(word in name for word in validation) else "train"
         if part == "validation":
             array = array[..., np.unique(np.linspace(0, array.shape[2] - 1, _VALIDATION_SLICES).round().astype(int))]

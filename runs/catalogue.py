@@ -39,6 +39,7 @@ class Entry:
         not_for: uses that are ruled out, in one line.
         file: the .safetensors file.
         not_for_modalities: the modalities that are ruled out, by DICOM's names, such as CT.
+        for_modalities: the modalities for which the weights were made.
         pixel_mm: the smallest and the largest pixel size, in mm, of the images that the weights are for; None for any.
         magnitudes: whether the weights are for magnitudes only, which have no negative values.
     """
@@ -53,6 +54,7 @@ class Entry:
     not_for: str
     file: Path
     not_for_modalities: tuple[str, ...] = ()
+    for_modalities: tuple[str, ...] = ()
     pixel_mm: tuple[float, float] | None = None
     magnitudes: bool = False
 
@@ -166,9 +168,11 @@ def _read(path: Path) -> Entry:
     try:
         content = read_json(path)
         texts = {name: str(content[name]) for name in _TEXTS}
-        modalities, sizes = content.get("not_for_modalities", []), content.get("pixel_mm")
-        if not isinstance(modalities, list):
-            raise ValueError(f'not_for_modalities must be a list such as ["CT"], got {modalities!r}')
+        modalities = {name: content.get(name, []) for name in ("not_for_modalities", "for_modalities")}
+        for name, listed in modalities.items():
+            if not isinstance(listed, list):
+                raise ValueError(f'{name} must be a list such as ["CT"], got {listed!r}')
+        sizes = content.get("pixel_mm")
         if sizes is not None and (not isinstance(sizes, list) or len(sizes) != 2):
             raise ValueError(f"pixel_mm must be the smallest and the largest pixel size, got {sizes!r}")
         limits = None if sizes is None else (float(sizes[0]), float(sizes[1]))
@@ -178,9 +182,9 @@ def _read(path: Path) -> Entry:
     return Entry(
         name=file.stem,
         file=file,
-        not_for_modalities=tuple(map(str, modalities)),
         pixel_mm=limits,
         magnitudes=bool(content.get("magnitudes", False)),
+        **{name: tuple(map(str, listed)) for name, listed in modalities.items()},
         **texts,
     )
 

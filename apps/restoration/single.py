@@ -11,6 +11,7 @@ from PIL import Image as Picture
 from ...restoration.images import Image, IntensityRange
 from ...restoration.inference import Refused
 from ...restoration.suffixes import BITMAP_SUFFIXES
+from ...runs.catalogue import list_weights
 from ...runs.compute import use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_beside
@@ -34,6 +35,9 @@ def restore_single(options: Restore, arguments: dict[str, Any]) -> int:
     def show(image: Image, intensity_range: IntensityRange) -> None:
         shape = " x ".join(map(str, image.stack.shape))
         print(f"{source}: {shape} {image.dtype}, 0 to 1 is {intensity_range}", flush=True)
+        made_for = [entry.name for entry in list_weights("restoration") if image.modality in entry.for_modalities]
+        if made_for and work.weights.stem not in made_for:
+            print(f"note: this image is {image.modality}, for which the weights {', '.join(made_for)} are made")
 
     try:
         with outputs_beside(target) as together:

@@ -69,8 +69,9 @@ def test_a_damaged_entry_is_named(tmp_path, monkeypatch):
 
 def test_modalities_that_are_ruled_out_are_a_list(tmp_path, monkeypatch):
     monkeypatch.setenv("VOXELWAVE_WEIGHTS", str(tmp_path))
-    _offer(tmp_path, "sharp", not_for_modalities=["CT", "PT"])
+    _offer(tmp_path, "sharp", not_for_modalities=["CT", "PT"], for_modalities=["MR"])
     assert next(entry for entry in list_weights() if entry.name == "sharp").not_for_modalities == ("CT", "PT")
+    assert next(entry for entry in list_weights() if entry.name == "sharp").for_modalities == ("MR",)
     _offer(tmp_path, "sharp", not_for_modalities="CT")  # would rule out "C" and "T"
     with pytest.raises(ValueError, match=r"sharp\.catalogue\.json .* must be a list"):
         list_weights()
