@@ -21,7 +21,8 @@ from .weights import WeightsInfo
 Progress = Callable[[int, int], None]
 """Called with the number of finished slices and the number of all."""
 
-_NEGATIVE = 0.002  # share of negative values that interpolation may leave in an image of magnitudes
+_UNDERSHOOT = 0.01  # as a fraction of the largest value: interpolation may leave such negative values in magnitudes
+_NEGATIVE = 0.002  # share of lower values that may be there
 _FAR = 0.5  # beyond the ends of the range, as a fraction of it; noise with sigma 50 of 255 rarely reaches further
 
 
@@ -169,7 +170,7 @@ def check_card(image: Image, entry: Entry) -> None:
             shown = " x ".join(f"{mm:.3g}" for mm in sizes)
             raise Refused(f"{entry.name} is for pixels of {low:g} to {high:g} mm, got {shown} mm; {go_on}")
     if entry.magnitudes:
-        negative = float(np.mean(image.stack < 0))
+        negative = float(np.mean(image.stack < -_UNDERSHOOT * float(image.stack.max())))
         if negative > _NEGATIVE:
             raise Refused(
                 f"{entry.name} is for magnitudes, got {100 * negative:.0f} % negative values, as in a phase image or"

@@ -16,7 +16,7 @@ from .page import Shown
 
 SLICE, NOISY, RESTORED = "flair_slice.nii.gz", "restoration/noisy.nii.gz", "restoration/restored.nii.gz"
 SIGMA, SEED = 0.06, 0  # of the noise; sigma as a share of the brightest tissue
-WEIGHTS = Path("denoise-grey")
+WEIGHTS = Path("denoise-mr")
 
 
 def demo_restoration(output: Path) -> Shown:
@@ -52,7 +52,7 @@ def demo_restoration(output: Path) -> Shown:
         f"A FLAIR slice with added Rician noise (sigma {100 * SIGMA:g} % of the brightest tissue) is restored by the"
         f" included weights. Compared with the slice without added noise, the written file reaches {figures[1]:.2f} dB"
         f" in the brain ({figures[0]:.2f} before) and {whole[1]:.2f} dB in the whole slice ({whole[0]:.2f} before),"
-        " where Rician noise also brightens the dark background, which the network keeps.",
+        " where Rician noise also brightens the dark background; the network removes this bias, too.",
         "restoration.png",
         f"voxelwave restoration restore -i {output / NOISY} -o {output / RESTORED} --weights {WEIGHTS}",
         {"noisy slice": NOISY, "restored slice": RESTORED, "report": "restoration/restored.restoration.json"},

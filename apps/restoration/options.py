@@ -343,7 +343,7 @@ class Images(Options):
     output: Path
     scans: Path | None = None
     labels: Path | None = None
-    validation: list[str] = field(default_factory=list)
+    validation: list[str] | None = None
     seed: int = 0
 
     def check(self) -> None:

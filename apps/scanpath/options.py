@@ -75,7 +75,8 @@ class Predict(ThreadOptions, InputOptions):
             tables, trials in which are ignored; or a picture (.png, .jpg and others), whose objects are then the cells
             of a grid, since no detector looks for objects in it.
         output: the folder to write to.
-        grid: rows and columns of the grid on a picture.
+        grid: rows and columns of the grid on a picture; by default those for which the weights were trained, or else 4
+            and 6.
         weights: model.safetensors of a training, or a name that `voxelwave weights` lists, such as planted-observer.
         samples: number of scanpaths to draw for each scene.
         decode: greedy takes the most likely object at each step, beam the most likely scanpath that it finds, sample
@@ -91,7 +92,7 @@ class Predict(ThreadOptions, InputOptions):
 
     scene: Path | None = field(default=None, kw_only=False)
     output: Path
-    grid: tuple[int, int] = (4, 6)
+    grid: tuple[int, int] | None = None
     weights: str
     samples: int = 10
     decode: Literal["greedy", "sample", "beam"] = "sample"
@@ -104,7 +105,7 @@ class Predict(ThreadOptions, InputOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.input, "scene or folder")
-        at_least(1, grid=min(self.grid))
+        at_least(1, grid=None if self.grid is None else min(self.grid))
         at_least(1, samples=self.samples, max_length=self.max_length, beam_width=self.beam_width)
 
 

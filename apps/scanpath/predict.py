@@ -24,6 +24,7 @@ from .options import Predict
 from .picture import draw_prediction
 
 PREDICTION, PICTURE, TABLE = "prediction.json", "scanpath.png", "predictions.csv"
+_GRID = 4, 6  # rows and columns of a picture for weights of free layouts
 
 
 def predict(options: Predict) -> int:
@@ -142,7 +143,8 @@ def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, 
 
 def _scene_of_picture(options: Predict, model: NetworkModel) -> Scene:
     """The scene of a picture; its cells are a free layout unless the weights are for grids."""
-    rows, columns = options.grid
+    network = model.network
+    rows, columns = options.grid or ((network.rows, network.columns) if model.info.grid else _GRID)
     print(f"note: the objects of {options.input.name} are {rows} x {columns} cells of a grid; no detector was used")
     scene = scene_of_picture(options.input, rows=rows, columns=columns)
     return scene if model.info.grid else replace(scene, rows=None, columns=None)

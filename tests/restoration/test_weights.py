@@ -260,6 +260,6 @@ def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
 
 
 def test_a_name_without_suffix_that_is_not_shipped_is_an_error_that_lists_the_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a name \(denoise-grey\)"):
+    with pytest.raises(FileNotFoundError, match=r"a name \(denoise-grey, denoise-mr\)"):
         load_weights("denoise-gray")
     assert find_weights(tmp_path / "denoise-grey.pth", "restoration") == tmp_path / "denoise-grey.pth"

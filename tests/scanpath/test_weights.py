@@ -133,7 +133,7 @@ def test_parameters_of_another_size_are_refused(tmp_path):
 
 
 def test_shipped_weights_are_small_and_near_the_observer_that_they_learnt():
-    assert [entry.name for entry in list_weights("scanpath")] == ["planted-observer"]
+    assert [entry.name for entry in list_weights("scanpath")] == ["planted-observer", "search-interiors"]
     model, observer = load_model("planted-observer"), PlantedObserver()
     dataset = planted_dataset(40, seed=99)
 

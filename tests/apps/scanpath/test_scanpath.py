@@ -152,7 +152,7 @@ def test_of_a_folder_a_broken_scene_is_told_and_the_others_go_on(trained, data, 
         (["predict", "-i", "nowhere", "-o", "out", "--weights", "nobody"], "no scene or folder at nowhere"),
         (
             ["predict", "-i", ".", "-o", "out", "--weights", "nobody"],
-            "must be a file or a name (planted-observer)",
+            "must be a file or a name (planted-observer, search-interiors)",
         ),
         (["train", "DATA", "-o", "out", "--validation-share", "0.9"], "--validation-share must be above 0 and at most"),
         (["train", "DATA", "-o", "out", "--resume"], "--resume needs out/last.ckpt"),
