@@ -184,7 +184,8 @@ def _read(path: Path) -> Entry:
         file=file,
         pixel_mm=limits,
         magnitudes=bool(content.get("magnitudes", False)),
-        **{name: tuple(map(str, listed)) for name, listed in modalities.items()},
+        not_for_modalities=tuple(map(str, modalities["not_for_modalities"])),
+        for_modalities=tuple(map(str, modalities["for_modalities"])),
         **texts,
     )
 
