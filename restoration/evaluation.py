@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class EvaluationImage:
     intensity_range: IntensityRange
     whole: bool
     rician: bool = False
+
+    @cached_property
+    def head(self) -> np.ndarray:
+        """(H, W) bool, the head in the clean image, see `head_region`."""
+        return head_region(np.clip(self.clean, 0, 1).mean(axis=0), (1.0, 1.0))
 
     @property
     def middle(self) -> np.ndarray:
@@ -203,7 +208,7 @@ class Evaluation:
         both = [values, clean]
         if self.y_channel and len(clean) == 3:
             both = [y_channel(x, data_range=1) for x in both]
-        region = head_region(clean.mean(axis=0), (1.0, 1.0)) if self.region == "head" else None
+        region = image.head if self.region == "head" else None
         where: dict[str, Any] = {"data_range": 1, "border": self.border, "region": region}
         return psnr(*both, **where), ssim(*both, **where)
 

@@ -12,8 +12,9 @@ from scipy.ndimage import gaussian_filter, zoom
 from ..runs.files import atomic_path
 from ..volumes import Volume, read_volume, write_volume
 from ..volumes.head import head_region
+from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES
 
-_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd")
+_SUFFIXES = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, ".nrrd")
 _MARGIN = 8  # pixels kept around the head
 _LEAST_SIDE = 64  # smaller slices are left out
 _SIZES = {"": (1.0, 3), "_two_thirds": (2 / 3, 2), "_half": (1 / 2, 1)}  # name -> (size, every n-th slice)
@@ -120,11 +121,12 @@ def _resized(slices: np.ndarray, size: float) -> np.ndarray:
 
 def _synthetic(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Slices (H, W, N) in which each structure of a label map (D, H, W) has a random brightness, from 0 to 255."""
+    brain_alone = rng.random() < 0.5
+    labels = np.moveaxis(labels, rng.integers(3), 2)[..., ::_STEP]
     for right, left in _RIGHT_TO_LEFT.items():
         labels = np.where(labels == right, left, labels)
-    if rng.random() < 0.5:
+    if brain_alone:
         labels = np.where(labels >= _OUTSIDE_BRAIN, 0, labels)
-    labels = np.moveaxis(labels, rng.integers(3), 2)[..., ::_STEP]
     numbers, index = np.unique(labels, return_inverse=True)
     means = np.where(numbers == 0, 0.0, rng.uniform(0.05, 1.0, len(numbers)))
     textures = np.where(numbers == 0, 0.0, rng.uniform(0, _TEXTURE, len(numbers)))

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from .data import PathData, fit_prior
 from .markov_prior import BEGIN, MarkovPrior
-from .scene import Dataset, Scene
+from .scene import Dataset, Scene, grid_around
 
 _PRIOR = 0.5  # pseudo-count of choices for each place or step
 _RASTER = 6, 8  # rows and columns into which a picture is divided if its objects are not on a grid
@@ -297,9 +297,7 @@ class PlacedMarkov(Baseline):
     name = "step Markov with places"
 
     def _learn(self, dataset: Dataset) -> None:
-        places = [dataset.scene_of(k).places.max(axis=0) for k in range(len(dataset))]
-        rows, columns = _common_grid(dataset) or (int(n) + 1 for n in np.ceil(np.max(places, axis=0)))
-        self.model = MarkovPrior(rows, columns, order=1)
+        self.model = MarkovPrior(*grid_around(dataset.scene_of(k) for k in range(len(dataset))), order=1)
         fit_prior(self.model, PathData(dataset))
         self.model.double()
         self.ends = torch.sigmoid(self.model.end).numpy()

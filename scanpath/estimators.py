@@ -15,7 +15,7 @@ from .data import PathData
 from .evaluation import PEOPLE, Row, evaluate_fold
 from .module import FIGURES, VALIDATION_BATCH, ScanpathModule, nats_per_token
 from .readers import read_scanpaths
-from .scene import Dataset, Scene
+from .scene import Dataset, Scene, grid_around
 from .weights import NetworkModel, WeightsInfo, save_model
 
 if TYPE_CHECKING:
@@ -184,9 +184,7 @@ def data_arguments(dataset: Dataset, appearance: str) -> dict[str, Any]:
     grids = {(scene.rows, scene.columns) for scene in scenes}
     if len(grids) > 1:
         raise ValueError(f"a network needs scenes on one grid, or only free layouts, got {sorted(map(str, grids))}")
-    rows, columns = next(iter(grids))
-    if rows is None or columns is None:
-        rows, columns = (int(np.ceil(max(s.places[:, k].max() for s in scenes))) + 1 for k in (0, 1))
+    rows, columns = grid_around(scenes)
     arguments: dict[str, Any] = {"rows": rows, "columns": columns, "appearance": appearance}
     if appearance == "features":
         first = scenes[0].features

@@ -98,8 +98,7 @@ class ScanpathModule(SeededModule):
         if network.prior is None:
             return
         fit_prior(network.prior, data)
-        if self.averaged.prior is not None:
-            self.averaged.prior.load_state_dict(network.prior.state_dict())
+        self.averaged.load_state_dict(network.state_dict())
 
     @property
     def averaged(self) -> OAT:

@@ -44,10 +44,9 @@ def read_people_search(content: dict[str, Any], path: Path, rows: int | None, co
     empty = 0
     if not isinstance(content["people"], dict):
         raise ValueError(f"{path}: people must be lists of trials by name, got {str(content['people'])[:60]}")
-    for person, trials in content["people"].items():
-        for number in range(len(listed(content["people"], person, path))):
-            where = f"{path}: trial {number + 1} of {person}"
-            trial = trials[number]
+    for person in content["people"]:
+        for number, trial in enumerate(listed(content["people"], person, path), start=1):
+            where = f"{path}: trial {number} of {person}"
             picture = label(trial, "image", where)
             box = numbers(take(trial, "target_rect", where), where, 1)
             if box.shape != (4,):

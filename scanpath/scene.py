@@ -132,6 +132,12 @@ class Scene:
         return float(np.hypot(*self.size))
 
 
+def grid_around(scenes: Iterable[Scene]) -> tuple[int, int]:
+    """Rows and columns of the grid that holds the places of all objects; that of the scenes, if they share one."""
+    rows, columns = np.ceil(np.max([scene.places.max(axis=0) for scene in scenes], axis=0)).astype(int) + 1
+    return int(rows), int(columns)
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """One person's fixations in one scene, in order.

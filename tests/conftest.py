@@ -151,3 +151,25 @@ def _write_ct(folder: Path, *, slices: int = 4, slope: float = 1.0, intercept: f
         image.LossyImageCompression, image.LossyImageCompressionRatio = "01", 10
         image.PixelData = rng.integers(0, 4096, (6, 5), dtype=np.uint16).tobytes()
         image.save_as(folder / f"{slices - k:03d}.dcm", enforce_file_format=True)
+
+
+@pytest.fixture
+def tiny_module() -> dict[str, Any]:
+    """Settings of a module that trains in a second."""
+    return {
+        "network": "MaIR",
+        "arguments": {
+            "in_channels": 1,
+            "scale": 1,
+            "upsampler": None,
+            "width": 8,
+            "depths": [1],
+            "states": 1,
+            "expansion": 1.0,
+            "stripe_width": 4,
+            "drop_path_rate": 0.0,
+        },
+        "lr": 2e-3,
+        "schedule": "cosine",
+        "steps": 24,
+    }

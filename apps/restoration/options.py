@@ -337,7 +337,7 @@ class Images(Options):
         labels: a folder of brain label maps with FreeSurfer numbers, each of which gives a stack of synthetic slices
             with random brightness and texture.
         validation: scans whose path contains one of these words, such as the names of people, are for validation.
-        seed: seed of the synthetic slices.
+        seed: seed of the synthetic slices and of the noise floors.
     """
 
     output: Path

@@ -31,17 +31,6 @@ for field, command in (
 """
 _SIZES = {
     "restoration": {
-        "module": {
-            "network": "MaIR",
-            "arguments": {
-                "in_channels": 1,
-                "scale": 1,
-                "upsampler": None,
-                "width": 8,
-                "depths": [1],
-                "stripe_width": 8,
-            },
-        },
         "degradation": {"kind": "gaussian", "sigma": 0.1},
         "stages": [{"steps": 1, "batch": 1, "patch": 16}],
         "validation_crop": 32,
@@ -59,7 +48,7 @@ CHATTER = ("GPU", "TPU", "HPU", "LOCAL_RANK", "litlogger", "Tip", "Trainer", "nu
 
 
 @pytest.mark.slow
-def test_no_training_shows_the_chatter_of_libraries(tmp_path):
+def test_no_training_shows_the_chatter_of_libraries(tmp_path, tiny_module):
     rng = np.random.default_rng(0)
     for name in ("moving", "fixed"):
         write_volume(tmp_path / f"{name}.nii.gz", Volume(rng.random((32, 32, 32)).astype(np.float32), np.eye(4)))
@@ -69,7 +58,8 @@ def test_no_training_shows_the_chatter_of_libraries(tmp_path):
     Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(tmp_path / "images" / "a.png")
     write_synthetic_study(tmp_path / "study", subjects=10, seconds=10, difference_uv=10, seed=1)
     write_scanpaths(planted_dataset(12, paths=2, seed=1, most=11), tmp_path / "scenes.json")
-    for field, content in _SIZES.items():
+    sizes = {**_SIZES, "restoration": {**_SIZES["restoration"], "module": tiny_module}}
+    for field, content in sizes.items():
         (tmp_path / f"{field}.yaml").write_text(yaml.safe_dump(content))
     run = subprocess.run([sys.executable, "-P", "-c", _PROGRAM], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
