@@ -80,7 +80,7 @@ def test_baselines_and_people_stand_in_table_and_files(data, tmp_path, capsys):
     assert np.log(8) < float(uniform["low"]) <= float(uniform["value"]) <= float(uniform["high"]) < np.log(9)
     assert by["other people", "sequence_score"]["trials"] == "20"
     trials = rows_of(tmp_path / "out" / "trials.csv")
-    assert len(trials) == 20 * 8  # seven models, and other people
+    assert len(trials) == 20 * 9  # eight models, and other people
     assert sorted({row["fold"] for row in trials}) == list("12345")
     record = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in it
     assert record["options"]["target_position"] == "given"
