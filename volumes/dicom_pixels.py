@@ -93,7 +93,7 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
-        dataset = _rest(file, header) or _whole(file)
+        dataset = _with_pixels(file, header)
         if syntax is not None and syntax.is_compressed:
             _check_streams(dataset, frames)
         decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
@@ -125,6 +125,13 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     return pixels.reshape(frames, rows, columns), lookup
 
 
+def _with_pixels(file: Path, header: Dataset) -> Dataset:
+    try:
+        return _rest(file, header) or _whole(file)
+    except MemoryError as error:  # the file itself fits, see `check_memory`
+        raise ValueError("an element claims more bytes than the file has") from error
+
+
 def _rest(file: Path, header: Dataset) -> Dataset | None:
     """The header with the pixels, for which reading goes on where the header ends; None for a file to be read whole.
 
@@ -148,15 +155,12 @@ def _rest(file: Path, header: Dataset) -> Dataset | None:
 
 def _whole(file: Path) -> Dataset:
     """The header and the pixels of a file."""
-    try:
-        dataset = pydicom.dcmread(file)
-        if "TransferSyntaxUID" not in dataset.file_meta:  # files from before DICOM had a preamble are not compressed
-            implicit, little = dataset.original_encoding
-            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        return dataset
-    except MemoryError as error:  # the file itself fits, see `check_memory`
-        raise ValueError("an element claims more bytes than the file has") from error
+    dataset = pydicom.dcmread(file)
+    if "TransferSyntaxUID" not in dataset.file_meta:  # files from before DICOM had a preamble are not compressed
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _check_streams(dataset: Dataset, frames: int) -> None:
