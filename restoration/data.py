@@ -80,7 +80,9 @@ class PatchDataset(Dataset[Patches]):
         seed: seed of all draws.
         first: number of the first item, so that later epochs get other patches.
         slices: 1, or the odd number of neighbouring slices that become input channels (2.5-D); the clean patch is from
-            the middle slice. At the ends of a stack, the last slice is repeated.
+            the middle slice. At the ends of a stack, the last slice is repeated, with its noise.
+        single_slices: the fraction of patches whose neighbours are copies of the middle slice, as in the restoration of
+            an image without neighbours.
         margin: pixels around the patch that are degraded with it and then cut off, for degradations that depend on
             neighbouring pixels (blur).
 
@@ -101,9 +103,12 @@ class PatchDataset(Dataset[Patches]):
         seed: int = 0,
         first: int = 0,
         slices: int = 1,
+        single_slices: float = 0.0,
         margin: int = 0,
     ):
         _check_slices(slices)
+        if not 0 <= single_slices <= 1:
+            raise ValueError(f"single_slices must be from 0 to 1, got {single_slices}")
         if not pairs:
             raise ValueError("pairs must hold at least one image, got none")
         for pair in pairs:
@@ -117,6 +122,7 @@ class PatchDataset(Dataset[Patches]):
                 )
         self.pairs, self.patch, self.length, self.degrade = list(pairs), patch, length, degrade
         self.seed, self.first, self.slices, self.margin = seed, first, slices, margin
+        self.single_slices = single_slices
         self._areas = torch.tensor([float(p.clean.shape[0] * p.clean.shape[2] * p.clean.shape[3]) for p in pairs])
 
     def __len__(self) -> int:
@@ -133,12 +139,14 @@ class PatchDataset(Dataset[Patches]):
         left = _draw(width // scale - size + 1, generator)
         view = _draw(8, generator)
         chosen = neighbours(n, k, self.slices)
+        if self.single_slices and float(torch.rand(1, generator=generator)) < self.single_slices:
+            chosen = [k] * self.slices
         if pair.degraded is None:
             assert self.degrade is not None
-            clean, window = _window(pair.clean[chosen], top, left, size, self.margin)
-            degraded = self.degrade(clean.flatten(0, 1), generator, pair.intensity_range).view_as(clean)
+            whole, window = _window(pair.clean, top, left, size, self.margin)
+            degraded = _degraded(whole, chosen, self.degrade, generator, pair.intensity_range)
             degraded = degraded[..., window[0], window[1]]
-            clean = clean[self.slices // 2, :, window[0], window[1]]
+            clean = whole[k, :, window[0], window[1]]
         else:
             degraded = pair.degraded[chosen, :, top : top + size, left : left + size]
             rows, columns = (slice(scale * at, scale * (at + size)) for at in (top, left))
@@ -182,10 +190,10 @@ class ValidationDataset(Dataset[Patches]):
                 if pair.degraded is None:
                     if degrade is None:
                         raise ValueError(f"{pair.name or 'a pair'} needs its own degraded image or degrade, got none")
-                    clean = _middle(pair.clean[chosen], None if crop is None else crop + 2 * margin)
+                    whole = _middle(pair.clean, None if crop is None else crop + 2 * margin)
                     generator = item_generator(seed, _VALIDATION + len(self.items))
-                    degraded = _middle(degrade(clean.flatten(0, 1), generator, pair.intensity_range), crop)
-                    clean = _middle(clean[slices // 2], crop)
+                    degraded = _middle(_degraded(whole, chosen, degrade, generator, pair.intensity_range), crop)
+                    degraded, clean = degraded.flatten(0, 1), _middle(whole[k], crop)
                 else:
                     small = None if crop is None else crop // pair.scale
                     degraded = _middle(pair.degraded[chosen], small).flatten(0, 1)
@@ -309,6 +317,16 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=generator))
 
 
+def _degraded(
+    stack: Tensor, chosen: Sequence[int], degrade: Degrade, generator: torch.Generator, intensity_range: IntensityRange
+) -> Tensor:
+    """The chosen slices of a clean stack (N, C, H, W), degraded; a slice that is chosen twice has the same noise."""
+    different = sorted(set(chosen))
+    clean = stack[different]
+    degraded = degrade(clean.flatten(0, 1), generator, intensity_range).view_as(clean)
+    return degraded[[different.index(k) for k in chosen]]
+
+
 def _window(stack: Tensor, top: int, left: int, size: int, margin: int) -> tuple[Tensor, tuple[slice, slice]]:
     """The patch with the part of its margin that is inside the image, and the rows and columns of the patch in it."""
     starts = [max(at - margin, 0) for at in (top, left)]
@@ -396,6 +414,7 @@ class RestorationData(LightningDataModule):
                 for pairs in (train, validation)
             )
         self.train, self.seed, self.slices = list(train), settings.seed, settings.slices
+        self.single_slices = settings.single_slices
         self.degrade = None if degradation is None else make_degradation(**degradation)
         self.margin = settings.margin
         if self.margin is None:
@@ -428,6 +447,7 @@ class RestorationData(LightningDataModule):
             seed=self.seed,
             first=epoch.first,
             slices=self.slices,
+            single_slices=self.single_slices,
             margin=self.margin or 0,
         )
         return DataLoader(patches, batch_size=epoch.stage.batch)

@@ -21,7 +21,10 @@ from .data import Patches
 from .elastic import FULL, NestedSizes
 from .mair import MaIR
 from .settings import ModuleSettings
+from .views import middle_channels
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights
+
+_FIRST = "conv_first.weight"  # (width, channels, 3, 3) in both networks
 
 
 def charbonnier(restored: Tensor, clean: Tensor, *, epsilon: float = 1e-6) -> Tensor:
@@ -265,14 +268,21 @@ def _nested(network: Network, settings: ModuleSettings) -> NestedSizes | None:
     return NestedSizes(network.arguments, settings.sizes)
 
 
-def _start_from(network: nn.Module, path: Path) -> bool:
+def _start_from(network: Network, path: Path) -> bool:
     """Copy the parameters whose name and shape fit from a file; at least half of the network's parameters must fit.
+
+    Kernels of a first convolution for one slice go to the middle one of several slices, the kernels of the other slices
+    become 0: the network begins with the results of the file.
 
     Returns:
         Whether the file holds exactly the parameters of the network, so that its results are those of the file.
     """
     own = network.state_dict()
     found = load_weights(path)[0].state_dict() if path.suffix == ".safetensors" else read_parameters(path)
+    first, kernels = found.get(_FIRST), own.get(_FIRST)
+    if first is not None and kernels is not None and network.out_channels == first.shape[1] < kernels.shape[1]:
+        middle = middle_channels(kernels.shape[1], first.shape[1])
+        found[_FIRST] = torch.zeros_like(kernels).index_copy_(1, torch.arange(kernels.shape[1])[middle], first)
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if 2 * len(fitting) < len(own):
         raise ValueError(f"start_from {path} fits only {len(fitting)} of the network's {len(own)} parameters")

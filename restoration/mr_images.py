@@ -16,15 +16,14 @@ from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES
 
 _SUFFIXES = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, ".nrrd")
 _MARGIN = 8  # pixels kept around the head
-_LEAST_SIDE = 64  # smaller slices are left out
-_SIZES = {"": (1.0, 3), "_two_thirds": (2 / 3, 2), "_half": (1 / 2, 1)}  # name -> (size, every n-th slice)
-_VALIDATION_SLICES = 4
+_SIZES = {"": 1.0, "_two_thirds": 2 / 3, "_half": 1 / 2}
 _RIGHT_TO_LEFT = {41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 57: 25}
 _RIGHT_TO_LEFT |= {58: 26, 60: 28, 62: 30, 136: 4, 137: 5, 163: 4, 164: 5}  # choroid plexus is seen as the ventricle
 _OUTSIDE_BRAIN = 500  # FreeSurfer's numbers from here on are skull, scalp and eyes
 _TEXTURE = 0.04  # standard deviation within a tissue, as a fraction of the range
 _FLOOR = 0.06  # highest noise floor of a scan, as a fraction of its range
-_STEP = 10  # every n-th slice of a label map
+_GAPS = (1, 2, 3, 4)  # slices of a label map between neighbours of a synthetic stack
+_LONGEST = 24  # slices of a synthetic stack
 
 
 def write_mr_images(
@@ -33,6 +32,7 @@ def write_mr_images(
     *,
     labels: str | os.PathLike[str] | None = None,
     validation: Sequence[str] = (),
+    least_side: int = 64,
     seed: int = 0,
 ) -> dict[str, int]:
     """Write stacks of slices into folder/train and folder/validation, as NIfTI files.
@@ -45,9 +45,11 @@ def write_mr_images(
     Args:
         scans: a folder; scans at any depth of it are read.
         folder: the folder to write to.
-        labels: a folder of label maps with FreeSurfer numbers, 1 mm; each gives one stack of synthetic slices, in
-            which each structure has a random brightness and texture. Half of the stacks show the brain alone.
+        labels: a folder of label maps with FreeSurfer numbers, 1 mm; each gives one stack of synthetic slices, 1 to 4
+            mm apart, in which each structure has a random brightness and texture. Half of the stacks show the brain
+            alone.
         validation: scans whose path contains one of these words are for validation.
+        least_side: stacks whose slices have a side of fewer pixels are left out.
         seed: seed of the synthetic slices and of the noise floors.
 
     Returns:
@@ -59,11 +61,11 @@ def write_mr_images(
     counts = {"train": 0, "validation": 0}
     rng = np.random.default_rng(seed)
     for number, (name, array) in enumerate(_stacks(Path(scans), None if labels is None else Path(labels), seed)):
+        if min(array.shape[:2]) < least_side:
+            continue
         if number % 2:
             array = np.hypot(array, np.float32(rng.uniform(0, _FLOOR) * np.percentile(array, 99.9)))
         part = "validation" if any(word in name for word in validation) else "train"
-        if part == "validation":
-            array = array[..., np.unique(np.linspace(0, array.shape[2] - 1, _VALIDATION_SLICES).round().astype(int))]
         with atomic_path(folder / part / f"{name}.nii.gz") as temporary:
             write_volume(temporary, Volume(array, np.eye(4)))
         counts[part] += 1
@@ -78,10 +80,8 @@ def _stacks(scans: Path, labels: Path | None, seed: int) -> Iterator[tuple[str, 
         scan = read_volume(path)
         slices = _cut(np.moveaxis(scan.array.astype(np.float32), int(np.argmax(scan.spacing)), 2))
         name = "_".join((*path.relative_to(scans).parent.parts, _stem(path)))
-        for ending, (size, every) in _SIZES.items():
-            resized = _resized(slices[..., ::every], size)
-            if min(resized.shape[:2]) >= _LEAST_SIDE:
-                yield name + ending, resized
+        for ending, size in _SIZES.items():
+            yield name + ending, _resized(slices, size)
     if labels is not None:
         for number, path in enumerate(_files(labels)):
             rng = np.random.default_rng([seed, number])
@@ -122,7 +122,10 @@ def _resized(slices: np.ndarray, size: float) -> np.ndarray:
 def _synthetic(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Slices (H, W, N) in which each structure of a label map (D, H, W) has a random brightness, from 0 to 255."""
     brain_alone = rng.random() < 0.5
-    labels = np.moveaxis(labels, rng.integers(3), 2)[..., ::_STEP]
+    labels = np.moveaxis(labels, rng.integers(3), 2)[..., :: rng.choice(_GAPS)]
+    shown = np.flatnonzero(labels.any(axis=(0, 1)))
+    first = int(rng.integers(shown[0], max(shown[-1] - _LONGEST, shown[0]) + 1))
+    labels = labels[..., first : min(first + _LONGEST, shown[-1] + 1)]
     for right, left in _RIGHT_TO_LEFT.items():
         labels = np.where(labels == right, left, labels)
     if brain_alone:

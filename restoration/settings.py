@@ -162,6 +162,8 @@ class TrainingSettings(Settings):
         slice_axis: the array axis of NIfTI volumes along which their slices lie.
         grey: convert colour images to their luminance.
         slices: an odd number of neighbouring slices as input channels (2.5-D).
+        single_slices: the fraction of patches whose neighbours are copies of the middle slice, so that the network also
+            restores images without neighbours.
         stages: the stages of the training in order, each with steps, batch and patch.
         epoch_steps: steps between validations; a checkpoint is written after each validation.
         validation_crop: side in pixels of the central square of each slice that validation uses.
@@ -179,6 +181,7 @@ class TrainingSettings(Settings):
     slice_axis: int = 2
     grey: bool = False
     slices: int = 1
+    single_slices: float = 0.0
     stages: list[dict[str, int]] | None = None
     epoch_steps: int = 500
     validation_crop: int = 128
@@ -216,7 +219,7 @@ class ModuleSettings(Settings):
             batches; None turns mixup off.
         start_from: initial weights: a weight file of this package, the name of weights that come with it, or published
             parameters; parameters whose name or shape does not fit (such as the head for another scale) keep their
-            random initial values.
+            random initial values. A network for several slices begins with the results of weights for one.
         sizes: smaller networks that the weights shall contain besides the full one: small, medium or both, each with
             its width, depths, expansion or mlp_ratio. Each step trains one size, drawn at random, at the cost of that
             size. The units of `start_from`, if it has one size, are first sorted by importance. For MaIR only.

@@ -9,7 +9,12 @@ def images(options: Images) -> None:
     """Write the images and print their numbers."""
     if options.scans is not None:
         counts = write_mr_images(
-            options.scans, options.output, labels=options.labels, validation=options.validation or (), seed=options.seed
+            options.scans,
+            options.output,
+            labels=options.labels,
+            validation=options.validation or (),
+            least_side=options.least_side,
+            seed=options.seed,
         )
         print(f"wrote {options.output}/: {counts['train']} stacks in train, {counts['validation']} in validation")
         return

@@ -337,6 +337,8 @@ class Images(Options):
         labels: a folder of brain label maps with FreeSurfer numbers, each of which gives a stack of synthetic slices
             with random brightness and texture.
         validation: scans whose path contains one of these words, such as the names of people, are for validation.
+        least_side: leave out stacks whose slices have a side of fewer pixels, such as the largest patch of the
+            training.
         seed: seed of the synthetic slices and of the noise floors.
     """
 
@@ -344,10 +346,12 @@ class Images(Options):
     scans: Path | None = None
     labels: Path | None = None
     validation: list[str] | None = None
+    least_side: int = 64
     seed: int = 0
 
     def check(self) -> None:
         super().check()
+        at_least(1, least_side=self.least_side)
         if self.scans is None and (self.labels is not None or self.validation):
             raise UsageError("--labels and --validation need --scans")
         must_exist(self.scans, "folder")

@@ -73,6 +73,19 @@ def test_neighbouring_slices_become_channels_around_the_clean_one() -> None:
     assert neighbours(1, 0, 5) == [0] * 5
 
 
+def test_a_slice_that_is_repeated_keeps_its_noise() -> None:
+    noise = make_degradation("gaussian", sigma=0.1)
+    stack = torch.rand(2, 1, 8, 8)
+    for single, expected in ((0.0, {(True, False), (False, True)}), (1.0, {(True, True)})):
+        patches = PatchDataset([Pair(stack)], patch=4, length=8, degrade=noise, slices=3, single_slices=single)
+        triples = [patches[i]["degraded"] for i in range(8)]
+        assert {(torch.equal(x[0], x[1]), torch.equal(x[1], x[2])) for x in triples} == expected
+    for item in ValidationDataset([Pair(stack)], degrade=noise, slices=3).items:
+        assert torch.equal(*item["degraded"][:2]) != torch.equal(*item["degraded"][1:])
+    with pytest.raises(ValueError, match="single_slices"):
+        PatchDataset([Pair(stack)], patch=4, length=1, degrade=noise, slices=3, single_slices=1.5)
+
+
 def test_a_blur_uses_the_pixels_of_the_margin() -> None:
     def blur(clean: Tensor, generator: torch.Generator, intensity_range: IntensityRange) -> Tensor:
         return torch.nn.functional.avg_pool2d(clean, 3, stride=1, padding=1)

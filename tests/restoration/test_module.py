@@ -86,6 +86,18 @@ def test_start_from_keeps_what_fits(tiny_module: dict[str, Any], tmp_path: Path)
     torch.testing.assert_close(module.network.conv_first.weight, small.network.conv_first.weight)
 
 
+def test_a_network_for_three_slices_begins_with_the_results_of_one(tiny_module: dict[str, Any], tmp_path: Path) -> None:
+    one = RestorationModule(ModuleSettings(**tiny_module))
+    one.export(tmp_path / "x.safetensors")
+    wider = {**tiny_module["arguments"], "in_channels": 3, "out_channels": 1}
+    settings = {**tiny_module, "arguments": wider, "start_from": str(tmp_path / "x.safetensors")}
+    three = RestorationModule(ModuleSettings(**settings))
+    stack = torch.rand(1, 3, 9, 11)
+    torch.testing.assert_close(three.network(stack), one.network(stack[:, 1:2]))
+    colour = RestorationModule(ModuleSettings(**{**settings, "arguments": {**wider, "out_channels": 3}}))
+    assert colour.network.conv_first.weight.abs().amin() > 0  # colours are not slices
+
+
 def test_hyper_parameters_are_plain_values_that_build_the_same_module(
     tiny_module: dict[str, Any], tmp_path: Path
 ) -> None:
