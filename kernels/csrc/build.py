@@ -21,6 +21,7 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exc
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
 KERNELS = (
     "selective_scan",
+    "selective_scan_double",
     "fields",
     "transforms",
     "attention",

@@ -1,4 +1,5 @@
-// Vectors of floats of the widest kind of the instruction-set level, and 2^x for them.
+// Vectors of the widest kind of the instruction-set level, and 2^x for them. Their numbers are floats, or doubles in files
+// that define VW_DOUBLE.
 
 #pragma once
 
@@ -21,19 +22,37 @@
 
 namespace {
 
+#if defined(VW_DOUBLE)
+typedef double real;
+typedef int64_t integer;
+constexpr int W = VW_LANES / 2;
+constexpr int MANTISSA = 52;                  // bits
+constexpr real ROUNDING = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, in the low bits of the sum
+constexpr real LEAST = -1022, MOST = 1024;     // exponents
+#else
+typedef float real;
+typedef int32_t integer;
 constexpr int W = VW_LANES;
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+constexpr int MANTISSA = 23;
+constexpr real ROUNDING = 12582912.0f;  // 1.5 * 2^23
+constexpr real LEAST = -126, MOST = 128;
+#endif
+constexpr real LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
-typedef float vf __attribute__((vector_size(4 * VW_LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * VW_LANES)));
+typedef real vf __attribute__((vector_size(4 * VW_LANES)));
+typedef integer vi __attribute__((vector_size(4 * VW_LANES)));
 
-INLINE vf splat(float x) { return x - vf{}; }
-INLINE vf load(const float *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
-INLINE void store(float *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+INLINE vf splat(real x) { return x - vf{}; }
+INLINE vf load(const real *p) { vf v; __builtin_memcpy(&v, p, sizeof v); return v; }
+INLINE void store(real *p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
-INLINE vf load_first(const float *p, int64_t n) {
+INLINE vf load_first(const real *p, int64_t n) {
   if (n >= W) return load(p);
-#if VW_LANES == 16
+#if defined(VW_DOUBLE)
+  vf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#elif VW_LANES == 16
   return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #elif VW_LANES == 8
   const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -45,9 +64,9 @@ INLINE vf load_first(const float *p, int64_t n) {
 #endif
 }
 
-INLINE void store_first(float *p, vf v, int64_t n) {
+INLINE void store_first(real *p, vf v, int64_t n) {
   if (n >= W) return store(p, v);
-#if VW_LANES == 16
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
   for (int i = 0; i < n; ++i) p[i] = v[i];
@@ -58,17 +77,19 @@ INLINE void store_first(float *p, vf v, int64_t n) {
 INLINE vf first_lanes(vf v, int64_t n) {
   vi numbers;
   for (int i = 0; i < W; ++i) numbers[i] = i;
-  return (vf)((vi)v & (numbers < (int32_t)n));
+  return (vf)((vi)v & (numbers < (integer)n));
 }
 
-INLINE float sum_of_lanes(vf v) {
-  float sum = 0;
+INLINE real sum_of_lanes(vf v) {
+  real sum = 0;
   for (int i = 0; i < W; ++i) sum += v[i];
   return sum;
 }
 
 INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
-#if VW_LANES == 8
+#if defined(VW_DOUBLE)
+  return lowest > x ? lowest : x;
+#elif VW_LANES == 8
   return (vf)_mm256_max_ps((__m256)lowest, (__m256)x);
 #elif VW_LANES == 4 && defined(__x86_64__)
   return (vf)_mm_max_ps((__m128)lowest, (__m128)x);
@@ -78,7 +99,9 @@ INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
 }
 
 INLINE vf at_most(vf highest, vf x) {
-#if VW_LANES == 8
+#if defined(VW_DOUBLE)
+  return highest < x ? highest : x;
+#elif VW_LANES == 8
   return (vf)_mm256_min_ps((__m256)highest, (__m256)x);
 #elif VW_LANES == 4 && defined(__x86_64__)
   return (vf)_mm_min_ps((__m128)highest, (__m128)x);
@@ -90,20 +113,29 @@ INLINE vf at_most(vf highest, vf x) {
 // The exponentials below process N vectors step by step: the steps of one vector wait for each other, and processors look
 // for independent work among the next few dozen instructions only.
 
-// 2^f on [-1/2, 1/2], relative error 9e-8; exactly 1 at 0, since the error of a decay near 1 grows with every step.
+// 2^f on [-1/2, 1/2], relative error 9e-8, or 3e-16 for doubles; exactly 1 at 0, since the error of a decay near 1 grows
+// with every step.
 template <int N>
 INLINE void exp2_fractions(const vf *f, vf *p) {
-  constexpr float factors[] = {9.671512676e-03f, 5.550733745e-02f, 2.402224208e-01f, 6.931469776e-01f, 1.0f};
-  for (int i = 0; i < N; ++i) p[i] = splat(1.326472668e-03f);
-  for (const float factor : factors)
+#if defined(VW_DOUBLE)
+  constexpr real first = 4.4549605981865186e-10;
+  constexpr real factors[] = {7.072585949269223e-09, 1.0178062445845774e-07, 1.321544258792169e-06, 1.525273382983612e-05,
+                              1.540353044173605e-04, 1.3333558146416936e-03, 9.618129107606888e-03, 5.55041086648216e-02,
+                              2.4022650695910097e-01, 6.931471805599453e-01, 1.0};
+#else
+  constexpr real first = 1.326472668e-03f;
+  constexpr real factors[] = {9.671512676e-03f, 5.550733745e-02f, 2.402224208e-01f, 6.931469776e-01f, 1.0f};
+#endif
+  for (int i = 0; i < N; ++i) p[i] = splat(first);
+  for (const real factor : factors)
     for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + factor;
 }
 
-// 2^x for finite x; 0 or 2^-126 below -126, inf above 128, NaN for NaN. With NEGATIVE, no x is above 0.
+// 2^x for finite x; 0 or 2^LEAST below LEAST, inf above MOST, NaN for NaN. With NEGATIVE, no x is above 0.
 template <int N, bool NEGATIVE = false>
 INLINE void exp2_all(vf *x) {
   vf f[N], p[N];
-#if VW_LANES == 16
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
   // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
   __m512 r[N];
   for (int i = 0; i < N; ++i) r[i] = _mm512_roundscale_ps((__m512)x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -112,13 +144,13 @@ INLINE void exp2_all(vf *x) {
   for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);
 #else
   vf shifted[N];
-  for (int i = 0; i < N; ++i) x[i] = at_least(splat(-126.0f), x[i]);
-  for (int i = 0; !NEGATIVE && i < N; ++i) x[i] = at_most(splat(128.0f), x[i]);
-  for (int i = 0; i < N; ++i) shifted[i] = x[i] + 12582912.0f;  // rounds to the nearest integer, in the low bits
-  for (int i = 0; i < N; ++i) f[i] = shifted[i] - 12582912.0f;
+  for (int i = 0; i < N; ++i) x[i] = at_least(splat(LEAST), x[i]);
+  for (int i = 0; !NEGATIVE && i < N; ++i) x[i] = at_most(splat(MOST), x[i]);
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] + ROUNDING;
+  for (int i = 0; i < N; ++i) f[i] = shifted[i] - ROUNDING;
   for (int i = 0; i < N; ++i) f[i] = x[i] - f[i];
   exp2_fractions<N>(f, p);
-  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << 23));
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << MANTISSA));
 #endif
 }
 
@@ -136,7 +168,7 @@ INLINE vf exp2_lanes(vf x) {
 // 2^x for x <= 0; exactly 0 below -125 and for -inf, NaN for NaN
 INLINE vf share(vf x) {
   const vf zero = {};
-  return x < -125.0f ? zero : exp2_lanes(x);
+  return x < LEAST + 1 ? zero : exp2_lanes(x);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // and only the gradients of B and C are summed across lanes, once per chunk and group. Time is split into chunks of
 // CHUNK steps; the state at the start of a chunk is its checkpoint, from which the backward pass recomputes the chunk.
 // The interface is plain C on raw pointers (struct Scan below, mirrored in kernels/scan/cpu.py), without torch or Python.
+// All numbers are floats here; selective_scan_double.cpp compiles the same code for doubles.
 //
 // Compile with -DVW_LEVEL=<suffix> and the flags of that level, using GCC or Clang (vector extensions).
 
@@ -15,6 +16,12 @@
 #include "lanes.h"
 #include "threads.h"
 
+#if defined(VW_DOUBLE)
+#define VW_SCAN(name) VW_NAME(vw_scan_double_##name)
+#else
+#define VW_SCAN(name) VW_NAME(vw_scan_##name)
+#endif
+
 extern "C" {
 // Arguments of one call. Strides count elements; absent arguments are null. `groups` is the number of groups, or of
 // directions if `permutation` is given; channel c of group g is always channel g * (channels / groups) + c.
@@ -22,28 +29,28 @@ extern "C" {
 // [group,] channel of the group) with channel stride 1; their strides are {batch, group, step or position, channel}.
 struct Scan {
   int64_t batch, channels, groups, states, length;
-  int64_t type;  // 0 float32, 1 float16, 2 bfloat16: u, delta, z, varying B and C, out and the gradients of u, delta, z
+  int64_t type;  // 0 real, 1 float16, 2 bfloat16 (not with doubles): u, delta, z, varying B and C, out and the gradients of u, delta, z
   int64_t softplus, threads, splits, b_varies, c_varies;
   const void *u, *delta, *z, *B, *C, *grad_out;
   int64_t u_stride[4], delta_stride[4], z_stride[4], grad_out_stride[4];
   int64_t B_stride[4], C_stride[4];  // {batch, group, step or position, state}
-  const float *A, *D, *delta_bias, *initial_state, *grad_last_state;
+  const real *A, *D, *delta_bias, *initial_state, *grad_last_state;
   const int32_t *permutation;  // (groups, length)
   void *out;
-  float *last_state, *checkpoints;
+  real *last_state, *checkpoints;
   void *du, *ddelta, *dz;
   int64_t out_stride[4];  // of out, ddelta, dz, and du without permutation
-  float *dB, *dC;         // (splits, ...), summed into the first part; if constant, (batch, channels, states)
+  real *dB, *dC;         // (splits, ...), summed into the first part; if constant, (batch, channels, states)
   int64_t dB_stride[4];   // of one part: {batch, group, step or position, state}
   int64_t dB_part;        // elements of one part
-  float *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
-  float *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
+  real *dA, *dD, *ddelta_bias, *dinitial_state;  // dA (batch, channels, states), dD and ddelta_bias (batch, channels)
+  real *du_directions;  // (batch, length, groups, channels / groups): du before its sum over directions
   char *scratch;         // 64-byte aligned; its size is vw_scan_forward_scratch or vw_scan_backward_scratch
   // Forward only. If `rank` is not 0, delta has `rank` columns in place of the channels of a group, and the step size of a
   // channel is their product with its row of delta_weight (channels, rank).
   int64_t rank;
-  const float *delta_weight;
-  float *out_sums;  // (batch, channels): sums of out over the length, or null
+  const real *delta_weight;
+  real *out_sums;  // (batch, channels): sums of out over the length, or null
 };
 }
 
@@ -54,32 +61,52 @@ constexpr int CHUNK = 128;
 // e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
 template <int N>
 INLINE void exp_negative(vf *x) {
+#if defined(VW_DOUBLE)
+  constexpr real high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10, least = -708.0;  // of ln 2
+#else
+  constexpr real high = 0.693145752f, low = 1.42860677e-06f, least = -87.0f;
+#endif
   vf f[N], p[N], shifted[N];
-  for (int i = 0; i < N; ++i) x[i] = at_least(splat(-87.0f), x[i]);
-  for (int i = 0; i < N; ++i) shifted[i] = x[i] * 1.44269504f + 12582912.0f;
-  for (int i = 0; i < N; ++i) p[i] = shifted[i] - 12582912.0f;
-  for (int i = 0; i < N; ++i) f[i] = x[i] - p[i] * 0.693145752f;
-  for (int i = 0; i < N; ++i) f[i] = f[i] - p[i] * 1.42860677e-06f;
-  for (int i = 0; i < N; ++i) f[i] = f[i] * 1.44269504f;
+  for (int i = 0; i < N; ++i) x[i] = at_least(splat(least), x[i]);
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] * LOG2_E + ROUNDING;
+  for (int i = 0; i < N; ++i) p[i] = shifted[i] - ROUNDING;
+  for (int i = 0; i < N; ++i) f[i] = x[i] - p[i] * high;
+  for (int i = 0; i < N; ++i) f[i] = f[i] - p[i] * low;
+  for (int i = 0; i < N; ++i) f[i] = f[i] * LOG2_E;
   exp2_fractions<N>(f, p);
-  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << 23));
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << MANTISSA));
 }
 
 // Clamps A and dl, so that dl * A stays finite and the inner loop needs no special case for exp(-inf)
-INLINE vf finite(vf x) { return at_most(splat(1e19f), at_least(splat(-1e19f), x)); }
+INLINE vf finite(vf x) {
+  constexpr real most = sizeof(real) == 8 ? 1e150 : 1e19;
+  return at_most(splat(most), at_least(splat(-most), x));
+}
 
-INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
+INLINE vf absolute(vf x) { return (vf)((vi)x & (integer)((uint64_t)-1 >> (65 - 8 * sizeof(real)))); }
 
-// log(1 + e^x) of N vectors, in place, relative error 1e-6 even for tiny results; `slope` receives its derivative, the sigmoid.
+// log(1 + e^x) of N vectors, in place, relative error 1e-6, or 1e-15 for doubles, even for tiny results; `slope` receives
+// its derivative, the sigmoid.
 template <bool SLOPE, int N>
 INLINE void softplus(vf *x, vf *slope) {
-  constexpr float factors[] = {-1.363147636e-02f, 4.198135278e-02f,  -8.307405842e-02f, 1.246712155e-01f, -1.612933530e-01f,
+#if defined(VW_DOUBLE)
+  constexpr real first = 2.4437973948580947e-05;
+  constexpr real factors[] = {-0.0002827421139374107, 0.0015535244034334333, -0.0054217339910016095,
+                              0.013598778090617254, -0.026398779480743217, 0.041925709853904154,
+                              -0.05718978534193906, 0.07015296236526472, -0.08070954578430206, 0.09009095815198633,
+                              -0.09979768096586568, 0.11107211585299538, -0.12499427063514382, 0.14285651975275926,
+                              -0.16666661848248537, 0.19999999749856523, -0.24999999992009522, 0.33333333333197523,
+                              -0.4999999999999908, 1.0};
+#else
+  constexpr real first = 2.072946771e-03f;
+  constexpr real factors[] = {-1.363147636e-02f, 4.198135278e-02f,  -8.307405842e-02f, 1.246712155e-01f, -1.612933530e-01f,
                                1.989793191e-01f,  -2.498857901e-01f, 3.333268978e-01f,  -4.999998729e-01f, 1.0f};
+#endif
   vf y[N], q[N];
   for (int i = 0; i < N; ++i) y[i] = -absolute(x[i]);
   exp_negative<N>(y);
-  for (int i = 0; i < N; ++i) q[i] = splat(2.072946771e-03f);
-  for (const float factor : factors)
+  for (int i = 0; i < N; ++i) q[i] = splat(first);
+  for (const real factor : factors)
     for (int i = 0; i < N; ++i) q[i] = q[i] * y[i] + factor;
   for (int i = 0; i < N; ++i) {
     if (SLOPE) {
@@ -106,7 +133,7 @@ INLINE uint32_t to_bits(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4)
 struct Half { uint16_t bits; };
 struct Brain { uint16_t bits; };
 
-INLINE float widen(float x) { return x; }
+INLINE real widen(real x) { return x; }
 INLINE float widen(Brain x) { return from_bits((uint32_t)x.bits << 16); }
 INLINE float widen(Half x) {
   uint32_t magnitude = (uint32_t)(x.bits & 0x7fff) << 13;
@@ -115,7 +142,7 @@ INLINE float widen(Half x) {
   return from_bits(bits | (uint32_t)(x.bits & 0x8000) << 16);
 }
 
-INLINE void narrow(float x, float &to) { to = x; }
+INLINE void narrow(real x, real &to) { to = x; }
 INLINE void narrow(float x, Brain &to) {
   uint32_t bits = to_bits(x);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -149,13 +176,9 @@ INLINE void transpose_stage(vf *rows) {
 
 INLINE void transpose(vf *rows) {
   transpose_stage<1>(rows);
-  transpose_stage<2>(rows);
-#if VW_LANES >= 8
-  transpose_stage<4>(rows);
-#endif
-#if VW_LANES >= 16
-  transpose_stage<8>(rows);
-#endif
+  if constexpr (W >= 4) transpose_stage<2>(rows);
+  if constexpr (W >= 8) transpose_stage<4>(rows);
+  if constexpr (W >= 16) transpose_stage<8>(rows);
 }
 
 // Lane i of the result is the sum over the lanes of v[i].
@@ -169,13 +192,9 @@ INLINE void sum_stage(vf *v) {
 
 INLINE vf lane_sums(vf *v) {
   sum_stage<1>(v);
-  sum_stage<2>(v);
-#if VW_LANES >= 8
-  sum_stage<4>(v);
-#endif
-#if VW_LANES >= 16
-  sum_stage<8>(v);
-#endif
+  if constexpr (W >= 4) sum_stage<2>(v);
+  if constexpr (W >= 8) sum_stage<4>(v);
+  if constexpr (W >= 16) sum_stage<8>(v);
   return v[0];
 }
 
@@ -190,12 +209,12 @@ struct Tile {
   INLINE char *at(int t, int lane) const { return base + (positions ? positions[t] : t) * step + lane * row; }
 };
 
-INLINE int64_t type_size(int64_t type) { return type == 0 ? 4 : 2; }
+INLINE int64_t type_size(int64_t type) { return type == 0 ? sizeof(real) : 2; }
 
-alignas(64) const float zeros[CHUNK] = {};
+alignas(64) const real zeros[CHUNK] = {};
 
 template <class E>
-void widen_row(const char *from, int64_t step, int count, float *to) {
+void widen_row(const char *from, int64_t step, int count, real *to) {
   if (step == (int64_t)sizeof(E))
     for (int t = 0; t < count; ++t) to[t] = widen(((const E *)from)[t]);
   else
@@ -203,28 +222,28 @@ void widen_row(const char *from, int64_t step, int count, float *to) {
 }
 
 template <class E>
-void narrow_row(const float *from, char *to, int count) {
+void narrow_row(const real *from, char *to, int count) {
   for (int t = 0; t < count; ++t) narrow(from[t], ((E *)to)[t]);
 }
 
-void widen_any(int64_t type, const char *from, int64_t step, int count, float *to) {
-  if (type == 0) widen_row<float>(from, step, count, to);
+void widen_any(int64_t type, const char *from, int64_t step, int count, real *to) {
+  if (type == 0) widen_row<real>(from, step, count, to);
   if (type == 1) widen_row<Half>(from, step, count, to);
   if (type == 2) widen_row<Brain>(from, step, count, to);
 }
 
-void narrow_any(int64_t type, const float *from, char *to, int count) {
-  if (type == 0) narrow_row<float>(from, to, count);
+void narrow_any(int64_t type, const real *from, char *to, int count) {
+  if (type == 0) narrow_row<real>(from, to, count);
   if (type == 1) narrow_row<Half>(from, to, count);
   if (type == 2) narrow_row<Brain>(from, to, count);
 }
 
-void load_tile(const Tile &tile, vf *to, float *staging) {
+void load_tile(const Tile &tile, vf *to, real *staging) {
   if (tile.positions) {
     if (tile.type == 0 && tile.rows >= W)
-      for (int t = 0; t < tile.steps; ++t) to[t] = load((const float *)tile.at(t, 0));
+      for (int t = 0; t < tile.steps; ++t) to[t] = load((const real *)tile.at(t, 0));
     else if (tile.type == 0)
-      for (int t = 0; t < tile.steps; ++t) to[t] = load_first((const float *)tile.at(t, 0), tile.rows);
+      for (int t = 0; t < tile.steps; ++t) to[t] = load_first((const real *)tile.at(t, 0), tile.rows);
     else
       for (int t = 0; t < tile.steps; ++t) {
         widen_any(tile.type, tile.at(t, 0), 2, tile.rows, staging);
@@ -232,9 +251,9 @@ void load_tile(const Tile &tile, vf *to, float *staging) {
       }
     return;
   }
-  const float *rows[W];
+  const real *rows[W];
   for (int i = 0; i < W; ++i) {
-    rows[i] = i < tile.rows ? (const float *)tile.at(0, i) : zeros;
+    rows[i] = i < tile.rows ? (const real *)tile.at(0, i) : zeros;
     if (tile.type != 0 && i < tile.rows) {
       widen_any(tile.type, tile.at(0, i), tile.step, tile.steps, staging + i * CHUNK);
       rows[i] = staging + i * CHUNK;
@@ -254,19 +273,19 @@ void load_tile(const Tile &tile, vf *to, float *staging) {
   }
 }
 
-void store_tile(const Tile &tile, const vf *from, float *staging) {
+void store_tile(const Tile &tile, const vf *from, real *staging) {
   if (tile.positions) {
     if (tile.type == 0 && tile.rows >= W)
-      for (int t = 0; t < tile.steps; ++t) store((float *)tile.at(t, 0), from[t]);
+      for (int t = 0; t < tile.steps; ++t) store((real *)tile.at(t, 0), from[t]);
     else if (tile.type == 0)
-      for (int t = 0; t < tile.steps; ++t) store_first((float *)tile.at(t, 0), from[t], tile.rows);
+      for (int t = 0; t < tile.steps; ++t) store_first((real *)tile.at(t, 0), from[t], tile.rows);
     else
-      for (int t = 0; t < tile.steps; ++t) narrow_any(tile.type, (const float *)&from[t], tile.at(t, 0), tile.rows);
+      for (int t = 0; t < tile.steps; ++t) narrow_any(tile.type, (const real *)&from[t], tile.at(t, 0), tile.rows);
     return;
   }
-  float *rows[W];
+  real *rows[W];
   for (int i = 0; i < W; ++i)
-    rows[i] = tile.type == 0 && i < tile.rows ? (float *)tile.at(0, i) : staging + i * CHUNK;
+    rows[i] = tile.type == 0 && i < tile.rows ? (real *)tile.at(0, i) : staging + i * CHUNK;
   int t = 0;
   for (; t + W <= tile.steps; t += W) {
     vf block[W];
@@ -299,15 +318,15 @@ struct Prefetch {
 
 // Copies B or C of one chunk to [step][state]: its rows are often a power of two apart and would share a cache set.
 void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g,
-                  const int32_t *positions, int64_t t0, int64_t steps, int64_t states, float *to, float *row) {
+                  const int32_t *positions, int64_t t0, int64_t steps, int64_t states, real *to, real *row) {
   const int64_t size = type_size(type);
   const char *from = (const char *)matrix + (b * stride[0] + g * stride[1]) * size;
   if (positions && type == 0 && stride[3] == 1) {
     for (int64_t t = 0; t < steps; ++t) {
-      const float *row = (const float *)from + positions[t] * stride[2];
-      float *copy = to + t * states;
+      const real *row = (const real *)from + positions[t] * stride[2];
+      real *copy = to + t * states;
       int64_t n = 0;
-      for (; n + 4 <= states; n += 4) __builtin_memcpy(copy + n, row + n, 16);
+      for (; n + 4 <= states; n += 4) __builtin_memcpy(copy + n, row + n, 4 * sizeof(real));
       for (; n < states; ++n) copy[n] = row[n];
     }
     return;
@@ -324,7 +343,7 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
 }
 
 // Loads (channels, states) rows of W channels as lanes
-void load_lanes(const float *from, int64_t states, int64_t rows, vf *to) {
+void load_lanes(const real *from, int64_t states, int64_t rows, vf *to) {
   for (int64_t n = 0; n < states; ++n) {
     vf v = {};
     for (int i = 0; i < W && i < rows; ++i) v[i] = from[i * states + n];
@@ -332,7 +351,7 @@ void load_lanes(const float *from, int64_t states, int64_t rows, vf *to) {
   }
 }
 
-void store_lanes(float *to, int64_t states, int64_t rows, const vf *from) {
+void store_lanes(real *to, int64_t states, int64_t rows, const vf *from) {
   for (int64_t n = 0; n < states; ++n)
     for (int i = 0; i < W && i < rows; ++i) to[i * states + n] = from[n][i];
 }
@@ -346,8 +365,8 @@ constexpr int PIECE = VW_LANES == 16 ? 1 : 16;
 constexpr int NEAR = VW_LANES == 16 ? 3 : 2;  // the cache for prefetches; rows a power of two apart share a set of L1
 
 template <int NT, bool BV, bool CV, bool FALLS>
-void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
-                    const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
+void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
+                    const real *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
   vf h[NT], b[NT], c[NT], decays[PIECE * NT];
   for (int i = 0; i < NT; ++i) {
     h[i] = state[i];
@@ -375,7 +394,7 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
     for (int t = 0; t < count; ++t) {
       const vf *a = decays + t * NT;
       const vf xt = x[t0 + t];
-      const float *bt = Bs + (t0 + t) * states, *ct = Cs + (t0 + t) * states;
+      const real *bt = Bs + (t0 + t) * states, *ct = Cs + (t0 + t) * states;
       vf yt = y[t0 + t];
 #pragma GCC unroll 16
       for (int n = 0; n < NT; ++n) h[n] = a[n] * h[n] + xt * (BV ? splat(bt[n]) : b[n]);
@@ -388,8 +407,8 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
 }
 
 template <bool BV, bool CV, bool FALLS>
-void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const float *Bs,
-                   const float *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
+void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
+                   const real *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
   int n = 0;
 #define VW_PASS(NT)                                                                                                    \
   {                                                                                                                    \
@@ -407,7 +426,7 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 #undef VW_PASS
 }
 
-using Block = void (*)(int, int, const vf *, const vf *, vf *, const vf *, vf *, const float *, const float *, const vf *,
+using Block = void (*)(int, int, const vf *, const vf *, vf *, const vf *, vf *, const real *, const real *, const vf *,
                        const vf *, const Prefetch *);
 
 template <bool... CHOSEN>
@@ -434,7 +453,7 @@ void step_sizes(vf *delta, int steps, vf bias, bool soft, vf *slope) {
 }
 
 // delta[t] = sum of low[t][r] * weight[r]
-void multiply_steps(const float *low, const vf *weight, int steps, int64_t rank, vf *delta) {
+void multiply_steps(const real *low, const vf *weight, int steps, int64_t rank, vf *delta) {
   int t = 0;
   for (; t + 4 <= steps; t += 4) {
     vf sums[4] = {};
@@ -475,7 +494,7 @@ int64_t forward_blocks(const Scan &s) {
 int64_t forward_scratch(const Scan &s) {
   const int64_t blocks = forward_blocks(s);
   const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * (s.states * 4 + s.rank + 1)) +
-                       sizeof(float) * (CHUNK * (2 * s.states + s.rank) + W * CHUNK) + 3 * sizeof(Prefetch);
+                       sizeof(real) * (CHUNK * (2 * s.states + s.rank) + W * CHUNK) + 3 * sizeof(Prefetch);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
@@ -498,11 +517,11 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
   vf *ty = arena.take<vf>(CHUNK), *tz = arena.take<vf>(CHUNK);
   vf *A2 = arena.take<vf>(blocks * states), *state = arena.take<vf>(blocks * states);
   vf *Bl = arena.take<vf>(blocks * states), *Cl = arena.take<vf>(blocks * states);
-  float *Bs = arena.take<float>(CHUNK * states), *Cs = arena.take<float>(CHUNK * states);
-  float *staging = arena.take<float>(W * CHUNK);
+  real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
+  real *staging = arena.take<real>(W * CHUNK);
   Prefetch *ahead = arena.take<Prefetch>(3);
   vf *sums = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
-  float *low = arena.take<float>(CHUNK * s.rank);
+  real *low = arena.take<real>(CHUNK * s.rank);
 
   bool falls = true;  // no state grows, if no step size is negative
   for (int64_t k = 0; k < blocks; ++k) {
@@ -518,8 +537,8 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       load_lanes(s.initial_state + (b * s.channels + d) * states, states, rows, state + k * states);
     else
       for (int64_t n = 0; n < states; ++n) state[k * states + n] = vf{};
-    if (!s.b_varies) load_lanes((const float *)s.B + d * states, states, rows, Bl + k * states);
-    if (!s.c_varies) load_lanes((const float *)s.C + d * states, states, rows, Cl + k * states);
+    if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
+    if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t t0 = chunk * CHUNK;
@@ -608,7 +627,7 @@ struct BlockTiles {
 
 template <int NT, bool BV, bool CV, bool GATED, bool FIRST>
 void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const vf *start, vf *carry, vf *dA,
-                     const float *Bs, const float *Cs, const vf *Bl, const vf *Cl, vf *dBl, vf *dCl, vf *dBt, vf *dCt,
+                     const real *Bs, const real *Cs, const vf *Bl, const vf *Cl, vf *dBl, vf *dCl, vf *dBt, vf *dCt,
                      vf *hs, vf *as) {
   vf h[NT], A2[NT], b[NT], c[NT];
   for (int i = 0; i < NT; ++i) {
@@ -672,7 +691,7 @@ void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const
   }
 }
 
-using BackwardPass = void (*)(int, int, BlockTiles &, const vf *, const vf *, vf *, vf *, const float *, const float *,
+using BackwardPass = void (*)(int, int, BlockTiles &, const vf *, const vf *, vf *, vf *, const real *, const real *,
                               const vf *, const vf *, vf *, vf *, vf *, vf *, vf *, vf *);
 
 template <int NT, bool... CHOSEN>
@@ -692,7 +711,7 @@ BackwardPass backward_pass(const Scan &s, bool first) {
 
 // Adds the sums over lanes of [step][NT] vectors to the first NT columns of [step][states].
 template <int NT>
-void add_lane_sums(vf *from, int steps, int states, float *to) {
+void add_lane_sums(vf *from, int steps, int states, real *to) {
   int count = steps * NT, j = 0;
   for (; j + W <= count; j += W) {
     vf v[W];
@@ -701,7 +720,7 @@ void add_lane_sums(vf *from, int steps, int states, float *to) {
     for (int i = 0; i < W; ++i) to[(j + i) / NT * states + (j + i) % NT] += sums[i];
   }
   for (; j < count; ++j) {
-    float sum = 0;
+    real sum = 0;
     for (int i = 0; i < W; ++i) sum += from[j][i];
     to[j / NT * states + j % NT] += sum;
   }
@@ -715,7 +734,7 @@ int64_t backward_scratch(const Scan &s) {
   const int64_t blocks = backward_blocks(s), range = blocks < RANGE ? blocks : RANGE;
   const size_t bytes = range * (sizeof(BlockTiles) + sizeof(vf) * s.states) +
                        sizeof(vf) * (7 * blocks * s.states + 2 * blocks + NTB * (4 * CHUNK + 1)) +
-                       sizeof(float) * (4 * CHUNK * s.states + W * CHUNK);
+                       sizeof(real) * (4 * CHUNK * s.states + W * CHUNK);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
@@ -731,9 +750,9 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
   vf *dD = arena.take<vf>(blocks), *dbias = arena.take<vf>(blocks);
   vf *hs = arena.take<vf>(NTB * (CHUNK + 1)), *as = arena.take<vf>(NTB * CHUNK);
   vf *dBt = arena.take<vf>(NTB * CHUNK), *dCt = arena.take<vf>(NTB * CHUNK);
-  float *Bs = arena.take<float>(CHUNK * states), *Cs = arena.take<float>(CHUNK * states);
-  float *dBs = arena.take<float>(CHUNK * states), *dCs = arena.take<float>(CHUNK * states);
-  float *staging = arena.take<float>(W * CHUNK);
+  real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
+  real *dBs = arena.take<real>(CHUNK * states), *dCs = arena.take<real>(CHUNK * states);
+  real *staging = arena.take<real>(W * CHUNK);
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
@@ -746,8 +765,8 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       if (!s.grad_last_state) carry[k * states + n] = vf{};
       dA[k * states + n] = dBl[k * states + n] = dCl[k * states + n] = vf{};
     }
-    if (!s.b_varies) load_lanes((const float *)s.B + d * states, states, rows, Bl + k * states);
-    if (!s.c_varies) load_lanes((const float *)s.C + d * states, states, rows, Cl + k * states);
+    if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
+    if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t t0 = chunk * CHUNK;
@@ -757,8 +776,8 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
     if (s.c_varies)
       stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
-    memset(dBs, 0, sizeof(float) * steps * states);
-    memset(dCs, 0, sizeof(float) * steps * states);
+    memset(dBs, 0, sizeof(real) * steps * states);
+    memset(dCs, 0, sizeof(real) * steps * states);
     for (int64_t k0 = 0; k0 < blocks; k0 += RANGE) {
       const int64_t k1 = k0 + RANGE < blocks ? k0 + RANGE : blocks;
       auto tile = [&](const void *tensor, const int64_t *stride, int64_t c) {
@@ -835,7 +854,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
       }
     }
-    auto unstage = [&](const float *from, float *to) {
+    auto unstage = [&](const real *from, real *to) {
       to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
       for (int64_t n = 0; n < states; ++n)
         for (int64_t t = 0; t < steps; ++t)
@@ -856,7 +875,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
 }
 
 // Sums `parts` arrays of `count` numbers into the first, in a fixed order.
-void add_parts(float *values, int64_t parts, int64_t count, int64_t threads) {
+void add_parts(real *values, int64_t parts, int64_t count, int64_t threads) {
   if (!values || parts < 2) return;
   const int64_t piece = 16384;
   parallel_for(threads, ceil_div(count, piece), [&](int64_t task, int64_t) {
@@ -886,7 +905,7 @@ void backward(const Scan &s) {
     parallel_for(s.threads, ceil_div(positions, piece), [&](int64_t task, int64_t) {
       int64_t stop = (task + 1) * piece < positions ? (task + 1) * piece : positions;
       for (int64_t p = task * piece; p < stop; ++p) {
-        float *from = s.du_directions + p * s.channels;
+        real *from = s.du_directions + p * s.channels;
         for (int64_t g = 1; g < s.groups; ++g)
           for (int64_t c = 0; c < width; ++c) from[c] += from[g * width + c];
         narrow_any(s.type, from, (char *)s.du + p * width * type_size(s.type), (int)width);
@@ -897,15 +916,17 @@ void backward(const Scan &s) {
 
 }  // namespace
 
-VW_EXPORT int VW_NAME(vw_scan_lanes)() { return W; }
-VW_EXPORT int VW_NAME(vw_scan_checkpoint_steps)() { return CHUNK; }
+VW_EXPORT int VW_SCAN(lanes)() { return W; }
+VW_EXPORT int VW_SCAN(checkpoint_steps)() { return CHUNK; }
 
 // Bytes of Scan::scratch. The caller allocates it, so that its allocator counts it and reports a lack of memory.
-VW_EXPORT int64_t VW_NAME(vw_scan_forward_scratch)(const Scan *s) { return s->threads * forward_scratch(*s); }
-VW_EXPORT int64_t VW_NAME(vw_scan_backward_scratch)(const Scan *s) { return s->threads * backward_scratch(*s); }
+VW_EXPORT int64_t VW_SCAN(forward_scratch)(const Scan *s) { return s->threads * forward_scratch(*s); }
+VW_EXPORT int64_t VW_SCAN(backward_scratch)(const Scan *s) { return s->threads * backward_scratch(*s); }
 
-VW_EXPORT void VW_NAME(vw_scan_forward)(const Scan *s) { forward(*s); }
-VW_EXPORT void VW_NAME(vw_scan_backward)(const Scan *s) { backward(*s); }
+VW_EXPORT void VW_SCAN(forward)(const Scan *s) { forward(*s); }
+VW_EXPORT void VW_SCAN(backward)(const Scan *s) { backward(*s); }
+
+#if !defined(VW_DOUBLE)
 
 // ---- the limits of this machine, for the benchmark; writing to `out` keeps the compiler from removing the work
 
@@ -950,3 +971,5 @@ VW_EXPORT void VW_NAME(vw_bench_add)(float *a, const float *b, const float *c, i
     for (int64_t i = task * piece; i + W <= stop; i += W) store(a + i, load(b + i) + load(c + i));
   });
 }
+
+#endif

@@ -91,7 +91,7 @@ def bench_kernels(
     if device == "cpu":
         parts += [_memory(setting), _thread_scaling(setting)]
     if device == "cpu" and native.levels():
-        parts.append(_floor(setting))
+        parts += [_double(setting), _floor(setting)]
     where = torch.cuda.get_device_name() if device == "cuda" else f"{threads} threads, build {native.levels()[:1]}"
     table = Table(title=f"Kernels on {device} ({where}), torch {torch.__version__}")
     for heading in ("measure", "value", "min/median", "goal", "met"):
@@ -275,6 +275,16 @@ def _accuracy(setting: _Setting) -> Iterator[Row]:
     errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True)]
     for name, error in (("output", errors[0]), ("worst gradient", max(errors[1:]))):
         yield Row(f"error against float64, {name}, 32 x 1024", error, "", goal="<= 1e-5", met=error <= 1e-5)
+
+
+def _double(setting: _Setting) -> Iterator[Row]:
+    """The time of the forward pass in float64, compared with that in float32."""
+    inputs = setting.inputs(180, 1024, 16)
+    with torch.no_grad():
+        single, _ = _time(functools.partial(own_scan, *inputs), setting.repeats, setting.device)
+        own, spread = _time(functools.partial(own_scan, *(v.double() for v in inputs)), setting.repeats, setting.device)
+    yield Row("forward 180 x 1024, N 16, float64", own * 1e3, "ms", spread)
+    yield Row("  float64 / float32", own / single, "x", "", "<= 5 x", own / single <= 5)
 
 
 class _Limits(NamedTuple):

@@ -1,7 +1,7 @@
 """The compiled CPU scan (csrc/selective_scan.cpp), called through ctypes.
 
 It uses as many threads as torch, and torch's own pool if both use OpenMP; no result depends on their number. `serves`
-returns False for float64 and if there is no library; the caller then uses `reference`.
+returns False if there is no library; the caller then uses `reference`.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from .reference import DirectionalInputs, ScanInputs, group_count
 # CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
 CHECKPOINT_STEPS = 128
 
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_TYPES = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}  # float64 has functions of its own
 _Strides = ctypes.c_int64 * 4
 
 # permutations that were checked, by their id: the tensor and the number of its changes then
@@ -26,7 +26,7 @@ _MOST_CHECKED = 64
 
 
 class _Scan(ctypes.Structure):
-    """struct Scan of csrc/selective_scan.cpp."""
+    """struct Scan of csrc/selective_scan.cpp, of floats or of doubles."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "channels", "groups", "states", "length")),
@@ -79,7 +79,7 @@ def scan_forward(
     checkpoints = A.new_empty((batch, chunks, channels, A.shape[1]) if checkpointed else 0)
     call.in_place(out=out, last_state=last_state, checkpoints=checkpoints)
     call.out_strides(channels * length, call.width * length, 1, length)
-    call.run("vw_scan_forward")
+    call.run("forward")
     return out, last_state, checkpoints
 
 
@@ -105,7 +105,7 @@ def scan_backward(
     dA, dB, dC, dD, dbias = call.parameter_gradients((batch, call.groups, states, length), D, delta_bias)
     dinitial = None if initial_state is None else A.new_empty(batch, channels, states)
     call.in_place(dinitial_state=dinitial)
-    call.run("vw_scan_backward")
+    call.run("backward")
     return du, ddelta, _first(dA), _first(dB, B), _first(dC, C), _first(dD), dz, _first(dbias), dinitial
 
 
@@ -132,7 +132,7 @@ def directional_forward(
     checkpoints = A.new_empty((batch, chunks, directions * width, A.shape[1]) if checkpointed else 0)
     call.in_place(out=out, checkpoints=checkpoints)
     call.out_strides(length * directions * width, width, directions * width, 1)
-    call.run("vw_scan_forward")
+    call.run("forward")
     return out, checkpoints
 
 
@@ -175,7 +175,7 @@ def directional_low_rank(
     out, sums = x.new_empty(batch, length, directions, width), x.new_empty(batch, directions, width)
     call.in_place(out=out, out_sums=sums)
     call.out_strides(length * directions * width, width, directions * width, 1)
-    call.run("vw_scan_forward")
+    call.run("forward")
     return out, sums
 
 
@@ -198,7 +198,7 @@ def directional_backward(
     call.out_strides(length * directions * width, width, directions * width, 1)
     call.matrix_gradient_strides(length * directions * states, states, directions * states, 1)
     dA, dB, dC, dD, dbias = call.parameter_gradients((batch, length, directions, states), D, delta_bias)
-    call.run("vw_scan_backward")
+    call.run("backward")
     return dx, ddelta, _first(dA), _first(dB, B), _first(dC, C), _first(dD), _first(dbias)
 
 
@@ -243,6 +243,8 @@ class _Call:
         self, u: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_softplus: bool, permutation: Tensor | None = None
     ) -> None:
         self.alive: list[Tensor] = []
+        double = u.dtype == torch.float64
+        self.type, self.prefix = (torch.float64, "vw_scan_double_") if double else (torch.float32, "vw_scan_")
         channels, states = A.shape
         self.directional = permutation is not None
         if permutation is not None:
@@ -320,9 +322,9 @@ class _Call:
         fields = self.fields
         batch, channels = fields["batch"], fields["channels"]
         fields["splits"] = splits = self._splits()
-        dA = torch.empty(batch, channels, fields["states"], dtype=torch.float32, device="cpu")
+        dA = torch.empty(batch, channels, fields["states"], dtype=self.type, device="cpu")
         dB, dC = (
-            torch.empty((splits, *varying) if varies else dA.shape, dtype=torch.float32, device="cpu")
+            torch.empty((splits, *varying) if varies else dA.shape, dtype=self.type, device="cpu")
             for varies in (fields["b_varies"], fields["c_varies"])
         )
         fields["dB_part"] = dB[0].numel() if fields["b_varies"] else dC[0].numel()
@@ -337,7 +339,7 @@ class _Call:
         the memory of u.
         """
         fields = self.fields
-        blocks = -(-self.width // native.function("vw_scan_lanes", ctypes.c_int)())
+        blocks = -(-self.width // native.function(self.prefix + "lanes", ctypes.c_int)())
         wanted: int = -(-16 // (fields["batch"] * self.groups))
         if fields["b_varies"] or fields["c_varies"]:
             wanted = min(wanted, max(1, fields["channels"] // (4 * self.groups * fields["states"])))
@@ -346,7 +348,7 @@ class _Call:
 
     def run(self, name: str) -> None:
         scan = _Scan(**self.fields)
-        address = ctypes.byref(scan)
+        address, name = ctypes.byref(scan), self.prefix + name
         count = native.function(name + "_scratch", ctypes.c_int64)(address)
         scratch = torch.empty(count, dtype=torch.uint8, device="cpu")
         scan.scratch = scratch.data_ptr()

@@ -3,7 +3,7 @@
 `selective_scan_reference` and `directional_scan_reference` write the formula in a few lines. Autograd differentiates
 them, which stores one state per step and takes time quadratic in L. `scan_forward` and `scan_backward` compute the same
 recurrence with explicit gradients and recompute states from checkpoints, in O(B D L) memory. They are used for float64
-and on machines without a compiled kernel, and they document the arguments and results of the other paths.
+on CUDA and on machines without a compiled kernel, and they document the arguments and results of the other paths.
 """
 
 from typing import NamedTuple

@@ -5,7 +5,7 @@
     y_t  = sum_n C_t[n] h_t[n] + D u_t                  out_t = y_t silu(z_t) if z is given
 
 Three paths give the same results: compiled SIMD code on the CPU (`cpu`), Triton on CUDA (`triton`), and plain PyTorch
-(`reference`) for float64 and if there is no compiled library. `operators` chooses between them; the operators
+(`reference`) for float64 on CUDA and if there is no compiled library. `operators` chooses between them; the operators
 `voxelwave::selective_scan` and `voxelwave::directional_scan` work with torch.compile and autograd like built-in ones.
 """
 

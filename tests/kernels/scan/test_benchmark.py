@@ -107,6 +107,7 @@ def test_the_table_lists_every_measurement(monkeypatch, capsys):
         "floor / own",
         "error against float64, output",
         "error against float64, worst gradient",
+        "float64 / float32",
     ):
         assert figure in printed, figure
 

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +81,20 @@ def in_double(arguments: Arguments) -> Arguments:
     return {k: None if v is None else v.double() for k, v in arguments.items()}
 
 
+@contextmanager
+def plain() -> Iterator[None]:
+    """Use the path without the compiled library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_cpu, "serves", lambda u: False)
+        yield
+
+
+@pytest.fixture(params=["compiled", pytest.param("plain", marks=pytest.mark.slow)])
+def _either_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    with plain() if request.param == "plain" else nullcontext():
+        yield
+
+
 def assert_as_accurate(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float = 1e-5) -> None:
     for name, value in result.items():
         if value.numel():
@@ -99,14 +115,15 @@ def test_every_path_stores_a_state_after_the_same_steps_as_its_kernels():
     """The shape functions of the operators assume that the CPU and the reference agree."""
     assert scan_cpu.CHECKPOINT_STEPS == scan_reference.CHECKPOINT_STEPS
     if LEVELS:
-        assert native.function("vw_scan_checkpoint_steps", ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS
+        for name in ("vw_scan_checkpoint_steps", "vw_scan_double_checkpoint_steps"):
+            assert native.function(name, ctypes.c_int)() == scan_cpu.CHECKPOINT_STEPS
 
 
 def test_the_path_is_chosen_by_type_device_and_size(monkeypatch):
     u = torch.zeros(1, 2, 3)
     assert operators._path(u) is (scan_cpu if LEVELS else scan_reference)
     assert operators._path(u.bfloat16()) is (scan_cpu if LEVELS else scan_reference)
-    assert operators._path(u.double()) is scan_reference
+    assert operators._path(u.double()) is (scan_cpu if LEVELS else scan_reference)
     assert operators._path(u[..., :0]) is scan_reference
     on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert operators._path(on_cuda) is scan_triton
@@ -152,9 +169,12 @@ FORMS: list[dict[str, Any]] = [
 def test_every_build_agrees_with_float64_in_outputs_and_gradients(level, size):
     for form in FORMS:
         arguments = draw(*size, **form)
+        exact = in_double(arguments)
+        with plain():
+            truth = outputs_and_gradients(exact)
         with native.use_level(level):
-            result = outputs_and_gradients(arguments)
-        assert_as_accurate(result, outputs_and_gradients(in_double(arguments)))
+            assert_as_accurate(outputs_and_gradients(arguments), truth)
+            assert_as_accurate(outputs_and_gradients(exact), truth, 1e-13)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -163,14 +183,17 @@ def test_written_out_gradients_agree_with_autograd_of_the_plain_recurrence(form)
     for softplus in (True, False):
         if not softplus:
             arguments["delta"] = 0.5 + arguments["delta"].abs()  # negative steps would grow without bound
-        result = outputs_and_gradients(arguments, softplus=softplus)
         truth = outputs_and_gradients(arguments, selective_scan_reference, softplus=softplus)
-        assert_as_accurate(result, truth, 1e-10)
+        assert_as_accurate(outputs_and_gradients(arguments, softplus=softplus), truth, 1e-10)
+        with plain():
+            assert_as_accurate(outputs_and_gradients(arguments, softplus=softplus), truth, 1e-10)
 
 
-def test_gradcheck_of_every_argument_in_float64(monkeypatch):
-    monkeypatch.setattr(scan_reference, "CHECKPOINT_STEPS", 4)
-    arguments = in_double(draw(1, 4, 2, 2, 6, z=True, initial=True))
+@pytest.mark.usefixtures("_either_path")
+@pytest.mark.parametrize("length", [6, 130])
+def test_gradcheck_of_every_argument_in_float64(monkeypatch, length):
+    monkeypatch.setattr(scan_reference, "CHECKPOINT_STEPS", 4)  # of the plain path; the library's are 128
+    arguments = in_double(draw(1, 4, 2, 2, length, z=True, initial=True))
     leaves = [v.requires_grad_() for v in arguments.values() if v is not None]
 
     def scan(u, delta, A, B, C, D, z, delta_bias, initial_state):
@@ -187,7 +210,8 @@ def test_half_precision_keeps_a_float32_state(dtype, tolerance, length):
     result = outputs_and_gradients(arguments)
     assert result["out"].dtype == result["u"].dtype == result["B"].dtype == dtype
     assert result["last_state"].dtype == result["A"].dtype == torch.float32
-    truth = outputs_and_gradients(in_double(arguments))
+    with plain():
+        truth = outputs_and_gradients(in_double(arguments))
     assert_as_accurate(result, truth, tolerance)
     torch.testing.assert_close(result["last_state"].double(), truth["last_state"], rtol=1e-5, atol=1e-5)
 
@@ -243,9 +267,11 @@ def test_huge_step_sizes_forget_the_past_and_tiny_ones_keep_the_state():
 def test_every_number_of_states_up_to_64():
     for states in range(1, 65):
         arguments = draw(1, 17, 1, states, 19)
-        out = selective_scan(**arguments, delta_softplus=True)
-        truth = selective_scan(**in_double(arguments), delta_softplus=True)
-        assert_as_accurate({"out": out}, {"out": truth})
+        exact = in_double(arguments)
+        with plain():
+            truth = {"out": selective_scan(**exact, delta_softplus=True)}
+        assert_as_accurate({"out": selective_scan(**arguments, delta_softplus=True)}, truth)
+        assert_as_accurate({"out": selective_scan(**exact, delta_softplus=True)}, truth, 1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -265,8 +291,11 @@ def test_a_decay_near_one_does_not_drift():
     """Over 4000 steps with a decay of 1 - 1e-4, an exponential with a bias near 1 would be off by 1e-3."""
     ones = torch.ones(1, 1, 4000)
     arguments = (ones, ones, torch.full((1, 1), -1e-4), ones, ones)
-    truth = selective_scan(*(v.double() for v in arguments))
+    exact = [v.double() for v in arguments]
+    with plain():
+        truth = selective_scan(*exact)
     torch.testing.assert_close(selective_scan(*arguments).double(), truth, rtol=2e-4, atol=0)
+    torch.testing.assert_close(selective_scan(*exact), truth, rtol=1e-12, atol=0)
 
 
 def test_nan_spreads_only_to_later_steps_of_its_channel():
@@ -455,12 +484,14 @@ def directional_results(arguments, permutation, scan=directional_scan) -> dict[s
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 5, 3, 3, 13), (1, 20, 4, 16, 129), (2, 40, 2, 1, 256)], ids=str)
 def test_directional_scan_equals_gather_scan_and_inverse_gather(size):
     arguments, permutation = draw_directional(*size)
-    truth = directional_results({k: v.double() for k, v in arguments.items()}, permutation, directional_scan_reference)
+    exact = in_double(arguments)
+    truth = directional_results(exact, permutation, directional_scan_reference)
     for level in LEVELS:
         with native.use_level(level):
             assert_as_accurate(directional_results(arguments, permutation), truth)
-    doubled = directional_results({k: v.double() for k, v in arguments.items()}, permutation.int())
-    assert_as_accurate(doubled, truth, 1e-10)
+            assert_as_accurate(directional_results(exact, permutation), truth, 1e-13)
+    with plain():
+        assert_as_accurate(directional_results(exact, permutation.int()), truth, 1e-13)
 
 
 def test_directional_scan_reads_slices_of_one_projection():
@@ -482,7 +513,8 @@ def test_directional_scan_reads_slices_of_one_projection():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
 def test_directional_scan_in_half_precision(dtype, tolerance):
     arguments, permutation = draw_directional(1, 20, 3, 4, 33, dtype)
-    truth = directional_results({k: v.double() for k, v in arguments.items()}, permutation)
+    with plain():
+        truth = directional_results(in_double(arguments), permutation)
     assert_as_accurate(directional_results(arguments, permutation), truth, tolerance)
 
 
@@ -515,23 +547,20 @@ def with_last_axis_strided(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-CHECKED = [pytest.param(torch.float32, id="compiled"), pytest.param(torch.float64, id="plain", marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("dtype", CHECKED)
+@pytest.mark.usefixtures("_either_path")
 @pytest.mark.parametrize("form", [{}, {"z": True, "initial": True}, {"constant": "BC"}], ids=str)
-def test_selective_scan_passes_the_checks_of_a_torch_operator(form, dtype):
+def test_selective_scan_passes_the_checks_of_a_torch_operator(form):
     a = draw(2, 4, 2, 2, 5, **form)
-    leaves = [None if v is None else with_last_axis_strided(v.to(dtype)).requires_grad_() for v in a.values()]
+    leaves = [None if v is None else with_last_axis_strided(v).requires_grad_() for v in a.values()]
     *tensors, initial = leaves
     operator = torch.ops.voxelwave.selective_scan.default
     torch.library.opcheck(operator, (*tensors, True, initial, True))
 
 
-@pytest.mark.parametrize("dtype", CHECKED)
-def test_directional_scan_passes_the_checks_of_a_torch_operator(dtype):
+@pytest.mark.usefixtures("_either_path")
+def test_directional_scan_passes_the_checks_of_a_torch_operator():
     a, permutation = draw_directional(2, 3, 2, 2, 5)
-    leaves = {k: with_last_axis_strided(v.to(dtype)).requires_grad_() for k, v in a.items()}
+    leaves = {k: with_last_axis_strided(v).requires_grad_() for k, v in a.items()}
     order = (*(leaves[k] for k in ("x", "delta", "A", "B", "C")), permutation.int(), leaves["D"], leaves["delta_bias"])
     torch.library.opcheck(torch.ops.voxelwave.directional_scan.default, (*order, True, True))
 
@@ -556,7 +585,8 @@ def test_compiled_without_graph_breaks_and_equal_to_eager():
         torch.testing.assert_close(value, directional_results(image, permutation)[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "plain"])
+@pytest.mark.usefixtures("_either_path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_backward_operators_return_the_layout_of_their_shape_functions(dtype):
     a = {k: None if v is None else with_last_axis_strided(v.to(dtype)) for k, v in draw(2, 4, 2, 2, 5, z=True).items()}
     *tensors, initial = a.values()
@@ -627,10 +657,9 @@ def test_a_level_that_the_cpu_cannot_run_is_named():
 
 
 def test_without_gradients_no_checkpoints_are_kept():
-    *tensors, initial = draw(1, 4, 2, 2, 300).values()
-    plain = [v.double() for v in tensors if v is not None]
-    plain.insert(6, None)  # z
-    for arguments in (tensors, plain):
+    *tensors, initial = draw(1, 4, 2, 2, 300, initial=True).values()
+    for dtype in (torch.float32, torch.float64):
+        *arguments, initial = [None if v is None else v.to(dtype) for v in (*tensors, initial)]
         assert torch.ops.voxelwave.selective_scan(*arguments, True, initial, False)[2].shape == (0,)
         assert torch.ops.voxelwave.selective_scan(*arguments, True, initial, True)[2].shape == (1, 3, 4, 2)
     image, permutation = draw_directional(1, 3, 2, 2, 300)
