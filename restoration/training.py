@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 
 from ..runs.checks import check_resume
-from ..runs.training import quiet_lightning
+from ..runs.training import MetricsFile, quiet_lightning
 from ..runs.weight_file import check_resumable
 from .data import Pair, RestorationData, Stage, load_clean, load_pairs
 from .mair import MaIR
@@ -141,7 +140,7 @@ def fit(
             max_epochs=data.epochs,
             reload_dataloaders_every_n_epochs=1,
             gradient_clip_val=settings.gradient_clip,
-            logger=CSVLogger(output, name=None, version=""),
+            logger=MetricsFile(output),
             callbacks=[
                 ModelCheckpoint(output, filename="last", every_n_epochs=1, save_top_k=1, enable_version_counter=False),
                 RichProgressBar(),

@@ -1,17 +1,20 @@
 """Parts shared by all trainings: the order of an epoch, averaged weights, the best epoch, a quiet trainer."""
 
 import copy
+import csv
 import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -188,6 +191,31 @@ class BestEpoch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.curve, self.epoch, self.weights = state_dict["curve"], state_dict["epoch"], state_dict["weights"]
+
+
+class MetricsFile(CSVLogger):
+    """Writes metrics.csv into a folder; a training that continues there keeps the rows of the steps before.
+
+    Lightning's own logger deletes them.
+
+    Args:
+        folder: the folder of the training.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, name=None, version="")
+        file = folder / "metrics.csv"
+        self._earlier: list[dict[str, Any]] = []
+        if file.exists():
+            with file.open(newline="") as lines:
+                self._earlier = [{name: x for name, x in row.items() if x} for row in csv.DictReader(lines)]
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Record the figures of a step."""
+        if self._earlier and step is not None:
+            self.experiment.metrics += [row for row in self._earlier if int(row["step"]) < step]
+            self._earlier = []
+        super().log_metrics(metrics, step)
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
     assert whole["global_step"] == parts["global_step"] == 24
     for name, tensor in whole["state_dict"].items():
         torch.testing.assert_close(parts["state_dict"][name], tensor, msg=name)
+    assert (pictures / "parts/metrics.csv").read_text() == (pictures / "whole/metrics.csv").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")
