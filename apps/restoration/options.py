@@ -256,6 +256,11 @@ class Export(ThreadOptions):
             raise UsageError(
                 "a .safetensors file is written from CHECKPOINT, and an .onnx file from --weights: give one"
             )
+        of_weights = self.size != "full" or self.variant is not None or self.stripe_width is not None
+        if not onnx and of_weights:
+            raise UsageError("--size, --variant and --stripe-width are for an .onnx file; leave them out")
+        if onnx and self.notes is not None:
+            raise UsageError("--notes is for a .safetensors file; leave it out")
         if onnx:
             _weights_must_exist(self.weights)
             must_have_onnx()

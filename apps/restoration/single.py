@@ -75,16 +75,15 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
         change=done.change.as_dict(),
         seconds=done.seconds,
     )
-    if done.middle is not None:
-        write_case_page(
-            record.with_suffix(".html"),
-            record,
-            title="Restoration of an image",
-            figures="change",
-            picture=_picture(done.middle, upright=options.input.suffix.lower() in BITMAP_SUFFIXES),
-            caption="The middle slice before and after, and the difference (four times the contrast, grey for none).",
-            files={done.written.name: "the restored image"},
-        )
+    write_case_page(
+        record.with_suffix(".html"),
+        record,
+        title="Restoration of an image",
+        figures="change",
+        picture=_picture(done.middle, upright=options.input.suffix.lower() in BITMAP_SUFFIXES),
+        caption="The middle slice before and after, and the difference (four times the contrast, grey for none).",
+        files={done.written.name: "the restored image"},
+    )
 
 
 def _picture(middle: np.ndarray, *, upright: bool) -> str:

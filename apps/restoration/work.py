@@ -39,14 +39,14 @@ class Restored:
         intensity_range: the intensities that were mapped to 0 and 1 for the network.
         change: the difference between result and input.
         seconds: computing time of the network.
-        middle: (2, C, H, W), the middle slice of the input and of the result; None if their sizes differ.
+        middle: (2, C, H, W), the middle slice of the input, enlarged to the size of the result, and of the result.
     """
 
     written: Path
     intensity_range: IntensityRange
     change: Change
     seconds: float
-    middle: np.ndarray | None = None
+    middle: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class Restoration:
             write_to or target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}"
         )
         k = len(restored) // 2
-        both = image.stack[k], to_pixels(restored[k], image.dtype)
-        middle = np.stack(both) if both[0].shape == both[1].shape else None
+        before = image.stack[k].repeat(self.model.scale, axis=-2).repeat(self.model.scale, axis=-1)
+        middle = np.stack([before, to_pixels(restored[k], image.dtype)])
         return Restored(written, intensity_range, change, seconds, middle)
 
 

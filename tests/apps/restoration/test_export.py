@@ -9,7 +9,7 @@ from voxelwave.apps.cli import main
 from voxelwave.restoration.module import RestorationModule
 from voxelwave.restoration.settings import ModuleSettings
 from voxelwave.restoration.weights import load_weights
-from voxelwave.runs.exit import ERROR
+from voxelwave.runs.exit import ERROR, USAGE
 
 TINY = {"in_channels": 1, "scale": 1, "upsampler": None, "width": 8, "depths": [1], "states": 1, "stripe_width": 4}
 
@@ -33,3 +33,24 @@ def test_export_writes_the_averaged_weights_of_a_checkpoint(tmp_path: Path) -> N
     model, info = load_weights(tmp_path / "w.safetensors")
     assert (info.notes["steps"], info.notes["licence"]) == ("7", "CC0")
     torch.testing.assert_close(model.state_dict(), module.ema.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["last.ckpt", "-o", "x.safetensors", "--size", "small"], "--size, --variant and --stripe-width"),
+        (["last.ckpt", "-o", "x.safetensors", "--stripe-width", "4"], "--size, --variant and --stripe-width"),
+        (["--weights", "w.safetensors", "-o", "x.onnx", "--notes", '{"licence": "CC0"}'], "--notes is for"),
+    ],
+)
+def test_options_of_the_other_form_are_refused(
+    words: list[str],
+    said: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "last.ckpt").touch()
+    assert main(["restoration", "export", *words]) == USAGE
+    assert said in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """The restore command: files, exit codes and refusals."""
 
+import base64
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ from PIL import Image as Pillow
 
 from voxelwave.apps.cli import main
 from voxelwave.apps.restoration.work import batch_work
+from voxelwave.restoration.mair import MaIR
+from voxelwave.restoration.weights import save_weights
 from voxelwave.runs.exit import ERROR, REFUSED, SOME_FAILED, USAGE
 from voxelwave.volumes import Volume, read_volume, write_volume
 
@@ -29,6 +34,17 @@ def test_picture_is_restored_with_a_record(folder: Path, capsys: pytest.CaptureF
     assert set(record["inputs"]) == {"input", "weights"}
     assert "bias" in record["change"]
     assert "bias (mean of result - input)" in capsys.readouterr().out
+
+
+def test_a_larger_result_gets_a_page_too(folder: Path) -> None:
+    network = MaIR(in_channels=1, scale=2, width=8, depths=(1,), states=1, stripe_width=4)
+    save_weights(folder / "twice.safetensors", network, task="sr", intensity_range=(0, 1), intensity_unit="relative")
+    assert _restore(folder, "in/a.png", "out.png", weights="twice") == 0
+    page = (folder / "out.restoration.html").read_text()
+    picture = base64.b64decode(re.findall(r'src="data:image/png;base64,([^"]+)"', page)[0])
+    before, after, _ = np.split(np.asarray(Pillow.open(io.BytesIO(picture))), 3, axis=1)
+    assert before.shape == after.shape == (48, 60)
+    np.testing.assert_array_equal(before[::2, ::2], before[1::2, 1::2])
 
 
 @pytest.mark.slow
