@@ -46,8 +46,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     pages: dict[str, str | bytes] = {f"commands/{name}.md": text for name, text in command_pages().items()}
     pages |= {f"api/{name.replace('.', '_')}.md": api_page(name) for name in PACKAGES}
     for card in sorted(ROOT.glob("*/shipped/*.md")):
+        text = card.read_text().replace("](../../docs/pictures/", "](../pictures/")
         pages[f"cards/{card.name}"] = re.sub(
-            r"\]\((?!https?:)[^)]*\)", "]", card.read_text()
+            r"\]\((?!https?:|\.\./pictures/)[^)]*\)", "]", text
         )  # links into the repository
     for script in sorted((ROOT / "docs" / "notebooks").glob("*.py")):
         pages |= notebook_page(script)
