@@ -1,10 +1,12 @@
 """Fixtures that every folder of tests shares."""
 
+import contextlib
+import gc
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # by default the files with few tests come last, however slow they are
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker begins one while the others run out of work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the loaded packages from garbage collection; Lightning collects after each training, for 0.6 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -52,6 +66,27 @@ def shared_fixtures() -> Path:
 def generator() -> torch.Generator:
     """A seeded random generator for one test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fewer_samples() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with fewer_samples():` searches for linear maps on a sixth of the samples, from three of eight turned starts.
+
+    The search takes most of the registration of a small image. For tests that are not about its accuracy.
+    """
+    return _fewer_samples
+
+
+@contextlib.contextmanager
+def _fewer_samples() -> Iterator[None]:
+    from voxelwave.registration import affine, mirror, rigid
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (affine, mirror, rigid):
+            levels = tuple((spacing_mm, count // 6) for spacing_mm, count in module._LEVELS)
+            patch.setattr(module, "_LEVELS", levels)
+        patch.setattr(affine, "_TRIED", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

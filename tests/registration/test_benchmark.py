@@ -12,6 +12,12 @@ AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
 SHAPE = (36, 38, 34)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_search(fewer_samples):
+    with fewer_samples():
+        yield
+
+
 def phantom() -> tuple[np.ndarray, np.ndarray]:
     """A textured ball without a skull, with three shells as labels 2, 3 and 1001."""
     axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in SHAPE], indexing="ij")

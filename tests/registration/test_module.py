@@ -134,7 +134,15 @@ def test_labels_in_the_loss_need_labels(batch: dict) -> None:
         module.losses(batch, *module(batch["moving"], batch["fixed"]))
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the affine fit, which has its own tests, and use a narrow network: they would take most of the time."""
+    monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
+    monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_the_exported_network_records_its_layout_and_options(tmp_path: Path) -> None:
     module = RegistrationModule(similarity="mi", spacing_mm=2.5, diffeomorphic=True, flow_head="quarter")
     export_network(tmp_path / "network.safetensors", module)
@@ -168,13 +176,6 @@ def bids(tmp_path: Path) -> Path:
             dwi.with_name(f"sub-{number}_dwi.bval").write_text(" ".join(map(str, bvals)))
             write_bvecs(dwi.with_name(f"sub-{number}_dwi.bvec"), np.eye(3))
     return tmp_path / "bids"
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the affine fit, which has its own tests, and use a narrow network: they would take most of the time."""
-    monkeypatch.setattr("voxelwave.registration.nestedmorph.WIDTHS", (16, 32, 64, 128))
-    monkeypatch.setattr("voxelwave.registration.data.align_affine", lambda *args, **kwargs: np.eye(4))
 
 
 @pytest.mark.slow

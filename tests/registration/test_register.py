@@ -35,6 +35,12 @@ def perpendicular(affine: np.ndarray) -> np.ndarray:
     return straight
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_search(fewer_samples):
+    with fewer_samples():
+        yield
+
+
 @pytest.fixture(scope="module")
 def pair() -> tuple[Volume, Volume]:
     """A blob-like head in two contrasts: the second is moved by 6 mm and 4 degrees, and its contrast is inverted."""

@@ -184,15 +184,25 @@ def test_interpreter_agrees_along_index_tables(length, width, directions, states
 
 
 @in_interpreter
+def test_interpreter_agrees_without_checkpoints():
+    inputs = scan_inputs(1, 1, 1, 1)
+    out, last, checkpoints = scan_triton.scan_forward(ScanInputs(**inputs), checkpointed=False)
+    expected = scan_reference.scan_forward(ScanInputs(*to_float64(ScanInputs(**inputs))))
+    assert_same((out, last), expected[:2])
+    assert checkpoints.numel() == 0
+
+
 @pytest.mark.parametrize("states", [1, 3])
-def test_interpreter_rows_of_the_gpu_benchmark_hold_peers_and_errors(states, monkeypatch):
-    """Run every measured call once, without a GPU; peers and errors must belong to the same scan."""
+def test_rows_of_the_gpu_benchmark_hold_peers_and_errors(states, monkeypatch):
+    """Run every measured call once, on the CPU by the reference; peers and errors must belong to the same scan."""
 
     def once(run, repeats):
         run()
         return [2.0]
 
     monkeypatch.setattr(triton_benchmark, "_times_us", once)
+    monkeypatch.setattr(scan_triton, "scan_forward", scan_reference.scan_forward)
+    monkeypatch.setattr(scan_triton, "scan_backward", scan_reference.scan_backward)
     shape = scan_triton.ScanShape(batch=1, length=5, groups=2, width=3, states=states)
     rows = triton_benchmark._rows(shape, torch.float32, seed=0, repeats=1, device="cpu")
     assert [row.what for row in rows] == ["forward", "forward with checkpoints", "backward"]
