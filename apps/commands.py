@@ -187,6 +187,12 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         "attention": Verb(
             "bench.options:Attention", "bench.attention:attention", "measure costs and scores of attention mechanisms"
         ),
+        "keep": Verb(
+            "bench.options:Keep", "bench.accuracy:keep", "keep the figures of a measurement for the page of accuracy"
+        ),
+        "accuracy": Verb(
+            "bench.options:Accuracy", "bench.accuracy:accuracy", "write the page of accuracy from the kept figures"
+        ),
         "kernels": Verb(
             "bench.options:Kernels",
             "bench.kernels:kernels",

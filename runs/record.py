@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def write_record(path: Path, *, inputs: dict[str, Path | None], **content: Any) 
         "versions": package_versions(),
     }
     write_json(path, record, default=str)
+
+
+def write_measurement(path: Path, *, inputs: dict[str, Path | None], **content: Any) -> None:
+    """Write a record that `voxelwave bench keep` takes: that of `write_record`, with command, time and machine."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    write_record(path, inputs=inputs, command=command_line(), created=created, hardware=hardware(), **content)
 
 
 def _input(path: Path) -> dict[str, str]:

@@ -113,3 +113,48 @@ class Speed(Options):
 
     output: Path | None = None
     quick: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep(Options):
+    """Keep the figures of a measurement as a small JSON file, from which `bench accuracy` makes its page.
+
+    RECORD is the record that the run wrote: results.json of `eeg nested-cv` or of a cross-validation, or the .json file
+    of a benchmark or an evaluation. The file holds command, seed, date, data, machine, versions and figures, but no
+    people, files or folders.
+
+    Args:
+        record: the record of the run.
+        output: the .json file to write, such as docs/results/eeg_adhd.json.
+        data: the data in a few words, for the list of records on the page.
+    """
+
+    output_is = "file"
+
+    record: Path = field(kw_only=False)
+    output: Path
+    data: str
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.record, "record of a run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Options):
+    """Write the page of accuracy from the records of measurements in a folder, and the template beside them.
+
+    Args:
+        results: the folder with the records that `bench keep` wrote, and with accuracy.md.jinja.
+        output: the Markdown file to write; by default accuracy.md in the folder.
+    """
+
+    output_is = "file"
+
+    results: Path = field(kw_only=False)
+    output: Path | None = None
+
+    def check(self) -> None:
+        super().check()
+        must_exist(self.results, "folder of records")
+        must_exist(self.results / "accuracy.md.jinja", "template of the page")

@@ -1,13 +1,10 @@
 """`voxelwave eeg benchmark`: training speed of ADHDeepNet, compared with other networks."""
 
-import os
-import platform
-
 import torch
 
 from ...eeg.benchmark import SETTINGS, compare, networks
 from ...eeg.fast_layers import keep_freed_memory
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from ...runs.tables import print_rows
 from .options import Benchmark
 
@@ -29,7 +26,7 @@ def benchmark(options: Benchmark) -> None:
     print_rows(f"Training windows per second, batch {options.batch}, {options.threads} threads", rows)
     print("Ratios are relative to ADHDeepNet in the published order of layers, by medians. The windows are random.")
     if options.output is not None:
-        write_record(
+        write_measurement(
             options.output / "benchmark-training.json",
             inputs={},
             rows=rows,
@@ -37,5 +34,4 @@ def benchmark(options: Benchmark) -> None:
             repeats=options.repeats,
             threads=options.threads,
             seed=options.seed,
-            machine=f"{platform.machine()}, {os.cpu_count()} cores",
         )

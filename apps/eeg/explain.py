@@ -1,83 +1,140 @@
 """`voxelwave eeg explain`: the channels and bands that networks use, on subjects outside their training data."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import cast
 
 from ...runs.compute import use_threads
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
+from ...runs.json_types import check_record
 from ...runs.threads import limited_threads
-from ..nested_cv.records import Explanation
+from ..nested_cv.records import Explanation, MadeWith
 from .explain_figures import draw
 from .explanation import (
     EXPLANATION,
     FOLDER,
     Case,
+    Found,
     cases_of_run,
     explain_one,
     first_network,
+    hash_of_networks,
     single_case,
     summarise,
 )
-from .nested_options import Explain
+from .nested_options import MOST_WINDOWS, STEPS, Explain
 
 
 def explain(options: Explain) -> None:
     """Run the command."""
     use_threads(options.threads)
-    notes: list[str] = []
     output = options.output or options.weights / FOLDER
-    if options.of_run:
-        cases = cases_of_run(options.weights, options.model)
-    else:
-        assert options.study is not None  # `Explain.check`
-        case, notes = single_case(
-            options.weights,
-            options.study,
-            options.positive,
-            options.trained,
-            label_column=options.label_column,
-            person_column=options.person_column,
-        )
-        cases = [case]
-    content = _write_explanation(
-        output, cases, notes, most_windows=options.most_windows, steps=options.steps, seed=options.seed
-    )
+    content = _explain_run_again(options, output) if options.of_run else _explain_file(options, output)
     bands = sorted(content["bands"], key=lambda row: -row["importance"])
     channels = sorted(content["channels"], key=lambda row: -row["importance"])
     error = 100 * content["completeness_error"]
-    print(f"{len(cases)} network(s), {content['subjects']} subjects; completeness error {error:.2g} %")
+    print(f"{len(content['networks'])} network(s), {content['subjects']} subjects; completeness error {error:.2g} %")
     print("bands:    " + ", ".join(f"{row['band']} {row['importance']:.2f}" for row in bands))
     print("channels: " + ", ".join(f"{row['channel']} {row['importance']:.3f}" for row in channels[:6]))
     print(f"wrote {output}/: {EXPLANATION}, {', '.join(content['images'].values())}")
 
 
-def explain_run(folder: Path, *, most_windows: int = 300, threads: int = 1) -> str | None:
-    """Explain the first network of a finished nested run for its report, unless the explanation exists.
+def explain_run(folder: Path, *, threads: int = 1) -> str | None:
+    """Explain the first network of a finished nested run for its report, unless its networks are explained already.
 
     Args:
         folder: the folder of the run; its subfolder explain/ receives the files of `explain`.
-        most_windows: largest number of windows for each outer fold.
         threads: CPU threads.
 
     Returns:
         The name of the network; None if the run holds no EEG network that was fitted on outer training parts.
     """
     network = first_network(folder)
-    if network is not None and not (folder / FOLDER / EXPLANATION).is_file():
+    if network is not None and not _is_explained(folder):
         with limited_threads(threads):
-            cases = cases_of_run(folder, network)
-            print(f"explaining the {len(cases)} outer fits of {network}")
-            _write_explanation(folder / FOLDER, cases, [], most_windows=most_windows)
+            _compute_for_run(folder, network, _made_with(folder, network), folder / FOLDER)
     return network
 
 
-def _write_explanation(
-    output: Path, cases: list[Case], notes: list[str], *, most_windows: int, steps: int = 24, seed: int = 0
+def _explain_run_again(options: Explain, output: Path) -> Explanation:
+    """The explanation of a run under these options, taken from the run if it holds it, written to `output`."""
+    run, model = options.weights, options.model
+    made_with = _made_with(run, model, most_windows=options.most_windows, steps=options.steps, seed=options.seed)
+    kept = _kept_explanation(run / FOLDER)
+    if kept is None or kept["model"] != model or kept.get("made_with") != made_with:
+        return _compute_for_run(run, model, made_with, output)
+    print(f"the run was explained before with these settings: {run / FOLDER / EXPLANATION} is used again")
+    if output.resolve() != (run / FOLDER).resolve():
+        with outputs_together(output) as together:
+            for name in (EXPLANATION, *kept["images"].values()):
+                shutil.copy(run / FOLDER / name, together / name)
+    return kept
+
+
+def _is_explained(run: Path) -> bool:
+    """Whether the run holds an explanation of its present networks; that of an earlier version is taken as one."""
+    path = run / FOLDER / EXPLANATION
+    if not path.is_file():
+        return False
+    content = _read(path)
+    return "made_with" not in content or content["made_with"]["networks"] == hash_of_networks(run, content["model"])
+
+
+def _kept_explanation(folder: Path) -> Explanation | None:
+    """The explanation in a folder, or None if it is missing, damaged or lacks a picture."""
+    try:
+        content = _read(folder / EXPLANATION)
+    except (OSError, ValueError):
+        return None
+    return content if all((folder / name).is_file() for name in content["images"].values()) else None
+
+
+def _read(path: Path) -> Explanation:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    check_record(content, Explanation, path)
+    return cast(Explanation, content)
+
+
+def _made_with(
+    run: Path, model: str, *, most_windows: int = MOST_WINDOWS, steps: int = STEPS, seed: int = 0
+) -> MadeWith:
+    return {"most_windows": most_windows, "steps": steps, "seed": seed, "networks": hash_of_networks(run, model)}
+
+
+def _compute_for_run(run: Path, model: str, made_with: MadeWith, output: Path) -> Explanation:
+    cases = cases_of_run(run, model)
+    found = []
+    for number, case in enumerate(cases, 1):
+        print(f"explaining {model}, {case.name} ({number} of {len(cases)})", flush=True)
+        found.append(explain_one(case, made_with["most_windows"], made_with["steps"], made_with["seed"]))
+    return _write(output, cases, found, [], {"made_with": made_with})
+
+
+def _explain_file(options: Explain, output: Path) -> Explanation:
+    """Explain one file of weights on a study."""
+    assert options.study is not None  # `Explain.check`
+    case, notes = single_case(
+        options.weights,
+        options.study,
+        options.positive,
+        options.trained,
+        label_column=options.label_column,
+        person_column=options.person_column,
+    )
+    found = explain_one(case, options.most_windows, options.steps, options.seed)
+    return _write(output, [case], [found], notes, {})
+
+
+def _write(
+    output: Path, cases: list[Case], found: list[Found], notes: list[str], made: dict[str, MadeWith]
 ) -> Explanation:
-    found = [explain_one(case, most_windows, steps, seed) for case in cases]
     summary = summarise(found, cases, notes)
     with outputs_together(output) as together:
         images, captions = draw(together, found, cases[0].windows, summary)
-        content: Explanation = {"model": cases[0].model, **summary, "images": images, "captions": captions}
+        content = cast(
+            Explanation, {"model": cases[0].model, **made, **summary, "images": images, "captions": captions}
+        )
         write_json(together / EXPLANATION, content)
     return content

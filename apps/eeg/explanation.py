@@ -1,5 +1,6 @@
 """Explanation of the networks of a run: the cases to explain and the summary over outer folds."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from ...eeg.features import BANDS
 from ...eeg.networks import WEIGHTS, WINDOW_NETWORKS, load_network
 from ...eeg.study import read_study
 from ...eeg.windows import Scaler, Windows, load_windows
+from ...runs.record import sha256
 from ..nested_cv.plan import CELLS, PLAN, PUBLISHED, read_plan
 from ..nested_cv.records import ExplanationFigures, FitCell, Importance
 from .guard import persons_of
@@ -96,19 +98,28 @@ def cases_of_run(folder: Path, model: str) -> list[Case]:
     if plan["data"] != windows.digest:
         raise ValueError(f"the recordings differ from those of the run in {folder}")
     cases = []
-    for path in sorted((folder / CELLS).glob("*/cell.json")):
-        cell: FitCell = json.loads(path.read_text())
-        if cell["model"] != model or not cell["keep"] or not (path.parent / WEIGHTS).is_file():
-            continue
+    for fit, cell in _outer_fits(folder, model):
         both = set(cell["train"]) & set(cell["predict"])
         if both:
-            raise ValueError(f"{path.parent} was trained on {len(both)} of the subjects that should explain it")
-        network, card = load_network(path.parent)
+            raise ValueError(f"{fit} was trained on {len(both)} of the subjects that should explain it")
+        network, card = load_network(fit)
         name = f"repeat {cell['repeat'] + 1}, fold {cell['fold'] + 1}"
         cases.append(Case(name, model, network, windows, windows.rows(cell["predict"]), card.fitted_scaler))
     if not cases:
         raise ValueError(f"{folder} holds no finished outer fit of {model}; finish the run first")
     return cases
+
+
+def _outer_fits(folder: Path, model: str) -> list[tuple[Path, FitCell]]:
+    """The finished outer fits of a network, each with its cell."""
+    cells = ((path.parent, json.loads(path.read_text())) for path in sorted((folder / CELLS).glob("*/cell.json")))
+    return [(fit, cell) for fit, cell in cells if cell["model"] == model and cell["keep"] and (fit / WEIGHTS).is_file()]
+
+
+def hash_of_networks(folder: Path, model: str) -> str:
+    """SHA-256 of the recordings of a run and of the weights of all outer fits of a network."""
+    fits = "".join(f"{fit.name} {sha256(fit / WEIGHTS)}\n" for fit, _ in _outer_fits(folder, model))
+    return hashlib.sha256(f"{read_plan(folder / PLAN)['data']}\n{fits}".encode()).hexdigest()
 
 
 def single_case(

@@ -8,6 +8,8 @@ from ...runs.exit import UsageError
 from ..options import ThreadOptions, WorkerOptions, at_least, must_exist
 from .options import GuardOptions, StudyOptions
 
+MOST_WINDOWS, STEPS = 300, 24  # of an explanation: windows for each network, steps of the integrated gradients
+
 
 @dataclass(frozen=True, kw_only=True)
 class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
@@ -152,7 +154,7 @@ class Explain(ThreadOptions):
     OUTPUT receives explanation.json and pictures: integrated gradients by channel on a scalp map and by band (baseline
     zero; the file gives their completeness error), the cost of hiding a channel or a band, the frequency responses of
     the temporal filters, spatial filters beside their patterns, and a t-SNE of the last features, coloured by class and
-    by subject.
+    by subject. If the run already holds this explanation, with the same settings and networks, it is used again.
 
     Args:
         weights: the folder of a nested run, or model.safetensors with its model.json.
@@ -179,8 +181,8 @@ class Explain(ThreadOptions):
     label_column: str | None = None
     person_column: str | None = None
     trained: bool = False
-    most_windows: int = 600
-    steps: int = 24
+    most_windows: int = MOST_WINDOWS
+    steps: int = STEPS
     seed: int = 0
 
     @property

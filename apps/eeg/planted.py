@@ -12,6 +12,7 @@ from ...eeg.synthetic import write_synthetic_study
 from ...runs.exit import DONE, ERROR
 from ...runs.files import atomic_path
 from ...runs.json_files import write_json
+from ...runs.record import command_line, package_versions
 from ..nested_cv.records import BandImportance, ChannelImportance, Explanation, Metric
 from ..nested_cv.report import read_results
 from .explanation import EXPLANATION, FOLDER
@@ -70,7 +71,7 @@ def planted(options: Planted) -> int:
             seed=options.seed,
         )
         nested_cv(run)
-    found = _findings(options.output)
+    found = _findings(options.output, options.seed)
     write_json(options.output / RESULT, found)
     for name, true in found["statements"].items():
         print(f"{'yes' if true else 'NO'}: {name}")
@@ -93,6 +94,10 @@ def _shuffled(study: Path, seed: int) -> Path:
 class Findings(TypedDict):
     """planted.json: whether each statement is true, and the figures behind it."""
 
+    command: str
+    created: str
+    seed: int
+    versions: dict[str, str]
     statements: dict[str, bool]
     planted: dict[str, Metric]
     shuffled: dict[str, Metric]
@@ -102,7 +107,7 @@ class Findings(TypedDict):
     hardware: str
 
 
-def _findings(output: Path) -> Findings:
+def _findings(output: Path, seed: int) -> Findings:
     """Figures of both runs, and the statements that must be true."""
     results = {name: read_results(output / name) for name in (PLANTED, SHUFFLED)}
     metrics = {name: content["models"][0]["metrics"] for name, content in results.items()}
@@ -112,6 +117,10 @@ def _findings(output: Path) -> Findings:
     low = metrics[PLANTED]["balanced_accuracy"]["interval_nb"][0]
     chance = metrics[SHUFFLED]["balanced_accuracy"]["interval_nb"]
     return {
+        "command": command_line(),
+        "created": results[SHUFFLED]["created"],
+        "seed": seed,
+        "versions": package_versions(),
         "statements": {
             f"planted: the interval of balanced accuracy lies above 0.5 (lower end {low:.3f})": low > 0.5,
             f"the most important band is {bands[0]['band']}": bands[0]["band"] == BAND,

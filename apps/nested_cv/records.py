@@ -432,9 +432,19 @@ class ExplanationFigures(TypedDict):
     notes: list[str]
 
 
+class MadeWith(TypedDict):
+    """Settings of an explanation, and a hash of the recordings and of the weights of all networks that it explains."""
+
+    most_windows: int
+    steps: int
+    seed: int
+    networks: str
+
+
 class Explanation(ExplanationFigures):
     """explanation.json."""
 
     model: str
+    made_with: NotRequired[MadeWith]  # missing in runs of earlier versions and in explanations of one file of weights
     images: dict[str, str]
     captions: dict[str, str]

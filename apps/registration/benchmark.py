@@ -1,8 +1,7 @@
 """`voxelwave registration benchmark`: our registration and other programs, in one run."""
 
 import itertools
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
 from ...registration.series import load_fixed
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from ...runs.tables import print_rows
 from ...volumes import Volume, read_volume, resample
 from .options import Benchmark
@@ -57,12 +56,13 @@ def benchmark(options: Benchmark) -> None:
 
 def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: dict[str, Path | None]) -> None:
     """Write the rows so far, so that a long part loses no finished pair if it is stopped."""
-    write_record(
+    write_measurement(
         options.output / f"benchmark-{part}.json",
         inputs=inputs,
         rows=rows,
         threads=options.threads,
-        machine=f"{platform.machine()}, {_processor()}",
+        seed=list(range(options.seeds)),
+        **({"means": means_of_labels(rows, _label_methods(options))} if part == "labels" else {}),
     )
 
 
@@ -79,7 +79,7 @@ def _field(options: Benchmark) -> Part:
 def _labels(options: Benchmark) -> Part:
     people, inputs = _people(options.data)
     rows: list[dict[str, Any]] = []
-    methods = [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
+    methods = _label_methods(options)
     for spacing in options.spacings or (2.0, 1.0):
         scans = {name: coarser(scan, spacing) for name, scan in people.items()}
         for moving, fixed in itertools.permutations(scans, 2):
@@ -90,6 +90,10 @@ def _labels(options: Benchmark) -> Part:
             _write(options, "labels", rows, inputs)
     print_rows("Means over the pairs", means_of_labels(rows, methods))
     return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
+
+
+def _label_methods(options: Benchmark) -> list[LabelMethod]:
+    return [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
 
 
 def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) -> list[dict[str, Any]]:
@@ -226,18 +230,6 @@ def _people(data: Path) -> tuple[dict[str, LabelledScan], dict[str, Path | None]
             people[name] = LabelledScan(*map(read_volume, files))
             inputs |= {f"{name} image": files[0], f"{name} labels": files[1]}
     return people, inputs
-
-
-def _processor() -> str:
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.is_file():
-        yield from path.read_text().splitlines()
 
 
 def _print_progress(text: str) -> None:

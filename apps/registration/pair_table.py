@@ -15,7 +15,7 @@ from ...registration.register import register
 from ...registration.series import load_fixed
 from ...registration.settings import RegistrationSettings
 from ...runs.files import outputs_together
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from ...runs.tables import print_rows, write_table
 from ...runs.words import one_line
 from ...volumes import read_volume, resample
@@ -171,4 +171,4 @@ def write_evaluation(
     """Write evaluation.csv and evaluation.json."""
     with outputs_together(folder) as together:
         write_table(together / "evaluation.csv", [result.row() for result in results])
-        write_record(together / "evaluation.json", inputs=inputs, options=options, summary=summary)
+        write_measurement(together / "evaluation.json", inputs=inputs, options=options, summary=summary)

@@ -1,13 +1,11 @@
 """`voxelwave restoration benchmark`: speed, memory and PSNR of restoration against simpler methods."""
 
-import os
-import platform
 import time
 from pathlib import Path
 
 from ...restoration.benchmark import ON_DATA, PARTS, Setting, measure_part
 from ...runs.catalogue import find_weights
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from ...runs.tables import print_rows
 from .options import Benchmark
 
@@ -29,20 +27,11 @@ def _measure(name: str, setting: Setting, output: Path) -> None:
         print_rows(title, rows)
     if measured.notes:
         print(measured.notes)
-    write_record(
+    write_measurement(
         output / f"benchmark-{name}.json",
         inputs=measured.inputs,
         tables=[{"title": title, "rows": rows} for title, rows in measured.tables],
         notes=measured.notes,
         seed=setting.seed,
         seconds=time.perf_counter() - started,
-        machine=f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",
     )
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()

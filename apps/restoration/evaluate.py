@@ -11,7 +11,7 @@ from ...runs.catalogue import find_weights
 from ...runs.compute import choose_device, use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_beside
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from .options import Evaluate
 
 
@@ -58,7 +58,7 @@ def _write(output: Path, options: Evaluate, evaluation: Evaluation, weights: Pat
 
 
 def _write_record(path: Path, options: Evaluate, evaluation: Evaluation, weights: Path | None) -> None:
-    write_record(
+    write_measurement(
         path,
         inputs={"clean": options.clean, "degraded": options.degraded, "weights": weights},
         options={

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...runs.cells import Cell, Result
 from ...runs.drive import Group
-from ...runs.record import command_line, hardware, sha256, write_record
+from ...runs.record import sha256, write_measurement
 from ...scanpath.estimators import ROWS, Options, baseline_rows, read_dataset, read_rows, write_rows
 from ...scanpath.evaluation import Row, compare, summarise
 from ...scanpath.scene import Dataset, TargetPosition
@@ -176,13 +176,11 @@ def _report(output: Path, dataset: Dataset, plan: Plan, outcomes: list[Outcome],
     both_sides = [shared(dataset, np.array(s["train"]), np.array(s["test"])) for s in plan["splits"]]
     split, trials = plan["options"]["split"], len(dataset)
     write_figures(output, rows, table)
-    write_record(
+    write_measurement(
         output / "results.json",
         inputs={"data": Path(plan["options"]["data"])},
         options={**plan["design"], **plan["options"]},
         notes=list(dataset.notes),
-        command=command_line(),
-        hardware=hardware(),
         test_trials_seen_in_training_of_their_fold={
             key: float(np.mean([part[key] for part in both_sides])) for key in both_sides[0]
         },

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...runs.compute import use_threads
 from ...runs.files import outputs_together
-from ...runs.record import write_record
+from ...runs.record import write_measurement
 from ...scanpath.baselines import ScanpathModel, fit_baselines
 from ...scanpath.estimators import read_dataset
 from ...scanpath.evaluation import Row, Table, compare, evaluate_fold, summarise
@@ -79,7 +79,7 @@ def _write_results(
     recorded = ("target_position", "split", "folds", "samples", "long_trials", "only_unseen", "resamples", "seed")
     both_sides = [shared(dataset, train, test) for train, test in parts]
     weights = Path(options.weights) if options.weights and Path(options.weights).is_file() else None
-    write_record(
+    write_measurement(
         path,
         inputs={"data": options.data, "weights": weights},
         options={**{name: getattr(options, name) for name in recorded}, "weights": options.weights},

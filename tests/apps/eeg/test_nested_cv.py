@@ -248,6 +248,31 @@ def test_a_repeated_report_adds_the_missing_explanation(copy):
     assert (copy / "other.html").read_text() == (copy / "report.html").read_text()
 
 
+def test_explaining_a_run_again_uses_its_explanation_until_a_setting_or_a_network_changes(
+    run, copy, tmp_path, capsys, monkeypatch
+):
+    computed = []
+    monkeypatch.setattr("voxelwave.apps.eeg.explain.cases_of_run", lambda *args: computed.append(args) or _stop())
+    assert cli.main(["eeg", "explain", str(copy), "-o", str(tmp_path / "out")]) == 0
+    assert "is used again" in capsys.readouterr().out
+    files = sorted(path.name for path in (copy / "explain").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    assert all((tmp_path / "out" / name).read_bytes() == (run / "explain" / name).read_bytes() for name in files)
+    assert cli.main(["eeg", "explain", str(copy)]) == 0
+    assert not computed
+    assert cli.main(["eeg", "explain", str(copy), "--steps", "3"]) == 1  # other settings
+    assert len(computed) == 1
+    weights = next((copy / "cells").glob("adhdeepnet-*nested-final/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert cli.main(["eeg", "explain", str(copy)]) == 1  # another network
+    assert cli.main(["report", str(copy)]) == 0
+    assert len(computed) == 3
+
+
+def _stop():
+    raise ValueError("not computed here")
+
+
 def test_a_report_without_recordings_lacks_the_explanation_and_says_so(copy, capsys):
     plan = json.loads((copy / "plan.json").read_text())
     for spec in plan["models"].values():

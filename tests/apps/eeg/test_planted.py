@@ -19,7 +19,9 @@ def _write_run(folder, interval, band, channels):
     metric = {"mean": sum(interval) / 2, "interval_nb": interval}
     model = {"metrics": {"balanced_accuracy": metric, "auc": metric, "brier": metric}}
     (folder / "explain").mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"models": [model], "seconds": 1.5, "hardware": "small"}))
+    (folder / "results.json").write_text(
+        json.dumps({"models": [model], "seconds": 1.5, "hardware": "small", "created": "2026-01-02"})
+    )
     bands = [{"band": name, "importance": 0.5 if name == band else 0.1} for name in ("delta", "alpha", "other")]
     rows = [{"channel": name, "importance": 0.3 if name in channels else 0.05} for name in ("Fz", "O1", "O2", "Pz")]
     (folder / "explain" / "explanation.json").write_text(json.dumps({"bands": bands, "channels": rows}))
