@@ -17,6 +17,7 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 from ..runs.exit import DONE, ERROR, INTERRUPTED, USAGE, UsageError
+from ..runs.extras import in_words, must_have
 from ..runs.words import one_line
 from .arguments import parse_arguments
 from .commands import COMMANDS, TOP_LEVEL, Verb
@@ -55,8 +56,9 @@ def _in_words(work: Callable[[], int], *, verbose: bool = False) -> tuple[int, s
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if verbose or os.environ.get("VOXELWAVE_DEBUG"):
             traceback.print_exc()
-        print(f"voxelwave: error: {one_line(error)}", file=sys.stderr)
-        return ERROR, one_line(error)
+        text = one_line(in_words(error) if isinstance(error, ImportError) else error)
+        print(f"voxelwave: error: {text}", file=sys.stderr)
+        return ERROR, text
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -88,13 +90,16 @@ def _no_such(word: str, known: list[str]) -> str:
 def _run(prog: str, verb: Verb, argv: list[str]) -> int:
     options_class = _load(verb.options)
     options: Options = options_class(**parse_arguments(options_class, argv, prog=prog))
-    return run_on_screen(prog, options, lambda: _in_words(lambda: _checked(verb, options), verbose=options.verbose))
+    return run_on_screen(
+        prog, options, lambda: _in_words(lambda: _checked(prog, verb, options), verbose=options.verbose)
+    )
 
 
-def _checked(verb: Verb, options: Options) -> int:
-    """Check the options, do the work and return the exit code."""
+def _checked(prog: str, verb: Verb, options: Options) -> int:
+    """Check the options and the packages, do the work and return the exit code."""
     with without_archives(options) as unpacked:
         unpacked.check()
+        must_have(prog, *verb.extras)
         if unpacked.opening:
             print(unpacked.opening, flush=True)
         code = _load(verb.work)(unpacked)

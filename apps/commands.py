@@ -4,11 +4,15 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """One verb: "module:class" of its options and "module:function" of its work, below this folder; and a summary."""
+    """One verb: "module:class" of its options and "module:function" of its work, below this folder; and a summary.
+
+    `extras` are those of `runs.extras` that the work needs.
+    """
 
     options: str
     work: str
     summary: str
+    extras: tuple[str, ...] = ()
 
 
 COMMANDS: dict[str, dict[str, Verb]] = {
@@ -26,7 +30,12 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "registration.transform:transform",
             "describe or convert a transform, or write its Jacobian map",
         ),
-        "train": Verb("registration.options:Train", "registration.train:train", "train NestedMorph on pairs of scans"),
+        "train": Verb(
+            "registration.options:Train",
+            "registration.train:train",
+            "train NestedMorph on pairs of scans",
+            extras=("train",),
+        ),
         "evaluate": Verb(
             "registration.options:Evaluate",
             "registration.evaluate:evaluate",
@@ -44,6 +53,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "registration.options:Benchmark",
             "registration.benchmark:benchmark",
             "measure accuracy, time and memory, compared with ANTs SyN",
+            extras=("train", "registration"),
         ),
     },
     "restoration": {
@@ -56,6 +66,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "restoration.options:Train",
             "restoration.train:train",
             "train a network on a folder of images or on real pairs",
+            extras=("train",),
         ),
         "evaluate": Verb(
             "restoration.options:Evaluate",
@@ -71,6 +82,7 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "restoration.options:Export",
             "restoration.export:export",
             "write weights from a training checkpoint, or a network as an ONNX file",
+            extras=("train",),
         ),
         "extract": Verb(
             "restoration.options:Extract", "restoration.extract:extract", "write one size of weights with several sizes"
@@ -85,22 +97,29 @@ COMMANDS: dict[str, dict[str, Verb]] = {
         ),
     },
     "eeg": {
-        "train": Verb("eeg.options:Train", "eeg.train:train", "train one network on the recordings of a study"),
+        "train": Verb(
+            "eeg.options:Train", "eeg.train:train", "train one network on the recordings of a study", extras=("eeg",)
+        ),
         "diagnose": Verb(
             "eeg.options:Diagnose", "eeg.diagnose:diagnose", "estimate the probability of the diagnosed class"
         ),
         "explain": Verb(
-            "eeg.nested_options:Explain", "eeg.explain:explain", "show which channels and bands a network relies on"
+            "eeg.nested_options:Explain",
+            "eeg.explain:explain",
+            "show which channels and bands a network relies on",
+            extras=("eeg",),
         ),
         "nested-cv": Verb(
             "eeg.nested_options:NestedCV",
             "eeg.nested_cv:nested_cv",
             "evaluate networks and simple models by nested cross-validation, with a report",
+            extras=("eeg",),
         ),
         "test": Verb(
             "eeg.nested_options:LockedTest",
             "eeg.locked_test:locked_test",
             "test the final model of a nested run once, on a study that it never saw",
+            extras=("eeg",),
         ),
         "audit": Verb(
             "eeg.options:Audit", "eeg.audit:audit", "check a study, and a split of it, for leakage and confounds"
@@ -110,15 +129,17 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "eeg.options:Benchmark",
             "eeg.benchmark:benchmark",
             "measure the training speed of ADHDeepNet and other networks",
+            extras=("eeg",),
         ),
         "planted": Verb(
             "eeg.nested_options:Planted",
             "eeg.planted:planted",
             "test the pipeline on synthetic subjects with a known difference",
+            extras=("eeg",),
         ),
     },
     "scanpath": {
-        "train": Verb("scanpath.options:Train", "scanpath.train:train", "train OAT on scanpaths"),
+        "train": Verb("scanpath.options:Train", "scanpath.train:train", "train OAT on scanpaths", extras=("train",)),
         "predict": Verb(
             "scanpath.options:Predict",
             "scanpath.predict:predict",
@@ -133,17 +154,20 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "scanpath.options:Evaluate",
             "scanpath.evaluate:evaluate",
             "compare a network with simpler models and with people",
+            extras=("train",),
         ),
         "cross-validate": Verb(
             "scanpath.options:CrossValidate",
             "scanpath.cross_validate:cross_validate",
             "evaluate by cross-validation over layouts, people or targets",
+            extras=("train",),
         ),
         "export": Verb("scanpath.options:Export", "scanpath.export:export", "write OAT as an ONNX file"),
         "benchmark": Verb(
             "scanpath.options:Benchmark",
             "scanpath.benchmark:benchmark",
             "measure the speed of decoding and how well a known observer is learnt",
+            extras=("train",),
         ),
     },
     "attention": {

@@ -1,6 +1,6 @@
 """`voxelwave report`: write the report of a finished run again."""
 
-from .eeg.explain import explain_run
+from ..runs.extras import in_words
 from .nested_cv.measured_report import is_measured, write_measured_report
 from .nested_cv.report import read_results, write_report
 from .report_options import Report
@@ -13,7 +13,10 @@ def report(options: Report) -> None:
         return
     read_results(options.run_folder)  # so that an error appears before the slow part
     try:
+        from .eeg.explain import explain_run  # only for a run of EEG networks, which need the extra "eeg"
+
         explain_run(options.run_folder)
-    except (OSError, ValueError) as error:
-        print(f"note: the report has no explanation of the network: {error}")
+    except (OSError, ValueError, ImportError) as error:
+        reason = in_words(error) if isinstance(error, ImportError) else error
+        print(f"note: the report has no explanation of the network: {reason}")
     print(f"wrote {write_report(options.run_folder, options.output)}")

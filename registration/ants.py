@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..runs.extras import load_optional
 from ..volumes import AffineTransform, DisplacementField, Volume, write_transform
 from ..volumes.volume import LPS
 from .checks import check_3d, check_images
@@ -20,7 +21,7 @@ from .mutual_information import HISTOGRAM_BINS
 
 def to_ants(volume: Volume) -> Any:
     """Convert a volume (D, H, W) to a float32 ANTs image with the same voxels; the geometry is converted to LPS mm."""
-    import ants
+    ants = load_optional("ants", "ANTs")
 
     check_3d("volume", volume)
     lps = LPS @ volume.affine
@@ -75,7 +76,7 @@ def syn(
     Raises:
         ValueError: an image is not 3-D, constant or not finite, or a mask is on another grid.
     """
-    import ants
+    ants = load_optional("ants", "ANTs")
 
     for name, volume, mask in (("moving", moving, moving_mask), ("fixed", fixed, fixed_mask)):
         check_images(name, volume, mask)
@@ -101,7 +102,7 @@ def syn(
 
 def _composite(reference: Volume, image: Any, transforms: list[str], prefix: str) -> DisplacementField:
     """Compose a chain of ANTs transform files into one dense field on the grid of `reference`."""
-    import ants
+    ants = load_optional("ants", "ANTs")
 
     path = ants.apply_transforms(to_ants(reference), image, transforms, compose=prefix)
     lps_mm = ants.image_read(path).numpy()  # (D, H, W, 3)

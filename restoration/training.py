@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from ..runs.checks import check_resume
 from ..runs.training import MetricsFile, quiet_lightning
 from ..runs.weight_file import check_resumable
-from .data import Pair, RestorationData, Stage, load_clean, load_pairs
+from .data import Pair, load_clean, load_pairs
+from .epochs import RestorationData, Stage
 from .mair import MaIR
 from .module import RestorationModule
 from .settings import ModuleSettings, TrainingSettings

@@ -98,13 +98,13 @@ INNER = {
     "apps.batch.find": {"pydicom", "volumes"},  # pydicom takes half a second to load: only if there are DICOM files
     "apps.batch.task": {"preview", "pydicom"},  # the readers of images take a second to load: only if a case is done
     "apps.restoration.restore": {"single"},  # torch takes a second to load: not for a folder with nothing to do
+    "apps.make_report": {"eeg"},  # only for a run of EEG networks, which need the extra "eeg"
     "apps.nested_cv.search": {"optuna"},  # only if settings are searched
     "eeg.readers": {"mne_bids"},  # optional: only for BIDS folders
     "kernels.scan.benchmark_ggml": {"ggml"},  # optional peer
     "kernels.scan.triton": {"triton_device"},  # Triton exists on Linux only
     "kernels.scan.triton_aot": {"triton"},
     "kernels.scan.triton_benchmark": {"mamba_ssm"},  # optional peer
-    "registration.ants": {"ants"},  # takes seconds to load: only for SyN
     "registration.convexadam": {"convexAdam"},  # optional: a peer of the benchmark
     "registration.exported": {"onnx_operators"},  # optional: onnxscript
     "registration.greedy": {"picsl_greedy"},  # optional: a peer of the benchmark
@@ -116,8 +116,7 @@ INNER = {
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
     "volumes.dicom_stack": {"highdicom"},  # takes a second to load: only for DICOM series
     "volumes.tilt": {"scipy"},  # takes half a second to load: only for tilted scans
-    "volumes.convert": {"SimpleITK", "ants", "monai", "torch", "torchio"},  # each only for its own images
-    "volumes.itk": {"ants"},  # only for ITK's composite files
+    "volumes.convert": {"SimpleITK", "torch", "torchio"},  # each only for its own images
 }
 
 

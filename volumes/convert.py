@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..runs.extras import load_optional
 from .volume import LPS, Volume, perpendicular_axes
 
 
@@ -83,7 +84,7 @@ def to_ants(volume: Volume) -> Any:
     Raises:
         ValueError: the volume is 4-D, or its axes are not perpendicular.
     """
-    import ants
+    ants = load_optional("ants", "an image of ANTs")
 
     if volume.array.ndim != 3:
         raise ValueError(f"volume must be 3-D for ANTs, got shape {volume.array.shape}")
@@ -108,9 +109,10 @@ def from_ants(image: Any) -> Volume:
 def to_monai(volume: Volume) -> Any:
     """As a MetaTensor of MONAI, (C, D, H, W): one channel, or one for each time point."""
     import torch
-    from monai.data import MetaTensor
 
-    return MetaTensor(torch.from_numpy(_channels(volume)), affine=torch.from_numpy(volume.affine.copy()))
+    return load_optional("monai", "a MetaTensor").data.MetaTensor(
+        torch.from_numpy(_channels(volume)), affine=torch.from_numpy(volume.affine.copy())
+    )
 
 
 def from_monai(tensor: Any) -> Volume:

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import scipy.io
 
+from ..runs.extras import load_optional
 from ..runs.files import atomic_path
 from .lta import LTA_SUFFIX, read_lta
 from .nifti import NIFTI_SUFFIXES, load_image, nifti_affine, save_image, set_nifti_affine
@@ -53,6 +54,9 @@ _KINDS = {
     "VersorRigid3DTransform",
     "VersorTransform",
 }
+
+# kinds whose parameters are matrix and translation
+_PLAIN_LINEAR = re.compile(r"(?:AffineTransform|MatrixOffsetTransformBase)_(?:double|float)_3_3")
 
 _SIGNS = np.diag(LPS)[:3]  # factors from RAS to LPS for a point or a vector
 
@@ -148,9 +152,14 @@ def _write_linear(path: Path, transform: AffineTransform) -> None:
         )
 
 
+def _ants() -> Any:
+    """antspyx, which takes seconds to load and is optional."""
+    return load_optional("ants", "a composite transform (.h5) or a linear one of a rare kind")
+
+
 def _itk_affine(transform: AffineTransform) -> Any:
     """The affine as a part of a composite, in single precision."""
-    import ants  # takes seconds to load
+    ants = _ants()
 
     matrix = LPS @ transform.matrix @ LPS
     return ants.create_ants_transform(
@@ -163,7 +172,7 @@ def _itk_affine(transform: AffineTransform) -> Any:
 
 
 def _itk_field(field: DisplacementField) -> Any:
-    import ants
+    ants = _ants()
 
     if not perpendicular_axes(field.affine):
         raise ValueError(f"affine must have perpendicular axes to be written for ITK, got {field.affine.tolist()}")
@@ -179,7 +188,7 @@ def _itk_field(field: DisplacementField) -> Any:
 
 
 def _compose_itk(transform: Transform) -> Any:
-    import ants
+    ants = _ants()
 
     parts = transform.parts if isinstance(transform, CompositeTransform) else (transform,)
     # antspyx cannot write a single field, only a composite that holds it; all parts must be float
@@ -188,16 +197,17 @@ def _compose_itk(transform: Transform) -> Any:
 
 
 def _write_itk(path: Path, transform: Any) -> None:
-    import ants
+    ants = _ants()
 
     with atomic_path(path) as temporary:
         ants.write_transform(transform, str(temporary))
 
 
 def _read_itk(path: Path) -> Transform:
-    import ants
-
     _check_itk_file(path)
+    if (plain := _read_plain_linear(path)) is not None:
+        return plain
+    ants = _ants()
     try:
         read = ants.read_transform(str(path), precision="double")
     except Exception as error:  # ITK's readers fail in many ways on damaged files
@@ -210,6 +220,45 @@ def _read_itk(path: Path) -> Transform:
         return _linear(read)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read_plain_linear(path: Path) -> AffineTransform | None:
+    """A linear transform that is stored as matrix, translation and centre, as ANTs, Greedy and we write it.
+
+    Returns:
+        The transform; None for files that hold another kind, which ITK itself must read.
+    """
+    try:
+        numbers = _numbers_of(path)
+    except Exception as error:  # SciPy's reader fails in many ways on damaged files
+        raise ValueError(f"{path} is not a readable ITK transform (cut off, damaged or another format)") from error
+    if numbers is None or tuple(map(len, numbers)) != (12, 3):
+        return None
+    parameters, centre = numbers
+    lps = np.eye(4)
+    lps[:3, :3] = parameters[:9].reshape(3, 3)
+    lps[:3, 3] = parameters[9:] + centre - lps[:3, :3] @ centre
+    try:
+        return AffineTransform(LPS @ lps @ LPS)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _numbers_of(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Parameters and centre of one transform whose parameters are matrix and translation; None for other files."""
+    suffix = path.suffix.lower()
+    if suffix == ".mat":
+        found = {k: np.ravel(v).astype(float) for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+        kind = next(iter(found), "")
+        plain = _PLAIN_LINEAR.fullmatch(kind) and set(found) == {kind, "fixed"}
+        return (found[kind], found["fixed"]) if plain else None
+    if suffix in (".txt", ".tfm"):
+        lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line and line[0] != "#")
+        if not _PLAIN_LINEAR.fullmatch(lines.get("Transform", "").strip()):
+            return None
+        parameters, centre = (np.array(lines[k].split(), dtype=float) for k in ("Parameters", "FixedParameters"))
+        return parameters, centre
+    return None
 
 
 def _check_itk_file(path: Path) -> None:
@@ -266,7 +315,7 @@ def _mat_end(content: bytes) -> int:
 
 
 def _itk_map(read: Any, points: np.ndarray) -> np.ndarray:
-    import ants
+    ants = _ants()
 
     lps = points * _SIGNS
     result: np.ndarray = np.array([ants.apply_ants_transform_to_point(read, tuple(point)) for point in lps]) * _SIGNS

@@ -8,6 +8,7 @@ from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionM
 from ...registration.settings import RegistrationSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
 from ...runs.exit import UsageError
+from ...runs.extras import must_have
 from ...runs.files import is_hidden
 from ..batch.options import FolderOptions
 from ..options import (
@@ -55,6 +56,8 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
             raise UsageError(f"--weights needs --method nestedmorph, got --method {self.chosen_method}")
         if self.weights is None and self.chosen_method == "nestedmorph":
             raise UsageError("--method nestedmorph needs a trained network: give --weights, or use --method field")
+        if self.method == "syn":
+            must_have("--method syn", "registration")
         if self.transform in ("rigid", "affine") and self.chosen_method != "field":
             raise UsageError(f"--transform {self.transform} needs --method field, got --method {self.chosen_method}")
         must_exist(self.weights, "file of weights")
@@ -318,6 +321,8 @@ class Transform(Options):
         must_exist(self.transform, "transform")
         must_exist(self.fixed, "image")
         must_exist(self.moving, "image")
+        if any(path is not None and path.suffix.lower() == ".h5" for path in (self.transform, self.output)):
+            must_have("an .h5 file", "registration")
         for path in (self.output, self.jacobian):
             if path is not None and path.resolve() == self.transform.resolve():
                 raise UsageError(f"the file to write must be another path than the transform, got {path}")

@@ -14,29 +14,34 @@ import torch
 from ...kernels import native
 from ...runs.catalogue import list_weights
 from ...runs.exit import DONE, ERROR
+from ...runs.extras import EXTRAS, PIP_NAMES
 from ...runs.memory import free_memory
 from ...runs.outcome import add_outcome
 from ...runs.record import hardware
 from .options import Doctor
 
-# what each field needs: import name -> name for pip; the optional packages and their use
+# what each field needs: import name -> name for pip
 _NEEDS = {
-    "registration": {"monai": "monai", "lightning": "lightning", "nibabel": "nibabel", "highdicom": "highdicom"},
+    "registration": {"nibabel": "nibabel", "highdicom": "highdicom"},
     "restoration": {"skimage": "scikit-image", "pywt": "PyWavelets", "tifffile": "tifffile", "PIL": "pillow"},
-    "eeg": {"mne": "mne", "sklearn": "scikit-learn", "optuna": "optuna", "jinja2": "jinja2"},
+    "eeg": {"mne": "mne", "sklearn": "scikit-learn", "jinja2": "jinja2"},
     "scanpath": {"scipy": "scipy", "matplotlib": "matplotlib"},
 }
-_OPTIONAL = {
-    "registration": {"ants": ("antspyx", "--method syn and .h5 transforms")},
-    "restoration": {"bm3d": ("bm3d", "the comparison with BM3D")},
-    "eeg": {
-        "mne_bids": ("mne-bids", "channels.tsv and events.tsv of BIDS folders"),
-        "braindecode": ("braindecode", "its EEGClassifier with our networks"),
-    },
-    "scanpath": {},
-    "export": {"onnxscript": ("onnxscript", "ONNX files"), "onnxruntime": ("onnxruntime", "the check of ONNX files")},
-    "clusters": {"distributed": ("dask[distributed]", "--cluster dask"), "submitit": ("submitit", "--cluster slurm")},
+# extra -> its use; the packages are those of `EXTRAS` and, for the others, these
+_USES = {
+    "train": "training and benchmarks of registration, restoration and scanpaths",
+    "eeg": "training and nested cross-validation of EEG networks",
+    "registration": "--method syn and .h5 transforms",
+    "bids": "channels.tsv and events.tsv of BIDS folders",
+    "export": "ONNX files",
+    "cluster": "--cluster",
 }
+_MORE = {
+    "bids": ("mne_bids",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "cluster": ("distributed", "submitit"),
+}
+_PEERS = {"bm3d": "the comparison with BM3D", "braindecode": "its EEGClassifier with our networks"}
 _GIB = 2**30
 
 
@@ -53,15 +58,17 @@ def doctor(options: Doctor) -> int:
         weights = ", ".join(entry.name for entry in list_weights(field)) or "none"
         state = f"lacks {', '.join(packages)}: pip install {' '.join(packages)}" if packages else "ready"
         print(f"{field:<14}{state}; weights: {weights}")
-    absent = [
-        (pip, use, field)
-        for field, names in _OPTIONAL.items()
-        for name, (pip, use) in names.items()
-        if use and find_spec(name) is None
-    ]
-    for pip, use, field in absent:
-        print(f"{'optional':<14}{pip} is not installed; {field} would use it for {use}")
-    add_outcome(**found, missing=missing, optional=[pip for pip, _, _ in absent])
+    packages_of = {**EXTRAS, **_MORE}
+    absent = {extra: [name for name in packages_of[extra] if find_spec(name) is None] for extra in _USES}
+    for extra, names in absent.items():
+        if names:
+            pip_names = ", ".join(PIP_NAMES.get(name, name) for name in names)
+            print(f'{"optional":<14}not installed: {pip_names}, for {_USES[extra]}: pip install "voxelwave[{extra}]"')
+    peers = [name for name in _PEERS if find_spec(name) is None]
+    for name in peers:
+        print(f"{'optional':<14}not installed: {name}, for {_PEERS[name]}: pip install {name}")
+    optional = [*(extra for extra, names in absent.items() if names), *peers]
+    add_outcome(**found, missing=missing, optional=optional)
     return ERROR if any(missing.values()) else DONE
 
 

@@ -63,6 +63,8 @@ def _described(verb: Verb) -> Iterator[str]:
     module, _, name = verb.options.partition(":")
     options = getattr(importlib.import_module(f"..{module}", __package__), name)
     yield (inspect.getdoc(options) or "").split("\n\nArgs:")[0]
+    if verb.extras:
+        yield f'Needs `pip install "voxelwave[{",".join(verb.extras)}]"`.'
     shared = {field.name for field in dataclasses.fields(Options)}
     if own := [name for name in inspect.signature(options).parameters if name not in shared]:
         yield option_table(options, own)

@@ -11,14 +11,13 @@ from torch import Tensor
 from voxelwave.restoration.data import (
     Pair,
     PatchDataset,
-    RestorationData,
-    Stage,
     ValidationDataset,
     downsampled,
     load_clean,
     load_pairs,
 )
 from voxelwave.restoration.degradations import make_degradation
+from voxelwave.restoration.epochs import RestorationData, Stage
 from voxelwave.restoration.images import IntensityRange
 from voxelwave.restoration.settings import TrainingSettings
 from voxelwave.restoration.views import dihedral, neighbours, undo_dihedral
