@@ -52,6 +52,14 @@ def test_commands_without_extras_load_without_their_packages():
     assert found.returncode == 0, found.stderr
 
 
+def test_every_public_name_loads_without_the_packages_of_extras():
+    folders = ["registration", "restoration", "eeg", "scanpath", "volumes", "kernels.attention", "kernels.scan"]
+    code = f"import importlib; loaded = [importlib.import_module('voxelwave.' + name) for name in {folders}]; "
+    found = _run(code + "print(sum(getattr(one, name) is not None for one in loaded for name in one.__all__))")
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) > 30
+
+
 def test_commands_with_extras_say_which_one_before_any_work(tmp_path):
     found = _command(["eeg", "planted", "-o", str(tmp_path / "out")])
     wanted = "voxelwave eeg planted needs lightning and optuna and pyriemann, which are not installed: pip install"
