@@ -281,8 +281,9 @@ def _explained(error: Exception, options: Callable[..., Any], argv: list[str]) -
 
 
 def _suggestion(word: str, known: list[str]) -> str:
-    near: list[str] = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    bare = {name.lstrip("-"): name for name in known}  # the dashes, which all share, would make any two words alike
+    near: list[str] = get_close_matches(word.lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[near[0]]}?" if near else ""
 
 
 def _config(argv: list[str]) -> str:

@@ -115,15 +115,19 @@ def _overview() -> str:
     lines = ["usage: voxelwave FIELD VERB ...   (voxelwave FIELD VERB --help lists the options)", ""]
     for field, verbs in COMMANDS.items():
         lines.append(field)
-        lines += [f"  {verb:<16}{text}" for verb, (_, _, text) in verbs.items()]
-    lines += ["", *(f"{name:<18}{text}" for name, (_, _, text) in TOP_LEVEL.items())]
+        lines += [f"  {verb:<16}{entry.summary}" for verb, entry in verbs.items()]
+    lines += ["", *(f"{name:<18}{entry.summary}" for name, entry in TOP_LEVEL.items())]
     lines += ["", f"{'--version':<18}show the version"]
     return "\n".join(lines)
 
 
 def _verbs(field: str) -> str:
     return "\n".join(
-        [f"usage: voxelwave {field} VERB ...", "", *(f"  {v:<16}{text}" for v, (_, _, text) in COMMANDS[field].items())]
+        [
+            f"usage: voxelwave {field} VERB ...",
+            "",
+            *(f"  {v:<16}{entry.summary}" for v, entry in COMMANDS[field].items()),
+        ]
     )
 
 

@@ -311,6 +311,25 @@ def test_a_supplied_configuration_is_found_by_name_from_any_folder(name, tmp_pat
     assert parse_arguments(Train, words, prog="voxelwave registration train")["epochs"] == 3
 
 
+def test_an_unknown_option_is_answered_with_a_near_one_only(capsys):
+    words = ["restoration", "restore", "a.png", "-o", "b.png"]
+    assert cli.main([*words, "--weigths", "x"]) == USAGE
+    assert "there is no option --weigths; did you mean --weights?" in capsys.readouterr().err
+    assert cli.main([*words, "--bogus", "x"]) == USAGE
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_the_overview_and_the_list_of_a_field_name_every_verb(capsys):
+    assert cli.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for field, verbs in cli.COMMANDS.items():
+        assert cli.main([field, "--help"]) == 0
+        listed = capsys.readouterr().out
+        assert all(
+            f"  {verb:<16}{entry.summary}" in text for verb, entry in verbs.items() for text in (overview, listed)
+        )
+
+
 def test_an_unknown_configuration_is_answered_with_the_nearest(capsys):
     message = _messages("eeg train", ["study", "-o", "out", "--config", "adhdeepnet_smal"], capsys)
     assert "did you mean adhdeepnet_small?" in message
