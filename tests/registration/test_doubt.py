@@ -43,6 +43,26 @@ def test_two_unrelated_textures_may_be_different_objects(seed):
     assert "different objects" in doubt_about(head(seed), fixed, compose_to_field([by(0.0)], fixed))
 
 
+def slice_of(volume: Volume, axis: int) -> Volume:
+    """The middle slice across an axis, as an image of one voxel along it."""
+    at = [slice(None)] * 3
+    at[axis] = slice(volume.shape[axis] // 2, volume.shape[axis] // 2 + 1)
+    return Volume(volume.array[tuple(at)], volume.affine)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_two_unrelated_slices_may_be_different_objects(seed, axis):
+    fixed, moving = slice_of(head(0), axis), slice_of(head(seed), axis)
+    assert "different objects" in doubt_about(moving, fixed, compose_to_field([by(0.0)], fixed))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_on_itself_raises_no_doubt(axis):
+    fixed = slice_of(head(0), axis)
+    assert doubt_about(fixed, fixed, compose_to_field([by(0.0)], fixed)) == ""
+
+
 def test_too_small_an_image_is_not_judged():
     rng = np.random.default_rng(0)
     tiny = [Volume(rng.uniform(1, 2, (6, 6, 6)).astype(np.float32), AFFINE) for _ in range(2)]
