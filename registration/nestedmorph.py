@@ -211,7 +211,18 @@ class _Conv(nn.Conv3d):
             return F.linear(input, self.weight.flatten(1), self.bias)
         if self.groups > 1:
             return depthwise_conv(input, self.weight, self.bias, dilation=self.dilation[0])
+        if self.stride[0] > 1 and torch.compiler.is_exporting():
+            return self._without_end(input)
         return super().forward(input.movedim(-1, 1)).movedim(1, -1).contiguous()
+
+    def _without_end(self, input: Tensor) -> Tensor:
+        """The same for sizes that the stride divides, without the zeros after the last voxel, which no tap reads.
+
+        The sizes of the result are then fractions of those of the input, which the tracer can simplify.
+        """
+        before = self.kernel_size[0] // 2
+        padded = F.pad(input, (0, 0, before, 0, before, 0, before, 0)).movedim(-1, 1)
+        return F.conv3d(padded, self.weight, self.bias, self.stride).movedim(1, -1).contiguous()
 
 
 def _depthwise(width: int, kernel: int, *, dilation: int = 1) -> _Conv:

@@ -157,25 +157,29 @@ class MaIRUNet(nn.Module):
         image = pad_by_reflection(image, MULTIPLE)
 
         features = self.patch_embed["proj"](image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        skip1 = self._run(self.encoder_level1, features)  # (B, H, W, C)
-        skip2 = self._run(self.encoder_level2, on_channels_first(self.down1_2, skip1))
-        skip3 = self._run(self.encoder_level3, on_channels_first(self.down2_3, skip2))
-        latent = self._run(self.latent, on_channels_first(self.down3_4, skip3))  # (B, H/8, W/8, 8C)
+        order1 = self._order(features)
+        skip1 = self.encoder_level1(features, order1)  # (B, H, W, C)
+        features = on_channels_first(self.down1_2, skip1)
+        order2 = self._order(features)
+        skip2 = self.encoder_level2(features, order2)
+        features = on_channels_first(self.down2_3, skip2)
+        order3 = self._order(features)
+        skip3 = self.encoder_level3(features, order3)
+        features = on_channels_first(self.down3_4, skip3)
+        latent = self.latent(features, self._order(features))  # (B, H/8, W/8, 8C)
 
         joined = torch.cat([on_channels_first(self.up4_3, latent), skip3], dim=-1)
-        features = self._run(self.decoder_level3, on_channels_first(self.reduce_chan_level3, joined))
+        features = self.decoder_level3(on_channels_first(self.reduce_chan_level3, joined), order3)
         joined = torch.cat([on_channels_first(self.up3_2, features), skip2], dim=-1)
-        features = self._run(self.decoder_level2, on_channels_first(self.reduce_chan_level2, joined))
+        features = self.decoder_level2(on_channels_first(self.reduce_chan_level2, joined), order2)
         joined = torch.cat([on_channels_first(self.up2_1, features), skip1], dim=-1)
-        features = self._run(self.refinement, self._run(self.decoder_level1, joined))
+        features = self.refinement(self.decoder_level1(joined, order1), order1)
         restored: Tensor = self.output(features.permute(0, 3, 1, 2)) + image[:, self.middle]
         return restored[:, :, :height, :width]
 
-    def _run(self, blocks: BlockSequence, features: Tensor) -> Tensor:
-        height, width = features.shape[1:3]
-        order = scan_order(height, width, self.stripe_width, continuous=self.continuous, device=features.device)
-        result: Tensor = blocks(features, order)  # the published network uses plain stripes only
-        return result
+    def _order(self, features: Tensor) -> Tensor:
+        height, width = features.shape[1:3]  # the published network uses plain stripes only
+        return scan_order(height, width, self.stripe_width, continuous=self.continuous, device=features.device)
 
 
 def pad_by_reflection(image: Tensor, multiple: int) -> Tensor:

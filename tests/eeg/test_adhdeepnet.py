@@ -111,3 +111,19 @@ def test_compiled_layers_give_what_the_plain_ones_give(sizes, training, generato
     for name, grad in expected_grads.items():
         # a gradient behind a norm is a difference of large sums
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=3e-4 * float(grad.abs().max()) + 2e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_a_strictly_exported_program_takes_any_batch(training, generator):
+    """`torch.export` traces the bytecode, with gradients enabled as in a user's own call."""
+    torch.manual_seed(0)
+    model = ADHDeepNet(**SMALL).train(training)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    x = torch.randn(3, 3, 40, generator=generator)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=True).module()
+    for batch in (5, 2):
+        x = torch.randn(batch, 3, 40, generator=generator)
+        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+    running = {name: tensor for name, tensor in model.named_buffers() if "running" in name}
+    torch.testing.assert_close({name: program.get_buffer(name) for name in running}, running, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Fast layers compared with the standard layers of PyTorch."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,13 +69,30 @@ def test_dropout_keeps_its_share_and_the_mean():
     assert dropout(kept, 0.3, training=False) is kept
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("pairs", [False, True])
-def test_the_norm_of_an_exported_program_is_the_same(pairs, generator, monkeypatch):
-    norm = torch.nn.BatchNorm2d(3).double().eval()
+def test_the_norm_of_a_traced_program_is_the_same(pairs, training, generator, monkeypatch):
+    norm = torch.nn.BatchNorm2d(3).double().train(training)
     for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
         tensor.copy_(torch.rand(3, generator=generator) + 0.5)
     h = torch.randn(3, 4, 2, 6, generator=generator, dtype=torch.float64)
     h = h if pairs else h.flatten(2)
-    expected = batch_norm_elu(h, norm, offset=torch.arange(3.0))
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(batch_norm_elu(h, norm, offset=torch.arange(3.0)), expected)
+    results = []
+    for traced in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda traced=traced: traced)
+        same, inputs = copy.deepcopy(norm), h.clone().requires_grad_()
+        result = batch_norm_elu(inputs, same, offset=torch.arange(3.0))
+        result.square().sum().backward()
+        results.append((result, inputs.grad, same.weight.grad, same.bias.grad, same.state_dict()))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_the_filters_and_pairs_of_a_traced_program_are_the_same(generator, monkeypatch):
+    h = torch.randn(3, 2, 9, generator=generator, dtype=torch.float64)
+    taps = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    expected = toeplitz(taps, 9, 5, left=1, stride=2), *even_and_mean(h)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close((toeplitz(taps, 9, 5, left=1, stride=2), *even_and_mean(h)), expected)
+    torch.manual_seed(0)
+    kept = dropout(torch.ones(400_001), 0.3, training=True)
+    assert abs(float((kept > 0).double().mean()) - 0.7) < 0.004  # five standard deviations
