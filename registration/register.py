@@ -193,7 +193,9 @@ def _register_planar(
     metrics = {"nmi_before": before, "nmi_after": after, **field_measures(displacement)}
     choice = Choice(transform, settings.similarity if transform == "deformable" else "")
     steps.report(str(choice))
-    return Registration(warped, forward, inverse, whole.matrix, metrics, steps.seconds, choice)
+    with steps.timed("doubt"):
+        doubt = doubt_about(moving, fixed, forward, masks.fixed)
+    return Registration(warped, forward, inverse, whole.matrix, metrics, steps.seconds, choice, doubt)
 
 
 def _identical(moving: Volume, fixed: Volume) -> bool:

@@ -93,8 +93,30 @@ def _check_inside(transform: Transform, grid: Volume, options: Apply) -> None:
         )
 
 
+def _check_space(source: Volume, image: Path, options: Apply) -> None:
+    """Refuse an image that lies on the grid of the image to which the transform leads, and not on that of the other.
+
+    Raises:
+        ValueError: it does, so the transform would move it a second time.
+    """
+    folder = options.transform
+    if not folder.is_dir():
+        return
+    onto, of = (folder / (INVERSE if options.inverse else FORWARD)), folder / (FORWARD if options.inverse else INVERSE)
+    fields = [read_transform(path) if path.is_file() else None for path in (onto, of)]
+    there, here = (isinstance(field, DisplacementField) and _on_grid(source, field) for field in fields)
+    if there and not here:
+        is_now, was = ("moving", "fixed") if options.inverse else ("fixed", "moving")
+        raise ValueError(
+            f"{image} has the grid of the {is_now} image of {folder}, but {'with' if options.inverse else 'without'}"
+            f" --inverse, images in the space of the {was} image are moved;"
+            f" {'leave out' if options.inverse else 'add'} --inverse with another --like, or apply a transform file"
+        )
+
+
 def _move(options: Apply, image: Path, grid: Volume, transform: Transform, output: Path) -> None:
     source = read_scan(image, fix_tilt=options.fix_tilt)
+    _check_space(source, image, options)
     try:
         moved = resample(source, grid, transform, order="nearest" if options.labels else options.interpolation)
     except ValueError as error:

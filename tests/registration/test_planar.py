@@ -62,6 +62,17 @@ def test_a_turn_is_found(axis, spacing, degrees):
     np.testing.assert_allclose(result.forward.linear_part().map(points), result.forward.map(points), atol=1e-3)
 
 
+def test_two_slices_of_different_things_are_doubted_and_two_of_one_thing_are_not():
+    fixed_image = slice_of_tissue()
+    other = np.where(fixed_image > 0, gaussian_filter(np.random.default_rng(5).standard_normal(SHAPE), 3), 0)
+    settings = RegistrationSettings(transform="rigid")
+    fixed, stranger, same = (as_volume(im, 2, 1.0) for im in (fixed_image, other, read_at(fixed_image, turned(20))))
+    assert (
+        "different objects" in register(stranger.with_array(stranger.array.astype(np.float32)), fixed, settings).doubt
+    )
+    assert register(same, fixed, settings).doubt == ""
+
+
 def test_a_deformation_is_found():
     fixed_image = slice_of_tissue()
     x, y = np.indices(SHAPE)

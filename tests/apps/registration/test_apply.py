@@ -91,6 +91,17 @@ def test_the_wrong_direction_is_an_error(shifted, capsys):
     assert "leave out --inverse" in capsys.readouterr().err
 
 
+def test_an_image_that_is_already_there_is_not_moved_again(shifted, capsys):
+    words = ["registration", "apply", str(shifted / "result"), str(shifted / "fixed.nii.gz")]
+    words += ["-o", str(shifted / "out.nii.gz"), "--like", str(shifted / "fixed.nii.gz")]
+    assert cli.main(words) == ERROR
+    assert "has the grid of the fixed image" in capsys.readouterr().err
+    assert not (shifted / "out.nii.gz").exists()
+    words[3], words[-1] = str(shifted / "moving.nii.gz"), str(shifted / "moving.nii.gz")
+    assert cli.main([*words, "--inverse"]) == ERROR
+    assert "has the grid of the moving image" in capsys.readouterr().err
+
+
 def test_a_grid_outside_the_transform_is_an_error(shifted, capsys):
     far = np.eye(4)
     far[:3, 3] = 500
@@ -101,7 +112,9 @@ def test_a_grid_outside_the_transform_is_an_error(shifted, capsys):
 
 
 def test_each_image_of_a_folder_is_moved(shifted):
-    images = [Volume(np.full((8, 9, 10), value, np.int16), np.eye(4)) for value in (3, 4)]
+    around = np.eye(4)
+    around[:3, 3] = -1
+    images = [Volume(np.full((10, 11, 12), value, np.int16), around) for value in (3, 4)]
     for name, image in zip(("a.nii", "b.nii.gz"), images, strict=True):
         write_volume(shifted / "many" / name, image)
     (shifted / "many/notes.txt").write_text("no image")
