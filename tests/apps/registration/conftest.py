@@ -11,6 +11,12 @@ from voxelwave.runs.exit import DONE
 from voxelwave.volumes import Volume, write_volume
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_search(fewer_samples):
+    with fewer_samples():
+        yield
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory) -> Path:
     """A blob with two halves as labels, and the same blob 4 mm to the left in a 4-D series with b-values."""
@@ -35,7 +41,7 @@ def scans(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def result(scans, tmp_path_factory) -> Path:
+def result(scans, fewer_samples, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("result")
     words = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz"), "-o", str(out)]
     labels = [
@@ -44,5 +50,6 @@ def result(scans, tmp_path_factory) -> Path:
         "--fixed-labels",
         str(scans / "fixed_labels.nii.gz"),
     ]
-    assert cli.main([*words, *labels]) == DONE
+    with fewer_samples():
+        assert cli.main([*words, *labels]) == DONE
     return out

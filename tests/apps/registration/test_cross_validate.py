@@ -1,5 +1,6 @@
 """`registration cross-validate`: no person on both sides, settings from other people, and a page in words of pairs."""
 
+import importlib
 import json
 from itertools import permutations
 from pathlib import Path
@@ -74,7 +75,18 @@ def _words(pairs: Path, output: Path, *more: str) -> list[str]:
     return [*words, "--seed", "1", *more]
 
 
+@pytest.fixture
+def short_search(monkeypatch):
+    """Linear searches from few starts and without a look at the mirror image; the scans are 6 mm apart, not turned."""
+    affine, register = (importlib.import_module(f"voxelwave.registration.{name}") for name in ("affine", "register"))
+    monkeypatch.setattr(affine, "_LEVELS", ((8.0, 500), (4.0, 1500), (2.0, 3000)))
+    monkeypatch.setattr(affine, "_TURNS", affine._RIGHT_ANGLES)
+    monkeypatch.setattr(affine, "_TRIED", 1)
+    monkeypatch.setattr(register, "warn_if_mirrored", lambda *args, **kwargs: None)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_search")
 def test_alignment_of_shifted_scans_beats_none_and_the_run_is_resumed(pairs, tmp_path):
     folder = tmp_path / "run"
     assert cli.main(_words(pairs, folder)) == 0
