@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,7 @@ DATA = Path(cli.__file__).parent / "demo" / "data"
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    before = time.process_time()
     assert cli.main(["demo", "--output", str(folder)]) == DONE
-    assert time.process_time() - before < 80  # 28 CPU s alone on an AMD EPYC, with the loading of torch
     return folder
 
 
