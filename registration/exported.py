@@ -22,7 +22,7 @@ def exportable(
     """The network with the description that its export needs.
 
     The exported program takes one pair of images whose sizes are multiples of 32: pad them with 0 and cut the results.
-    Tracing dynamic sizes takes about three times as long as tracing fixed ones.
+    Dynamic sizes take two to three times as long to trace as fixed ones.
 
     Args:
         network: in evaluation mode.

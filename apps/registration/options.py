@@ -438,21 +438,22 @@ class CrossValidate(RegistrationSettings, DeviceOptions, WorkerOptions):
 class Export(OnnxOptions):
     """Write a trained NestedMorph as an ONNX file, which other programs run without PyTorch.
 
-    The size of the images is fixed by --size. If onnxruntime is installed, the file is compared with PyTorch, and is
-    not written if they differ by more than rounding. Its metadata hold the version, the card and the preprocessing.
+    The file takes images of any size in multiples of 32 voxels, from 64; pad other images with 0 before the network,
+    and cut its results. If onnxruntime is installed, the file is compared with PyTorch, and is not written if they
+    differ by more than rounding. Its metadata hold the version, the card and the preprocessing.
 
     Args:
         weights: a trained NestedMorph (.safetensors, .ckpt, .pth).
-        size: depth, height and width of both images in voxels, multiples of 32; pad smaller images with 0
-            before the network, and cut its results.
+        size: depth, height and width of both images in voxels, multiples of 32, for a file that takes this size
+            alone and is written faster. It is needed for a network whose mixer depends on the size of the images.
     """
 
     weights: Path
-    size: tuple[int, int, int]
+    size: tuple[int, int, int] | None = None
 
     def check(self) -> None:
         super().check()
-        if any(n < 32 or n % 32 for n in self.size):
+        if self.size is not None and any(n < 32 or n % 32 for n in self.size):
             raise UsageError(f"--size must be three multiples of 32, got {', '.join(map(str, self.size))}")
         must_exist(self.weights, "file of weights")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from voxelwave.apps.cli import main
 from voxelwave.eeg.networks import ModelCard, build_network, load_network, save_network
+from voxelwave.registration.exported import exportable as nestedmorph_exportable
 from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.registration.nestedmorph_files import save_nestedmorph
 from voxelwave.restoration.mair import MaIR
@@ -103,6 +104,13 @@ def test_nestedmorph_with_images_of_one_size(tmp_path: Path) -> None:
     save_nestedmorph(tmp_path / "w.safetensors", network)
     session = _export("registration", tmp_path / "w.safetensors", tmp_path / "model.onnx", "--size", "32,32,64")
     _assert_same(session, network, *torch.rand(2, 1, 1, 32, 32, 64, generator=torch.Generator().manual_seed(1)))
+
+
+def test_the_size_of_nestedmorph_can_be_fixed_and_must_be_for_regions() -> None:
+    fixed = nestedmorph_exportable(NestedMorph().eval(), size=(32, 64, 96))
+    assert (fixed.inputs["moving"], fixed.sizes) == ((1, 1, 32, 64, 96), {})
+    with pytest.raises(ValueError, match="size must be given"):
+        nestedmorph_exportable(NestedMorph(mixer="bilevel(regions=2, top=1)").eval(), size=None)
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
