@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from voxelwave.restoration.weights import load_weights, save_weights
 from voxelwave.scanpath.readers import read_scanpaths
 from voxelwave.volumes import AffineTransform, DisplacementField, read_transform, read_volume, write_transform
 
-MUTANTS = int(os.environ.get("VOXELWAVE_MUTANTS", 100))  # mutants of each format; more search longer
+MUTANTS = 400  # mutants of each format
 SECONDS = 20  # seconds for each mutant
 MEMORY_GIB = 3  # GiB above the memory of the process
 NUMBERS = (
