@@ -85,6 +85,7 @@ class PatchDataset(Dataset[Patches]):
             neighbouring pixels (blur).
 
     Example:
+        >>> from voxelwave.restoration.degradations import make_degradation
         >>> degrade = make_degradation("gaussian", sigma=0.1)
         >>> patches = PatchDataset([Pair(torch.rand(1, 1, 20, 30))], patch=8, length=4, degrade=degrade)
         >>> {name: tuple(tensor.shape) for name, tensor in patches[0].items()}

@@ -17,6 +17,7 @@ from .sampling import apply_affine, inside, sample_linear, voxel_blocks
 from .volume import Volume
 from .warning import VolumeWarning
 
+_MOST = 1e12  # of a matrix in mm: larger numbers are damage, and overflow
 _FIXED_POINT_ROUNDS = 10  # fixed-point iterations of an inversion before Newton's steps
 _UNMAP_ROUNDS = 60
 
@@ -29,7 +30,8 @@ class AffineTransform:
         matrix: (4, 4), fixed world -> moving world, RAS+ mm.
 
     Raises:
-        ValueError: the matrix is not a finite, invertible (4, 4) matrix with last row 0 0 0 1.
+        ValueError: the matrix is not a finite, invertible (4, 4) matrix with last row 0 0 0 1, or it holds numbers that
+            are too large for a map of millimetres.
 
     Example:
         >>> shift = np.eye(4)
@@ -44,6 +46,8 @@ class AffineTransform:
         matrix = np.asarray(self.matrix, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
             raise ValueError(f"matrix must be a finite (4, 4) with last row 0 0 0 1, got {matrix.tolist()}")
+        if np.abs(matrix).max() >= _MOST:
+            raise ValueError(f"matrix must hold numbers below {_MOST:g}, got {matrix.tolist()}")
         if abs(np.linalg.det(matrix[:3, :3])) <= 1e-9:
             raise ValueError(f"matrix must be invertible, got {matrix.tolist()}")
         object.__setattr__(self, "matrix", matrix)

@@ -71,3 +71,10 @@ def test_a_singular_matrix_is_refused(tmp_path):
     (tmp_path / "a.lta").write_text("type = 1\nnxforms = 1\n1 4 4\n" + "1 0 0 0\n" * 3 + "0 0 0 1\n")
     with pytest.raises(ValueError, match="must be invertible"):
         read_lta(tmp_path / "a.lta")
+
+
+def test_a_matrix_of_huge_numbers_is_refused() -> None:
+    huge = np.eye(4)
+    huge[1, 2] = 1e308
+    with pytest.raises(ValueError, match="must hold numbers below"):
+        AffineTransform(huge)
