@@ -58,7 +58,16 @@ def test_peak_allocation_counts_what_lives_at_the_same_time():
 
 
 def test_the_benchmark_leaves_the_global_seed_and_threads_alone(monkeypatch):
-    for part in ("_speed", "_length_scaling", "_directional", "_accuracy", "_double", "_memory", "_thread_scaling", "_floor"):
+    for part in (
+        "_speed",
+        "_length_scaling",
+        "_directional",
+        "_accuracy",
+        "_double",
+        "_memory",
+        "_thread_scaling",
+        "_floor",
+    ):
         monkeypatch.setattr(benchmark, part, lambda _: iter(()))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     assert benchmark.bench_kernels(threads=threads + 1) == []
