@@ -11,8 +11,11 @@ from voxelwave.runs.exit import DONE
 from voxelwave.volumes import Volume, write_volume
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_search(fewer_samples):
+@pytest.fixture(autouse=True)
+def _short_search(fewer_samples, request):
+    if "bytes" in request.node.name:  # what a user gets
+        yield
+        return
     with fewer_samples():
         yield
 
