@@ -3,8 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from .json_files import read_json
+
+
+def read_record(path: Path, kind: Any) -> Any:
+    """The content of a JSON file of a type, see `read_json` and `check_record`."""
+    content = read_json(path)
+    check_record(content, kind, path)
+    return content
 
 
 def check_record(content: object, kind: Any, source: object) -> None:

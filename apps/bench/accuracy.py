@@ -15,10 +15,9 @@ from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError
 
 from ...runs.files import atomic_path
 from ...runs.json_files import read_json, write_json
-from ...runs.json_types import check_record
-from .options import Accuracy, Keep
+from ...runs.json_types import read_record
+from .options import TEMPLATE, Accuracy, Keep
 
-TEMPLATE = "accuracy.md.jinja"
 OWN_RECORD = "the record of the run"
 
 
@@ -135,11 +134,7 @@ def accuracy_page(folder: Path) -> str:
     Raises:
         ValueError: a record lacks a key, or the template names a figure that no record holds.
     """
-    records: dict[str, Kept] = {}
-    for path in sorted(folder.glob("*.json")):
-        content = read_json(path)
-        check_record(content, Kept, path)
-        records[path.stem] = content
+    records: dict[str, Kept] = {path.stem: read_record(path, Kept) for path in sorted(folder.glob("*.json"))}
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {
         **{"d": _decimals, "to": _to, "interval": _interval, "change": _change, "words": _words},

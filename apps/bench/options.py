@@ -7,6 +7,8 @@ from typing import Literal
 from ...runs.exit import UsageError
 from ..options import Options, ThreadOptions, at_least, must_exist
 
+TEMPLATE = "accuracy.md.jinja"  # of the page of accuracy, in the folder of its records
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels(Options):
@@ -157,4 +159,4 @@ class Accuracy(Options):
     def check(self) -> None:
         super().check()
         must_exist(self.results, "folder of records")
-        must_exist(self.results / "accuracy.md.jinja", "template of the page")
+        must_exist(self.results / TEMPLATE, "template of the page")

@@ -1,6 +1,5 @@
 """`voxelwave eeg explain`: the channels and bands that networks use, on subjects outside their training data."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import cast
@@ -8,7 +7,7 @@ from typing import cast
 from ...runs.compute import use_threads
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
-from ...runs.json_types import check_record
+from ...runs.json_types import read_record
 from ...runs.threads import limited_threads
 from ..nested_cv.records import Explanation, MadeWith
 from .explain_figures import draw
@@ -78,23 +77,17 @@ def _is_explained(run: Path) -> bool:
     path = run / FOLDER / EXPLANATION
     if not path.is_file():
         return False
-    content = _read(path)
+    content = cast(Explanation, read_record(path, Explanation))
     return "made_with" not in content or content["made_with"]["networks"] == hash_of_networks(run, content["model"])
 
 
 def _kept_explanation(folder: Path) -> Explanation | None:
     """The explanation in a folder, or None if it is missing, damaged or lacks a picture."""
     try:
-        content = _read(folder / EXPLANATION)
+        content = cast(Explanation, read_record(folder / EXPLANATION, Explanation))
     except (OSError, ValueError):
         return None
     return content if all((folder / name).is_file() for name in content["images"].values()) else None
-
-
-def _read(path: Path) -> Explanation:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    check_record(content, Explanation, path)
-    return cast(Explanation, content)
 
 
 def _made_with(

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ...runs.files import atomic_path
 from ...runs.json_files import read_json, write_json
-from ...runs.json_types import check_record
+from ...runs.json_types import read_record
 from . import report_figures as figures
 from .measured_records import MeasuredModel, MeasuredResults
 from .plan import RESULTS
@@ -42,9 +42,7 @@ def is_measured(folder: Path) -> bool:
 def write_measured_report(folder: Path, output: Path | None = None) -> Path:
     """Write the report of the run in `folder` and return its path; see `report.write_report`."""
     path = folder / RESULTS
-    content = read_json(path)
-    check_record(content, MeasuredResults, path)
-    results = cast(MeasuredResults, content)
+    results = cast(MeasuredResults, read_record(path, MeasuredResults))
     page = environment().get_template("measured.html.jinja").render(_context(results))
     output = folder / REPORT if output is None else output
     with atomic_path(output) as temporary:

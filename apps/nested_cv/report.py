@@ -7,7 +7,6 @@ images. These files are read strictly: a missing key is an error that names it.
 
 import base64
 import csv
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from ...runs.auc import auc
 from ...runs.files import atomic_path
-from ...runs.json_types import check_record
+from ...runs.json_types import read_record
 from . import report_figures as figures
 from .plan import CELLS, NESTED, PREDICTIONS, PUBLISHED, RESULTS
 from .records import (
@@ -118,17 +117,7 @@ def read_results(folder: Path) -> Results:
     path = folder / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"expected the folder of a finished run, with {RESULTS} in it; {path} does not exist")
-    return cast(Results, _read_json(path, Results))
-
-
-def _read_json(path: Path, kind: Any) -> Any:
-    """The content of a JSON file of the type `kind`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be a JSON file: {error}") from error
-    check_record(content, kind, path)
-    return content
+    return cast(Results, read_record(path, Results))
 
 
 def _read_margins(folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -178,7 +167,7 @@ def _read_explanation(folder: Path) -> Shown | None:
     path = folder / EXPLANATION
     if not path.is_file():
         return None
-    content = cast(Explanation, _read_json(path, Explanation))
+    content = cast(Explanation, read_record(path, Explanation))
     images = {}
     for name, file in content["images"].items():
         picture = path.parent / file

@@ -8,8 +8,8 @@ from typing import cast
 
 from filelock import FileLock
 
-from ...runs.json_files import json_text, read_json, write_json
-from ...runs.json_types import check_record
+from ...runs.json_files import json_text, write_json
+from ...runs.json_types import read_record
 from .evidence_records import Look, Seal
 
 SEAL = "seal.json"
@@ -24,14 +24,13 @@ def read_seal(run: Path) -> Seal:
     path = run / SEAL
     if not path.is_file():
         return {"looks": []}
-    seal = read_json(path)
-    check_record(seal, Seal, path)
+    seal = cast(Seal, read_record(path, Seal))
     before = ""
     for number, look in enumerate(seal["looks"], start=1):
         if look["before_sha256"] != before or look["look"] != number:
             raise ValueError(f"{path} was changed: look {number} does not follow from the one before it")
         before = _hash(look)
-    return cast(Seal, seal)
+    return seal
 
 
 def open_look(
