@@ -60,21 +60,28 @@ def _transform(options: Apply, grid: Volume) -> Transform:
             _check_inside(chosen, grid, options)
         return chosen
     chosen = read_transform(folder / (INVERSE if options.inverse else FORWARD))
-    other = folder / (FORWARD if options.inverse else INVERSE)
-    if isinstance(chosen, DisplacementField) and not _on_grid(grid, chosen) and other.is_file():
-        back = read_transform(other)
-        if isinstance(back, DisplacementField) and _on_grid(grid, back):
-            was, is_now = ("moving", "fixed") if options.inverse else ("fixed", "moving")
-            raise ValueError(
-                f"--like must be an image in the {was} space of {folder}, got {options.like}, whose grid is that of the"
-                f" {is_now} image; {'leave out' if options.inverse else 'add'} --inverse, or give another --like"
-            )
+    is_field = isinstance(chosen, DisplacementField)
+    if is_field and not _on_grid(grid, chosen) and _on_grid(grid, _other_direction(options)):
+        was, is_now = ("moving", "fixed") if options.inverse else ("fixed", "moving")
+        raise ValueError(
+            f"--like must be an image in the {was} space of {folder}, got {options.like}, whose grid is that of the"
+            f" {is_now} image; {'leave out' if options.inverse else 'add'} --inverse, or give another --like"
+        )
     _check_inside(chosen, grid, options)
     return chosen
 
 
-def _on_grid(grid: Volume, field: DisplacementField) -> bool:
-    return grid.shape == field.shape and np.allclose(grid.affine, field.affine, atol=1e-3)
+def _other_direction(options: Apply) -> Transform | None:
+    """The transform of a folder in the direction that was not chosen."""
+    path = options.transform / (FORWARD if options.inverse else INVERSE)
+    return read_transform(path) if path.is_file() else None
+
+
+def _on_grid(image: Volume, transform: Transform | None) -> bool:
+    """Whether the transform is a displacement field on the grid of an image."""
+    if not isinstance(transform, DisplacementField):
+        return False
+    return image.shape == transform.shape and np.allclose(image.affine, transform.affine, atol=1e-3)
 
 
 def _check_inside(transform: Transform, grid: Volume, options: Apply) -> None:
@@ -93,19 +100,14 @@ def _check_inside(transform: Transform, grid: Volume, options: Apply) -> None:
         )
 
 
-def _check_space(source: Volume, image: Path, options: Apply) -> None:
+def _check_space(source: Volume, image: Path, transform: Transform, options: Apply) -> None:
     """Refuse an image that lies on the grid of the image to which the transform leads, and not on that of the other.
 
     Raises:
         ValueError: it does, so the transform would move it a second time.
     """
     folder = options.transform
-    if not folder.is_dir():
-        return
-    onto, of = (folder / (INVERSE if options.inverse else FORWARD)), folder / (FORWARD if options.inverse else INVERSE)
-    fields = [read_transform(path) if path.is_file() else None for path in (onto, of)]
-    there, here = (isinstance(field, DisplacementField) and _on_grid(source, field) for field in fields)
-    if there and not here:
+    if folder.is_dir() and _on_grid(source, transform) and not _on_grid(source, _other_direction(options)):
         is_now, was = ("moving", "fixed") if options.inverse else ("fixed", "moving")
         raise ValueError(
             f"{image} has the grid of the {is_now} image of {folder}, but {'with' if options.inverse else 'without'}"
@@ -116,7 +118,7 @@ def _check_space(source: Volume, image: Path, options: Apply) -> None:
 
 def _move(options: Apply, image: Path, grid: Volume, transform: Transform, output: Path) -> None:
     source = read_scan(image, fix_tilt=options.fix_tilt)
-    _check_space(source, image, options)
+    _check_space(source, image, transform, options)
     try:
         moved = resample(source, grid, transform, order="nearest" if options.labels else options.interpolation)
     except ValueError as error:
