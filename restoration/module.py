@@ -24,7 +24,7 @@ from .settings import ModuleSettings
 from .views import middle_channels
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights
 
-_FIRST = "conv_first.weight"  # (width, channels, 3, 3) in both networks
+_FIRST = ("conv_first.weight", "patch_embed.proj.weight")  # (width, channels, 3, 3) of MaIR and of MaIRUNet
 
 
 def charbonnier(restored: Tensor, clean: Tensor, *, epsilon: float = 1e-6) -> Tensor:
@@ -279,10 +279,11 @@ def _start_from(network: Network, path: Path) -> bool:
     """
     own = network.state_dict()
     found = load_weights(path)[0].state_dict() if path.suffix == ".safetensors" else read_parameters(path)
-    first, kernels = found.get(_FIRST), own.get(_FIRST)
-    if first is not None and kernels is not None and network.out_channels == first.shape[1] < kernels.shape[1]:
-        middle = middle_channels(kernels.shape[1], first.shape[1])
-        found[_FIRST] = torch.zeros_like(kernels).index_copy_(1, torch.arange(kernels.shape[1])[middle], first)
+    for name in found.keys() & own.keys() & set(_FIRST):
+        first, kernels = found[name], own[name]
+        if network.out_channels == first.shape[1] < kernels.shape[1]:
+            found[name] = torch.zeros_like(kernels)
+            found[name][:, middle_channels(kernels.shape[1], first.shape[1])] = first
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if 2 * len(fitting) < len(own):
         raise ValueError(f"start_from {path} fits only {len(fitting)} of the network's {len(own)} parameters")

@@ -98,6 +98,17 @@ def test_a_network_for_three_slices_begins_with_the_results_of_one(tiny_module: 
     assert colour.network.conv_first.weight.abs().amin() > 0  # colours are not slices
 
 
+def test_a_u_shaped_network_for_three_slices_begins_with_the_results_of_one(tmp_path: Path) -> None:
+    arguments = {"in_channels": 1, "width": 4, "depths": [1] * 4, "refinement": 1, "stripe_width": 4}
+    settings: dict[str, Any] = {"network": "MaIRUNet", "arguments": arguments}
+    one = RestorationModule(ModuleSettings(**settings))
+    one.export(tmp_path / "x.safetensors")
+    settings["arguments"] = {**arguments, "in_channels": 3, "out_channels": 1}
+    three = RestorationModule(ModuleSettings(**settings, start_from=str(tmp_path / "x.safetensors")))
+    stack = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(three.network(stack), one.network(stack[:, 1:2]))
+
+
 def test_hyper_parameters_are_plain_values_that_build_the_same_module(
     tiny_module: dict[str, Any], tmp_path: Path
 ) -> None:
