@@ -29,6 +29,23 @@ _PICTURES: dict[str, tuple[str, str, str, int]] = {
     "china": ("sklearn", "datasets/images/china.jpg", "CC BY 2.0 (danielbuechele)", 1),
     "flower": ("sklearn", "datasets/images/flower.jpg", "CC BY 2.0 (vultilion)", 1),
 }
+# Photographs of the Debian package lomiri-wallpapers-16.04 whose debian/copyright allows any use with attribution:
+# file name -> (licence, downsampling factors). The package's other pictures are under share-alike licences, except for
+# one smooth drawing. JPEG compressed them strongly for their 1.5 to 16 megapixels, so they are averaged to a third and
+# a fifth of their size; two that are mostly out of focus, to a fifth.
+PHOTOGRAPHS = Path("/usr/share/backgrounds")
+_PHOTOGRAPHS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "aitzgorri_by_Aitzol_Berasategi.jpg": ("CC BY 4.0 (Aitzol Berasategi)", (3, 5)),
+    "friends_by_Aitzol_Berasategi.jpg": ("CC BY 4.0 (Aitzol Berasategi)", (3, 5)),
+    "life_by_Aitzol_Berasategi.jpg": ("CC BY 4.0 (Aitzol Berasategi)", (3, 5)),
+    "picosdeeuropa_by_Aitzol_Berasategi.jpg": ("CC BY 4.0 (Aitzol Berasategi)", (3, 5)),
+    "Picture_0B_by_freespace.jpg": ('CC BY 4.0 (Trevor "Freespace")', (3, 5)),
+    "Picture_1A_by_freespace.jpg": ('CC BY 4.0 (Trevor "Freespace")', (3, 5)),
+    "seeding_by_Clements_Engelhardt.jpg": ("CC0 1.0 (Clemens Engelhardt)", (5,)),
+    "sunset_by_Aitzol_Berasategi.jpg": ("CC BY 4.0 (Aitzol Berasategi)", (5,)),
+    "Wine_by_Jakkub_Mede.jpg": ("CC BY 4.0 (Jakub Mede)", (3, 5)),
+}
+_PHOTOGRAPH_PACKAGE = "lomiri-wallpapers-16.04"
 _BRAIN = (
     "nilearn",
     "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
@@ -74,6 +91,13 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
             stack = read_image(path).stack[0].astype(np.float64)
             grey = np.tensordot(LUMA, stack, 1) if len(stack) == 3 else stack[0]
             yield name, _as_bytes(_averaged(grey, factor)), f"{licence}, from {package}"
+    for file, (licence, factors) in _PHOTOGRAPHS.items():
+        path = PHOTOGRAPHS / file
+        if path.is_file():
+            grey = np.tensordot(LUMA, read_image(path).stack[0].astype(np.float64), 1)
+            for factor in factors:
+                name = f"{path.stem}-{factor}"
+                yield name, _as_bytes(_averaged(grey, factor)), f"{licence}, from {_PHOTOGRAPH_PACKAGE}"
     package, file, licence = _BRAIN
     path = _in_package(package, file)
     if path is not None:
