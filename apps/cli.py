@@ -99,6 +99,7 @@ def _checked(prog: str, verb: Verb, options: Options) -> int:
     """Check the options and the packages, do the work and return the exit code."""
     with without_archives(options) as unpacked:
         unpacked.check()
+        unpacked.check_earlier()
         must_have(prog, *verb.extras)
         if unpacked.opening:
             print(unpacked.opening, flush=True)

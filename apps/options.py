@@ -6,16 +6,18 @@ Fields become flags, and fields declared with `field(kw_only=False)` become posi
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ..runs.archives import is_archive, unpacked
+from ..runs.archives import archives_named, is_archive, unpacked
 from ..runs.checks import check_resume
 from ..runs.exit import UsageError
+
+PLAN = "plan.json"  # of a nested run or a cross-validation, in its folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,62 @@ class Options:
         if self.log_file is not None:
             must_be_writable(self.log_file, "file")
 
+    def check_earlier(self) -> None:
+        """Refuse to replace the result of an earlier run unasked; only a command that writes one has such a check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Options):
+    """Options of a command that replaces the result of an earlier run only with `overwrite`.
+
+    A folder may be empty or hold other files: `writes` are the files that the command writes into it.
+
+    Args:
+        overwrite: replace the result of an earlier run; without this option, the command stops before any work if it
+            would replace one. Other files in the folder do not matter, and are kept.
+    """
+
+    writes: ClassVar[tuple[str, ...]] = ()  # names in the folder OUTPUT, or patterns of names
+
+    overwrite: bool = False
+
+    def check(self) -> None:
+        super().check()
+        output: Path | None = getattr(self, "output", None)
+        if output is None or not output.is_file():
+            return
+        for name in (option.name for option in fields(self) if option.name != "output"):
+            value = getattr(self, name)
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path) and path.resolve() == output.resolve():
+                    raise UsageError(f"--output must be another path than the inputs, got {output}")
+
+    def earlier(self) -> list[Path]:
+        """The files and folders of an earlier result which the command would replace."""
+        output: Path | None = getattr(self, "output", None)
+        if output is None:
+            return []
+        if output.is_dir():
+            return [path for name in self.writes for path in sorted(output.glob(name))]
+        return existing(output)
+
+    def replaced(self) -> list[str]:
+        """The names of the files of an earlier result in the folder OUTPUT, which go when the new result is there."""
+        output: Path = self.output  # type: ignore[attr-defined]  # of commands that write a folder
+        return [path.relative_to(output).as_posix() for path in self.earlier() if path.is_file()]
+
+    def check_earlier(self) -> None:
+        if self.overwrite:
+            return
+        for path in self.earlier():
+            output: Path | None = getattr(self, "output", None)
+            if output is not None and output in path.parents:
+                raise UsageError(
+                    f"{output} holds the result of an earlier run ({path.relative_to(output)}): give --overwrite to"
+                    " replace it, or choose another --output"
+                )
+            raise UsageError(f"{path} exists already: give --overwrite to replace it, or choose another place")
+
 
 Given = TypeVar("Given", bound=Options)
 
@@ -73,6 +131,8 @@ def without_archives(options: Given) -> Iterator[Given]:
         inside = {path: stack.enter_context(unpacked(path)) for path in dict.fromkeys(given.values())}
         for name, path in given.items():
             object.__setattr__(options, name, inside[path])
+        if given:
+            stack.enter_context(archives_named())
         try:
             yield options
         finally:
@@ -97,7 +157,7 @@ class ThreadOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions(ThreadOptions):
-    """Options of a command that runs many fits.
+    """Options of a command that runs many fits, and continues the run in its output folder.
 
     Args:
         jobs: processes on this machine, or fits running at once on a cluster.
@@ -114,10 +174,11 @@ class WorkerOptions(ThreadOptions):
     def check(self) -> None:
         super().check()
         at_least(1, jobs=self.jobs)
+        must_be_run_or_new(self.output)  # type: ignore[attr-defined]  # each of them has one
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions(Options):
+class ResumeOptions(OutputOptions):
     """Options of a training, which has a checkpoint in its output folder.
 
     Args:
@@ -128,7 +189,6 @@ class ResumeOptions(Options):
     checkpoint: ClassVar[Path] = Path("last.ckpt")  # within OUTPUT
 
     resume: bool = False
-    overwrite: bool = False
 
     def check(self) -> None:
         super().check()
@@ -136,6 +196,9 @@ class ResumeOptions(Options):
             raise UsageError("--resume and --overwrite do not go together: give one")
         if not self.overwrite:
             check_resume(self._checkpoint, self.resume)
+
+    def earlier(self) -> list[Path]:
+        return [] if self.resume else super().earlier()
 
     @property
     def _checkpoint(self) -> Path:
@@ -199,7 +262,7 @@ class InputOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxOptions(ThreadOptions):
+class OnnxOptions(ThreadOptions, OutputOptions):
     """Options of a command that writes a network as an ONNX file.
 
     Args:
@@ -254,6 +317,26 @@ def must_exist(path: Path | None, what: str) -> None:
     """
     if path is not None and not path.exists():
         raise FileNotFoundError(f"no {what} at {path}")
+
+
+def existing(*paths: Path | None) -> list[Path]:
+    """The paths at which there is a file or folder."""
+    return [path for path in paths if path is not None and path.exists()]
+
+
+def earlier_measurements(output: Path, part: str, parts: Sequence[str]) -> list[Path]:
+    """The records of a benchmark in a folder: of one of its parts, or with "all" of all parts."""
+    return existing(*(output / f"benchmark-{name}.json" for name in (parts if part == "all" else [part])))
+
+
+def must_be_run_or_new(output: Path) -> None:
+    """Refuse a folder in which a nested run or a cross-validation can neither continue nor begin.
+
+    Raises:
+        UsageError: the folder holds files, but no plan of a run.
+    """
+    if output.is_dir() and not (output / PLAN).exists() and any(not p.name.startswith(".") for p in output.iterdir()):
+        raise UsageError(f"{output} is not empty and holds no {PLAN}; choose a new folder for --output")
 
 
 def must_be_writable(output: Path, kind: Literal["folder", "file", "either"]) -> None:

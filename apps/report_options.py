@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .options import Options, must_exist
+from .options import OutputOptions, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Options):
+class Report(OutputOptions):
     """Write the report of a finished run again, from the results in RUN_FOLDER.
 
     The report is one HTML file: it loads nothing, opens in any browser, and can be printed to PDF. If an EEG run has no
@@ -15,7 +15,7 @@ class Report(Options):
 
     Args:
         run_folder: the folder of the run, with results.json; predictions.csv and explain/ are used if present.
-        output: the file to write; by default report.html in RUN_FOLDER.
+        output: the file to write; by default report.html in RUN_FOLDER, which is replaced.
     """
 
     output_is = "file"

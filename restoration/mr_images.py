@@ -70,7 +70,10 @@ def write_mr_images(
             write_volume(temporary, Volume(array, np.eye(4)))
         counts[part] += 1
     if not counts["train"]:
-        raise ValueError(f"{scans} must hold scans (NIfTI, MGH or NRRD) for training, got none")
+        raise ValueError(
+            f"{scans} must hold scans (NIfTI, MGH or NRRD) for training, with heads of {least_side} pixels or more in"
+            " height and width, got none"
+        )
     return counts
 
 

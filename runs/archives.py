@@ -13,14 +13,15 @@
 import lzma
 import shutil
 import stat
+import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _MOST_MEMBERS = 200_000
@@ -80,6 +81,43 @@ def original_of(path: Path) -> Path:
     return next((archive for folder, archive in _UNPACKED.items() if absolute.is_relative_to(folder)), path)
 
 
+@contextmanager
+def archives_named() -> Iterator[None]:
+    """Within the block, lines on the screen and errors name an archive in place of the folder of its content."""
+    with redirect_stdout(_as_text(_Named(sys.stdout))), redirect_stderr(_as_text(_Named(sys.stderr))):
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            error.args = tuple(_named(part) if isinstance(part, str) else part for part in error.args)
+            if isinstance(error, OSError) and error.filename is not None:
+                error.filename = _named(str(error.filename))
+            raise
+
+
+class _Named:
+    """A text stream that writes the name of an archive in place of the folder of its content."""
+
+    def __init__(self, shown: TextIO) -> None:
+        self._shown = shown
+
+    def write(self, text: str) -> int:
+        self._shown.write(_named(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)
+
+
+def _as_text(stream: _Named) -> Any:
+    return stream
+
+
+def _named(text: str) -> str:
+    for folder, archive in _UNPACKED.items():
+        text = text.replace(str(folder), str(archive))
+    return text
+
+
 def _unpack(archive: Path, folder: Path) -> None:
     stored = archive.stat().st_size
     limit = min(shutil.disk_usage(folder).free, max(_FREE_SIZE, _MOST_RATIO * stored))
@@ -102,6 +140,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             seen.add(str(place))
             target.parent.mkdir(parents=True, exist_ok=True)
             assert member.stream is not None
+            if member.size > limit - written:
+                raise ValueError(_too_large(archive))
             with member.stream as source, target.open("wb") as out:
                 written += _copy(archive, source, out, min(member.size, limit - written))
 
@@ -112,13 +152,20 @@ def _is_unsafe(name: str) -> bool:
     return place.is_absolute() or ".." in place.parts or "\\" in name or "\0" in name or drive != ""
 
 
+def _too_large(archive: Path) -> str:
+    return (
+        f"{archive} expands to more than {_MOST_RATIO} times its size, than its headers say or than the disk holds, and"
+        " is not unpacked"
+    )
+
+
 def _copy(archive: Path, source: IO[bytes], out: IO[bytes], most: int) -> int:
     """Copy a member of at most `most` bytes, and return their number."""
     count = 0
     while piece := source.read(_PIECE):
         count += len(piece)
         if count > most:
-            raise ValueError(f"{archive} expands to more than its headers say or the disk holds, and is not unpacked")
+            raise ValueError(_too_large(archive))
         out.write(piece)
     return count
 

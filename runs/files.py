@@ -97,13 +97,15 @@ def outputs_together(folder: Path, *, replaces: Sequence[str] = ()) -> Iterator[
 
 
 @contextmanager
-def outputs_beside(output: Path) -> Iterator[Path]:
+def outputs_beside(output: Path, *, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder for an output and its report; all its files are moved to the folder of `output`.
 
     If the block fails, no file is moved. Only one run at a time can write to the output.
 
     Args:
         output: the file or folder to write, for the lock; the block writes it into the temporary folder.
+        replaces: files of an earlier run, relative to the folder of `output`, that are removed even if this run does
+            not write them.
 
     Raises:
         ValueError: another run is writing to it.
@@ -120,7 +122,7 @@ def outputs_beside(output: Path) -> Iterator[Path]:
     output = output.absolute()
     with _staged(output) as temporary:
         yield temporary
-        _move_all(temporary, output.parent, ())
+        _move_all(temporary, output.parent, replaces)
 
 
 @contextmanager

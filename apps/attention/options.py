@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from ...runs.exit import UsageError
-from ..options import InputOptions, ThreadOptions, at_least, must_exist
+from ..options import InputOptions, OutputOptions, ThreadOptions, at_least, must_exist
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks(ThreadOptions):
+class Tasks(ThreadOptions, OutputOptions):
     """Train small models on tasks whose solution is known, and show what their attention has learned.
 
     The parts are: "icl", classification in context and the onset of an induction circuit; "regression", one head and
@@ -27,6 +27,8 @@ class Tasks(ThreadOptions):
         seed: the first seed.
     """
 
+    writes = ("tasks.html", "tasks.json")
+
     output: Path
     part: Literal["all", "icl", "regression", "shortcut", "grounding", "curriculum"] = "all"
     seeds: int = 6
@@ -40,7 +42,7 @@ class Tasks(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain(ThreadOptions):
+class Explain(ThreadOptions, OutputOptions):
     """Show what the attention of a trained network does on given inputs, as one page that needs no network.
 
     The inputs are scenes, for weights of OAT; EEG recordings, for weights of long_recording or adhdeepnet; or a pair of
@@ -63,6 +65,8 @@ class Explain(ThreadOptions):
         most: largest number of inputs; of a study, the largest number of subjects, spread evenly over its table.
     """
 
+    writes = ("attention.html", "attention.json")
+
     input: Path
     output: Path
     weights: Path
@@ -81,7 +85,7 @@ class Explain(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(ThreadOptions, InputOptions):
+class Tune(ThreadOptions, InputOptions, OutputOptions):
     """Try changes of the attention of a trained network without training, and keep the network as it is if none helps.
 
     The network is OAT, with people's scanpaths, or long_recording, with a study. Single heads are removed, sinks
@@ -102,6 +106,7 @@ class Tune(ThreadOptions, InputOptions):
     """
 
     first_word = "study"
+    writes = ("tune.html", "tune.json")
 
     study: Path | None = field(default=None, kw_only=False)
     output: Path

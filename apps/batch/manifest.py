@@ -14,8 +14,9 @@ from filelock import FileLock
 from ...runs.files import atomic_path
 from ...runs.record import package_versions
 from .case import Case
+from .options import MANIFEST
 
-MANIFEST, CASE, STATE = "manifest.jsonl", "case.json", ".voxelwave"
+CASE, STATE = "case.json", ".voxelwave"
 Entry = dict[str, Any]
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.exit import UsageError
-from ..options import Options, ThreadOptions, at_least, must_exist
+from ..options import Options, OutputOptions, ThreadOptions, at_least, must_exist
+
+MANIFEST = "manifest.jsonl"  # of a folder of results, a line for each case
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(ThreadOptions):
+class FolderOptions(ThreadOptions, OutputOptions):
     """Options for a folder of cases.
 
     Args:
@@ -24,6 +26,8 @@ class FolderOptions(ThreadOptions):
         cluster: run on a cluster: dask://HOST:PORT, slurm, or slurm-local to try Slurm jobs on this machine (folders
             only).
         slurm: parameters of submitit, such as slurm_partition and mem_gb.
+        overwrite: replace the result of an earlier run, or do all cases of a folder again, also those that are done and
+            unchanged.
         keep_identifiers: show and record file and patient names instead of hashes (folders only).
     """
 
@@ -41,6 +45,12 @@ class FolderOptions(ThreadOptions):
         at_least(1, jobs=self.jobs)
         if self.part is not None and not re.fullmatch(r"\d+/\d+", self.part):
             raise UsageError(f"--part must be i/n, such as 3/10, got {self.part!r}")
+
+    @property
+    def continues(self) -> bool:
+        """Whether OUTPUT holds the results of a run over a folder, which a further run continues."""
+        output: Path = self.output  # type: ignore[attr-defined]  # each of these commands has one
+        return (output / MANIFEST).is_file()
 
     @property
     def folder_only(self) -> dict[str, Any]:

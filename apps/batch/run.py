@@ -107,6 +107,7 @@ def run_batch(
         options=run.options,
         threads=how.threads or max(1, (os.cpu_count() or 1) // (how.jobs or 1 if how.cluster is None else 1)),
         keep_identifiers=how.keep_identifiers,
+        again=how.overwrite,
     )
     hashes = _hash_of(run.options), None if run.weights is None else sha256(run.weights)
     for note in run.notes:
@@ -369,7 +370,7 @@ def _show_plan(cases: Sequence[Case], batch: Batch, hashes: tuple[str, str | Non
         state = "to do"
         if case.reason is not None:
             state = "broken"
-        elif before is not None and (before["options_sha256"], before["weights_sha256"]) == hashes:
+        elif not batch.again and before is not None and (before["options_sha256"], before["weights_sha256"]) == hashes:
             state = "done before"
         words = case.description + (f": {case.reason}" if case.reason else "")
         words = Task(case, batch, hashes, batch.state / "none").redacted(words)

@@ -98,6 +98,7 @@ class Batch:
         options: all other options on which the results depend.
         threads: CPU threads of a case.
         keep_identifiers: whether names of files and patients may be shown and written.
+        again: whether cases are done that were done before and are unchanged.
     """
 
     work: WorkSpec
@@ -106,6 +107,7 @@ class Batch:
     options: dict[str, Any]
     threads: int = 1
     keep_identifiers: bool = False
+    again: bool = False
 
     @property
     def state(self) -> Path:
@@ -210,6 +212,8 @@ class Task:
 
     def _finished(self, entry: Entry) -> Entry | None:
         """The content of case.json, if it agrees with `entry`, which names the inputs, and all its results exist."""
+        if self.batch.again:
+            return None
         before = finished_case(self.batch.output, self.case.identifier)
         return before if before is not None and all(before.get(k) == entry[k] for k in entry) else None
 

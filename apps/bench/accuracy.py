@@ -141,7 +141,7 @@ def accuracy_page(folder: Path) -> str:
         **{"pick": _pick, "where": _where, "highest": _highest, "lowest": _lowest},
     }
     figures = {name: record["figures"] for name, record in records.items()}
-    command = "voxelwave bench accuracy docs/results -o docs/accuracy.md"
+    command = "voxelwave bench accuracy docs/results -o docs/accuracy.md --overwrite"
     try:
         template = environment.from_string((folder / TEMPLATE).read_text(encoding="utf-8"))
         page = template.render(records=records, results=figures, command=command)

@@ -23,7 +23,7 @@ from ...runs.record import hardware, package_versions
 from ...volumes import read_volume
 from ..batch.find import find_cases
 from ..batch.manifest import MANIFEST, STATE, read_manifest
-from .options import BatchBenchmark
+from .options import SERIES, BatchBenchmark
 
 _TIMES = ("started", "seconds", "versions")  # keys of a manifest line that differ between runs
 _EPOCH = "1700000000"  # a fixed date for all results, so that their bytes can be compared
@@ -32,9 +32,7 @@ _POLL_S = 0.05
 
 def benchmark(options: BatchBenchmark) -> None:
     """Run the command."""
-    folder = options.output / "series"
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another --output")
+    folder = options.output / SERIES
     make_series(options.data, folder, count=options.series, broken=options.broken, slices=options.slices)
     words = ["--weights", str(options.weights), "--threads", str(options.threads), "--device", "cpu"]
     run = _command(folder, options.output / "undisturbed", *words, "--jobs", str(options.jobs))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...runs.exit import UsageError
-from ..options import Options, ThreadOptions, at_least, must_exist
+from ..options import Options, OutputOptions, ThreadOptions, at_least, must_exist
 
+SERIES = "series"  # the folder of the series that `batch benchmark` makes
 TEMPLATE = "accuracy.md.jinja"  # of the page of accuracy, in the folder of its records
 
 
@@ -34,7 +35,7 @@ class Kernels(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(ThreadOptions):
+class Attention(ThreadOptions, OutputOptions):
     """Measure what every attention mechanism costs and what it can do.
 
     The parts are: "cost", time, memory and growth against PyTorch's fused attention in one run, with four heads of 32
@@ -52,6 +53,8 @@ class Attention(ThreadOptions):
         threads: CPU threads; trainings use as many processes of one thread.
         seed: seed of the random inputs.
     """
+
+    writes = ("attention.html", "attention.json")
 
     output: Path
     part: Literal["all", "cost", "forward", "backward", "streaming", "tasks"] = "all"
@@ -99,11 +102,13 @@ class BatchBenchmark(ThreadOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.data, "folder of DICOM series")
+        if (self.output / SERIES).exists():
+            raise UsageError(f"{self.output} holds an earlier benchmark ({SERIES}): choose another --output")
         at_least(1, jobs=self.jobs, series=self.series, slices=self.slices)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed(Options):
+class Speed(OutputOptions):
     """Measure speed with one thread, beside a peer in the same run, and compare it with a goal.
 
     CPU time is measured, since it depends little on what else runs; other work can still make it half as long again.
@@ -113,12 +118,14 @@ class Speed(Options):
         quick: smaller sizes and fewer repeats: all fields take a few minutes. Some goals then do not apply.
     """
 
+    output_is = "file"
+
     output: Path | None = None
     quick: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Options):
+class Keep(OutputOptions):
     """Keep the figures of a measurement as a small JSON file, from which `bench accuracy` makes its page.
 
     RECORD is the record that the run wrote: results.json of `eeg nested-cv` or of a cross-validation, or the .json file
@@ -143,7 +150,7 @@ class Keep(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy(Options):
+class Accuracy(OutputOptions):
     """Write the page of accuracy from the records of measurements in a folder, and the template beside them.
 
     Args:

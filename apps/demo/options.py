@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..options import Options
+from ..options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Options):
+class Demo(OutputOptions):
     """Show what the suite does: align brain scans, denoise a slice, diagnose EEG recordings, predict a scanpath.
 
     All data come with the package, without faces (sources and licences: data/README.md in the written folder).
@@ -16,5 +16,11 @@ class Demo(Options):
     Args:
         output: the folder to write to.
     """
+
+    writes = (
+        "index.html",
+        *("atlas.png", "diffusion.png", "restoration.png", "eeg.png"),
+        *("data", "atlas", "diffusion", "restoration", "eeg", "scanpath"),
+    )
 
     output: Path = Path("voxelwave-demo")

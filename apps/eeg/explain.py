@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from ...runs.compute import use_threads
+from ...runs.exit import UsageError
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.json_types import read_record
@@ -13,7 +14,6 @@ from ..nested_cv.records import Explanation, MadeWith
 from .explain_figures import draw
 from .explanation import (
     EXPLANATION,
-    FOLDER,
     Case,
     Found,
     cases_of_run,
@@ -23,7 +23,7 @@ from .explanation import (
     single_case,
     summarise,
 )
-from .nested_options import MOST_WINDOWS, STEPS, Explain
+from .nested_options import FOLDER, MOST_WINDOWS, STEPS, Explain
 
 
 def explain(options: Explain) -> None:
@@ -62,7 +62,11 @@ def _explain_run_again(options: Explain, output: Path) -> Explanation:
     run, model = options.weights, options.model
     made_with = _made_with(run, model, most_windows=options.most_windows, steps=options.steps, seed=options.seed)
     kept = _kept_explanation(run / FOLDER)
-    if kept is None or kept["model"] != model or kept.get("made_with") != made_with:
+    if options.overwrite or kept is None or kept["model"] != model or kept.get("made_with") != made_with:
+        if kept is not None and options.in_run and not options.overwrite and _still_holds(run, kept):
+            raise UsageError(
+                f"{run / FOLDER} holds an explanation with other settings: give --overwrite to replace it, or --output"
+            )
         return _compute_for_run(run, model, made_with, output)
     print(f"the run was explained before with these settings: {run / FOLDER / EXPLANATION} is used again")
     if output.resolve() != (run / FOLDER).resolve():
@@ -73,11 +77,15 @@ def _explain_run_again(options: Explain, output: Path) -> Explanation:
 
 
 def _is_explained(run: Path) -> bool:
-    """Whether the run holds an explanation of its present networks; that of an earlier version is taken as one."""
+    """Whether the run holds an explanation of its present networks."""
     path = run / FOLDER / EXPLANATION
     if not path.is_file():
         return False
-    content = cast(Explanation, read_record(path, Explanation))
+    return _still_holds(run, cast(Explanation, read_record(path, Explanation)))
+
+
+def _still_holds(run: Path, content: Explanation) -> bool:
+    """Whether an explanation is of the present networks of the run; that of an earlier version is taken as one."""
     return "made_with" not in content or content["made_with"]["networks"] == hash_of_networks(run, content["model"])
 
 

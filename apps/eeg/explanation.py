@@ -33,7 +33,7 @@ from ..nested_cv.plan import CELLS, PLAN, PUBLISHED, read_plan
 from ..nested_cv.records import ExplanationFigures, FitCell, Importance
 from .guard import persons_of
 
-FOLDER, EXPLANATION = "explain", "explanation.json"
+EXPLANATION = "explanation.json"
 FACTORY = "eeg-models"  # the function that builds the models of an EEG run
 _IMPORTANCE = (
     "Importance is the mean absolute integrated gradient, as a share; the cost of hiding is the increase of the "

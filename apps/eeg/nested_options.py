@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...runs.exit import UsageError
-from ..options import ThreadOptions, WorkerOptions, at_least, must_exist
+from ..options import PLAN, OutputOptions, ThreadOptions, WorkerOptions, at_least, must_exist
 from .options import GuardOptions, StudyOptions
 
+FOLDER = "explain"  # of the explanation, in the folder of a nested run
 MOST_WINDOWS, STEPS = 300, 24  # of an explanation: windows for each network, steps of the integrated gradients
 
 
@@ -79,7 +80,7 @@ class NestedCV(StudyOptions, GuardOptions, WorkerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockedTest(StudyOptions, ThreadOptions):
+class LockedTest(StudyOptions, ThreadOptions, OutputOptions):
     """Test the final model of a finished nested run once, on a STUDY that the run never saw.
 
     The final model is the mean of the outer fits of the run, with the mean of their thresholds. A study that shares
@@ -96,6 +97,8 @@ class LockedTest(StudyOptions, ThreadOptions):
         title: title of the page.
     """
 
+    writes = ("test.html", "test.json", "subjects.csv")
+
     run: Path
     output: Path
     model: str | None = None
@@ -105,7 +108,7 @@ class LockedTest(StudyOptions, ThreadOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.run / "results.json", "results.json of a finished run")
-        must_exist(self.run / "plan.json", "plan.json of a run")
+        must_exist(self.run / PLAN, f"{PLAN} of a run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class Planted(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain(ThreadOptions):
+class Explain(ThreadOptions, OutputOptions):
     """Show what a network relies on: channels, frequency bands, its filters and its last features.
 
     WEIGHTS is the folder of a nested cross-validation, whose networks are explained on their own outer test subjects
@@ -173,6 +176,8 @@ class Explain(ThreadOptions):
         seed: seed of the t-SNE.
     """
 
+    writes = ("explanation.json",)
+
     weights: Path = field(kw_only=False)
     study: Path | None = None
     output: Path | None = None
@@ -188,7 +193,7 @@ class Explain(ThreadOptions):
     @property
     def of_run(self) -> bool:
         """Whether WEIGHTS is the folder of a nested run."""
-        return (self.weights / "plan.json").is_file()
+        return (self.weights / PLAN).is_file()
 
     def check(self) -> None:
         super().check()
@@ -197,3 +202,11 @@ class Explain(ThreadOptions):
         at_least(1, most_windows=self.most_windows, steps=self.steps)
         if not self.of_run and (self.study is None or self.output is None):
             raise UsageError(f"{self.weights} is not the folder of a nested run: --study and --output must be given")
+
+    @property
+    def in_run(self) -> bool:
+        """Whether the explanation belongs to the nested run, in its folder explain/."""
+        return self.of_run and (self.output is None or self.output.resolve() == (self.weights / FOLDER).resolve())
+
+    def earlier(self) -> list[Path]:
+        return [] if self.in_run else super().earlier()  # that of a run is used again if it fits

@@ -13,6 +13,7 @@ from ..options import (
     InputOptions,
     OnnxOptions,
     Options,
+    OutputOptions,
     ResumeOptions,
     ThreadOptions,
     at_least,
@@ -77,6 +78,8 @@ class Train(TrainingOptions, StudyOptions, GuardOptions, ResumeOptions, DeviceOp
             long_recording.
     """
 
+    writes = ("model.safetensors", "model.json")
+
     output: Path
     windows: dict[str, Any] | None = None
     cache: Path | None = None
@@ -121,6 +124,7 @@ class Diagnose(InputOptions, FolderOptions):
 
     first_word = "recording"
     archives = ("input",)
+    writes = ("subjects.csv", "windows.csv", "people.csv", "diagnosis.json")
 
     recording: Path | None = field(default=None, kw_only=False)
     output: Path
@@ -148,9 +152,12 @@ class Diagnose(InputOptions, FolderOptions):
             raise UsageError("--label-column and --person-column need --table")
         must_exist(self.weights_file, "file of weights")
 
+    def earlier(self) -> list[Path]:
+        return [] if self.input.is_dir() and self.continues else super().earlier()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Audit(StudyOptions):
+class Audit(StudyOptions, OutputOptions):
     """Check a study, and a split of it, for leakage and for confounds that predict the label by themselves.
 
     The audit looks for the same EEG under two names, subjects or near-duplicate windows on both sides of a fold, inner
@@ -172,6 +179,8 @@ class Audit(StudyOptions):
         permutations: number of permutations in the test of each confound.
         seed: seed of the permutations and bootstraps.
     """
+
+    writes = ("audit.json",)
 
     splits: Path | None = None
     output: Path | None = None
@@ -215,7 +224,7 @@ class Export(OnnxOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(Options):
+class Benchmark(OutputOptions):
     """Measure how many random windows per second a training step processes on the CPU.
 
     A step is a forward pass, a backward pass and an optimizer step on windows of 19 channels and 512 samples. The
@@ -231,6 +240,8 @@ class Benchmark(Options):
         threads: CPU threads.
         seed: seed of the weights and windows.
     """
+
+    writes = ("benchmark-training.json",)
 
     output: Path | None = None
     batch: int = 64

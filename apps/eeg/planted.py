@@ -15,9 +15,9 @@ from ...runs.json_files import write_json
 from ...runs.record import command_line, package_versions
 from ..nested_cv.records import BandImportance, ChannelImportance, Explanation, Metric
 from ..nested_cv.report import read_results
-from .explanation import EXPLANATION, FOLDER
+from .explanation import EXPLANATION
 from .nested_cv import nested_cv
-from .nested_options import NestedCV, Planted
+from .nested_options import FOLDER, NestedCV, Planted
 
 PLANTED, SHUFFLED, RESULT = "planted", "shuffled", "planted.json"
 CHANNELS, BAND = ("O1", "O2", "Pz"), "alpha"  # channels and band of the planted 10 Hz oscillation

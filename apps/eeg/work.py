@@ -20,7 +20,7 @@ from ..batch.case import Case
 from ..batch.manifest import read_manifest
 from .people_table import PeopleTable, RecordingOf, means_of_people
 
-DIAGNOSIS = "diagnosis.json"
+DIAGNOSIS, PEOPLE = "diagnosis.json", "people.csv"
 NO_DEVICE = (
     "Research software, not a medical device: a probability measures how similar a recording is to those of a training "
     "group; it is not a statement about a person's health."
@@ -204,11 +204,11 @@ class Diagnosis:
             "subjects": [row | {"window": [w for w in window_rows if w["subject"] == row["subject"]]} for row in rows],
             "failed": failed,
         }
-        with outputs_together(output) as together:
+        with outputs_together(output, replaces=[PEOPLE]) as together:
             write_table(together / "subjects.csv", rows)
             write_table(together / "windows.csv", window_rows)
             if people is not None:
-                write_table(together / "people.csv", people)
+                write_table(together / PEOPLE, people)
             write_json(together / DIAGNOSIS, content)
         add_outcome(
             positive=self.card.classes[1], threshold=self.threshold, subjects=rows, failed=failed, note=NO_DEVICE

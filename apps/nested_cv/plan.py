@@ -11,6 +11,7 @@ from ...runs.functions import with_present_names
 from ...runs.json_files import write_json
 from ...runs.json_types import check_record
 from ...runs.record import package_versions
+from ..options import PLAN, must_be_run_or_new
 from .records import EstimatorSpec, Plan, Split
 from .seeds import derive_seed
 from .splits import Cohort, check_splits, make_splits
@@ -23,7 +24,7 @@ RANDOM_WINDOWS = "random-windows"  # a subject has windows on both sides
 REFIT = "refit"  # settings, epochs and threshold of the nested run, on altered data or fewer subjects
 SCORE: Literal["score"] = "score"  # the objective of methods that are not fitted, see `measure`
 LIKELIHOOD = "likelihood"  # the objective of estimators without classes
-PLAN, CELLS, PREDICTIONS, RESULTS = "plan.json", "cells", "predictions.csv", "results.json"
+CELLS, PREDICTIONS, RESULTS = "cells", "predictions.csv", "results.json"
 
 
 class PlanWarning(UserWarning):
@@ -166,8 +167,7 @@ def open_plan(folder: Path, plan: Plan) -> Plan:
     check_plan(plan)
     path = folder / PLAN
     if not path.exists():
-        if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
-            raise ValueError(f"{folder} is not empty and holds no {PLAN}; choose a new folder for --output")
+        must_be_run_or_new(folder)
         write_json(path, plan)
         return plan
     before = read_plan(path)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionMethod, LabelMethod, Method, Split
 from ...registration.settings import RegistrationSettings
@@ -14,10 +14,12 @@ from ..batch.options import FolderOptions
 from ..options import (
     DeviceOptions,
     OnnxOptions,
-    Options,
+    OutputOptions,
     ResumeOptions,
     WorkerOptions,
     at_least,
+    earlier_measurements,
+    existing,
     must_be_writable,
     must_exist,
 )
@@ -25,6 +27,7 @@ from ..options import (
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
+Part = Literal["field", "labels", "diffusion", "training", "shift", "cost", "peer"]  # of the benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,21 @@ class Register(MethodOptions, FolderOptions):
     """
 
     archives = ("moving", "fixed", "input")
+    writes = (
+        "warped.nii.gz",
+        "forward.nii.gz",
+        "inverse.nii.gz",
+        "affine.mat",
+        "record.json",
+        "registration.html",
+        "picture.png",
+        "searched.png",
+        "jacobian.nii.gz",
+        "warped_labels.nii.gz",
+        "warped.bv*",
+        "warped_dicom/*",
+        "registration.dcm",
+    )
 
     moving: Path | None = field(default=None, kw_only=False)
     fixed: Path | None = field(default=None, kw_only=False)
@@ -146,6 +164,9 @@ class Register(MethodOptions, FolderOptions):
         if self.initial is not None and self.initial.suffix.lower() not in (".mat", ".txt", ".tfm", ".lta"):
             raise UsageError(f"--initial must be a linear transform (.mat, .txt, .tfm, .lta), got {self.initial}")
 
+    def earlier(self) -> list[Path]:
+        return [] if self.of_folder else super().earlier()  # a run over a folder continues
+
     def _of_one_pair(self) -> tuple[Path | None, ...]:
         """The files beside a single pair of scans."""
         return (
@@ -176,7 +197,7 @@ class Register(MethodOptions, FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply(Options):
+class Apply(OutputOptions):
     """Resample IMAGE through a TRANSFORM onto the grid of another image, with one interpolation, or move points.
 
     With --points instead of IMAGE, the points of a table or of a surface are moved as the image is: from the space of
@@ -262,6 +283,11 @@ class Apply(Options):
             if target.resolve() in sources or inside:
                 raise UsageError(f"--output must be another path than the inputs, got {target}")
 
+    def earlier(self) -> list[Path]:
+        if not self.several:
+            return super().earlier()
+        return existing(*(self.output / name for name in self.targets.values()))
+
     @property
     def several(self) -> bool:
         """Whether OUTPUT is a folder."""
@@ -287,7 +313,7 @@ class Apply(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transform(Options):
+class Transform(OutputOptions):
     """Describe a TRANSFORM, convert it to another format, or write the map of its Jacobian determinant.
 
     The format follows from the name of OUTPUT: .mat, .txt or .tfm (ITK, ANTs, 3D Slicer) and .lta (FreeSurfer) for a
@@ -333,6 +359,9 @@ class Transform(Options):
                 raise UsageError(f"--jacobian must end in .nii, .nii.gz or .mgz, got {self.jacobian}")
             must_be_writable(self.jacobian, "file")
 
+    def earlier(self) -> list[Path]:
+        return [*super().earlier(), *existing(self.jacobian)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingSettings, ResumeOptions, DeviceOptions):
@@ -346,6 +375,8 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
             subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
         output: the folder to write to: network.safetensors (for register --weights), checkpoints, logs, cache.
     """
+
+    writes = ("network.safetensors",)
 
     pairs: Path
     output: Path
@@ -366,7 +397,7 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(MethodOptions):
+class Evaluate(MethodOptions, OutputOptions):
     """Register every pair of a list and print a table of label overlap, folding and time.
 
     OUTPUT receives evaluation.csv (a row per pair and method) and evaluation.json (mean and spread over the pairs,
@@ -379,6 +410,8 @@ class Evaluate(MethodOptions):
         baseline: also run ANTs SyN on every pair.
         split: only use the pairs of this split.
     """
+
+    writes = ("evaluation.csv", "evaluation.json")
 
     pairs: Path = field(kw_only=False)
     output: Path
@@ -459,7 +492,7 @@ class Export(OnnxOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(Options):
+class Benchmark(OutputOptions):
     """Measure accuracy, time and memory on real scans, for our method and other programs with the same threads.
 
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
@@ -486,7 +519,7 @@ class Benchmark(Options):
 
     data: Path = field(kw_only=False)
     output: Path
-    part: Literal["all", "field", "labels", "diffusion", "training", "shift", "cost", "peer"] = "all"
+    part: Literal["all"] | Part = "all"
     seeds: int = 3
     spacings: list[float] | None = None
     methods: list[LabelMethod | DiffusionMethod] | None = None
@@ -507,3 +540,6 @@ class Benchmark(Options):
         must_exist(self.published, "file with the published model")
         if self.part not in ("shift", "cost", "peer"):  # these need no scans
             must_exist(self.data, "folder of scans")
+
+    def earlier(self) -> list[Path]:
+        return earlier_measurements(self.output, self.part, get_args(Part))

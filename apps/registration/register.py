@@ -19,7 +19,7 @@ from ..batch.run import FolderRun, run_batch
 from ..batch.task import CaseRefused
 from ..page.case_page import write_case_page
 from .options import PAIR_LISTS, Register
-from .scans import REGISTRATION_DICOM, check_no_series, collected_notes
+from .scans import REGISTRATION_DICOM, collected_notes
 from .work import AFFINE, FORWARD, INVERSE, JACOBIAN, OPTIONAL_FILES, SEARCHED, Alignment
 
 PAGE = "registration.html"
@@ -95,8 +95,10 @@ def _register_pair(options: Register) -> int:
         fixed_mask=options.fixed_mask,
     )
     network = None if options.weights is None else read_trained_network(options.weights)
-    with outputs_together(options.output, replaces=OPTIONAL_FILES) as folder, collected_notes() as notes:
-        check_no_series(options.output)
+    with (
+        outputs_together(options.output, replaces=[*OPTIONAL_FILES, *options.replaced()]) as folder,
+        collected_notes() as notes,
+    ):
         work = Alignment(
             options.settings,
             network,

@@ -47,17 +47,6 @@ def write_rotated_bvecs(moving: Path, series: Volume, output: Path, result: Regi
             np.savetxt(temporary, bvals[None], fmt="%g")
 
 
-def check_no_series(output: Path) -> None:
-    """Refuse a folder of results that holds the DICOM series of an earlier run.
-
-    Raises:
-        ValueError: there is such a series.
-    """
-    folder = output / WARPED_DICOM
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds the series of an earlier run: remove it or choose another --output")
-
-
 def writes_dicom(moving: Path, fixed: Path, *, always: bool, fix_tilt: bool = False) -> bool:
     """Whether a registration writes DICOM results: if both images are DICOM, or with `always` if MOVING is.
 

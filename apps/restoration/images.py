@@ -2,23 +2,26 @@
 
 from ...restoration.mr_images import write_mr_images
 from ...restoration.open_images import OF_THE_CARD, missing_packages, write_open_images
+from ...runs.files import outputs_together
 from .options import Images
 
 
 def images(options: Images) -> None:
     """Write the images and print their numbers."""
     if options.scans is not None:
-        counts = write_mr_images(
-            options.scans,
-            options.output,
-            labels=options.labels,
-            validation=options.validation or (),
-            least_side=options.least_side,
-            seed=options.seed,
-        )
+        with outputs_together(options.output, replaces=options.replaced()) as folder:
+            counts = write_mr_images(
+                options.scans,
+                folder,
+                labels=options.labels,
+                validation=options.validation or (),
+                least_side=options.least_side,
+                seed=options.seed,
+            )
         print(f"wrote {options.output}/: {counts['train']} stacks in train, {counts['validation']} in validation")
         return
-    counts = write_open_images(options.output)
+    with outputs_together(options.output, replaces=options.replaced()) as folder:
+        counts = write_open_images(folder)
     listed = ", ".join(f"{count} images in {name}" for name, count in counts.items())
     print(f"wrote {options.output}/: {listed}")
     if counts["train"] < OF_THE_CARD:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ...restoration.settings import (
     EvaluationSettings,
@@ -12,20 +12,30 @@ from ...restoration.settings import (
     TileSettings,
     TrainingSettings,
 )
+from ...restoration.suffixes import file_stem
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ..batch.options import FolderOptions
 from ..options import (
     DeviceOptions,
     InputOptions,
-    Options,
+    OutputOptions,
     ResumeOptions,
     ThreadOptions,
     WorkerOptions,
     at_least,
+    earlier_measurements,
+    existing,
     must_exist,
     must_have_onnx,
 )
+
+Part = Literal["speed", "slice", "memory", "set12", "ct", "mr"]  # of the benchmark
+
+
+def record_beside(output: Path) -> Path:
+    """The record of a single restoration, beside its result; the folder of a series holds DICOM files only."""
+    return output.with_name(f"{file_stem(output)}.restoration.json")
 
 
 def _weights_must_exist(weights: Path | None) -> None:
@@ -61,6 +71,7 @@ class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
     """
 
     output_is = "either"
+    writes = ("*.dcm",)  # those of a DICOM series
     first_word = "image"
     archives = ("input",)
 
@@ -86,6 +97,12 @@ class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
             raise UsageError(f"--dry-run, --include and other options of folders need a folder, got {self.input}")
         _weights_must_exist(self.weights)
 
+    def earlier(self) -> list[Path]:
+        if self.input.is_dir() and self.continues:
+            return []
+        record = record_beside(self.output)
+        return [*super().earlier(), *existing(record, record.with_suffix(".html"))]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingSettings, ResumeOptions, DeviceOptions, ThreadOptions):
@@ -101,6 +118,8 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions, ThreadOptions):
         output: the folder to write to: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
     """
 
+    writes = ("weights.safetensors",)
+
     train_images: Path = field(kw_only=False)
     validation_images: Path = field(kw_only=False)
     output: Path
@@ -114,7 +133,7 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions, ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, ThreadOptions):
+class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, ThreadOptions, OutputOptions):
     """Degrade the images of CLEAN (or take their degraded partners), restore them, and measure PSNR and SSIM.
 
     The degraded input, the network and the classical methods are measured in the same run, per image and on average.
@@ -163,6 +182,9 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
         must_exist(self.clean, "file or folder")
         must_exist(self.degraded, "file or folder")
         _weights_must_exist(self.weights)
+
+    def earlier(self) -> list[Path]:
+        return [*super().earlier(), *existing(None if self.output is None else self.output.with_suffix(".json"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +239,7 @@ class CrossValidate(EvaluationSettings, TileSettings, WorkerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(ThreadOptions):
+class Export(ThreadOptions, OutputOptions):
     """Write the averaged weights of a training checkpoint as a .safetensors file, or a network as an .onnx file.
 
     The checkpoint is only read, so the training may still be running. The .safetensors file contains the network's
@@ -267,7 +289,7 @@ class Export(ThreadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(Options):
+class Extract(OutputOptions):
     """Write one size of weights that contain several as a .safetensors file of its own.
 
     The file holds the parameters of that size only, so it is smaller, and it gives the same results as --size with the
@@ -293,7 +315,7 @@ class Extract(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(Options):
+class Benchmark(OutputOptions):
     """Measure time, memory and quality of restoration on the CPU.
 
     The parts are: "speed", MaIR-S x2 on a 64 x 64 input with one thread, compared with the same network with a
@@ -313,7 +335,7 @@ class Benchmark(Options):
 
     output: Path
     data: Path | None = None
-    part: Literal["all", "speed", "slice", "memory", "set12", "ct", "mr"] = "all"
+    part: Literal["all"] | Part = "all"
     weights: Path = Path("denoise-grey")
     seed: int = 0
 
@@ -324,9 +346,12 @@ class Benchmark(Options):
         must_exist(self.data, "folder")
         _weights_must_exist(self.weights)
 
+    def earlier(self) -> list[Path]:
+        return earlier_measurements(self.output, self.part, get_args(Part))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Options):
+class Images(OutputOptions):
     """Gather images to train a denoiser on, in train/ and validation/ of a folder.
 
     Without --scans, these are the openly licensed images of installed packages, as grey PNG files: those of
@@ -346,6 +371,8 @@ class Images(Options):
             training.
         seed: seed of the synthetic slices and of the noise floors.
     """
+
+    writes = ("train/*", "validation/*", "LICENCES.tsv")
 
     output: Path
     scans: Path | None = None

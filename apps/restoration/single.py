@@ -19,18 +19,14 @@ from ...runs.outcome import add_outcome
 from ...runs.record import write_record
 from ..batch.task import CaseRefused
 from ..page.case_page import write_case_page
-from .options import Restore
-from .work import Restoration, Restored, batch_work, file_stem
-
-REPORT = "restoration.json"
+from .options import Restore, record_beside
+from .work import Restoration, Restored, batch_work
 
 
 def restore_single(options: Restore, arguments: dict[str, Any]) -> int:
     """Restore one input, and print and write its report; `arguments` are those of `batch_work` without the weights."""
     use_threads(options.threads)
     source, target = options.input, options.output
-    if target.resolve() == source.resolve():
-        raise ValueError(f"--output must be another path than the input, got {target}")
 
     def show(image: Image, intensity_range: IntensityRange) -> None:
         shape = " x ".join(map(str, image.stack.shape))
@@ -40,10 +36,12 @@ def restore_single(options: Restore, arguments: dict[str, Any]) -> int:
             print(f"note: this image is {image.modality}, for which the weights {', '.join(made_for)} are made")
 
     try:
-        with outputs_beside(target) as together:
+        earlier = [f"{target.name}/{file.name}" for file in options.earlier() if file.parent == target]
+        with outputs_beside(target, replaces=earlier) as together:
             work = batch_work(weights=str(options.weights), **arguments)
             to = together / target.absolute().name
-            done = work.restore(source, target, write_to=to, show=show, progress=_show_progress)
+            free = to if options.overwrite else target  # else a folder with files of an earlier series is refused
+            done = work.restore(source, free, write_to=to, show=show, progress=_show_progress)
             _report(options, work, done)
     except (CaseRefused, Refused) as error:
         about = f"{source}: " if isinstance(error, Refused) else ""
@@ -58,9 +56,8 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
     """Print the difference to the input, and write the record."""
     for line in done.change.lines():
         print(f"  {line}")
-    record = done.written.with_name(f"{file_stem(done.written)}.{REPORT}")
+    record = record_beside(done.written)
     write_record(
-        # the folder of a series holds DICOM files only, so its record is beside the folder
         record,
         inputs={"input": options.input, "weights": work.weights},
         options={

@@ -20,6 +20,7 @@ from ...restoration.inference import (
 )
 from ...restoration.inference import restore as restore_stack
 from ...restoration.settings import RestoreSettings
+from ...restoration.suffixes import file_stem
 from ...restoration.weights import Network, WeightsInfo, load_weights
 from ...runs.catalogue import entry_of, find_weights
 from ...runs.compute import choose_device
@@ -172,11 +173,6 @@ def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) 
     if task is not None and task != info.task:
         raise CaseRefused(f"{file.name} is made for {info.task}, got --task {task}")
     return Restoration(model, info, file, how, choose_device(device))
-
-
-def file_stem(path: Path) -> str:
-    """The name of a file without its suffix (.nii.gz is one suffix); the whole name of a folder."""
-    return path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def _ending(source: Path) -> str:

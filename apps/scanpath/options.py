@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
@@ -12,14 +12,18 @@ from ..options import (
     InputOptions,
     OnnxOptions,
     Options,
+    OutputOptions,
     ResumeOptions,
     ThreadOptions,
     WorkerOptions,
     at_least,
+    earlier_measurements,
+    existing,
     must_exist,
 )
 
 LAST = "last.ckpt"
+Part = Literal["decoding", "planted"]  # of the benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class Train(TrainingSettings, DataOptions, ResumeOptions, DeviceOptions, ThreadO
     receives model.safetensors, curve.csv (a row per epoch), last.ckpt and record.json.
     """
 
+    writes = ("model.safetensors",)
+
     def check(self) -> None:
         super().check()
         at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch)
@@ -61,7 +67,7 @@ class Train(TrainingSettings, DataOptions, ResumeOptions, DeviceOptions, ThreadO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(ThreadOptions, InputOptions):
+class Predict(ThreadOptions, InputOptions, OutputOptions):
     """Predict scanpaths on one scene, or on every scene of a folder, with trained weights.
 
     OUTPUT receives prediction.json (for each path the objects, positions and log-probabilities; for each object the
@@ -89,6 +95,7 @@ class Predict(ThreadOptions, InputOptions):
     """
 
     first_word = "scene"
+    writes = ("prediction.json", "scanpath.png", "predictions.csv", "*/prediction.json", "*/scanpath.png")
 
     scene: Path | None = field(default=None, kw_only=False)
     output: Path
@@ -110,7 +117,7 @@ class Predict(ThreadOptions, InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import(Options):
+class Import(OutputOptions):
     """Turn fixations from the FILES of an eye tracker into the scanpaths that the other commands read.
 
     FILES are EyeLink's .asc files (from edf2asc, with events) or tables of fixations (.tsv, .csv, .txt) with a header
@@ -153,12 +160,10 @@ class Import(Options):
         at_least(1, grid=min(self.grid))
         if self.output.suffix != ".json":
             raise UsageError(f"--output must end in .json, got {self.output}")
-        if any(self.output.resolve() == path.resolve() for path in (*self.files, self.scenes) if path is not None):
-            raise UsageError(f"--output must be another path than the inputs, got {self.output}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DataOptions, ThreadOptions):
+class Evaluate(DataOptions, ThreadOptions, OutputOptions):
     """Compare trained weights, and simpler models fitted on the training part of each fold, with people's scanpaths.
 
     OUTPUT receives results.csv (each figure of each model with its bootstrap interval over layouts), results.json (the
@@ -174,6 +179,8 @@ class Evaluate(DataOptions, ThreadOptions):
         resamples: bootstrap resamples.
         seed: seed of the folds, the drawn scanpaths and the bootstrap.
     """
+
+    writes = ("results.csv", "results.json", "trials.csv", "results.png")
 
     weights: str | None = None
     target_position: Literal["hidden", "given"] = "hidden"
@@ -259,7 +266,7 @@ class Export(OnnxOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(ThreadOptions):
+class Benchmark(ThreadOptions, OutputOptions):
     """Measure decoding and learning on synthetic scenes; OUTPUT receives benchmark-PART.json.
 
     "decoding" draws one scanpath of at most --steps fixations for each scene of 84 objects, once with a cache of keys
@@ -282,7 +289,7 @@ class Benchmark(ThreadOptions):
     """
 
     output: Path
-    part: Literal["all", "decoding", "planted"] = "all"
+    part: Literal["all"] | Part = "all"
     size: Literal["small", "published"] = "small"
     scenes: int = 1000
     steps: int = 20
@@ -296,3 +303,7 @@ class Benchmark(ThreadOptions):
         super().check()
         at_least(1, scenes=self.scenes, steps=self.steps, repeats=self.repeats)
         at_least(1, training_scenes=self.training_scenes, epochs=self.epochs)
+
+    def earlier(self) -> list[Path]:
+        model = None if self.part == "decoding" else self.output / "model.safetensors"
+        return [*earlier_measurements(self.output, self.part, get_args(Part)), *existing(model)]

@@ -41,7 +41,7 @@ def predict(options: Predict) -> int:
         raise FileNotFoundError(f"{options.input} holds no scene: no .json file and no tables")
     several = options.input.is_dir() or len(found) > 1
     rows: list[dict[str, Any]] = []
-    with outputs_together(options.output) as output:
+    with outputs_together(options.output, replaces=options.replaced()) as output:
         for name, scene in found:
             folder = output / _unique(name, rows) if several else output
             try:

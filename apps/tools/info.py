@@ -16,6 +16,7 @@ from ...restoration.images import Image, read_image
 from ...restoration.inference import Refused, check_card, slices_of
 from ...restoration.suffixes import BITMAP_SUFFIXES
 from ...restoration.weights import load_weights
+from ...runs.archives import original_of
 from ...runs.catalogue import list_weights
 from ...runs.outcome import add_outcome
 from ...scanpath.readers import read_scanpaths
@@ -39,7 +40,7 @@ def info(options: Info) -> None:
         print(f"{name:<{width}}  {value}")
     for use in uses:
         print(f"  {use}")
-    add_outcome(file=options.file, facts=facts, uses=uses)
+    add_outcome(file=original_of(options.file), facts=facts, uses=uses)
 
 
 def _described(path: Path) -> tuple[Facts, list[str]]:
@@ -84,7 +85,7 @@ def _image(path: Path) -> tuple[Facts, list[str]]:
             facts["diffusion"] = f"{len(gradients[0])} volumes, b up to {max(gradients[0]):.0f}"
         how = {True: "by its mean b0 image; each volume is moved and the b-vectors are rotated", False: "by its mean"}
         series = f"  (a series is aligned {how[gradients is not None]})" if image.volume.array.ndim == 4 else ""
-        uses.insert(0, f"voxelwave registration register {path} FIXED -o OUT{series}")
+        uses.insert(0, f"voxelwave registration register {original_of(path)} FIXED -o OUT{series}")
     return facts, uses
 
 
@@ -98,7 +99,7 @@ def _restorations(path: Path, image: Image) -> list[str]:
         except Refused as refused:
             uses.append(f"not restored: {refused}")
         else:
-            uses.append(f"voxelwave restoration restore {path} -o OUT --weights {entry.name}")
+            uses.append(f"voxelwave restoration restore {original_of(path)} -o OUT --weights {entry.name}")
     return uses
 
 
@@ -106,8 +107,8 @@ def _transform(path: Path) -> tuple[Facts, list[str]]:
     transform = read_transform(path)
     facts: Facts = {"kind": "transform", **describe_transform(transform)}
     return facts, [
-        f"voxelwave registration apply {path} IMAGE --like FIXED -o OUT",
-        f"voxelwave registration transform {path} -o OUT.mat",
+        f"voxelwave registration apply {original_of(path)} IMAGE --like FIXED -o OUT",
+        f"voxelwave registration transform {original_of(path)} -o OUT.mat",
     ]
 
 
@@ -123,7 +124,9 @@ def _recording(path: Path) -> tuple[Facts, list[str]]:
     }
     facts |= {f"note {k}": note.text for k, note in enumerate(recording.notes, 1)}
     names = [entry.name for entry in list_weights("eeg")]
-    return facts, [f"voxelwave eeg diagnose {path} -o OUT --weights {name}" for name in (*names, "MODEL.safetensors")]
+    return facts, [
+        f"voxelwave eeg diagnose {original_of(path)} -o OUT --weights {name}" for name in (*names, "MODEL.safetensors")
+    ]
 
 
 def _scenes(path: Path) -> tuple[Facts, list[str]]:
@@ -135,8 +138,8 @@ def _scenes(path: Path) -> tuple[Facts, list[str]]:
         "objects": _range(list(map(len, scenes))),
         "scanpaths": len(dataset.trials),
     }
-    uses = [f"voxelwave scanpath predict {path} -o OUT --weights WEIGHTS"]
-    return facts, uses + ([f"voxelwave scanpath train {path} -o OUT"] if dataset.trials else [])
+    uses = [f"voxelwave scanpath predict {original_of(path)} -o OUT --weights WEIGHTS"]
+    return facts, uses + ([f"voxelwave scanpath train {original_of(path)} -o OUT"] if dataset.trials else [])
 
 
 def _weights(path: Path) -> tuple[Facts, list[str]]:
@@ -163,7 +166,7 @@ def _folder(path: Path) -> tuple[Facts, list[str]]:
     facts |= {f"note {k}": note for k, note in enumerate(found.notes, 1)}
     uses = ["voxelwave restoration restore -i FOLDER -o OUT --dry-run"] if set(counts) - {"eeg"} else []
     uses += ["voxelwave eeg diagnose -i FOLDER -o OUT --weights WEIGHTS --dry-run"] if "eeg" in counts else []
-    return facts, [use.replace("FOLDER", str(path)) for use in uses]
+    return facts, [use.replace("FOLDER", str(original_of(path))) for use in uses]
 
 
 def _range(counts: list[int]) -> str:

@@ -49,3 +49,19 @@ def test_the_options_name_the_archive_again_afterwards(tmp_path):
     with without_archives(options) as inside:
         assert inside.input.name == "a.png"
     assert options.input == tmp_path / "x.zip"
+
+
+def test_lines_and_errors_name_the_archive_and_not_the_place_of_its_content(shared_data, tmp_path, capsys):
+    series = shared_data / "dicom" / "siemens_t1_sag_35slices"
+    shutil.make_archive(str(tmp_path / "series"), "zip", series.parent, series.name)
+    archive = str(tmp_path / "series.zip")
+    assert cli.main(["info", archive]) == DONE
+    shown = capsys.readouterr().out
+    assert f"voxelwave restoration restore {archive} -o OUT" in shown
+    assert "series.zip/" not in shown
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    words = ["restoration", "restore", str(tmp_path / "empty.zip"), "-o", str(tmp_path / "out")]
+    assert cli.main(words) == ERROR
+    shown = "".join([shown, *capsys.readouterr()])
+    assert f"nothing to do in {tmp_path / 'empty.zip'}: it holds no files" in shown
+    assert "voxelwave-" not in shown

@@ -99,6 +99,14 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
         pass
 
 
+def test_a_bomb_whose_headers_tell_its_size_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("voxelwave.runs.archives._FREE_SIZE", 1 << 16)
+    monkeypatch.setattr("voxelwave.runs.archives._copy", None)
+    bomb = zipped(tmp_path / "x.zip", {"zeros": bytes(1 << 23)})
+    with pytest.raises(ValueError, match="expands to more"), unpacked(bomb):
+        pass
+
+
 def test_a_member_longer_than_its_header_says_is_refused(tmp_path):
     content = zipped(tmp_path / "x.zip", {"a": os.urandom(4000)}).read_bytes()
     start = content.rfind(b"PK\x01\x02")  # the central directory: the size at offset 24

@@ -81,7 +81,7 @@ def shifted(tmp_path) -> Path:
 
 def test_the_wrong_direction_is_an_error(shifted, capsys):
     words = ["registration", "apply", str(shifted / "result"), str(shifted / "fixed.nii.gz")]
-    words += ["-o", str(shifted / "out.nii.gz"), "--like", str(shifted / "moving.nii.gz")]
+    words += ["-o", str(shifted / "out.nii.gz"), "--overwrite", "--like", str(shifted / "moving.nii.gz")]
     assert cli.main(words) == ERROR
     assert "add --inverse" in capsys.readouterr().err
     assert not (shifted / "out.nii.gz").exists()

@@ -81,7 +81,7 @@ def test_dicom_in_gives_dicom_out(series, tmp_path, capsys):
     assert image.FrameOfReferenceUID == transform.FrameOfReferenceUID == fixed.FrameOfReferenceUID
     assert image.StudyInstanceUID == transform.StudyInstanceUID == moving.StudyInstanceUID
     capsys.readouterr()
-    assert cli.main(words) == ERROR
+    assert cli.main(words) == USAGE
     assert "earlier run" in capsys.readouterr().err
 
 
@@ -215,7 +215,7 @@ def test_weights_that_choose_regions_draw_where_they_searched(scans, tmp_path, c
     assert cli.main([*words, "--weights", str(tmp_path / "routed.safetensors")]) == DONE
     assert "picture.png, searched.png" in capsys.readouterr().out
     assert (tmp_path / "out" / "searched.png").stat().st_size > 10_000
-    assert cli.main(words) == DONE  # without the weights, the old picture is removed
+    assert cli.main([*words, "--overwrite"]) == DONE  # without the weights, the old picture is removed
     assert not (tmp_path / "out" / "searched.png").exists()
 
 

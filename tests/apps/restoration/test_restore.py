@@ -88,13 +88,14 @@ def test_weights_that_do_not_apply_are_refused(folder: Path, capsys: pytest.Capt
 
 def test_the_input_is_never_overwritten(folder: Path) -> None:
     before = (folder / "in/a.png").read_bytes()
-    assert _restore(folder, "in/a.png", "in/a.png") == ERROR
+    for words in ([], ["--overwrite"]):
+        assert _restore(folder, "in/a.png", "in/a.png", *words) == USAGE
     assert (folder / "in/a.png").read_bytes() == before
 
 
 def test_the_result_does_not_appear_without_its_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "out.restoration.json").mkdir()
-    assert _restore(folder, "in/a.png", "out.png") == ERROR
+    assert _restore(folder, "in/a.png", "out.png", "--overwrite") == ERROR
     assert "out.restoration.json" in capsys.readouterr().err
     assert not (folder / "out.png").exists()
     assert not list(folder.glob(".*"))
