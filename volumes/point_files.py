@@ -23,7 +23,7 @@ class Points:
     """Points with the file that they came from, whose other content is kept.
 
     Args:
-        coordinates: (N, 3), in the unit and axes of the file.
+        coordinates: (N, 3), in the unit and axes of the file; NaN for a row of a table without coordinates.
         source: the file.
         table: the rows of a table, header first; None for a surface.
     """
@@ -40,6 +40,8 @@ def is_points_name(path: Path) -> bool:
 
 def read_points(path: str | os.PathLike[str]) -> Points:
     """Read a .csv or .tsv file with a header and the columns x, y and z, or the points of a GIFTI surface.
+
+    A row of a table may lack its coordinates, as `write_points` writes a point that has no place.
 
     Raises:
         ValueError: a column is missing, a value is no finite number, or the file holds no points.
@@ -59,10 +61,13 @@ def read_points(path: str | os.PathLike[str]) -> Points:
         raise ValueError(f"{path} must have a header with the columns x, y and z; it is empty")
     columns = _columns(path, rows[0])
     try:
-        coordinates = np.array([[float(row[k]) for k in columns] for row in rows[1:]]).reshape(-1, 3)
+        texts = [[row[k].strip() for k in columns] for row in rows[1:]]
+        coordinates = np.array([[float(text) for text in row] for row in texts if any(row)]).reshape(-1, 3)
     except (ValueError, IndexError):
         raise ValueError(f"{path} must hold a number in x, y and z of each row") from None
-    return Points(_checked(path, coordinates), path, rows)
+    every = np.full((len(texts), 3), np.nan)
+    every[[any(row) for row in texts]] = _checked(path, coordinates)
+    return Points(every, path, rows)
 
 
 def write_points(path: str | os.PathLike[str], points: Points, moved: np.ndarray) -> None:
@@ -104,7 +109,8 @@ def _columns(path: Path, header: list[str]) -> list[int]:
     names = [name.strip().lower() for name in header]
     if missing := [axis for axis in _AXES if axis not in names]:
         raise ValueError(
-            f"{path} must have the columns x, y and z, got {', '.join(header)} without {', '.join(missing)}"
+            f"{path} must have the columns x, y and z, separated by {'tabs' if _delimiter(path) != ',' else 'commas'},"
+            f" got the header {_delimiter(path).join(header)!r} without {', '.join(missing)}"
         )
     return [names.index(axis) for axis in _AXES]
 

@@ -136,7 +136,9 @@ def _move_points(options: Apply, file: Path) -> None:
     """
     points = read_points(file)
     signs = _LPS if options.points_space == "lps" else np.ones(3)
-    moved = signs * moved_points(options.transform, signs * points.coordinates, inverse=options.inverse)
+    given = np.isfinite(points.coordinates[:, 0])  # a table may have rows without coordinates
+    moved = np.full(points.coordinates.shape, np.nan)
+    moved[given] = signs * moved_points(options.transform, signs * points.coordinates[given], inverse=options.inverse)
     lost = int(np.isnan(moved[:, 0]).sum())
     if lost == len(moved):
         raise ValueError(
@@ -146,7 +148,7 @@ def _move_points(options: Apply, file: Path) -> None:
     with output_lock(options.output):
         write_points(options.output, points, moved)
     if lost:
-        print(f"note: {lost} of {len(moved)} points lie outside the transform; their coordinates are empty")
+        print(f"note: {lost} of {len(moved)} points have no place inside the transform; their coordinates are empty")
     distances = np.linalg.norm(moved - points.coordinates, axis=1)
     add_outcome(written=[options.output], points=len(moved), outside=lost)
     print(f"wrote {options.output}: {len(moved) - lost} points, moved by {np.nanmean(distances):.2f} mm on average")

@@ -57,6 +57,9 @@ def test_other_columns_of_a_table_are_kept(suffix, tmp_path):
         ("x,y,z\n1,2\n", "a number in x, y and z"),
         ("x,y,z\n1,2,three\n", "a number in x, y and z"),
         ("x,y,z\n1,2,nan\n", "finite coordinates"),
+        ("x,y,z\n,,\n", "holds no points"),
+        ("x,y,z\n1,,3\n", "a number in x, y and z"),
+        ("x;y;z\n1;2;3\n", "separated by commas, got the header 'x;y;z' without x, y, z"),
     ],
 )
 def test_a_wrong_table_is_explained(content, complaint, tmp_path):

@@ -260,7 +260,10 @@ def test_explaining_a_run_again_uses_its_explanation_until_a_setting_or_a_networ
     assert all((tmp_path / "out" / name).read_bytes() == (run / "explain" / name).read_bytes() for name in files)
     assert cli.main(["eeg", "explain", str(copy)]) == 0
     assert not computed
-    assert cli.main(["eeg", "explain", str(copy), "--steps", "3"]) == 1  # other settings
+    assert cli.main(["eeg", "explain", str(copy), "--steps", "3"]) == 2  # other settings
+    assert "with other settings: give --overwrite" in capsys.readouterr().err
+    assert not computed
+    assert cli.main(["eeg", "explain", str(copy), "--steps", "3", "--overwrite"]) == 1
     assert len(computed) == 1
     weights = next((copy / "cells").glob("adhdeepnet-*nested-final/model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
@@ -328,7 +331,7 @@ def test_the_audit_of_a_run_passes_and_sees_a_leak_in_its_cells(copy, study, tmp
     cell = json.loads(path.read_text())
     cell["train"].append(cell["predict"][0])
     path.write_text(json.dumps(cell))
-    assert cli.main(words) == 4
+    assert cli.main([*words, "--overwrite"]) == 4
     checks = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert [c["check"] for c in checks if c["outcome"] == "fail"] == ["no test subject reached a nested fit"]
 

@@ -134,3 +134,15 @@ def test_a_folder_of_images_overwrites_no_input(shifted, capsys, target):
     assert cli.main([*words, "--like", str(shifted / "fixed.nii.gz"), "-o", str(output)]) == USAGE
     assert "--output must be another path than the inputs" in capsys.readouterr().err
     assert (output / name).read_bytes() == before
+
+
+def test_points_without_a_place_stay_without_one(shifted, capsys):
+    table = shifted / "points.csv"
+    table.write_text("name,x,y,z\na,2,3,4\nb,,,\nfar,900,900,900\n")
+    words = ["registration", "apply", str(shifted / "result"), "--points"]
+    assert cli.main([*words, str(table), "-o", str(shifted / "moved.csv")]) == DONE
+    assert "2 of 3 points have no place" in capsys.readouterr().out
+    assert (shifted / "moved.csv").read_text() == "name,x,y,z\na,2.0000,3.0000,4.0000\nb,,,\nfar,,,\n"
+    words += [str(shifted / "moved.csv"), "--inverse", "-o", str(shifted / "back.csv")]
+    assert cli.main(words) == DONE  # its own result is read again
+    assert (shifted / "back.csv").read_text() == (shifted / "moved.csv").read_text()

@@ -140,7 +140,7 @@ def test_of_a_folder_a_broken_scene_is_told_and_the_others_go_on(trained, data, 
     assert len(done) == 12
     assert all((tmp_path / "out" / row["folder"] / "prediction.json").is_file() for row in done)
     assert "the weights were trained on this layout" in capsys.readouterr().out
-    assert cli.main(["scanpath", "predict", "-i", str(folder / "broken.json"), *words]) == 1
+    assert cli.main(["scanpath", "predict", "-i", str(folder / "broken.json"), *words, "--overwrite"]) == 1
     error = capsys.readouterr().err
     assert "broken.json must be JSON" in error
     assert error.count("\n") == 1
