@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import atomic_path
+from .words import why_no_text
 
 
 def write_json(
@@ -58,7 +59,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be JSON in UTF-8: {error}") from None
+        raise ValueError(f"{path} must be JSON in UTF-8: {why_no_text(error)}") from None
     return parse_json(text, str(path))
 
 

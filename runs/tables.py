@@ -10,6 +10,7 @@ from rich.table import Table
 
 from .files import atomic_path
 from .json_files import write_json
+from .words import why_no_text
 
 _UNFOLDED = 10_000  # characters: more than any table has
 
@@ -41,7 +42,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
             rows = [(reader.line_num, row) for row in reader]
             columns = list(reader.fieldnames or [])
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a table in UTF-8: {error}") from None
+        raise ValueError(f"{path} must be a table in UTF-8: {why_no_text(error)}") from None
     for line, row in rows:
         if None in row or None in row.values():
             raise ValueError(f"{path}:{line} must have {len(columns)} columns, as many as the first line")

@@ -18,6 +18,21 @@ def one_line(message: object) -> str:
     return text or type(message).__name__
 
 
+def why_no_text(error: Exception) -> str:
+    """Why a file cannot be read as text in UTF-8 or as a table."""
+    return f"it holds other bytes at position {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> plural(1, "picture"), plural(2, "picture")
+        ('1 picture', '2 pictures')
+    """
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
 def first_few(names: Sequence[str]) -> str:
     """The first four names of a list, and the number of the others.
 

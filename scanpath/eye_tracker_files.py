@@ -23,6 +23,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 _EFIX = re.compile(r"^EFIX\s+([LR])\s+(\d+\.?\d*)\s+(\d+\.?\d*)\s+(\d+\.?\d*)\s+(\S+)\s+(\S+)")
 
+_CORNERS = r"[\s,]+".join([r"(-?\d+\.?\d*)"] * 4)  # left, top, right, bottom
+_SCREEN = re.compile(rf"^(?:MSG\s+\d+\s+)?(?:\S+\s+)?(?:DISPLAY|GAZE)_COORDS[\s=]+{_CORNERS}")
+
 
 @dataclass(frozen=True)
 class MeasuredFixation:
@@ -56,18 +59,15 @@ def read_eyelink(path: str | os.PathLike[str], *, person: str = "", eye: str = "
     Args:
         path: the file.
         person: name of the person; by default the name of the file.
-        eye: "L" or "R", if both eyes were recorded; by default the right one.
+        eye: "L" or "R", if both eyes were recorded; by default the right one. If only one was, it is taken.
 
     Raises:
         ValueError: the file holds no fixation.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        lines = path.read_text(encoding="latin-1").splitlines()
+    lines = _lines(path)
     eyes = {found[1] for line in lines if (found := _EFIX.match(line))}
-    chosen = eye.upper() or ("R" if "R" in eyes else "L")
+    chosen = next(iter(eyes)) if len(eyes) == 1 else eye.upper() or "R"
     found_all: list[MeasuredFixation] = []
     trial, scene, start = 0, "", 0.0
     named_here = False
@@ -95,8 +95,25 @@ def read_eyelink(path: str | os.PathLike[str], *, person: str = "", eye: str = "
                 MeasuredFixation(scene or f"trial {trial}", person or path.stem, max(trial, 1), x, y, *seconds)
             )
     if not found_all:
-        raise ValueError(f"{path} holds no fixation (lines EFIX {chosen}): convert the .edf file with events")
+        raise ValueError(f"{path} holds no fixation (lines EFIX): convert the .edf file with events")
     return found_all
+
+
+def screen_of_eyelink(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height of the screen in pixels, by the message DISPLAY_COORDS of an .asc file; None without it."""
+    for line in _lines(Path(path)):
+        if found := _SCREEN.match(line):
+            left, top, right, bottom = (float(corner) for corner in found.groups())
+            return round(right - left) + 1, round(bottom - top) + 1
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of an .asc file, whose messages may be in UTF-8 or Latin-1."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return path.read_text(encoding="latin-1").splitlines()
 
 
 def read_fixation_table(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..runs.json_files import write_json
-from ..runs.words import tidy_name
+from ..runs.words import tidy_name, why_no_text
 from .measured import MeasuredPath, Reading, label, listed, numbers, person_name, take, whole
 from .scene import Dataset, Scene, SceneObject, Trial
 
@@ -133,7 +133,7 @@ def _rows(file: Path, needed: tuple[str, ...]) -> Iterable[tuple[str, dict[str, 
                 raise ValueError(f"{file} must have the columns {', '.join(needed)}; {', '.join(missing)} is missing")
             rows = [(f"{file}, line {reader.line_num}", row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} must be a table in UTF-8: {error}") from None
+        raise ValueError(f"{file} must be a table in UTF-8: {why_no_text(error)}") from None
     for where, row in rows:
         if None in row or None in row.values():
             raise ValueError(f"{where} must have {len(reader.fieldnames or ())} cells, as many as the first line")

@@ -9,8 +9,6 @@ from PIL import Image, UnidentifiedImageError
 
 from .scene import Scene, SceneObject
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
 
 def scene_of_picture(path: str | os.PathLike[str], *, rows: int = 4, columns: int = 6) -> Scene:
     """The scene of a picture whose objects are the cells of a grid; no detector looks for objects.

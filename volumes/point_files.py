@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..runs.files import atomic_path
+from ..runs.words import why_no_text
 from .warning import VolumeWarning
 
 TABLE_SUFFIXES, GIFTI_SUFFIX = (".csv", ".tsv"), ".gii"
@@ -56,7 +57,7 @@ def read_points(path: str | os.PathLike[str]) -> Points:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream, delimiter=_delimiter(path)) if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} must be a table in UTF-8: {error}") from None
+        raise ValueError(f"{path} must be a table in UTF-8: {why_no_text(error)}") from None
     if not rows:
         raise ValueError(f"{path} must have a header with the columns x, y and z; it is empty")
     columns = _columns(path, rows[0])

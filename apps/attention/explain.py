@@ -22,6 +22,7 @@ from ...runs.exit import DONE, SOME_FAILED
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.weight_file import read_metadata
+from ...runs.words import plural
 from ...scanpath.weights import load_model
 from .gates import GateSubject, gate_page, gate_subject
 from .heads import HeadRow, Removal, describe_heads, removal, removal_counts
@@ -29,7 +30,7 @@ from .options import Explain
 from .pairs import look_at_pairs, pair_subject, pairs_at
 from .recordings import look_at_recordings, recording_subject
 from .scenes import look_at_scenes, scene_subject
-from .subject import Subject, plain, plural
+from .subject import Subject, plain
 from .where import Where
 
 PAGE, RECORD = "attention.html", "attention.json"

@@ -19,9 +19,9 @@ from ...attention_analysis.importance import Interval, jensen_shannon, over_unit
 from ...attention_analysis.pictures import as_svg
 from ...eeg.adhdeepnet import ADHDeepNet
 from ...eeg.networks import ModelCard
-from ...runs.words import one_line
+from ...runs.words import one_line, plural
 from .recordings import files_of, is_study, prepared
-from .subject import plain, plural
+from .subject import plain
 
 _WINDOWS = 4  # of each recording, spread evenly
 _LISTED = 12

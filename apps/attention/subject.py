@@ -117,11 +117,6 @@ class Subject:
         return over_units(torch.tensor(values, dtype=torch.float64), self.units)
 
 
-def plural(count: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{count} {noun}{'s' if count != 1 else ''}"
-
-
 def plain(value: Interval) -> dict[str, float | None]:
     """An interval for a JSON file; limits that do not exist are None."""
     return {name: None if part != part else part for name, part in value._asdict().items()}

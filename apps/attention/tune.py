@@ -10,10 +10,11 @@ from ...runs.compute import use_threads
 from ...runs.exit import DONE, SOME_FAILED
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
+from ...runs.words import plural
 from ...scanpath.weights import load_model
 from .explain import of_eeg, render
 from .options import Tune
-from .subject import plain, plural
+from .subject import plain
 from .tunable import Tunable, recording_tunable, scanpath_tunable
 
 PAGE, RECORD = "tune.html", "tune.json"

@@ -151,6 +151,9 @@ def choose(
         include: patterns such as "T1*,*FLAIR*" for the series description, the file name or the path in the folder.
         modality: codes such as "MR" or "MR,CT".
         series: patterns for the series description only.
+
+    Raises:
+        ValueError: there are cases, but none passes.
     """
 
     def fits(case: Case) -> bool:
@@ -162,7 +165,12 @@ def choose(
             and (modality is None or (case.modality or "").upper() in modality.upper().replace(" ", "").split(","))
         )
 
-    return [case for case in cases if fits(case)]
+    chosen = [case for case in cases if fits(case)]
+    if cases and not chosen:
+        filters = {"include": include, "modality": modality, "series": series}
+        given = ", ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
+        raise ValueError(f"nothing to do: no case fits {given}; --dry-run without that option lists the cases")
+    return chosen
 
 
 def find_files(folder: Path, output: Path | None) -> Iterator[tuple[Path, str | None]]:

@@ -8,11 +8,13 @@ from typing import Any
 from ...runs.files import output_lock
 from ...runs.json_files import read_json, write_json
 from ...runs.outcome import add_outcome
-from ...scanpath.eye_tracker_files import MeasuredFixation, read_eyelink, read_fixation_table
+from ...runs.words import plural
+from ...scanpath.eye_tracker_files import MeasuredFixation, read_eyelink, read_fixation_table, screen_of_eyelink
 from ...scanpath.own_files import write_scanpaths
-from ...scanpath.picture_scenes import PICTURE_SUFFIXES, scene_of_picture
+from ...scanpath.picture_scenes import scene_of_picture
 from ...scanpath.readers import read_scanpaths
 from ...scanpath.scene import Dataset, Scene
+from ...scanpath.suffixes import PICTURE_SUFFIXES
 from .options import Import
 
 
@@ -23,9 +25,10 @@ def import_fixations(options: Import) -> None:
     scenes = _scenes(options, names)
     if missing := sorted(names - set(scenes)):
         raise ValueError(
-            f"{len(missing)} pictures that the fixations name are not in {options.scenes or options.pictures}:"
+            f"{options.scenes or options.pictures} lacks {plural(len(missing), 'picture')} that the fixations name:"
             f" {', '.join(missing[:5])}"
         )
+    _note_other_sizes(options, [scenes[name] for name in sorted(names)])
     trials, outside = _trials(fixations, scenes, options.origin)
     if not trials:
         raise ValueError(
@@ -37,8 +40,26 @@ def import_fixations(options: Import) -> None:
     people = len({trial["person"] for trial in trials})
     if outside:
         print(f"note: {outside} of {len(fixations)} fixations lie outside of their pictures and are left out")
-    print(f"wrote {options.output}: {len(trials)} scanpaths of {people} people on {len(used)} pictures")
+    counts = plural(len(trials), "scanpath"), "1 person" if people == 1 else f"{people} people"
+    print(f"wrote {options.output}: {counts[0]} of {counts[1]} on {plural(len(used), 'picture')}")
     add_outcome(trials=len(trials), people=people, scenes=len(used), fixations=len(fixations), outside=outside)
+
+
+def _note_other_sizes(options: Import, scenes: list[Scene]) -> None:
+    """Note that pictures are smaller than the screen, so that their place on it must be known."""
+    if options.origin != (0, 0):
+        return
+    for file in options.files:
+        screen = screen_of_eyelink(file) if file.suffix.lower() == ".asc" else None
+        smaller = next((s for s in scenes if screen is not None and s.size != screen), None)
+        if screen is not None and smaller is not None:
+            middle = ",".join(f"{(a - b) / 2:g}" for a, b in zip(screen, smaller.size, strict=True))
+            print(
+                f"note: the screen of {file.name} has {screen[0]} x {screen[1]} pixels, and the picture"
+                f" {smaller.identifier} {smaller.size[0]} x {smaller.size[1]}: if it was in the middle of the screen,"
+                f" give --origin {middle}"
+            )
+            return
 
 
 def _read(options: Import, file: Path) -> list[MeasuredFixation]:

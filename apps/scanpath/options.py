@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
+from ...scanpath.suffixes import PICTURE_SUFFIXES
 from ...scanpath.training_settings import TrainingSettings
 from ..options import (
     DeviceOptions,
@@ -78,8 +79,8 @@ class Predict(ThreadOptions, InputOptions, OutputOptions):
 
     Args:
         scene: a .json file with scenes as described in docs/scanpath_format.md, or a folder of such files or of our
-            tables, trials in which are ignored; or a picture (.png, .jpg and others), whose objects are then the cells
-            of a grid, since no detector looks for objects in it.
+            tables, trials in which are ignored; or a picture (.png, .jpg and others) or a folder of pictures, whose
+            objects are then the cells of a grid, since no detector looks for objects in it.
         output: the folder to write to.
         grid: rows and columns of the grid on a picture; by default those for which the weights were trained, or else 4
             and 6.
@@ -112,6 +113,11 @@ class Predict(ThreadOptions, InputOptions, OutputOptions):
     def check(self) -> None:
         super().check()
         must_exist(self.input, "scene or folder")
+        if self.input.is_file() and self.input.suffix.lower() not in (".json", *PICTURE_SUFFIXES):
+            raise UsageError(
+                f"SCENE must be a .json file, a folder or a picture, got {self.input};"
+                " `voxelwave scanpath import` reads the files of eye trackers"
+            )
         at_least(1, grid=None if self.grid is None else min(self.grid))
         at_least(1, samples=self.samples, max_length=self.max_length, beam_width=self.beam_width)
 

@@ -13,11 +13,12 @@ from ...runs.files import is_hidden, outputs_together
 from ...runs.json_files import write_json
 from ...runs.outcome import add_outcome
 from ...runs.tables import write_table
-from ...runs.words import one_line
+from ...runs.words import one_line, plural
 from ...scanpath.own_files import TABLES
-from ...scanpath.picture_scenes import PICTURE_SUFFIXES, scene_of_picture
+from ...scanpath.picture_scenes import scene_of_picture
 from ...scanpath.readers import read_scanpaths
 from ...scanpath.scene import Scene
+from ...scanpath.suffixes import PICTURE_SUFFIXES
 from ...scanpath.weights import NetworkModel, load_model
 from ..batch.case import file_name
 from .options import Predict
@@ -33,12 +34,13 @@ def predict(options: Predict) -> int:
     model = load_model(options.weights)
     found: list[tuple[str, Scene | str]]
     if options.input.is_file() and options.input.suffix.lower() in PICTURE_SUFFIXES:
-        picture = _scene_of_picture(options, model)
-        found = [(picture.identifier, picture)]
+        found = _scenes_of_pictures(options, [options.input], model)
     else:
         found = list(read_scenes(options.input))
+        if not found and options.input.is_dir():
+            found = _scenes_of_pictures(options, _pictures(options.input), model)
     if not found:
-        raise FileNotFoundError(f"{options.input} holds no scene: no .json file and no tables")
+        raise FileNotFoundError(f"{options.input} holds no scene: no .json file, no tables and no picture")
     several = options.input.is_dir() or len(found) > 1
     rows: list[dict[str, Any]] = []
     with outputs_together(options.output, replaces=options.replaced()) as output:
@@ -141,13 +143,32 @@ def write_prediction(folder: Path, scene: Scene, prediction: dict[str, Any], *, 
         draw_prediction(folder / PICTURE, scene, prediction)
 
 
-def _scene_of_picture(options: Predict, model: NetworkModel) -> Scene:
-    """The scene of a picture; its cells are a free layout unless the weights are for grids."""
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(file.relative_to(folder))
+    )
+
+
+def _scenes_of_pictures(options: Predict, files: list[Path], model: NetworkModel) -> list[tuple[str, Scene | str]]:
+    """The scenes of pictures, or why one is none; the cells are a free layout unless the weights are for grids."""
     network = model.network
     rows, columns = options.grid or ((network.rows, network.columns) if model.info.grid else _GRID)
-    print(f"note: the objects of {options.input.name} are {rows} x {columns} cells of a grid; no detector was used")
-    scene = scene_of_picture(options.input, rows=rows, columns=columns)
-    return scene if model.info.grid else replace(scene, rows=None, columns=None)
+    found: list[tuple[str, Scene | str]] = []
+    for file in files:
+        try:
+            scene = scene_of_picture(file, rows=rows, columns=columns)
+        except ValueError as error:
+            if file == options.input:
+                raise
+            found.append((file.name, one_line(error)))
+            continue
+        found.append((scene.identifier, scene if model.info.grid else replace(scene, rows=None, columns=None)))
+    if files:
+        name = files[0].name if len(files) == 1 else plural(len(files), "picture")
+        print(f"note: the objects of {name} are {rows} x {columns} cells of a grid; no detector was used")
+    return found
 
 
 def read_scenes(place: Path) -> Iterator[tuple[str, Scene | str]]:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from voxelwave.apps import cli
-from voxelwave.runs.exit import DONE, ERROR, USAGE
-from voxelwave.scanpath.eye_tracker_files import read_eyelink, read_fixation_table
+from voxelwave.runs.exit import DONE, ERROR, SOME_FAILED, USAGE
+from voxelwave.scanpath.eye_tracker_files import read_eyelink, read_fixation_table, screen_of_eyelink
 from voxelwave.scanpath.picture_scenes import scene_of_picture
 from voxelwave.scanpath.readers import read_scanpaths
 
@@ -51,6 +51,38 @@ def test_eyelink_events_have_their_trial_picture_and_time(tmp_path):
     assert [f.duration for f in found] == pytest.approx([0.19, 0.26, 0.201])
     assert {f.person for f in found} == {"sub7"}
     assert [f.x for f in read_eyelink(tmp_path / "sub7.asc", eye="L")] == [11.0]
+
+
+@pytest.mark.parametrize("eye", ["L", "R"])
+def test_a_recording_of_one_eye_has_its_fixations(eye, tmp_path):
+    only = [line for line in ASC.splitlines() if not line.startswith("EFIX " + ("R" if eye == "L" else "L"))]
+    (tmp_path / "a.asc").write_text("\n".join(only))
+    assert len(read_eyelink(tmp_path / "a.asc", eye="R")) == (1 if eye == "L" else 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        ("MSG\t9 DISPLAY_COORDS 0 0 1919 1079", (1920, 1080)),
+        ("MSG\t9 DISPLAY_COORDS = 0, 0, 1023, 767", (1024, 768)),
+        ("MSG\t9 GAZE_COORDS 0.00 0.00 1279.00 1023.00", (1280, 1024)),
+        ("MSG\t9 RECCFG CR 1000 2 1 R", None),
+    ],
+)
+def test_the_screen_of_an_asc_is_known(message, size, tmp_path):
+    (tmp_path / "a.asc").write_text(f"** CONVERTED\n{message}\n")
+    assert screen_of_eyelink(tmp_path / "a.asc") == size
+
+
+def test_pictures_smaller_than_the_screen_are_noted(pictures, tmp_path, capsys):
+    (tmp_path / "a.asc").write_text("MSG\t9 DISPLAY_COORDS 0 0 379 219\n" + ASC)
+    words = ["scanpath", "import", str(tmp_path / "a.asc"), "--pictures", str(pictures), "--grid", "2,3", "--overwrite"]
+    words += ["-o", str(tmp_path / "data.json")]
+    assert cli.main(words) == DONE
+    assert "380 x 220 pixels, and the picture kitchen 180 x 120" in (shown := capsys.readouterr().out)
+    assert "--origin 100,50" in shown
+    assert cli.main([*words, "--origin", "0,1"]) == DONE
+    assert "the screen" not in capsys.readouterr().out
 
 
 def test_an_asc_without_events_is_refused(tmp_path):
@@ -101,7 +133,7 @@ def test_the_command_writes_scanpaths_that_the_reader_takes(pictures, tmp_path, 
         5,
     ]  # (101, 52) is in the upper middle cell, (150, 60.5) in the lower right one
     np.testing.assert_allclose(kitchen.duration, [0.19, 0.26])
-    assert "2 scanpaths of 1 people on 2 pictures" in capsys.readouterr().out
+    assert "2 scanpaths of 1 person on 2 pictures" in capsys.readouterr().out
     words += ["--origin", "100,50", "-o", str(tmp_path / "moved.json")]
     assert cli.main(words) == DONE
     assert "1 of 3 fixations lie outside" in capsys.readouterr().out
@@ -114,7 +146,7 @@ def test_pictures_that_are_not_there_are_named(pictures, tmp_path, capsys):
     (tmp_path / "a.asc").write_text(ASC)
     words = ["scanpath", "import", str(tmp_path / "a.asc"), "-o", str(tmp_path / "d.json")]
     assert cli.main([*words, "--pictures", str(pictures)]) == ERROR
-    assert "1 pictures that the fixations name are not in" in capsys.readouterr().err
+    assert "lacks 1 picture that the fixations name" in capsys.readouterr().err
     assert cli.main(words) == USAGE
     assert not (tmp_path / "d.json").exists()
 
@@ -126,6 +158,23 @@ def test_a_picture_becomes_cells_with_their_mean_colours(pictures):
     assert scene.objects[4].box == (60.0, 60.0, 60.0, 60.0)
     with pytest.raises(ValueError, match="the grid must have"):
         scene_of_picture(pictures / "kitchen.png", rows=500)
+
+
+def test_scanpaths_are_predicted_on_a_folder_of_pictures(pictures, tmp_path, capsys):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "._street.jpg").write_bytes(b"of macOS")
+    words = ["scanpath", "predict", str(pictures), "-o", str(tmp_path / "out"), "--grid", "2,3", "--no-pictures"]
+    assert cli.main([*words, "--weights", "planted-observer", "--samples", "1"]) == SOME_FAILED
+    assert "objects of 3 pictures are 2 x 3 cells" in capsys.readouterr().out
+    rows = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["broken.png", "kitchen", "street"]
+
+
+def test_what_holds_no_scene_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "fixations.tsv").write_text("x\n")
+    words = ["scanpath", "predict", str(tmp_path / "fixations.tsv"), "-o", str(tmp_path / "out"), "--weights", "x"]
+    assert cli.main(words) == USAGE
+    assert "`voxelwave scanpath import` reads the files of eye trackers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -257,7 +257,6 @@ def test_volumes_pictures_and_recordings_by_their_names(tmp_path):
         ({"modality": "ct, mr"}, 4),
         ({"modality": "CT", "series": "*"}, 2),
         ({"include": "deep/*"}, 1),
-        ({"include": "nothing"}, 0),
     ],
 )
 def test_filters_choose(tmp_path, filters, count):
@@ -271,6 +270,9 @@ def test_filters_choose(tmp_path, filters, count):
         case("d", "MR", "", "T1w.nii.gz"),
     ]
     assert len(choose(cases, **filters)) == count
+    with pytest.raises(ValueError, match="no case fits --include nothing, --modality MR"):
+        choose(cases, include="nothing", modality="MR")
+    assert choose([], include="nothing") == []  # that the folder holds nothing is told elsewhere
 
 
 @pytest.mark.parametrize(

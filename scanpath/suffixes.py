@@ -1,0 +1,3 @@
+"""The endings of the names of pictures."""
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
