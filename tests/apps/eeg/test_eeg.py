@@ -209,7 +209,7 @@ def test_explanation_of_a_nested_run_asks_each_network_about_its_own_test_part(s
         assert (tmp_path / "explain" / image).read_bytes().startswith(b"\x89PNG")
     cell["train"] = cell["predict"]  # as if the network had been trained on them
     (folder / "cell.json").write_text(json.dumps(cell))
-    assert cli.main(["eeg", "explain", str(tmp_path)]) == 1
+    assert cli.main(["eeg", "explain", str(tmp_path), "--overwrite"]) == 1
 
 
 def test_damaged_weights_are_refused(tmp_path, capsys):
