@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import native
 from .autocast import in_autocast
 from .eligibility import are_plain
+from .threads import kernel_threads
 
 _WIDTHS = (1, 3, 5, 7)  # of kernels that the library has been compiled for, along the last axis
 
@@ -129,7 +130,7 @@ def _sizes(maps: Tensor, weight: Tensor, dilation: int) -> _Sizes:
         channels=maps.shape[-1],
         kernel=_three(kernel),
         dilation=_three([dilation] * len(kernel)),
-        threads=torch.get_num_threads(),
+        threads=kernel_threads(),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .threads import kernel_threads
 
 WINDOW = 5  # width of the window of `Correlation`, in voxels
 _REACH = 4.0  # radius of a Gaussian kernel in sigmas; the weights beyond it sum to 6e-5
@@ -184,4 +185,4 @@ def _call(name: str, *arguments: Tensor | _Argument) -> None:
     for tensor in arguments:
         assert not isinstance(tensor, Tensor) or tensor.is_contiguous(), name
     words = [ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else one for one in arguments]
-    native.function(f"vw_field_{name}")(*words, ctypes.c_int64(torch.get_num_threads()))
+    native.function(f"vw_field_{name}")(*words, ctypes.c_int64(kernel_threads()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import native
 from .autocast import in_autocast
 from .eligibility import serves_inference
+from .threads import kernel_threads
 
 
 class _Pixels(ctypes.Structure):  # mirrors csrc/pixel_layers.cpp
@@ -114,7 +115,7 @@ def leave(features: Tensor, scanned: Tensor, gates: Tensor, parameters: Leaving,
 def _sizes(features: Tensor, **others: Any) -> _Pixels:
     batch, height, width, channels = features.shape
     shape = {"batch": batch, "height": height, "width": width, "channels": channels}
-    return _Pixels(**{**shape, **others}, threads=torch.get_num_threads())
+    return _Pixels(**{**shape, **others}, threads=kernel_threads())
 
 
 def _call(name: str, sizes: _Pixels, *arguments: Any, keep: list[Tensor] | None = None) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .threads import kernel_threads
 
 
 class _Product(ctypes.Structure):  # mirrors csrc/products.cpp
@@ -46,7 +47,7 @@ def wide_product(small: Tensor, wide: Tensor, *, add_to: Tensor | None = None) -
         b_row=wide.stride(0),
         out_row=out.stride(0),
         add=add_to is not None,
-        threads=torch.get_num_threads(),
+        threads=kernel_threads(),
     )
     count = native.function("vw_product_scratch", ctypes.c_int64)(ctypes.byref(sizes))
     scratch = torch.empty(count, dtype=torch.float32, device="cpu")

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from . import eligibility, native
 from .autocast import in_autocast
 from .products import wide_product
+from .threads import kernel_threads
 
 _ROW = 16  # samples; rows of the first block have a multiple of them, as in the kernel
 
@@ -359,7 +360,7 @@ def _sizes_of_dropped(dropped: Dropped | None) -> dict[str, Any]:
 
 
 def _call(name: str, sizes: dict[str, Any], *arguments: Any) -> None:
-    signals = _Signals(**sizes, threads=torch.get_num_threads())
+    signals = _Signals(**sizes, threads=kernel_threads())
     scratch = None
     if "taps" in sizes:
         count = native.function("vw_signal_scratch", ctypes.c_int64)(ctypes.byref(signals))

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from . import native
+from .threads import kernel_threads
 
 _Lengths = ctypes.c_int64 * 3
 
@@ -120,4 +120,4 @@ def _affine(matrix: np.ndarray) -> np.ndarray:
 
 def _call(name: str, *arguments: object) -> None:
     words = [ctypes.c_void_p(one.ctypes.data) if isinstance(one, np.ndarray) else one for one in arguments]
-    native.function(f"vw_transform_{name}")(*words, ctypes.c_int64(torch.get_num_threads()))
+    native.function(f"vw_transform_{name}")(*words, ctypes.c_int64(kernel_threads()))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
+from ..kernels.threads import kernel_threads
 from ..runs.extras import load_optional
 from ..volumes import AffineTransform, DisplacementField, Volume, write_transform
 from ..volumes.volume import LPS
@@ -119,7 +119,7 @@ def _write_affine(world: np.ndarray, path: Path) -> str:
 def _ants_environment(*, seed: int | None = None) -> Iterator[None]:
     """Set the environment variables of ANTs for one call: the number of threads of PyTorch, and a seed."""
     # ITK reads the number of threads once, at its first parallel call; a value that the user set is kept
-    wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(torch.get_num_threads())}
+    wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(kernel_threads())}
     wanted = {name: value for name, value in wanted.items() if name not in os.environ}
     if seed is not None:
         wanted["ANTS_RANDOM_SEED"] = str(seed)

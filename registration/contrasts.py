@@ -13,6 +13,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..kernels.threads import ordered_sums
 from ..volumes import AffineTransform, DisplacementField, Volume
 from ..volumes.sampling import apply_affine, voxel_blocks
 from .evidence import seen_mask, strain_of, widened
@@ -73,6 +74,7 @@ class HeadPair:
         seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None]
         return cls(first, second, near, near * seen, grid, linear)
 
+    @ordered_sums()
     def fit(
         self,
         similarity: str,

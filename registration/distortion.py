@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.threads import ordered_sums
 from ..volumes import Volume
 from .free_form import bending_slope, separable, spline_basis
 from .levels import normalized, smooth
@@ -32,6 +33,7 @@ def axis_direction(image: Volume, phase_axis: str) -> np.ndarray:
     return unit
 
 
+@ordered_sums()
 def shift_of_reversed_pair(b0: Volume, reversed_b0: Volume, phase_axis: str) -> np.ndarray:
     """The shift of each point of the undistorted head in `b0`, in mm along the phase-encoding axis.
 

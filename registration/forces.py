@@ -1,13 +1,17 @@
 """The forces that drive a refinement: a dissimilarity of the warped and the fixed image, and its gradient."""
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ..kernels import fields
+from ..kernels.threads import kernel_threads
 from .levels import Level
-from .similarity import box_sum, mind_loss, mutual_information_loss
+from .similarity import box_sum, mind_loss_against, mutual_information_loss
 
 Force = Callable[[Tensor], tuple[Tensor, Tensor]]  # warped image -> loss, and gradient of the loss * number of voxels
 
@@ -26,20 +30,22 @@ def force_of(similarity: str, level: Level) -> Force:
     fixed, mask = level.fixed, level.mask
     if similarity == "ncc":
         return CorrelationForce(fixed, mask)
-    if similarity == "mind":
-        return _by_autograd(lambda warped: 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask))
-    if similarity not in ("mi", "context"):
+    if similarity not in ("mind", "mi", "context"):
         raise ValueError(f'similarity must be "ncc", "mi", "mind" or "context", got {similarity!r}')
+    context = None if similarity == "mi" else mind_loss_against(fixed, radius=1, dilation=1, mask=mask)
+
+    def whole(warped: Tensor) -> Tensor:
+        return mutual_information_loss(warped, fixed, mask=mask) if context is None else 10 * context(warped)
+
+    if similarity == "mind":
+        return _by_autograd(whole)
 
     # the mean error on one known field was 0.97 mm with the global histogram, 0.86 mm with the local histograms as
     # well, and 0.83 mm with correlation added
-    def loss(warped: Tensor) -> Tensor:
-        local = mutual_information_loss(warped, fixed, mask=mask, bins=16, patch=16)
-        if similarity == "mi":
-            return mutual_information_loss(warped, fixed, mask=mask) + local
-        return 10 * mind_loss(warped, fixed, radius=1, dilation=1, mask=mask) + local
+    def local(warped: Tensor) -> Tensor:
+        return mutual_information_loss(warped, fixed, mask=mask, bins=16, patch=16)
 
-    correlation, other = CorrelationForce(fixed, mask), _by_autograd(loss)
+    correlation, other = CorrelationForce(fixed, mask), _by_autograd(whole, local)
 
     def both(warped: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = zip(correlation(warped), other(warped), strict=True)
@@ -48,13 +54,21 @@ def force_of(similarity: str, level: Level) -> Force:
     return both
 
 
-def _by_autograd(loss: Callable[[Tensor], Tensor]) -> Force:
-    def force(warped: Tensor) -> tuple[Tensor, Tensor]:
+def _by_autograd(*losses: Callable[[Tensor], Tensor]) -> Force:
+    """The sum of losses, each of which is computed in a thread of its own if there are several threads."""
+    pool = ThreadPoolExecutor(len(losses))
+
+    def one(loss: Callable[[Tensor], Tensor], warped: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             warped = warped.detach().requires_grad_()
             value = loss(warped)
             (slope,) = torch.autograd.grad(value, warped)
-        return value.detach(), slope * warped.numel()
+        return value.detach(), slope
+
+    def force(warped: Tensor) -> tuple[Tensor, Tensor]:
+        side_by_side = pool.map if kernel_threads() > 1 and len(losses) > 1 else map
+        values, slopes = zip(*side_by_side(one, losses, repeat(warped)), strict=True)
+        return functools.reduce(torch.add, values), functools.reduce(torch.add, slopes) * warped.numel()
 
     return force
 

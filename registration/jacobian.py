@@ -4,12 +4,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..kernels.threads import ordered_sums
 from ..volumes import DisplacementField, Volume
 from .warp import jacobian_determinant
 
 BORDER = 2  # number of voxels on each side that the Jacobian measures of Learn2Reg leave out
 
 
+@ordered_sums()
 def sdlogj(displacement: Tensor, *, learn2reg: bool = True, mask: ArrayLike | Tensor | None = None) -> float:
     """Standard deviation of the log Jacobian determinant, a measure of uneven compression and expansion.
 
@@ -33,6 +35,7 @@ def _spread(determinant: Tensor) -> float:
     return float((determinant + 3).clamp(1e-9, 1e9).log().std(correction=0))
 
 
+@ordered_sums()
 def field_measures(displacement: Tensor) -> dict[str, float]:
     """Learn2Reg's measures and the range of one displacement (1, 3, D, H, W) in voxels, of any size.
 

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from ..runs.threads import limited_threads
+from ..kernels.threads import ordered_sums
 from ..volumes import Volume, VolumeWarning
 from .evidence import head_mask
 from .linear import Kind, fit, samples_of, similarity
@@ -28,7 +28,7 @@ def warn_if_mirrored(moving: Volume, fixed: Volume, matrix: np.ndarray, *, kind:
         kind: kind of the fitted maps.
         seed: seed for the sampling of the images.
     """
-    with limited_threads(1):
+    with ordered_sums():
         levels = [samples_of(moving, fixed, spacing_mm=mm, count=n, seed=2 * seed) for mm, n in _LEVELS]
         judge = samples_of(moving, fixed, spacing_mm=_LEVELS[-1][0], count=_LEVELS[-1][1], seed=2 * seed + 1)
         found = []

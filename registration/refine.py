@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import fields
+from ..kernels.threads import ordered_sums
 from .choices import Levels, Similarity
 from .forces import CorrelationForce, Force, force_of
 from .free_form import fit_level
@@ -44,6 +45,7 @@ _LEAST_DETERMINANT = 0.2
 
 
 @torch.no_grad()
+@ordered_sums()
 def refine(
     moving: Tensor,
     fixed: Tensor,
@@ -59,8 +61,8 @@ def refine(
 ) -> Tensor:
     """The displacement that aligns the moving image to the fixed one, starting from an affine or a network's result.
 
-    There is no randomness: equal inputs give equal fields. Around folds of the map, the field is smoothed until there
-    are none.
+    There is no randomness: equal inputs give equal fields, on any number of threads. Around folds of the map, the field
+    is smoothed until there are none.
 
     Args:
         moving: (1, 1, D, H, W), any unit, on the grid of `fixed`.

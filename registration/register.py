@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels.threads import kernel_threads, ordered_sums
 from ..runs.compute import choose_device
 from ..runs.finite import check_finite
+from ..runs.threads import limited_threads
 from ..volumes import AffineTransform, DisplacementField, Volume, VolumeWarning, compose_to_field, resample
 from .acquisition import PairFacts
 from .affine import align_affine
@@ -38,6 +40,7 @@ _WORKING_SPACING_MM = 1.0  # anatomy deforms smoothly: a finer field costs time 
 _WORKING_SIDE = 128  # least number of voxels along the mean side of a small image
 
 
+@ordered_sums()
 def register(
     moving: Volume,
     fixed: Volume,
@@ -506,7 +509,7 @@ def network_displacement(
     seen = network_grid(fixed, grid, spacing_mm)
     place = next((p.device for p in network.parameters()), torch.device("cpu"))
     images = network_images(moving, fixed, affine, seen)
-    with torch.inference_mode():
+    with torch.inference_mode(), limited_threads(kernel_threads()):
         _, displacement = network.eval()(*(image[None].to(place) for image in images))
     found = DisplacementField.from_voxels(displacement[0].cpu().numpy(), seen.affine)
     return torch.from_numpy(compose_to_field([found], grid).to_voxels())[None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runs.threads import limited_threads
+from ..kernels.threads import ordered_sums
 from ..volumes import AffineTransform, Volume
 from ..volumes.sampling import apply_affine
 from .affine import align_affine
@@ -48,6 +48,7 @@ class Candidate:
         return self.verdict.accepted
 
 
+@ordered_sums()
 def align_one_subject(
     moving: Volume,
     fixed: Volume,
@@ -77,40 +78,40 @@ def align_one_subject(
     overlap = ((voxels > -0.5) & (voxels < np.array(moving.shape) - 0.5)).all(axis=1).mean()
     search = not one_session or overlap < _LEAST_OVERLAP
     seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
-    with limited_threads(1):
-        levels = [
-            samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen, moving_mask=moving_mask)
-            for mm, count in _LEVELS
-        ]
-        starts = {
-            "rigid fit near the geometry of the scanner": (np.eye(4), _TIGHT),
-            "rigid fit": (np.eye(4), _LOOSE),
-            "rigid fit from the centres of mass": (_between_centres(moving, head), _LOOSE),
-        }
-        centre = evidence.points.mean(axis=0)
-        if search:
-            turned = align_affine(moving, fixed, kind="rigid", moving_mask=moving_mask, fixed_mask=mask, seed=seed)
-            starts["rigid fit from turned starts"] = turned, _LOOSE
-        best, of_best, tried = np.eye(4), _TIGHT, []
-        for name, (start, tether) in starts.items():
-            found = start
-            for samples in levels:
-                found = fit(samples, found, "rigid", tether=tether)
-            if not search and not _possible(found, centre):
-                continue
-            verdict = evidence.compare(AffineTransform(found).map, AffineTransform(best).map)
-            tried.append(Candidate(name, found, verdict))
-            if verdict.accepted:
-                best, of_best = found, tether
-        if any(candidate.kept for candidate in tried):  # the held-out voxels may now help
-            mm, count = _LEVELS[-1]
-            whole = samples_of(
-                moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head, moving_mask=moving_mask
-            )
-            best = fit(whole, best, "rigid", tether=of_best)
+    levels = [
+        samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen, moving_mask=moving_mask)
+        for mm, count in _LEVELS
+    ]
+    starts = {
+        "rigid fit near the geometry of the scanner": (np.eye(4), _TIGHT),
+        "rigid fit": (np.eye(4), _LOOSE),
+        "rigid fit from the centres of mass": (_between_centres(moving, head), _LOOSE),
+    }
+    centre = evidence.points.mean(axis=0)
+    if search:
+        turned = align_affine(moving, fixed, kind="rigid", moving_mask=moving_mask, fixed_mask=mask, seed=seed)
+        starts["rigid fit from turned starts"] = turned, _LOOSE
+    best, of_best, tried = np.eye(4), _TIGHT, []
+    for name, (start, tether) in starts.items():
+        found = start
+        for samples in levels:
+            found = fit(samples, found, "rigid", tether=tether)
+        if not search and not _possible(found, centre):
+            continue
+        verdict = evidence.compare(AffineTransform(found).map, AffineTransform(best).map)
+        tried.append(Candidate(name, found, verdict))
+        if verdict.accepted:
+            best, of_best = found, tether
+    if any(candidate.kept for candidate in tried):  # the held-out voxels may now help
+        mm, count = _LEVELS[-1]
+        whole = samples_of(
+            moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=head, moving_mask=moving_mask
+        )
+        best = fit(whole, best, "rigid", tether=of_best)
     return best, tried
 
 
+@ordered_sums()
 def affine_candidate(
     moving: Volume, fixed: Volume, rigid: np.ndarray, *, mask: Volume | None = None, seed: int = 0
 ) -> Candidate:
@@ -129,10 +130,9 @@ def affine_candidate(
     evidence = Evidence(moving, fixed, head, every=2)
     seen = head.with_array(head.array * seen_mask(head, fixed, every=2))
     found = rigid
-    with limited_threads(1):
-        for mm, count in _LEVELS[1:]:
-            samples = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen)
-            found = fit(samples, found, "affine", still=slab_normal(fixed))
+    for mm, count in _LEVELS[1:]:
+        samples = samples_of(moving, fixed, spacing_mm=mm, count=count, seed=seed, fixed_mask=seen)
+        found = fit(samples, found, "affine", still=slab_normal(fixed))
     scales = np.linalg.svd(found[:3, :3], compute_uv=False)
     if scales.max() > MOST_SCALE or scales.min() < 1 / MOST_SCALE:
         return Candidate("affine fit", rigid, Verdict(0.0, 0.0))

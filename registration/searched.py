@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..kernels.threads import kernel_threads
 from ..runs.files import atomic_path
+from ..runs.threads import limited_threads
 from ..volumes import AffineTransform, Volume
 from .cross_attention import Searched
 from .grids import to_grid, training_grid, unit_range
@@ -80,7 +82,7 @@ def find_searched(
 def searched_regions(model: NestedMorph, moving: torch.Tensor, fixed: torch.Tensor) -> SearchedRegions | None:
     """The regions that the network searches for one pair (1, 1, D, H, W); None if it chooses no regions."""
     place = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), limited_threads(kernel_threads()):
         found = model.eval().searched_regions(moving.to(place), fixed.to(place))
     if not found:
         return None

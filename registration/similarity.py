@@ -5,7 +5,7 @@ or (1, 1, D, H, W), selects the voxels to use; those outside have no influence, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -311,13 +311,24 @@ def mind_loss(
         >>> bool(mind_loss(1 - image, image) < 0.01 < mind_loss(image.flip(2), image))
         True
     """
-    _check_images(warped, fixed, mask)
-    contexts = [mind_ssc(image, radius=radius, dilation=dilation) for image in (warped, fixed)]
-    error = (contexts[0] - contexts[1]).square().mean(dim=1, keepdim=True)
-    if mask is None:
-        return error.mean()
-    inside = mask.to(error.dtype).expand_as(error)
-    return (error * inside).sum() / inside.sum().clamp(min=1)
+    return mind_loss_against(fixed, radius=radius, dilation=dilation, mask=mask)(warped)
+
+
+def mind_loss_against(
+    fixed: Tensor, *, radius: int = 2, dilation: int = 2, mask: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """`mind_loss` as a function of the warped image; the contexts of the fixed one are computed once."""
+    context = mind_ssc(fixed, radius=radius, dilation=dilation)
+
+    def loss(warped: Tensor) -> Tensor:
+        _check_images(warped, fixed, mask)
+        error = (mind_ssc(warped, radius=radius, dilation=dilation) - context).square().mean(dim=1, keepdim=True)
+        if mask is None:
+            return error.mean()
+        inside = mask.to(error.dtype).expand_as(error)
+        return (error * inside).sum() / inside.sum().clamp(min=1)
+
+    return loss
 
 
 def diffusion_energy(displacement: Tensor, *, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.threads import ordered_sums
 from ..volumes import AffineTransform, DisplacementField, Volume, compose_to_field
 from .acquisition import PairFacts
 from .choices import Transform
@@ -83,6 +84,7 @@ class StagedAlignment:
     similarity: str = ""
 
 
+@ordered_sums()
 def align_in_stages(
     moving: Volume,
     fixed: Volume,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ...kernels.threads import ordered_sums
 from ...registration.acquisition import facts_of
 from ...registration.choices import contrast_named
 from ...registration.jacobian import jacobian_map
@@ -108,6 +109,7 @@ class Alignment:
         aligned = self.align(pair, folder)
         return {"metrics": aligned.metrics, "choice": aligned.choice.as_json()}
 
+    @ordered_sums()
     def align(self, pair: Pair, output: Path, *, progress: Progress | None = None) -> Aligned:
         """Align one pair of files and write the results into a folder.
 

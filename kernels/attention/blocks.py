@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import native
 from ..eligibility import serves_inference
+from ..threads import kernel_threads
 
 _PAD = 16  # keys of a block and channels of a value are filled up to a multiple of this
 _MOST_CHANNELS = 256  # of a head
@@ -59,7 +60,7 @@ def pack(k: Tensor, block: int) -> PackedKeys:
     packed = k.new_empty(batch, heads, blocks, channels, padded)
     keys = k.contiguous()
     sizes = _Sizes(heads=batch * heads, keys=length, channels=channels, block=block, padded=padded, blocks=blocks)
-    sizes.threads = torch.get_num_threads()
+    sizes.threads = kernel_threads()
     native.call("vw_attention_pack", sizes, keys, packed)
     return PackedKeys(packed, length, block)
 
@@ -135,7 +136,7 @@ def attend_gathered(
         q=query.data_ptr(),
         k=keys.data_ptr(),
         v=values.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=kernel_threads(),
     )
     out = q.new_empty(*q.shape[:3], values.shape[3])
     native.call("vw_attention_gathered", sizes, rows.contiguous(), places, out, None, keep=(query, keys, values))
@@ -180,7 +181,7 @@ def merge_blocks(reached: Tensor, scores: Tensor, own: tuple[Tensor, Tensor] | N
     values = reached.shape[4]
     inner = padded_values(reached)
     sizes = _Sizes(heads=reached.shape[0] * reached.shape[1], queries=reached.shape[2], chosen=reached.shape[3])
-    sizes.values, sizes.threads = inner.shape[4], torch.get_num_threads()
+    sizes.values, sizes.threads = inner.shape[4], kernel_threads()
     out, lse = inner.new_empty(*inner.shape[:3], inner.shape[4]), inner.new_empty(inner.shape[:3])
     more = (None, None) if own is None else (own[1], padded_values(own[0]))
     native.call("vw_attention_merge", sizes, scores.contiguous(), inner, *more, out, lse)
@@ -251,6 +252,6 @@ def _sizes(
         k=k.packed.data_ptr(),
         v=values.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
-        threads=torch.get_num_threads(),
+        threads=kernel_threads(),
     )
     return sizes, tuple(held)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import native
 from ..eligibility import serves_inference
+from ..threads import kernel_threads
 from .blocks import padded_values
 
 MOST_FEATURES = 512  # of `running_context`
@@ -133,4 +134,4 @@ def running_context(
 def _sizes(values: Tensor, features: int) -> _Sizes:
     tokens, channels = values.shape[-2:]
     heads = values.numel() // (tokens * channels)
-    return _Sizes(heads=heads, tokens=tokens, features=features, values=channels, threads=torch.get_num_threads())
+    return _Sizes(heads=heads, tokens=tokens, features=features, values=channels, threads=kernel_threads())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..threads import kernel_threads
 from .reference import DirectionalInputs, ScanInputs, group_count
 
 # CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
@@ -256,7 +257,7 @@ class _Call:
             self.width = channels // self.groups
         self.fields: dict[str, Any] = {
             **{"batch": batch, "channels": channels, "groups": self.groups, "states": states, "length": length},
-            **{"type": _TYPES[u.dtype], "softplus": delta_softplus, "threads": torch.get_num_threads()},
+            **{"type": _TYPES[u.dtype], "softplus": delta_softplus, "threads": kernel_threads()},
         }
         if permutation is not None:
             self.tensors(permutation=permutation)
