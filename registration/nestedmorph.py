@@ -149,7 +149,8 @@ class NestedMorph(nn.Module):
         """The displacement that attention from the fixed into the moving image shows, for a loss that trains it.
 
         Args:
-            moving, fixed: as for `forward`.
+            moving: as for `forward`.
+            fixed: as for `forward`.
 
         Returns:
             A tensor (B, d, h, w, 3) in voxels for each of the two coarse stages, with a token per 16 and per 32 voxels

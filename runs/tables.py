@@ -14,7 +14,7 @@ from .words import why_no_text
 
 _UNFOLDED = 10_000  # characters: more than any table has
 
-__all__ = ["print_rows", "read_table", "write_json", "write_table"]
+__all__ = ["print_rows", "read_table", "show_table", "write_json", "write_table"]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -50,10 +50,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows with common columns as a table; a single row becomes a list.
-
-    On a terminal the cells are folded to its width; in a file or a pipe, each row is one line.
-    """
+    """Print rows with common columns as a table; a single row becomes a list."""
     if not rows:
         return
     if len(rows) == 1:
@@ -63,9 +60,16 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for row in rows:
         table.add_row(*[_cell(row.get(name)) for name in columns])
+    show_table(table)
+
+
+def show_table(table: Table) -> None:
+    """Print a table: folded to the width of a terminal, and whole into a file or a pipe; no cell is cut."""
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     if not console.is_terminal:
         console = Console(width=_UNFOLDED)

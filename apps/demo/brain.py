@@ -55,7 +55,7 @@ def atlas_to_patient(output: Path) -> Shown:
         " aligned; afterwards, their outlines follow the anatomy of the patient, for whom no labels exist.",
         "atlas.png",
         f"voxelwave registration register {data / ATLAS} {data / T1} --moving-labels {data / LABELS} --effort fast"
-        f" -o {output / 'atlas'}",
+        f" -o {output / 'atlas'} --overwrite",
         {"all planes": "atlas/picture.png", "labels on the patient": _MOVED, "record": "atlas/record.json"},
     )
 
@@ -97,7 +97,7 @@ def diffusion_to_t1(output: Path) -> Shown:
         " proves better on voxels that were not used to fit it. The outlines are those of the T1-weighted scan: its"
         " brain, and its ventricles as the atlas above marks them.",
         "diffusion.png",
-        f"voxelwave registration register {data / B0} {data / T1} -o {results}",
+        f"voxelwave registration register {data / B0} {data / T1} -o {results} --overwrite",
         {"all planes": "diffusion/picture.png", "record": "diffusion/record.json"},
     )
 

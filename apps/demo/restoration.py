@@ -54,7 +54,7 @@ def demo_restoration(output: Path) -> Shown:
         f" in the brain ({figures[0]:.2f} before) and {whole[1]:.2f} dB in the whole slice ({whole[0]:.2f} before),"
         " where Rician noise also brightens the dark background; the network removes this bias, too.",
         "restoration.png",
-        f"voxelwave restoration restore -i {output / NOISY} -o {output / RESTORED} --weights {WEIGHTS}",
+        f"voxelwave restoration restore -i {output / NOISY} -o {output / RESTORED} --weights {WEIGHTS} --overwrite",
         {"noisy slice": NOISY, "restored slice": RESTORED, "report": "restoration/restored.restoration.json"},
     )
 

@@ -40,6 +40,6 @@ def demo_scanpath(output: Path) -> Shown:
         f" others) draws {SAMPLES} scanpaths on a drawing; it does not predict real people. Looked at most: {most}.",
         f"scanpath/{PICTURE}",
         f"voxelwave scanpath predict -i {place} -o {output / 'scanpath'} --weights {WEIGHTS} --decode sample"
-        f" --samples {SAMPLES} --seed {SEED}",
+        f" --samples {SAMPLES} --seed {SEED} --overwrite",
         {"all paths": "scanpath/prediction.json"},
     )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from ...eeg.windows import WindowOptions
 from ...runs.exit import DONE, REFUSED
 from ...runs.json_files import write_json
 from ...runs.outcome import add_outcome
+from ...runs.tables import show_table
 from .guard import read_study_of
 from .options import Audit
 
@@ -45,6 +45,6 @@ def _print(checks: Sequence[Check]) -> None:
     table = Table("check", "outcome", "detail", title="leakage audit", title_justify="left")
     for check in checks:
         table.add_row(check.check, f"[{_COLOURS[check.outcome]}]{check.outcome}[/]", escape(check.detail))
-    Console().print(table)
+    show_table(table)
     counts = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _COLOURS}
     print(", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ...eeg.overlap import Overlap, find_overlap
@@ -18,11 +17,13 @@ from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_together
 from ...runs.json_files import write_json
 from ...runs.record import command_line, hardware, package_versions, sha256
+from ...runs.tables import show_table
 from ...runs.words import first_few
 from ..nested_cv.locked_test import LockedTestFacts, LockedTestResults, locked_test_results, write_test_page
 from ..nested_cv.plan import CELLS, NESTED, PLAN, read_plan
 from ..nested_cv.records import FoldRow, ModelResults, Plan, Results
 from ..nested_cv.report import read_results
+from ..nested_cv.report_text import span
 from ..nested_cv.seal import close_look, open_look, read_seal
 from ..nested_cv.statistics import Scores
 from .guard import persons_of
@@ -191,8 +192,8 @@ def _print(found: LockedTestResults, output: Path) -> None:
     for name, row in found["metrics"].items():
         figures = [(row["value"], row["interval"]), (row["nested"], row["nested_interval"])]
         figures.append((row["difference"], row["difference_interval"]))
-        table.add_row(name.replace("_", " "), *(f"{v:.3f} ({low:.2f} to {high:.2f})" for v, (low, high) in figures))
-    Console().print(table)
+        table.add_row(name.replace("_", " "), *(f"{value:.3f} ({span(interval, 2)})" for value, interval in figures))
+    show_table(table)
     for sentence in found["sentences"]:
         print(sentence)
     print(f"wrote {output}/: {PAGE}, {RESULT}, {SUBJECTS}")

@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...eeg.audit import SELECTION, audit, check_run
@@ -14,6 +13,7 @@ from ...eeg.split_file import read_splits
 from ...eeg.study import Study
 from ...eeg.windows import WindowOptions, Windows, load_windows
 from ...runs.exit import DONE, REFUSED
+from ...runs.tables import show_table
 from ..nested_cv.plan import PLAN, Design, WindowUnits, make_plan, open_plan, read_plan
 from ..nested_cv.progress import CLOCK, Clock, run_with_progress
 from ..nested_cv.records import AuditRow, EstimatorSpec, Plan, Results
@@ -158,5 +158,5 @@ def _print(results: Results) -> None:
         figures = [f"{m['mean']:.3f} ({span(m['interval_nb'], 2)})" for m in found]
         figures += [f"{model['metrics'][m]['mean']:.2f}" for m in ("sensitivity", "specificity")]
         table.add_row(model["name"], model["protocol"], *figures, f"{model['permutation']['p']:.4f}")
-    Console().print(table)
+    show_table(table)
     print("Mean over outer folds with the 95 % interval by Nadeau and Bengio; p by permutation of subjects.")

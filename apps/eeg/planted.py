@@ -15,6 +15,7 @@ from ...runs.json_files import write_json
 from ...runs.record import command_line, package_versions
 from ..nested_cv.records import BandImportance, ChannelImportance, Explanation, Metric
 from ..nested_cv.report import read_results
+from ..nested_cv.report_text import span
 from .explanation import EXPLANATION
 from .nested_cv import nested_cv
 from .nested_options import FOLDER, NestedCV, Planted
@@ -91,6 +92,13 @@ def _shuffled(study: Path, seed: int) -> Path:
     return path
 
 
+def _in_words(interval: list[float]) -> str:
+    """The interval of the shuffled labels; that of equal folds has no width and is no estimate."""
+    if interval[0] == interval[1]:
+        return f"the interval is not estimable, since all folds give {interval[0]:.3f}, to compare with"
+    return f"the interval {span(interval)} covers"
+
+
 class Findings(TypedDict):
     """planted.json: whether each statement is true, and the figures behind it."""
 
@@ -128,9 +136,7 @@ def _findings(output: Path, seed: int) -> Findings:
                 row["channel"] for row in channels
             }
             == set(CHANNELS),
-            f"shuffled labels: the interval {chance[0]:.3f} to {chance[1]:.3f} covers 0.5": chance[0]
-            <= 0.5
-            <= chance[1],
+            f"shuffled labels: {_in_words(chance)} 0.5": chance[0] <= 0.5 <= chance[1],
         },
         "planted": {k: metrics[PLANTED][k] for k in ("balanced_accuracy", "auc")},
         "shuffled": {k: metrics[SHUFFLED][k] for k in ("balanced_accuracy", "auc")},

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import statistics
 from .evidence_records import Extrapolation, LearningCurve, LearningPoint
+from .report_text import span
 from .statistics import Scores
 
 SHARES = (0.25, 0.5, 0.75)  # besides all subjects
@@ -66,6 +67,6 @@ def _text(points: Sequence[LearningPoint], more: Sequence[Extrapolation], gains:
     sure = "" if statistics.nadeau_bengio(gains.tolist(), test_share)[0] > 0 else "; this gain may be due to chance"
     return (
         f"Twice as many training subjects ({double['subjects']:.0f}) would give an AUC of {double['auc']:.2f} "
-        f"({double['interval'][0]:.2f} to {double['interval'][1]:.2f}) by this fit, after {last['auc']:.2f} "
+        f"({span(double['interval'], 2)}) by this fit, after {last['auc']:.2f} "
         f"with {last['subjects']:.0f}{sure}."
     )

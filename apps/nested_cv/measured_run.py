@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...runs.record import command_line, hardware
+from ...runs.tables import show_table
 from ..options import WorkerOptions
 from .measure import Grid, run_measurements
 from .measured_records import MeasuredFlow, MeasuredResults, MetricText
@@ -131,5 +131,5 @@ def _print(results: MeasuredResults) -> None:
             digits = 2 if text["unit"] else 3
             cells.append(f"{found['mean']:.{digits}f} ({span(found['interval_nb'], digits)})")
         table.add_row(model["title"], *cells)
-    Console().print(table)
+    show_table(table)
     print("Mean over folds with the 95 % interval by Nadeau and Bengio.")

@@ -295,7 +295,11 @@ def _meaning(results: Results, main: ModelResults, models: Sequence[ModelResults
             False,
         ),
     ]
-    if low > 0.5:
+    if low == high:
+        sentences.append(
+            ("All folds give the same figure, so no interval can be estimated: its precision is unknown.", True)
+        )
+    elif low > 0.5:
         sentences.append(("The interval lies above 0.5.", False))
     elif high < 0.5:
         sentences.append(

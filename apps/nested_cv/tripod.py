@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .records import Results, TripodItem
+from .report_text import span
 
 _LEFT_TO_AUTHORS = "Unknown to the program; the authors must answer this item."
 _SEARCH_OPTIONS = ("trials", "objective", "protocol")
@@ -77,7 +78,7 @@ _ITEMS: tuple[tuple[str, str, str | None], ...] = (
         "{folds} outer folds; the report lists their sizes and classes.",
     ),
     ("22", "Specification of the whole model", "cells/*-final hold the weights of the outer fits."),
-    ("23a", "Performance with intervals", "{headline_model}: balanced accuracy {mean:.3f} ({low:.3f} to {high:.3f})."),
+    ("23a", "Performance with intervals", "{headline_model}: balanced accuracy {mean:.3f} ({interval})."),
     ("23b", "Heterogeneity of performance", "Balanced accuracy over folds from {worst:.3f} to {best:.3f}."),
     ("24", "Results of updating", "None."),
     ("25", "Interpretation", None),
@@ -121,8 +122,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "models": ", ".join(dict.fromkeys(model["name"] for model in results["models"])),
         "headline_model": headline["model"],
         "mean": headline["mean"],
-        "low": headline["interval"][0],
-        "high": headline["interval"][1],
+        "interval": span(headline["interval"]),
         "worst": min(over_folds),
         "best": max(over_folds),
         "limits": " ".join(results["limits"]),

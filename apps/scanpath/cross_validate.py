@@ -194,8 +194,13 @@ def _report(output: Path, dataset: Dataset, plan: Plan, outcomes: list[Outcome],
     for name in ours:
         found = {other: differences[name][other]["nll_per_token"] for other in others}
         words = "; ".join(
-            f"{other} {float(d['value']):+.3f} ({float(d['low']):+.3f} to {float(d['high']):+.3f})"
+            f"{other} {float(d['value']):+.3f} ({_span(float(d['low']), float(d['high']))})"
             for other, d in found.items()
         )
         print(f"{name}, difference in nats per token to simpler models on the same scanpaths: {words}")
     print(f"wrote {output}/: results.csv, results.json, trials.csv, results.png")
+
+
+def _span(low: float, high: float) -> str:
+    """An interval of a difference; one of no width, such as that of a single layout, is no estimate."""
+    return "not estimable" if low == high else f"{low:+.3f} to {high:+.3f}"

@@ -63,14 +63,15 @@ def show_figures(table: Table, title: str) -> None:
         for model, figures in table.items():
             shown.add_row(model, *(_cell(figures.get(name)) for name in names))
         console.print(shown)
-    print("±: half the 95 % bootstrap interval over layouts. ↑ higher is better, ↓ lower.")
+    print("±: half the 95 % bootstrap interval over layouts, if it can be estimated. ↑ higher is better, ↓ lower.")
 
 
 def _cell(found: Any) -> str:
     if found is None:
         return "–"
     digits = 3 if abs(found.value) < 10 else 1
-    return f"{found.value:.{digits}f}±{(found.high - found.low) / 2:.{digits}f}"
+    spread = "" if found.high == found.low else f"±{(found.high - found.low) / 2:.{digits}f}"
+    return f"{found.value:.{digits}f}{spread}"
 
 
 def draw_figures(file: Path, table: Table, *, title: str) -> None:

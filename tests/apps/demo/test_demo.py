@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from voxelwave.apps import cli
+from voxelwave.apps.arguments import parse_arguments
+from voxelwave.apps.cli import _load
+from voxelwave.apps.commands import COMMANDS
 from voxelwave.apps.demo.demo import PARTS
 from voxelwave.runs.exit import DONE
 from voxelwave.volumes import read_volume
@@ -54,6 +59,12 @@ def test_the_page_has_a_picture_a_sentence_and_a_command_for_each_part(shown: Pa
     places = re.findall(r'(?:src|href)="([^"]+)"', html)
     assert [place for place in places if not (shown / place).is_file()] == []
     assert html.count("<img ") == html.count("<pre>") == len(PARTS)
+    for text in re.findall(r"<pre>(.*?)</pre>", html):
+        _, field, verb, *words = shlex.split(unescape(re.sub(r"<[^>]+>", "", text)))
+        options = _load(COMMANDS[field][verb].options)
+        given = options(**parse_arguments(options, words, prog=f"voxelwave {field} {verb}"))
+        given.check()
+        given.check_earlier()  # it can be run as it stands, beside the results of the demo
     assert "http" not in "".join(places)
     assert not VALIDATOR or html_faults(shown / "index.html", shown / "eeg" / "diagnosis" / "index.html") == []
 

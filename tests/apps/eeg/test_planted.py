@@ -76,6 +76,14 @@ def test_each_statement_can_be_false_and_makes_the_command_fail(number, change, 
     assert capsys.readouterr().out.count("NO: ") == 1
 
 
+def test_an_interval_without_width_is_not_called_one(run, capsys):
+    code, _, _ = run(GOOD | {"shuffled": [0.5, 0.5]})
+    assert code == DONE
+    shown = capsys.readouterr().out
+    assert "the interval is not estimable, since all folds give 0.500" in shown
+    assert "0.500 to 0.500" not in shown
+
+
 def test_shuffled_labels_keep_recordings_and_class_sizes(tmp_path):
     write_synthetic_study(tmp_path, subjects=12, seconds=1, seed=1)
     before = read_rows(tmp_path / "subjects.tsv")

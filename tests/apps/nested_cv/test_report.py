@@ -398,6 +398,17 @@ def test_the_headline_is_read_by_its_interval(interval, text, tmp_path):
     assert [words for words in ("includes 0.5", "lies above", "lies below") if words in page] == [text]
 
 
+def test_an_interval_without_width_is_shown_as_not_estimable(tmp_path):
+    results = _results()
+    results["headline"] |= {"mean": 0.5, "interval": [0.5, 0.5]}
+    page = _report(_write(tmp_path, results))
+    assert "0.500 to 0.500" not in page
+    assert "0.500 <small>(not estimable)</small>" in page
+    answers = {item["number"]: item["text"] for item in tripod_items(results)}
+    assert answers["23a"] == "net: balanced accuracy 0.500 (not estimable)."
+    assert not [words for words in ("includes 0.5", "lies above", "lies below") if words in page]
+
+
 @pytest.mark.parametrize(
     ("probability", "decision"), [(0.61, "case"), (0.59, "uncertain"), (0.41, "uncertain"), (0.39, "control")]
 )
@@ -438,6 +449,15 @@ def test_the_headline_and_the_contents_fit_on_the_first_screen(page, browser, tm
     with browser.Browser() as shown:
         shown.open(tmp_path / "report.html")
         assert shown.run("document.querySelector('nav').getBoundingClientRect().bottom <= innerHeight")
+
+
+@pytest.mark.slow
+def test_a_narrow_screen_needs_no_scrolling_to_the_side(page, browser, tmp_path):
+    (tmp_path / "report.html").write_text(page.replace("net", "a network with a long name"))
+    with browser.Browser() as shown:
+        shown.call("Emulation.setDeviceMetricsOverride", width=400, height=900, deviceScaleFactor=1, mobile=False)
+        shown.open(tmp_path / "report.html")
+        assert shown.run("document.documentElement.scrollWidth") <= 400
 
 
 @pytest.mark.slow
