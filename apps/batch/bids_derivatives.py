@@ -11,6 +11,7 @@ from ...runs.archives import original_of
 from ...runs.files import atomic_path
 from ...runs.json_files import write_json
 from ...runs.version import __version__
+from ...runs.words import plural
 from .case import NIFTI, Case
 from .manifest import finished_case, read_manifest
 from .names import BIDS_NAME, bids_entities, is_harmless, name_stem
@@ -111,7 +112,7 @@ def print_derivatives(found: Derivatives | None) -> None:
     """Say what was written."""
     if found is not None:
         rest = f"; {found.left_out} without a usable BIDS name" if found.left_out else ""
-        print(f"images and transforms of {found.cases} cases under BIDS names: {found.folder}/{rest}")
+        print(f"images and transforms of {plural(found.cases, 'case')} under BIDS names: {found.folder}/{rest}")
 
 
 _Derived = tuple[Path, Path, dict[str, object]]

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 
 from ...runs.files import atomic_path
 from ...volumes import DisplacementField, Volume, read_transform, read_volume, resample
-from ..registration.options import Register
+from ..registration.options import FORWARD, Register
 from ..registration.register import register
-from ..registration.work import FORWARD
 from .page import Shown
 
 T1, B0, ATLAS, LABELS = "sub-01_T1w.nii.gz", "sub-01_b0.nii.gz", "atlas.nii.gz", "atlas_labels.nii.gz"

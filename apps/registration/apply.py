@@ -17,9 +17,8 @@ from ...volumes import (
     write_volume,
 )
 from ...volumes.point_files import read_points, write_points
-from .options import Apply
+from .options import FORWARD, INVERSE, Apply
 from .scans import read_scan
-from .work import FORWARD, INVERSE
 
 _LEAST_INSIDE = 0.2  # least fraction of the new grid inside the grid of the transform
 _LPS = np.array([-1.0, -1.0, 1.0])

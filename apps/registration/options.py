@@ -24,6 +24,7 @@ from ..options import (
     must_exist,
 )
 
+FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"  # the transforms of `register`
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
@@ -111,9 +112,7 @@ class Register(MethodOptions, FolderOptions):
     archives = ("moving", "fixed", "input")
     writes = (
         "warped.nii.gz",
-        "forward.nii.gz",
-        "inverse.nii.gz",
-        "affine.mat",
+        *(FORWARD, INVERSE, AFFINE),
         "record.json",
         "registration.html",
         "picture.png",

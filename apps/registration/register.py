@@ -18,9 +18,9 @@ from ..batch.pairs import pairs_of_bids, pairs_of_table
 from ..batch.run import FolderRun, run_batch
 from ..batch.task import CaseRefused
 from ..page.case_page import write_case_page
-from .options import PAIR_LISTS, Register
+from .options import AFFINE, FORWARD, INVERSE, PAIR_LISTS, Register
 from .scans import REGISTRATION_DICOM, collected_notes
-from .work import AFFINE, FORWARD, INVERSE, JACOBIAN, OPTIONAL_FILES, SEARCHED, Alignment
+from .work import JACOBIAN, OPTIONAL_FILES, SEARCHED, Alignment
 
 PAGE = "registration.html"
 _MEANINGS = {

@@ -22,9 +22,9 @@ from ...volumes import (
 )
 from ...volumes.describe import describe_transform
 from ...volumes.lta import LTA_SUFFIX, write_lta
+from .options import AFFINE, FORWARD, INVERSE
 from .options import Transform as Options
 from .scans import read_scan
-from .work import AFFINE, FORWARD, INVERSE
 
 _FIELDS = (".nii.gz", ".nii")
 

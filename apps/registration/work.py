@@ -23,6 +23,7 @@ from ...volumes import AffineTransform, Volume, VolumeWarning, read_volume, resa
 from ..batch.case import Case
 from ..batch.task import CaseRefused
 from .initial import after_initial, moved_by, read_initial
+from .options import AFFINE, FORWARD, INVERSE
 from .overlap import overlap
 from .scans import (
     REGISTRATION_DICOM,
@@ -36,7 +37,6 @@ from .scans import (
 )
 
 SEARCHED = "searched.png"
-FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"
 JACOBIAN = "jacobian.nii.gz"
 OPTIONAL_FILES = (
     "warped_labels.nii.gz",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 
 from ...eeg.readers import SUFFIXES as EEG_SUFFIXES
@@ -19,13 +20,16 @@ from ...restoration.weights import load_weights
 from ...runs.archives import original_of
 from ...runs.catalogue import list_weights
 from ...runs.outcome import add_outcome
+from ...scanpath.eye_tracker_files import read_eyelink, read_fixation_table
 from ...scanpath.readers import read_scanpaths
 from ...volumes import read_transform
 from ...volumes.describe import describe_transform, describe_volume
 from ...volumes.itk import LINEAR_SUFFIXES, is_field
 from ...volumes.lta import LTA_SUFFIX
 from ...volumes.nifti import is_nifti_name
+from ...volumes.point_files import read_points
 from ..batch.find import find_cases
+from ..registration.options import FORWARD, INVERSE
 from .options import Info
 
 Facts = dict[str, Any]
@@ -59,6 +63,8 @@ def _described(path: Path) -> tuple[Facts, list[str]]:
         (name.endswith(_TRANSFORMS) or (is_nifti_name(path) and is_field(path)), _transform),
         (is_nifti_name(path) or name.endswith((".nrrd", *BITMAP_SUFFIXES)), _image),
         (name.endswith(EEG_SUFFIXES), _recording),
+        (name.endswith(".asc"), _eye_tracker),
+        (name.endswith((".csv", ".tsv", ".gii")), _table),
     ]
     describe = next((describe for fits, describe in kinds if fits), _image)
     return describe(path)
@@ -142,6 +148,39 @@ def _scenes(path: Path) -> tuple[Facts, list[str]]:
     return facts, uses + ([f"voxelwave scanpath train {original_of(path)} -o OUT"] if dataset.trials else [])
 
 
+def _eye_tracker(path: Path) -> tuple[Facts, list[str]]:
+    fixations = read_eyelink(path) if path.suffix.lower() == ".asc" else read_fixation_table(path)
+    facts: Facts = {
+        "kind": "fixations of an eye tracker",
+        "fixations": len(fixations),
+        "people": len({fixation.person for fixation in fixations}),
+        "pictures": len({fixation.scene for fixation in fixations}),
+    }
+    return facts, [f"voxelwave scanpath import {path} --pictures FOLDER -o OUT.json"]
+
+
+def _table(path: Path) -> tuple[Facts, list[str]]:
+    """Points in space, or fixations.
+
+    Raises:
+        ValueError: the columns are those of neither.
+    """
+    try:
+        points = read_points(path)
+    except ValueError as error:
+        if path.suffix.lower() == ".gii":
+            raise
+        try:
+            return _eye_tracker(path)
+        except ValueError:
+            raise ValueError(f"{error}; for fixations, columns for the scene, x and y") from None
+    low, high = (ends(points.coordinates, axis=0) for ends in (np.nanmin, np.nanmax))
+    extent = ", ".join(f"{a:.4g} to {b:.4g}" for a, b in zip(low, high, strict=True))
+    facts: Facts = {"kind": "table of points" if points.table else "surface", "points": len(points.coordinates)}
+    facts["extent"] = f"{extent} (x, y, z)"
+    return facts, [f"voxelwave registration apply TRANSFORM --points {path} -o OUT{path.suffix}"]
+
+
 def _weights(path: Path) -> tuple[Facts, list[str]]:
     try:
         with safetensors.safe_open(path, framework="np") as content:
@@ -157,6 +196,10 @@ def _folder(path: Path) -> tuple[Facts, list[str]]:
     found = find_cases(
         path, ("dicom", "nifti", "image", "eeg"), suffixes={"image": BITMAP_SUFFIXES, "eeg": EEG_SUFFIXES}
     )
+    if all((path / name).is_file() for name in (FORWARD, INVERSE)):
+        facts, uses = _transform(path / FORWARD)
+        uses = [use.replace(str(original_of(path / FORWARD)), str(original_of(path))) for use in uses]
+        return {**facts, "kind": "result of a registration"}, uses
     if len(found.cases) == 1 and found.cases[0].kind == "dicom" and found.cases[0].reason is None:
         return _image(path)
     counts = Counter(case.kind for case in found.cases)

@@ -25,7 +25,8 @@ class Info(Options):
     """Describe FILE: its kind, size, position in space or channels, and the commands that take it.
 
     FILE is an image (NIfTI, .mgz, .nrrd, a DICOM file or the folder of a series, PNG, TIFF), an EEG recording, a
-    transform, a weight file, scenes with scanpaths, or a folder of such files.
+    transform, points or a surface, a weight file, scenes with scanpaths, fixations of an eye tracker, the result of a
+    registration, or a folder of such files.
 
     Args:
         file: the file or folder.

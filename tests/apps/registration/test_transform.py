@@ -133,7 +133,7 @@ def test_points_outside_have_no_place(files, capsys):
     (files / "p.csv").write_text("x,y,z\n10,10,10\n900,0,0\n")
     assert run("apply", files / "field.nii.gz", "--points", files / "p.csv", "-o", files / "q.csv") == DONE
     assert (files / "q.csv").read_text().splitlines()[2] == ",,"
-    assert "1 of 2 points lie outside" in capsys.readouterr().out
+    assert "1 of 2 points have no place" in capsys.readouterr().out
     (files / "p.csv").write_text("x,y,z\n900,0,0\n")
     assert run("apply", files / "field.nii.gz", "--points", files / "p.csv", "-o", files / "r.csv") == ERROR
     assert "no point of" in capsys.readouterr().err

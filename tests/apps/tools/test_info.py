@@ -80,3 +80,25 @@ def test_doctor_says_what_each_field_needs(capsys, tmp_path):
     result = json.loads(capsys.readouterr().out)["result"]
     assert result["missing"] == {field: [] for field in ("registration", "restoration", "eeg", "scanpath")}
     assert {"versions", "gpu", "disk", "kernels", "compiler"} <= set(result)
+
+
+def test_points_fixations_and_registrations_name_the_commands_that_take_them(tmp_path, capsys):
+    (tmp_path / "points.csv").write_text("name,x,y,z\na,1,2,3\nb,-4,0,5\nlost,,,\n")
+    found, uses = facts(tmp_path / "points.csv", capsys)
+    assert (found["points"], found["extent"]) == (3, "-4 to 1, 0 to 2, 3 to 5 (x, y, z)")
+    assert uses == [f"voxelwave registration apply TRANSFORM --points {tmp_path / 'points.csv'} -o OUT.csv"]
+    (tmp_path / "fixations.tsv").write_text("image\tsubject\tx\ty\nk\ta\t1\t2\n")
+    (tmp_path / "a.asc").write_text("MSG 1 TRIALID 1\nEFIX R 10 20 10 100.0 50.0 900\n")
+    for name in ("fixations.tsv", "a.asc"):
+        found, uses = facts(tmp_path / name, capsys)
+        assert (found["fixations"], found["people"]) == (1, 1)
+        assert uses[0].startswith("voxelwave scanpath import")
+    for name in ("forward", "inverse"):
+        unmoved = DisplacementField(np.zeros((2, 3, 4, 3)), np.eye(4))
+        write_transform(tmp_path / "out" / f"{name}.nii.gz", unmoved)
+    found, uses = facts(tmp_path / "out", capsys)
+    assert found["kind"] == "result of a registration"
+    assert f"voxelwave registration apply {tmp_path / 'out'} IMAGE --like FIXED -o OUT" in uses
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert cli.main(["info", str(tmp_path / "other.csv")]) == ERROR
+    assert "for fixations, columns for the scene, x and y" in capsys.readouterr().err
