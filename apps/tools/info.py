@@ -197,9 +197,9 @@ def _folder(path: Path) -> tuple[Facts, list[str]]:
         path, ("dicom", "nifti", "image", "eeg"), suffixes={"image": BITMAP_SUFFIXES, "eeg": EEG_SUFFIXES}
     )
     if all((path / name).is_file() for name in (FORWARD, INVERSE)):
-        facts, uses = _transform(path / FORWARD)
+        described, uses = _transform(path / FORWARD)
         uses = [use.replace(str(original_of(path / FORWARD)), str(original_of(path))) for use in uses]
-        return {**facts, "kind": "result of a registration"}, uses
+        return {**described, "kind": "result of a registration"}, uses
     if len(found.cases) == 1 and found.cases[0].kind == "dicom" and found.cases[0].reason is None:
         return _image(path)
     counts = Counter(case.kind for case in found.cases)
