@@ -1,4 +1,4 @@
-"""The layers around the scan of a residual block by compiled kernels (csrc/pixel_layers.cpp), without gradients.
+"""The layers around the scan of a residual network by compiled kernels (csrc/pixel_layers.cpp), without gradients.
 
 They read channel-last maps and compute several layers for a few pixels at a time, which stay in the cache. `serves`
 says whether they can process tensors. Symbols: C channels of the features, d of the scan, K directions, L = H * W.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import arena, native
 from .autocast import in_autocast
 from .eligibility import serves_inference
 from .threads import kernel_threads
@@ -49,9 +49,38 @@ class _Leaving(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in Leaving._fields)
 
 
-def serves(features: Tensor, *parameters: Tensor) -> bool:
-    """Whether the kernels can process these tensors: float32 on the CPU, no gradient, no autocast, no transforms."""
-    return not in_autocast(features) and serves_inference("vw_pixel_leave", features, *parameters)
+def serves(function: str, features: Tensor, *parameters: Tensor) -> bool:
+    """Whether a kernel can process these tensors: float32 on the CPU, no gradient, no autocast, no transforms."""
+    return not in_autocast(features) and serves_inference(function, features, *parameters)
+
+
+def normalise(features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """A layer norm over the channels of (B, H, W, C).
+
+    Args:
+        features: (B, H, W, C).
+        weight, bias: (C,).
+        epsilon: added to the variance.
+    """
+    result = arena.empty(*features.shape)
+    _call("vw_pixel_norm", _sizes(features, epsilon=epsilon), features, weight, bias, result)
+    return result
+
+
+def filter_map(features: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
+    """A convolution of 3 x 3 pixels with zeros around the map, + `added`: (B, H, W, C) to (B, H, W, C').
+
+    Args:
+        features: (B, H, W, C).
+        weight: (C', C, 3, 3).
+        bias: (C',).
+        added: (B, H, W, C'), as of a residual connection.
+    """
+    result = arena.empty(*features.shape[:3], weight.shape[0])
+    sizes = _sizes(features, inner=weight.shape[0])
+    taps = weight.permute(0, 2, 3, 1)
+    _call("vw_pixel_filter", sizes, features, taps, bias, added, result, scratch="vw_filter_scratch")
+    return result
 
 
 def enter(features: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -63,7 +92,7 @@ def enter(features: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tens
         weight: (d, C).
         epsilon: of the norm.
     """
-    content = features.new_empty(*features.shape[:3], weight.shape[0])
+    content = arena.empty(*features.shape[:3], weight.shape[0])
     sizes = _sizes(features, inner=weight.shape[0], epsilon=epsilon)
     _call("vw_pixel_enter", sizes, features, norm_weight, norm_bias, weight, content)
     return content
@@ -81,7 +110,7 @@ def convolve(content: Tensor, taps: Tensor, bias: Tensor, weight: Tensor) -> tup
     Returns:
         (B, H, W, d) and (B, H, W, P).
     """
-    mixed, projected = content.new_empty(content.shape), content.new_empty(*content.shape[:3], weight.shape[0])
+    mixed, projected = arena.empty(*content.shape), arena.empty(*content.shape[:3], weight.shape[0])
     sizes = _sizes(content, inner=content.shape[3], projected=weight.shape[0])
     _call("vw_pixel_convolve", sizes, content, taps.flatten(1).T, bias, weight, mixed, projected)
     return mixed, projected
@@ -103,7 +132,7 @@ def leave(features: Tensor, scanned: Tensor, gates: Tensor, parameters: Leaving,
     Returns:
         (B, H, W, C).
     """
-    result = features.new_empty(features.shape)
+    result = arena.empty(*features.shape)
     inner, hidden = parameters.gate.shape[0], parameters.fc1.shape[0]
     sizes = _sizes(features, inner=inner, hidden=hidden, directions=gates.shape[1], epsilon=epsilon)
     kept = [each.contiguous() for each in parameters]
@@ -118,9 +147,15 @@ def _sizes(features: Tensor, **others: Any) -> _Pixels:
     return _Pixels(**{**shape, **others}, threads=kernel_threads())
 
 
-def _call(name: str, sizes: _Pixels, *arguments: Any, keep: list[Tensor] | None = None) -> None:
-    count = native.function("vw_pixel_scratch", ctypes.c_int64)(ctypes.byref(sizes))
-    scratch = torch.empty(count, dtype=torch.float32, device="cpu")
-    sizes.scratch = scratch.data_ptr()
+def _call(
+    name: str,
+    sizes: _Pixels,
+    *arguments: Any,
+    keep: list[Tensor] | None = None,
+    scratch: str = "vw_pixel_scratch",
+) -> None:
+    count = native.function(scratch, ctypes.c_int64)(ctypes.byref(sizes))
+    memory = arena.empty(count)
+    sizes.scratch = memory.data_ptr()
     whole = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
-    native.call(name, sizes, *whole, keep=[scratch, *(keep or [])])
+    native.call(name, sizes, *whole, keep=[memory, *(keep or [])])

@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from ..kernels import arena
 from ..runs.catalogue import Entry
 from ..runs.finite import check_finite
 from ..volumes import VolumeWarning
@@ -98,7 +99,7 @@ def restore(
     count, per_group = len(stack), len(stack) // groups
     model = model.to(device).eval()
     restored: Tensor | None = None
-    with torch.inference_mode():
+    with torch.inference_mode(), arena.reused():
         for k in range(count):
             first = k // per_group * per_group
             chosen = [first + i for i in neighbours(per_group, k - first, slices)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .scan_block import BlockSequence, ScanBlock, on_channels_first
+from .scan_block import BlockSequence, ScanBlock, normalise, on_channels_first
 from .scan_order import scan_order
 from .views import middle_channels
 
@@ -185,12 +185,17 @@ class MaIR(nn.Module):
         mean = image.new_tensor(self.mean).view(-1, 1, 1)
 
         scaled = (image - mean) * self.img_range
-        shallow = self.conv_first(scaled.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        deep = self.patch_embed["norm"](shallow)  # (B, H, W, C)
+        deep = self._deep(scaled, plain, shifted)
+        return self._upsampled(deep.permute(0, 3, 1, 2), scaled) / self.img_range + mean[self.middle]
+
+    def _deep(self, scaled: Tensor, plain: Tensor, shifted: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> the features of the body (B, H, W, C)."""
+        channels_last = scaled.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        shallow = on_channels_first(self.conv_first, channels_last)
+        deep = normalise(self.patch_embed["norm"], shallow)
         for group in self.layers:
             deep = group(deep, plain, shifted)
-        deep = on_channels_first(self.conv_after_body, self.norm(deep)) + shallow
-        return self._upsampled(deep.permute(0, 3, 1, 2), scaled) / self.img_range + mean[self.middle]
+        return on_channels_first(self.conv_after_body, normalise(self.norm, deep), added=shallow)
 
     def _upsampled(self, deep: Tensor, scaled: Tensor) -> Tensor:
         """(B, C, H, W) features and the scaled input -> the result before its range and mean are restored."""
@@ -214,7 +219,7 @@ class ResidualGroup(nn.Module):
     def forward(self, features: Tensor, plain: Tensor, shifted: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); `plain` and `shifted` are scan orders of this size."""
         deep = self.residual_group["blocks"](features, plain, shifted)
-        return on_channels_first(self.conv, deep) + features
+        return on_channels_first(self.conv, deep, added=features)
 
 
 def _group_conv(width: int, resi_connection: str) -> nn.Module:

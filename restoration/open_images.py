@@ -52,7 +52,7 @@ _BRAIN = (
     "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill"
     " University: free to use, copy, modify and distribute for any purpose with this notice (nilearn calls it unknown)",
 )
-OF_THE_CARD = 51  # training images of the shipped weights, see shipped/denoise-grey.md
+OF_THE_CARD = 67  # training images of the shipped weights, see shipped/denoise-grey.md
 _PIP = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # import name -> name for pip, where they differ
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
 
@@ -60,7 +60,7 @@ _VALIDATION = ("camera", "coffee", "brain-axial-110")
 def write_open_images(folder: Path) -> dict[str, int]:
     """Write grey 8-bit PNG files into folder/train and folder/validation, and LICENCES.tsv.
 
-    Large pictures that are stored as JPEG are averaged over 2 x 2 pixels, so that a denoiser does not learn their
+    Large pictures that are stored as JPEG are averaged over several pixels, so that a denoiser does not learn their
     compression artefacts. Packages that are not installed are skipped.
 
     Returns:
@@ -108,10 +108,14 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
                 yield f"brain-{word}-{k}", _as_bytes(np.take(volume, k, axis)), f"{licence}, from {package}"
 
 
-def missing_packages() -> list[str]:
-    """The packages with open images that are not installed, by their names for pip."""
+def commands_for_missing_images() -> list[str]:
+    """Commands that install the packages with open images that are not installed."""
     names = dict.fromkeys([package for package, _, _, _ in _PICTURES.values()] + [_BRAIN[0]])
-    return [_PIP.get(name, name) for name in names if importlib.util.find_spec(name) is None]
+    missing = [_PIP.get(name, name) for name in names if importlib.util.find_spec(name) is None]
+    commands = [f"pip install {' '.join(missing)}"] if missing else []
+    if not all((PHOTOGRAPHS / file).is_file() for file in _PHOTOGRAPHS):
+        commands.append(f"apt install {_PHOTOGRAPH_PACKAGE} (on Debian)")
+    return commands
 
 
 def _in_package(package: str, file: str) -> Path | None:

@@ -8,6 +8,7 @@ the published weights. Li et al., MaIR, CVPR 2025 (arXiv 2412.20066).
 
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,44 @@ from ..kernels.scan.reference import DirectionalInputs, directional_forward
 from ..kernels.scan.selective import directional_scan
 from .scan_order import DIRECTIONS
 
+_LEAST_OUTPUTS = 16  # of a compiled convolution, which computes 32 channels at a time
 
-def on_channels_first(layer: nn.Module, features: Tensor) -> Tensor:
-    """Apply a convolution to a channel-last map: (B, H, W, C) -> (B, H', W', C')."""
-    mapped: Tensor = layer(features.permute(0, 3, 1, 2))
-    return mapped.permute(0, 2, 3, 1)
+
+def on_channels_first(layer: nn.Module, features: Tensor, added: Tensor | None = None) -> Tensor:
+    """Apply a convolution to a channel-last map: (B, H, W, C) -> (B, H', W', C'); `added` is added to the result."""
+    if _is_small_filter(layer) and _are_compiled("vw_pixel_filter", layer, features, added):
+        return pixel_layers.filter_map(features, layer.weight, layer.bias, added)
+    mapped: Tensor = layer(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return mapped if added is None else mapped + added
+
+
+def normalise(norm: nn.Module, features: Tensor) -> Tensor:
+    """Apply a layer norm to a channel-last map: (B, H, W, C) -> (B, H, W, C)."""
+    if type(norm) is nn.LayerNorm and _are_compiled("vw_pixel_norm", norm, features):
+        return pixel_layers.normalise(features, norm.weight, norm.bias, norm.eps)
+    normalised: Tensor = norm(features)
+    return normalised
+
+
+def _is_small_filter(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a layer is a convolution of 3 x 3 pixels whose result has the size of the map."""
+    return (
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.dilation, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        and (layer.padding, layer.padding_mode) == ((1, 1), "zeros")
+        and layer.out_channels >= _LEAST_OUTPUTS
+    )
+
+
+def _are_compiled(function: str, layer: nn.Module, features: Tensor, added: Tensor | None = None) -> bool:
+    """Whether a compiled function can take the place of a layer."""
+    tensors = [features, *layer.parameters()] if added is None else [features, added, *layer.parameters()]
+    return features.ndim == 4 and pixel_layers.serves(function, *tensors) and not _is_watched(layer)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody replaced the forward method of a module, or hung a hook on it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class DropPath(nn.Module):
@@ -245,13 +279,10 @@ class ScanBlock(nn.Module):
             and features.shape[3] == self.ln_1.weight.numel()
             and tuple(order.shape) == (DIRECTIONS, features.shape[1] * features.shape[2])
             and not self.self_attention.scan.plain
-            and pixel_layers.serves(features, *self.parameters())
+            and pixel_layers.serves("vw_pixel_leave", features, *self.parameters())
             and order.device.type == "cpu"
             and order.dtype == torch.int32
-            and not any(
-                module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-                for module in self.modules()
-            )
+            and not any(_is_watched(module) for module in self.modules())
         )
 
     def _by_compiled_layers(self, features: Tensor, order: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`voxelwave restoration images`: gather images to train on."""
 
 from ...restoration.mr_images import write_mr_images
-from ...restoration.open_images import OF_THE_CARD, missing_packages, write_open_images
+from ...restoration.open_images import OF_THE_CARD, commands_for_missing_images, write_open_images
 from ...runs.files import outputs_together
 from .options import Images
 
@@ -27,5 +27,5 @@ def images(options: Images) -> None:
     if counts["train"] < OF_THE_CARD:
         print(
             f"note: the card of denoise-grey names {OF_THE_CARD} training images; the others come from packages that"
-            f" are not installed: pip install {' '.join(missing_packages())}"
+            f" are not installed: {'; '.join(commands_for_missing_images())}"
         )

@@ -81,14 +81,24 @@ INLINE vf first_lanes(vf v, int64_t n) {
 }
 
 INLINE real sum_of_lanes(vf v) {
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+  return _mm512_reduce_add_ps((__m512)v);
+#elif VW_LANES == 8 && !defined(VW_DOUBLE)
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   real sum = 0;
   for (int i = 0; i < W; ++i) sum += v[i];
   return sum;
+#endif
 }
 
 INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
 #if defined(VW_DOUBLE)
   return lowest > x ? lowest : x;
+#elif VW_LANES == 16
+  return (vf)_mm512_max_ps((__m512)lowest, (__m512)x);
 #elif VW_LANES == 8
   return (vf)_mm256_max_ps((__m256)lowest, (__m256)x);
 #elif VW_LANES == 4 && defined(__x86_64__)
@@ -101,6 +111,8 @@ INLINE vf at_least(vf lowest, vf x) {  // NaN stays NaN
 INLINE vf at_most(vf highest, vf x) {
 #if defined(VW_DOUBLE)
   return highest < x ? highest : x;
+#elif VW_LANES == 16
+  return (vf)_mm512_min_ps((__m512)highest, (__m512)x);
 #elif VW_LANES == 8
   return (vf)_mm256_min_ps((__m256)highest, (__m256)x);
 #elif VW_LANES == 4 && defined(__x86_64__)
@@ -131,6 +143,10 @@ INLINE void exp2_fractions(const vf *f, vf *p) {
     for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + factor;
 }
 
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+INLINE __m512 nearest(vf x) { return _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+#endif
+
 // 2^x for finite x; 0 or 2^LEAST below LEAST, inf above MOST, NaN for NaN. With NEGATIVE, no x is above 0.
 template <int N, bool NEGATIVE = false>
 INLINE void exp2_all(vf *x) {
@@ -138,7 +154,7 @@ INLINE void exp2_all(vf *x) {
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
   // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
   __m512 r[N];
-  for (int i = 0; i < N; ++i) r[i] = _mm512_roundscale_ps((__m512)x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  for (int i = 0; i < N; ++i) r[i] = nearest(x[i]);
   for (int i = 0; i < N; ++i) f[i] = x[i] - (vf)r[i];
   exp2_fractions<N>(f, p);
   for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);

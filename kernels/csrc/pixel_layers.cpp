@@ -1,5 +1,5 @@
 // The layers around the selective scan of a residual block, for channel-last maps (batch, height, width, channels) without
-// gradients: norms, linear layers, the depthwise convolution, gates and the MLP. It is compiled once per instruction-set
+// gradients: norms, linear layers, convolutions of 3 x 3 pixels, gates and the MLP. It is compiled once per instruction-set
 // level; the interface is plain C on raw pointers, which kernels/pixel_layers.py calls.
 //
 // PIXELS pixels go through all layers between two scans in the cache. Weights are packed into panels for products.h. No
@@ -27,6 +27,7 @@ struct Pixels {
 
 namespace {
 
+constexpr int BAND = 8;     // rows of the map in a task of the convolution
 constexpr int PIXELS = 48;  // a multiple of the rows of a tile of products.h; 24 and 96 measured alike
 
 INLINE int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }  // whole panels for any number of lanes
@@ -74,7 +75,8 @@ INLINE void multiply_all(const float *rows, int64_t count, const float *panels, 
   for (int64_t column = 0; column < outputs; column += COLUMNS)
     for (int64_t first = 0; first < count; first += ROWS) {
       const int64_t some = count - first < ROWS ? count - first : ROWS;
-      multiply_rows(some, rows + first * step, step, 1, panels + column * inputs, inputs,
+      const Rows some_rows{{rows + first * step}, 1, step, 1, inputs};
+      multiply_rows(some, some_rows, panels + column * inputs,
                     [&](int64_t i, vf low, vf high) { use(first + i, column, low, high); });
     }
 }
@@ -144,6 +146,21 @@ VW_EXPORT int64_t VW_NAME(vw_pixel_scratch)(const Pixels *s) {
   const int64_t c = padded(s->channels), d = padded(s->inner), h = padded(s->hidden), p = padded(s->projected);
   const int64_t weights = 2 * c * d + 2 * c * h + d * p + d * c;
   return weights + 16 * (c + d + h) + 12 * d + s->threads * per_thread(*s) + 64;
+}
+
+// result = norm(features), (pixels, channels)
+VW_EXPORT void VW_NAME(vw_pixel_norm)(const Pixels *s, const float *features, const float *weight, const float *bias,
+                                      float *result) {
+  const int64_t channels = s->channels, step = padded(channels);
+  Memory shared{s->scratch};
+  const float *gain = shared.vector(weight, channels), *shift = shared.vector(bias, channels);
+  over_pixels(*s, shared.next, per_thread(*s), [&](int64_t first, int64_t count, Memory memory) {
+    float *row = memory.floats(step);
+    for (int64_t i = first; i < first + count; ++i) {
+      normalise(features + i * channels, channels, gain, shift, s->epsilon, row);
+      memcpy(result + i * channels, row, channels * sizeof(float));
+    }
+  });
 }
 
 // content = weight norm(features), (pixels, inner)
@@ -263,5 +280,51 @@ VW_EXPORT void VW_NAME(vw_pixel_leave)(const Pixels *s, const Leaving *p, const 
       if (lanes > W) high += load(bias2 + column + W) + load(x + W) * load(skip2 + column + W);
       store_both(result + (first + i) * channels + column, low, high, lanes);
     });
+  });
+}
+
+INLINE int64_t line_of(const Pixels &s) { return padded((s.width + 2) * s.channels); }
+
+// Floats of Pixels::scratch for vw_pixel_filter
+VW_EXPORT int64_t VW_NAME(vw_filter_scratch)(const Pixels *s) {
+  return padded(s->inner) * (9 * s->channels + 1) + s->threads * 3 * line_of(*s);
+}
+
+// result = 3 x 3 convolution of the features, with zeros around the map, + bias + added, (pixels, inner); the weight is
+// (inner, 9, channels), and bias and added may be null
+VW_EXPORT void VW_NAME(vw_pixel_filter)(const Pixels *s, const float *features, const float *weight, const float *bias,
+                                        const float *added, float *result) {
+  const int64_t channels = s->channels, inner = s->inner, width = s->width, height = s->height, line = line_of(*s);
+  const int64_t bands = (height + BAND - 1) / BAND;
+  Memory shared{s->scratch};
+  const float *start = shared.vector(bias, inner), *panels = shared.panels(weight, inner, 9 * channels);
+  parallel_for(s->threads, s->batch * bands, [&](int64_t task, int64_t thread) {
+    const int64_t map = task / bands * height, top = task % bands * BAND, left = height - top;
+    float *lines = shared.next + thread * 3 * line;
+    // A row of the map with a pixel of zeros at both ends, so that the three pixels around each one follow each other
+    const auto line_at = [&](int64_t y) { return lines + (y + 3) % 3 * line; };
+    const auto fill = [&](int64_t y) {
+      float *to = line_at(y);
+      memset(to, 0, line * sizeof(float));
+      if (y >= 0 && y < height)
+        memcpy(to + channels, features + (map + y) * width * channels, width * channels * sizeof(float));
+    };
+    fill(top - 1), fill(top);
+    for (int64_t y = top; y < top + (left < BAND ? left : BAND); ++y) {
+      fill(y + 1);
+      for (int64_t x = 0; x < width; x += ROWS)
+        for (int64_t column = 0; column < inner; column += COLUMNS) {
+          const int64_t at = x * channels, pixel = (map + y) * width + x, lanes = inner - column;
+          const Rows rows{{line_at(y - 1) + at, line_at(y) + at, line_at(y + 1) + at}, 3, channels, 1, 3 * channels};
+          multiply_rows(width - x < ROWS ? width - x : ROWS, rows, panels + column * 9 * channels,
+                        [&](int64_t i, vf low, vf high) {
+                          const int64_t place = (pixel + i) * inner + column;
+                          low += load(start + column), high += load(start + column + W);
+                          if (added) low += load_first(added + place, lanes);
+                          if (added && lanes > W) high += load_first(added + place + W, lanes - W);
+                          store_both(result + place, low, high, lanes);
+                        });
+        }
+    }
   });
 }

@@ -52,15 +52,15 @@ void multiply_panel(const Product &s, const float *packed, const float *b, int64
     const int64_t first = strip * ROWS, count = s.rows - first < ROWS ? s.rows - first : ROWS;
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t column = part * COLUMNS, lanes = columns - column;
-      multiply_rows(count, packed + strip * s.depth * ROWS, 1, ROWS, panel + part * s.depth * COLUMNS, s.depth,
-                    [&](int64_t i, vf low, vf high) {
-                      float *p = out + (first + i) * s.out_row + column;
-                      if (s.add) low += load_first(p, lanes);
-                      store_first(p, low, lanes);
-                      if (lanes <= W) return;
-                      if (s.add) high += load_first(p + W, lanes - W);
-                      store_first(p + W, high, lanes - W);
-                    });
+      const Rows rows{{packed + strip * s.depth * ROWS}, 1, 1, ROWS, s.depth};
+      multiply_rows(count, rows, panel + part * s.depth * COLUMNS, [&](int64_t i, vf low, vf high) {
+        float *p = out + (first + i) * s.out_row + column;
+        if (s.add) low += load_first(p, lanes);
+        store_first(p, low, lanes);
+        if (lanes <= W) return;
+        if (s.add) high += load_first(p + W, lanes - W);
+        store_first(p + W, high, lanes - W);
+      });
     }
   }
 }

@@ -61,6 +61,17 @@ constexpr int CHUNK = 128;
 // e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
 template <int N>
 INLINE void exp_negative(vf *x) {
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+  constexpr float high = 1.44269502f, low = 1.92596303e-08f, least = -87.0f;  // of 1 / ln 2
+  vf f[N], p[N];
+  __m512 r[N];
+  for (int i = 0; i < N; ++i) x[i] = at_least(splat(least), x[i]);
+  for (int i = 0; i < N; ++i) r[i] = nearest(x[i] * high);
+  for (int i = 0; i < N; ++i) f[i] = x[i] * high - (vf)r[i];
+  for (int i = 0; i < N; ++i) f[i] = x[i] * low + f[i];
+  exp2_fractions<N>(f, p);
+  for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);
+#else
 #if defined(VW_DOUBLE)
   constexpr real high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10, least = -708.0;  // of ln 2
 #else
@@ -75,6 +86,7 @@ INLINE void exp_negative(vf *x) {
   for (int i = 0; i < N; ++i) f[i] = f[i] * LOG2_E;
   exp2_fractions<N>(f, p);
   for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << MANTISSA));
+#endif
 }
 
 // Clamps A and dl, so that dl * A stays finite and the inner loop needs no special case for exp(-inf)
@@ -113,8 +125,12 @@ INLINE void softplus(vf *x, vf *slope) {
       slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) / (y[i] + 1.0f);
       slope[i] = (x[i] > 20.0f) ? splat(1.0f) : slope[i];
     }
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+    x[i] = y[i] * q[i] + at_least(vf{}, x[i]);  // y is NaN if x is, and below the rounding of large x
+#else
     const vf positive = (vf)((vi)x[i] & ~(x[i] < 0.0f)), result = y[i] * q[i] + positive;
     x[i] = (x[i] > 20.0f) ? x[i] : (x[i] == x[i]) ? result : x[i];
+#endif
   }
 }
 
@@ -558,11 +574,15 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
       vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
       vf D = s.D ? load_first(s.D + d, rows) : vf{};
-      step_sizes<false>(tdl, steps, bias, s.softplus, nullptr);
-      for (int t = 0; t < steps; ++t) {
-        tx[t] = tdl[t] * tu[t];
-        tdl[t] = finite(tdl[t]);
-        ty[t] = s.D ? D * tu[t] : vf{};
+      for (int t = 0; t < steps; t += TOGETHER) {
+        const int some = steps - t < TOGETHER ? steps - t : TOGETHER;
+        vf *dl = tdl + t;
+        step_sizes<false>(dl, some, bias, s.softplus, nullptr);
+        for (int i = 0; i < some; ++i) {
+          tx[t + i] = dl[i] * tu[t + i];
+          ty[t + i] = s.D ? D * tu[t + i] : vf{};
+          dl[i] = finite(dl[i]);
+        }
       }
       if (s.checkpoints)
         for (int64_t n = 0; n < states; ++n)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from .. import arena, native
 from ..threads import kernel_threads
 from .reference import DirectionalInputs, ScanInputs, group_count
 
@@ -173,7 +173,7 @@ def directional_low_rank(
     call.matrices(B=B, C=C)
     call.tensors(A=A, D=D, delta_bias=delta_bias, delta_weight=step_weight)
     call.fields["rank"] = step.shape[3]
-    out, sums = x.new_empty(batch, length, directions, width), x.new_empty(batch, directions, width)
+    out, sums = arena.empty(batch, length, directions, width), x.new_empty(batch, directions, width)
     call.in_place(out=out, out_sums=sums)
     call.out_strides(length * directions * width, width, directions * width, 1)
     call.run("forward")

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from voxelwave.kernels import native, pixel_layers
+from voxelwave.kernels import native
 from voxelwave.kernels.scan.selective import selective_scan
 from voxelwave.restoration.mair import MaIR
 from voxelwave.restoration.mair_unet import MaIRUNet, pad_by_reflection
@@ -36,6 +36,8 @@ PARAMETERS = {
     "mair-unet-dehaze": 3_404_376,
 }
 TENSORS = {"mair-t-x2": 570, "mair-x3": 854, "mair-x4": 856, "mair-denoise": 850, "mair-unet-denoise": 1022}
+needs_library = pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
+
 FIXTURES = ["mini_light_x2_16x16", "mini_gray_dn_16x16", "mini_unet_32x32"]
 SMALL = {"width": 12, "depths": (2,), "states": 3, "expansion": 1.3, "stripe_width": 4}
 SMALL_UNET = {"width": 8, "depths": (1, 1, 1, 1), "refinement": 1, "expansion": 1.2, "stripe_width": 4}
@@ -202,7 +204,7 @@ def test_fast_scan_equals_the_sequential_one(model, generator):
         use_plain_scan(model, False)
 
 
-@pytest.mark.skipif(not pixel_layers.serves(torch.ones(1)), reason="the compiled kernels were not built")
+@needs_library
 @pytest.mark.parametrize("size", [(1, 1), (5, 11), (13, 8)])
 @pytest.mark.parametrize(("width", "states", "expansion"), [(6, 1, 1.1), (20, 3, 2.0), (64, 16, 1.0)])
 def test_compiled_layers_of_a_block_equal_its_modules(width, states, expansion, size, generator):
@@ -216,7 +218,7 @@ def test_compiled_layers_of_a_block_equal_its_modules(width, states, expansion, 
             assert_close_by_deviation(block(features, order), modules.detach())
 
 
-@pytest.mark.skipif(not pixel_layers.serves(torch.ones(1)), reason="the compiled kernels were not built")
+@needs_library
 def test_compiled_layers_leave_changed_blocks_and_unfit_inputs_to_the_modules(generator):
     features, order = torch.randn(1, 4, 6, 12, generator=generator), scan_order(4, 6, 4)
     block = ScanBlock(12, 3, 1.0, 1.0, 0.1, "mlp").eval()
@@ -382,3 +384,17 @@ def test_an_unknown_variant_is_an_error_that_lists_the_known_ones():
 def test_image_with_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"image must have shape \(B, 1, H, W\), got \(1, 3, 8, 8\)"):
         MaIR(**SMALL, in_channels=1)(torch.zeros(1, 3, 8, 8))
+
+
+@needs_library
+@pytest.mark.parametrize("upsampler", [None, "pixelshuffledirect"])
+def test_compiled_layers_of_the_network_equal_its_modules(upsampler, generator):
+    scale = 1 if upsampler is None else 2
+    model = MaIR(in_channels=1, width=20, depths=(1, 1), states=2, stripe_width=4, upsampler=upsampler, scale=scale)
+    model = roughen(model, generator).eval()
+    image = torch.rand(2, 1, 13, 9, generator=generator)
+    modules = model(image)  # with gradients, which the compiled layers do not have
+    assert modules.requires_grad
+    for level in native.levels():
+        with native.use_level(level), torch.no_grad():
+            assert_close_by_deviation(model(image), modules.detach())

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as Pillow
 
 from voxelwave.restoration import open_images
-from voxelwave.restoration.open_images import write_open_images
+from voxelwave.restoration.open_images import commands_for_missing_images, write_open_images
 from voxelwave.volumes import Volume, write_volume
 
 
@@ -24,6 +24,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(open_images, "_PICTURES", pictures)
     monkeypatch.setattr(open_images, "_BRAIN", ("toy", "brain.nii.gz", "free"))
     monkeypatch.setattr(open_images, "_in_package", lambda _, file: root / file)
+    monkeypatch.setattr(open_images, "PHOTOGRAPHS", tmp_path / "photographs")
     return root
 
 
@@ -46,6 +47,22 @@ def test_every_picture_is_listed_with_its_licence(package: Path, tmp_path: Path)
     assert set(listed) == {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     assert listed["train/large.png"] == "CC BY, from toy"
     assert listed["train/brain-axial-40.png"] == "free, from toy"
+
+
+def test_photographs_of_the_debian_package_are_averaged_twice(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = write_open_images(tmp_path / "before")
+    assert any("apt install lomiri-wallpapers-16.04" in command for command in commands_for_missing_images())
+    (tmp_path / "photographs").mkdir()
+    Pillow.new("RGB", (30, 16), (0, 255, 0)).save(tmp_path / "photographs/meadow.jpg", quality=100)
+    monkeypatch.setattr(open_images, "_PHOTOGRAPHS", {"meadow.jpg": ("CC BY 4.0 (somebody)", (3, 5))})
+    assert write_open_images(tmp_path / "after")["train"] == before["train"] + 2
+    small = [Pillow.open(tmp_path / f"after/train/meadow-{factor}.png") for factor in (3, 5)]
+    assert [picture.size for picture in small] == [(10, 5), (6, 3)]
+    assert np.abs(np.asarray(small[0]) - 150.0).max() <= 1  # 0.587 * 255, up to the rounding of JPEG
+    assert "CC BY 4.0 (somebody), from lomiri" in (tmp_path / "after/LICENCES.tsv").read_text()
+    assert not any("apt" in command for command in commands_for_missing_images())
 
 
 def test_packages_that_are_missing_are_skipped_and_none_at_all_is_an_error(

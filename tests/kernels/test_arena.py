@@ -1,0 +1,65 @@
+"""Memory of large maps is reused when nobody holds them any more, and only then."""
+
+import threading
+
+import torch
+
+from voxelwave.kernels import arena
+
+LARGE = 1 << 20
+
+
+def test_memory_is_reused_after_its_tensor_and_all_views_are_gone():
+    with arena.reused():
+        first = arena.empty(LARGE)
+        place = first.data_ptr()
+        part = first.view(4, -1)[1]
+        del first
+        other = arena.empty(LARGE)
+        assert other.data_ptr() != place  # `part` still reads it
+        del part
+        again = arena.empty(2, LARGE // 2)
+        assert again.data_ptr() == place
+        assert again.shape == (2, LARGE // 2)
+        assert again.dtype == torch.float32
+
+
+def test_tensors_keep_their_values_after_the_context():
+    with arena.reused():
+        kept = arena.empty(LARGE).fill_(3.0)
+        arena.empty(LARGE).fill_(4.0)
+    with arena.reused():
+        arena.empty(LARGE).fill_(5.0)
+    assert (kept == 3).all()
+
+
+def test_memory_starts_at_a_cache_line_and_may_be_half_used():
+    with arena.reused():
+        whole = arena.empty(LARGE)
+        place = whole.data_ptr()
+        assert place % 64 == 0
+        del whole
+        smaller = arena.empty(LARGE * 3 // 4)
+        assert smaller.data_ptr() == place
+        assert smaller.numel() == LARGE * 3 // 4
+        del smaller
+        assert arena.empty(LARGE // 3).data_ptr() != place  # too small for so much memory
+
+
+def test_nested_contexts_share_memory_and_threads_do_not():
+    places = []
+    with arena.reused():
+        place = arena.empty(LARGE).data_ptr()
+        with arena.reused():
+            assert arena.empty(LARGE).data_ptr() == place
+        assert arena.empty(LARGE).data_ptr() == place
+        mine = arena.empty(LARGE)
+
+        def work() -> None:
+            with arena.reused():
+                places.append(arena.empty(LARGE).data_ptr())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert places[0] != mine.data_ptr()
