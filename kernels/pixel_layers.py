@@ -7,7 +7,6 @@ says whether they can process tensors. Symbols: C channels of the features, d of
 import ctypes
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import arena, native
