@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..runs.catalogue import entry_of
 from .evaluation import Evaluation, evaluation_images
 from .footprint import restoration_footprint
 from .inference import restore
+from .known_noise import NoiseHandling
 from .mair import MaIR
 from .scan_block import use_plain_scan
 from .settings import EvaluationSettings
@@ -218,13 +220,13 @@ def compare_methods(
         A row per method with the mean over the images, and how the scores were computed.
     """
     network, info = load_weights(setting.weights)
-    evaluation = Evaluation(network=network)
+    evaluation = Evaluation(network=network, handling=NoiseHandling.of(entry_of(setting.weights), info))
     for image in evaluation_images(clean, settings, info=info):
         evaluation.measure(image)
         report(f"  {evaluation.line()}")
     means = evaluation.means()
-    # if the Rician bias of the methods was removed, they are compared with the network without this bias
-    ours = "network-unbiased" if "network-unbiased" in means else "network"
+    # methods that are told the level of Rician noise are compared with the network that is told it
+    ours = "network-sigma" if "network-sigma" in means else "network"
     rows: list[Row] = []
     for method, (psnr, ssim) in means.items():
         every = [row[method][0] for row in evaluation.rows.values()]

@@ -18,6 +18,7 @@ from .data import Pair, ValidationDataset, downsampled, load_pairs, unit_stack
 from .degradations import bicubic_resize, known_sigma, make_degradation
 from .images import Image, IntensityRange, choose_range, find_images, read_image
 from .inference import Refused, RestorationNetwork, fitting_range, restore
+from .known_noise import NoiseHandling, restore_known_noise
 from .metrics import psnr, ssim, y_channel
 from .rician import without_rician_bias
 from .settings import EvaluationSettings, Region, TileSettings
@@ -75,6 +76,7 @@ class Evaluation:
         region: measure all pixels, or only those of the head (`volumes.head.head_region` of the clean image).
         tiles: the tiles in which the network restores an image.
         device: where the network runs.
+        handling: how the network takes a known level of Rician noise.
         rows: name of the image -> method -> scores; filled by `measure`.
     """
 
@@ -86,6 +88,7 @@ class Evaluation:
     region: Region = "all"
     tiles: TileSettings = field(default_factory=TileSettings)
     device: str = "cpu"
+    handling: NoiseHandling = field(default_factory=NoiseHandling)
     rows: dict[str, dict[str, Scores]] = field(default_factory=dict)
     _ranges: set[str] = field(default_factory=set)
     _rician: bool = False
@@ -107,9 +110,10 @@ class Evaluation:
         biased = image.rician and image.sigma is not None
         results = self._classical(image, unbiased=biased)
         if self.network is not None:
-            results["network"] = self._by_network(self.network, image)
+            stack = self._restored(self.network, self._stack(self.network, image))
+            results["network"] = stack[len(stack) // 2]
             if biased:
-                results["network-unbiased"] = _unbiased(results["network"], image)
+                results["network-sigma"] = self._told_sigma(self.network, image, stack)
         self._rician |= biased
         self._ranges.add(str(image.intensity_range))
         row = {name: self._scores(result, image) for name, result in results.items()}
@@ -157,13 +161,35 @@ class Evaluation:
         return results
 
     def _by_network(self, network: RestorationNetwork, image: EvaluationImage) -> np.ndarray:
+        stack = self._restored(network, self._stack(network, image))
+        return np.asarray(stack[len(stack) // 2])
+
+    def _told_sigma(self, network: RestorationNetwork, image: EvaluationImage, blind: np.ndarray) -> np.ndarray:
+        """The result of the network with the noise level, as by `restore --sigma`.
+
+        Args:
+            network: the network.
+            image: an image with Rician noise of a known level.
+            blind: the result of the network without it, for its stack of slices.
+        """
+        assert image.sigma is not None  # the caller has checked
+        stack = self._stack(network, image)
+
+        def restored(scaled: np.ndarray) -> np.ndarray:
+            return blind if np.array_equal(scaled, stack) else self._restored(network, scaled)
+
+        level, chosen = image.sigma * image.intensity_range.span, image.intensity_range
+        told, _ = restore_known_noise(restored, stack, level, intensity_range=chosen, handling=self.handling)
+        return np.asarray(told[len(stack) // 2])
+
+    def _restored(self, network: RestorationNetwork, stack: np.ndarray) -> np.ndarray:
+        return restore(network, stack, **asdict(self.tiles), device=self.device)
+
+    def _stack(self, network: RestorationNetwork, image: EvaluationImage) -> np.ndarray:
+        """(N, C, H, W), the slice with those neighbours that the network takes."""
         middle = image.middle
         stack = image.degraded.reshape(-1, *middle.shape)
-        tiles, device = asdict(self.tiles), self.device
-        if len(stack) > 1 and network.in_channels != len(middle):
-            restored: np.ndarray = restore(network, stack, **tiles, device=device)[len(stack) // 2]
-            return restored
-        return restore(network, middle, **tiles, device=device)
+        return stack if network.in_channels != len(middle) else middle[None]
 
     def line(self) -> str:
         """The scores of the last image."""
@@ -196,6 +222,7 @@ class Evaluation:
             f"PSNR (dB) / SSIM (11 x 11 Gaussian, sigma 1.5): data_range is the whole range [{ranges}], {channel},"
             f" {self.border} pixels left out at each side{where}, results and references clipped to the range"
             + (", Rician bias of the true sigma removed from all but input and network" if self._rician else "")
+            + (", network-sigma is told the true sigma" if self._rician and self.network is not None else "")
         )
 
     def _scores(self, result: np.ndarray, image: EvaluationImage) -> Scores:

@@ -171,12 +171,26 @@ def check_card(image: Image, entry: Entry) -> None:
             shown = " x ".join(f"{mm:.3g}" for mm in sizes)
             raise Refused(f"{entry.name} is for pixels of {low:g} to {high:g} mm, got {shown} mm; {go_on}")
     if entry.magnitudes:
-        negative = float(np.mean(image.stack < -_UNDERSHOOT * float(image.stack.max())))
-        if negative > _NEGATIVE:
-            raise Refused(
-                f"{entry.name} is for magnitudes, got {100 * negative:.0f} % negative values, as in a phase image or"
-                f" after filtering; {go_on}"
-            )
+        check_magnitudes(image, entry.name, go_on)
+
+
+def check_magnitudes(image: Image, what: str, go_on: str) -> None:
+    """Refuse an image with more negative values than interpolation leaves in magnitudes.
+
+    Args:
+        image: the image.
+        what: what is for magnitudes, for the message.
+        go_on: how to go on, for the message.
+
+    Raises:
+        Refused: there are too many negative values.
+    """
+    negative = float(np.mean(image.stack < -_UNDERSHOOT * float(image.stack.max())))
+    if negative > _NEGATIVE:
+        raise Refused(
+            f"{what} is for magnitudes, got {100 * negative:.0f} % negative values, as in a phase image or"
+            f" after filtering; {go_on}"
+        )
 
 
 def tile_windows(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:

@@ -64,6 +64,10 @@ class RestoreSettings(TileSettings, SizeSettings):
             the image.
         fix_tilt: straighten the slices of a CT with a tilted gantry, with one interpolation, and write a NIfTI file;
             without this option such a CT is refused.
+        sigma: the noise level of MR magnitudes, if it is known, in the unit of the image: the standard deviation of the
+            noise in the real and in the imaginary part, which in air is the mean divided by 1.253. The bias of Rician
+            noise is then removed also from the results of weights that leave it, strong noise is scaled to what the
+            weights know, and no more than this noise is removed.
         ignore_card: restore images of modalities that the card of the weights rules out, too.
     """
 
@@ -73,6 +77,7 @@ class RestoreSettings(TileSettings, SizeSettings):
     stripe_width: int | None = None
     max_bias: float | None = None
     fix_tilt: bool = False
+    sigma: float | None = None
     ignore_card: bool = False
 
     def recorded(self) -> dict[str, Any]:
@@ -83,6 +88,8 @@ class RestoreSettings(TileSettings, SizeSettings):
                 del values[name]
         if self.size == "full":
             del values["size"]
+        if self.sigma is None:
+            del values["sigma"]
         return values
 
 

@@ -89,7 +89,10 @@ def train(
     counts = f"{len(training)} training images, {len(validation)} for validation"
     report(f"{counts}; {parameters} parameters; {data.steps} steps")
     trainer = fit(module, data, output, settings, resume_from=checkpoint if resume else None, device=device)
-    module.export(output / WEIGHTS, notes={"seed": str(settings.seed), "steps": str(trainer.global_step)})
+    notes = {"seed": str(settings.seed), "steps": str(trainer.global_step)}
+    if settings.degradation is not None:
+        notes["degradation"] = str(settings.degradation["kind"])
+    module.export(output / WEIGHTS, notes=notes)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Trained(module, trainer.global_step, metrics, bool(trainer.interrupted))
 

@@ -1,6 +1,7 @@
 """Restoration of an image in memory with trained weights, as the command does it with files."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -12,6 +13,7 @@ from ..volumes import Volume
 from .images import Image, from_slices, to_pixels, to_slices
 from .inference import check_card, fitting_range
 from .inference import restore as restore_stack
+from .known_noise import NoiseHandling, check_noise_level, restore_known_noise
 from .weights import load_weights
 
 
@@ -23,6 +25,7 @@ def restore(
     intensity_range: str = "auto",
     slice_axis: int = 2,
     modality: str | None = None,
+    sigma: float | None = None,
     tile: int = 200,
     self_ensemble: bool = False,
     device: str = "auto",
@@ -35,6 +38,7 @@ def restore(
     intensity_range: str = "auto",
     slice_axis: int = 2,
     modality: str | None = None,
+    sigma: float | None = None,
     tile: int = 200,
     self_ensemble: bool = False,
     device: str = "auto",
@@ -46,6 +50,7 @@ def restore(
     intensity_range: str = "auto",
     slice_axis: int = 2,
     modality: str | None = None,
+    sigma: float | None = None,
     tile: int = 200,
     self_ensemble: bool = False,
     device: str = "auto",
@@ -58,6 +63,7 @@ def restore(
         intensity_range: the intensities that the network sees as 0 and 1, as for --range.
         slice_axis: the axis of a volume along which its slices lie.
         modality: "MR", "CT" and so on, if known; weights whose card rules it out are refused.
+        sigma: the noise level of MR magnitudes in the unit of the image, as for --sigma; None if it is unknown.
         tile: largest side of a tile in pixels.
         self_ensemble: average the results of eight flips and rotations.
         device: "auto", "cpu" or "cuda".
@@ -84,14 +90,21 @@ def restore(
     if entry is not None:
         check_card(whole, entry)
     chosen = fitting_range(whole, info, intensity_range)
-    unit = restore_stack(
+    network = partial(
+        restore_stack,
         model,
-        chosen.to_unit(whole.stack),
         tile=tile,
         self_ensemble=self_ensemble,
         groups=whole.groups,
         device=choose_device(device),
     )
+    unit = chosen.to_unit(whole.stack)
+    if sigma is None:
+        unit = network(unit)
+    else:
+        check_noise_level(whole, sigma, scale=model.scale)
+        handling = NoiseHandling.of(entry, info)
+        unit, _ = restore_known_noise(network, unit, sigma, intensity_range=chosen, handling=handling)
     stack = to_pixels(chosen.from_unit(unit), whole.dtype)
     if isinstance(image, Volume):
         return image.with_array(np.ascontiguousarray(from_slices(stack, whole)))

@@ -42,6 +42,8 @@ class Entry:
         for_modalities: the modalities for which the weights were made.
         pixel_mm: the smallest and the largest pixel size, in mm, of the images that the weights are for; None for any.
         magnitudes: whether the weights are for magnitudes only, which have no negative values.
+        removes_rician_bias: whether results for MR magnitudes are signals, without the bias of Rician noise.
+        strongest_noise: the strongest noise that the weights remove well, as a fraction of the range; None if unknown.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Entry:
     for_modalities: tuple[str, ...] = ()
     pixel_mm: tuple[float, float] | None = None
     magnitudes: bool = False
+    removes_rician_bias: bool = False
+    strongest_noise: float | None = None
 
     @property
     def card(self) -> Path:
@@ -176,6 +180,7 @@ def _read(path: Path) -> Entry:
         if sizes is not None and (not isinstance(sizes, list) or len(sizes) != 2):
             raise ValueError(f"pixel_mm must be the smallest and the largest pixel size, got {sizes!r}")
         limits = None if sizes is None else (float(sizes[0]), float(sizes[1]))
+        strongest = None if content.get("strongest_noise") is None else float(content["strongest_noise"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an entry of the catalogue of weights: {error}") from None
     file = _weights_of(path)
@@ -184,6 +189,8 @@ def _read(path: Path) -> Entry:
         file=file,
         pixel_mm=limits,
         magnitudes=bool(content.get("magnitudes", False)),
+        removes_rician_bias=bool(content.get("removes_rician_bias", False)),
+        strongest_noise=strongest,
         not_for_modalities=tuple(map(str, modalities["not_for_modalities"])),
         for_modalities=tuple(map(str, modalities["for_modalities"])),
         **texts,

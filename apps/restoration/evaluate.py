@@ -5,9 +5,10 @@ from pathlib import Path
 
 from ...restoration.evaluation import Evaluation, evaluation_images, write_table
 from ...restoration.inference import Refused
+from ...restoration.known_noise import NoiseHandling
 from ...restoration.settings import EvaluationSettings, TileSettings
 from ...restoration.weights import load_weights
-from ...runs.catalogue import find_weights
+from ...runs.catalogue import entry_of, find_weights
 from ...runs.compute import choose_device, use_threads
 from ...runs.exit import DONE, REFUSED
 from ...runs.files import outputs_beside
@@ -20,11 +21,12 @@ def evaluate(options: Evaluate) -> int:
     use_threads(options.threads)
     settings = EvaluationSettings.of(options)
     weights = None if options.weights is None else find_weights(options.weights, "restoration")
-    network, info = None, None
+    network, info, entry = None, None, None
     if weights is not None:
         network, info = load_weights(
             weights, variant=options.variant, stripe_width=options.stripe_width, size=options.size
         )
+        entry = entry_of(weights)
     evaluation = Evaluation(
         network=network,
         methods=options.methods,
@@ -34,6 +36,7 @@ def evaluate(options: Evaluate) -> int:
         region=options.region,
         tiles=TileSettings.of(options),
         device=choose_device(options.device),
+        handling=NoiseHandling.of(entry, info),
     )
     try:
         for image in evaluation_images(options.clean, settings, info=info):

@@ -1,5 +1,6 @@
 """Options of `voxelwave restoration`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -92,6 +93,8 @@ class Restore(RestoreSettings, DeviceOptions, InputOptions, FolderOptions):
         _check_tiles(self)
         if self.max_bias is not None and self.max_bias < 0:
             raise UsageError(f"--max-bias must be at least 0, got {self.max_bias}")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise UsageError(f"--sigma must be above 0, in the unit of the image, got {self.sigma}")
         must_exist(self.input, "file or folder")
         if self.for_folder and not self.input.is_dir():
             raise UsageError(f"--dry-run, --include and other options of folders need a folder, got {self.input}")
@@ -140,7 +143,7 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
     Results and references are clipped to the range, and results are rounded if the images hold whole numbers. Classical
     denoisers get the true noise level if noise was added, otherwise an estimate from the image; the network gets
     neither. The bias that Rician noise of a known level adds to magnitudes is removed from the classical results; the
-    network is measured both with and without this bias.
+    network is then measured blind and as `restore --sigma` uses it (network-sigma).
 
     Args:
         clean: a folder of images, volumes or DICOM series, or a single one of these.

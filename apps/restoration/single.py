@@ -54,7 +54,7 @@ def restore_single(options: Restore, arguments: dict[str, Any]) -> int:
 
 def _report(options: Restore, work: Restoration, done: Restored) -> None:
     """Print the difference to the input, and write the record."""
-    for line in done.change.lines():
+    for line in [*done.change.lines(), *(done.noise.lines() if done.noise else [])]:
         print(f"  {line}")
     record = record_beside(done.written)
     write_record(
@@ -68,8 +68,10 @@ def _report(options: Restore, work: Restoration, done: Restored) -> None:
             "range": str(done.intensity_range),
             "slice_axis": options.slice_axis,
             **({} if options.size == "full" else {"size": options.size}),
+            **({} if options.sigma is None else {"sigma": options.sigma}),
         },
         change=done.change.as_dict(),
+        **({} if done.noise is None else {"noise": done.noise.as_dict()}),
         seconds=done.seconds,
     )
     write_case_page(

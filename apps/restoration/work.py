@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...restoration.inference import (
     slices_of,
 )
 from ...restoration.inference import restore as restore_stack
+from ...restoration.known_noise import KnownNoise, NoiseHandling, check_noise_level, restore_known_noise
 from ...restoration.settings import RestoreSettings
 from ...restoration.suffixes import file_stem
 from ...restoration.weights import Network, WeightsInfo, load_weights
@@ -40,6 +42,7 @@ class Restored:
         intensity_range: the intensities that were mapped to 0 and 1 for the network.
         change: the difference between result and input.
         seconds: computing time of the network.
+        noise: what was done with the noise level that was given, if any.
         middle: (2, C, H, W), the middle slice of the input, enlarged to the size of the result, and of the result.
     """
 
@@ -47,6 +50,7 @@ class Restored:
     intensity_range: IntensityRange
     change: Change
     seconds: float
+    noise: KnownNoise | None
     middle: np.ndarray
 
 
@@ -83,6 +87,8 @@ class Restoration:
         except Refused as error:
             raise CaseRefused(str(error)) from error
         figures = {"intensity_range": str(done.intensity_range), "tile": self.settings.tile}
+        if done.noise is not None:
+            figures |= {"noise_level": done.noise.sigma, "given_back": done.noise.given_back}
         return {"metrics": {**done.change.as_dict(), **figures}}
 
     def smaller(self) -> "Restoration | None":
@@ -126,10 +132,12 @@ class Restoration:
         intensity_range = fitting_range(image, self.info, self.settings.range)
         if show:
             show(image, intensity_range)
-        started = time.perf_counter()
-        unit = restore_stack(
+        sigma, noise = self.settings.sigma, None
+        if sigma is not None:
+            check_noise_level(image, sigma, scale=self.model.scale)
+        network = partial(
+            restore_stack,
             self.model,
-            intensity_range.to_unit(image.stack),
             tile=self.settings.tile,
             overlap=self.settings.overlap,
             self_ensemble=self.settings.self_ensemble,
@@ -137,6 +145,13 @@ class Restoration:
             device=self.device,
             progress=progress,
         )
+        started = time.perf_counter()
+        unit = intensity_range.to_unit(image.stack)
+        if sigma is None:
+            unit = network(unit)
+        else:
+            handling = NoiseHandling.of(entry, self.info)
+            unit, noise = restore_known_noise(network, unit, sigma, intensity_range=intensity_range, handling=handling)
         seconds = time.perf_counter() - started
         restored = intensity_range.from_unit(unit)
         change = measure_change(
@@ -146,13 +161,12 @@ class Restoration:
         if most is not None and abs(change.bias) > most:
             raise Refused(f"the result's mean differs by {change.bias:+.4g} from the input's, more than {most:g}")
         words = f"{self.info.task} by {self.info.architecture} weights {self.weights.name}, intensity range"
-        written = write_image(
-            write_to or target, restored, image, scale=self.model.scale, description=f"{words} {intensity_range}"
-        )
+        words = f"{words} {intensity_range}" + ("" if sigma is None else f", noise level {sigma:g}")
+        written = write_image(write_to or target, restored, image, scale=self.model.scale, description=words)
         k = len(restored) // 2
         before = image.stack[k].repeat(self.model.scale, axis=-2).repeat(self.model.scale, axis=-1)
         middle = np.stack([before, to_pixels(restored[k], image.dtype)])
-        return Restored(written, intensity_range, change, seconds, middle)
+        return Restored(written, intensity_range, change, seconds, noise, middle)
 
 
 def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) -> Restoration:

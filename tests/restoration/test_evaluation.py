@@ -99,7 +99,7 @@ def test_rician_bias_is_removed_from_methods_and_shown_for_the_network() -> None
     evaluation = Evaluation(network=_Network(), methods=())
     row = evaluation.measure(_image(clean, mean, sigma=sigma, rician=True))
     assert row["network"] == row["input"]
-    assert row["network-unbiased"][0] > 60 > row["network"][0]
+    assert row["network-sigma"][0] > 60 > row["network"][0]
     assert "Rician bias of the true sigma removed" in evaluation.conditions()
 
 

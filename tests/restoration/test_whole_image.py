@@ -29,6 +29,18 @@ def test_a_volume_is_restored_as_by_the_command(shape, axis, tmp_path):
     assert restored.array.std() < 0.7 * volume.array.std()
 
 
+def test_a_noise_level_is_used_as_by_the_command(tmp_path):
+    volume = Volume(noisy((20, 18, 2)), np.eye(4))
+    write_volume(tmp_path / "in.nii.gz", volume)
+    words = ["restoration", "restore", str(tmp_path / "in.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
+    assert cli.main([*words, "--sigma", "60"]) == 0
+    told = restore(volume, sigma=60).array
+    np.testing.assert_array_equal(told, read_volume(tmp_path / "out.nii.gz").array)
+    assert told.mean() < restore(volume).array.mean() - 1  # by sigma^2 / (2 * 500), the bias
+    with pytest.raises(Refused, match="MR magnitudes"):
+        restore(volume, sigma=60, modality="XA")
+
+
 def test_an_array_keeps_its_shape_and_dtype():
     grey = noisy((16, 20), np.uint8)
     assert (restore(grey).shape, restore(grey).dtype) == (grey.shape, grey.dtype)

@@ -59,7 +59,7 @@ def test_rician_bias_is_removed_and_reported(folder: Path, capsys: pytest.Captur
     assert "Rician bias of the true sigma removed" in capsys.readouterr().out
     lines = [line.split("\t") for line in (folder / "table.tsv").read_text().splitlines()]
     means = {line[1]: float(line[2]) for line in lines if line[0] == "mean"}
-    assert set(means) == {"input", "tv", "network", "network-unbiased"}
+    assert set(means) == {"input", "tv", "network", "network-sigma"}
     assert means["tv"] > means["input"] + 6  # most of this image is background, whose bias is most of the error
     assert main([*command, "--overwrite"]) == 0
     assert "Rician" not in capsys.readouterr().out

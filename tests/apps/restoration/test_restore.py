@@ -36,6 +36,22 @@ def test_picture_is_restored_with_a_record(folder: Path, capsys: pytest.CaptureF
     assert "bias (mean of result - input)" in capsys.readouterr().out
 
 
+def test_a_known_noise_level_is_used_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _restore(folder, "in/a.png", "blind.png") == 0
+    assert _restore(folder, "in/a.png", "told.png", "--sigma", "12.5") == 0
+    lines = capsys.readouterr().out
+    assert "noise level, given                12.5 (4.9 % of the range)" in lines
+    assert "removed by the formula" in lines
+    record = json.loads((folder / "told.restoration.json").read_text())
+    assert (record["options"]["sigma"], record["noise"]["sigma"]) == (12.5, 12.5)
+    blind, told = (np.asarray(Pillow.open(folder / name)).astype(float) for name in ("blind.png", "told.png"))
+    assert not np.array_equal(told, blind)
+    for wrong in ("0", "-3", "nan"):
+        assert _restore(folder, "in/a.png", "out.png", "--sigma", wrong) == USAGE
+    assert _restore(folder, "in/a.png", "out.png", "--sigma", "999") == REFUSED
+    assert "below the largest value" in capsys.readouterr().err
+
+
 def test_a_larger_result_gets_a_page_too(folder: Path) -> None:
     network = MaIR(in_channels=1, scale=2, width=8, depths=(1,), states=1, stripe_width=4)
     save_weights(folder / "twice.safetensors", network, task="sr", intensity_range=(0, 1), intensity_unit="relative")
