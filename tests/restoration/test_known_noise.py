@@ -96,4 +96,4 @@ def test_weights_say_whether_they_remove_the_bias():
     assert NoiseHandling.of(None, replace(info, notes={"degradation": "rician"})) == NoiseHandling(biased=False)
     entries = {entry.name: NoiseHandling.of(entry, info) for entry in list_weights("restoration")}
     assert entries["denoise-grey"] == NoiseHandling(biased=True)
-    assert entries["denoise-mr"] == NoiseHandling(biased=False, strongest=0.1)
+    assert entries["denoise-mr"] == NoiseHandling(biased=False, strongest=0.12)
