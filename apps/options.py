@@ -126,18 +126,23 @@ def without_archives(options: Given) -> Iterator[Given]:
         ValueError: an archive is damaged or unsafe.
     """
     with ExitStack() as stack:
-        names = [name for name in options.archives if isinstance(getattr(options, name), Path)]
-        given = {name: getattr(options, name) for name in names if is_archive(getattr(options, name))}
-        inside = {path: stack.enter_context(unpacked(path)) for path in dict.fromkeys(given.values())}
-        for name, path in given.items():
-            object.__setattr__(options, name, inside[path])
-        if given:
+        given = {name: getattr(options, name) for name in options.archives}
+        paths = [path for value in given.values() for path in _paths(value) if is_archive(path)]
+        inside = {path: stack.enter_context(unpacked(path)) for path in dict.fromkeys(paths)}
+        for name, value in given.items():
+            there = tuple(inside.get(path, path) for path in _paths(value))
+            object.__setattr__(options, name, there if isinstance(value, tuple) else (*there, None)[0])
+        if inside:
             stack.enter_context(archives_named())
         try:
             yield options
         finally:
-            for name, path in given.items():
-                object.__setattr__(options, name, path)
+            for name, value in given.items():
+                object.__setattr__(options, name, value)
+
+
+def _paths(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 @dataclass(frozen=True, kw_only=True)

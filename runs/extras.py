@@ -34,19 +34,21 @@ def must_have(what: str, *extras: str) -> None:
 
 
 def load_optional(package: str, what: str) -> Any:
-    """Import a package of an extra.
+    """Import a package of an extra, or one that no extra has since only other people's objects need it.
 
     Args:
         package: its name for import.
         what: the work that needs it, as the subject of the message.
 
     Raises:
-        ImportError: it is missing; the message names the extra.
+        ImportError: it is missing; the message says how to install it.
     """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        extra = next(extra for extra, names in EXTRAS.items() if package in names)
+        extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+        if extra is None:
+            raise ImportError(f"{what} needs {package}, which is not installed: pip install {package}") from error
         raise ImportError(_message(what, PIP_NAMES.get(package, package), extra)) from error
 
 

@@ -116,7 +116,7 @@ INNER = {
     "runs.workers": {"distributed", "submitit"},  # optional: clusters
     "volumes.dicom_stack": {"highdicom"},  # takes a second to load: only for DICOM series
     "volumes.tilt": {"scipy"},  # takes half a second to load: only for tilted scans
-    "volumes.convert": {"SimpleITK", "torch", "torchio"},  # each only for its own images
+    "volumes.convert": {"torch"},  # only for images of MONAI and TorchIO
 }
 
 

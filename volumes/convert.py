@@ -47,17 +47,16 @@ def to_sitk(volume: Volume) -> Any:
     Raises:
         ValueError: the axes are not perpendicular, which SimpleITK cannot hold.
     """
-    import SimpleITK
-
+    sitk = load_optional("SimpleITK", "an image of SimpleITK")
     spacing, direction, origin = _itk_geometry(volume)
     array = _numbers(volume)
     parts = [array] if array.ndim == 3 else [array[..., k] for k in range(array.shape[3])]
-    images = [SimpleITK.GetImageFromArray(np.ascontiguousarray(part.T)) for part in parts]
+    images = [sitk.GetImageFromArray(np.ascontiguousarray(part.T)) for part in parts]
     for image in images:
         image.SetSpacing(spacing)
         image.SetDirection(direction.ravel().tolist())
         image.SetOrigin(origin)
-    return images[0] if array.ndim == 3 else SimpleITK.JoinSeries(images)
+    return images[0] if array.ndim == 3 else sitk.JoinSeries(images)
 
 
 def from_sitk(image: Any) -> Volume:
@@ -66,14 +65,13 @@ def from_sitk(image: Any) -> Volume:
     Raises:
         ValueError: the image has other dimensions, or several values per voxel.
     """
-    import SimpleITK
-
+    sitk = load_optional("SimpleITK", "an image of SimpleITK")
     if image.GetDimension() not in (3, 4) or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"image must be 3-D or 4-D with one value per voxel, got {image.GetDimension()}-D")
     size = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(size, size)[:3, :3]
     return Volume(
-        SimpleITK.GetArrayFromImage(image).T,
+        sitk.GetArrayFromImage(image).T,
         _from_itk_geometry(np.array(image.GetSpacing()[:3]), direction, np.array(image.GetOrigin()[:3])),
     )
 
@@ -127,8 +125,8 @@ def from_monai(tensor: Any) -> Volume:
 def to_torchio(volume: Volume, *, labels: bool = False) -> Any:
     """As a ScalarImage of TorchIO, or with `labels` as a LabelMap."""
     import torch
-    import torchio
 
+    torchio = load_optional("torchio", "an image of TorchIO")
     kind = torchio.LabelMap if labels else torchio.ScalarImage
     return kind(tensor=torch.from_numpy(_channels(volume)), affine=volume.affine)
 

@@ -109,7 +109,7 @@ class Register(MethodOptions, FolderOptions):
             a name, that session's image is used for all sessions of the subject.
     """
 
-    archives = ("moving", "fixed", "input")
+    archives = ("moving", "fixed", "input", "reversed_b0")
     writes = (
         "warped.nii.gz",
         *(FORWARD, INVERSE, AFFINE),
@@ -218,7 +218,7 @@ class Apply(OutputOptions):
     """
 
     output_is = "either"
-    archives = ("like",)
+    archives = ("image", "like")
 
     transform: Path = field(kw_only=False)
     image: tuple[Path, ...] = field(default=(), kw_only=False)
@@ -332,6 +332,7 @@ class Transform(OutputOptions):
     """
 
     output_is = "file"
+    archives = ("fixed", "moving")
 
     transform: Path = field(kw_only=False)
     output: Path | None = None

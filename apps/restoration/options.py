@@ -160,6 +160,7 @@ class Evaluate(EvaluationSettings, TileSettings, SizeSettings, DeviceOptions, Th
     """
 
     output_is = "file"
+    archives = ("clean", "degraded")
 
     clean: Path = field(kw_only=False)
     weights: Path | None = None
@@ -376,6 +377,7 @@ class Images(OutputOptions):
     """
 
     writes = ("train/*", "validation/*", "LICENCES.tsv")
+    archives = ("scans", "labels")
 
     output: Path
     scans: Path | None = None

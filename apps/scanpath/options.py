@@ -96,6 +96,7 @@ class Predict(ThreadOptions, InputOptions, OutputOptions):
     """
 
     first_word = "scene"
+    archives = ("input",)
     writes = ("prediction.json", "scanpath.png", "predictions.csv", "*/prediction.json", "*/scanpath.png")
 
     scene: Path | None = field(default=None, kw_only=False)

@@ -1,5 +1,7 @@
 """Images go to other libraries and back without moving, and those libraries agree about places in the world."""
 
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -72,3 +74,10 @@ def test_a_volume_is_shown_in_one_line_and_as_three_slices(tmp_path):
     assert "a&lt;b.nii.gz" in shown
     array = np.full((3, 4, 1, 2), np.nan, np.float32)
     assert Volume(array, np.eye(4))._repr_html_().count("<img") == 3
+
+
+@pytest.mark.parametrize("library", ["sitk", "torchio", "ants", "monai"])
+def test_a_missing_library_is_named_with_its_installation(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, LIBRARIES[library], None)
+    with pytest.raises(ImportError, match=r"which is not installed: pip install"):
+        getattr(convert, f"to_{library}")(Volume(np.zeros((2, 2, 2), np.float32), np.eye(4)))
