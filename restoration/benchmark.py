@@ -18,7 +18,7 @@ from .inference import restore
 from .known_noise import NoiseHandling
 from .mair import MaIR
 from .scan_block import use_plain_scan
-from .settings import EvaluationSettings
+from .settings import TILE, EvaluationSettings
 from .timing import time_by_part
 from .weights import load_weights
 
@@ -148,7 +148,7 @@ def measure_slice(setting: Setting) -> Measured:
         times = [_seconds(lambda: restore(model, image)) for _ in range(3)]
         rows.append({"threads": threads, **_spread(times)})
     parameters = sum(p.numel() for p in model.parameters())
-    title = f"A 512 x 512 slice by {setting.weights.name} ({parameters:,} parameters), tiles of 200"
+    title = f"A 512 x 512 slice by {setting.weights.name} ({parameters:,} parameters), tiles of at most {TILE}"
     return Measured([(title, rows)], {"weights": setting.weights})
 
 

@@ -16,6 +16,7 @@ from ..runs.finite import check_finite
 from ..volumes import VolumeWarning
 from .borders import mirrored
 from .images import Image, IntensityRange, choose_range
+from .settings import TILE
 from .views import dihedral, neighbours, undo_dihedral
 from .weights import WeightsInfo
 
@@ -54,7 +55,7 @@ def restore(
     model: RestorationNetwork,
     image: np.ndarray | Tensor,
     *,
-    tile: int = 200,
+    tile: int = TILE,
     overlap: float = 0.1,
     self_ensemble: bool = False,
     blend: Literal["smooth", "cut"] = "smooth",

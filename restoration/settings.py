@@ -22,6 +22,10 @@ class Settings:
         return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
 
 
+TILE = 288
+"""The largest side of a tile in pixels by default: a slice of 256 x 256 is one tile, one of 512 x 512 four."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TileSettings(Settings):
     """How an image is restored in tiles.
@@ -33,7 +37,7 @@ class TileSettings(Settings):
         self_ensemble: average the results of eight flips and rotations; better by about 0.1 dB, eight times slower.
     """
 
-    tile: int = 200
+    tile: int = TILE
     overlap: float = 0.1
     self_ensemble: bool = False
 

@@ -14,6 +14,7 @@ from .images import Image, from_slices, to_pixels, to_slices
 from .inference import check_card, fitting_range
 from .inference import restore as restore_stack
 from .known_noise import NoiseHandling, check_noise_level, restore_known_noise
+from .settings import TILE
 from .weights import load_weights
 
 
@@ -26,7 +27,7 @@ def restore(
     slice_axis: int = 2,
     modality: str | None = None,
     sigma: float | None = None,
-    tile: int = 200,
+    tile: int = TILE,
     self_ensemble: bool = False,
     device: str = "auto",
 ) -> Volume: ...
@@ -39,7 +40,7 @@ def restore(
     slice_axis: int = 2,
     modality: str | None = None,
     sigma: float | None = None,
-    tile: int = 200,
+    tile: int = TILE,
     self_ensemble: bool = False,
     device: str = "auto",
 ) -> np.ndarray: ...
@@ -51,7 +52,7 @@ def restore(
     slice_axis: int = 2,
     modality: str | None = None,
     sigma: float | None = None,
-    tile: int = 200,
+    tile: int = TILE,
     self_ensemble: bool = False,
     device: str = "auto",
 ) -> Volume | np.ndarray:

@@ -283,26 +283,139 @@ VW_EXPORT void VW_NAME(vw_pixel_leave)(const Pixels *s, const Leaving *p, const 
   });
 }
 
-INLINE int64_t line_of(const Pixels &s) { return padded((s.width + 2) * s.channels); }
+namespace {
+
+// The convolution of 3 x 3 pixels for blocks of 2 x 2 results, by Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016, arXiv
+// 1509.09308): each block needs 16 products of a channel with a weight in place of 36.
+constexpr int BLOCKS = 24;       // blocks side by side in the cache, a multiple of ROWS
+constexpr int64_t FEW = 16;      // with fewer channels, or a smaller map, the transforms take longer than they save
+constexpr int64_t SMALL = 1024;  // pixels
+
+INLINE bool by_blocks(const Pixels &s) { return s.channels >= FEW && s.height * s.width >= SMALL; }
+
+// A row of the map with zeros before and after it
+INLINE int64_t line_of(const Pixels &s) { return padded((s.width + 3) * s.channels); }
+
+INLINE int64_t filter_weights(const Pixels &s) { return padded(s.inner) * s.channels * (by_blocks(s) ? 16 : 9); }
+
+INLINE int64_t filter_memory(const Pixels &s) {
+  return 4 * line_of(s) + (by_blocks(s) ? 16 * BLOCKS * (padded(s.channels) + COLUMNS) : 0);
+}
+
+// d -> B^T d of four rows that are `step` apart
+INLINE void transform_rows(vf *d, int step) {
+  const vf first = d[0] - d[2 * step], last = d[step] - d[3 * step], sum = d[step] + d[2 * step];
+  d[2 * step] = d[2 * step] - d[step];
+  d[0] = first, d[step] = sum, d[3 * step] = last;
+}
+
+// The weights (inner, 9, channels) as 16 packed matrices G g G^T
+void transform_weights(const Pixels &s, const float *weight, Memory &shared, float *matrix, const float **packed) {
+  const int64_t channels = s.channels, inner = s.inner;
+  for (int f = 0; f < 16; ++f) {
+    constexpr float G[4][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
+    for (int64_t n = 0; n < inner; ++n)
+      for (int64_t c = 0; c < channels; ++c) {
+        float sum = 0;
+        for (int j = 0; j < 9; ++j) sum += G[f / 4][j / 3] * G[f % 4][j % 3] * weight[(n * 9 + j) * channels + c];
+        matrix[n * channels + c] = sum;
+      }
+    packed[f] = shared.panels(matrix, inner, channels);
+  }
+}
+
+// Writes two vectors of results of a pixel, + bias + added
+struct Finish {
+  const float *start, *added;
+  float *result;
+  int64_t inner;
+  INLINE void operator()(int64_t pixel, int64_t column, vf low, vf high) const {
+    const int64_t place = pixel * inner + column, lanes = inner - column;
+    low += load(start + column), high += load(start + column + W);
+    if (added) low += load_first(added + place, lanes);
+    if (added && lanes > W) high += load_first(added + place + W, lanes - W);
+    store_both(result + place, low, high, lanes);
+  }
+};
+
+// Two rows of results from the four lines around them
+void filter_two_rows(const Pixels &s, const float *const *lines, const float *const *packed, int64_t pixel, int64_t rows,
+                     float *memory, const Finish &finish) {
+  const int64_t channels = s.channels, step = padded(channels), blocks = (s.width + 1) / 2;
+  float *inputs = memory, *products = memory + 16 * BLOCKS * step;  // (16, BLOCKS, step) and (16, BLOCKS, COLUMNS)
+  for (int64_t first = 0; first < blocks; first += BLOCKS) {
+    const int64_t count = blocks - first < BLOCKS ? blocks - first : BLOCKS;
+    for (int64_t t = 0; t < count; ++t)
+      over(channels, [&](int64_t c, int64_t lanes) {
+        vf d[16];
+        for (int i = 0; i < 16; ++i) d[i] = load_first(lines[i / 4] + (2 * (first + t) + i % 4) * channels + c, lanes);
+        for (int i = 0; i < 4; ++i) transform_rows(d + i, 4);
+        for (int i = 0; i < 4; ++i) transform_rows(d + 4 * i, 1);
+        for (int i = 0; i < 16; ++i) store(inputs + (i * BLOCKS + t) * step + c, d[i]);
+      });
+    for (int64_t column = 0; column < s.inner; column += COLUMNS) {
+      for (int f = 0; f < 16; ++f) {
+        const Rows rows_of{{inputs + f * BLOCKS * step}, 1, step, 1, channels};
+        for (int64_t t = 0; t < count; t += ROWS)
+          multiply<ROWS>(rows_of, t, packed[f] + column * channels, products + (f * BLOCKS + t) * COLUMNS);
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        vf out[4][2];
+        for (int half = 0; half < 2; ++half) {
+          vf m[16], sums[2][4];
+          for (int f = 0; f < 16; ++f) m[f] = load(products + (f * BLOCKS + t) * COLUMNS + half * W);
+          for (int j = 0; j < 4; ++j) {
+            sums[0][j] = m[j] + m[4 + j] + m[8 + j];
+            sums[1][j] = m[4 + j] - m[8 + j] - m[12 + j];
+          }
+          for (int i = 0; i < 2; ++i) {
+            out[2 * i][half] = sums[i][0] + sums[i][1] + sums[i][2];
+            out[2 * i + 1][half] = sums[i][1] - sums[i][2] - sums[i][3];
+          }
+        }
+        for (int i = 0; i < 4; ++i) {
+          const int64_t x = 2 * (first + t) + i % 2;
+          if (i / 2 < rows && x < s.width) finish(pixel + i / 2 * s.width + x, column, out[i][0], out[i][1]);
+        }
+      }
+    }
+  }
+}
+
+void filter_row(const Pixels &s, const float *const *lines, const float *panels, int64_t pixel, const Finish &finish) {
+  for (int64_t x = 0; x < s.width; x += ROWS)
+    for (int64_t column = 0; column < s.inner; column += COLUMNS) {
+      const int64_t at = x * s.channels;
+      const Rows rows{{lines[0] + at, lines[1] + at, lines[2] + at}, 3, s.channels, 1, 3 * s.channels};
+      multiply_rows(s.width - x < ROWS ? s.width - x : ROWS, rows, panels + column * 9 * s.channels,
+                    [&](int64_t i, vf low, vf high) { finish(pixel + x + i, column, low, high); });
+    }
+}
+
+}  // namespace
 
 // Floats of Pixels::scratch for vw_pixel_filter
 VW_EXPORT int64_t VW_NAME(vw_filter_scratch)(const Pixels *s) {
-  return padded(s->inner) * (9 * s->channels + 1) + s->threads * 3 * line_of(*s);
+  return padded(s->inner) + filter_weights(*s) + padded(s->inner * s->channels) + s->threads * filter_memory(*s);
 }
 
 // result = 3 x 3 convolution of the features, with zeros around the map, + bias + added, (pixels, inner); the weight is
 // (inner, 9, channels), and bias and added may be null
 VW_EXPORT void VW_NAME(vw_pixel_filter)(const Pixels *s, const float *features, const float *weight, const float *bias,
                                         const float *added, float *result) {
-  const int64_t channels = s->channels, inner = s->inner, width = s->width, height = s->height, line = line_of(*s);
-  const int64_t bands = (height + BAND - 1) / BAND;
+  const int64_t channels = s->channels, width = s->width, height = s->height, line = line_of(*s);
+  const int64_t bands = (height + BAND - 1) / BAND, rows = by_blocks(*s) ? 2 : 1;
   Memory shared{s->scratch};
-  const float *start = shared.vector(bias, inner), *panels = shared.panels(weight, inner, 9 * channels);
+  const Finish finish{shared.vector(bias, s->inner), added, result, s->inner};
+  const float *packed[16];
+  float *matrix = shared.floats(s->inner * channels);
+  if (by_blocks(*s)) transform_weights(*s, weight, shared, matrix, packed);
+  else packed[0] = shared.panels(weight, s->inner, 9 * channels);
   parallel_for(s->threads, s->batch * bands, [&](int64_t task, int64_t thread) {
-    const int64_t map = task / bands * height, top = task % bands * BAND, left = height - top;
-    float *lines = shared.next + thread * 3 * line;
-    // A row of the map with a pixel of zeros at both ends, so that the three pixels around each one follow each other
-    const auto line_at = [&](int64_t y) { return lines + (y + 3) % 3 * line; };
+    const int64_t map = task / bands * height, top = task % bands * BAND;
+    const int64_t bottom = top + BAND < height ? top + BAND : height;
+    float *ring = shared.next + thread * filter_memory(*s);
+    const auto line_at = [&](int64_t y) { return ring + (y + 4) % 4 * line; };
     const auto fill = [&](int64_t y) {
       float *to = line_at(y);
       memset(to, 0, line * sizeof(float));
@@ -310,21 +423,12 @@ VW_EXPORT void VW_NAME(vw_pixel_filter)(const Pixels *s, const float *features, 
         memcpy(to + channels, features + (map + y) * width * channels, width * channels * sizeof(float));
     };
     fill(top - 1), fill(top);
-    for (int64_t y = top; y < top + (left < BAND ? left : BAND); ++y) {
-      fill(y + 1);
-      for (int64_t x = 0; x < width; x += ROWS)
-        for (int64_t column = 0; column < inner; column += COLUMNS) {
-          const int64_t at = x * channels, pixel = (map + y) * width + x, lanes = inner - column;
-          const Rows rows{{line_at(y - 1) + at, line_at(y) + at, line_at(y + 1) + at}, 3, channels, 1, 3 * channels};
-          multiply_rows(width - x < ROWS ? width - x : ROWS, rows, panels + column * 9 * channels,
-                        [&](int64_t i, vf low, vf high) {
-                          const int64_t place = (pixel + i) * inner + column;
-                          low += load(start + column), high += load(start + column + W);
-                          if (added) low += load_first(added + place, lanes);
-                          if (added && lanes > W) high += load_first(added + place + W, lanes - W);
-                          store_both(result + place, low, high, lanes);
-                        });
-        }
+    for (int64_t y = top; y < bottom; y += rows) {
+      for (int64_t next = 1; next <= rows; ++next) fill(y + next);
+      const float *lines[4] = {line_at(y - 1), line_at(y), line_at(y + 1), line_at(y + 2)};
+      const int64_t pixel = (map + y) * width;
+      if (rows == 1) filter_row(*s, lines, packed[0], pixel, finish);
+      else filter_two_rows(*s, lines, packed, pixel, bottom - y, ring + 4 * line, finish);
     }
   });
 }

@@ -10,8 +10,9 @@ from voxelwave.kernels import arena, native, pixel_layers
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the compiled kernels were not built")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 30), (9, 12), (17, 5)])
-@pytest.mark.parametrize(("channels", "outputs"), [(1, 20), (5, 33), (64, 64)])
+# from 1,024 pixels on, and from 16 channels on, blocks of 2 x 2 results are computed together
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (9, 12), (33, 34), (37, 53)])
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 20), (17, 33), (64, 64)])
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_filter_of_3_x_3_pixels_equals_the_convolution(size, channels, outputs, complete):
     generator = torch.Generator().manual_seed(0)
