@@ -87,6 +87,9 @@ class RestorationModule(SteppedModule):
     Args:
         settings: the hyper-parameters.
 
+    Attributes:
+        degradation: the kind of degradation of the training, such as "rician", a note of the exported weights.
+
     Raises:
         ValueError: the network does not take its arguments, or `start_from` does not fit it.
     """
@@ -112,6 +115,7 @@ class RestorationModule(SteppedModule):
         taught = taught and complete
         self._teacher = [copy.deepcopy(self.network).requires_grad_(False).eval()] if taught else []
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.degradation: str | None = None
         # a buffer, so that a resumed training continues to average where it stopped
         self.register_buffer("averaged_steps", torch.tensor(0))
 
@@ -196,6 +200,10 @@ class RestorationModule(SteppedModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is neither a weight nor a hyper-parameter."""
+        checkpoint["degradation"] = self.degradation
+
     def export(self, path: Path, *, notes: dict[str, str] | None = None) -> None:
         """Write the averaged weights as safetensors, with their task and intensity range.
 
@@ -204,13 +212,14 @@ class RestorationModule(SteppedModule):
             notes: free text for a reader, such as data, licence, command and seed.
         """
         low, high = self.settings.intensity_range
+        trained = {} if self.degradation is None else {"degradation": self.degradation}
         save_weights(
             path,
             self.averaged,
             task=self.settings.task,
             intensity_range=(low, high),
             intensity_unit=self.settings.intensity_unit,
-            notes={"averaged_steps": str(int(self.averaged_steps)), **(notes or {})},
+            notes={"averaged_steps": str(int(self.averaged_steps)), **trained, **(notes or {})},
             sizes=self.settings.sizes,
         )
 
@@ -248,6 +257,8 @@ def load_checkpoint(path: Path) -> RestorationModule:
         raise ValueError(f"{path} is not a checkpoint of a restoration training: {error}") from None
     module = RestorationModule(settings)
     module.load_state_dict(content["state_dict"])
+    degradation = content.get("degradation")
+    module.degradation = degradation if isinstance(degradation, str) else None
     return module
 
 

@@ -80,6 +80,8 @@ def train(
     stages = [_build(Stage, stage, "a stage") for stage in settings.stages or [_DEFAULT_STAGE]]
     torch.manual_seed(settings.seed)
     module = RestorationModule(_build(ModuleSettings, settings.module or {}, "module"))
+    if settings.degradation is not None:
+        module.degradation = str(settings.degradation["kind"])
     training, validation = read_images(train_images, validation_images, settings)
     _check_channels([*training, *validation], module.network, settings.slices)
     data = RestorationData(training, validation, stages=stages, scale=module.network.scale, settings=settings)
@@ -90,8 +92,6 @@ def train(
     report(f"{counts}; {parameters} parameters; {data.steps} steps")
     trainer = fit(module, data, output, settings, resume_from=checkpoint if resume else None, device=device)
     notes = {"seed": str(settings.seed), "steps": str(trainer.global_step)}
-    if settings.degradation is not None:
-        notes["degradation"] = str(settings.degradation["kind"])
     module.export(output / WEIGHTS, notes=notes)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Trained(module, trainer.global_step, metrics, bool(trainer.interrupted))
