@@ -19,6 +19,7 @@ from ..runs.json_files import read_json
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 from .bitmaps import read_bitmap, top_value, write_bitmap
+from .contrast import contrast_of_name, contrast_of_types
 from .suffixes import BITMAP_SUFFIXES, TIFF_SUFFIXES
 
 _OTHER_PICTURES = (".gif", ".jp2", ".j2k", ".jxl", ".pbm", ".pam", ".pfm", ".heic", ".heif", ".avif", ".exr", ".svg")
@@ -83,6 +84,8 @@ class Image:
         volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
         modality: DICOM's "CT", "MR" and so on, if known from the DICOM headers or from the .json beside a volume.
+        contrast: the contrast of an MR image by the BIDS suffix of its name, such as T1w, or "phase" or "dwi" by its
+            DICOM headers; None if they do not state it.
         top: the value of white, if it is not the largest of the dtype (a bitmap of 9 to 15 bits).
     """
 
@@ -93,6 +96,7 @@ class Image:
     volume: Volume | None = None
     slice_axis: int = 2
     modality: str | None = None
+    contrast: str | None = None
     top: int | None = None
 
     @property
@@ -129,6 +133,9 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path, fix_tilt=fix_tilt)
     nifti = path.is_file() and is_nifti_name(path)
+    modality, contrast = (
+        (_modality_beside(path), contrast_of_name(path.name)) if nifti else _modality_and_contrast(path)
+    )
     groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
     return Image(
         stack=to_slices(volume.array, slice_axis),
@@ -137,7 +144,8 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
         groups=groups,
         volume=volume,
         slice_axis=slice_axis,
-        modality=_modality_beside(path) if nifti else _modality(path),
+        modality=modality,
+        contrast=contrast,
     )
 
 
@@ -376,15 +384,21 @@ def _modality_beside(path: Path) -> str | None:
     return str(modality) if modality else None
 
 
-def _modality(path: Path) -> str | None:
+def _modality_and_contrast(path: Path) -> tuple[str | None, str | None]:
+    """The modality and the contrast in the first header of a DICOM series that has an image."""
     for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
         try:
-            header: Any = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "Rows"])
+            header: Any = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=["Modality", "Rows", "ImageType"]
+            )
         except (pydicom.errors.InvalidDicomError, OSError):
             continue
         if "Rows" in header:
-            return str(header.get("Modality", "")) or None
-    return None
+            types = header.get("ImageType") or []
+            return str(header.get("Modality", "")) or None, contrast_of_types(
+                [types] if isinstance(types, str) else types
+            )
+    return None, None
 
 
 def _has_dicom(folder: Path) -> bool:

@@ -155,7 +155,7 @@ def check_card(image: Image, entry: Entry) -> None:
         entry: the entry of the weights in the catalogue.
 
     Raises:
-        Refused: the modality, the pixel size or negative values are ruled out.
+        Refused: the modality, the contrast, the pixel size or negative values are ruled out.
     """
     go_on = "choose other weights, or go on with --ignore-card"
     modality, reason = image.modality, ""
@@ -165,6 +165,10 @@ def check_card(image: Image, entry: Entry) -> None:
             modality, reason = "CT", f"; {100 * air:.0f} % of the values lie near -1000, like those of air in CT"
     if modality in entry.not_for_modalities:
         raise Refused(f"{entry.name} is not for {modality} (see its card{reason}); {go_on}")
+    if entry.for_contrasts and image.contrast is not None and image.contrast not in entry.for_contrasts:
+        raise Refused(
+            f"{entry.name} is for {', '.join(entry.for_contrasts)}, got {image.contrast} (see its card); {go_on}"
+        )
     if entry.pixel_mm is not None and image.volume is not None:
         low, high = entry.pixel_mm
         sizes = [mm for axis, mm in enumerate(image.volume.spacing) if axis != image.slice_axis]

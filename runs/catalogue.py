@@ -21,6 +21,7 @@ VARIABLE = "VOXELWAVE_WEIGHTS"
 _GROUP = "voxelwave.weights"
 _ENTRY = ".catalogue.json"
 _TEXTS = ("field", "task", "sha256", "data", "licence", "figures", "not_for")
+_LISTS = {"not_for_modalities": "CT", "for_modalities": "MR", "for_contrasts": "T1w"}  # with an example
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -40,6 +41,7 @@ class Entry:
         file: the .safetensors file.
         not_for_modalities: the modalities that are ruled out, by DICOM's names, such as CT.
         for_modalities: the modalities for which the weights were made.
+        for_contrasts: the contrasts of MR, by BIDS suffixes such as T1w, that the weights are for; empty for any.
         pixel_mm: the smallest and the largest pixel size, in mm, of the images that the weights are for; None for any.
         magnitudes: whether the weights are for magnitudes only, which have no negative values.
         removes_rician_bias: whether results for MR magnitudes are signals, without the bias of Rician noise.
@@ -57,6 +59,7 @@ class Entry:
     file: Path
     not_for_modalities: tuple[str, ...] = ()
     for_modalities: tuple[str, ...] = ()
+    for_contrasts: tuple[str, ...] = ()
     pixel_mm: tuple[float, float] | None = None
     magnitudes: bool = False
     removes_rician_bias: bool = False
@@ -172,10 +175,10 @@ def _read(path: Path) -> Entry:
     try:
         content = read_json(path)
         texts = {name: str(content[name]) for name in _TEXTS}
-        modalities = {name: content.get(name, []) for name in ("not_for_modalities", "for_modalities")}
-        for name, listed in modalities.items():
+        lists = {name: content.get(name, []) for name in _LISTS}
+        for name, listed in lists.items():
             if not isinstance(listed, list):
-                raise ValueError(f'{name} must be a list such as ["CT"], got {listed!r}')
+                raise ValueError(f'{name} must be a list such as ["{_LISTS[name]}"], got {listed!r}')
         sizes = content.get("pixel_mm")
         if sizes is not None and (not isinstance(sizes, list) or len(sizes) != 2):
             raise ValueError(f"pixel_mm must be the smallest and the largest pixel size, got {sizes!r}")
@@ -191,8 +194,9 @@ def _read(path: Path) -> Entry:
         magnitudes=bool(content.get("magnitudes", False)),
         removes_rician_bias=bool(content.get("removes_rician_bias", False)),
         strongest_noise=strongest,
-        not_for_modalities=tuple(map(str, modalities["not_for_modalities"])),
-        for_modalities=tuple(map(str, modalities["for_modalities"])),
+        not_for_modalities=tuple(map(str, lists["not_for_modalities"])),
+        for_modalities=tuple(map(str, lists["for_modalities"])),
+        for_contrasts=tuple(map(str, lists["for_contrasts"])),
         **texts,
     )
 

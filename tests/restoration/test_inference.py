@@ -235,6 +235,19 @@ def test_pixels_of_another_size_and_negative_values_are_refused(tmp_path):
         check_card(phase, _entry(magnitudes=True))
 
 
+def test_another_contrast_is_refused_if_the_name_or_the_header_states_it(tmp_path):
+    values = np.random.default_rng(0).integers(0, 900, (8, 9, 4)).astype(np.int16)
+    entry = _entry(for_contrasts=("T1w", "FLAIR"))
+    for name in ("sub-1_T1w.nii.gz", "T1w.nii", "scan.nii.gz", "a_acq-flair.nii"):  # known to fit, or unknown
+        write_volume(tmp_path / name, Volume(values, np.eye(4)))
+        check_card(read_image(tmp_path / name), entry)
+    for name, contrast in (("sub-1_bold.nii.gz", "bold"), ("sub-1_part-phase_T1w.nii", "phase")):
+        write_volume(tmp_path / name, Volume(values, np.eye(4)))
+        with pytest.raises(Refused, match=rf"mine is for T1w, FLAIR, got {contrast} .*--ignore-card"):
+            check_card(read_image(tmp_path / name), entry)
+        check_card(read_image(tmp_path / name), _entry())
+
+
 def test_numbers_of_ct_are_recognised_without_a_header(tmp_path):
     numbers = np.random.default_rng(0).normal(40, 20, (16, 16, 8))
     numbers[:6], numbers[7] = -1000, 900
