@@ -80,11 +80,11 @@ def train(
     stages = [_build(Stage, stage, "a stage") for stage in settings.stages or [_DEFAULT_STAGE]]
     torch.manual_seed(settings.seed)
     module = RestorationModule(_build(ModuleSettings, settings.module or {}, "module"))
-    if settings.degradation is not None:
-        module.degradation = str(settings.degradation["kind"])
     training, validation = read_images(train_images, validation_images, settings)
     _check_channels([*training, *validation], module.network, settings.slices)
     data = RestorationData(training, validation, stages=stages, scale=module.network.scale, settings=settings)
+    if settings.degradation is not None:  # RestorationData has checked it
+        module.degradation = str(settings.degradation["kind"])
     if not resume:
         _sort_for_sizes(module, data)
     parameters = sum(p.numel() for p in module.network.parameters())
