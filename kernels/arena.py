@@ -9,7 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ def reused() -> Iterator[None]:
         yield
     finally:
         _active.arena = None
+
+
+def reused_for_inference() -> AbstractContextManager[None]:
+    """`reused`, or nothing if gradients are needed, which keep all maps, or if PyTorch compiles or exports the caller."""
+    return nullcontext() if torch.is_grad_enabled() or torch.compiler.is_compiling() else reused()
 
 
 def empty(*shape: int) -> Tensor:

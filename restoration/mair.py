@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels import arena
 from .scan_block import BlockSequence, ScanBlock, normalise, on_channels_first
 from .scan_order import scan_order
 from .views import middle_channels
@@ -185,7 +186,8 @@ class MaIR(nn.Module):
         mean = image.new_tensor(self.mean).view(-1, 1, 1)
 
         scaled = (image - mean) * self.img_range
-        deep = self._deep(scaled, plain, shifted)
+        with arena.reused_for_inference():
+            deep = self._deep(scaled, plain, shifted)
         return self._upsampled(deep.permute(0, 3, 1, 2), scaled) / self.img_range + mean[self.middle]
 
     def _deep(self, scaled: Tensor, plain: Tensor, shifted: Tensor) -> Tensor:

@@ -63,3 +63,13 @@ def test_nested_contexts_share_memory_and_threads_do_not():
         thread.start()
         thread.join()
         assert places[0] != mine.data_ptr()
+
+
+def test_nothing_is_reused_where_gradients_keep_all_maps():
+    with arena.reused_for_inference():
+        assert getattr(arena._active, "arena", None) is None
+        with torch.no_grad(), arena.reused_for_inference():
+            first = arena.empty(LARGE)
+            place = first.data_ptr()
+            del first
+            assert arena.empty(LARGE).data_ptr() == place
