@@ -60,7 +60,7 @@ def reused() -> Iterator[None]:
 
 
 def reused_for_inference() -> AbstractContextManager[None]:
-    """`reused`, or nothing if gradients are needed, which keep all maps, or if PyTorch compiles or exports the caller."""
+    """`reused`; nothing if gradients are enabled, which keep all maps, or if PyTorch compiles or exports the caller."""
     return nullcontext() if torch.is_grad_enabled() or torch.compiler.is_compiling() else reused()
 
 
