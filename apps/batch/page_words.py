@@ -21,7 +21,7 @@ GLOSSARY = {
     "largest": "largest difference between result and input",
     "edge_ratio": "slope of strong edges in the result over that in the input; below 1 they are blurred",
     "structure": "correlation of neighbouring values in what was taken out; 0 for pure noise",
-    "outside": "share of pixels outside the intensity range that the network was given",
+    "outside": "share of pixels that lie outside the intensity range of the network by more than 1 % of it",
     "noise_level": "noise level that was given, in the unit of the image",
     "given_back": "share of the removed part that was given back, since it was more than noise of this level, 0 to 1",
     "probability": "mean over the windows of the probability that the network gives; no statement about health",

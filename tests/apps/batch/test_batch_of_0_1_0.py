@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def run(*more: str) -> int:
     words = ["restoration", "restore", "-i", "inputs", "-o", "results", "--weights", "weights.safetensors"]
-    return cli.main([*words, "--keep-identifiers", *more])
+    return cli.main([*words, "--keep-identifiers", "--tile", "200", *more])  # the default of 0.1.0
 
 
 def files(folder: Path) -> dict[str, bytes]:
