@@ -116,12 +116,13 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions, ThreadOptions):
     the step only, so a training continued with --resume gets the same ones as an uninterrupted training.
 
     Args:
-        train_images: a folder of PNG, TIFF or NIfTI files or DICOM series, or a single one of these.
+        train_images: a folder of PNG, TIFF or NIfTI files or DICOM series, a .zip or .tar file of them, or one image.
         validation_images: images of the same kind that show other people or scenes.
         output: the folder to write to: last.ckpt, weights.safetensors (averaged), metrics.csv, record.json.
     """
 
     writes = ("weights.safetensors",)
+    archives = ("train_images", "validation_images", "train_degraded", "validation_degraded")
 
     train_images: Path = field(kw_only=False)
     validation_images: Path = field(kw_only=False)

@@ -1,6 +1,7 @@
 """The train command: messages and files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,19 @@ def test_shipped_configuration_trains(path: Path, tmp_path: Path) -> None:
     command = [*words, "-o", str(tmp_path / "out"), "--config", str(tmp_path / "short.yaml"), "--device", "cpu"]
     assert main(command) == DONE
     assert (tmp_path / "out/weights.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_on_archives_is_continued_and_recorded_as_theirs(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (24, 20), np.uint8)
+    Pillow.fromarray(picture).save(tmp_path / "in/a.png")
+    archives = [shutil.make_archive(str(tmp_path / "x"), form, tmp_path / "in") for form in ("zip", "tar")]
+    words = ["restoration", "train", *archives, "-o", str(tmp_path / "out"), "--module", json.dumps(NETWORK)]
+    words += ["--degradation", '{"kind": "gaussian", "sigma": 0.1}', "--epoch-steps", "2", "--device", "cpu"]
+    for steps, more in ((2, []), (4, ["--resume"])):
+        stages = json.dumps([{"steps": steps, "batch": 1, "patch": 8}])
+        assert main([*words, "--stages", stages, *more]) == DONE
+        record = json.loads((tmp_path / "out/record.json").read_text())
+        assert record["metrics"]["steps"] == steps
+        assert [record["inputs"][f"{part}_images"]["path"] for part in ("train", "validation")] == archives
