@@ -103,16 +103,15 @@ class OutputOptions(Options):
         return [path.relative_to(output).as_posix() for path in self.earlier() if path.is_file()]
 
     def check_earlier(self) -> None:
-        if self.overwrite:
+        if self.overwrite or not (earlier := self.earlier()):
             return
-        for path in self.earlier():
-            output: Path | None = getattr(self, "output", None)
-            if output is not None and output in path.parents:
-                raise UsageError(
-                    f"{output} holds the result of an earlier run ({path.relative_to(output)}): give --overwrite to"
-                    " replace it, or choose another --output"
-                )
-            raise UsageError(f"{path} exists already: give --overwrite to replace it, or choose another place")
+        path, output = earlier[0], getattr(self, "output", None)
+        if output is not None and output in path.parents:
+            raise UsageError(
+                f"{output} holds the result of an earlier run ({path.relative_to(output)}): give --overwrite to"
+                " replace it, or choose another --output"
+            )
+        raise UsageError(f"{path} exists already: give --overwrite to replace it, or choose another place")
 
 
 Given = TypeVar("Given", bound=Options)

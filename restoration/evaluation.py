@@ -110,10 +110,10 @@ class Evaluation:
         biased = image.rician and image.sigma is not None
         results = self._classical(image, unbiased=biased)
         if self.network is not None:
-            stack = self._restored(self.network, self._stack(self.network, image))
-            results["network"] = stack[len(stack) // 2]
+            blind = self._restored(self.network, self._stack(self.network, image))
+            results["network"] = _middle_of(blind)
             if biased:
-                results["network-sigma"] = self._told_sigma(self.network, image, stack)
+                results["network-sigma"] = self._told_sigma(self.network, image, blind)
         self._rician |= biased
         self._ranges.add(str(image.intensity_range))
         row = {name: self._scores(result, image) for name, result in results.items()}
@@ -133,7 +133,7 @@ class Evaluation:
         """
         if method == "network":
             assert self.network is not None  # the caller has one
-            result = self._by_network(self.network, image)
+            result = _middle_of(self._restored(self.network, self._stack(self.network, image)))
         elif method == "bicubic":
             result = bicubic_resize(torch.from_numpy(image.middle), self.scale).numpy()
         elif method == "input":
@@ -160,10 +160,6 @@ class Evaluation:
             results[name] = _unbiased(denoised, image) if unbiased else denoised
         return results
 
-    def _by_network(self, network: RestorationNetwork, image: EvaluationImage) -> np.ndarray:
-        stack = self._restored(network, self._stack(network, image))
-        return np.asarray(stack[len(stack) // 2])
-
     def _told_sigma(self, network: RestorationNetwork, image: EvaluationImage, blind: np.ndarray) -> np.ndarray:
         """The result of the network with the noise level, as by `restore --sigma`.
 
@@ -180,7 +176,7 @@ class Evaluation:
 
         level, chosen = image.sigma * image.intensity_range.span, image.intensity_range
         told, _ = restore_known_noise(restored, stack, level, intensity_range=chosen, handling=self.handling)
-        return np.asarray(told[len(stack) // 2])
+        return _middle_of(told)
 
     def _restored(self, network: RestorationNetwork, stack: np.ndarray) -> np.ndarray:
         return restore(network, stack, **asdict(self.tiles), device=self.device)
@@ -336,6 +332,11 @@ def write_table(path: Path, evaluation: Evaluation) -> None:
         lines += [f"{name}\t{method}\t{p:.4f}\t{s:.5f}" for method, (p, s) in row.items()]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+
+
+def _middle_of(stack: np.ndarray) -> np.ndarray:
+    """The slice that is measured; the others are its neighbours."""
+    return np.asarray(stack[len(stack) // 2])
 
 
 def _unbiased(result: np.ndarray, image: EvaluationImage) -> np.ndarray:

@@ -91,6 +91,32 @@ def check_noise_level(image: Image, sigma: float, *, scale: int) -> None:
         raise Refused(f"sigma must be above 0 and below the largest value, {image.stack.max():g}, got {sigma:g}")
 
 
+def restore_image(
+    network: Callable[[np.ndarray], np.ndarray],
+    image: Image,
+    sigma: float | None,
+    *,
+    intensity_range: IntensityRange,
+    handling: NoiseHandling,
+) -> tuple[np.ndarray, KnownNoise | None]:
+    """Restore an image, as `restore_known_noise` does if its noise level is known.
+
+    Args:
+        network: as for `restore_known_noise`.
+        image: the image, in its own unit.
+        sigma: its noise level in this unit; None if it is unknown. `check_noise_level` has accepted it.
+        intensity_range: the intensities that the network sees as 0 and 1.
+        handling: how the weights take the noise.
+
+    Returns:
+        The restored image, scaled so that the ends of the range are 0 and 1, and what was done with the level.
+    """
+    unit = intensity_range.to_unit(image.stack)
+    if sigma is None:
+        return network(unit), None
+    return restore_known_noise(network, unit, sigma, intensity_range=intensity_range, handling=handling)
+
+
 def restore_known_noise(
     network: Callable[[np.ndarray], np.ndarray],
     image: np.ndarray,

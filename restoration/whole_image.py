@@ -13,7 +13,7 @@ from ..volumes import Volume
 from .images import Image, from_slices, to_pixels, to_slices
 from .inference import check_card, fitting_range
 from .inference import restore as restore_stack
-from .known_noise import NoiseHandling, check_noise_level, restore_known_noise
+from .known_noise import NoiseHandling, check_noise_level, restore_image
 from .settings import TILE
 from .weights import load_weights
 
@@ -91,6 +91,8 @@ def restore(
     if entry is not None:
         check_card(whole, entry)
     chosen = fitting_range(whole, info, intensity_range)
+    if sigma is not None:
+        check_noise_level(whole, sigma, scale=model.scale)
     network = partial(
         restore_stack,
         model,
@@ -99,13 +101,8 @@ def restore(
         groups=whole.groups,
         device=choose_device(device),
     )
-    unit = chosen.to_unit(whole.stack)
-    if sigma is None:
-        unit = network(unit)
-    else:
-        check_noise_level(whole, sigma, scale=model.scale)
-        handling = NoiseHandling.of(entry, info)
-        unit, _ = restore_known_noise(network, unit, sigma, intensity_range=chosen, handling=handling)
+    handling = NoiseHandling.of(entry, info)
+    unit, _ = restore_image(network, whole, sigma, intensity_range=chosen, handling=handling)
     stack = to_pixels(chosen.from_unit(unit), whole.dtype)
     if isinstance(image, Volume):
         return image.with_array(np.ascontiguousarray(from_slices(stack, whole)))

@@ -8,8 +8,10 @@ from .options import Images
 
 def images(options: Images) -> None:
     """Write the images and print their numbers."""
-    if options.scans is not None:
-        with outputs_together(options.output, replaces=options.replaced()) as folder:
+    with outputs_together(options.output, replaces=options.replaced()) as folder:
+        if options.scans is None:
+            counts = write_open_images(folder)
+        else:
             counts = write_mr_images(
                 options.scans,
                 folder,
@@ -18,10 +20,9 @@ def images(options: Images) -> None:
                 least_side=options.least_side,
                 seed=options.seed,
             )
+    if options.scans is not None:
         print(f"wrote {options.output}/: {counts['train']} stacks in train, {counts['validation']} in validation")
         return
-    with outputs_together(options.output, replaces=options.replaced()) as folder:
-        counts = write_open_images(folder)
     listed = ", ".join(f"{count} images in {name}" for name, count in counts.items())
     print(f"wrote {options.output}/: {listed}")
     if counts["train"] < OF_THE_CARD:

@@ -20,7 +20,7 @@ from ...restoration.inference import (
     slices_of,
 )
 from ...restoration.inference import restore as restore_stack
-from ...restoration.known_noise import KnownNoise, NoiseHandling, check_noise_level, restore_known_noise
+from ...restoration.known_noise import KnownNoise, NoiseHandling, check_noise_level, restore_image
 from ...restoration.settings import RestoreSettings
 from ...restoration.suffixes import file_stem
 from ...restoration.weights import Network, WeightsInfo, load_weights
@@ -132,7 +132,7 @@ class Restoration:
         intensity_range = fitting_range(image, self.info, self.settings.range)
         if show:
             show(image, intensity_range)
-        sigma, noise = self.settings.sigma, None
+        sigma = self.settings.sigma
         if sigma is not None:
             check_noise_level(image, sigma, scale=self.model.scale)
         network = partial(
@@ -146,12 +146,8 @@ class Restoration:
             progress=progress,
         )
         started = time.perf_counter()
-        unit = intensity_range.to_unit(image.stack)
-        if sigma is None:
-            unit = network(unit)
-        else:
-            handling = NoiseHandling.of(entry, self.info)
-            unit, noise = restore_known_noise(network, unit, sigma, intensity_range=intensity_range, handling=handling)
+        handling = NoiseHandling.of(entry, self.info)
+        unit, noise = restore_image(network, image, sigma, intensity_range=intensity_range, handling=handling)
         seconds = time.perf_counter() - started
         restored = intensity_range.from_unit(unit)
         change = measure_change(
