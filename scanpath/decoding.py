@@ -121,7 +121,8 @@ def _decode(model: OAT, scenes: SceneBatch, rows: Tensor, choose: Choose, max_le
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     memory = model.encode(scenes)
     if cache and serves(model) and len(rows):
-        return _decode_fast(Stepper(model, memory, rows, max_length), rows, choose, max_length)
+        with torch.inference_mode():
+            return _decode_fast(Stepper(model, memory, rows, max_length), rows, choose, max_length)
     fresh = state = model.start(memory, rows)
     paths: list[Path] = [[] for _ in rows]
     kept = torch.arange(len(rows), device=rows.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .oat import OAT, DecoderLayer, Memory, MultiheadAttention
+from .oat import OAT, DecoderLayer, Memory
 
 
 def serves(model: OAT) -> bool:
@@ -55,11 +55,12 @@ class Stepper:
         for layer in self._layers:
             layer.start(memory.encoded, rows, min(max_length, len(self._times)))
         self._begin = memory.begin[rows]
+        self._each = torch.arange(len(rows), device=rows.device)
 
     def step(self, chosen: Tensor | None) -> Tensor:
         """Scores (R, N + 1) of the objects and the end, after one more fixation; None for the first step."""
         self._model.check_length(self._length + 1)
-        x = self._begin if chosen is None else self._tokens[torch.arange(len(chosen), device=chosen.device), chosen]
+        x = self._begin if chosen is None else self._tokens[self._each, chosen]
         x = x + self._times[self._length]
         for layer in self._layers:
             x = layer(x, self._length, self._mask)
@@ -72,54 +73,47 @@ class Stepper:
         for name in ("_tokens", "_directions", "_shift", "_begin", "_mask"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[index])
+        self._each = self._each[: len(index)]
         for layer in self._layers:
             layer.keep(index, self._length)
 
 
 class _Layer:
-    """A decoder layer with places for the keys and values of all steps."""
+    """A decoder layer with places for the keys and values of all steps; it looks its parameters up only once."""
 
     def __init__(self, layer: DecoderLayer):
-        self._own, self._scene = layer.self_attn, layer.multihead_attn
-        self._linears, self._norms = (layer.linear1, layer.linear2), (layer.norm1, layer.norm2, layer.norm3)
+        own, self._scene = layer.self_attn, layer.multihead_attn
+        width, self._heads = own.out_proj.in_features, own.heads
+        self._entrance = own.in_proj_weight, own.in_proj_bias
+        self._query = self._scene.in_proj_weight[:width], self._scene.in_proj_bias[:width]
+        self._exits = [(each.out_proj.weight, each.out_proj.bias) for each in (own, self._scene)]
+        self._linears = [(each.weight, each.bias) for each in (layer.linear1, layer.linear2)]
+        self._norms = [
+            (each.normalized_shape, each.weight, each.bias, each.eps)
+            for each in (layer.norm1, layer.norm2, layer.norm3)
+        ]
 
     def start(self, encoded: Tensor, rows: Tensor, max_length: int) -> None:
         keys, values = self._scene.keys_values(encoded)
         self._scene_keys, self._scene_values = keys[rows], values[rows]  # (R, heads, N + 1, channels)
-        shape = (len(rows), self._own.heads, max_length, keys.shape[-1])
-        self._keys, self._values = encoded.new_empty(shape), encoded.new_empty(shape)
+        self._path = encoded.new_empty(len(rows), 2, self._heads, max_length, keys.shape[-1])  # keys and values
 
     def keep(self, index: Tensor, length: int) -> None:
         self._scene_keys, self._scene_values = self._scene_keys[index], self._scene_values[index]
-        for name in ("_keys", "_values"):
-            old: Tensor = getattr(self, name)
-            kept = old.new_empty(len(index), *old.shape[1:])
-            kept[:, :, :length] = old[index, :, :length]
-            setattr(self, name, kept)
+        kept = self._path.new_empty(len(index), *self._path.shape[1:])
+        kept[:, :, :, :length] = self._path[index, :, :, :length]
+        self._path = kept
 
     def __call__(self, x: Tensor, length: int, mask: Tensor | None) -> Tensor:
         """(R, d_model) -> (R, d_model)."""
-        end, heads = length + 1, self._own.heads
-        three = F.linear(x, self._own.in_proj_weight, self._own.in_proj_bias).view(len(x), 3, heads, -1)
-        self._keys[:, :, length], self._values[:, :, length] = three[:, 1], three[:, 2]
-        found = F.scaled_dot_product_attention(
-            three[:, 0].unsqueeze(2), self._keys[:, :, :end], self._values[:, :, :end]
-        )
-        x = _normed(self._norms[0], x + _projected(self._own, found))
-        width = x.shape[1]
-        q = F.linear(x, self._scene.in_proj_weight[:width], self._scene.in_proj_bias[:width])
-        q = q.view(len(x), heads, 1, -1)
+        three = F.linear(x, *self._entrance).view(x.shape[0], 3, self._heads, -1)
+        self._path[:, :, :, length] = three[:, 1:]
+        keys, values = self._path[:, :, :, : length + 1].unbind(1)
+        found = F.scaled_dot_product_attention(three[:, 0].unsqueeze(2), keys, values)
+        x = torch.layer_norm(x + F.linear(found.flatten(1), *self._exits[0]), *self._norms[0])
+        q = F.linear(x, *self._query).view(x.shape[0], self._heads, 1, -1)
         found = F.scaled_dot_product_attention(q, self._scene_keys, self._scene_values, attn_mask=mask)
-        x = _normed(self._norms[1], x + _projected(self._scene, found))
+        x = torch.layer_norm(x + F.linear(found.flatten(1), *self._exits[1]), *self._norms[1])
         first, second = self._linears
-        hidden = F.linear(x, first.weight, first.bias).relu_()
-        return _normed(self._norms[2], x + F.linear(hidden, second.weight, second.bias))
-
-
-def _projected(attention: MultiheadAttention, found: Tensor) -> Tensor:
-    """(R, heads, 1, channels) -> (R, d_model)."""
-    return F.linear(found.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
-
-
-def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        hidden = F.linear(x, *first).relu_()
+        return torch.layer_norm(x + F.linear(hidden, *second), *self._norms[2])

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 from scipy.spatial.transform import Rotation
 
-from voxelwave.volumes import Volume, VolumeWarning, read_volume
+from voxelwave.volumes import Volume, VolumeWarning, dicom_pixels, read_volume
 
 ROWS, COLUMNS, SLICES = 5, 6, 7
 AXIAL = np.eye(3)  # row direction, column direction, normal, as rows; LPS
@@ -542,3 +542,13 @@ def test_series_of_many_makers_are_read(shared_data, name):
 def test_series_that_are_no_volume_are_refused(shared_data, name, said):
     with pytest.raises(ValueError, match=said):
         read_volume(shared_data / "dicom/dicom2nifti/failing" / name / "001")
+
+
+@pytest.mark.parametrize("stored", ["<u2", ">u2", "<i2", "u1", "<i4"])
+@pytest.mark.parametrize("out", [np.int16, np.uint16, np.int32])
+def test_sums_are_exact_for_every_pair_of_types(stored: str, out: type) -> None:
+    image = np.array([[0, 100], [3, 255 if stored == "u1" else 4095]], stored)
+    shift = -1024 if out is not np.uint16 else 1024
+    sums = np.empty(image.shape, out)
+    dicom_pixels._add(image[::-1], shift, out=sums)
+    np.testing.assert_array_equal(sums, image[::-1].astype(int) + shift)
