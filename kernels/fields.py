@@ -22,7 +22,8 @@ _REACH = 4.0  # radius of a Gaussian kernel in sigmas; the weights beyond it sum
 
 _Lengths = ctypes.c_int64 * 3
 _Numbers = ctypes.c_float * 3
-_Argument = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes.Array[ctypes.c_double] | ctypes.c_float
+_Array = ctypes.Array[ctypes.c_int64] | ctypes.Array[ctypes.c_float] | ctypes.Array[ctypes.c_double]
+_Argument = _Array | ctypes.c_float | ctypes.c_void_p
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -121,26 +122,22 @@ class Smoother:
     Args:
         shape: (D, H, W).
         sigmas: along (d, h, w), in voxels; a sigma below 0.05 does not smooth.
-        spacing: along (d, h, w), in mm, for the length of vectors.
-        scratch: the scratch memory of another smoother of this shape, to be shared with it.
+        spacing: along (d, h, w), in mm, for the length of vectors; None if nobody asks for it.
     """
 
-    def __init__(
-        self, shape: Sequence[int], sigmas: Sequence[float], spacing: Sequence[float], *, scratch: Tensor | None = None
-    ):
+    def __init__(self, shape: Sequence[int], sigmas: Sequence[float], spacing: Sequence[float] | None = None):
         tables = [_weights(n, sigma) for n, sigma in zip(shape, sigmas, strict=True)]
         self._weights = torch.cat([table.flatten() for table in tables])
         self._radius = _Lengths(*(table.shape[1] // 2 for table in tables))
-        self._spacing = _Numbers(*spacing)
-        self.scratch = torch.empty(*shape, 4, dtype=torch.float32, device="cpu") if scratch is None else scratch
-        self._longest = torch.empty(shape[1], dtype=torch.float32, device="cpu")
+        self._spacing = _Numbers(*(spacing or (1, 1, 1)))
+        self._longest = None if spacing is None else torch.empty(shape[0], dtype=torch.float32, device="cpu")
 
     def __call__(self, field: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, float]:
-        """The smoothed field, and the length in mm of its longest vector; `out` may be `field` itself."""
+        """The smoothed field, and the length in mm of its longest vector, or NaN; `out` must not be `field`."""
         out = torch.empty_like(field) if out is None else out
-        places = (self.scratch, out, self._longest)
-        _call("smooth", field, _shape(field), self._weights, self._radius, self._spacing, *places)
-        return out, math.sqrt(float(self._longest.max()))
+        longest = ctypes.c_void_p() if self._longest is None else self._longest
+        _call("smooth", field, _shape(field), self._weights, self._radius, self._spacing, out, longest)
+        return out, math.nan if self._longest is None else math.sqrt(float(self._longest.max()))
 
 
 class Correlation:

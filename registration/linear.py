@@ -7,6 +7,7 @@ mutual information (Studholme et al., Pattern Recognition 1999) hardly depends o
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import information
 from ..volumes import Volume
 
 Kind = Literal["rigid", "affine"]
@@ -65,6 +67,12 @@ class Samples:
     moving_mask: Tensor | None
     to_voxel: Tensor
     planar: bool = False
+
+    @cached_property
+    def for_kernel(self) -> tuple[Tensor, Tensor]:
+        """The points (3, N), and the row of each fixed value in the joint histogram (N,), for the compiled kernel."""
+        rows = self.fixed.round().clamp(0, BINS - 1).to(torch.int32) * information.COLUMNS
+        return self.points.T.contiguous(), rows
 
 
 def samples_of(
@@ -249,6 +257,8 @@ def _moved(start: Tensor, centre: Tensor, free: Tensor, directions: Tensor) -> t
 def _compare(samples: Samples, world: Tensor, metric: Metric, *, with_slope: bool) -> tuple[float, float, Tensor]:
     """The similarity, the overlap, and the derivative of the similarity with respect to the map, (4, 4)."""
     to_voxel = samples.to_voxel @ world
+    if metric == "mi" and information.serves(samples.moving):
+        return _compiled_information(samples, to_voxel, with_slope=with_slope)
     voxels = (samples.points @ to_voxel[:3, :3].T + to_voxel[:3, 3]).float()
     inside, by_place = _inside(voxels, samples.moving.shape)
     if samples.moving_mask is not None:
@@ -270,6 +280,17 @@ def _compare(samples: Samples, world: Tensor, metric: Metric, *, with_slope: boo
     by_matrix = torch.cat([by_voxel @ points, by_voxel.sum(dim=1, keepdim=True)], dim=1)  # by to_voxel's rows
     slope[:3] = samples.to_voxel[:3, :3].T @ by_matrix
     return value, overlap, slope
+
+
+def _compiled_information(samples: Samples, to_voxel: Tensor, *, with_slope: bool) -> tuple[float, float, Tensor]:
+    """`_compare` with the mutual information by the compiled kernel."""
+    mask = None if samples.moving_mask is None else samples.moving_mask[0].float()
+    value, weights, by_matrix = information.mutual_information(
+        *samples.for_kernel, samples.moving, mask, to_voxel, least=_LEAST_SAMPLES, with_slope=with_slope
+    )
+    slope = torch.zeros(4, 4, dtype=torch.float64)
+    slope[:3] = samples.to_voxel[:3, :3].T @ by_matrix
+    return value, weights / len(samples.points), slope
 
 
 def _inside(voxels: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -298,7 +319,7 @@ def _mutual_information(moving: Tensor, fixed: Tensor, weight: Tensor) -> tuple[
     Returns:
         The value, and its derivatives with respect to each moving value and each weight, (N,).
     """
-    row = fixed.round().long().clamp(0, BINS - 1) * (BINS + 3)
+    row = fixed.round().long().clamp(0, BINS - 1) * information.COLUMNS
     first = moving.floor()
     place = row + first.long().clamp(0, BINS - 1)  # the spline of bin b is centred on column b + 1
     shares, slopes = _spline(moving - first), _spline_slope(moving - first)

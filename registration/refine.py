@@ -260,8 +260,7 @@ def _compiled_steps(
     """The same steps, computed by the compiled kernels."""
     spacing = level.spacing.flatten().tolist()
     shape, moving = level.moving.shape[2:], level.moving[0, 0]
-    smooth_update = fields.Smoother(shape, update_sigmas, spacing)
-    smooth_total = fields.Smoother(shape, total_sigmas, spacing, scratch=smooth_update.scratch)
+    smooth_update, smooth_total = fields.Smoother(shape, update_sigmas, spacing), fields.Smoother(shape, total_sigmas)
     by_mm = [1 / mm**2 for mm in spacing]
     correlation = force.compiled() if isinstance(force, CorrelationForce) else None
     current = fields.interleaved(displacement)
@@ -278,11 +277,11 @@ def _compiled_steps(
         if loss < least_loss:
             best.copy_(current)
             least_loss = loss
-        _, longest = smooth_update(update, out=update)
+        _, longest = smooth_update(update, out=following)
         if longest / size < 1e-12:
             break
-        fields.compose(current, update, _STEP * size / longest, out=following)
-        smooth_total(following, out=current)
+        fields.compose(current, following, _STEP * size / longest, out=update)
+        smooth_total(update, out=current)
     del current, update, following
     return fields.planar(best), least_loss
 

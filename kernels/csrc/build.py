@@ -23,6 +23,7 @@ KERNELS = (
     "selective_scan",
     "selective_scan_double",
     "fields",
+    "information",
     "transforms",
     "attention",
     "memory",
