@@ -20,7 +20,7 @@ def exportable(model: Network, info: WeightsInfo, *, weights: Path | None = None
         info: the description of its weights.
         weights: the weight file.
     """
-    multiple = MULTIPLE if isinstance(model, MaIRUNet) else 1
+    multiple = MULTIPLE if isinstance(model, MaIRUNet) else model.unshuffle
     side = Size(least=2 * multiple, multiple=multiple, meaning="pixels of the image along an axis")
     low, high = info.intensity_range
 

@@ -20,6 +20,7 @@ from ..runs.weight_file import read_checkpoint
 from .data import Patches
 from .elastic import FULL, NestedSizes
 from .mair import MaIR
+from .muon import Muon
 from .settings import ModuleSettings
 from .views import middle_channels
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights
@@ -191,14 +192,19 @@ class RestorationModule(SteppedModule):
             self.log(f"{prefix}psnr_input", _psnr(middle, clean), on_epoch=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam or AdamW with a learning rate that changes every step."""
-        settings = self.settings
-        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-        groups = _with_and_without_decay(self.network, settings.weight_decay)
-        first, second = settings.betas
-        optimizer = kind(groups, lr=settings.lr, betas=(first, second))
+        """The optimizer with a learning rate that changes every step."""
+        optimizer = self._optimizer()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        first, second = settings.betas
+        if settings.optimizer == "muon":
+            return Muon(self.network.named_parameters(), lr=settings.lr, betas=(first, second))
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        groups = _with_and_without_decay(self.network, settings.weight_decay)
+        return kind(groups, lr=settings.lr, betas=(first, second))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is neither a weight nor a hyper-parameter."""
@@ -292,7 +298,8 @@ def _start_from(network: Network, path: Path) -> bool:
     found = load_weights(path)[0].state_dict() if path.suffix == ".safetensors" else read_parameters(path)
     for name in found.keys() & own.keys() & set(_FIRST):
         first, kernels = found[name], own[name]
-        if network.out_channels == first.shape[1] < kernels.shape[1]:
+        is_of_one_slice = first.shape[1] * network.in_channels == kernels.shape[1] * network.out_channels
+        if is_of_one_slice and first.shape[1] < kernels.shape[1]:
             found[name] = torch.zeros_like(kernels)
             found[name][:, middle_channels(kernels.shape[1], first.shape[1])] = first
     fitting = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}

@@ -1,7 +1,8 @@
-"""Openly licensed images from installed packages, as grey pictures to train and validate a denoiser."""
+"""Openly licensed images from installed packages and drawn cloth, as grey pictures to train and validate denoisers."""
 
 import importlib.util
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image as Pillow
 from ..runs.files import atomic_path
 from ..volumes import read_volume
 from .images import LUMA, read_image
+from .textures import cloth
 
 # name -> (package, file in it, licence, downsampling factor)
 _PICTURES: dict[str, tuple[str, str, str, int]] = {
@@ -54,6 +56,7 @@ _BRAIN = (
 )
 OF_THE_CARD = 67  # training images of the shipped weights, see shipped/denoise-grey.md
 _PIP = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # import name -> name for pip, where they differ
+_CLOTHS = 16
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
 
 
@@ -61,7 +64,8 @@ def write_open_images(folder: Path) -> dict[str, int]:
     """Write grey 8-bit PNG files into folder/train and folder/validation, and LICENCES.tsv.
 
     Large pictures that are stored as JPEG are averaged over several pixels, so that a denoiser does not learn their
-    compression artefacts. Packages that are not installed are skipped.
+    compression artefacts. Packages that are not installed are skipped. The pictures of cloth are drawn
+    (`textures.cloth`).
 
     Returns:
         Name of the folder -> number of its images.
@@ -69,16 +73,18 @@ def write_open_images(folder: Path) -> dict[str, int]:
     Raises:
         ValueError: no package with images is installed.
     """
+    found = _all_images()
+    first = next(found, None)
+    if first is None:
+        raise ValueError("no package with open images is installed: pip install scikit-image scikit-learn nilearn")
     counts = {"train": 0, "validation": 0}
     rows = []
-    for name, pixels, licence in _all_images():
+    for name, pixels, licence in chain([first], found, _cloths()):
         part = "validation" if name in _VALIDATION else "train"
         with atomic_path(folder / part / f"{name}.png") as temporary:
             Pillow.fromarray(pixels).save(temporary)
         counts[part] += 1
         rows.append(f"{part}/{name}.png\t{licence}")
-    if not counts["train"]:
-        raise ValueError("no package with open images is installed: pip install scikit-image scikit-learn nilearn")
     with atomic_path(folder / "LICENCES.tsv") as temporary:
         temporary.write_text("file\tlicence\n" + "\n".join(rows) + "\n")
     return counts
@@ -106,6 +112,11 @@ def _all_images() -> Iterator[tuple[str, np.ndarray, str]]:
         for axis, word in ((0, "sagittal"), (1, "coronal"), (2, "axial")):
             for k in range(40, volume.shape[axis] - 40, 10):
                 yield f"brain-{word}-{k}", _as_bytes(np.take(volume, k, axis)), f"{licence}, from {package}"
+
+
+def _cloths() -> Iterator[tuple[str, np.ndarray, str]]:
+    for number in range(_CLOTHS):
+        yield f"cloth-{number:02}", _as_bytes(255 * cloth(number)), "drawn by voxelwave (CC0)"
 
 
 def commands_for_missing_images() -> list[str]:

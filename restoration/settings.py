@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 Loss = Literal["l1", "charbonnier", "mse"]
-Optimizer = Literal["adam", "adamw"]
+Optimizer = Literal["adam", "adamw", "muon"]
 Schedule = Literal["halved", "cosine", "constant"]
 Region = Literal["all", "head"]
 Size = Literal["small", "medium", "full"]
@@ -214,7 +214,8 @@ class ModuleSettings(Settings):
         network: "MaIR" or "MaIRUNet", or the name of a published variant such as "mair-t-x2".
         arguments: the network's constructor arguments; for a variant only the arguments that differ.
         loss: "l1", "charbonnier" or "mse".
-        optimizer: "adam" or "adamw".
+        optimizer: "adam", "adamw", or "muon", which orthogonalises the updates of kernels and matrices and leaves the
+            other parameters to Adam (`muon.Muon`).
         lr: the learning rate.
         betas: the decay rates of the optimizer's two moments.
         weight_decay: the weight decay of AdamW; it is not applied to the scan's decay rates, skips, norms and biases.
@@ -276,6 +277,8 @@ class ModuleSettings(Settings):
         for name, choices in (("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.optimizer != "adamw" and self.weight_decay:
+            raise ValueError(f"weight_decay needs the optimizer adamw, got {self.optimizer}")
         if self.schedule == "cosine" and self.steps <= self.hold:
             raise ValueError(f"steps must be above hold ({self.hold}) with schedule cosine, got {self.steps}")
         if not 0 <= self.ema_decay < 1:

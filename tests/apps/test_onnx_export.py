@@ -48,17 +48,19 @@ def _card(network: str, **arguments: float | str) -> ModelCard:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["MaIR", "MaIRUNet"])
-def test_a_restoration_network_of_any_size(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "unshuffle", "size"), [("MaIR", 1, (13, 37)), ("MaIR", 2, (14, 38)), ("MaIRUNet", 1, (32, 24))]
+)
+def test_a_restoration_network_of_any_size(kind: str, unshuffle: int, size: tuple[int, int], tmp_path: Path) -> None:
     common = {"in_channels": 1, "width": 8, "stripe_width": 4}
     if kind == "MaIR":
-        made: MaIR | MaIRUNet = MaIR(scale=1, upsampler=None, depths=[2], states=2, **common)
+        made: MaIR | MaIRUNet = MaIR(scale=1, upsampler=None, depths=[2], states=2, unshuffle=unshuffle, **common)
     else:
         made = MaIRUNet(depths=[0, 0, 0, 1], refinement=0, **common)  # all levels, and a block at the lowest
     weights = tmp_path / "w.safetensors"
     save_weights(weights, made, task="denoise", intensity_range=(0, 1), intensity_unit="relative")
     session = _export("restoration", weights, tmp_path / "model.onnx")
-    _assert_same(session, load_weights(weights)[0], torch.rand(1, 1, *((32, 24) if kind == "MaIRUNet" else (13, 37))))
+    _assert_same(session, load_weights(weights)[0], torch.rand(1, 1, *size))
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["voxelwave.network"] == kind
     assert json.loads(facts["voxelwave.card"])["task"] == "denoise"

@@ -261,6 +261,20 @@ def test_mair_takes_any_size(size, scale, upsampler, generator):
     assert restored.shape == (1, 1, size[0] * scale, size[1] * scale)
 
 
+def test_unshuffled_pixels_are_channels_of_a_smaller_map(generator):
+    model = MaIR(**SMALL, in_channels=1, scale=1, upsampler=None, unshuffle=2).eval()
+    inner = MaIR(**SMALL, in_channels=4, scale=1, upsampler=None).eval()
+    inner.load_state_dict(model.state_dict())
+    image = torch.rand(2, 1, 12, 10, generator=generator)
+    with torch.no_grad():
+        expected = F.pixel_shuffle(inner(F.pixel_unshuffle(image, 2)), 2)
+        torch.testing.assert_close(model(image), expected)
+        # the last row and column are repeated up to an even size
+        odd = image[..., :-1, :-1]
+        repeated = F.pad(odd, (0, 1, 0, 1), mode="replicate")
+        torch.testing.assert_close(model(odd), model(repeated)[..., :-1, :-1])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 9), (17, 16)])
 def test_unet_takes_any_size(size, generator):
     image = torch.rand(1, 3, *size, generator=generator)
@@ -284,9 +298,10 @@ def test_padding_leaves_a_fitting_image(generator):
     "make",
     [
         lambda **channels: MaIR(**SMALL, scale=1, upsampler=None, **channels),
+        lambda **channels: MaIR(**SMALL, scale=1, upsampler=None, unshuffle=2, **channels),
         lambda **channels: MaIRUNet(**SMALL_UNET, **channels),
     ],
-    ids=["MaIR", "MaIRUNet"],
+    ids=["MaIR", "MaIR unshuffled", "MaIRUNet"],
 )
 def test_neighbouring_slices_as_channels_restore_the_middle_one(make, generator):
     model = make(in_channels=5, out_channels=1)
@@ -367,6 +382,8 @@ def test_times_of_the_parts_add_up(generator):
         ({"resi_connection": "2conv"}, "resi_connection must be"),
         ({"mean": (0.5,)}, "mean must have 3 values"),
         ({"stripe_width": 0}, "stripe_width must be at least 1"),
+        ({"unshuffle": 0, "upsampler": None, "scale": 1}, "unshuffle must be at least 1"),
+        ({"unshuffle": 2}, "unshuffle must be at least 1, and 1 with an upsampler"),
     ],
 )
 def test_wrong_argument_is_named(arguments, message):

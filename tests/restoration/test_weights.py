@@ -241,7 +241,7 @@ def test_a_written_file_has_the_permissions_of_the_umask(tmp_path):
 def test_shipped_weights_load_by_name_and_come_with_a_card(name):
     model, info = load_weights(name)
     file = find_weights(name, "restoration")
-    assert model.arguments == info.arguments
+    assert info.arguments.items() <= model.arguments.items()  # later arguments have defaults
     assert info.notes["seed"]
     assert file.stat().st_size < 4 * 2**20
     card = file.with_suffix(".md").read_text()
