@@ -86,7 +86,11 @@ def test_start_from_keeps_what_fits(tiny_module: dict[str, Any], tmp_path: Path)
     torch.testing.assert_close(module.network.conv_first.weight, small.network.conv_first.weight)
 
 
-def test_a_network_for_three_slices_begins_with_the_results_of_one(tiny_module: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_a_network_for_three_slices_begins_with_the_results_of_one(
+    unshuffle: int, tiny_module: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_module = {**tiny_module, "arguments": {**tiny_module["arguments"], "unshuffle": unshuffle}}
     one = RestorationModule(ModuleSettings(**tiny_module))
     one.export(tmp_path / "x.safetensors")
     wider = {**tiny_module["arguments"], "in_channels": 3, "out_channels": 1}

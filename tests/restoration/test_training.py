@@ -41,9 +41,12 @@ def _train(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
-    tiny_module: dict[str, Any], pictures: Path
+    optimizer: str, tiny_module: dict[str, Any], pictures: Path
 ) -> None:
+    arguments = {**tiny_module["arguments"], "width": 16}  # wide enough for matrices of Muon
+    tiny_module = {**tiny_module, "arguments": arguments, "optimizer": optimizer}
     _train(tiny_module, pictures, pictures / "whole")
     _train(tiny_module, pictures, pictures / "parts", steps=8)
     _train(tiny_module, pictures, pictures / "parts", resume=True)
