@@ -13,6 +13,8 @@ from ..kernels import fields
 from ..volumes import AffineTransform, Volume, VolumeWarning
 from ..volumes.resample import resample
 
+_ENOUGH = 1_000_000  # voxels for a percentile
+
 
 def training_grid(fixed: Volume, *, spacing_mm: float, size: Sequence[int] | None = None) -> Volume:
     """The isotropic input grid of a network, with the axes of `fixed`, permuted and flipped to be closest to RAS.
@@ -62,18 +64,28 @@ def unit_range(volume: Volume) -> Volume:
     """Scale intensities to [0, 1] and clip values outside this range.
 
     0 is the 0.5th percentile of all voxels, and 1 the 99.5th percentile of the voxels above it, so that the amount of
-    empty background hardly matters and a background of 0 stays 0.
+    empty background hardly matters and a background of 0 stays 0. Of a large volume, every so many voxels are looked
+    at.
 
     Raises:
         ValueError: the volume is constant.
     """
     array = volume.array.astype(np.float32)
-    low = np.percentile(array, 0.5)
-    above = array[array > low]
-    high = np.percentile(above, 99.5) if above.size else low
+    low, high = _percentiles(array.ravel()[:: max(1, array.size // _ENOUGH)])
+    if high <= low:
+        low, high = _percentiles(array)
     if high <= low:
         raise ValueError(f"{volume.source or 'volume'} must not be constant, got {low} almost everywhere")
-    return volume.with_array(np.clip((array - low) / (high - low), 0.0, 1.0))
+    array -= low
+    array /= high - low
+    return volume.with_array(np.clip(array, 0.0, 1.0, out=array))
+
+
+def _percentiles(values: np.ndarray) -> tuple[np.float32, np.float32]:
+    """The 0.5th percentile, and the 99.5th of the values above it."""
+    low = np.float32(np.percentile(values, 0.5))
+    above = values[values > low]
+    return low, np.float32(np.percentile(above, 99.5)) if above.size else low
 
 
 def to_grid(volume: Volume, grid: Volume, transform: AffineTransform | None = None) -> torch.Tensor:

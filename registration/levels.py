@@ -54,9 +54,13 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
     # against aliasing: sigma is half the factor, minus the blur of the voxel itself
     factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
     sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
+    sizes = zip(fixed.shape[2:], shape, sigmas, strict=True)
+    reductions = [None if n == m else _interpolation(n, m) @ _gaussian(n, sigma) for n, m, sigma in sizes]
 
     def resized(image: Tensor) -> Tensor:
-        return F.interpolate(smooth(image, sigmas), size=shape, mode="trilinear", align_corners=True)
+        for axis, matrix in enumerate(reductions):
+            image = image if matrix is None else along(image, axis, matrix.to(image))
+        return image
 
     inside = (F.interpolate(mask, size=shape, mode="trilinear", align_corners=True) > 0.5).float()
     if not inside.any():
@@ -64,13 +68,30 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
     return Level(resized(fixed), resized(moving), inside, fixed.new_tensor(steps).view(1, 3, 1, 1, 1))
 
 
+def _interpolation(n: int, m: int) -> Tensor:
+    """The matrix (m, n) of a linear interpolation of n values at m places, of which the first and last are the ends."""
+    places = torch.linspace(0, n - 1, m, dtype=torch.float64, device="cpu")[:, None]
+    return (1 - (places - _indices(n)).abs()).clamp(min=0)
+
+
+def _gaussian(n: int, sigma: float) -> Tensor:
+    """The matrix (n, n) of a Gaussian smoothing, renormalised at the border."""
+    index = _indices(n)
+    if sigma <= 0.05:
+        return torch.diag(torch.ones_like(index))
+    weights = torch.exp(-((index[:, None] - index) ** 2) / (2 * sigma**2))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _indices(n: int) -> Tensor:
+    return torch.arange(n, dtype=torch.float64, device="cpu")
+
+
 def smooth(image: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Gaussian smoothing with sigmas in voxels, renormalised at the border; small matrices are faster than conv3d."""
     for axis, (n, sigma) in enumerate(zip(image.shape[2:], sigmas, strict=True)):
         if sigma > 0.05 and n > 1:
-            index = torch.arange(n, device=image.device, dtype=image.dtype)
-            weights = torch.exp(-((index[:, None] - index) ** 2) / (2 * sigma**2))
-            image = along(image, axis, weights / weights.sum(dim=1, keepdim=True))
+            image = along(image, axis, _gaussian(n, sigma).to(image))
     return image
 
 

@@ -85,6 +85,7 @@ def register(
     check_images("moving", moving, moving_mask)
     check_images("fixed", fixed, fixed_mask)
     _warn_of_few_voxels(moving, fixed)
+    moving, fixed = _in_memory_order(moving), _in_memory_order(fixed)
     place = torch.device(choose_device(device))
     steps = Steps(progress or (lambda text: None))
     if _identical(moving, fixed):
@@ -126,6 +127,11 @@ def register(
     with steps.timed("doubt"):
         doubt = doubt_about(moving, fixed, forward, fixed_mask)
     return Registration(warped, forward, inverse, affine.matrix, metrics, steps.seconds, choice, doubt)
+
+
+def _in_memory_order(volume: Volume) -> Volume:
+    """The volume with a contiguous array; an array from a file often is not, and each use would copy it."""
+    return volume.with_array(np.ascontiguousarray(volume.array))
 
 
 def _check_reversed(facts: PairFacts | None, *, used: bool) -> None:
