@@ -10,6 +10,7 @@ Transform = Literal["auto", "rigid", "affine", "deformable"]
 PhaseAxis = Literal["i", "i-", "j", "j-", "k", "k-"]
 TrainingSimilarity = Literal["ncc", "mi", "mind"]
 FlowHead = Literal["published", "quarter"]
+Norm = Literal["batch", "group"]
 AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]
 Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
@@ -23,6 +24,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 LABEL_METHODS: tuple[LabelMethod, ...] = get_args(LabelMethod)
 DIFFUSION_METHODS: tuple[DiffusionMethod, ...] = get_args(DiffusionMethod)
 FLOW_HEADS: tuple[FlowHead, ...] = get_args(FlowHead)
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def contrast_named(name: str) -> Contrast:

@@ -1,4 +1,4 @@
-"""Training of a registration network without ground truth, by similarity, smoothness and optionally label overlap."""
+"""Training of a registration network without ground truth, by similarity, smoothness and label overlap."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..runs.training import SteppedModule
 from ..runs.weight_file import write_weights
-from .choices import FlowHead, TrainingSimilarity
+from .choices import FlowHead, Norm, TrainingSimilarity
 from .jacobian import non_positive_jacobian_fraction, sdlogj
 from .metrics import dice
 from .nestedmorph import NestedMorph
@@ -25,21 +25,24 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mi": mutual_information_loss,
     "mind": mind_loss,
 }
+# options that files hold only if they differ from these values, by which earlier versions trained
+ADDED: dict[str, Any] = {"mixer": None, "similarity_weight": 1.0, "width": None, "norm": "batch", "synthetic": None}
 REGULARIZERS: dict[str, Callable[..., Tensor]] = {"diffusion": diffusion_energy, "bending": bending_energy}
 
 
 class RegistrationModule(SteppedModule):
     """A registration network with its loss, its validation metrics and its optimizer.
 
-    Batches hold the items of `registration.data`. The loss is similarity + smoothness * regularizer(displacement)
-    + label_weight * soft Dice loss. The optimizer is Adam with amsgrad; the learning rate of epoch e of E is
-    round(learning_rate * (1 - e / E)^0.9, 8), as published. Hyper-parameters are plain values, so that checkpoints
-    load with `weights_only=True`.
+    Batches hold the items of `registration.data`. The loss is similarity_weight * similarity
+    + smoothness * regularizer(displacement) + label_weight * soft Dice loss. The optimizer is Adam with amsgrad; the
+    learning rate of epoch e of E is round(learning_rate * (1 - e / E)^0.9, 8), as published. Hyper-parameters are plain
+    values, so that checkpoints load with `weights_only=True`.
 
     Args:
         network: `network(moving, fixed) -> (warped, displacement)` on (B, 1, D, H, W) in [0, 1]; by default a new
             `NestedMorph`.
         similarity: "ncc" (local correlation), "mi" (mutual information) or "mind" (self-similarity context).
+        similarity_weight: weight of the similarity; 0 leaves it out of the loss.
         regularizer: "diffusion" (first derivatives) or "bending" (second), of the displacement in voxels.
         smoothness: weight of the regularizer.
         label_weight: weight of the soft Dice loss over the label maps; 0 leaves them out of the loss.
@@ -48,6 +51,9 @@ class RegistrationModule(SteppedModule):
         diffeomorphic: whether a new `NestedMorph` predicts a velocity.
         flow_head: flow head of a new `NestedMorph`.
         mixer: mechanism of the coarse stages of a new `NestedMorph`.
+        width: channels of the first stage of a new `NestedMorph`.
+        norm: normalisation in the gates of a new `NestedMorph`.
+        synthetic: how the pairs of a training on synthetic images are drawn, as plain values; stored with the weights.
         spacing_mm: spacing of the training grid; stored with the weights, since a network works at this spacing only.
     """
 
@@ -56,6 +62,7 @@ class RegistrationModule(SteppedModule):
         network: nn.Module | None = None,
         *,
         similarity: TrainingSimilarity = "ncc",
+        similarity_weight: float = 1.0,
         regularizer: Literal["diffusion", "bending"] = "diffusion",
         smoothness: float = 1.0,
         label_weight: float = 0.0,
@@ -64,6 +71,9 @@ class RegistrationModule(SteppedModule):
         diffeomorphic: bool = False,
         flow_head: FlowHead = "published",
         mixer: str | None = None,
+        width: int | None = None,
+        norm: Norm = "batch",
+        synthetic: dict[str, Any] | None = None,
         spacing_mm: float = 1.0,
     ):
         super().__init__()
@@ -71,15 +81,19 @@ class RegistrationModule(SteppedModule):
             raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
         if regularizer not in REGULARIZERS:
             raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {regularizer!r}")
-        if min(smoothness, label_weight) < 0 or learning_rate <= 0 or epochs < 1:
+        if min(similarity_weight, smoothness, label_weight) < 0 or learning_rate <= 0 or epochs < 1:
             raise ValueError(
-                "smoothness and label_weight must not be negative, learning_rate and epochs be positive, "
-                f"got {smoothness}, {label_weight}, {learning_rate} and {epochs}"
+                "similarity_weight, smoothness and label_weight must not be negative, learning_rate and epochs be "
+                f"positive, got {similarity_weight}, {smoothness}, {label_weight}, {learning_rate} and {epochs}"
             )
-        # without a mixer, files stay as they were
-        self.save_hyperparameters(ignore=["network"] if mixer else ["network", "mixer"])
+        if similarity_weight == label_weight == 0:
+            raise ValueError("similarity_weight or label_weight must be above 0, got 0 for both")
+        added = {"mixer": mixer, "similarity_weight": similarity_weight, "width": width, "norm": norm}
+        # without these options, files stay as they were
+        usual = [name for name, value in (added | {"synthetic": synthetic}).items() if value == ADDED[name]]
+        self.save_hyperparameters(ignore=["network", *usual])
         if network is None:
-            network = NestedMorph(diffeomorphic=diffeomorphic, flow_head=flow_head, mixer=mixer)
+            network = NestedMorph(diffeomorphic=diffeomorphic, flow_head=flow_head, mixer=mixer, width=width, norm=norm)
         self.network = network
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +104,14 @@ class RegistrationModule(SteppedModule):
     def losses(self, batch: dict[str, Any], warped: Tensor, displacement: Tensor) -> dict[str, Tensor]:
         """Return the unweighted parts of the loss, and their weighted sum as "loss"."""
         options = self.hparams
-        parts = {
-            "similarity": SIMILARITIES[options["similarity"]](warped, batch["fixed"]),
-            "roughness": REGULARIZERS[options["regularizer"]](displacement),
-        }
-        loss = parts["similarity"] + options["smoothness"] * parts["roughness"]
+        parts: dict[str, Tensor] = {}
+        weight = options.get("similarity_weight", 1.0)
+        if weight > 0:
+            parts["similarity"] = SIMILARITIES[options["similarity"]](warped, batch["fixed"])
+        parts["roughness"] = REGULARIZERS[options["regularizer"]](displacement)
+        loss = options["smoothness"] * parts["roughness"]
+        if weight > 0:
+            loss = weight * parts["similarity"] + loss
         if options["label_weight"] > 0:
             if "fixed_labels" not in batch:
                 raise ValueError(f"label_weight must be 0 for pairs without label maps, got {options['label_weight']}")

@@ -8,6 +8,7 @@ together; the decoder upsamples by patch expansion, and at each stage a gate wei
 Inside the network, volumes are channel-last maps, (B, D, H, W, C); tokens, (B, N, C), are the same memory.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..kernels.attention.baselines import EfficientAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
 from ..kernels.depthwise import depthwise_conv
-from .choices import FLOW_HEADS, FlowHead
+from .choices import FLOW_HEADS, NORMS, FlowHead, Norm
 from .cross_attention import COARSE, CrossAttention, ImageBranch, Searched, Tokens
 from .warp import integrate, warp
 
@@ -29,6 +30,7 @@ HEADS = 2
 MULTIPLE = 32  # the encoder divides each axis by 4 * 2 * 2 * 2
 
 Size = tuple[int, int, int]
+Widths = tuple[int, int, int, int]  # channels of the four stages
 
 
 class NestedMorph(nn.Module):
@@ -52,6 +54,10 @@ class NestedMorph(nn.Module):
         mixer: mechanism by which tokens of the fixed image attend to those of the moving image at the two coarse stages
             of the encoder, such as "bilevel(regions=4, top=4)", in the notation of `mixer_of`. It replaces the
             attention over tokens of both images together, and each image gets a branch of its own. None: as published.
+        width: channels of the first stage, an even number from 16; the next stages have 2, 4 and 8 times as many. None:
+            48, as published.
+        norm: "batch" normalises the maps of the gates over the batch, as published; "group" normalises them over groups
+            of channels of each item (Wu and He, ECCV 2018), which does not depend on the size of the batch.
         expand_chunk: number of tokens that the last patch expansion processes at once; None for all tokens. It limits
             the memory and does not change the result.
 
@@ -72,6 +78,8 @@ class NestedMorph(nn.Module):
         diffeomorphic: bool = False,
         flow_head: FlowHead = "published",
         mixer: str | None = None,
+        width: int | None = None,
+        norm: Norm = "batch",
         expand_chunk: int | None = 512,
     ):
         super().__init__()
@@ -81,13 +89,24 @@ class NestedMorph(nn.Module):
             raise ValueError(f'flow_head must be "published" if official is True, got {flow_head!r}')
         if official and mixer is not None:
             raise ValueError(f"mixer must be None if official is True, got {mixer!r}")
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if width is not None and (width < 16 or width % 2):
+            raise ValueError(f"width must be an even number from 16, got {width}")
+        if official and (width is not None or norm != "batch"):
+            raise ValueError(f'width must be None and norm "batch" if official is True, got {width} and {norm!r}')
         self.official = official
         self.keep_unused = official if keep_unused is None else keep_unused
         self.diffeomorphic = diffeomorphic
         self.flow_head = flow_head
         self.mixer = mixer
-        self.unet = _UNet(official, self.keep_unused, flow_head, mixer, expand_chunk)
-        self.flow = nn.Conv3d(1 if flow_head == "published" else WIDTHS[0], 3, 3, padding=1)
+        self.width = width
+        self.norm = norm
+        widths = WIDTHS if width is None else (width, 2 * width, 4 * width, 8 * width)
+        self.unet = _UNet(widths, official, self.keep_unused, flow_head, mixer, expand_chunk)
+        if norm == "group":
+            _use_group_norms(self.unet)
+        self.flow = nn.Conv3d(1 if flow_head == "published" else widths[0], 3, 3, padding=1)
         nn.init.normal_(self.flow.weight, std=1e-5)  # training starts from the identity
         assert self.flow.bias is not None
         nn.init.zeros_(self.flow.bias)
@@ -96,8 +115,13 @@ class NestedMorph(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor arguments, as plain values for a file."""
         config = {"official": self.official, "keep_unused": self.keep_unused, "diffeomorphic": self.diffeomorphic}
-        # files of version 0.1.0 have neither entry, and those of published parts stay as they were
-        added = {"flow_head": self.flow_head if self.flow_head != "published" else None, "mixer": self.mixer}
+        # files of version 0.1.0 have none of these entries, and those of published parts stay as they were
+        added = {
+            "flow_head": self.flow_head if self.flow_head != "published" else None,
+            "mixer": self.mixer,
+            "width": self.width,
+            "norm": self.norm if self.norm != "batch" else None,
+        }
         return config | {name: value for name, value in added.items() if value is not None}
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,23 +196,29 @@ def _padded(images: Tensor) -> tuple[Tensor, list[int]]:
 
 class _UNet(nn.Module):
     def __init__(
-        self, official: bool, keep_unused: bool, flow_head: FlowHead, mixer: str | None, expand_chunk: int | None
+        self,
+        widths: Widths,
+        official: bool,
+        keep_unused: bool,
+        flow_head: FlowHead,
+        mixer: str | None,
+        expand_chunk: int | None,
     ):
         super().__init__()
-        self.backbone = _Encoder(keep_unused, mixer)
-        self.decoder_3 = _DeepestDecoder(WIDTHS[3], keep_unused)
-        self.decoder_2 = _DualDecoder(WIDTHS[2])
-        self.decoder_1 = _LKADecoder(WIDTHS[1], official)
+        self.backbone = _Encoder(widths, keep_unused, mixer)
+        self.decoder_3 = _DeepestDecoder(widths[3], keep_unused)
+        self.decoder_2 = _DualDecoder(widths[2])
+        self.decoder_1 = _LKADecoder(widths[1], official)
         self.decoder_0 = (
-            _LastDecoder(WIDTHS[0], official, expand_chunk)
+            _LastDecoder(widths[0], official, expand_chunk)
             if flow_head == "published"
-            else _QuarterDecoder(WIDTHS[0], official)
+            else _QuarterDecoder(widths[0], official)
         )
         for decoder in (self.decoder_3, self.decoder_2, self.decoder_1, self.decoder_0):
             decoder.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        # (B, 2, D, H, W) -> (B, D, H, W, 1), or (B, D / 4, H / 4, W / 4, 48) for the head at a quarter
+        # (B, 2, D, H, W) -> (B, D, H, W, 1), or (B, D / 4, H / 4, W / 4, width) for the head at a quarter
         e1, e2, e3, e4 = self.backbone(images)
         tokens = self.decoder_3(e4)
         tokens = self.decoder_2(tokens, e3)
@@ -244,17 +274,17 @@ def _size(maps: Tensor) -> Size:
 
 
 class _Encoder(nn.Module):
-    def __init__(self, keep_unused: bool, mixer: str | None):
+    def __init__(self, widths: Widths, keep_unused: bool, mixer: str | None):
         super().__init__()
-        self.patch_embed1 = _PatchEmbedding(2, WIDTHS[0], kernel=7, stride=4)
-        self.patch_embed2 = _PatchEmbedding(WIDTHS[0], WIDTHS[1], kernel=3, stride=2)
-        self.patch_embed3 = _PatchEmbedding(WIDTHS[1], WIDTHS[2], kernel=3, stride=2)
-        self.patch_embed4 = _PatchEmbedding(WIDTHS[2], WIDTHS[3], kernel=3, stride=2)
+        self.patch_embed1 = _PatchEmbedding(2, widths[0], kernel=7, stride=4)
+        self.patch_embed2 = _PatchEmbedding(widths[0], widths[1], kernel=3, stride=2)
+        self.patch_embed3 = _PatchEmbedding(widths[1], widths[2], kernel=3, stride=2)
+        self.patch_embed4 = _PatchEmbedding(widths[2], widths[3], kernel=3, stride=2)
         self.block1, self.block2, self.block3, self.block4 = (
             nn.ModuleList([_DualBlock(width, inner_skip=True, keep_unused=keep_unused, attention=attention)])
-            for width, attention in zip(WIDTHS, _cross_attentions(mixer), strict=True)
+            for width, attention in zip(widths, _cross_attentions(widths, mixer), strict=True)
         )
-        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for width in WIDTHS)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for width in widths)
         self.of_moving = self.of_fixed = None
         if mixer is not None:
             self.of_moving, self.of_fixed = ImageBranch(), ImageBranch()
@@ -298,10 +328,10 @@ class _Encoder(nn.Module):
         return skips
 
 
-def _cross_attentions(mixer: str | None) -> list[CrossAttention | None]:
+def _cross_attentions(widths: Widths, mixer: str | None) -> list[CrossAttention | None]:
     return [
         None if mixer is None or stage not in COARSE else CrossAttention(stage, width, HEADS, mixer)
-        for stage, width in enumerate(WIDTHS)
+        for stage, width in enumerate(widths)
     ]
 
 
@@ -577,6 +607,23 @@ class _BatchNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         result: Tensor = super().forward(input.flatten(0, -2)).view_as(input)
         return result
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation of channel-last maps, in 8 groups of channels where their number allows."""
+
+    def __init__(self, width: int):
+        super().__init__(math.gcd(8, width), width)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(-1, 1)).movedim(1, -1).contiguous()
+
+
+def _use_group_norms(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, _GroupNorm(child.num_features))
 
 
 class _Gate(nn.Module):

@@ -22,7 +22,7 @@ from ..runs.files import atomic_path
 from ..runs.json_files import parse_json
 from ..runs.json_types import check_record
 from ..runs.weight_file import check_finite_weights, check_number_kinds, read_plain, read_weights, write_weights
-from .choices import FlowHead
+from .choices import FlowHead, Norm
 from .nestedmorph import NestedMorph
 
 RECORD = "nestedmorph"  # key of the metadata, or of a checkpoint's dictionary, that holds `NestedMorph.config`
@@ -60,6 +60,8 @@ class _Layout(TypedDict):
     diffeomorphic: NotRequired[bool]
     flow_head: NotRequired[FlowHead]
     mixer: NotRequired[str]
+    width: NotRequired[int]
+    norm: NotRequired[Norm]
 
 
 class _Training(TypedDict):
@@ -144,9 +146,10 @@ def load_nestedmorph(
     contents = _read(path)
     state, record = contents.state, contents.record
     head = _head(path, record, flow_head)
-    mixer: str | None = (record or {}).get("mixer")
-    _refuse_other_layouts(path, state, head, mixer)
-    complete = len(state) == len(_names(keep_unused=True, flow_head=head, mixer=mixer))
+    recorded_parts = {name: value for name, value in (record or {}).items() if name in ("mixer", "width", "norm")}
+    parts: dict[str, Any] = recorded_parts | {"flow_head": head}
+    _refuse_other_layouts(path, state, parts, recorded=record is not None)
+    complete = len(state) == len(_names(keep_unused=True, **parts))
     if record is None and head != "published":
         official = bool(official)
     if record is not None:
@@ -172,7 +175,7 @@ def load_nestedmorph(
         )
     config = dict(record or {}) | {"official": official, "keep_unused": unused == "keep"}
     flags = {name: bool(config.get(name)) for name in ("official", "keep_unused", "diffeomorphic")}
-    model = NestedMorph(**flags, flow_head=head, mixer=mixer)
+    model = NestedMorph(**(parts | flags))
     wanted = model.state_dict()
     check_number_kinds(path, state, wanted)
     model.load_state_dict({name: state[name] for name in wanted})
@@ -287,18 +290,18 @@ def _head(path: Path, record: Mapping[str, Any] | None, given: FlowHead | None) 
     return recorded
 
 
-def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], flow_head: FlowHead, mixer: str | None) -> None:
+def _refuse_other_layouts(path: Path, state: Mapping[str, Tensor], parts: dict[str, Any], *, recorded: bool) -> None:
     first = state.get("unet.backbone.patch_embed1.proj.weight")
     flow = state["flow.weight"]
     key = (first.shape[0] if first is not None else 0, flow.shape[1] if flow.ndim == 5 else 0)
-    if key in _OLDER or "spatial_transform.grid" in state:
+    if (key in _OLDER and not recorded) or "spatial_transform.grid" in state:
         which = _OLDER.get(key, "one that stores its sampling grid")
         raise ValueError(
             f"{path.name} comes from an older revision of the published code, {which}, and cannot be loaded; "
             "use weights with widths 48 to 384 and flow from one channel (2025-07-14 and later)"
         )
     try:
-        complete, lean = (_names(keep_unused=kept, flow_head=flow_head, mixer=mixer) for kept in (True, False))
+        complete, lean = (_names(keep_unused=kept, **parts) for kept in (True, False))
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
     missing = sorted(lean.keys() - state.keys())
@@ -317,7 +320,7 @@ def _first(names: list[str]) -> str:
     return f" (such as {names[0]})" if names else ""
 
 
-def _names(*, keep_unused: bool, flow_head: FlowHead, mixer: str | None) -> dict[str, torch.Size]:
+def _names(*, keep_unused: bool, **parts: Any) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = NestedMorph(keep_unused=keep_unused, flow_head=flow_head, mixer=mixer)
+        model = NestedMorph(keep_unused=keep_unused, **parts)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

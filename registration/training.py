@@ -1,4 +1,4 @@
-"""Train NestedMorph on pairs of scans: from a list or a folder to weights for `register`."""
+"""Train NestedMorph on pairs of scans or on synthetic images: from a list or a folder to weights for `register`."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,12 +21,14 @@ from ..runs.training import quiet_lightning
 from ..runs.weight_file import check_resumable, read_checkpoint
 from .choices import Split
 from .data import pair_dataset
-from .module import RegistrationModule, export_network
+from .module import ADDED, RegistrationModule, export_network
 from .pairs import Pair, find_pairs, read_pairs, split_by_subject
+from .synthetic import LabelMap, read_label_maps
+from .synthetic_data import EpochNumbers, SyntheticPairs, ValidationPairs, held_out
 from .training_settings import CHECKPOINT, TrainingSettings
 
 _MAY_CHANGE_ON_RESUME = {"epochs"}
-_ADDED = {"flow_head": "published", "mixer": None}  # options that some trainings do not record
+_UNRECORDED = ADDED | {"flow_head": "published"}  # options that some trainings do not record
 _WHAT = "a registration training"
 
 
@@ -51,22 +54,24 @@ class TrainingResult:
 
 
 def train(
-    pairs: str | os.PathLike[str],
+    pairs: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     settings: TrainingSettings = TrainingSettings(),  # noqa: B008  it is frozen
     *,
     device: str = "auto",
     resume: bool = False,
 ) -> TrainingResult:
-    """Train NestedMorph on pairs of scans and keep the best weights.
+    """Train NestedMorph on pairs of scans, or on images drawn from label maps, and keep the best weights.
 
-    Subjects are divided into train (80 %), val and test (10 % each). The best epoch is the one with the highest
+    Subjects are divided into train (80 %), val and test (10 % each); of label maps, the last three by name are val, and
+    each of them gives the same pairs in every training. The best epoch is the one with the highest
     "val_dice", or without label maps the lowest "val_loss". OUTPUT receives network.safetensors (the best weights),
     checkpoints/, logs/ (a table of metrics per epoch), cache/ (affine results and prepared images) and training.json.
 
     Args:
         pairs: a list of pairs (.csv, .tsv or .json with columns moving, fixed and, where known, moving_labels,
-            fixed_labels, subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz).
+            fixed_labels, subject, split), or a BIDS-like folder (sub-*/anat/*_T1w.nii.gz, sub-*/dwi/*_dwi.nii.gz);
+            None if `settings.synthetic` names a folder of label maps.
         output: the folder to write to.
         settings: the data, the loss and the optimizer.
         device: "auto", "cpu" or "cuda"; "auto" uses a GPU if there is one.
@@ -82,9 +87,10 @@ def train(
     last = output / CHECKPOINT
     check_resume(last, resume)
     torch.manual_seed(settings.seed)  # weights, and the order of the training pairs
-    splits = _splits(pairs, settings)
+    data = _scans(pairs, settings, output / "cache") if settings.synthetic is None else _synthetic(settings)
     module = RegistrationModule(
         similarity=settings.similarity,
+        similarity_weight=settings.similarity_weight,
         smoothness=settings.smoothness,
         label_weight=settings.label_weight,
         learning_rate=settings.learning_rate,
@@ -92,17 +98,21 @@ def train(
         diffeomorphic=settings.diffeomorphic,
         flow_head=settings.flow_head,
         mixer=settings.mixer,
+        width=settings.width,
+        norm=settings.norm,
+        synthetic=data.drawn,
         spacing_mm=settings.spacing_mm,
     )
     if resume:
         _check_same_options(last, module)
-    loaders = {split: _loader(split, kept, settings, output / "cache") for split, kept in splits.items() if kept}
-    best = _best_checkpoint(last.parent, splits["val"])
+    mode = "max" if data.monitor == "val_dice" else "min"
+    best = ModelCheckpoint(last.parent, "best-{epoch}", monitor=data.monitor, mode=mode)
     with quiet_lightning():
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=1,
             max_epochs=settings.epochs,
+            accumulate_grad_batches=settings.accumulate,
             callbacks=[best, ModelCheckpoint(last.parent, last.stem, enable_version_counter=False)],
             logger=CSVLogger(output / "logs", name=None),
             log_every_n_steps=1,
@@ -111,6 +121,7 @@ def train(
         )
         if resume:
             check_resumable(last, _WHAT, module)
+        loaders = data.loaders
         trainer.fit(module, loaders["train"], loaders.get("val"), ckpt_path=last if resume else None, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -120,7 +131,68 @@ def train(
                 module, loaders["test"], ckpt_path=best.best_model_path, weights_only=True, verbose=False
             )
             test = {name: float(value) for name, value in values.items()}
-    return _finish(output, module, best, test, splits)
+    return _finish(output, module, best, test, data)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data of a training.
+
+    Args:
+        loaders: the batches of each split that is not empty.
+        subjects: the subjects of each split.
+        pairs: the number of pairs of each split.
+        monitor: the metric that decides which epoch is best.
+        drawn: how pairs are drawn from label maps; None for pairs of scans.
+    """
+
+    loaders: dict[Split, DataLoader]
+    subjects: dict[Split, list[str]]
+    pairs: dict[Split, int]
+    monitor: str
+    drawn: dict[str, Any] | None = None
+
+
+def _synthetic(settings: TrainingSettings) -> _Data:
+    assert settings.synthetic is not None
+    training, validation = held_out(read_label_maps(settings.synthetic))
+    grid: dict[str, Any] = {"size": settings.size, "spacing_mm": settings.spacing_mm}
+    pairs, of_val = SyntheticPairs(training, seed=settings.seed, **grid), ValidationPairs(validation, **grid)
+    count = settings.epoch_steps * settings.accumulate * settings.batch_size
+    loaders: dict[Split, DataLoader] = {
+        "train": DataLoader(pairs, batch_size=settings.batch_size, sampler=EpochNumbers(count)),
+        "val": DataLoader(of_val, batch_size=1),
+    }
+    drawn = {name: getattr(settings, name) for name in ("seed", "epoch_steps", "batch_size", "accumulate")}
+    names: dict[Split, list[str]] = {"train": _names(training), "val": _names(validation), "test": []}
+    return _Data(
+        loaders,
+        names,
+        {"train": count * settings.epochs, "val": len(of_val), "test": 0},
+        "val_dice",
+        drawn | {"size": list(settings.size), "maps": names["train"]},
+    )
+
+
+def _names(maps: list[LabelMap]) -> list[str]:
+    return [labels.name for labels in maps]
+
+
+def _scans(pairs: str | os.PathLike[str] | None, settings: TrainingSettings, cache: Path) -> _Data:
+    if pairs is None:
+        raise ValueError("pairs must be given, or synthetic in the settings, got neither")
+    splits = _splits(pairs, settings)
+    if not splits["val"]:
+        warnings.warn("no pairs are left for validation: the best epoch is chosen by the training loss", stacklevel=3)
+        monitor = "train_loss"
+    else:
+        monitor = "val_dice" if splits["val"][0].has_labels else "val_loss"
+    return _Data(
+        {split: _loader(split, kept, settings, cache) for split, kept in splits.items() if kept},
+        {split: sorted({pair.subject for pair in kept}) for split, kept in splits.items()},
+        {split: len(kept) for split, kept in splits.items()},
+        monitor,
+    )
 
 
 def _splits(pairs: str | os.PathLike[str], settings: TrainingSettings) -> dict[Split, list[Pair]]:
@@ -129,7 +201,7 @@ def _splits(pairs: str | os.PathLike[str], settings: TrainingSettings) -> dict[S
     else:
         found = read_pairs(pairs)
     if any(pair.moving_mask or pair.fixed_mask for pair in found):
-        warnings.warn("the masks in the list are not used: a training compares all voxels", stacklevel=3)
+        warnings.warn("the masks in the list are not used: a training compares all voxels", stacklevel=4)
     splits = split_by_subject(found, seed=settings.seed)
     if not splits["train"]:
         raise ValueError(f"pairs must leave one for training after the split by subject, got {len(found)} in all")
@@ -148,19 +220,14 @@ def _loader(split: Split, pairs: list[Pair], settings: TrainingSettings, cache: 
     return DataLoader(data, batch_size=settings.batch_size if split == "train" else 1, shuffle=split == "train")
 
 
-def _best_checkpoint(folder: Path, validation: list[Pair]) -> ModelCheckpoint:
-    if not validation:
-        warnings.warn("no pairs are left for validation: the best epoch is chosen by the training loss", stacklevel=3)
-        monitor = "train_loss"
-    else:
-        monitor = "val_dice" if validation[0].has_labels else "val_loss"
-    return ModelCheckpoint(folder, "best-{epoch}", monitor=monitor, mode="max" if monitor == "val_dice" else "min")
-
-
 def _check_same_options(checkpoint: Path, module: RegistrationModule) -> None:
-    before = _ADDED | read_checkpoint(checkpoint, _WHAT)["hyper_parameters"]
-    now = _ADDED | dict(module.hparams)
-    changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and before.get(name) != now[name]]
+    before, now = (
+        _UNRECORDED | dict(options) | (options.get("synthetic") or {})
+        for options in (read_checkpoint(checkpoint, _WHAT)["hyper_parameters"], module.hparams)
+    )
+    changed = [
+        name for name in now if name not in _MAY_CHANGE_ON_RESUME | {"synthetic"} and before.get(name) != now[name]
+    ]
     if changed:
         words = ", ".join(f"{name} ({before.get(name)} before, {now[name]} now)" for name in changed)
         raise ValueError(f"a resumed training must keep its options, got different ones: {words}")
@@ -171,21 +238,20 @@ def _finish(
     module: RegistrationModule,
     best: ModelCheckpoint,
     test: dict[str, float],
-    splits: dict[Split, list[Pair]],
+    data: _Data,
 ) -> TrainingResult:
     """Export the best weights and write training.json."""
     checkpoint = Path(best.best_model_path)
     module.load_state_dict(read_checkpoint(checkpoint, _WHAT)["state_dict"])
     export_network(output / "network.safetensors", module)
     assert best.best_model_score is not None
-    subjects = {split: sorted({pair.subject for pair in kept}) for split, kept in splits.items()}
     result = TrainingResult(
-        output / "network.safetensors", checkpoint, str(best.monitor), float(best.best_model_score), test, subjects
+        output / "network.safetensors", checkpoint, str(best.monitor), float(best.best_model_score), test, data.subjects
     )
     record = {
         "options": dict(module.hparams),
-        "subjects": subjects,
-        "pairs": {split: len(kept) for split, kept in splits.items()},
+        "subjects": data.subjects,
+        "pairs": data.pairs,
         "best": {"metric": result.metric, "value": finite_or_none(result.value), "checkpoint": checkpoint.name},
         "test": {name: finite_or_none(value) for name, value in test.items()},
         "versions": {name: version(name) for name in ("torch", "lightning", "monai", "antspyx")},

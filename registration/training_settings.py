@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .choices import Contrast, FlowHead, Task, TrainingSimilarity
+from .choices import Contrast, FlowHead, Norm, Task, TrainingSimilarity
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # path within the output folder of a training
 
@@ -13,6 +13,8 @@ class TrainingSettings:
     """How NestedMorph is trained.
 
     Args:
+        synthetic: a folder of label maps with FreeSurfer's numbers; the network is then trained on images that are
+            drawn from them, in place of pairs of scans.
         task: which images of a folder form a pair: T1w and diffusion of one session, the atlas and each T1w, or the T1w
             images of two subjects. A list of pairs ignores it.
         contrast: the image that represents a diffusion series: b0 (mean b0), dwi (mean of the weighted volumes) or fa.
@@ -21,6 +23,7 @@ class TrainingSettings:
         size: size of that grid in voxels; scans are cropped or padded to it.
         similarity: similarity loss: ncc (local correlation, one contrast), mi (mutual information) or mind
             (self-similarity).
+        similarity_weight: weight of the similarity loss; 0 leaves it out, which needs a label_weight above 0.
         smoothness: weight of the roughness of the displacement (mean squared first derivatives, in voxels).
         label_weight: weight of the soft Dice loss over the label maps; 0 trains without them.
         diffeomorphic: the network predicts a velocity field, which is integrated by scaling and squaring, so that the
@@ -30,24 +33,35 @@ class TrainingSettings:
             linearly), for trainings of your own.
         mixer: mechanism by which the fixed image attends to the moving image at the two coarse stages, such as
             "bilevel(regions=4, top=4)"; by default linear attention over both images together, as published.
+        width: channels of the first stage of the network, an even number from 16; by default 48, as published.
+        norm: normalisation in the gates of the network: batch, as published, or group (groups of channels of each
+            pair), which does not depend on the size of the batch.
         learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
         epochs: number of passes through the training pairs.
-        batch_size: number of pairs per step.
+        epoch_steps: number of steps of an epoch on synthetic images.
+        batch_size: number of pairs whose gradients are computed together.
+        accumulate: number of batches whose gradients are averaged for a step.
         seed: seed for the split, the weights, the augmentation and the order of the pairs.
     """
 
+    synthetic: Path | None = None
     task: Task = "t1-dwi"
     contrast: Contrast = "b0"
     atlas: Path | None = None
     spacing_mm: float = 2.0
     size: tuple[int, int, int] = (96, 96, 96)
     similarity: TrainingSimilarity = "mi"
+    similarity_weight: float = 1.0
     smoothness: float = 1.0
     label_weight: float = 0.0
     diffeomorphic: bool = False
     flow_head: FlowHead = "published"
     mixer: str | None = None
+    width: int | None = None
+    norm: Norm = "batch"
     learning_rate: float = 1e-4
     epochs: int = 500
+    epoch_steps: int = 250
     batch_size: int = 1
+    accumulate: int = 1
     seed: int = 0

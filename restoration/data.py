@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..runs.generators import item_generator
 from .degradations import Degrade
 from .images import LUMA, Image, IntensityRange, choose_range, find_images, read_image
 from .views import dihedral, neighbours
@@ -290,12 +291,6 @@ def downsampled(pairs: Sequence[Pair], downsample: Callable[[Tensor], Tensor], s
         clean = pair.clean[..., :height, :width]
         made.append(Pair(clean, downsample(clean), pair.name, pair.intensity_range))
     return made
-
-
-def item_generator(seed: int, number: int) -> torch.Generator:
-    """A separate source of randomness for each item and seed."""
-    state = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
 
 
 def _check_slices(slices: int) -> None:

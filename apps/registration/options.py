@@ -365,10 +365,11 @@ class Transform(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingSettings, ResumeOptions, DeviceOptions):
-    """Train NestedMorph on pairs of scans and keep the best weights.
+    """Train NestedMorph on pairs of scans, or on images drawn from label maps, and keep the best weights.
 
     Subjects are divided into train (80 %), val and test (10 % each). The best epoch has the highest Dice on val, or
-    without label maps the lowest loss.
+    without label maps the lowest loss. With --synthetic in place of --pairs, each pair of images is drawn from one
+    label map, with random deformations, contrasts, resolutions and noise; the last three maps by name are val.
 
     Args:
         pairs: a list (.csv, .tsv, .json with columns moving, fixed and optionally moving_labels, fixed_labels,
@@ -378,7 +379,7 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
 
     writes = ("network.safetensors",)
 
-    pairs: Path
+    pairs: Path | None = None
     output: Path
     checkpoint = CHECKPOINT
 
@@ -389,8 +390,25 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
 
     def check(self) -> None:
         super().check()
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(
+            1,
+            epochs=self.epochs,
+            epoch_steps=self.epoch_steps,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+        )
+        if (self.pairs is None) == (self.synthetic is None):
+            raise UsageError(f"give either --pairs or --synthetic, got {'neither' if self.pairs is None else 'both'}")
+        if self.similarity_weight == self.label_weight == 0:
+            raise UsageError("--similarity-weight or --label-weight must be above 0, got 0 for both")
+        if self.width is not None and (self.width < 16 or self.width % 2):
+            raise UsageError(f"--width must be an even number from 16, got {self.width}")
         must_exist(self.pairs, "list or folder of pairs")
+        must_exist(self.synthetic, "folder of label maps")
+        if self.synthetic is not None and self.label_weight == 0:
+            raise UsageError("--synthetic needs --label-weight above 0, since its images have no contrast in common")
+        if self.pairs is None:
+            return
         if (self.atlas is not None) != (self.task == "atlas-to-patient") and self.pairs.is_dir():
             raise UsageError(f"--atlas is needed for --task atlas-to-patient and only for it, got --task {self.task}")
         must_exist(self.atlas, "atlas")

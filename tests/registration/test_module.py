@@ -23,7 +23,8 @@ from voxelwave.registration.training_settings import TrainingSettings
 from voxelwave.registration.warp import warp
 from voxelwave.volumes import Volume, write_volume
 
-CONFIGS = sorted((Path(__file__).parents[2] / "apps/configs/registration").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "apps/configs/registration"
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - {FOLDER / "brain_any_contrast.yaml"})  # that one: test_synthetic.py
 SIZE = (16, 16, 16)
 
 
@@ -119,12 +120,25 @@ def test_the_learning_rate_falls_as_published() -> None:
         ({"similarity": "ssd"}, "similarity must be one of ncc, mi, mind"),
         ({"regularizer": "l1"}, "regularizer must be one of diffusion, bending"),
         ({"smoothness": -1.0}, "must not be negative"),
+        ({"similarity_weight": 0.0}, "similarity_weight or label_weight must be above 0"),
         ({"epochs": 0}, "positive"),
     ],
 )
 def test_wrong_options_are_named(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RegistrationModule(OneShift(), **options)
+
+
+def test_the_similarity_can_be_left_out_of_the_loss(batch: dict) -> None:
+    module = RegistrationModule(OneShift(), similarity_weight=0, label_weight=2.0)
+    parts = module.losses(batch, *module(batch["moving"], batch["fixed"]))
+    assert "similarity" not in parts
+    torch.testing.assert_close(parts["loss"], 2 * parts["label_dice_loss"] + parts["roughness"])
+
+
+def test_usual_values_of_later_options_are_not_recorded() -> None:
+    module = RegistrationModule(OneShift(), width=None, norm="batch", similarity_weight=1.0)
+    assert not {"width", "norm", "similarity_weight", "synthetic", "mixer"} & module.hparams.keys()
 
 
 def test_labels_in_the_loss_need_labels(batch: dict) -> None:

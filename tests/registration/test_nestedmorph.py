@@ -375,6 +375,49 @@ def test_a_file_with_the_published_head_has_the_record_of_version_0_1_0(narrow):
     assert NestedMorph().config == {"official": False, "keep_unused": False, "diffeomorphic": False}
 
 
+def test_files_record_the_width_and_the_norm(tmp_path):
+    model = NestedMorph(width=16, norm="group", flow_head="quarter").eval()
+    assert [norm.normalized_shape for norm in (model.unet.backbone.norm1, model.unet.backbone.norm4)] == [(16,), (128,)]
+    save_nestedmorph(tmp_path / "n.safetensors", model)
+    loaded = load_nestedmorph(tmp_path / "n.safetensors")
+    assert loaded.config == model.config
+    assert_close(loaded.state_dict(), model.state_dict())
+    wide = NestedMorph(width=32)  # the widths of an older revision of the published code, but recorded
+    save_nestedmorph(tmp_path / "w.safetensors", wide)
+    assert load_nestedmorph(tmp_path / "w.safetensors").width == 32
+
+
+def test_with_group_norms_a_pair_does_not_depend_on_its_batch(generator):
+    model = NestedMorph(width=16, norm="group", flow_head="quarter")
+    randomise(model, generator).train()
+    moving, fixed = images((32, 32, 32), generator, batch=2)
+    with torch.no_grad():
+        both = model.network_output(moving, fixed)
+        alone = torch.cat([model.network_output(moving[i : i + 1], fixed[i : i + 1]) for i in range(2)])
+    assert both.std() > 0
+    assert_close(alone, both, rtol=1e-3, atol=1e-4 * float(both.abs().max()))  # order of float32 sums
+
+
+def test_group_norm_is_that_of_pytorch_on_channel_first_maps(generator):
+    maps = torch.randn(2, 3, 4, 5, 12, generator=generator)
+    expected = F.group_norm(maps.movedim(-1, 1), 4).movedim(1, -1)
+    assert_close(nestedmorph._GroupNorm(12)(maps), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 15}, "width must be an even number from 16, got 15"),
+        ({"norm": "layer"}, "norm must be one of batch, group, got 'layer'"),
+        ({"width": 24, "official": True}, "width must be None"),
+        ({"norm": "group", "official": True}, 'norm "batch" if official'),
+    ],
+)
+def test_wrong_widths_and_norms_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        NestedMorph(**options)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_chunks_of_the_last_expansion_change_neither_result_nor_gradient(batch, generator):
     stage = randomise(nestedmorph._LastDecoder(48, False, None).double(), generator)

@@ -63,6 +63,11 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
         (["--task", "atlas-to-patient", "--atlas", "gone.nii.gz"], "no atlas at gone.nii.gz", ERROR),
         (["--pairs", "gone.csv"], "no list or folder of pairs at gone.csv", ERROR),
         (["--resume"], "--resume needs", ERROR),
+        (["--synthetic", "maps"], "give either --pairs or --synthetic, got both", USAGE),
+        (["--accumulate", "0"], "--accumulate must be at least 1", USAGE),
+        (["--similarity-weight", "0"], "--similarity-weight or --label-weight must be above 0", USAGE),
+        (["--width", "20.5"], "--width", USAGE),
+        (["--width", "17"], "--width must be an even number from 16, got 17", USAGE),
     ],
 )
 def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, words, complaint, code):
@@ -73,3 +78,20 @@ def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, words, c
     assert complaint in error
     assert "\n" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "code"),
+    [
+        ([], "give either --pairs or --synthetic, got neither", USAGE),
+        (["--synthetic", "gone", "--label-weight", "1"], "no folder of label maps at gone", ERROR),
+        (["--synthetic", "."], "--synthetic needs --label-weight above 0", USAGE),
+        (["--synthetic", ".", "--label-weight", "1"], "no label maps (.nii, .nii.gz, .mgz) in .", ERROR),
+    ],
+)
+def test_a_training_on_synthetic_images_needs_label_maps(tmp_path, monkeypatch, capsys, words, complaint, code):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["registration", "train", "-o", "out", *words]) == code
+    error = capsys.readouterr().err.strip()
+    assert complaint in error
+    assert "\n" not in error
