@@ -54,7 +54,7 @@ _BRAIN = (
     "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill"
     " University: free to use, copy, modify and distribute for any purpose with this notice (nilearn calls it unknown)",
 )
-OF_THE_CARD = 67  # training images of the shipped weights, see shipped/denoise-grey.md
+OF_THE_CARD = 83  # training images of the shipped weights, see shipped/denoise-grey.md
 _PIP = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # import name -> name for pip, where they differ
 _CLOTHS = 16
 _VALIDATION = ("camera", "coffee", "brain-axial-110")
