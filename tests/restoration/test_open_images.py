@@ -25,14 +25,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(open_images, "_BRAIN", ("toy", "brain.nii.gz", "free"))
     monkeypatch.setattr(open_images, "_in_package", lambda _, file: root / file)
     monkeypatch.setattr(open_images, "PHOTOGRAPHS", tmp_path / "photographs")
-    monkeypatch.setattr(open_images, "_CLOTHS", 2)
+    monkeypatch.setattr(open_images, "_CLOTHS", 1)
     return root
 
 
 def test_colour_becomes_luminance_and_large_pictures_are_averaged(package: Path, tmp_path: Path) -> None:
     counts = write_open_images(tmp_path / "out")
     # slices 40 and 50 to 60 by ten, up to 40 before the end of each axis
-    assert counts == {"train": 1 + 3 + 1 + 2 + 2, "validation": 1}
+    assert counts == {"train": 1 + 3 + 1 + 2 + 1, "validation": 1}
     red = np.asarray(Pillow.open(tmp_path / "out/validation/camera.png"))
     assert (red.shape, set(red.flatten().tolist())) == ((6, 4), {76})  # 0.299 * 255
     large = np.asarray(Pillow.open(tmp_path / "out/train/large.png"))
@@ -48,7 +48,7 @@ def test_every_picture_is_listed_with_its_licence(package: Path, tmp_path: Path)
     assert set(listed) == {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     assert listed["train/large.png"] == "CC BY, from toy"
     assert listed["train/brain-axial-40.png"] == "free, from toy"
-    assert listed["train/cloth-01.png"] == "drawn by voxelwave (CC0)"
+    assert listed["train/cloth-00.png"] == "drawn by voxelwave (CC0)"
 
 
 def test_photographs_of_the_debian_package_are_averaged_twice(
@@ -71,7 +71,7 @@ def test_packages_that_are_missing_are_skipped_and_none_at_all_is_an_error(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(open_images, "_in_package", lambda _, file: package / file if file == "large.png" else None)
-    assert write_open_images(tmp_path / "some") == {"train": 1 + 2, "validation": 0}
+    assert write_open_images(tmp_path / "some") == {"train": 1 + 1, "validation": 0}
     monkeypatch.setattr(open_images, "_in_package", lambda *_: None)
     with pytest.raises(ValueError, match="pip install scikit-image"):
         write_open_images(tmp_path / "none")

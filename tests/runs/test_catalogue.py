@@ -94,7 +94,7 @@ def test_a_path_stays_a_path(tmp_path):
 def test_the_command_lists_names_and_limits(capsys):
     assert cli.main(["weights"]) == DONE
     shown = capsys.readouterr().out
-    assert "denoise-grey  (restoration, 1.0 MB)" in shown
+    assert "denoise-grey  (restoration, 2.2 MB)" in shown
     assert "not for  CT" in shown
     assert cli.main(["weights", "planted-observer"]) == DONE
     assert "# planted-observer" in capsys.readouterr().out
