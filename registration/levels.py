@@ -55,7 +55,7 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
     factors = [(n - 1) / (m - 1) if n > 1 else 1.0 for n, m in zip(fixed.shape[2:], shape, strict=True)]
     sigmas = [0.5 * math.sqrt(max(0.0, factor**2 - 1)) for factor in factors]
     sizes = zip(fixed.shape[2:], shape, sigmas, strict=True)
-    reductions = [None if n == m else _interpolation(n, m) @ _gaussian(n, sigma) for n, m, sigma in sizes]
+    reductions = [None if n == m else interpolation_matrix(n, m) @ _gaussian(n, sigma) for n, m, sigma in sizes]
 
     def resized(image: Tensor) -> Tensor:
         for axis, matrix in enumerate(reductions):
@@ -68,8 +68,11 @@ def level_of(fixed: Tensor, moving: Tensor, mask: Tensor, spacing: Sequence[floa
     return Level(resized(fixed), resized(moving), inside, fixed.new_tensor(steps).view(1, 3, 1, 1, 1))
 
 
-def _interpolation(n: int, m: int) -> Tensor:
-    """The matrix (m, n) of a linear interpolation of n values at m places, of which the first and last are the ends."""
+def interpolation_matrix(n: int, m: int) -> Tensor:
+    """The matrix (m, n) of a linear interpolation of n values at m places, of which the first and last are the ends.
+
+    The numbers are float64, on the CPU.
+    """
     places = torch.linspace(0, n - 1, m, dtype=torch.float64, device="cpu")[:, None]
     return (1 - (places - _indices(n)).abs()).clamp(min=0)
 
@@ -78,7 +81,7 @@ def _gaussian(n: int, sigma: float) -> Tensor:
     """The matrix (n, n) of a Gaussian smoothing, renormalised at the border."""
     index = _indices(n)
     if sigma <= 0.05:
-        return torch.diag(torch.ones_like(index))
+        return torch.eye(n, dtype=torch.float64, device="cpu")
     weights = torch.exp(-((index[:, None] - index) ** 2) / (2 * sigma**2))
     return weights / weights.sum(dim=1, keepdim=True)
 

@@ -25,6 +25,7 @@ from ..volumes import Volume, read_volume
 from .benchmark_labels import FREESURFER_LABELS
 from .free_form import separable, spline_basis
 from .grids import unit_range
+from .levels import interpolation_matrix
 from .warp import integrate, jacobian_determinant
 
 # choroid plexus within the lateral ventricles in the label maps of SynthSeg: 136 and 137 left, 163 and 164 right
@@ -372,8 +373,7 @@ def acquire(image: Tensor, acquired: Acquired, spacing_mm: float, generator: tor
         width = max(sigma, 0.42 * step) if step > 1 else sigma  # a full width at half maximum of one slice
         profile = torch.exp(-((at[:, None] - torch.arange(n)) ** 2) / (2 * width**2))
         profiles.append(profile / profile.sum(1, keepdim=True))
-        step = (n - 1) / (slices - 1)
-        back.append((1 - (torch.arange(n)[:, None] / step - torch.arange(slices)).abs()).clamp(min=0))
+        back.append(interpolation_matrix(slices, n).float())
     slices_of = separable(image[None, None], profiles)
     noise = 0.08 * _between(0, 1, generator) ** 2
     noisy = slices_of + noise * torch.randn(slices_of.shape, generator=generator)
