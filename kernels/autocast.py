@@ -8,8 +8,10 @@ from torch import Tensor
 
 def in_autocast(tensor: Tensor) -> bool:
     """Whether operations on the device of a tensor choose their types by autocast."""
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")
     device = tensor.device.type
-    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+    if device != "cuda" and not torch.amp.is_autocast_available(device):
         return False  # the meta device has no autocast
     return torch.is_autocast_enabled(device)
 

@@ -15,13 +15,15 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
     Compilation, tracing, the transforms of torch.func, forward-mode derivatives and fake tensors need PyTorch's calls.
     """
-    return (
-        all(type(each) in (Tensor, Parameter) and each.device.type != "meta" for each in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
+    for each in tensors:
+        if type(each) not in (Tensor, Parameter) or each.is_meta:
+            return False
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
     )
 
 

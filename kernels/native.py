@@ -46,6 +46,11 @@ def _levels(loaded: ctypes.CDLL) -> tuple[str, ...]:
     return _LEVELS[loaded.vw_cpu_level()]
 
 
+def chosen_level() -> str:
+    """The level whose functions are called: the best one, or that of `use_level`."""
+    return _chosen_level or levels()[0]
+
+
 @contextmanager
 def use_level(level: str) -> Iterator[None]:
     """Use the build of a given level instead of the best one, for tests and benchmarks.
@@ -63,22 +68,34 @@ def use_level(level: str) -> Iterator[None]:
         _chosen_level = before
 
 
-def function(name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = None) -> Callable[..., int]:
+def function(
+    name: str, result: type[ctypes.c_int | ctypes.c_int64] | None = None, integers: int = 0
+) -> Callable[..., int]:
     """A function of the library, from the build of the chosen level.
 
     Args:
         name: name of the function without the suffix of the level.
         result: C type of the returned value; None for void.
+        integers: number of arguments, if all are addresses or of type int64_t; they may then be passed as ints.
     """
     loaded = library()
     assert loaded is not None
-    return _function(loaded, f"{name}_{_chosen_level or levels()[0]}", result)
+    return _function(loaded, f"{name}_{chosen_level()}", result, integers)
 
 
 @functools.cache  # looking a function up takes as long as a small scan
-def _function(loaded: ctypes.CDLL, name: str, result: type[ctypes.c_int | ctypes.c_int64] | None) -> Callable[..., int]:
-    found: Any = loaded[name]  # not the attribute, whose type of result all callers share
+def _function(
+    loaded: ctypes.CDLL, name: str, result: type[ctypes.c_int | ctypes.c_int64] | None, integers: int
+) -> Callable[..., int]:
+    try:
+        found: Any = loaded[name]  # not the attribute, whose type of result all callers share
+    except AttributeError as error:
+        raise RuntimeError(
+            f"{LIBRARY.name} must have the function {name}, but its sources were older: run pip install -e . again"
+        ) from error
     found.restype = result
+    if integers:
+        found.argtypes = (ctypes.c_int64,) * integers
     call: Callable[..., int] = found
     return call
 

@@ -1,6 +1,6 @@
 // The layers around the selective scan of a residual block, for channel-last maps (batch, height, width, channels) without
-// gradients: norms, linear layers, convolutions of 3 x 3 pixels, gates and the MLP. It is compiled once per instruction-set
-// level; the interface is plain C on raw pointers, which kernels/pixel_layers.py calls.
+// gradients: norms, linear layers, convolutions of 3 x 3 pixels, gates and the MLP; and the check of its paths. It is compiled once per
+// instruction-set level; the interface is plain C on raw pointers, which kernels/pixel_layers.py calls.
 //
 // PIXELS pixels go through all layers between two scans in the cache. Weights are packed into panels for products.h. No
 // result depends on the number of threads.
@@ -431,4 +431,19 @@ VW_EXPORT void VW_NAME(vw_pixel_filter)(const Pixels *s, const float *features, 
       else filter_two_rows(*s, lines, packed, pixel, bottom - y, ring + 4 * line, finish);
     }
   });
+}
+
+// The first of `rows` rows that does not list each of 0 .. length - 1 once, or -1; `seen` has `length` bytes. The scan takes the
+// numbers of its paths for addresses; this check in PyTorch would take longer than a small scan.
+VW_EXPORT int64_t VW_NAME(vw_row_without_permutation)(const int32_t *numbers, int64_t rows, int64_t length,
+                                                      uint8_t *seen) {
+  for (int64_t row = 0; row < rows; ++row, numbers += length) {
+    memset(seen, 0, length);
+    for (int64_t i = 0; i < length; ++i) {
+      const int64_t number = numbers[i];
+      if (number < 0 || number >= length || seen[number]) return row;
+      seen[number] = 1;
+    }
+  }
+  return -1;
 }

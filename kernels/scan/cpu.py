@@ -1,12 +1,15 @@
 """The compiled CPU scan (csrc/selective_scan.cpp), called through ctypes.
 
 It uses as many threads as torch, and torch's own pool if both use OpenMP; no result depends on their number. `serves`
-returns False if there is no library; the caller then uses `reference`.
+returns False if there is no library; the caller then uses `reference`. A small scan takes 10 us, so all that follows
+from the sizes of the tensors is computed once for equal sizes (`_plan`).
 """
 
 import ctypes
-import weakref
-from typing import Any
+import functools
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +22,10 @@ from .reference import DirectionalInputs, ScanInputs, group_count
 CHECKPOINT_STEPS = 128
 
 _TYPES = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}  # float64 has functions of its own
-_Strides = ctypes.c_int64 * 4
-
-# permutations that were checked, by their id: the tensor and the number of its changes then
-_CHECKED: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-_MOST_CHECKED = 64
+_MOST_KEPT = 1 << 20  # bytes of scratch memory, per thread
+_kept = threading.local()
+_FourNumbers = ctypes.c_int64 * 4
+_Strides = tuple[int, ...]
 
 
 class _Scan(ctypes.Structure):
@@ -33,14 +35,14 @@ class _Scan(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "groups", "states", "length")),
         *((name, ctypes.c_int64) for name in ("type", "softplus", "threads", "splits", "b_varies", "c_varies")),
         *((name, ctypes.c_void_p) for name in ("u", "delta", "z", "B", "C", "grad_out")),
-        *((f"{name}_stride", _Strides) for name in ("u", "delta", "z", "grad_out", "B", "C")),
+        *((f"{name}_stride", _FourNumbers) for name in ("u", "delta", "z", "grad_out", "B", "C")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "initial_state", "grad_last_state")),
         ("permutation", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("out", "last_state", "checkpoints", "du", "ddelta", "dz")),
-        ("out_stride", _Strides),
+        ("out_stride", _FourNumbers),
         ("dB", ctypes.c_void_p),
         ("dC", ctypes.c_void_p),
-        ("dB_stride", _Strides),
+        ("dB_stride", _FourNumbers),
         ("dB_part", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
@@ -69,18 +71,16 @@ def scan_forward(
         out: tensor for the result, contiguous, with the shape and type of u.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
-    call = _Call(u, A, B, C, delta_softplus)
+    call = _Call("forward", u, delta, A, B, C, D, delta_bias, delta_softplus, z=z)
     batch, channels, length = u.shape
-    call.sequence(u=u, delta=delta, z=z)
-    call.matrices(B=B, C=C)
-    call.tensors(A=A, D=D, delta_bias=delta_bias, initial_state=initial_state)
-    out = u.new_empty(u.shape) if out is None else out
+    out = _empty_like(u) if out is None else out
     last_state = A.new_empty(batch, channels, A.shape[1])
-    chunks = -(-length // CHECKPOINT_STEPS)
-    checkpoints = A.new_empty((batch, chunks, channels, A.shape[1]) if checkpointed else 0)
-    call.in_place(out=out, last_state=last_state, checkpoints=checkpoints)
-    call.out_strides(channels * length, call.width * length, 1, length)
-    call.run("forward")
+    checkpoints = _checkpoints(A, batch, channels, length, checkpointed)
+    initial_state = _packed(initial_state)
+    call.struct.initial_state = _address(initial_state)
+    call.struct.out, call.struct.last_state = out.data_ptr(), last_state.data_ptr()
+    call.struct.checkpoints = checkpoints.data_ptr()
+    call.run()
     return out, last_state, checkpoints
 
 
@@ -92,22 +92,17 @@ def scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
-    call = _Call(u, A, B, C, delta_softplus)
-    batch, channels, length = u.shape
-    call.sequence(u=u, delta=delta, z=z, grad_out=grad_out)
-    call.matrices(B=B, C=C)
-    call.tensors(A=A, D=D, delta_bias=delta_bias, initial_state=initial_state, grad_last_state=grad_last_state)
-    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
-    dz = None if z is None else u.new_empty(u.shape)
-    call.in_place(checkpoints=checkpoints, du=du, ddelta=ddelta, dz=dz)
-    call.out_strides(channels * length, call.width * length, 1, length)
-    states = A.shape[1]
-    call.matrix_gradient_strides(call.groups * states * length, states * length, 1, length)
-    dA, dB, dC, dD, dbias = call.parameter_gradients((batch, call.groups, states, length), D, delta_bias)
-    dinitial = None if initial_state is None else A.new_empty(batch, channels, states)
-    call.in_place(dinitial_state=dinitial)
-    call.run("backward")
-    return du, ddelta, _first(dA), _first(dB, B), _first(dC, C), _first(dD), dz, _first(dbias), dinitial
+    call = _Call("backward", u, delta, A, B, C, D, delta_bias, delta_softplus, z=z, grad_out=grad_out)
+    du, ddelta = _empty_like(u), _empty_like(delta)
+    dz = None if z is None else _empty_like(z)
+    dinitial = None if initial_state is None else _empty_like(initial_state)
+    initial_state, grad_last_state = _packed(initial_state), _packed(grad_last_state)
+    struct = call.struct
+    struct.initial_state, struct.grad_last_state = _address(initial_state), _address(grad_last_state)
+    struct.checkpoints, struct.dinitial_state = checkpoints.data_ptr(), _address(dinitial)
+    struct.du, struct.ddelta, struct.dz = du.data_ptr(), ddelta.data_ptr(), _address(dz)
+    dA, dB, dC, dD, dbias = call.run_with_gradients()
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
 def directional_forward(
@@ -121,19 +116,12 @@ def directional_forward(
         ValueError: a row of `permutation` is not a permutation.
     """
     x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
-    batch, length, width = x.shape
-    directions = permutation.shape[0]
-    _check_permutation(permutation)
-    call = _Call(x, A, B, C, delta_softplus, permutation)
-    call.sequence(u=x, delta=delta)
-    call.matrices(B=B, C=C)
-    call.tensors(A=A, D=D, delta_bias=delta_bias)
-    out = x.new_empty(batch, length, directions, width)
-    chunks = -(-length // CHECKPOINT_STEPS)
-    checkpoints = A.new_empty((batch, chunks, directions * width, A.shape[1]) if checkpointed else 0)
-    call.in_place(out=out, checkpoints=checkpoints)
-    call.out_strides(length * directions * width, width, directions * width, 1)
-    call.run("forward")
+    call = _Call("forward", x, delta, A, B, C, D, delta_bias, delta_softplus, permutation)
+    call.check_permutation()
+    out = _empty_like(delta)
+    checkpoints = _checkpoints(A, x.shape[0], A.shape[0], x.shape[1], checkpointed)
+    call.struct.out, call.struct.checkpoints = out.data_ptr(), checkpoints.data_ptr()
+    call.run()
     return out, checkpoints
 
 
@@ -167,16 +155,13 @@ def directional_low_rank(
         raise ValueError(
             f"permutation must have shape {(step.shape[2], length)} to match step and x, got {tuple(permutation.shape)}"
         )
-    _check_permutation(permutation)
-    call = _Call(x, A, B, C, True, permutation)
-    call.sequence(u=x, delta=step)
-    call.matrices(B=B, C=C)
-    call.tensors(A=A, D=D, delta_bias=delta_bias, delta_weight=step_weight)
-    call.fields["rank"] = step.shape[3]
+    call = _Call("forward", x, step, A, B, C, D, delta_bias, True, permutation, rank=step.shape[3])
+    call.check_permutation()
+    step_weight = step_weight.contiguous()
     out, sums = arena.empty(batch, length, directions, width), x.new_empty(batch, directions, width)
-    call.in_place(out=out, out_sums=sums)
-    call.out_strides(length * directions * width, width, directions * width, 1)
-    call.run("forward")
+    call.struct.delta_weight, call.struct.out_sums = step_weight.data_ptr(), sums.data_ptr()
+    call.struct.out = out.data_ptr()
+    call.run()
     return out, sums
 
 
@@ -187,170 +172,259 @@ def directional_backward(
 ) -> tuple[Tensor | None, ...]:
     """Same as `reference.directional_backward`, from the checkpoints of this module's `directional_forward`."""
     x, delta, A, B, C, permutation, D, delta_bias, delta_softplus = inputs
-    batch, length, width = x.shape
-    directions, states = permutation.shape[0], A.shape[1]
-    call = _Call(x, A, B, C, delta_softplus, permutation)
-    call.sequence(u=x, delta=delta, grad_out=grad_out)
-    call.matrices(B=B, C=C)
-    call.tensors(A=A, D=D, delta_bias=delta_bias)
-    dx, ddelta = x.new_empty(x.shape), x.new_empty(delta.shape)
-    du_directions = A.new_empty(delta.shape)
-    call.in_place(checkpoints=checkpoints, du=dx, ddelta=ddelta, du_directions=du_directions)
-    call.out_strides(length * directions * width, width, directions * width, 1)
-    call.matrix_gradient_strides(length * directions * states, states, directions * states, 1)
-    dA, dB, dC, dD, dbias = call.parameter_gradients((batch, length, directions, states), D, delta_bias)
-    call.run("backward")
-    return dx, ddelta, _first(dA), _first(dB, B), _first(dC, C), _first(dD), _first(dbias)
+    call = _Call("backward", x, delta, A, B, C, D, delta_bias, delta_softplus, permutation, grad_out=grad_out)
+    dx, ddelta = _empty_like(x), _empty_like(delta)
+    struct = call.struct
+    struct.checkpoints, struct.du, struct.ddelta = checkpoints.data_ptr(), dx.data_ptr(), ddelta.data_ptr()
+    struct.du_directions = struct.scratch + call.plan.du_directions
+    return dx, ddelta, *call.run_with_gradients()
 
 
-def _check_permutation(permutation: Tensor) -> None:
-    length = permutation.shape[1]
-    numbers = permutation.numpy()  # whose reductions take a fifth of the time of torch's
-    within = bool(numbers.min() >= 0 and numbers.max() < length)  # else the library would read foreign memory
-    found = _CHECKED.get(id(permutation)) if within else None
-    if found is not None and found[0]() is permutation and found[1] == permutation._version:
-        return
-    _check_each_row(permutation, within)
-    if not permutation.is_inference():  # such a tensor does not count its changes
-        if len(_CHECKED) >= _MOST_CHECKED:
-            _CHECKED.clear()
-        _CHECKED[id(permutation)] = weakref.ref(permutation), permutation._version
+def _empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _check_each_row(permutation: Tensor, within: bool) -> None:
-    directions, length = permutation.shape
-    seen = torch.zeros(directions, length, dtype=torch.bool)
-    if within:
-        seen.scatter_(1, permutation.long(), True)
-    if not seen.all():
-        row = int((~seen.all(1)).nonzero()[0])
-        raise ValueError(
-            f"permutation must list each of 0..{length - 1} once in every row, got row {row} that does not"
-        )
+def _checkpoints(A: Tensor, batch: int, channels: int, length: int, wanted: bool) -> Tensor:
+    if not wanted:
+        return A.new_empty(0)
+    return A.new_empty(batch, -(-length // CHECKPOINT_STEPS), channels, A.shape[1])
 
 
-def _first(parts: Tensor | None, like: Tensor | None = None) -> Tensor | None:
-    """The sum that the library stored in the first part, in the type of `like`; the other parts can be freed."""
-    if parts is None:
-        return None
-    result = parts[0] if like is None else parts[0].to(like.dtype)
-    return result.clone() if len(parts) > 1 and result.dtype == parts.dtype else result
+def _packed(tensor: Tensor | None) -> Tensor | None:
+    """A tensor whose layout the library fixes, copied if it is not contiguous."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _with_unit_stride(tensor: Tensor) -> tuple[Tensor, _Strides]:
+    """A tensor whose last axis is contiguous, copied if it is not so, and its strides."""
+    strides = tensor.stride()
+    if strides[-1] != 1:
+        tensor = tensor.contiguous()
+        strides = tensor.stride()
+    return tensor, strides
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _Plan(NamedTuple):
+    """What follows from the sizes of the tensors of a call."""
+
+    constants: bytes  # the struct without addresses
+    scratch: int  # bytes
+    du_directions: int  # its place in the scratch memory
+    run: Callable[..., int]
+    row_without_permutation: Callable[..., int]
+    batch: int
+    b_parts: int
+    c_parts: int
 
 
 class _Call:
-    """One call of the library: the fields of its struct, and the tensors that must stay alive until it returns."""
+    """One call of the library: its struct, and the tensors that must stay alive until it returns.
+
+    The callers set the addresses that only one of them needs, and keep those tensors alive themselves.
+
+    Args:
+        name: "forward" or "backward".
+        u: the input sequence, or the image of a directional scan.
+        permutation: the directions of a directional scan.
+        grad_out: gradient of the result.
+        rank: number of columns of delta if its rows are multiplied by `delta_weight`; 0 if not.
+    """
+
+    __slots__ = ("alive", "plan", "struct")
 
     def __init__(
-        self, u: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_softplus: bool, permutation: Tensor | None = None
+        self,
+        name: str,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        permutation: Tensor | None = None,
+        *,
+        z: Tensor | None = None,
+        grad_out: Tensor | None = None,
+        rank: int = 0,
     ) -> None:
-        self.alive: list[Tensor] = []
-        double = u.dtype == torch.float64
-        self.type, self.prefix = (torch.float64, "vw_scan_double_") if double else (torch.float32, "vw_scan_")
-        channels, states = A.shape
-        self.directional = permutation is not None
-        if permutation is not None:
-            batch, length, self.width = u.shape
-            self.groups = permutation.shape[0]
-        else:
-            batch, _, length = u.shape
-            self.groups = group_count(B, C)
-            self.width = channels // self.groups
-        self.fields: dict[str, Any] = {
-            **{"batch": batch, "channels": channels, "groups": self.groups, "states": states, "length": length},
-            **{"type": _TYPES[u.dtype], "softplus": delta_softplus, "threads": kernel_threads()},
-        }
-        if permutation is not None:
-            self.tensors(permutation=permutation)
+        A, D, delta_bias, permutation = A.contiguous(), _packed(D), _packed(delta_bias), _packed(permutation)
+        if B.ndim == 2:
+            B = B.contiguous()
+        if C.ndim == 2:
+            C = C.contiguous()
+        u, u_strides = _with_unit_stride(u)
+        delta, delta_strides = _with_unit_stride(delta)
+        z, z_strides = (None, None) if z is None else _with_unit_stride(z)
+        grad_out, grad_out_strides = (None, None) if grad_out is None else _with_unit_stride(grad_out)
+        self.plan = plan = _plan(
+            name,
+            native.chosen_level(),
+            u.dtype,
+            delta_softplus,
+            kernel_threads(),
+            permutation is not None,
+            group_count(B, C) if permutation is None else permutation.shape[0],
+            rank,
+            u.shape,
+            A.shape,
+            u_strides,
+            delta_strides,
+            B.stride(),
+            C.stride(),
+            z_strides,
+            grad_out_strides,
+        )
+        scratch = _scratch(plan.scratch)
+        self.alive = A, B, C, D, delta_bias, u, delta, permutation, z, grad_out, scratch
+        self.struct = struct = _Scan.from_buffer_copy(plan.constants)
+        struct.u, struct.delta = u.data_ptr(), delta.data_ptr()
+        struct.z, struct.grad_out = _address(z), _address(grad_out)
+        struct.A, struct.B, struct.C = A.data_ptr(), B.data_ptr(), C.data_ptr()
+        struct.D, struct.delta_bias = _address(D), _address(delta_bias)
+        struct.permutation, struct.scratch = _address(permutation), scratch.data_ptr()
 
-    def sequence(self, **tensors: Tensor | None) -> None:
-        """Pass u and tensors of its layout, with their strides {batch, group, step or position, channel}."""
-        for name, tensor in tensors.items():
-            if tensor is None:
-                continue
-            strides = tensor.stride()
-            if strides[-1] != 1:
-                tensor = tensor.contiguous()
-                strides = tensor.stride()
-            self._pass(name, tensor)
-            if not self.directional:
-                passed = strides[0], self.width * strides[1], 1, strides[1]
-            elif len(strides) == 3:  # x, which all directions share
-                passed = strides[0], 0, strides[1], 1
-            else:
-                passed = strides[0], strides[2], strides[1], 1
-            self.fields[name + "_stride"] = passed
-
-    def matrices(self, **tensors: Tensor) -> None:
-        """Pass B and C, with their strides {batch, group, step or position, state}."""
-        for name, tensor in tensors.items():
-            self.fields[name.lower() + "_varies"] = varies = tensor.ndim == 4
-            if not varies:
-                self.tensors(**{name: tensor})
-                continue
-            self._pass(name, tensor)
-            first, second, third, last = tensor.stride()
-            by_position = self.directional
-            self.fields[name + "_stride"] = (
-                (first, third, second, last) if by_position else (first, second, last, third)
+    def check_permutation(self) -> None:
+        """Check that the rows are permutations; other numbers would lead the library to foreign memory."""
+        struct = self.struct
+        row = self.plan.row_without_permutation(struct.permutation, struct.groups, struct.length, struct.scratch)
+        if row >= 0:
+            raise ValueError(
+                f"permutation must list each of 0..{struct.length - 1} once in every row, got row {row} that does not"
             )
 
-    def tensors(self, **tensors: Tensor | None) -> None:
-        """Pass tensors whose layout the library fixes, copied if they are not contiguous."""
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                self._pass(name, tensor.contiguous())
+    def run(self) -> None:
+        self.plan.run(ctypes.byref(self.struct))
 
-    def in_place(self, **tensors: Tensor | None) -> None:
-        """Pass tensors in their memory layout, without a copy."""
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.numel() > 0:
-                self._pass(name, tensor)
+    def run_with_gradients(self) -> tuple[Tensor | None, ...]:
+        """Run, and return the gradients of A, B, C, D and delta_bias in their types.
 
-    def _pass(self, name: str, tensor: Tensor) -> None:
-        self.alive.append(tensor)
-        self.fields[name] = tensor.data_ptr()
-
-    def out_strides(self, *strides: int) -> None:
-        self.fields["out_stride"] = strides
-
-    def matrix_gradient_strides(self, *strides: int) -> None:
-        self.fields["dB_stride"] = strides
-
-    def parameter_gradients(
-        self, varying: tuple[int, ...], D: Tensor | None, delta_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Tensors for the gradients of A, B, C, D and delta_bias; the library sums over their first axis."""
-        fields = self.fields
-        batch, channels = fields["batch"], fields["channels"]
-        fields["splits"] = splits = self._splits()
-        dA = torch.empty(batch, channels, fields["states"], dtype=self.type, device="cpu")
-        dB, dC = (
-            torch.empty((splits, *varying) if varies else dA.shape, dtype=self.type, device="cpu")
-            for varies in (fields["b_varies"], fields["c_varies"])
-        )
-        fields["dB_part"] = dB[0].numel() if fields["b_varies"] else dC[0].numel()
-        dD, dbias = (None if v is None else dA.new_empty(batch, channels) for v in (D, delta_bias))
-        self.in_place(dA=dA, dB=dB, dC=dC, dD=dD, ddelta_bias=dbias)
-        return dA, dB, dC, dD, dbias
-
-    def _splits(self) -> int:
-        """Number of tasks per group; it depends on shapes only, which fixes the order of the sums.
-
-        Each task processes some of the group's channels and has its own dB and dC; all of these together may take half
-        the memory of u.
+        The library writes the gradient of each sample, or of each split of a group, and adds all to the first.
         """
-        fields = self.fields
-        blocks = -(-self.width // native.function(self.prefix + "lanes", ctypes.c_int)())
-        wanted: int = -(-16 // (fields["batch"] * self.groups))
-        if fields["b_varies"] or fields["c_varies"]:
-            wanted = min(wanted, max(1, fields["channels"] // (4 * self.groups * fields["states"])))
-        per_split = -(-blocks // min(blocks, wanted))
-        return -(-blocks // per_split)
+        plan, struct, (A, B, C, D, delta_bias, *_) = self.plan, self.struct, self.alive
+        real = A.dtype
+        dA, dB, dC = _parts(A, plan.batch, real), _parts(B, plan.b_parts, real), _parts(C, plan.c_parts, real)
+        dD = None if D is None else _parts(D, plan.batch, real)
+        dbias = None if delta_bias is None else _parts(delta_bias, plan.batch, real)
+        struct.dA, struct.dB, struct.dC = dA.data_ptr(), dB.data_ptr(), dC.data_ptr()
+        struct.dD, struct.ddelta_bias = _address(dD), _address(dbias)
+        self.run()
+        return (
+            _sum_in(dA, plan.batch, real),
+            _sum_in(dB, plan.b_parts, B.dtype),
+            _sum_in(dC, plan.c_parts, C.dtype),
+            None if dD is None else _sum_in(dD, plan.batch, real),
+            None if dbias is None else _sum_in(dbias, plan.batch, real),
+        )
 
-    def run(self, name: str) -> None:
-        scan = _Scan(**self.fields)
-        address, name = ctypes.byref(scan), self.prefix + name
-        count = native.function(name + "_scratch", ctypes.c_int64)(address)
-        scratch = torch.empty(count, dtype=torch.uint8, device="cpu")
-        scan.scratch = scratch.data_ptr()
-        native.function(name)(address)
+
+def _parts(tensor: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    return _empty_like(tensor, dtype) if count == 1 else tensor.new_empty(count, *tensor.shape, dtype=dtype)
+
+
+def _sum_in(parts: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The sum that the library stored in the first part; the other parts can be freed."""
+    if count == 1:
+        return parts if parts.dtype == dtype else parts.to(dtype)
+    return parts[0].clone() if parts.dtype == dtype else parts[0].to(dtype)
+
+
+def _scratch(count: int) -> Tensor:
+    """Memory that lasts until the next call of this thread; small pieces are kept, since allocating one takes 2 us."""
+    kept: Tensor | None = getattr(_kept, "scratch", None)
+    if kept is not None and kept.numel() >= count:
+        return kept
+    scratch = torch.empty(count, dtype=torch.uint8, device="cpu")
+    if count <= _MOST_KEPT:
+        _kept.scratch = scratch
+    return scratch
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(
+    name: str,
+    level: str,
+    dtype: torch.dtype,
+    softplus: bool,
+    threads: int,
+    directional: bool,
+    groups: int,
+    rank: int,
+    u_shape: tuple[int, ...],
+    A_shape: tuple[int, ...],
+    u: _Strides,
+    delta: _Strides,
+    B: _Strides,
+    C: _Strides,
+    z: _Strides | None,
+    grad_out: _Strides | None,
+) -> _Plan:
+    """The plan of a call; `level`, whose functions it has, and `threads` are arguments because they can change."""
+    channels, states = A_shape
+    width = channels // groups
+    batch, length = u_shape[0], u_shape[1 if directional else 2]
+    struct = _Scan(
+        **{"batch": batch, "channels": channels, "groups": groups, "states": states, "length": length},
+        **{"type": _TYPES[dtype], "softplus": softplus, "threads": threads, "rank": rank},
+        **{"b_varies": len(B) == 4, "c_varies": len(C) == 4, "dB_part": batch * groups * states * length},
+    )
+    for sequence, strides in (("u", u), ("delta", delta), ("z", z), ("grad_out", grad_out)):
+        if strides is not None:
+            setattr(struct, f"{sequence}_stride", _sequence_strides(strides, directional, width))
+    for matrix, strides in (("B", B), ("C", C)):
+        if len(strides) == 4:
+            setattr(struct, f"{matrix}_stride", _matrix_strides(strides, directional))
+    if directional:
+        struct.out_stride = length * channels, width, channels, 1
+        struct.dB_stride = length * groups * states, states, groups * states, 1
+    else:
+        struct.out_stride = channels * length, width * length, 1, length
+        struct.dB_stride = groups * states * length, states * length, 1, length
+    prefix = "vw_scan_double_" if dtype == torch.float64 else "vw_scan_"
+    struct.splits = _splits(struct, width, native.function(prefix + "lanes", ctypes.c_int)())
+    scratch = native.function(f"{prefix}{name}_scratch", ctypes.c_int64)(ctypes.byref(struct))
+    numbers = batch * length * channels if directional and grad_out is not None else 0
+    return _Plan(
+        constants=bytes(struct),
+        scratch=max(scratch + numbers * (8 if dtype == torch.float64 else 4), length),
+        du_directions=scratch,
+        run=native.function(prefix + name),
+        row_without_permutation=native.function("vw_row_without_permutation", ctypes.c_int64, integers=4),
+        batch=batch,
+        b_parts=struct.splits if struct.b_varies else batch,
+        c_parts=struct.splits if struct.c_varies else batch,
+    )
+
+
+def _sequence_strides(strides: _Strides, directional: bool, width: int) -> tuple[int, int, int, int]:
+    """The strides {batch, group, step or position, channel} of u or a tensor of its layout."""
+    if not directional:
+        return strides[0], width * strides[1], 1, strides[1]
+    if len(strides) == 3:  # x, which all directions share
+        return strides[0], 0, strides[1], 1
+    return strides[0], strides[2], strides[1], 1
+
+
+def _matrix_strides(strides: _Strides, directional: bool) -> tuple[int, int, int, int]:
+    """The strides {batch, group, step or position, state} of a varying B or C."""
+    first, second, third, last = strides
+    return (first, third, second, last) if directional else (first, second, last, third)
+
+
+def _splits(struct: _Scan, width: int, lanes: int) -> int:
+    """Number of tasks per group; it depends on shapes only, which fixes the order of the sums.
+
+    Each task processes some of the group's channels and has its own dB and dC; all of these together may take half the
+    memory of u.
+    """
+    blocks = -(-width // lanes)
+    wanted: int = -(-16 // (struct.batch * struct.groups))
+    if struct.b_varies or struct.c_varies:
+        wanted = min(wanted, max(1, struct.channels // (4 * struct.groups * struct.states)))
+    per_split = -(-blocks // min(blocks, wanted))
+    return -(-blocks // per_split)

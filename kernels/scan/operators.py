@@ -4,7 +4,7 @@ Three modules compute the scans: `triton` on CUDA, `cpu` with the compiled libra
 Each satisfies `ScanPath`. An operator has a fixed number of outputs; a result that does not exist is an empty tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -67,11 +67,16 @@ class _Context(Protocol):
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
-def _save(ctx: _Context, inputs: ScanInputs | DirectionalInputs, checkpointed: bool, checkpoints: Tensor) -> None:
+def _save(ctx: _Context, inputs: Sequence[Tensor | bool | None], checkpointed: bool, checkpoints: Tensor) -> None:
     """Keep the tensors of a forward pass, in their order."""
     ctx.set_materialize_grads(False)
-    ctx.delta_softplus, ctx.checkpointed = inputs.delta_softplus, checkpointed
-    tensors = [value for name, value in inputs._asdict().items() if name != "delta_softplus"]
+    ctx.checkpointed = checkpointed
+    tensors: list[Tensor | None] = []
+    for each in inputs:
+        if isinstance(each, bool):
+            ctx.delta_softplus = each
+        else:
+            tensors.append(each)
     ctx.save_for_backward(*tensors, checkpoints)
 
 
@@ -163,7 +168,7 @@ def _selective_scan_backward_shapes(
 
 
 def _save_scan(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _save(ctx, ScanInputs(*inputs[:-1]), inputs[-1], output[2])
+    _save(ctx, inputs[:-1], inputs[-1], output[2])
 
 
 def _differentiate_scan(
@@ -175,36 +180,14 @@ def _differentiate_scan(
         return (None,) * 11
     if grad_out is None:
         grad_out = torch.zeros_like(u)
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = _once_differentiable(
-        selective_scan_backward_operator,
-        _selective_scan_backward,
-        grad_out,
-        grad_last_state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        ctx.delta_softplus,
-        initial_state,
-        checkpoints,
-    )
-    return (
-        du,
-        ddelta,
-        dA,
-        dB,
-        dC,
-        None if D is None else dD,
-        None if z is None else dz,
-        None if delta_bias is None else dbias,
-        None,
-        None if initial_state is None else dinitial,
-        None,
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, initial_state)
+    if _runs_directly(grad_out, grad_last_state, *inputs):
+        gradients = _path(u).scan_backward(grad_out, grad_last_state, inputs, checkpoints)
+    else:
+        results = _by_operator(selective_scan_backward_operator, grad_out, grad_last_state, *inputs, checkpoints)
+        tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+        gradients = tuple(None if v is None else g for v, g in zip(tensors, results, strict=True))
+    return *gradients[:8], None, gradients[8], None
 
 
 selective_scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
@@ -292,7 +275,7 @@ def _directional_scan_backward_shapes(
 
 
 def _save_directional(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _save(ctx, DirectionalInputs(*inputs[:-1]), inputs[-1], output[1])
+    _save(ctx, inputs[:-1], inputs[-1], output[1])
 
 
 def _differentiate_directional(
@@ -302,22 +285,14 @@ def _differentiate_directional(
     assert ctx.checkpointed
     if grad_out is None:
         return (None,) * 10
-    dx, ddelta, dA, dB, dC, dD, dbias = _once_differentiable(
-        directional_scan_backward_operator,
-        _directional_scan_backward,
-        grad_out,
-        x,
-        delta,
-        A,
-        B,
-        C,
-        permutation,
-        D,
-        delta_bias,
-        ctx.delta_softplus,
-        checkpoints,
-    )
-    return dx, ddelta, dA, dB, dC, None, None if D is None else dD, None if delta_bias is None else dbias, None, None
+    inputs = DirectionalInputs(x, delta, A, B, C, permutation, D, delta_bias, ctx.delta_softplus)
+    if _runs_directly(grad_out, *inputs):
+        dx, ddelta, dA, dB, dC, dD, dbias = _path(x).directional_backward(grad_out, inputs, checkpoints)
+    else:
+        results = _by_operator(directional_scan_backward_operator, grad_out, *inputs, checkpoints)
+        dx, ddelta, dA, dB, dC = results[:5]
+        dD, dbias = (None if v is None else g for v, g in zip((D, delta_bias), results[5:], strict=True))
+    return dx, ddelta, dA, dB, dC, None, dD, dbias, None, None
 
 
 directional_scan_operator.register_autograd(_differentiate_directional, setup_context=_save_directional)
@@ -341,20 +316,19 @@ class _Gradients(torch.autograd.Function):
         raise RuntimeError("the scans have no second derivatives: differentiate a function of a scan once")
 
 
-def _once_differentiable(operator: Any, function: Any, *inputs: Any) -> tuple[Tensor, ...]:
+def _by_operator(operator: Any, *inputs: Any) -> tuple[Tensor, ...]:
     inside = torch._C._are_functorch_transforms_active()
-    if not torch.is_grad_enabled() and _runs_directly(inputs):
-        operator = function
     gradients: tuple[Tensor, ...] = _Gradients.apply(operator, *inputs) if inside else operator(*inputs)
     return gradients
 
 
-def _runs_directly(inputs: Sequence[Any]) -> bool:
-    """Whether the function of an operator can be called without the operator.
+def _runs_directly(grad_out: Tensor, *inputs: Any) -> bool:
+    """Whether the gradients can be computed without the operator.
 
     Its first call would load torch's compiler, which takes 1.5 s, and every call 60 us.
     """
-    return are_plain([each for each in inputs if isinstance(each, Tensor)])
+    batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)  # with is_grads_batched
+    return not batched and are_plain([grad_out, *(each for each in inputs if isinstance(each, Tensor))])
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -386,56 +360,86 @@ class _DirectionalScan(torch.autograd.Function):
         return out, checkpoints
 
 
+def _once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A backward pass whose results have no gradients; without them, the check of PyTorch takes 3 us for nothing."""
+    checked = once_differentiable(backward)
+
+    def once(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return (checked if torch.is_grad_enabled() else backward)(ctx, *gradients)
+
+    return once
+
+
 class _DirectSelectiveScan(torch.autograd.Function):
     """The scan with its gradient, without the operator."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _selective_scan(*inputs)
-        _save_scan(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[2])
-        return output
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        out, last_state, checkpoints = _path(inputs[0]).scan_forward(ScanInputs(*inputs))
+        _save(ctx, inputs, True, checkpoints)
+        return out, last_state
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        return _differentiate_scan(ctx, *gradients)
+    @_once
+    def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate_scan(ctx, grad_out, grad_last_state, None)[:-1]
 
 
 class _DirectDirectionalScan(torch.autograd.Function):
     """Same as `_DirectSelectiveScan`, for images."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _directional_scan(*inputs)
-        _save_directional(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[1])
-        return output
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out, checkpoints = _path(inputs[0]).directional_forward(DirectionalInputs(*inputs))
+        _save(ctx, inputs, True, checkpoints)
+        return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        return _differentiate_directional(ctx, *gradients)
+    @_once
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate_directional(ctx, grad_out, None)[:-1]
 
 
-def run_selective_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`selective_scan_operator`, also within the transforms of torch.func; it skips the operator if it can."""
-    if _runs_directly(inputs):
-        direct: tuple[Tensor, Tensor, Tensor] = (_DirectSelectiveScan.apply if inputs[-1] else _selective_scan)(*inputs)
-        return direct
+def run_selective_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """`selective_scan_operator`, also within the transforms of torch.func; it skips the operator if it can.
+
+    Returns:
+        out and the last state.
+    """
+    tensors, checkpointed = _tensors_of(inputs)
+    if are_plain(tensors):
+        if checkpointed:
+            direct: tuple[Tensor, Tensor] = _DirectSelectiveScan.apply(*inputs)
+            return direct
+        return _path(inputs.u).scan_forward(inputs, checkpointed=False)[:2]
     inside = torch._C._are_functorch_transforms_active()
-    result: tuple[Tensor, Tensor, Tensor] = (_SelectiveScan.apply if inside else selective_scan_operator)(*inputs)
-    return result
+    operator = _SelectiveScan.apply if inside else selective_scan_operator
+    out, last_state, _ = operator(*inputs, checkpointed)
+    return out, last_state
 
 
-def run_directional_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """The same for `directional_scan_operator`."""
-    if _runs_directly(inputs):
-        direct: tuple[Tensor, Tensor] = (_DirectDirectionalScan.apply if inputs[-1] else _directional_scan)(*inputs)
-        return direct
+def run_directional_scan(inputs: DirectionalInputs) -> Tensor:
+    """The same for `directional_scan_operator`; it returns out."""
+    tensors, checkpointed = _tensors_of(inputs)
+    if are_plain(tensors):
+        if checkpointed:
+            direct: Tensor = _DirectDirectionalScan.apply(*inputs)
+            return direct
+        return _path(inputs.x).directional_forward(inputs, checkpointed=False)[0]
     inside = torch._C._are_functorch_transforms_active()
-    result: tuple[Tensor, Tensor] = (_DirectionalScan.apply if inside else directional_scan_operator)(*inputs)
-    return result
+    operator = _DirectionalScan.apply if inside else directional_scan_operator
+    out: Tensor = operator(*inputs, checkpointed)[0]
+    return out
+
+
+def _tensors_of(inputs: Sequence[Any]) -> tuple[list[Tensor], bool]:
+    """The tensors among the arguments, and whether a gradient is needed."""
+    tensors, wanted = [], False
+    for each in inputs:
+        if isinstance(each, Tensor):
+            tensors.append(each)
+            wanted = wanted or each.requires_grad
+    return tensors, wanted and torch.is_grad_enabled()
 
 
 def _path(u: Tensor) -> ScanPath:

@@ -9,13 +9,15 @@ Three paths give the same results: compiled SIMD code on the CPU (`cpu`), Triton
 `voxelwave::selective_scan` and `voxelwave::directional_scan` work with torch.compile and autograd like built-in ones.
 """
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..autocast import in_autocast
 from .operators import run_directional_scan, run_selective_scan
-from .reference import group_count, state_dtype
+from .reference import DirectionalInputs, ScanInputs, group_count, state_dtype
 
 _INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -84,10 +86,9 @@ def selective_scan(
     _check_devices(u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
 
     real = state_dtype(u)
-    arguments = (u, delta, A.to(real), B, C, _to(D, real), z, _to(delta_bias, real))
-    state = _to(initial_state, real)
-    checkpointed = _needs_gradient(*arguments, state)
-    out, last_state, _ = run_selective_scan(*arguments, delta_softplus, state, checkpointed)
+    D, delta_bias, initial_state = _to(D, real), _to(delta_bias, real), _to(initial_state, real)
+    inputs = ScanInputs(u, delta, _to(A, real), B, C, D, z, delta_bias, delta_softplus, initial_state)
+    out, last_state = run_selective_scan(inputs)
     return (out, last_state) if return_last_state else out
 
 
@@ -220,18 +221,17 @@ def directional_scan(
     _check_devices(x, delta=delta, A=A, B=B, C=C, permutation=permutation, D=D, delta_bias=delta_bias)
 
     real = state_dtype(x)
-    arguments = (x, delta, A.to(real), B, C, permutation.to(torch.int32), _to(D, real), _to(delta_bias, real))
-    checkpointed = _needs_gradient(*arguments)
-    out, _ = run_directional_scan(*arguments, delta_softplus, checkpointed)
-    return out
+    order = _to(permutation, torch.int32)
+    inputs = DirectionalInputs(x, delta, _to(A, real), B, C, order, _to(D, real), _to(delta_bias, real), delta_softplus)
+    return run_directional_scan(inputs)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
+@overload
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _to(tensor: None, dtype: torch.dtype) -> None: ...
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _to_float32(tensor: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ def _check_tensor(name: str, tensor: object, *, ndim: int, layout: str | tuple[i
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], other_name: str, other: Tensor) -> None:
-    if _shape(tensor) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to match {other_name} {_shape(other)}, got {_shape(tensor)}")
 
 
@@ -330,6 +330,7 @@ def _step_matrix(name: str, X: Tensor, u: Tensor, states: int) -> Tensor:
 
 
 def _check_devices(u: Tensor, **others: Tensor | None) -> None:
+    device = u.device
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != u.device:
-            raise ValueError(f"{name} must be on {u.device} like the input, got {tensor.device}")
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on {device} like the input, got {tensor.device}")

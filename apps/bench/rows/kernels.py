@@ -18,7 +18,13 @@ def rows(*, quick: bool) -> list[Row]:
     """The rows, with one thread."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return [*_scans(generator, quick), _small_call(generator), *_attention(generator, quick), _depthwise(generator)]
+        return [
+            *_scans(generator, quick),
+            _small_call(generator),
+            _small_training_call(generator),
+            *_attention(generator, quick),
+            _depthwise(generator),
+        ]
 
 
 def _scans(generator: torch.Generator, quick: bool) -> list[Row]:
@@ -67,6 +73,27 @@ def _small_call(generator: torch.Generator) -> Row:
         unit="CPU us",
         ours=1e4 * cpu_seconds(calls, 7),
         most=90,
+    )
+
+
+def _small_training_call(generator: torch.Generator) -> Row:
+    x, order = torch.randn(1, 64, 16, generator=generator), torch.arange(64).repeat(4, 1).int()
+    delta, grad_out = torch.randn(2, 1, 64, 4, 16, generator=generator)
+    A, (B, C) = -torch.rand(64, 16, generator=generator), torch.randn(2, 1, 64, 4, 16, generator=generator)
+    D, bias = torch.randn(2, 64, generator=generator)
+    x, delta, A, B, C, D, bias = leaves = [each.clone().requires_grad_() for each in (x, delta, A, B, C, D, bias)]
+
+    def calls() -> None:
+        with torch.enable_grad():
+            for _ in range(100):
+                out = directional_scan(x, delta, A, B, C, order, D, bias, delta_softplus=True)
+                torch.autograd.grad(out, leaves, grad_out)
+
+    return Row(
+        what="directional scan of 8 x 8 x 16 in four directions, 16 states, forward and backward",
+        unit="CPU us",
+        ours=1e4 * cpu_seconds(calls, 7),
+        most=200,
     )
 
 

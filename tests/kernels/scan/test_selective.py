@@ -1,6 +1,7 @@
 """The selective scan: every path compared with float64, gradients, operators and messages."""
 
 import ctypes
+import functools
 import inspect
 import json
 import subprocess
@@ -540,6 +541,55 @@ def test_a_permutation_that_changed_after_its_check_is_refused():
         directional_scan(**arguments, permutation=permutation)
 
 
+def test_gradients_of_scans_of_equal_sizes_are_independent():
+    """The second scan runs, forward and backward, between both passes of the first."""
+    first, permutation = draw_directional(2, 20, 3, 4, 33)
+    second = {name: value.flip(0) + 0.01 for name, value in first.items()}
+    expected = directional_results(first, permutation)
+    leaves = {name: value.clone().requires_grad_() for name, value in first.items()}
+    out = directional_scan(**leaves, permutation=permutation, delta_softplus=True)
+    between = directional_results(second, permutation.flip(0))
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad(out, list(leaves.values()), grad)
+    for value, name in zip((out, *gradients), expected, strict=True):
+        assert torch.equal(value, expected[name]), name
+    for name, value in directional_results(second, permutation.flip(0)).items():
+        assert torch.equal(value, between[name]), name
+
+
+def test_tensors_of_equal_shapes_and_other_strides_give_equal_results():
+    arguments, permutation = draw_directional(2, 20, 3, 4, 33)
+    expected = directional_results(arguments, permutation)
+    strided = {name: with_last_axis_strided(value) for name, value in arguments.items()}
+    out = directional_scan(**strided, permutation=permutation.t().contiguous().t(), delta_softplus=True)
+    assert torch.equal(out, expected["out"])
+
+
+def test_a_second_derivative_of_either_scan_is_refused():
+    image, permutation = draw_directional(1, 3, 2, 2, 5)
+    sequence = draw(1, 4, 2, 2, 5)
+    for scan_of, tensors, varied in (
+        (functools.partial(directional_scan, permutation=permutation), image, "x"),
+        (selective_scan, sequence, "u"),
+    ):
+        leaf = tensors[varied].requires_grad_()
+        first = torch.autograd.grad(scan_of(**tensors, delta_softplus=True).square().sum(), leaf, create_graph=True)[0]
+        without = torch.autograd.grad(scan_of(**tensors, delta_softplus=True).square().sum(), leaf)[0]
+        assert torch.equal(first, without)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+
+def test_a_batch_of_gradients_equals_them_one_by_one():
+    image, permutation = draw_directional(1, 3, 2, 2, 5)
+    leaf = image["x"].requires_grad_()
+    out = directional_scan(**image, permutation=permutation, delta_softplus=True)
+    gradients = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(1))
+    together = torch.autograd.grad(out, leaf, gradients, retain_graph=True, is_grads_batched=True)[0]
+    for gradient, value in zip(gradients, together, strict=True):
+        torch.testing.assert_close(value, torch.autograd.grad(out, leaf, gradient, retain_graph=True)[0])
+
+
 # ---- operators
 
 
@@ -684,6 +734,12 @@ def test_a_missing_library_is_reported_once_and_the_result_stays(monkeypatch, tm
             selective_scan(**arguments)
     finally:
         native.library.cache_clear()
+
+
+@needs_library
+def test_a_library_without_a_function_says_how_to_build_it_anew():
+    with pytest.raises(RuntimeError, match=r"must have the function vw_newer_v?\w+, but its sources were older"):
+        native.function("vw_newer")
 
 
 # ---- messages
