@@ -170,6 +170,52 @@ INLINE void exp2_all(vf *x) {
 #endif
 }
 
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+// Bits of 2^(k / 32), less k << (MANTISSA - 5), for k = 0 .. 31
+alignas(64) const int32_t exp2_table[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+
+// Element k of a table of 32 for the integer k in the low 5 bits of each lane
+INLINE vf look_up(const void *table, vf k) {
+  const __m512 low = _mm512_load_ps(table), high = _mm512_load_ps((const float *)table + 16);
+  return (vf)_mm512_permutex2var_ps(low, (__m512i)k, high);
+}
+
+// 2^(k / 32 + f) for |f| <= 1 / 64; k is the sum of an integer and ROUNDING, whose ulp counts as 1
+template <int N>
+INLINE void exp2_thirty_seconds(const vf *k, const vf *f, vf *x) {
+  vf p[N];
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)look_up(exp2_table, k[i]) + ((vi)k[i] << (MANTISSA - 5)));
+  for (int i = 0; i < N; ++i) p[i] = f[i] * 0.240219f + 0.6931489f;
+  for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + 1.0f;
+  for (int i = 0; i < N; ++i) x[i] = x[i] * p[i];
+}
+#endif
+
+// 2^x for |x| < 125, or NaN; relative error 2.5e-7, exactly 1 at 0 as above
+template <int N>
+INLINE void exp2_bounded(vf *x) {
+  vf f[N], p[N], shifted[N];
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+  // On Zen 4 multiplications wait for one pipe, while additions and shuffles have others: the table leaves three
+  // multiplications of six. The rounding forms of add and sub keep the compiler from merging them with a product before.
+  const __m512 rounding = _mm512_set1_ps(ROUNDING / 32);
+  for (int i = 0; i < N; ++i) shifted[i] = (vf)_mm512_add_round_ps((__m512)x[i], rounding, _MM_FROUND_CUR_DIRECTION);
+  for (int i = 0; i < N; ++i) p[i] = shifted[i] - (vf)rounding;
+  for (int i = 0; i < N; ++i) f[i] = (vf)_mm512_sub_round_ps((__m512)x[i], (__m512)p[i], _MM_FROUND_CUR_DIRECTION);
+  exp2_thirty_seconds<N>(shifted, f, x);
+#else
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] + ROUNDING;
+  for (int i = 0; i < N; ++i) f[i] = shifted[i] - ROUNDING;
+  for (int i = 0; i < N; ++i) f[i] = x[i] - f[i];
+  exp2_fractions<N>(f, p);
+  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)p[i] + ((vi)shifted[i] << MANTISSA));
+#endif
+}
+
 INLINE vf exp2_fraction(vf f) {
   vf p;
   exp2_fractions<1>(&f, &p);

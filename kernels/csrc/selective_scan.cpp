@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "export.h"
@@ -56,6 +57,7 @@ struct Scan {
 
 namespace {
 
+constexpr int NEAR = 2;  // prefetches end in L2: rows a power of two apart share a set of L1
 constexpr int CHUNK = 128;
 
 // e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
@@ -63,14 +65,13 @@ template <int N>
 INLINE void exp_negative(vf *x) {
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
   constexpr float high = 1.44269502f, low = 1.92596303e-08f, least = -87.0f;  // of 1 / ln 2
-  vf f[N], p[N];
-  __m512 r[N];
+  vf f[N], shifted[N];
   for (int i = 0; i < N; ++i) x[i] = at_least(splat(least), x[i]);
-  for (int i = 0; i < N; ++i) r[i] = nearest(x[i] * high);
-  for (int i = 0; i < N; ++i) f[i] = x[i] * high - (vf)r[i];
+  for (int i = 0; i < N; ++i) shifted[i] = x[i] * high + ROUNDING / 32;
+  for (int i = 0; i < N; ++i) f[i] = shifted[i] - ROUNDING / 32;
+  for (int i = 0; i < N; ++i) f[i] = x[i] * high - f[i];
   for (int i = 0; i < N; ++i) f[i] = x[i] * low + f[i];
-  exp2_fractions<N>(f, p);
-  for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);
+  exp2_thirty_seconds<N>(shifted, f, x);
 #else
 #if defined(VW_DOUBLE)
   constexpr real high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10, least = -708.0;  // of ln 2
@@ -97,10 +98,36 @@ INLINE vf finite(vf x) {
 
 INLINE vf absolute(vf x) { return (vf)((vi)x & (integer)((uint64_t)-1 >> (65 - 8 * sizeof(real)))); }
 
-// log(1 + e^x) of N vectors, in place, relative error 1e-6, or 1e-15 for doubles, even for tiny results; `slope` receives
-// its derivative, the sigmoid.
-template <bool SLOPE, int N>
-INLINE void softplus(vf *x, vf *slope) {
+INLINE vf minus_absolute(vf x) { return (vf)((vi)x | (vi)splat(-0.0f)); }
+
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+// Coefficients of y^0, y^1 and y^2 for log(1 + y) / y near y = k / 31, relative error 2.7e-7
+alignas(64) const float log1p_table[3][32] = {
+    {0.99999994f, 0.999993682f, 0.999944925f, 0.999822378f, 0.999603748f, 0.999274075f, 0.998823524f, 0.99824667f,
+     0.99754101f, 0.996706426f, 0.995744765f, 0.994658887f, 0.993452728f, 0.992131054f, 0.990698695f, 0.989161134f,
+     0.987523794f, 0.98579216f, 0.983971655f, 0.982067823f, 0.98008579f, 0.978030801f, 0.975907624f, 0.973721147f,
+     0.97147578f, 0.969175935f, 0.966825664f, 0.964428961f, 0.961989522f, 0.959510803f, 0.956996202f, 0.955083072f},
+    {-0.499964088f, -0.499316961f, -0.49731195f, -0.494274199f, -0.490401596f, -0.485857487f, -0.480777025f,
+     -0.475272298f, -0.469436437f, -0.463346988f, -0.457068413f, -0.450654536f, -0.44415015f, -0.437592596f,
+     -0.431012928f, -0.424436957f, -0.417886078f, -0.411377937f, -0.404927105f, -0.398545444f, -0.39224264f,
+     -0.386026412f, -0.379902929f, -0.373877019f, -0.367952317f, -0.362131536f, -0.356416523f, -0.350808471f,
+     -0.345307976f, -0.339915156f, -0.334629685f, -0.330728531f},
+    {0.327371567f, 0.310368955f, 0.289557934f, 0.270674974f, 0.253493935f, 0.23782061f, 0.223487362f, 0.210348949f,
+     0.198279083f, 0.187167525f, 0.176917732f, 0.167444885f, 0.158674181f, 0.150539532f, 0.142982334f, 0.135950506f,
+     0.129397616f, 0.123282209f, 0.117567122f, 0.112219043f, 0.107207991f, 0.102506928f, 0.0980914682f, 0.0939395204f,
+     0.090031065f, 0.0863479301f, 0.0828735679f, 0.0795929134f, 0.0764922127f, 0.0735588893f, 0.0707814321f,
+     0.0687926337f}};
+#endif
+
+// log(1 + y) / y of N vectors for 0 <= y <= 1
+template <int N>
+INLINE void log1p_ratio(const vf *y, vf *q) {
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+  vf k[N];
+  for (int i = 0; i < N; ++i) k[i] = y[i] * (31.0f / 32) + ROUNDING / 32;
+  for (int i = 0; i < N; ++i) q[i] = look_up(log1p_table[2], k[i]) * y[i] + look_up(log1p_table[1], k[i]);
+  for (int i = 0; i < N; ++i) q[i] = q[i] * y[i] + look_up(log1p_table[0], k[i]);
+#else
 #if defined(VW_DOUBLE)
   constexpr real first = 2.4437973948580947e-05;
   constexpr real factors[] = {-0.0002827421139374107, 0.0015535244034334333, -0.0054217339910016095,
@@ -114,15 +141,32 @@ INLINE void softplus(vf *x, vf *slope) {
   constexpr real factors[] = {-1.363147636e-02f, 4.198135278e-02f,  -8.307405842e-02f, 1.246712155e-01f, -1.612933530e-01f,
                                1.989793191e-01f,  -2.498857901e-01f, 3.333268978e-01f,  -4.999998729e-01f, 1.0f};
 #endif
-  vf y[N], q[N];
-  for (int i = 0; i < N; ++i) y[i] = -absolute(x[i]);
-  exp_negative<N>(y);
   for (int i = 0; i < N; ++i) q[i] = splat(first);
   for (const real factor : factors)
     for (int i = 0; i < N; ++i) q[i] = q[i] * y[i] + factor;
+#endif
+}
+
+INLINE vf reciprocal(vf x) {
+#if VW_LANES == 16 && !defined(VW_DOUBLE)
+  const vf guess = (vf)_mm512_rcp14_ps((__m512)x);
+  return guess + guess * (1.0f - guess * x);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// log(1 + e^x) of N vectors, in place, relative error 1e-6, or 1e-15 for doubles, even for tiny results; `slope` receives
+// its derivative, the sigmoid.
+template <bool SLOPE, int N>
+INLINE void softplus(vf *x, vf *slope) {
+  vf y[N], q[N];
+  for (int i = 0; i < N; ++i) y[i] = minus_absolute(x[i]);
+  exp_negative<N>(y);
+  log1p_ratio<N>(y, q);
   for (int i = 0; i < N; ++i) {
     if (SLOPE) {
-      slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) / (y[i] + 1.0f);
+      slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) * reciprocal(y[i] + 1.0f);
       slope[i] = (x[i] > 20.0f) ? splat(1.0f) : slope[i];
     }
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
@@ -135,7 +179,7 @@ INLINE void softplus(vf *x, vf *slope) {
 }
 
 INLINE vf sigmoid(vf x) {
-  vf y = -absolute(x);
+  vf y = minus_absolute(x);
   exp_negative<1>(&y);
   vf s = ((x >= 0.0f) ? splat(1.0f) : y) / (y + 1.0f);
   return (x == x) ? s : x;
@@ -197,22 +241,46 @@ INLINE void transpose(vf *rows) {
   if constexpr (W >= 16) transpose_stage<8>(rows);
 }
 
-// Lane i of the result is the sum over the lanes of v[i].
-template <int S>
-INLINE void sum_stage(vf *v) {
-  for (int i = 0; i < W; i += 2 * S) {
-    exchange<S>(v[i], v[i + S], std::make_index_sequence<W>());
-    v[i] += v[i + S];
-  }
-}
-
+// Lane i of the result is the sum of v[i % COUNT] over the COUNT lanes from i / COUNT * COUNT.
+template <int COUNT, int S = 1>
 INLINE vf lane_sums(vf *v) {
-  sum_stage<1>(v);
-  if constexpr (W >= 4) sum_stage<2>(v);
-  if constexpr (W >= 8) sum_stage<4>(v);
-  if constexpr (W >= 16) sum_stage<8>(v);
+  if constexpr (S < COUNT) {
+    for (int i = 0; i < COUNT; i += 2 * S) {
+      exchange<S>(v[i], v[i + S], std::make_index_sequence<W>());
+      v[i] += v[i + S];
+    }
+    return lane_sums<COUNT, 2 * S>(v);
+  }
   return v[0];
 }
+
+// The sums of the halves of a, then of b
+template <size_t... I>
+INLINE vf add_halves(vf a, vf b, std::index_sequence<I...>) {
+  constexpr size_t half = W / 2;
+  return __builtin_shufflevector(a, b, (I < half ? I : W + I)...) +
+         __builtin_shufflevector(a, b, (I < half ? I + half : W + I - half)...);
+}
+
+// The sums of the first two quarters and of the last two of a, then of b
+template <size_t... I>
+INLINE vf add_quarters(vf a, vf b, std::index_sequence<I...>) {
+  constexpr size_t part = W < 4 ? 1 : W / 4;
+  return __builtin_shufflevector(a, b, (I / part * 2 * part + I % part)...) +
+         __builtin_shufflevector(a, b, (I / part * 2 * part + part + I % part)...);
+}
+
+// Adds up the lanes of N vectors as far as N lanes become W: lanes i * W / N and following belong to v[i].
+template <int N>
+INLINE vf fold(const vf *v) {
+  constexpr auto lanes = std::make_index_sequence<W>();
+  static_assert(N <= 4 && N <= W);
+  if constexpr (N == 4) return add_quarters(add_halves(v[0], v[1], lanes), add_halves(v[2], v[3], lanes), lanes);
+  if constexpr (N == 2) return add_halves(v[0], v[1], lanes);
+  return v[0];
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- tiles: CHUNK steps of W channels as [step][lane]
 
@@ -254,6 +322,32 @@ void narrow_any(int64_t type, const real *from, char *to, int count) {
   if (type == 2) narrow_row<Brain>(from, to, count);
 }
 
+// to[t * stride + i] = rows[i][t] for W rows
+void to_columns(const real *const *rows, int steps, real *to, int64_t stride) {
+  int t = 0;
+  for (; t + W <= steps; t += W) {
+    vf block[W];
+    for (int i = 0; i < W; ++i) block[i] = load(rows[i] + t);
+    transpose(block);
+    for (int i = 0; i < W; ++i) store(to + (t + i) * stride, block[i]);
+  }
+  for (; t < steps; ++t)
+    for (int i = 0; i < W; ++i) to[t * stride + i] = rows[i][t];
+}
+
+// rows[i][t] = from[t * stride + i] for W rows
+void to_rows(const real *from, int64_t stride, int steps, real *const *rows) {
+  int t = 0;
+  for (; t + W <= steps; t += W) {
+    vf block[W];
+    for (int i = 0; i < W; ++i) block[i] = load(from + (t + i) * stride);
+    transpose(block);
+    for (int i = 0; i < W; ++i) store(rows[i] + t, block[i]);
+  }
+  for (; t < steps; ++t)
+    for (int i = 0; i < W; ++i) rows[i][t] = from[t * stride + i];
+}
+
 void load_tile(const Tile &tile, vf *to, real *staging) {
   if (tile.positions) {
     if (tile.type == 0 && tile.rows >= W)
@@ -275,18 +369,7 @@ void load_tile(const Tile &tile, vf *to, real *staging) {
       rows[i] = staging + i * CHUNK;
     }
   }
-  int t = 0;
-  for (; t + W <= tile.steps; t += W) {
-    vf block[W];
-    for (int i = 0; i < W; ++i) block[i] = load(rows[i] + t);
-    transpose(block);
-    for (int i = 0; i < W; ++i) to[t + i] = block[i];
-  }
-  for (; t < tile.steps; ++t) {
-    vf v = {};
-    for (int i = 0; i < W; ++i) v[i] = rows[i][t];
-    to[t] = v;
-  }
+  to_columns(rows, tile.steps, (real *)to, W);
 }
 
 void store_tile(const Tile &tile, const vf *from, real *staging) {
@@ -302,15 +385,7 @@ void store_tile(const Tile &tile, const vf *from, real *staging) {
   real *rows[W];
   for (int i = 0; i < W; ++i)
     rows[i] = tile.type == 0 && i < tile.rows ? (real *)tile.at(0, i) : staging + i * CHUNK;
-  int t = 0;
-  for (; t + W <= tile.steps; t += W) {
-    vf block[W];
-    for (int i = 0; i < W; ++i) block[i] = from[t + i];
-    transpose(block);
-    for (int i = 0; i < W; ++i) store(rows[i] + t, block[i]);
-  }
-  for (; t < tile.steps; ++t)
-    for (int i = 0; i < tile.rows; ++i) rows[i][t] = from[t][i];
+  to_rows((const real *)from, W, tile.steps, rows);
   if (tile.type != 0)
     for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, rows[i], tile.at(0, i), tile.steps);
 }
@@ -352,10 +427,25 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
       widen_any(type, from + positions[t] * stride[2] * size, stride[3] * size, (int)states, to + t * states);
     return;
   }
-  for (int64_t n = 0; n < states; ++n) {
+  int64_t n = 0;
+  for (; type == 0 && stride[2] == 1 && n + W <= states; n += W) {
+    const real *rows[W];
+    for (int i = 0; i < W; ++i) rows[i] = (const real *)from + t0 + (n + i) * stride[3];
+    to_columns(rows, (int)steps, to + n, states);
+  }
+  for (; n < states; ++n) {
     widen_any(type, from + (t0 * stride[2] + n * stride[3]) * size, stride[2] * size, (int)steps, row);
     for (int64_t t = 0; t < steps; ++t) to[t * states + n] = row[t];
   }
+}
+
+// Prefetches part k of `parts` of B or C of the chunk at t0, whose rows are far apart
+void prefetch_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g, int64_t t0,
+                     int64_t states, int64_t k, int64_t parts) {
+  const int64_t size = type_size(type);
+  const char *from = (const char *)matrix + (b * stride[0] + g * stride[1] + t0 * stride[2]) * size;
+  for (int64_t n = k; n < states; n += parts)
+    for (int64_t byte = 0; byte < CHUNK * size; byte += 64) __builtin_prefetch(from + n * stride[3] * size + byte, 0, NEAR);
 }
 
 // Loads (channels, states) rows of W channels as lanes
@@ -378,12 +468,22 @@ constexpr int TOGETHER = 4;  // vectors whose exponentials are computed step by 
 // Steps whose decays are computed before the states that need them. With 16 registers (AVX2, Zen 3), a state that waits for
 // its decay would keep others from entering the scheduler: 16.7 ms became 14.5 ms for 720 x 4096, 16 states.
 constexpr int PIECE = VW_LANES == 16 ? 1 : 16;
-constexpr int NEAR = VW_LANES == 16 ? 3 : 2;  // the cache for prefetches; rows a power of two apart share a set of L1
 
-template <int NT, bool BV, bool CV, bool FALLS>
+// Decays of N states in one step; BOUNDED: exp2_bounded serves
+template <int N, bool BOUNDED>
+INLINE void decays(vf dl, const vf *A2, vf *a) {
+  for (int i = 0; i < N; ++i) a[i] = dl * A2[i];
+  if (BOUNDED)
+    exp2_bounded<N>(a);
+  else
+    exp2_all<N>(a);
+}
+
+template <int NT, bool BV, bool CV, bool BOUNDED>
 void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
-                    const real *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
-  vf h[NT], b[NT], c[NT], decays[PIECE * NT];
+                    const real *Cs, const vf *Bl, const vf *Cl, const char *const *ahead) {
+  constexpr int N = NT < TOGETHER ? NT : TOGETHER;
+  vf h[NT], b[NT], c[NT], ready[PIECE * NT];
   for (int i = 0; i < NT; ++i) {
     h[i] = state[i];
     if (!BV) b[i] = Bl[i];
@@ -393,42 +493,39 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
     const int count = PIECE == 1 || steps - t0 > PIECE ? PIECE : steps - t0;
     for (int t = 0; t < count; ++t) {
       if (ahead) {
-        __builtin_prefetch(ahead[0].address[t0 + t], 0, NEAR);
-        __builtin_prefetch(ahead[1].address[t0 + t], 0, NEAR);
-        __builtin_prefetch(ahead[2].address[t0 + t], 1, NEAR);
+        __builtin_prefetch(ahead[t0 + t], 0, NEAR);
+        __builtin_prefetch(ahead[CHUNK + t0 + t], 0, NEAR);
+        __builtin_prefetch(ahead[2 * CHUNK + t0 + t], 1, NEAR);
       }
-      const vf dlt = dl[t0 + t];
 #pragma GCC unroll 16
-      for (int first = 0; first < NT; first += TOGETHER) {
-        constexpr int N = NT < TOGETHER ? NT : TOGETHER;
-        vf a[N];
-        for (int i = 0; i < N; ++i) a[i] = dlt * A2[first + i];
-        exp2_all<N, FALLS>(a);
-        for (int i = 0; i < N; ++i) decays[t * NT + first + i] = a[i];
-      }
+      for (int n = 0; n < NT && PIECE > 1; n += N) decays<N, BOUNDED>(dl[t0 + t], A2 + n, ready + t * NT + n);
     }
-    for (int t = 0; t < count; ++t) {
-      const vf *a = decays + t * NT;
-      const vf xt = x[t0 + t];
-      const real *bt = Bs + (t0 + t) * states, *ct = Cs + (t0 + t) * states;
-      vf yt = y[t0 + t];
+    for (int t = t0; t < t0 + count; ++t) {
+      const vf xt = x[t];
+      const real *bt = Bs + t * states, *ct = Cs + t * states;
+      vf yt = y[t];
 #pragma GCC unroll 16
-      for (int n = 0; n < NT; ++n) h[n] = a[n] * h[n] + xt * (BV ? splat(bt[n]) : b[n]);
-#pragma GCC unroll 16
-      for (int n = 0; n < NT; ++n) yt += h[n] * (CV ? splat(ct[n]) : c[n]);
-      y[t0 + t] = yt;
+      for (int n = 0; n < NT; n += N) {
+        vf *a = ready + (t - t0) * NT + n, own[N];
+        if (PIECE == 1) decays<N, BOUNDED>(dl[t], A2 + n, a = own);
+        for (int i = n; i < n + N; ++i) {
+          h[i] = a[i - n] * h[i] + xt * (BV ? splat(bt[i]) : b[i]);
+          yt += h[i] * (CV ? splat(ct[i]) : c[i]);
+        }
+      }
+      y[t] = yt;
     }
   }
   for (int i = 0; i < NT; ++i) state[i] = h[i];
 }
 
-template <bool BV, bool CV, bool FALLS>
+template <bool BV, bool CV, bool BOUNDED>
 void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
-                   const real *Cs, const vf *Bl, const vf *Cl, const Prefetch *ahead) {
+                   const real *Cs, const vf *Bl, const vf *Cl, const char *const *ahead) {
   int n = 0;
 #define VW_PASS(NT)                                                                                                    \
   {                                                                                                                    \
-    forward_states<NT, BV, CV, FALLS>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);     \
+    forward_states<NT, BV, CV, BOUNDED>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);   \
     ahead = nullptr;                                                                                                   \
     n += NT;                                                                                                           \
   }
@@ -443,7 +540,7 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 }
 
 using Block = void (*)(int, int, const vf *, const vf *, vf *, const vf *, vf *, const real *, const real *, const vf *,
-                       const vf *, const Prefetch *);
+                       const vf *, const char *const *);
 
 template <bool... CHOSEN>
 Block choose_block() {
@@ -453,6 +550,25 @@ Block choose_block() {
 template <bool... CHOSEN, class... Rest>
 Block choose_block(bool next, Rest... rest) {
   return next ? choose_block<CHOSEN..., true>(rest...) : choose_block<CHOSEN..., false>(rest...);
+}
+
+// Whether |dl * A2| is below 120, for which exp2_bounded serves; the arguments are the largest magnitudes of each lane
+INLINE bool bounded(vf most_dl, vf most_A2) {
+  bool all = true;
+  const vf product = most_dl * most_A2;
+  for (int i = 0; i < W; ++i) all = all && product[i] < 120.0f;
+  return all;
+}
+
+vf largest_magnitude(const vf *x, int64_t count) {
+  vf most = {};
+  for (int64_t i = 0; i < count; ++i) most = at_least(most, absolute(x[i]));
+  return most;
+}
+
+// The checkpoint of the block of channels from d, (states, channels of the block)
+INLINE real *checkpoint(const Scan &s, int64_t b, int64_t chunk, int64_t d) {
+  return s.checkpoints + ((b * ceil_div(s.length, CHUNK) + chunk) * s.channels + d) * s.states;
 }
 
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
@@ -494,8 +610,6 @@ struct Arena {  // bump allocation of vectors in one block of memory
   }
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t blocks_per_group(const Scan &s) { return ceil_div(s.channels / s.groups, W); }
 
 constexpr int64_t PAGE = 4096;
@@ -509,7 +623,7 @@ int64_t forward_blocks(const Scan &s) {
 // Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t forward_scratch(const Scan &s) {
   const int64_t blocks = forward_blocks(s);
-  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * (s.states * 4 + s.rank + 1)) +
+  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * (s.states * 4 + s.rank + 2)) +
                        sizeof(real) * (CHUNK * (2 * s.states + s.rank) + W * CHUNK) + 3 * sizeof(Prefetch);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
@@ -536,19 +650,16 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
   real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
   real *staging = arena.take<real>(W * CHUNK);
   Prefetch *ahead = arena.take<Prefetch>(3);
-  vf *sums = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
+  vf *sums = arena.take<vf>(blocks), *most_A2 = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
   real *low = arena.take<real>(CHUNK * s.rank);
 
-  bool falls = true;  // no state grows, if no step size is negative
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
     sums[k] = vf{};
     if (s.rank) load_lanes(s.delta_weight + d * s.rank, s.rank, rows, steps_weight + k * s.rank);
     load_lanes(s.A + d * states, states, rows, A2 + k * states);
-    for (int64_t n = 0; n < states; ++n) {
-      A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
-      for (int i = 0; i < W; ++i) falls = falls && !(A2[k * states + n][i] > 0.0f);
-    }
+    for (int64_t n = 0; n < states; ++n) A2[k * states + n] = finite(A2[k * states + n]) * LOG2_E;
+    most_A2[k] = largest_magnitude(A2 + k * states, states);
     if (s.initial_state)
       load_lanes(s.initial_state + (b * s.channels + d) * states, states, rows, state + k * states);
     else
@@ -574,6 +685,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         load_tile(tile_of(s, s.type, s.delta, s.delta_stride, b, g, c, t0), tdl, staging);
       vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
       vf D = s.D ? load_first(s.D + d, rows) : vf{};
+      vf most_dl = {};
       for (int t = 0; t < steps; t += TOGETHER) {
         const int some = steps - t < TOGETHER ? steps - t : TOGETHER;
         vf *dl = tdl + t;
@@ -581,16 +693,13 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         for (int i = 0; i < some; ++i) {
           tx[t + i] = dl[i] * tu[t + i];
           ty[t + i] = s.D ? D * tu[t + i] : vf{};
-          dl[i] = finite(dl[i]);
+          most_dl = at_least(most_dl, absolute(dl[i]));
         }
       }
-      if (s.checkpoints)
-        for (int64_t n = 0; n < states; ++n)
-          store_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, state[k * states + n], rows);
       // prefetch the next block of this chunk, or the first block of the next chunk
       bool same = k + 1 < blocks;
       int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + CHUNK;
-      const Prefetch *p = nullptr;
+      const char *const *p = nullptr;
       if (next_t + CHUNK <= s.length) {
         ahead[2].aim(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0));
         // the next channels of the same positions are mostly in the cache lines that were read
@@ -601,9 +710,17 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
           if (s.rank) ahead[1] = ahead[0];
           else ahead[1].aim(tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t));
         }
-        p = ahead;
+        p = ahead->address;
+        for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
+          if (varies && !positions && t0 + 2 * CHUNK <= s.length)
+            prefetch_matrix(s.type, matrix, stride, b, g, t0 + CHUNK, states, k, blocks);
       }
-      auto block = choose_block(s.b_varies, s.c_varies, s.softplus && falls);
+      const bool within = bounded(most_dl, most_A2[k]);
+      for (int t = 0; t < steps && !within; ++t) tdl[t] = finite(tdl[t]);
+      auto block = choose_block(s.b_varies, s.c_varies, within);
+      if (s.checkpoints)
+        for (int64_t n = 0; n < states; ++n)
+          store_first(checkpoint(s, b, chunk, d) + n * (rows < W ? rows : W), state[k * states + n], rows);
       block(steps, (int)states, tdl, tx, ty, A2 + k * states, state + k * states, Bs, Cs, Bl + k * states,
             Cl + k * states, p);
       if (s.z) {
@@ -638,35 +755,56 @@ void forward(const Scan &s) {
 
 // ---- backward
 
-constexpr int NTB = VW_LANES == 16 ? 4 : 2;  // states per pass, so that their gradients stay in registers
-constexpr int RANGE = 8;                     // channel blocks whose tiles are kept at a time, in L2
+// States per pass, so that their gradients stay in registers
+constexpr int NTB = VW_LANES == 16 ? 4 : 2;
 
 struct BlockTiles {
   vf u[CHUNK], dl[CHUNK], x[CHUNK], gy[CHUNK], slope[CHUNK], sum_gB[CHUNK], sum_gAp[CHUNK], y[CHUNK], gz[CHUNK];
 };
 
-template <int NT, bool BV, bool CV, bool GATED, bool FIRST>
-void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const vf *start, vf *carry, vf *dA,
-                     const real *Bs, const real *Cs, const vf *Bl, const vf *Cl, vf *dBl, vf *dCl, vf *dBt, vf *dCt,
-                     vf *hs, vf *as) {
+// The passes over all states of one step, each with a vector of folded lanes for the gradients of B and C
+int64_t passes(int64_t states) { return states / NTB + states % NTB / 2 + states % 2; }
+
+constexpr int AHEAD = 5;  // tensors of the next block to prefetch: u, delta, grad_out, du, ddelta
+
+// One chunk of one block of channels
+struct ChannelBlock {
+  int steps, states, passes, rows;
+  BlockTiles *tile;
+  const real *start;         // the checkpoint
+  const real *B, *C;         // (steps, states), if they vary
+  vf *dB, *dC;               // (steps, passes), folded lanes
+  vf *decays, *decayed;      // a and a * h, (steps, states of a pass)
+  const char *const *ahead;  // AHEAD arrays of CHUNK addresses to prefetch, or null
+};
+
+template <int NT, bool BV, bool CV, bool GATED, bool BOUNDED>
+void backward_states(const ChannelBlock &block, int first, int pass, const vf *A, vf *carry, vf *dA, const vf *Bl,
+                     const vf *Cl, vf *dBl, vf *dCl) {
+  const int steps = block.steps, states = block.states;
+  BlockTiles &tile = *block.tile;
+  vf *as = block.decays, *ahs = block.decayed;
+  const real *Bs = block.B + first, *Cs = block.C + first;
   vf h[NT], A2[NT], b[NT], c[NT];
   for (int i = 0; i < NT; ++i) {
-    h[i] = hs[i] = start[i];
+    h[i] = load_first(block.start + (first + i) * block.rows, block.rows);
     A2[i] = A[i] * LOG2_E;
     if (!BV) b[i] = Bl[i];
     if (!CV) c[i] = Cl[i];
   }
   for (int t = 0; t < steps; ++t) {
-    vf dlt = tile.dl[t], xt = tile.x[t], yt = {};
+    const vf xt = tile.x[t];
+    if (block.ahead)
+      for (int i = pass; i < AHEAD; i += block.passes) __builtin_prefetch(block.ahead[i * CHUNK + t], 0, NEAR);
+    vf yt = {}, a[NT];
     if (GATED) yt = tile.y[t];
-    vf a[NT];
-    for (int i = 0; i < NT; ++i) a[i] = dlt * A2[i];
-    exp2_all<NT>(a);
+    decays<NT, BOUNDED>(tile.dl[t], A2, a);
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
-      h[i] = a[i] * h[i] + xt * (BV ? splat(Bs[t * states + i]) : b[i]);
+      const vf ah = a[i] * h[i];
+      h[i] = xt * (BV ? splat(Bs[t * states + i]) : b[i]) + ah;
       as[t * NT + i] = a[i];
-      hs[(t + 1) * NT + i] = h[i];
+      ahs[t * NT + i] = ah;
       if (GATED) yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
     }
     if (GATED) tile.y[t] = yt;
@@ -680,26 +818,23 @@ void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const
     if (!CV) dc[i] = dCl[i];
   }
   for (int t = steps - 1; t >= 0; --t) {
-    vf gy = tile.gy[t], xt = tile.x[t], dlt = tile.dl[t], sb = tile.sum_gB[t], sa = tile.sum_gAp[t];
+    const vf gy = tile.gy[t], xt = tile.x[t], dlt = tile.dl[t];
+    vf sb = tile.sum_gB[t], sa = tile.sum_gAp[t], gx[NT], hy[NT];
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
-      vf a = as[t * NT + i];
-      vf g = gy * (CV ? splat(Cs[t * states + i]) : c[i]) + ag[i];
-      vf gp = g * (a * hs[t * NT + i]);
-      sb += g * (BV ? splat(Bs[t * states + i]) : b[i]);
+      const vf ah = ahs[t * NT + i], Bt = BV ? splat(Bs[t * states + i]) : b[i];
+      const vf g = gy * (CV ? splat(Cs[t * states + i]) : c[i]) + ag[i], gp = g * ah;
+      sb += g * Bt;
       sa += gp * Ar[i];
       da[i] += gp * dlt;
-      ag[i] = a * g;
-      vf gx = g * xt, hy = hs[(t + 1) * NT + i] * gy;
-      if (BV)
-        dBt[t * NT + i] = FIRST ? gx : dBt[t * NT + i] + gx;
-      else
-        db[i] += gx;
-      if (CV)
-        dCt[t * NT + i] = FIRST ? hy : dCt[t * NT + i] + hy;
-      else
-        dc[i] += hy;
+      ag[i] = as[t * NT + i] * g;
+      gx[i] = g * xt;
+      hy[i] = (xt * Bt + ah) * gy;
+      if (!BV) db[i] += gx[i];
+      if (!CV) dc[i] += hy[i];
     }
+    if (BV) block.dB[t * block.passes + pass] += fold<NT>(gx);
+    if (CV) block.dC[t * block.passes + pass] += fold<NT>(hy);
     tile.sum_gB[t] = sb;
     tile.sum_gAp[t] = sa;
   }
@@ -711,8 +846,7 @@ void backward_states(int steps, int states, BlockTiles &tile, const vf *A, const
   }
 }
 
-using BackwardPass = void (*)(int, int, BlockTiles &, const vf *, const vf *, vf *, vf *, const real *, const real *,
-                              const vf *, const vf *, vf *, vf *, vf *, vf *, vf *, vf *);
+using BackwardPass = void (*)(const ChannelBlock &, int, int, const vf *, vf *, vf *, const vf *, const vf *, vf *, vf *);
 
 template <int NT, bool... CHOSEN>
 BackwardPass choose() {
@@ -724,25 +858,26 @@ BackwardPass choose(bool next, Rest... rest) {
   return next ? choose<NT, CHOSEN..., true>(rest...) : choose<NT, CHOSEN..., false>(rest...);
 }
 
-template <int NT>
-BackwardPass backward_pass(const Scan &s, bool first) {
-  return choose<NT>(s.b_varies, s.c_varies, s.z != nullptr, first);
+// Calls work(number of states, first state, pass) for the passes over all states; the first is a constant.
+template <class Work>
+INLINE void for_each_pass(int64_t states, const Work &work) {
+  int64_t n = 0, pass = 0;
+  for (; n + NTB <= states; n += NTB) work(std::integral_constant<int, NTB>(), n, pass++);
+  if constexpr (NTB > 2)
+    for (; n + 2 <= states; n += 2) work(std::integral_constant<int, 2>(), n, pass++);
+  for (; n < states; ++n) work(std::integral_constant<int, 1>(), n, pass++);
 }
 
-// Adds the sums over lanes of [step][NT] vectors to the first NT columns of [step][states].
+// Adds the sums of folded lanes, every `passes`th vector from `from`, to NT columns of [step][states].
 template <int NT>
-void add_lane_sums(vf *from, int steps, int states, real *to) {
-  int count = steps * NT, j = 0;
-  for (; j + W <= count; j += W) {
-    vf v[W];
-    for (int i = 0; i < W; ++i) v[i] = from[j + i];
-    vf sums = lane_sums(v);
-    for (int i = 0; i < W; ++i) to[(j + i) / NT * states + (j + i) % NT] += sums[i];
-  }
-  for (; j < count; ++j) {
-    real sum = 0;
-    for (int i = 0; i < W; ++i) sum += from[j][i];
-    to[j / NT * states + j % NT] += sum;
+void add_folded(const vf *from, int64_t passes, int steps, int states, real *to) {
+  constexpr int COUNT = W / NT;
+  for (int t = 0; t < steps; t += COUNT) {
+    vf v[COUNT] = {};
+    for (int i = 0; i < COUNT && t + i < steps; ++i) v[i] = from[(t + i) * passes];
+    const vf sums = lane_sums<COUNT>(v);
+    for (int i = 0; i < COUNT && t + i < steps; ++i)
+      for (int n = 0; n < NT; ++n) to[(t + i) * states + n] += sums[n * COUNT + i];
   }
 }
 
@@ -751,28 +886,29 @@ int64_t backward_blocks(const Scan &s) { return ceil_div(blocks_per_group(s), s.
 
 // Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t backward_scratch(const Scan &s) {
-  const int64_t blocks = backward_blocks(s), range = blocks < RANGE ? blocks : RANGE;
-  const size_t bytes = range * (sizeof(BlockTiles) + sizeof(vf) * s.states) +
-                       sizeof(vf) * (7 * blocks * s.states + 2 * blocks + NTB * (4 * CHUNK + 1)) +
-                       sizeof(real) * (4 * CHUNK * s.states + W * CHUNK);
+  const int64_t blocks = backward_blocks(s);
+  const size_t bytes = sizeof(BlockTiles) +
+                       sizeof(vf) * (7 * blocks * s.states + 3 * blocks + 2 * NTB * CHUNK + 2 * CHUNK * passes(s.states)) +
+                       sizeof(real) * (4 * CHUNK * s.states + W * CHUNK) + AHEAD * sizeof(Prefetch);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
 void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t first, int64_t last, char *memory) {
   const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
-  const int64_t chunks = ceil_div(s.length, CHUNK), range = blocks < RANGE ? blocks : RANGE;
+  const int64_t chunks = ceil_div(s.length, CHUNK), columns = passes(states);
   Arena arena{memory};
-  BlockTiles *tiles = arena.take<BlockTiles>(range);
+  BlockTiles &q = *arena.take<BlockTiles>(1);
   vf *A = arena.take<vf>(blocks * states), *carry = arena.take<vf>(blocks * states);
   vf *dA = arena.take<vf>(blocks * states), *dBl = arena.take<vf>(blocks * states);
   vf *dCl = arena.take<vf>(blocks * states), *Bl = arena.take<vf>(blocks * states);
-  vf *Cl = arena.take<vf>(blocks * states), *start = arena.take<vf>(range * states);
+  vf *Cl = arena.take<vf>(blocks * states), *most_A2 = arena.take<vf>(blocks);
   vf *dD = arena.take<vf>(blocks), *dbias = arena.take<vf>(blocks);
-  vf *hs = arena.take<vf>(NTB * (CHUNK + 1)), *as = arena.take<vf>(NTB * CHUNK);
-  vf *dBt = arena.take<vf>(NTB * CHUNK), *dCt = arena.take<vf>(NTB * CHUNK);
+  vf *decays = arena.take<vf>(NTB * CHUNK), *decayed = arena.take<vf>(NTB * CHUNK);
+  vf *dBt = arena.take<vf>(columns * CHUNK), *dCt = arena.take<vf>(columns * CHUNK);
   real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
   real *dBs = arena.take<real>(CHUNK * states), *dCs = arena.take<real>(CHUNK * states);
   real *staging = arena.take<real>(W * CHUNK);
+  Prefetch *ahead = arena.take<Prefetch>(AHEAD);
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
@@ -785,6 +921,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       if (!s.grad_last_state) carry[k * states + n] = vf{};
       dA[k * states + n] = dBl[k * states + n] = dCl[k * states + n] = vf{};
     }
+    most_A2[k] = largest_magnitude(A + k * states, states) * LOG2_E;
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
@@ -796,92 +933,95 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
     if (s.c_varies)
       stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
-    memset(dBs, 0, sizeof(real) * steps * states);
-    memset(dCs, 0, sizeof(real) * steps * states);
-    for (int64_t k0 = 0; k0 < blocks; k0 += RANGE) {
-      const int64_t k1 = k0 + RANGE < blocks ? k0 + RANGE : blocks;
-      auto tile = [&](const void *tensor, const int64_t *stride, int64_t c) {
-        return tile_of(s, s.type, tensor, stride, b, g, c, t0);
-      };
-      for (int64_t k = k0; k < k1; ++k) {
-        BlockTiles &q = tiles[k - k0];
-        int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
-        load_tile(tile(s.u, s.u_stride, c), q.u, staging);
-        load_tile(tile(s.delta, s.delta_stride, c), q.dl, staging);
-        load_tile(tile(s.grad_out, s.grad_out_stride, c), q.gy, staging);
-        vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
-        vf D = s.D ? load_first(s.D + d, rows) : vf{};
-        step_sizes<true>(q.dl, steps, bias, s.softplus, q.slope);
-        for (int t = 0; t < steps; ++t) {
-          q.x[t] = q.dl[t] * q.u[t];
-          q.dl[t] = finite(q.dl[t]);
-          q.sum_gB[t] = q.sum_gAp[t] = vf{};
-        }
-        if (s.z) {
-          load_tile(tile(s.z, s.z_stride, c), q.gz, staging);
-          for (int t = 0; t < steps; ++t) {
-            vf z = q.gz[t], go = q.gy[t], gate = sigmoid(z);
-            q.gy[t] = go * z * gate;
-            q.gz[t] = go * gate * (z * (1.0f - gate) + 1.0f);
-            q.y[t] = s.D ? D * q.u[t] : vf{};
-          }
-        }
-        for (int64_t n = 0; n < states; ++n)
-          start[(k - k0) * states + n] =
-              load_first(s.checkpoints + ((b * chunks + chunk) * states + n) * s.channels + d, rows);
-      }
-      // the loop over blocks is inside that over states, so that the lane sums of dB and dC stay in L1
-      for (int64_t n = 0; n < states;) {
-        auto pass = [&](auto nt) {
-          constexpr int NT = decltype(nt)::value;
-          for (int64_t k = k0; k < k1; ++k) {
-            int64_t at = k * states + n;
-            backward_pass<NT>(s, k == k0)(steps, (int)states, tiles[k - k0], A + at, start + (k - k0) * states + n, carry + at, dA + at, Bs + n,
-                Cs + n, Bl + at, Cl + at, dBl + at, dCl + at, dBt, dCt, hs, as);
-          }
-          if (s.b_varies) add_lane_sums<NT>(dBt, steps, (int)states, dBs + n);
-          if (s.c_varies) add_lane_sums<NT>(dCt, steps, (int)states, dCs + n);
-          n += NT;
-        };
-        if (states - n >= NTB)
-          pass(std::integral_constant<int, NTB>());
-        else if (states - n >= 2)
-          pass(std::integral_constant<int, 2>());
-        else
-          pass(std::integral_constant<int, 1>());
-      }
-      for (int64_t k = k0; k < k1; ++k) {
-        BlockTiles &q = tiles[k - k0];
-        int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
-        vf D = s.D ? load_first(s.D + d, rows) : vf{};
-        vf sum_D = dD[k], sum_bias = dbias[k];
-        for (int t = 0; t < steps; ++t) {
-          vf du = q.dl[t] * q.sum_gB[t], ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
-          if (s.D) du += D * q.gy[t];
-          sum_D += q.gy[t] * q.u[t];
-          sum_bias += ddelta;
-          q.sum_gB[t] = du;
-          q.sum_gAp[t] = ddelta;
-          if (s.z) q.y[t] *= q.gz[t];
-        }
-        dD[k] = sum_D;
-        dbias[k] = sum_bias;
-        if (s.permutation)
-          store_tile(tile_of(s, 0, s.du_directions, s.out_stride, b, g, c, t0), q.sum_gB, staging);
-        else
-          store_tile(tile(s.du, s.out_stride, c), q.sum_gB, staging);
-        store_tile(tile(s.ddelta, s.out_stride, c), q.sum_gAp, staging);
-        if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
-      }
-    }
-    auto unstage = [&](const real *from, real *to) {
-      to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
-      for (int64_t n = 0; n < states; ++n)
-        for (int64_t t = 0; t < steps; ++t)
-          to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + n * s.dB_stride[3]] = from[t * states + n];
+    memset(dBt, 0, sizeof(vf) * steps * columns);
+    memset(dCt, 0, sizeof(vf) * steps * columns);
+    auto tile = [&](const void *tensor, const int64_t *stride, int64_t c) {
+      return tile_of(s, s.type, tensor, stride, b, g, c, t0);
     };
-    if (s.b_varies) unstage(dBs, s.dB);
-    if (s.c_varies) unstage(dCs, s.dC);
+    for (int64_t k = 0; k < blocks; ++k) {
+      int64_t c = (first + k) * W, d = g * width + c, rows = width - c < W ? width - c : W;
+      load_tile(tile(s.u, s.u_stride, c), q.u, staging);
+      load_tile(tile(s.delta, s.delta_stride, c), q.dl, staging);
+      load_tile(tile(s.grad_out, s.grad_out_stride, c), q.gy, staging);
+      vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
+      vf D = s.D ? load_first(s.D + d, rows) : vf{};
+      step_sizes<true>(q.dl, steps, bias, s.softplus, q.slope);
+      vf most_dl = {};
+      for (int t = 0; t < steps; ++t) {
+        q.x[t] = q.dl[t] * q.u[t];
+        most_dl = at_least(most_dl, absolute(q.dl[t]));
+        q.sum_gB[t] = q.sum_gAp[t] = vf{};
+      }
+      if (s.z) {
+        load_tile(tile(s.z, s.z_stride, c), q.gz, staging);
+        for (int t = 0; t < steps; ++t) {
+          vf z = q.gz[t], go = q.gy[t], gate = sigmoid(z);
+          q.gy[t] = go * z * gate;
+          q.gz[t] = go * gate * (z * (1.0f - gate) + 1.0f);
+          q.y[t] = s.D ? D * q.u[t] : vf{};
+        }
+      }
+      const bool same = k + 1 < blocks, more = same ? steps == CHUNK : chunk > 0;
+      if (more) {
+        const int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 - CHUNK;
+        auto aim = [&](int i, int64_t type, const void *tensor, const int64_t *stride) {
+          ahead[i].aim(tile_of(s, type, tensor, stride, b, g, next_c, next_t));
+        };
+        aim(0, s.type, s.u, s.u_stride);
+        aim(1, s.type, s.delta, s.delta_stride);
+        aim(2, s.type, s.grad_out, s.grad_out_stride);
+        aim(3, s.permutation ? 0 : s.type, s.permutation ? s.du_directions : s.du, s.out_stride);
+        aim(4, s.type, s.ddelta, s.out_stride);
+      }
+      for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
+        if (varies && !positions && chunk > 0)
+          prefetch_matrix(s.type, matrix, stride, b, g, t0 - CHUNK, states, k, blocks);
+      const bool within = bounded(most_dl, most_A2[k]);
+      for (int t = 0; t < steps && !within; ++t) q.dl[t] = finite(q.dl[t]);
+      const ChannelBlock block{steps, (int)states, (int)columns, (int)rows, &q, checkpoint(s, b, chunk, d), Bs, Cs, dBt, dCt,
+                               decays, decayed, more ? ahead->address : nullptr};
+      for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
+        const int64_t at = k * states + n;
+        choose<decltype(count)::value>(s.b_varies, s.c_varies, s.z != nullptr, within)(
+            block, (int)n, (int)pass, A + at, carry + at, dA + at, Bl + at, Cl + at, dBl + at, dCl + at);
+      });
+      vf sum_D = dD[k], sum_bias = dbias[k];
+      for (int t = 0; t < steps; ++t) {
+        vf du = q.dl[t] * q.sum_gB[t], ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
+        if (s.D) du += D * q.gy[t];
+        sum_D += q.gy[t] * q.u[t];
+        sum_bias += ddelta;
+        q.sum_gB[t] = du;
+        q.sum_gAp[t] = ddelta;
+        if (s.z) q.y[t] *= q.gz[t];
+      }
+      dD[k] = sum_D;
+      dbias[k] = sum_bias;
+      if (s.permutation)
+        store_tile(tile_of(s, 0, s.du_directions, s.out_stride, b, g, c, t0), q.sum_gB, staging);
+      else
+        store_tile(tile(s.du, s.out_stride, c), q.sum_gB, staging);
+      store_tile(tile(s.ddelta, s.out_stride, c), q.sum_gAp, staging);
+      if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
+    }
+    auto unstage = [&](const vf *folded, real *sums, real *to) {
+      memset(sums, 0, sizeof(real) * steps * states);
+      for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
+        add_folded<decltype(count)::value>(folded + pass, columns, steps, (int)states, sums + n);
+      });
+      to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
+      int64_t n = 0;
+      for (; !positions && s.dB_stride[2] == 1 && n + W <= states; n += W) {
+        real *rows[W];
+        for (int i = 0; i < W; ++i) rows[i] = to + t0 + (n + i) * s.dB_stride[3];
+        to_rows(sums + n, states, steps, rows);
+      }
+      for (; n < states; ++n)
+        for (int64_t t = 0; t < steps; ++t)
+          to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + n * s.dB_stride[3]] = sums[t * states + n];
+    };
+    if (s.b_varies) unstage(dBt, dBs, s.dB);
+    if (s.c_varies) unstage(dCt, dCs, s.dC);
   }
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = b * s.channels + g * width + c, rows = width - c;
@@ -954,14 +1094,18 @@ VW_EXPORT void VW_SCAN(backward)(const Scan *s) { backward(*s); }
 VW_EXPORT int64_t VW_NAME(vw_bench_exp2)(int64_t repeats, int64_t threads, float *out) {
   constexpr int vectors = 128;
   parallel_for(threads, threads, [&](int64_t task, int64_t) {
-    vf v[vectors], sum[8] = {};
+    vf v[vectors], sum[4] = {};
     for (int i = 0; i < vectors; ++i) v[i] = splat(-0.01f * (float)(i + task));
     for (int64_t r = 0; r < repeats; ++r) {
-      for (int i = 0; i < vectors; i += 8)
-        for (int j = 0; j < 8; ++j) sum[j] += exp2_lanes(v[i + j]);
+      for (int i = 0; i < vectors; i += 4) {
+        vf x[4];
+        for (int j = 0; j < 4; ++j) x[j] = v[i + j];
+        exp2_bounded<4>(x);
+        for (int j = 0; j < 4; ++j) sum[j] += x[j];
+      }
       asm volatile("" : : "r"(v) : "memory");
     }
-    for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+    for (int j = 1; j < 4; ++j) sum[0] += sum[j];
     out[task] = sum[0][0];
   });
   return repeats * threads * vectors * W;

@@ -265,6 +265,33 @@ def test_huge_step_sizes_forget_the_past_and_tiny_ones_keep_the_state():
 
 
 @needs_library
+@pytest.mark.parametrize("level", LEVELS)
+def test_step_sizes_and_their_slopes_are_softplus(level):
+    """With u = B = C = 1 and one step the output is the step size; tiny ones keep their digits."""
+    delta = torch.linspace(-80, 30, 3001).view(-1, 1, 1).requires_grad_()
+    ones = torch.ones_like(delta).detach()
+    with native.use_level(level):
+        out = selective_scan(ones, delta, -torch.ones(1, 1), ones, ones, delta_softplus=True)
+        (slope,) = torch.autograd.grad(out.sum(), delta)
+    exact = delta.detach().double()
+    torch.testing.assert_close(out.double(), torch.nn.functional.softplus(exact), rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope.double(), torch.sigmoid(exact), rtol=1e-6, atol=1e-30)
+
+
+@needs_library
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [1.0, 100.0, 1000.0])
+def test_decays_are_exponentials(level, size):
+    """One step from the initial state 1 with u = 0, within 120 powers of two of 1 and beyond."""
+    delta = torch.linspace(0, size, 2001).view(-1, 1, 1)
+    ones = torch.ones_like(delta)
+    with native.use_level(level):
+        out = selective_scan(0 * ones, delta, -torch.ones(1, 1), ones, ones, initial_state=ones)
+    assert out[0] == 1
+    torch.testing.assert_close(out.double(), (-delta.double()).exp(), rtol=3e-7 + 1e-7 * min(size, 87), atol=2e-38)
+
+
+@needs_library
 def test_every_number_of_states_up_to_64():
     for states in range(1, 65):
         arguments = draw(1, 17, 1, states, 19)
