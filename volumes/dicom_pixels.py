@@ -85,9 +85,10 @@ def _narrowest(low: int, high: int) -> np.dtype[Any]:
 
 def _check_size(file: Path, header: Dataset) -> int:
     """Check that the file holds all its pixels; return the number of bytes that reading them needs."""
-    frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+    frames, rows, columns = _shape(header)
     pixels = frames * rows * columns
-    expected = -(-pixels * int(header.get("BitsAllocated", 16)) // 8)  # segmentations have one bit for each
+    bits = value_of(header, "BitsAllocated")
+    expected = -(-pixels * (16 if bits is None else int(bits)) // 8)  # segmentations have one bit for each
     stored, syntax = file.stat().st_size, header.file_meta.get("TransferSyntaxUID")
     if syntax is not None and not syntax.is_transfer_syntax:
         raise ValueError(f"{file} has an unknown transfer syntax ({syntax.name}); convert it with gdcmconv --raw")
@@ -100,16 +101,23 @@ def _check_size(file: Path, header: Dataset) -> int:
     return _COPIES * pixels
 
 
+def _shape(header: Dataset) -> tuple[int, int, int]:
+    """Frames, rows and columns."""
+    return int(value_of(header, "NumberOfFrames") or 1), int(value_of(header, "Rows")), int(value_of(header, "Columns"))
+
+
 def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray] | None]:
     """The stored (frames, rows, columns) of a file, and its modality look-up table if it has one."""
-    frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+    frames, rows, columns = _shape(header)
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
         dataset = _with_pixels(file, header)
-        if syntax is not None and syntax.is_compressed:
-            _check_streams(dataset, frames)
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-        pixels, _ = decoder.as_array(dataset)
+        pixels = _uncompressed(dataset, frames * rows * columns)
+        if pixels is None:
+            if syntax is not None and syntax.is_compressed:
+                _check_streams(dataset, frames)
+            decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+            pixels, _ = decoder.as_array(dataset)
     except (RuntimeError, NotImplementedError) as error:
         name = syntax.name if syntax is not None else "an unknown transfer syntax"
         if "missing dependencies" in str(error):
@@ -135,6 +143,34 @@ def _pixels(file: Path, header: Dataset) -> tuple[np.ndarray, Callable[[np.ndarr
     if value_of(header, "ModalityLUTSequence"):
         lookup = partial(_look_up, dataset=header)
     return pixels.reshape(frames, rows, columns), lookup
+
+
+def _uncompressed(dataset: Dataset, count: int) -> np.ndarray | None:
+    """The pixels of an uncompressed grey image without a copy of its bytes; None for those that pydicom must decode.
+
+    pydicom also shifts the values back and forth, to clear unused bits; here only if any of them is used.
+    """
+    names = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+    samples, allocated, stored, signed, interpretation = (value_of(dataset, name) for name in names)
+    data = value_of(dataset, "PixelData")
+    if (
+        dataset.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+        or interpretation not in ("MONOCHROME1", "MONOCHROME2")
+        or (samples, signed) not in ((1, 0), (1, 1))
+        or allocated not in (8, 16, 32)
+        or stored not in range(1, allocated + 1)
+        or count < 1
+        or not isinstance(data, bytes)
+        or any(value_of(dataset, name) is not None for name in ("FloatPixelData", "DoubleFloatPixelData"))
+        or len(data) not in (size := count * allocated // 8, size + size % 2)
+    ):
+        return None
+    values = np.frombuffer(data, f"<{'i' if signed else 'u'}{allocated // 8}", count=count)
+    if stored < allocated:
+        least, most = (-(1 << stored - 1), (1 << stored - 1) - 1) if signed else (0, (1 << stored) - 1)
+        if values.max() > most or (signed and values.min() < least):
+            values = values << allocated - stored >> allocated - stored
+    return values
 
 
 def _with_pixels(file: Path, header: Dataset) -> Dataset:

@@ -13,6 +13,7 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     MRImageStorage,
     RLELossless,
     generate_uid,
@@ -113,6 +114,38 @@ def test_rescaling_is_applied_and_whole_numbers_stay_whole(tmp_path, slope, inte
     assert volume.array.dtype == becomes
     expected = series[2].pixel_array * float(slope) + intercept
     np.testing.assert_allclose(volume.array[:, ::-1, 2].T, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(8, 8), (8, 5), (16, 16), (16, 12), (32, 32), (32, 20)])
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_unused_bits_do_not_count_as_in_pydicom(tmp_path, bits, stored, signed, syntax):
+    series = images()
+    rng = np.random.default_rng(0)
+    for ds in series:
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, stored, stored - 1, signed
+        ds.PixelData = rng.bytes(ROWS * COLUMNS * bits // 8)
+    volume = read_volume(folder_of(tmp_path / "s", series))
+    for k, ds in enumerate(series):
+        np.testing.assert_array_equal(volume.array[:, ::-1, k].T, ds.pixel_array)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"BitsStored": 17}, "Bits Stored"),
+        ({"PixelRepresentation": 2}, "Pixel Representation"),
+        ({"PixelData": bytes(2 * ROWS * COLUMNS - 2)}, "less than expected"),
+        ({"FloatPixelData": bytes(4 * ROWS * COLUMNS)}, "one of"),
+    ],
+)
+def test_pixels_that_their_header_does_not_describe_are_refused(tmp_path, tags, said):
+    series = images(**tags)
+    for ds in series:
+        ds.PatientComments = "long enough for the file not to be cut off"
+    with pytest.raises(ValueError, match=said):
+        read_volume(folder_of(tmp_path / "s", series))
 
 
 def test_each_slice_has_its_own_slope(tmp_path):
