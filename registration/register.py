@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,11 +29,11 @@ from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
 from .planar import displacement_grid, is_planar, maps, on_grid, planes
-from .refine import chosen_similarity, refine, unfold
+from .refine import Pass, chosen_similarity, coarse_level, refine, rounds_of, unfold
 from .result import Choice, Progress, Registration, Steps
 from .settings import RegistrationSettings
 from .stages import StageResult, align_in_stages, resolved, works_on_moving
-from .warp import warp
+from .warp import resize_displacement, warp
 
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
 _FEW_VOXELS = 16**3
@@ -354,7 +355,7 @@ class _Refinement:
         start: Tensor | None = None,
         *,
         mask: Tensor | None,
-        levels: Levels | None = None,
+        levels: Levels | Sequence[Pass] | None = None,
         iterations: float = 1.0,
     ) -> Tensor:
         """The refined displacement, (1, 3, D, H, W) in voxels; see `refine`. `levels`: by the effort."""
@@ -369,6 +370,15 @@ class _Refinement:
             iterations=iterations,
             progress=lambda text: self.report(f"  {self.prefix}{text}"),
         )
+
+    def coarser(self, mask: Tensor | None) -> tuple["_Refinement", Tensor]:
+        """The same refinement on the grid of the finest coarse level, and the mask on it."""
+        moving, fixed = self.images
+        level = coarse_level(moving, fixed, mask, self.grid.spacing)
+        shape = level.fixed.shape[2:]
+        steps = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(self.grid.shape, shape, strict=True)]
+        grid = Volume(np.broadcast_to(np.float32(0), shape), self.grid.affine @ np.diag([*steps, 1.0]))
+        return replace(self, images=[level.moving, level.fixed], grid=grid), level.mask
 
 
 def _on_grid(
@@ -391,41 +401,38 @@ def _in_both_directions(
     affine: AffineTransform,
     compared: Tensor | None,
 ) -> Tensor:
-    """The displacement of the fine level, from the mean of the coarse one and of the inverse of that of the way back.
+    """The displacement from rounds in both directions, whose maps are averaged after each round.
 
-    Neither direction is then worse than the other: at 2 mm, the mean Dice of six directions of three pairs rose from
-    0.748 to 0.749, and the lowest from 0.730 to 0.739. Exchanging the images inverts the mean up to about 0.2 mm; the
+    Neither direction is then worse than the other, and exchanging the images inverts the map of the coarse levels. The
     fine level has the direction that was asked for, since its inverse would align labels less well.
     """
-    # fields of a large scan take most of the memory, so each is freed or overwritten when it has been used
-    mean = refinement.run(mask=compared, levels="coarse")
-    mean += _inverse_of_way_back(refinement, moving, fixed, masks, affine, mean.device)
-    mean = unfold(mean.mul_(0.5))
+    images = _on_grid(fixed, moving, working_grid(moving), affine.inverse(), refinement.images[0].device)
+    back_compared = _weights(masks.swapped().on_grid(working_grid(moving), affine.inverse()), images[0].device)
+    way_back = replace(refinement, images=images, grid=working_grid(moving), prefix="back: ")
+    there, compared_there = refinement.coarser(compared)
+    back, compared_back = way_back.coarser(back_compared)
+    del images, way_back, back_compared
+    mean: Tensor | None = None
+    for passes in rounds_of(*there.images):
+        start = None if mean is None else _inverse_on(back.grid, mean, there.grid, affine)
+        backward = back.run(start, mask=compared_back, levels=passes)
+        forward = there.run(mean, mask=compared_there, levels=passes)
+        mean = unfold((forward + _inverse_on(there.grid, backward, back.grid, affine.inverse())) / 2)
+    assert mean is not None
+    mean = resize_displacement(mean, refinement.grid.shape)
     factor = 2.0 if refinement.settings.effort == "accurate" else 1.0
     return refinement.run(mean, mask=compared, levels="fine", iterations=factor)
 
 
-def _inverse_of_way_back(
-    refinement: _Refinement,
-    moving: Volume,
-    fixed: Volume,
-    masks: Masks,
-    affine: AffineTransform,
-    device: torch.device,
-) -> Tensor:
-    """The inverse of the coarse displacement from the fixed to the moving image, (1, 3, D, H, W) in voxels."""
-    grid, grid_back, back_affine = refinement.grid, working_grid(moving), affine.inverse()
-    images = _on_grid(fixed, moving, grid_back, back_affine, device)
-    mask = masks.swapped().on_grid(grid_back, back_affine)
-    other_way = replace(refinement, images=images, grid=grid_back, prefix="back: ")
-    back = other_way.run(mask=_weights(mask, device), levels="coarse")
-    backward = DisplacementField.from_voxels(back[0].cpu().numpy(), grid_back.affine, pre=back_affine)
-    del other_way, images, back
+def _inverse_on(target: Volume, displacement: Tensor, grid: Volume, affine: AffineTransform) -> Tensor:
+    """The inverse on the grid `target` of a displacement on `grid` after an affine, (1, 3, D, H, W) in voxels."""
+    field = DisplacementField.from_voxels(displacement[0].cpu().numpy(), grid.affine, pre=affine)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the mean is judged later
-        inverse = backward.inverse(grid, iterations=30, tolerance_mm=0.05)
-    del backward
-    return torch.from_numpy(inverse.to_voxels(moving_affine=affine.matrix @ grid.affine))[None].to(device)
+        warnings.simplefilter("ignore", VolumeWarning)  # the inverse of the result is judged later
+        inverse = field.inverse(target, iterations=30, tolerance_mm=0.05)
+    del field
+    voxels = inverse.to_voxels(moving_affine=np.linalg.inv(affine.matrix) @ target.affine)
+    return torch.from_numpy(voxels)[None].to(displacement.device)
 
 
 def _judged(

@@ -1,5 +1,7 @@
 """Refinement of a dense displacement on phantoms with a known displacement."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from voxelwave.registration.forces import CorrelationForce
 from voxelwave.registration.free_form import bending_slope, spline_basis
 from voxelwave.registration.levels import smooth
-from voxelwave.registration.refine import refine, unfold
+from voxelwave.registration.refine import Pass, refine, rounds_of, unfold
 from voxelwave.registration.similarity import local_ncc_loss
 from voxelwave.registration.warp import compose, invert_displacement, jacobian_determinant, voxel_grid, warp
 
@@ -138,16 +140,16 @@ def test_thin_and_tiny_images_run(shape, similarity, generator):
     assert torch.isfinite(found).all()
 
 
-def test_progress_names_each_level():
+def test_progress_names_each_pass():
     fixed, moving, _ = pair()
     lines = []
     refine(moving, fixed, similarity="ncc", iterations=0.05, progress=lines.append)
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all(line.startswith("ncc at ") for line in lines)
 
 
-@pytest.mark.parametrize(("blurred", "levels"), [("none", 4), ("moving", 4), ("fixed", 3)])
-def test_detail_that_only_the_moving_image_has_is_not_deformed(blurred, levels):
+@pytest.mark.parametrize(("blurred", "passes"), [("none", 5), ("moving", 5), ("fixed", 4)])
+def test_detail_that_only_the_moving_image_has_is_not_deformed(blurred, passes):
     noise = gaussian_filter(np.random.default_rng(0).standard_normal((112, 112, 112)), 0.8)
     fixed = torch.from_numpy((noise + 1).astype(np.float32))[None, None]
     images = {"moving": fixed, "fixed": fixed}
@@ -155,7 +157,29 @@ def test_detail_that_only_the_moving_image_has_is_not_deformed(blurred, levels):
         images[blurred] = smooth(fixed, (1.5,) * 3)
     lines = []
     refine(images["moving"], images["fixed"], similarity="ncc", iterations=0.01, progress=lines.append)
-    assert len(lines) == levels
+    assert len(lines) == passes
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+def test_passes_for_details_smooth_less_if_both_images_are_as_sharp(blurred, generator):
+    fixed, moving, _ = pair()
+    moving += 0.05 * torch.rand(moving.shape, generator=generator)
+    if blurred:
+        moving = smooth(moving, (3.0,) * 3)
+    usual, detailed = (
+        refine(moving, fixed, similarity="ncc", levels=(Pass(1, 5, detail=detail),)) for detail in (False, True)
+    )
+    assert torch.equal(usual, detailed) == blurred
+
+
+def test_directions_are_averaged_once_if_one_image_is_more_blurred(generator):
+    sharp = smooth(torch.rand(1, 1, 24, 24, 24, generator=generator), (0.5,) * 3)
+    blurred = smooth(sharp, (2.0,) * 3)
+    rounds = rounds_of(sharp, sharp)
+    assert len(rounds) > 1
+    for images in ((sharp, blurred), (blurred, sharp)):
+        (only,) = rounds_of(*images)
+        assert only == tuple(itertools.chain(*rounds))
 
 
 def test_unfolded_field_has_no_folds_and_is_the_same_elsewhere():
