@@ -321,6 +321,7 @@ def _wanted(annotation: Any) -> str:
     return " or ".join(_wanted_one(part) for part in parts if part is not NoneType)
 
 
+_IN_LISTS = {"whole numbers": "1,2", "numbers": "1,0.5", "mappings": "{name: value}"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
 
 
@@ -330,8 +331,8 @@ def _wanted_one(kind: Any) -> str:
         case builtins.tuple if Ellipsis not in parts:
             return f"{len(parts)} values, such as [{','.join('1' * len(parts))}]"
         case builtins.tuple | builtins.list:
-            inside = _PLURALS.get(parts[0]) if parts else "values"
-            return f"a list of {inside or 'mappings, such as [{name: value}]'}"
+            inside = _PLURALS.get(parts[0], "mappings") if parts else "values"
+            return f"a list of {inside}, such as [{_IN_LISTS.get(inside, 'a,b')}]"
         case builtins.dict:
             inside = f" of names to {_PLURALS[parts[1]]}" if parts and parts[1] in _PLURALS else ""
             return f"a mapping{inside}, such as {{name: value}}"

@@ -237,6 +237,11 @@ def test_a_wrong_value_is_explained_in_plain_words(words, complaint, capsys):
     assert complaint in _messages("restoration train", ["in", "val", "-o", "out", *words], capsys)
 
 
+def test_a_list_is_explained_by_an_example(capsys):
+    said = _messages("registration benchmark", ["data", "-o", "out", "--spacings", "2"], capsys)
+    assert "--spacings must be a list of numbers, such as [1,0.5], got 2;" in said
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

