@@ -37,8 +37,8 @@ _DETAIL_BLUR = 1.4  # largest ratio of the blur of both images, either way, for 
 _STEP = 0.5  # length of the longest vector of one compositive update, in voxels of the level
 _SMOOTH_UPDATE = {"ncc": 1.7, "mi": 5.0, "mind": 5.0}  # sigma in voxels of the level
 _SMOOTH_TOTAL = {"ncc": 0.5, "mi": 1.0, "mind": 1.0}
-# Instead of 0.5 in passes for details: on two people at 2 mm, the mean Dice rose from 0.754 to 0.758. With 0.3 it rose to
-# 0.761, but the map was so steep in a few voxels that its inverse was not found.
+# Instead of 0.5 in passes for details: on two people at 2 mm, the mean Dice rose from 0.754 to 0.758. With 0.3 it rose
+# to 0.761, but the map was so steep in a few voxels that its inverse was not found.
 _SMOOTH_DETAIL = 0.4
 _CONTROL = {2: 6.0, 1: 4.0}  # spacing of the control points, in voxels of the finest level
 _MARGIN = 4  # voxels of the finest level around the foreground
