@@ -40,10 +40,24 @@ def charbonnier(restored: Tensor, clean: Tensor, *, epsilon: float = 1e-6) -> Te
     return torch.sqrt((restored - clean).square() + epsilon**2).mean()
 
 
+def psnr_loss(restored: Tensor, clean: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+    """The mean over the images of 10 log10(mean squared difference + epsilon), in decibels.
+
+    It is the negative PSNR of images whose range is 1 (Chen et al., HINet, CVPRW 2021), so that images count equally at
+    each noise level; with the other losses, those with strong noise count most.
+
+    Example:
+        >>> round(float(psnr_loss(torch.full((1, 1, 2, 2), 0.1), torch.zeros(1, 1, 2, 2))), 3)
+        -20.0
+    """
+    return 10 * torch.log10((restored - clean).square().flatten(1).mean(dim=1) + epsilon).mean()
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "charbonnier": charbonnier,
     "mse": F.mse_loss,
+    "psnr": psnr_loss,
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Loss = Literal["l1", "charbonnier", "mse"]
+Loss = Literal["l1", "charbonnier", "mse", "psnr"]
 Optimizer = Literal["adam", "adamw", "muon"]
 Schedule = Literal["halved", "cosine", "constant"]
 Region = Literal["all", "head"]
@@ -213,7 +213,8 @@ class ModuleSettings(Settings):
     Args:
         network: "MaIR" or "MaIRUNet", or the name of a published variant such as "mair-t-x2".
         arguments: the network's constructor arguments; for a variant only the arguments that differ.
-        loss: "l1", "charbonnier" or "mse".
+        loss: "l1", "charbonnier", "mse", or "psnr" (the logarithm of each image's squared error, so that all noise
+            levels count equally).
         optimizer: "adam", "adamw", or "muon", which orthogonalises the updates of kernels and matrices and leaves the
             other parameters to Adam (`muon.Muon`).
         lr: the learning rate.

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from voxelwave.restoration.module import RestorationModule, charbonnier, halved, held_then_cosine, load_checkpoint
+from voxelwave.restoration.module import (
+    RestorationModule,
+    charbonnier,
+    halved,
+    held_then_cosine,
+    load_checkpoint,
+    psnr_loss,
+)
 from voxelwave.restoration.settings import ModuleSettings
 
 
@@ -22,6 +29,17 @@ def test_cosine_holds_then_falls_to_its_floor() -> None:
     options = {"warmup": 0, "hold": 184_000, "steps": 728_000, "floor": 1e-6 / 3e-4}
     factors = [held_then_cosine(step, **options) for step in (0, 184_000, 456_000, 728_000, 800_000)]
     np.testing.assert_allclose(factors, [1, 1, (1 + 1 / 300) / 2, 1 / 300, 1 / 300])
+
+
+def test_psnr_loss_is_the_negative_psnr_and_weighs_images_equally() -> None:
+    clean = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    restored = clean + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    restored.requires_grad_()
+    loss = psnr_loss(restored, clean)
+    assert float(loss.detach()) == pytest.approx(-30, abs=1e-2)  # 20 dB and 40 dB
+    (slope,) = torch.autograd.grad(loss, restored)
+    moved = (slope * (restored - clean)).detach().sum(dim=(1, 2, 3))  # the change if each error grows by its own length
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=0)
 
 
 def test_charbonnier_is_nearly_l1() -> None:
