@@ -57,7 +57,7 @@ struct Scan {
 
 namespace {
 
-constexpr int NEAR = 2;  // prefetches end in L2: rows a power of two apart share a set of L1
+constexpr int NEAR = VW_LANES == 16 ? 3 : 2;  // the cache for prefetches; rows a power of two apart share a set of L1
 constexpr int CHUNK = 128;
 
 // e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
@@ -395,7 +395,8 @@ struct Prefetch {
   const char *address[CHUNK];
   void aim(const Tile &tile) {
     if (tile.positions) {
-      for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, 0);
+      // the last channel: the first one is often in a line of the block before
+      for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, tile.rows - 1);
       return;
     }
     // only full chunks are prefetched; with 2-byte numbers or few lanes the rows end early and start again
@@ -439,12 +440,12 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
   }
 }
 
-// Prefetches part k of `parts` of B or C of the chunk at t0, whose rows are far apart
-void prefetch_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g, int64_t t0,
-                     int64_t states, int64_t k, int64_t parts) {
-  const int64_t size = type_size(type);
+// Prefetches part k of `parts` of B or C of the chunk at t0, whose rows are far apart.
+void prefetch_matrix(const Scan &s, const void *matrix, const int64_t *stride, int64_t b, int64_t g, int64_t t0, int64_t k,
+                     int64_t parts) {
+  const int64_t size = type_size(s.type);
   const char *from = (const char *)matrix + (b * stride[0] + g * stride[1] + t0 * stride[2]) * size;
-  for (int64_t n = k; n < states; n += parts)
+  for (int64_t n = k; n < s.states; n += parts)
     for (int64_t byte = 0; byte < CHUNK * size; byte += 64) __builtin_prefetch(from + n * stride[3] * size + byte, 0, NEAR);
 }
 
@@ -465,6 +466,8 @@ void store_lanes(real *to, int64_t states, int64_t rows, const vf *from) {
 // ---- forward
 
 constexpr int TOGETHER = 4;  // vectors whose exponentials are computed step by step
+// Of the decays; with the table these take so few steps that more of them only push states out of the registers.
+constexpr int DECAYS = VW_LANES == 16 && sizeof(real) == 4 ? 1 : TOGETHER;
 // Steps whose decays are computed before the states that need them. With 16 registers (AVX2, Zen 3), a state that waits for
 // its decay would keep others from entering the scheduler: 16.7 ms became 14.5 ms for 720 x 4096, 16 states.
 constexpr int PIECE = VW_LANES == 16 ? 1 : 16;
@@ -482,7 +485,7 @@ INLINE void decays(vf dl, const vf *A2, vf *a) {
 template <int NT, bool BV, bool CV, bool BOUNDED>
 void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
                     const real *Cs, const vf *Bl, const vf *Cl, const char *const *ahead) {
-  constexpr int N = NT < TOGETHER ? NT : TOGETHER;
+  constexpr int N = NT < DECAYS ? NT : DECAYS;
   vf h[NT], b[NT], c[NT], ready[PIECE * NT];
   for (int i = 0; i < NT; ++i) {
     h[i] = state[i];
@@ -713,7 +716,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         p = ahead->address;
         for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
           if (varies && !positions && t0 + 2 * CHUNK <= s.length)
-            prefetch_matrix(s.type, matrix, stride, b, g, t0 + CHUNK, states, k, blocks);
+            prefetch_matrix(s, matrix, stride, b, g, t0 + CHUNK, k, blocks);
       }
       const bool within = bounded(most_dl, most_A2[k]);
       for (int t = 0; t < steps && !within; ++t) tdl[t] = finite(tdl[t]);
@@ -770,6 +773,8 @@ constexpr int AHEAD = 5;  // tensors of the next block to prefetch: u, delta, gr
 // One chunk of one block of channels
 struct ChannelBlock {
   int steps, states, passes, rows;
+  bool first;                // of its task: dB and dC are empty
+  bool by_position;          // the memory of `ahead` has channels last
   BlockTiles *tile;
   const real *start;         // the checkpoint
   const real *B, *C;         // (steps, states), if they vary
@@ -794,8 +799,14 @@ void backward_states(const ChannelBlock &block, int first, int pass, const vf *A
   }
   for (int t = 0; t < steps; ++t) {
     const vf xt = tile.x[t];
-    if (block.ahead)
-      for (int i = pass; i < AHEAD; i += block.passes) __builtin_prefetch(block.ahead[i * CHUNK + t], 0, NEAR);
+    if (block.ahead) {
+      for (int i = pass; i < AHEAD; i += block.passes) {
+        if (block.by_position)
+          __builtin_prefetch(block.ahead[i * CHUNK + t], 0, NEAR);
+        else
+          __builtin_prefetch(block.ahead[i * CHUNK + t], 0, 2);  // L1 cost a tenth of the time
+      }
+    }
     vf yt = {}, a[NT];
     if (GATED) yt = tile.y[t];
     decays<NT, BOUNDED>(tile.dl[t], A2, a);
@@ -819,7 +830,8 @@ void backward_states(const ChannelBlock &block, int first, int pass, const vf *A
   }
   for (int t = steps - 1; t >= 0; --t) {
     const vf gy = tile.gy[t], xt = tile.x[t], dlt = tile.dl[t];
-    vf sb = tile.sum_gB[t], sa = tile.sum_gAp[t], gx[NT], hy[NT];
+    vf sb = {}, sa = {}, gx[NT], hy[NT];
+    if (pass) sb = tile.sum_gB[t], sa = tile.sum_gAp[t];
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
       const vf ah = ahs[t * NT + i], Bt = BV ? splat(Bs[t * states + i]) : b[i];
@@ -833,8 +845,10 @@ void backward_states(const ChannelBlock &block, int first, int pass, const vf *A
       if (!BV) db[i] += gx[i];
       if (!CV) dc[i] += hy[i];
     }
-    if (BV) block.dB[t * block.passes + pass] += fold<NT>(gx);
-    if (CV) block.dC[t * block.passes + pass] += fold<NT>(hy);
+    vf sum_gx = fold<NT>(gx), sum_hy = fold<NT>(hy);
+    const int at = t * block.passes + pass;
+    if (BV) block.dB[at] = block.first ? sum_gx : block.dB[at] + sum_gx;
+    if (CV) block.dC[at] = block.first ? sum_hy : block.dC[at] + sum_hy;
     tile.sum_gB[t] = sb;
     tile.sum_gAp[t] = sa;
   }
@@ -868,16 +882,21 @@ INLINE void for_each_pass(int64_t states, const Work &work) {
   for (; n < states; ++n) work(std::integral_constant<int, 1>(), n, pass++);
 }
 
-// Adds the sums of folded lanes, every `passes`th vector from `from`, to NT columns of [step][states].
+template <int NT, size_t... I>
+INLINE vf by_step(vf sums, std::index_sequence<I...>) {
+  return __builtin_shufflevector(sums, sums, (I % NT * (W / NT) + I / NT)...);
+}
+
+// Writes the sums of folded lanes, every `passes`th vector from `from`, to NT columns of [step][states].
 template <int NT>
-void add_folded(const vf *from, int64_t passes, int steps, int states, real *to) {
+void unfold(const vf *from, int64_t passes, int steps, int states, real *to) {
   constexpr int COUNT = W / NT;
   for (int t = 0; t < steps; t += COUNT) {
     vf v[COUNT] = {};
     for (int i = 0; i < COUNT && t + i < steps; ++i) v[i] = from[(t + i) * passes];
-    const vf sums = lane_sums<COUNT>(v);
+    const vf sums = by_step<NT>(lane_sums<COUNT>(v), std::make_index_sequence<W>());
     for (int i = 0; i < COUNT && t + i < steps; ++i)
-      for (int n = 0; n < NT; ++n) to[(t + i) * states + n] += sums[n * COUNT + i];
+      __builtin_memcpy(to + (t + i) * states, (const real *)&sums + i * NT, NT * sizeof(real));
   }
 }
 
@@ -933,8 +952,6 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
     if (s.c_varies)
       stage_matrix(s.type, s.C, s.C_stride, b, g, positions, t0, steps, states, Cs, staging);
-    memset(dBt, 0, sizeof(vf) * steps * columns);
-    memset(dCt, 0, sizeof(vf) * steps * columns);
     auto tile = [&](const void *tensor, const int64_t *stride, int64_t c) {
       return tile_of(s, s.type, tensor, stride, b, g, c, t0);
     };
@@ -945,12 +962,14 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       load_tile(tile(s.grad_out, s.grad_out_stride, c), q.gy, staging);
       vf bias = s.delta_bias ? load_first(s.delta_bias + d, rows) : vf{};
       vf D = s.D ? load_first(s.D + d, rows) : vf{};
-      step_sizes<true>(q.dl, steps, bias, s.softplus, q.slope);
       vf most_dl = {};
-      for (int t = 0; t < steps; ++t) {
-        q.x[t] = q.dl[t] * q.u[t];
-        most_dl = at_least(most_dl, absolute(q.dl[t]));
-        q.sum_gB[t] = q.sum_gAp[t] = vf{};
+      for (int t = 0; t < steps; t += TOGETHER) {
+        const int some = steps - t < TOGETHER ? steps - t : TOGETHER;
+        step_sizes<true>(q.dl + t, some, bias, s.softplus, q.slope + t);
+        for (int i = t; i < t + some; ++i) {
+          q.x[i] = q.dl[i] * q.u[i];
+          most_dl = at_least(most_dl, absolute(q.dl[i]));
+        }
       }
       if (s.z) {
         load_tile(tile(s.z, s.z_stride, c), q.gz, staging);
@@ -974,12 +993,12 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         aim(4, s.type, s.ddelta, s.out_stride);
       }
       for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
-        if (varies && !positions && chunk > 0)
-          prefetch_matrix(s.type, matrix, stride, b, g, t0 - CHUNK, states, k, blocks);
+        if (varies && !positions && chunk > 0) prefetch_matrix(s, matrix, stride, b, g, t0 - CHUNK, k, blocks);
       const bool within = bounded(most_dl, most_A2[k]);
       for (int t = 0; t < steps && !within; ++t) q.dl[t] = finite(q.dl[t]);
-      const ChannelBlock block{steps, (int)states, (int)columns, (int)rows, &q, checkpoint(s, b, chunk, d), Bs, Cs, dBt, dCt,
-                               decays, decayed, more ? ahead->address : nullptr};
+      const ChannelBlock block{steps, (int)states, (int)columns, (int)rows, k == 0, positions != nullptr, &q,
+                               checkpoint(s, b, chunk, d), Bs, Cs, dBt, dCt, decays, decayed,
+                               more ? ahead->address : nullptr};
       for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
         const int64_t at = k * states + n;
         choose<decltype(count)::value>(s.b_varies, s.c_varies, s.z != nullptr, within)(
@@ -1005,9 +1024,8 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
     }
     auto unstage = [&](const vf *folded, real *sums, real *to) {
-      memset(sums, 0, sizeof(real) * steps * states);
       for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
-        add_folded<decltype(count)::value>(folded + pass, columns, steps, (int)states, sums + n);
+        unfold<decltype(count)::value>(folded + pass, columns, steps, (int)states, sums + n);
       });
       to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
       int64_t n = 0;
@@ -1016,9 +1034,9 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         for (int i = 0; i < W; ++i) rows[i] = to + t0 + (n + i) * s.dB_stride[3];
         to_rows(sums + n, states, steps, rows);
       }
-      for (; n < states; ++n)
-        for (int64_t t = 0; t < steps; ++t)
-          to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + n * s.dB_stride[3]] = sums[t * states + n];
+      for (int64_t t = 0; t < steps; ++t)
+        for (int64_t i = n; i < states; ++i)
+          to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + i * s.dB_stride[3]] = sums[t * states + i];
     };
     if (s.b_varies) unstage(dBt, dBs, s.dB);
     if (s.c_varies) unstage(dCt, dCs, s.dC);
