@@ -19,6 +19,7 @@ from ..kernels.attention.choice import Place, mixer_of, needs
 from ..kernels.attention.layer import EditableHeads
 from ..kernels.attention.mixer import NC, Mixed, Mixer
 from ..kernels.attention.relative_convolution import RelativeConvolutionAttention
+from ..kernels.convolution import Conv3d
 
 STRIDES = (4, 8, 16, 32)  # voxels between the tokens of each stage
 COARSE = (2, 3)  # the stages of which a branch returns the tokens
@@ -42,7 +43,7 @@ class ImageBranch(nn.Module):
         super().__init__()
         inputs = (1, *CHANNELS[:-1])
         self.convolutions = nn.ModuleList(
-            nn.Conv3d(i, o, 7, 4, padding=3) if i == 1 else nn.Conv3d(i, o, 3, 2, padding=1)
+            Conv3d(i, o, 7, 4, padding=3) if i == 1 else Conv3d(i, o, 3, 2, padding=1)
             for i, o in zip(inputs, CHANNELS, strict=True)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in CHANNELS)

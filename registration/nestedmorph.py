@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.attention.baselines import EfficientAttention
 from ..kernels.attention.layer import EditableHeads, ResidualPoint
 from ..kernels.attention.softmax import linear_attention
+from ..kernels.convolution import Conv3d
 from ..kernels.depthwise import depthwise_conv
 from .choices import FLOW_HEADS, NORMS, FlowHead, Norm
 from .cross_attention import COARSE, CrossAttention, ImageBranch, Searched, Tokens
@@ -106,7 +107,7 @@ class NestedMorph(nn.Module):
         self.unet = _UNet(widths, official, self.keep_unused, flow_head, mixer, expand_chunk)
         if norm == "group":
             _use_group_norms(self.unet)
-        self.flow = nn.Conv3d(1 if flow_head == "published" else widths[0], 3, 3, padding=1)
+        self.flow = Conv3d(1 if flow_head == "published" else widths[0], 3, 3, padding=1)
         nn.init.normal_(self.flow.weight, std=1e-5)  # training starts from the identity
         assert self.flow.bias is not None
         nn.init.zeros_(self.flow.bias)
@@ -234,7 +235,7 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class _Conv(nn.Conv3d):
+class _Conv(Conv3d):
     """A convolution of channel-last maps, (B, D, H, W, C) -> (B, D', H', W', C')."""
 
     def forward(self, input: Tensor) -> Tensor:
