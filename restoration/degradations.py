@@ -146,8 +146,9 @@ def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
     Args:
         kind: "gaussian", "rician", "ct", "gaussian-blur" or "box-blur".
         parameters: each a number, or (low, high), between which one is drawn for each patch.
-            gaussian, rician: `sigma`, as a fraction of the intensity range (25 of 255 is 0.098). For Rician noise, the
-            range defines the position of the image's own 0.
+            gaussian, rician: `sigma`, as a fraction of the intensity range (25 of 255 is 0.098). `logarithmic: true`
+            draws it uniformly on a logarithmic scale, so that weak noise occurs more often. For Rician noise, the range
+            defines the position of the image's own 0.
             ct: `photons` (drawn uniformly on a logarithmic scale), and the fixed numbers `path_mm` and `cutoff` of
             `ct_noise`. The range must be in HU.
             gaussian-blur: `sigma_px`; box-blur: `size_px`, a fixed number. Both also take the `sigma` of Gaussian noise
@@ -171,6 +172,8 @@ def make_degradation(kind: str | None = None, **parameters: Any) -> Degrade:
         raise ValueError(f"degradation {kind} takes {_parameter_names(kind)}, got {given} ({error})") from None
     for name, value in parameters.items():
         _check_parameter(kind, name, value)
+    if kind == "ct" or parameters.get("logarithmic"):
+        _check_above_0(kind, "photons" if kind == "ct" else "sigma", parameters)
     return partial(function, **parameters)
 
 
@@ -210,15 +213,24 @@ def known_sigma(kind: str, **parameters: Any) -> float | None:
     return float(sigma) if kind in ("gaussian", "rician") and isinstance(sigma, (int, float)) else None
 
 
-def _gaussian(clean: Tensor, generator: torch.Generator, _: IntensityRange, *, sigma: Level) -> Tensor:
-    return gaussian_noise(clean, _level(sigma, generator), generator)
+def _gaussian(
+    clean: Tensor, generator: torch.Generator, _: IntensityRange, *, sigma: Level, logarithmic: bool = False
+) -> Tensor:
+    return gaussian_noise(clean, _level(sigma, generator, logarithmic=logarithmic), generator)
 
 
-def _rician(clean: Tensor, generator: torch.Generator, intensity_range: IntensityRange, *, sigma: Level) -> Tensor:
+def _rician(
+    clean: Tensor,
+    generator: torch.Generator,
+    intensity_range: IntensityRange,
+    *,
+    sigma: Level,
+    logarithmic: bool = False,
+) -> Tensor:
     zero = intensity_range.low / intensity_range.span
     if zero < _MOST_NEGATIVE:
         raise ValueError(f"degradation rician needs magnitudes, so a range that begins at 0, got {intensity_range}")
-    return rician_noise(clean + zero, _level(sigma, generator), generator) - zero
+    return rician_noise(clean + zero, _level(sigma, generator, logarithmic=logarithmic), generator) - zero
 
 
 def _ct(
@@ -232,8 +244,7 @@ def _ct(
 ) -> Tensor:
     if intensity_range.unit != "HU":
         raise ValueError(f"degradation ct needs a range in HU, such as hu:-1000,2000, got {intensity_range}")
-    logarithms = [math.log(value) for value in ([photons] if isinstance(photons, (int, float)) else photons)]
-    drawn = math.exp(_level(logarithms if len(logarithms) > 1 else logarithms[0], generator))
+    drawn = _level(photons, generator, logarithmic=True)
     hu = clean * intensity_range.span + intensity_range.low
     noisy = ct_noise(hu, drawn, generator, path_mm=path_mm, cutoff=cutoff)
     return (noisy - intensity_range.low) / intensity_range.span
@@ -263,6 +274,10 @@ _DEGRADATIONS: dict[str, Callable[..., Tensor]] = {
 
 def _check_parameter(kind: str, name: str, value: Any) -> None:
     """Refuse a value that is neither a number of at least 0 nor, for a parameter that is drawn, a pair (low, high)."""
+    if name == "logarithmic":
+        if not isinstance(value, bool):
+            raise ValueError(f"logarithmic of degradation {kind} must be true or false, got {value!r}")
+        return
     if value is None and name == "cutoff":
         return
     drawn = name in ("sigma", "sigma_px", "photons")
@@ -273,14 +288,25 @@ def _check_parameter(kind: str, name: str, value: Any) -> None:
         raise ValueError(f"{name} of degradation {kind} must be {wanted}, got {value!r}")
 
 
+def _check_above_0(kind: str, name: str, parameters: dict[str, Any]) -> None:
+    """Refuse a parameter that is drawn on a logarithmic scale if it can be 0."""
+    value = parameters[name]
+    if 0 in (value if isinstance(value, (list, tuple)) else [value]):
+        raise ValueError(
+            f"{name} of degradation {kind} must be above 0, since it is drawn on a logarithmic scale, got {value!r}"
+        )
+
+
 def _parameter_names(kind: str) -> str:
     return ", ".join(list(inspect.signature(_DEGRADATIONS[kind]).parameters)[3:])
 
 
-def _level(values: Level, generator: torch.Generator) -> float:
-    """The value itself, or a value drawn uniformly from (low, high)."""
+def _level(values: Level, generator: torch.Generator, *, logarithmic: bool = False) -> float:
+    """The value itself, or a value drawn from (low, high) uniformly, or uniformly on a logarithmic scale."""
     if isinstance(values, (int, float)):
         return float(values)
+    if logarithmic:
+        return math.exp(_level([math.log(value) for value in values], generator))
     low, high = values
     return float(low + (high - low) * torch.rand(1, generator=generator))
 

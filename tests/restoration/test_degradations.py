@@ -236,7 +236,7 @@ def test_bicubic_commutes_with_mirroring_and_transposing() -> None:
 def test_unknown_kinds_and_parameters_are_named() -> None:
     with pytest.raises(ValueError, match=r"one of gaussian, rician, ct.*got 'salt'"):
         make_degradation("salt")
-    with pytest.raises(ValueError, match="rician takes sigma, got sigma_px"):
+    with pytest.raises(ValueError, match="rician takes sigma, logarithmic, got sigma_px"):
         make_degradation("rician", sigma_px=1.0)
     with pytest.raises(ValueError, match="takes photons, path_mm, cutoff, got nothing"):
         make_degradation("ct")
@@ -259,3 +259,21 @@ def test_a_level_is_known_if_it_is_one_number() -> None:
     assert known_sigma("rician", sigma=0.1) == 0.1
     assert known_sigma("gaussian", sigma=[0.1, 0.2]) is None
     assert known_sigma("gaussian-blur", sigma_px=1.0, sigma=0.1) is None
+
+
+def test_noise_on_a_logarithmic_scale_has_half_its_levels_below_the_geometric_mean() -> None:
+    degrade = make_degradation("gaussian", sigma=[0.01, 0.16], logarithmic=True)
+    generator, clean = _generator(), torch.zeros(1, 24, 24)
+    levels = torch.stack([degrade(clean, generator, IntensityRange(0, 1)).std() for _ in range(400)])
+    assert float(levels.min()) > 0.009
+    assert float(levels.max()) < 0.18
+    assert float((levels < 0.04).float().mean()) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [("ct", {"photons": 0}), ("ct", {"photons": [0, 100]}), ("rician", {"sigma": [0, 0.1], "logarithmic": True})],
+)
+def test_a_logarithmic_scale_cannot_begin_at_0(kind: str, parameters: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be above 0, since it is drawn on a logarithmic scale, got"):
+        make_degradation(kind, **parameters)
