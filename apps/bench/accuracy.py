@@ -138,7 +138,7 @@ def accuracy_page(folder: Path) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {
         **{"d": _decimals, "to": _to, "interval": _interval, "change": _change, "words": _words},
-        **{"pick": _pick, "where": _where, "highest": _highest, "lowest": _lowest},
+        **{"pick": _pick, "where": _where, "highest": _highest, "lowest": _lowest, "figures_of": _figures_of},
     }
     figures = {name: record["figures"] for name, record in records.items()}
     command = "voxelwave bench accuracy docs/results -o docs/accuracy.md --overwrite"
@@ -199,6 +199,11 @@ def _pick(rows: Sequence[Mapping[str, Any]], **known: Any) -> Mapping[str, Any]:
     if len(found) != 1:
         raise ValueError(f"expected one row with {known} in a record of the page, found {len(found)}")
     return found[0]
+
+
+def _figures_of(methods: Sequence[str], rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The figure with this name of each method, in the order of the methods."""
+    return [_pick(rows, method=method)[name] for method in methods]
 
 
 def _highest(values: Sequence[float], digits: int, unit: str = "") -> list[str]:
