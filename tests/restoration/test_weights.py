@@ -251,12 +251,12 @@ def test_shipped_weights_load_by_name_and_come_with_a_card(name):
 
 def test_shipped_denoiser_removes_noise_of_every_trained_strength(generator):
     model, _ = load_weights("denoise-grey")
-    ramp = torch.linspace(0.2, 0.8, 48).expand(1, 1, 48, 48)
+    ramp = torch.linspace(0.2, 0.8, 96).expand(1, 1, 96, 96)
     for sigma in (10 / 255, 25 / 255, 50 / 255):
         noise = sigma * torch.randn(ramp.shape, generator=generator)
         with torch.inference_mode():
             left = model(ramp + noise) - ramp
-        assert left.square().mean() < 0.25 * noise.square().mean()  # at least 6 dB on a smooth ramp
+        assert left.square().mean() < 0.02 * noise.square().mean()  # at least 17 dB on a smooth ramp
 
 
 def test_a_name_without_suffix_that_is_not_shipped_is_an_error_that_lists_the_names(tmp_path):
