@@ -128,14 +128,17 @@ def refine(
     images = fixed[box], moving[box], (torch.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).float())[box]
     chosen = _choose(*images, start[box]) if similarity == "auto" else similarity
     by_composition = diffeomorphic or chosen == "ncc"
-    blur = blur_of(images[0]) / blur_of(images[1]) if chosen == "ncc" else math.inf
     passes: list[Pass] = []
     if not isinstance(levels, str):
         passes += levels
     elif levels != "fine":
         passes += itertools.chain(*_COARSE_ROUNDS) if by_composition else _FREE_FORM
-    if levels in ("fine", "all") and native_mm < 0.8 * finest_mm and blur <= _MOST_BLUR:
+    if levels in ("fine", "all") and native_mm < 0.8 * finest_mm:
         passes.append(_FINE)
+    depends_on_blur = chosen == "ncc" and any(one.detail or one == _FINE for one in passes)
+    blur = blur_of(images[0]) / blur_of(images[1]) if depends_on_blur else math.inf
+    if blur > _MOST_BLUR:
+        passes = [one for one in passes if one != _FINE]
 
     field, control = start[box], None
     for coarseness, alike in itertools.groupby(passes, key=lambda one: one.coarseness):

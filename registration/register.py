@@ -406,9 +406,10 @@ def _in_both_directions(
     Neither direction is then worse than the other, and exchanging the images inverts the map of the coarse levels. The
     fine level has the direction that was asked for, since its inverse would align labels less well.
     """
-    images = _on_grid(fixed, moving, working_grid(moving), affine.inverse(), refinement.images[0].device)
-    back_compared = _weights(masks.swapped().on_grid(working_grid(moving), affine.inverse()), images[0].device)
-    way_back = replace(refinement, images=images, grid=working_grid(moving), prefix="back: ")
+    back_grid, back_affine = working_grid(moving), affine.inverse()
+    images = _on_grid(fixed, moving, back_grid, back_affine, refinement.images[0].device)
+    back_compared = _weights(masks.swapped().on_grid(back_grid, back_affine), images[0].device)
+    way_back = replace(refinement, images=images, grid=back_grid, prefix="back: ")
     there, compared_there = refinement.coarser(compared)
     back, compared_back = way_back.coarser(back_compared)
     del images, way_back, back_compared
@@ -417,7 +418,7 @@ def _in_both_directions(
         start = None if mean is None else _inverse_on(back.grid, mean, there.grid, affine)
         backward = back.run(start, mask=compared_back, levels=passes)
         forward = there.run(mean, mask=compared_there, levels=passes)
-        mean = unfold((forward + _inverse_on(there.grid, backward, back.grid, affine.inverse())) / 2)
+        mean = unfold((forward + _inverse_on(there.grid, backward, back.grid, back_affine)) / 2)
     assert mean is not None
     mean = resize_displacement(mean, refinement.grid.shape)
     factor = 2.0 if refinement.settings.effort == "accurate" else 1.0
