@@ -53,6 +53,10 @@ class DiffusionPair:
     diffusion: Volume
     facts: PairFacts
 
+    def direction(self, *, swapped: bool) -> str:
+        """The name of one direction in the table; swapped if the diffusion image moves."""
+        return self.name + (" b0 -> T1w" if swapped else " T1w -> b0")
+
     def points(self) -> np.ndarray:
         """Points of the brain in the diffusion image that the T1w scan shows, too, (N, 3) world mm."""
         where = np.argwhere(head_mask(self.diffusion).array)
@@ -103,7 +107,7 @@ def diffusion_benchmark(
         facts = _exchanged(facts)
     rows = []
     for method in methods:
-        row: dict[str, Any] = {"pair": pair.name + (" b0 -> T1w" if swapped else " T1w -> b0"), "method": method}
+        row: dict[str, Any] = {"pair": pair.direction(swapped=swapped), "method": method}
         started, cpu = time.perf_counter(), time.process_time()
         first = _align(pair, pair.t1, pair.diffusion, method, facts, swapped=swapped)
         row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
 from ...registration.series import load_fixed
-from ...runs.record import write_measurement
+from ...runs.exit import UsageError
+from ...runs.json_types import read_record
+from ...runs.record import sha256, write_measurement
 from ...runs.tables import print_rows
 from ...volumes import Volume, read_volume, resample
 from .options import Benchmark
@@ -35,6 +37,9 @@ _PEOPLE = {
     "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
 }
 _HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the other people
+
+
+Method = TypeVar("Method", bound=str)
 
 
 class Part(NamedTuple):
@@ -66,6 +71,36 @@ def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: di
     )
 
 
+class _Earlier(TypedDict):
+    """What `_write` wrote."""
+
+    inputs: dict[str, dict[str, str]]
+    rows: list[dict[str, Any]]
+    threads: int
+    seed: list[int]
+
+
+def _earlier_rows(options: Benchmark, part: str, inputs: dict[str, Path | None]) -> list[dict[str, Any]]:
+    """With --resume, the rows that an earlier run wrote; else none.
+
+    Raises:
+        UsageError: the earlier run had other scans, seeds or threads.
+    """
+    path = options.output / f"benchmark-{part}.json"
+    if not options.resume or not path.is_file():
+        return []
+    earlier: _Earlier = read_record(path, _Earlier)
+    if (earlier["threads"], len(earlier["seed"])) != (options.threads, options.seeds):
+        raise UsageError(
+            f"{path} was measured with --threads {earlier['threads']} --seeds {len(earlier['seed'])}, got --threads"
+            f" {options.threads} --seeds {options.seeds}: give the same, or choose another --output"
+        )
+    for name, scan in inputs.items():
+        if scan is not None and name in earlier["inputs"] and sha256(scan) != earlier["inputs"][name]["sha256"]:
+            raise UsageError(f"{path} was measured on another scan in place of {scan}: choose another --output")
+    return [{k: float("nan") if v is None else v for k, v in row.items()} for row in earlier["rows"]]
+
+
 def _field(options: Benchmark) -> Part:
     folder = options.data / "mri_ms_multimodal" / "mni" / "patient07"
     t1, t2 = folder / "patient07_T1.nii.gz", folder / "patient07_T2.nii.gz"
@@ -78,18 +113,25 @@ def _field(options: Benchmark) -> Part:
 
 def _labels(options: Benchmark) -> Part:
     people, inputs = _people(options.data)
-    rows: list[dict[str, Any]] = []
+    rows = _earlier_rows(options, "labels", inputs)
     methods = _label_methods(options)
     for spacing in options.spacings or (2.0, 1.0):
         scans = {name: coarser(scan, spacing) for name, scan in people.items()}
         for moving, fixed in itertools.permutations(scans, 2):
-            _print_progress(f"{moving} -> {fixed} at {spacing:g} mm")
             known = {"pair": f"{moving} -> {fixed}", "spacing_mm": spacing, "held_out": _HELD_OUT in (moving, fixed)}
-            results = label_benchmark(scans[moving], scans[fixed], methods=methods, progress=_print_progress)
-            rows += [known | asdict(result) for result in results]
-            _write(options, "labels", rows, inputs)
+            _print_progress(f"{known['pair']} at {spacing:g} mm")
+            for method in _missing(methods, rows, known):
+                results = label_benchmark(scans[moving], scans[fixed], methods=[method], progress=_print_progress)
+                rows += [known | asdict(result) for result in results]
+                _write(options, "labels", rows, inputs)
     print_rows("Means over the pairs", means_of_labels(rows, methods))
     return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
+
+
+def _missing(methods: list[Method], rows: list[dict[str, Any]], known: dict[str, Any]) -> list[Method]:
+    """The methods without a row that has the known values."""
+    measured = {row["method"] for row in rows if known.items() <= row.items()}
+    return [method for method in methods if method not in measured]
 
 
 def _label_methods(options: Benchmark) -> list[LabelMethod]:
@@ -123,20 +165,23 @@ def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) 
 
 
 def _diffusion(options: Benchmark) -> Part:
-    rows: list[dict[str, Any]] = []
+    pairs = find_pairs(options.data / "mri_t1_dwi", "t1-dwi")
     inputs: dict[str, Path | None] = {}
-    installed = [name for name in DIFFUSION_METHODS if name != "greedy" or greedy.available()]
-    methods = [name for name in installed if options.methods is None or name in options.methods]
-    for pair in find_pairs(options.data / "mri_t1_dwi", "t1-dwi"):
+    for pair in pairs:
         name = without_suffix(pair.fixed).name
         inputs |= {f"{name} T1w": pair.moving, name: pair.fixed}
+    rows = _earlier_rows(options, "diffusion", inputs)
+    installed = [name for name in DIFFUSION_METHODS if name != "greedy" or greedy.available()]
+    methods = [name for name in installed if options.methods is None or name in options.methods]
+    for pair in pairs:
         facts = facts_of(pair, series=(False, True))
-        scans = DiffusionPair(name, read_volume(pair.moving), load_fixed(pair), facts)
+        scans = DiffusionPair(without_suffix(pair.fixed).name, read_volume(pair.moving), load_fixed(pair), facts)
         for swapped in (False, True):
-            rows += diffusion_benchmark(
-                scans, methods=methods, seeds=range(options.seeds), swapped=swapped, progress=_print_progress
-            )
-            _write(options, "diffusion", rows, inputs)
+            for method in _missing(methods, rows, {"pair": scans.direction(swapped=swapped)}):
+                rows += diffusion_benchmark(
+                    scans, methods=[method], seeds=range(options.seeds), swapped=swapped, progress=_print_progress
+                )
+                _write(options, "diffusion", rows, inputs)
     print_rows("Means over the pairs", _diffusion_means(rows))
     return Part("T1w and b0 of one person: consistency under known warps (mm), segmented structures", rows, inputs)
 

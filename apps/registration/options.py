@@ -533,6 +533,8 @@ class Benchmark(OutputOptions):
         published: for "peer", a Python file with the published model, which is run as it is, such as
             Models/NestedMorph/models.py of its repository; by default a plain form written from its description.
         quick: leave out the images of 160 x 192 x 224 voxels in "peer", which take minutes and 8 GiB of memory.
+        resume: for "labels" and "diffusion", keep the figures that an earlier run wrote to OUTPUT with the same scans,
+            seeds and threads, and measure only what is missing.
     """
 
     data: Path = field(kw_only=False)
@@ -544,10 +546,15 @@ class Benchmark(OutputOptions):
     threads: int = 2
     published: Path | None = None
     quick: bool = False
+    resume: bool = False
 
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds, threads=self.threads)
+        if self.resume and self.part not in ("labels", "diffusion"):
+            raise UsageError(f"--resume needs --part labels or --part diffusion, got {self.part}")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume keeps the result of an earlier run and --overwrite replaces it: give only one")
         if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
         known = {"labels": LABEL_METHODS, "diffusion": DIFFUSION_METHODS}.get(self.part, ())
@@ -560,4 +567,4 @@ class Benchmark(OutputOptions):
             must_exist(self.data, "folder of scans")
 
     def earlier(self) -> list[Path]:
-        return earlier_measurements(self.output, self.part, get_args(Part))
+        return [] if self.resume else earlier_measurements(self.output, self.part, get_args(Part))

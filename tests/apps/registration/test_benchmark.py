@@ -96,6 +96,31 @@ def test_labels_are_compared_in_both_directions(data, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_affine")
+def test_resume_measures_only_what_is_missing(data, tmp_path, monkeypatch, capsys):
+    words = ["--spacings", "[1.0]", "--methods"]
+    rows = rows_of("labels", data, tmp_path, *words, "[standard]")
+    record = tmp_path / "benchmark-labels.json"
+    kept = json.loads(record.read_text())
+    kept["rows"] = [rows[1] | {"dice": 0.25, "cortex": None}]  # the first direction is missing
+    record.write_text(json.dumps(kept))
+    again = rows_of("labels", data, tmp_path, *words, "[standard,diffeomorphic]", "--resume")
+    found = {(row["pair"], row["method"]): row["dice"] for row in again}
+    assert len(found) == len(again) == 4
+    assert found.pop((rows[1]["pair"], "standard")) == 0.25
+    assert min(found.values()) > 0.95
+    means = {row["method"]: row for row in json.loads(record.read_text())["means"]}
+    assert means["standard"]["cortex"] > 0.95  # of the direction that has one
+
+    command = ["registration", "benchmark", str(data), "-o", str(tmp_path), "--part", "labels", "--resume"]
+    assert cli.main([*command, "--seeds", "2"]) == USAGE
+    assert "was measured with --threads 2 --seeds 1, got --threads 2 --seeds 2" in capsys.readouterr().err
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.sha256", lambda path: "0" * 64)
+    assert cli.main([*command, "--seeds", "1"]) == USAGE
+    assert "was measured on another scan in place of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_diffusion_measures_the_chosen_methods_in_both_directions(data, tmp_path, monkeypatch):
     monkeypatch.setattr("voxelwave.registration.rigid._LEVELS", ((8.0, 1000),))
     rows = rows_of("diffusion", data, tmp_path, "--methods", "[identity,rigid]")
@@ -145,6 +170,8 @@ def test_peer_needs_no_scans_and_leaves_out_large_images_if_quick(tmp_path, monk
         (["--seeds", "0"], "--seeds must be at least 1", USAGE),
         (["--threads", "0"], "--threads must be at least 1", USAGE),
         ([], "no folder of scans at", ERROR),
+        (["--part", "cost", "--resume"], "--resume needs --part labels or --part diffusion, got cost", USAGE),
+        (["--part", "labels", "--resume", "--overwrite"], "give only one", USAGE),
         (["--part", "peer", "--published", "gone.py"], "no file with the published model at gone.py", ERROR),
     ],
 )
