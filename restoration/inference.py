@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 
 _UNDERSHOOT = 0.01  # as a fraction of the largest value: interpolation may leave such negative values in magnitudes
 _NEGATIVE = 0.002  # share of lower values that may be there
+_LEAST = 96  # pixels; the denoisers leave much of strong noise in a smaller image, see `_restore_tiles`
 _FAR = 0.5  # beyond the ends of the range, as a fraction of it; noise with sigma 50 of 255 rarely reaches further
 
 
@@ -72,8 +73,9 @@ def restore(
         tile: largest side of a tile in pixels, without its overlap.
         overlap: overlap with the neighbouring tiles on each side, as a fraction of the tile.
         self_ensemble: average the results of the eight flips and rotations of the image; takes eight times as long.
-        blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap; "cut" places
-            them side by side, as in published results.
+        blend: "smooth" fades neighbouring tiles into each other over the inner half of their overlap, and mirrors an
+            image below 96 pixels at its borders before a network with scale 1 sees it; "cut" places the tiles side by
+            side, as in published results.
         groups: the number of volumes stacked along N; in 2.5-D, neighbouring slices come from the same volume only.
         device: where the model runs.
         progress: called after each slice.
@@ -255,11 +257,19 @@ def _rise(position: np.ndarray, border: float, half: float) -> np.ndarray:
 def _restore_tiles(
     model: RestorationNetwork, degraded: Tensor, tile: int, overlap: float, blend: str, device: torch.device | str
 ) -> Tensor:
-    """(C_in, H, W) -> (C, H * scale, W * scale) on the CPU, tile by tile."""
+    """(C_in, H, W) -> (C, H * scale, W * scale) on the CPU, tile by tile.
+
+    Networks that keep the number of pixels were trained on larger pictures than 48 x 48 pixels, of which denoise-grey
+    left 29 % of noise with sigma 50 on a smooth ramp; of the same picture, mirrored up to 96 x 96 pixels, 1 %.
+    """
     height, width = degraded.shape[1:]
     scale = model.scale
-    windows = [tile_windows(length, tile, overlap) for length in (height, width)]
-    padded = _extend(_extend(degraded[None], 2, windows[0][-1][1]), 3, windows[1][-1][1])
+    least = min(_LEAST, tile - 1) if scale == 1 and blend == "smooth" else 0
+    before = [max(0, least - length) // 2 for length in (height, width)]
+    windows = [tile_windows(max(length, least), tile, overlap) for length in (height, width)]
+    padded = degraded[None]
+    for axis in (0, 1):
+        padded = _extend(padded, axis + 2, before[axis], windows[axis][-1][1])
     weights = [tile_weights(w, scale=scale, smooth=blend == "smooth") for w in windows]
     total: Tensor | None = None
     for rows, row_weight in zip(windows[0], weights[0], strict=True):
@@ -272,13 +282,16 @@ def _restore_tiles(
             target = total[:, scale * rows[0] : scale * rows[1], scale * columns[0] : scale * columns[1]]
             target.addcmul_(restored, weight)
     assert total is not None
-    return total[:, : height * scale, : width * scale]
+    top, left = (scale * pixels for pixels in before)
+    return total[:, top : top + height * scale, left : left + width * scale]
 
 
-def _extend(image: Tensor, axis: int, length: int) -> Tensor:
-    """Extend an axis of the image to a length by mirroring at its last pixel."""
+def _extend(image: Tensor, axis: int, before: int, length: int) -> Tensor:
+    """Extend an axis of the image to a length by mirroring at its ends, with `before` pixels ahead of the first."""
     size = image.shape[axis]
-    return image if size == length else image.index_select(axis, mirrored(torch.arange(length), size))
+    if size == length:
+        return image
+    return image.index_select(axis, mirrored(torch.arange(length) - before, size))
 
 
 @dataclass(frozen=True)
