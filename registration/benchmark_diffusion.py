@@ -46,12 +46,14 @@ class DiffusionPair:
         t1: (D, H, W).
         diffusion: (D, H, W), such as the mean b0.
         facts: facts about the pair, with the T1w scan as moving image.
+        atlas: on the grid of `t1`, where an atlas that was registered to it has brain; see `segmented_t1`.
     """
 
     name: str
     t1: Volume
     diffusion: Volume
     facts: PairFacts
+    atlas: Volume | None = None
 
     def direction(self, *, swapped: bool) -> str:
         """The name of one direction in the table; swapped if the diffusion image moves."""
@@ -190,7 +192,7 @@ def _align(
 def _without_truth(pair: DiffusionPair, maps: Maps, *, swapped: bool) -> dict[str, float]:
     """Overlap of segmented structures, inverse consistency, SSIM and SDlogJ of one alignment."""
     moving, fixed = (pair.diffusion, pair.t1) if swapped else (pair.t1, pair.diffusion)
-    labels = [segmented_t1(pair.t1), segmented_b0(pair.diffusion)]
+    labels = [segmented_t1(pair.t1, atlas=pair.atlas), segmented_b0(pair.diffusion)]
     of_moving, of_fixed = reversed(labels) if swapped else labels
     moved = resample(of_moving, fixed, maps[0], order="nearest").array
     shown = resample(of_moving.with_array(np.ones(moving.shape, np.uint8)), fixed, maps[0], order="nearest").array > 0

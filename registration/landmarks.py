@@ -20,11 +20,19 @@ _SCALP_MM = 7.0
 _BRIDGES_MM = 3.0  # connections between the brain and the scalp are thinner than twice this
 _SULCI_MM = 9.0  # sulci are narrower than twice this
 _DEPTH_MM = 22.0  # least depth of the ventricles below the hull of the brain
+_ATLAS_MM = 2.0  # how far the brain may reach beyond that of the atlas
 _LEAST_PART = 0.2  # least size of a part of the ventricles, as a share of the largest
 
 
-def segmented_t1(image: Volume) -> Volume:
-    """The brain (1) and the ventricles (2) in a T1w scan (D, H, W): fluid is the darkest of three classes."""
+def segmented_t1(image: Volume, *, atlas: Volume | None = None) -> Volume:
+    """The brain (1) and the ventricles (2) in a T1w scan (D, H, W): fluid is the darkest of three classes.
+
+    Args:
+        image: the T1w scan.
+        atlas: on the grid of `image`, not 0 in the brain of another person that was registered to it. Voxels further
+            than 2 mm from it are not brain. In slices of several millimetres, the skull is blurred away, and its marrow
+            and the muscles beside it look like brain.
+    """
     head = head_mask(image).array > 0
     array = gaussian_filter(image.array.astype(np.float32), [0.5 / mm for mm in image.spacing])
     depth = _depth(head, image.spacing)
@@ -37,7 +45,10 @@ def segmented_t1(image: Volume) -> Volume:
     fluid = min(
         float(fluid), 0.6 * white
     )  # grey matter is brighter, but may be in the class of the fluid if that is rare
-    brain = _hull(region & (even > fluid) & (even < 1.3 * white), image.spacing)
+    tissue = region & (even > fluid) & (even < 1.3 * white)
+    if atlas is not None:
+        tissue &= distance_transform_edt(atlas.array == 0, sampling=image.spacing) <= _ATLAS_MM
+    brain = _hull(tissue, image.spacing)
     return image.with_array(_with_ventricles(brain, even < fluid, image.spacing))
 
 

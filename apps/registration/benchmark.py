@@ -36,6 +36,7 @@ _PEOPLE = {
     "fsaverage": ("mne_brains/fsaverage_brain.mgz", "mne_brains/fsaverage_aseg.mgz"),
     "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
 }
+_BRAIN_ATLAS = ("native_T1w.nii.gz", "native_brainmask.nii.gz")
 _HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the other people
 
 
@@ -67,8 +68,18 @@ def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: di
         rows=rows,
         threads=options.threads,
         seed=list(range(options.seeds)),
-        **({"means": means_of_labels(rows, _label_methods(options))} if part == "labels" else {}),
+        **_means(options, part, rows),
     )
+
+
+def _means(options: Benchmark, part: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    match part:
+        case "labels":
+            return {"means": means_of_labels(rows, _label_methods(options))}
+        case "diffusion":
+            return {"means": means_of_diffusion(rows)}
+        case _:
+            return {}
 
 
 class _Earlier(TypedDict):
@@ -175,21 +186,36 @@ def _diffusion(options: Benchmark) -> Part:
     methods = [name for name in installed if options.methods is None or name in options.methods]
     for pair in pairs:
         facts = facts_of(pair, series=(False, True))
-        scans = DiffusionPair(without_suffix(pair.fixed).name, read_volume(pair.moving), load_fixed(pair), facts)
+        t1 = read_volume(pair.moving)
+        scans = DiffusionPair(
+            without_suffix(pair.fixed).name, t1, load_fixed(pair), facts, atlas=_registered_brain(options.data, t1)
+        )
         for swapped in (False, True):
             for method in _missing(methods, rows, {"pair": scans.direction(swapped=swapped)}):
                 rows += diffusion_benchmark(
                     scans, methods=[method], seeds=range(options.seeds), swapped=swapped, progress=_print_progress
                 )
                 _write(options, "diffusion", rows, inputs)
-    print_rows("Means over the pairs", _diffusion_means(rows))
+    print_rows("Means over the pairs", means_of_diffusion(rows))
     return Part("T1w and b0 of one person: consistency under known warps (mm), segmented structures", rows, inputs)
 
 
-def _diffusion_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _registered_brain(data: Path, t1: Volume) -> Volume | None:
+    """The brain mask of a person with a T1w scan of the whole head, registered to another; None without these files."""
+    scan, mask = (data / "mri_t1_labels" / "mrtrix_sub-01" / name for name in _BRAIN_ATLAS)
+    if not (scan.is_file() and mask.is_file()):
+        return None
+    found = register(read_volume(scan), t1)
+    return resample(read_volume(mask), t1, found.forward, order="nearest")
+
+
+def means_of_diffusion(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The means by method, and the largest loss against the rigid map on any pair, in mm."""
     rigid = {row["pair"]: row["consistency_mm"] for row in rows if row["method"] == "rigid"}
-    names = ("consistency_mm", "dice_brain", "hd95_brain_mm", "dice_ventricles", "swap_mm", "cpu_seconds")
+    names = (
+        *("consistency_mm", "dice_brain", "hd95_brain_mm", "dice_ventricles", "hd95_ventricles_mm", "swap_mm"),
+        *("ssim", "sdlogj", "cpu_seconds"),
+    )
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         chosen = [row for row in rows if row["method"] == method]

@@ -45,6 +45,19 @@ def test_brain_and_ventricles_are_found_in_each_contrast(segmented, contrast):
     assert dice(found.array, truth, label_list=[VENTRICLES])[VENTRICLES] > 0.8
 
 
+def test_an_atlas_keeps_tissue_beside_the_brain_out():
+    tissue, _ = head()
+    tissue[:18, 30:66, 30:54] = 4  # a bright block from the skin through the skull to the brain
+    scan = image(T1, tissue, noise=0.03)
+    truth = (tissue >= 4) & (np.arange(SHAPE[0])[:, None, None] >= 18)
+    alone, limited = (segmented_t1(scan, atlas=atlas).array >= BRAIN for atlas in (None, scan.with_array(truth)))
+    beside = np.zeros(SHAPE, bool)
+    beside[:16] = True
+    assert (alone & beside).sum() > 2000
+    assert (limited & beside).sum() < 100
+    np.testing.assert_array_equal(alone[40:], limited[40:])
+
+
 def test_above_base_follows_the_patient_not_the_index():
     labels = np.zeros((4, 4, 10), np.uint8)
     labels[1:3, 1:3, 4:7] = VENTRICLES
