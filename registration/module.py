@@ -26,7 +26,15 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mind": mind_loss,
 }
 # options that files hold only if they differ from these values, by which earlier versions trained
-ADDED: dict[str, Any] = {"mixer": None, "similarity_weight": 1.0, "width": None, "norm": "batch", "synthetic": None}
+ADDED: dict[str, Any] = {
+    "mixer": None,
+    "similarity_weight": 1.0,
+    "correspondence_weight": 0.0,
+    "width": None,
+    "norm": "batch",
+    "synthetic": None,
+}
+_EVEN_MM = 0.03  # distances far below it count as squares
 REGULARIZERS: dict[str, Callable[..., Tensor]] = {"diffusion": diffusion_energy, "bending": bending_energy}
 
 
@@ -46,6 +54,7 @@ class RegistrationModule(SteppedModule):
         regularizer: "diffusion" (first derivatives) or "bending" (second), of the displacement in voxels.
         smoothness: weight of the regularizer.
         label_weight: weight of the soft Dice loss over the label maps; 0 leaves them out of the loss.
+        correspondence_weight: weight of `correspondence_error`, for pairs with known places; 0 leaves it out.
         learning_rate: learning rate of the first epoch.
         epochs: E above, the length of the training.
         diffeomorphic: whether a new `NestedMorph` predicts a velocity.
@@ -66,6 +75,7 @@ class RegistrationModule(SteppedModule):
         regularizer: Literal["diffusion", "bending"] = "diffusion",
         smoothness: float = 1.0,
         label_weight: float = 0.0,
+        correspondence_weight: float = 0.0,
         learning_rate: float = 1e-4,
         epochs: int = 500,
         diffeomorphic: bool = False,
@@ -81,14 +91,24 @@ class RegistrationModule(SteppedModule):
             raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
         if regularizer not in REGULARIZERS:
             raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {regularizer!r}")
-        if min(similarity_weight, smoothness, label_weight) < 0 or learning_rate <= 0 or epochs < 1:
+        weights = similarity_weight, smoothness, label_weight, correspondence_weight
+        if min(weights) < 0 or learning_rate <= 0 or epochs < 1:
             raise ValueError(
-                "similarity_weight, smoothness and label_weight must not be negative, learning_rate and epochs be "
-                f"positive, got {similarity_weight}, {smoothness}, {label_weight}, {learning_rate} and {epochs}"
+                "similarity_weight, smoothness, label_weight and correspondence_weight must not be negative,"
+                f" learning_rate and epochs be positive, got {', '.join(map(str, weights))}, {learning_rate} and"
+                f" {epochs}"
             )
-        if similarity_weight == label_weight == 0:
-            raise ValueError("similarity_weight or label_weight must be above 0, got 0 for both")
-        added = {"mixer": mixer, "similarity_weight": similarity_weight, "width": width, "norm": norm}
+        if similarity_weight == label_weight == correspondence_weight == 0:
+            raise ValueError(
+                "similarity_weight, label_weight or correspondence_weight must be above 0, got 0 for all three"
+            )
+        added = {
+            "mixer": mixer,
+            "similarity_weight": similarity_weight,
+            "correspondence_weight": correspondence_weight,
+            "width": width,
+            "norm": norm,
+        }
         # without these options, files stay as they were
         usual = [name for name, value in (added | {"synthetic": synthetic}).items() if value == ADDED[name]]
         self.save_hyperparameters(ignore=["network", *usual])
@@ -117,6 +137,11 @@ class RegistrationModule(SteppedModule):
                 raise ValueError(f"label_weight must be 0 for pairs without label maps, got {options['label_weight']}")
             parts["label_dice_loss"] = soft_dice_loss(batch["moving_labels"], batch["fixed_labels"], displacement)
             loss = loss + options["label_weight"] * parts["label_dice_loss"]
+        if (weight := options.get("correspondence_weight", 0.0)) > 0:
+            if "fixed_places" not in batch:
+                raise ValueError(f"correspondence_weight must be 0 for pairs without known places, got {weight}")
+            parts["correspondence_mm"] = correspondence_error(batch, displacement)
+            loss = loss + weight * parts["correspondence_mm"]
         return {"loss": loss} | parts
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -197,6 +222,22 @@ def soft_dice_loss(moving_labels: Tensor, fixed_labels: Tensor, displacement: Te
     overlap = (warped * fixed).sum(dim=(0, 2, 3, 4))
     size = (warped + fixed).sum(dim=(0, 2, 3, 4))
     return 1 - (2 * overlap / size.clamp(min=1e-5)).mean()
+
+
+def correspondence_error(batch: dict[str, Any], displacement: Tensor) -> Tensor:
+    """Return the mean distance in mm between the place that a voxel shows and the place found for it, differentiable.
+
+    It is the mean of two means: over the head, and over the labelled structures within it.
+
+    Args:
+        batch: moving_places and fixed_places, (B, 3, D, H, W) in mm; fixed_head and fixed_labels, (B, 1, D, H, W).
+        displacement: (B, 3, D, H, W) in voxels.
+    """
+    found = warp(batch["moving_places"], displacement, padding="border")
+    squares = (found - batch["fixed_places"]).square().sum(dim=1, keepdim=True)
+    distance = (squares + _EVEN_MM**2).sqrt()  # the root alone has no derivative at 0
+    parts = batch["fixed_head"], (batch["fixed_labels"] > 0).to(distance.dtype)
+    return torch.stack([(distance * part).sum() / part.sum().clamp(min=1) for part in parts]).mean()
 
 
 def common_labels(moving_labels: Tensor, fixed_labels: Tensor) -> list[int]:

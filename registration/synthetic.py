@@ -1,7 +1,8 @@
 """Pairs of synthetic images for training: one label map, two random deformations, two random contrasts.
 
 Images of a random contrast for each label are drawn so widely that real scans of any contrast lie within their variety
-(Hoffmann et al., SynthMorph, IEEE TMI 2022). The loss of such a training compares the labels only.
+(Hoffmann et al., SynthMorph, IEEE TMI 2022). The loss of such a training compares the labels, or the places in the
+head that the voxels show, which are known.
 
 A label map is resampled once for each image, through an affine transform and a smooth displacement, with two samples
 per voxel along each axis. The mean intensity of the samples of a voxel is its partial volume.
@@ -65,12 +66,19 @@ class LabelMap:
 
 
 class SyntheticPair(TypedDict):
-    """An item as `registration.data` describes it."""
+    """An item as `registration.data` describes it, and the place in the head that each voxel shows.
+
+    Places, (3, D, H, W) in mm from the middle of the brain, are in the frame of the label map, which both images share.
+    `fixed_head` is 1 at the voxels of the fixed image that show the head or tissue around it, (1, D, H, W) float32.
+    """
 
     moving: Tensor
     fixed: Tensor
     moving_labels: Tensor
     fixed_labels: Tensor
+    moving_places: Tensor
+    fixed_places: Tensor
+    fixed_head: Tensor
     spacing: Tensor
     subject: str
 
@@ -135,7 +143,7 @@ def label_map(volume: Volume, *, name: str = "") -> LabelMap:
 
 
 def synthetic_pair(
-    labels: LabelMap, *, size: Sequence[int], spacing_mm: float, seed: int, number: int
+    labels: LabelMap, *, size: Sequence[int], spacing_mm: float, seed: int, number: int, one_contrast: bool = False
 ) -> SyntheticPair:
     """Draw a training pair; it depends only on the label map, the grid, the seed and the number of the item.
 
@@ -145,6 +153,7 @@ def synthetic_pair(
         spacing_mm: its voxel spacing.
         seed: seed of all draws.
         number: number of the item.
+        one_contrast: whether both images have the contrast of the moving image.
 
     Returns:
         Images in [0, 1], and label maps that hold the `FREESURFER_LABELS` only, after `MERGED`. Images may lack the
@@ -154,21 +163,29 @@ def synthetic_pair(
         raise ValueError(f"size must be at least 8 along each axis and spacing_mm positive, got {size}, {spacing_mm}")
     generator = item_generator(seed, number)
     mirrored, brain_only = _chance(0.5, generator), _chance(0.4, generator)
-    item = {}
+    item: dict[str, Tensor] = {}
+    contrast: tuple[Tensor, Tensor] | None = None
     for image in ("moving", "fixed"):
         places = random_places(size, spacing_mm, generator)
-        sampled = [
-            torch.take(labels.indices, _voxels(labels, dense(places, size, samples), mirrored)) for samples in (1, 2)
-        ]
-        item[image] = random_image(
-            *sampled, numbers=labels.numbers, spacing_mm=spacing_mm, brain_only=brain_only, generator=generator
-        )[None]
-        item[f"{image}_labels"] = scored_labels(sampled[0], labels.numbers, mirrored=mirrored)[None]
+        shown = [dense(places, size, samples) for samples in (1, 2)]
+        indices, samples = (torch.take(labels.indices, _voxels(labels, part, mirrored)) for part in shown)
+        if contrast is None or not one_contrast:
+            contrast = random_contrast(labels.numbers, brain_only=brain_only, generator=generator)
+        drawn = random_image(
+            indices, samples, contrast=contrast, spacing_mm=spacing_mm, brain_only=brain_only, generator=generator
+        )
+        item[image] = drawn[None]
+        item[f"{image}_labels"] = scored_labels(indices, labels.numbers, mirrored=mirrored)[None]
+        item[f"{image}_places"] = shown[0]
+        item[f"{image}_head"] = (indices > 0).float()[None]
     return SyntheticPair(
         moving=item["moving"],
         fixed=item["fixed"],
         moving_labels=item["moving_labels"],
         fixed_labels=item["fixed_labels"],
+        moving_places=item["moving_places"],
+        fixed_places=item["fixed_places"],
+        fixed_head=item["fixed_head"],
         spacing=torch.full((3,), float(spacing_mm)),
         subject=labels.name,
     )
@@ -248,17 +265,17 @@ def random_image(
     indices: Tensor,
     samples: Tensor,
     *,
-    numbers: Sequence[int],
+    contrast: tuple[Tensor, Tensor],
     spacing_mm: float,
     brain_only: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """An image of random contrast, resolution, field of view, bias field and noise.
+    """An image of a given contrast and of random resolution, field of view, bias field and noise.
 
     Args:
         indices: (D, H, W), the position in `numbers` of the label of each voxel.
         samples: (2 D, 2 H, 2 W), the same for the samples within the voxels.
-        numbers: the labels.
+        contrast: the mean intensity and the spread of each label, see `random_contrast`.
         spacing_mm: voxel spacing of the image.
         brain_only: whether the tissue around the brain is left out.
         generator: source of all draws.
@@ -267,7 +284,7 @@ def random_image(
         (D, H, W) float32, scaled to [0, 1] as `unit_range` scales scans.
     """
     size = indices.shape
-    mean, spread = random_contrast(numbers, brain_only=brain_only, generator=generator)
+    mean, spread = contrast
     image = _pooled(torch.from_numpy(np.take(mean.numpy(), samples.numpy())))
     texture = torch.from_numpy(np.take(spread.numpy(), indices.numpy()))
     image = image + texture * torch.randn(size, generator=generator)

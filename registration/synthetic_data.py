@@ -19,14 +19,22 @@ class SyntheticPairs(Dataset[SyntheticPair]):
         size: the training grid in voxels.
         spacing_mm: its voxel spacing.
         seed: seed of all items.
+        alike: number of first items whose two images have one contrast.
     """
 
-    def __init__(self, maps: Sequence[LabelMap], *, size: Sequence[int], spacing_mm: float, seed: int):
-        self.maps, self.size, self.spacing_mm, self.seed = list(maps), size, spacing_mm, seed
+    def __init__(self, maps: Sequence[LabelMap], *, size: Sequence[int], spacing_mm: float, seed: int, alike: int = 0):
+        self.maps, self.size, self.spacing_mm, self.seed, self.alike = list(maps), size, spacing_mm, seed, alike
 
     def __getitem__(self, number: int) -> SyntheticPair:
         labels = self.maps[number % len(self.maps)]
-        return synthetic_pair(labels, size=self.size, spacing_mm=self.spacing_mm, seed=self.seed, number=number)
+        return synthetic_pair(
+            labels,
+            size=self.size,
+            spacing_mm=self.spacing_mm,
+            seed=self.seed,
+            number=number,
+            one_contrast=number < self.alike,
+        )
 
 
 class ValidationPairs(Dataset[SyntheticPair]):

@@ -93,6 +93,7 @@ def train(
         similarity_weight=settings.similarity_weight,
         smoothness=settings.smoothness,
         label_weight=settings.label_weight,
+        correspondence_weight=settings.correspondence_weight,
         learning_rate=settings.learning_rate,
         epochs=settings.epochs,
         diffeomorphic=settings.diffeomorphic,
@@ -113,6 +114,7 @@ def train(
             devices=1,
             max_epochs=settings.epochs,
             accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.longest_gradient or None,
             callbacks=[best, ModelCheckpoint(last.parent, last.stem, enable_version_counter=False)],
             logger=CSVLogger(output / "logs", name=None),
             log_every_n_steps=1,
@@ -157,13 +159,15 @@ def _synthetic(settings: TrainingSettings) -> _Data:
     assert settings.synthetic is not None
     training, validation = held_out(read_label_maps(settings.synthetic))
     grid: dict[str, Any] = {"size": settings.size, "spacing_mm": settings.spacing_mm}
-    pairs, of_val = SyntheticPairs(training, seed=settings.seed, **grid), ValidationPairs(validation, **grid)
     count = settings.epoch_steps * settings.accumulate * settings.batch_size
+    pairs = SyntheticPairs(training, seed=settings.seed, alike=count * settings.one_contrast_epochs, **grid)
+    of_val = ValidationPairs(validation, **grid)
     loaders: dict[Split, DataLoader] = {
         "train": DataLoader(pairs, batch_size=settings.batch_size, sampler=EpochNumbers(count)),
         "val": DataLoader(of_val, batch_size=1),
     }
-    drawn = {name: getattr(settings, name) for name in ("seed", "epoch_steps", "batch_size", "accumulate")}
+    names_of_draws = ("seed", "epoch_steps", "one_contrast_epochs", "batch_size", "accumulate")
+    drawn = {name: getattr(settings, name) for name in names_of_draws}
     names: dict[Split, list[str]] = {"train": _names(training), "val": _names(validation), "test": []}
     return _Data(
         loaders,

@@ -26,6 +26,8 @@ class TrainingSettings:
         similarity_weight: weight of the similarity loss; 0 leaves it out, which needs a label_weight above 0.
         smoothness: weight of the roughness of the displacement (mean squared first derivatives, in voxels).
         label_weight: weight of the soft Dice loss over the label maps; 0 trains without them.
+        correspondence_weight: weight of the distance in mm between the place in the head that a voxel shows and the
+            place found for it, which is known for synthetic images only.
         diffeomorphic: the network predicts a velocity field, which is integrated by scaling and squaring, so that the
             map does not fold.
         flow_head: how the network computes the displacement: published (filters of one channel at full resolution, as
@@ -39,8 +41,11 @@ class TrainingSettings:
         learning_rate: learning rate of the first epoch; it falls to 0 as (1 - epoch / epochs)^0.9.
         epochs: number of passes through the training pairs.
         epoch_steps: number of steps of an epoch on synthetic images.
+        one_contrast_epochs: number of first epochs in which both synthetic images of a pair have one contrast, which is
+            easier to learn.
         batch_size: number of pairs whose gradients are computed together.
         accumulate: number of batches whose gradients are averaged for a step.
+        longest_gradient: longer gradients are scaled down to this length; 0 leaves them as they are.
         seed: seed for the split, the weights, the augmentation and the order of the pairs.
     """
 
@@ -54,6 +59,7 @@ class TrainingSettings:
     similarity_weight: float = 1.0
     smoothness: float = 1.0
     label_weight: float = 0.0
+    correspondence_weight: float = 0.0
     diffeomorphic: bool = False
     flow_head: FlowHead = "published"
     mixer: str | None = None
@@ -62,6 +68,8 @@ class TrainingSettings:
     learning_rate: float = 1e-4
     epochs: int = 500
     epoch_steps: int = 250
+    one_contrast_epochs: int = 0
     batch_size: int = 1
     accumulate: int = 1
+    longest_gradient: float = 0.0
     seed: int = 0

@@ -399,14 +399,24 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
         )
         if (self.pairs is None) == (self.synthetic is None):
             raise UsageError(f"give either --pairs or --synthetic, got {'neither' if self.pairs is None else 'both'}")
-        if self.similarity_weight == self.label_weight == 0:
-            raise UsageError("--similarity-weight or --label-weight must be above 0, got 0 for both")
+        at_least(0, one_contrast_epochs=self.one_contrast_epochs)
+        if self.longest_gradient < 0:
+            raise UsageError(f"--longest-gradient must not be negative, got {self.longest_gradient:g}")
+        if self.similarity_weight == self.label_weight == self.correspondence_weight == 0:
+            raise UsageError(
+                "--similarity-weight, --label-weight or --correspondence-weight must be above 0, got 0 for all three"
+            )
+        if self.synthetic is None and (self.correspondence_weight > 0 or self.one_contrast_epochs > 0):
+            raise UsageError("--correspondence-weight and --one-contrast-epochs need --synthetic")
         if self.width is not None and (self.width < 16 or self.width % 2):
             raise UsageError(f"--width must be an even number from 16, got {self.width}")
         must_exist(self.pairs, "list or folder of pairs")
         must_exist(self.synthetic, "folder of label maps")
-        if self.synthetic is not None and self.label_weight == 0:
-            raise UsageError("--synthetic needs --label-weight above 0, since its images have no contrast in common")
+        if self.synthetic is not None and self.label_weight == self.correspondence_weight == 0:
+            raise UsageError(
+                "--synthetic needs --label-weight or --correspondence-weight above 0, since its images have no contrast"
+                " in common"
+            )
         if self.pairs is None:
             return
         if (self.atlas is not None) != (self.task == "atlas-to-patient") and self.pairs.is_dir():

@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
-from voxelwave.registration.module import RegistrationModule
+from voxelwave.registration.module import RegistrationModule, correspondence_error
 from voxelwave.registration.nestedmorph_files import load_nestedmorph, read_training_options
 from voxelwave.registration.synthetic import (
     PEAK_MM,
     Acquired,
     LabelMap,
+    _voxels,
     acquire,
     dense,
     label_map,
@@ -70,7 +71,10 @@ def pair(head: LabelMap, number: int, seed: int = 0) -> dict:
     return dict(synthetic_pair(head, size=SIZE, spacing_mm=SPACING, seed=seed, number=number))
 
 
-TENSORS = ("moving", "fixed", "moving_labels", "fixed_labels", "spacing")
+TENSORS = (
+    *("moving", "fixed", "moving_labels", "fixed_labels", "spacing"),
+    *("moving_places", "fixed_places", "fixed_head"),
+)
 
 
 def test_a_pair_depends_on_its_seed_and_number_only(head: LabelMap) -> None:
@@ -160,12 +164,57 @@ def test_labels_follow_the_deformation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(agreement[1 - used :: 2]) < 0.95
 
 
+def test_places_are_those_that_the_images_show(head: LabelMap) -> None:
+    """Labels looked up at the places are those of the item, and the same place has the same label in both images."""
+    for number in (0, 1):
+        item = pair(head, number)
+        for name in ("moving", "fixed"):
+            found = [
+                scored_labels(torch.take(head.indices, _voxels(head, item[f"{name}_places"], mirrored)), head.numbers)
+                for mirrored in (False, True)
+            ]
+            assert any(torch.equal(labels > 0, item[f"{name}_labels"][0] > 0) for labels in found)
+        assert bool((item["fixed_head"] >= (item["fixed_labels"] > 0)).all())
+
+
+def test_the_error_of_correspondence_is_a_distance_in_mm(head: LabelMap) -> None:
+    item = pair(head, 0)
+    batch = {name: item[name][None] for name in TENSORS}
+    still = torch.zeros(1, 3, *SIZE)
+    batch["moving_places"] = batch["fixed_places"]
+    assert float(correspondence_error(batch, still)) == pytest.approx(0, abs=0.05)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(n) * SPACING for n in SIZE], indexing="ij"))[None]
+    batch["moving_places"], batch["fixed_places"] = grid, grid + torch.tensor([3.0, 0, 4]).view(1, 3, 1, 1, 1)
+    assert float(correspondence_error(batch, still)) == pytest.approx(5, abs=0.05)
+    batch["fixed_head"] *= 0
+    batch["fixed_head"][..., 4:-4, 4:-4, 4:-4] = 1  # whose true places lie within the moving image
+    batch["fixed_labels"] = batch["fixed_head"]
+    true = (torch.tensor([3.0, 0, 4]) / SPACING).view(1, 3, 1, 1, 1).expand_as(still)
+    assert float(correspondence_error(batch, true)) == pytest.approx(0, abs=0.05)
+
+
+def test_both_images_can_have_one_contrast(head: LabelMap) -> None:
+    """The mean brightness of each label then hardly differs between the images, apart from bias and gamma."""
+    options = {"size": SIZE, "spacing_mm": SPACING, "seed": 0}
+    correlations: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(12):
+        for one_contrast, found in correlations.items():
+            item = synthetic_pair(head, **options, number=number, one_contrast=one_contrast)
+            means = [
+                [float(item[name][item[f"{name}_labels"] == label].mean()) for label in (2, 3, 4, 41, 42)]  # type: ignore[literal-required]
+                for name in ("moving", "fixed")
+            ]
+            found.append(float(np.corrcoef(means)[0, 1]))
+        torch.testing.assert_close(item["moving"], pair(head, number)["moving"], rtol=0, atol=0)
+    assert np.median(correlations[True]) > 0.9
+    assert np.median(correlations[False]) < 0.6
+    pairs = SyntheticPairs([head], size=SIZE, spacing_mm=SPACING, seed=0, alike=1)
+    torch.testing.assert_close(pairs[1]["fixed"], pair(head, 1)["fixed"], rtol=0, atol=0)
+    assert not torch.equal(pairs[0]["fixed"], pair(head, 0)["fixed"])
+
+
 def test_partial_volume_is_the_mean_of_the_samples(head: LabelMap, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a contrast that is the label itself, voxels inside a label have its value, those on an edge lie between."""
-    numbers = (0, 2)
-    monkeypatch.setattr(
-        "voxelwave.registration.synthetic.random_contrast", lambda *a, **k: (torch.tensor([0.0, 1]), torch.zeros(2))
-    )
     monkeypatch.setattr("voxelwave.registration.synthetic.acquire", lambda image, *args: image)
     monkeypatch.setattr("voxelwave.registration.synthetic._bias", lambda *args: torch.ones(()))
     samples = torch.zeros(16, 16, 16, dtype=torch.uint8)
@@ -173,7 +222,7 @@ def test_partial_volume_is_the_mean_of_the_samples(head: LabelMap, monkeypatch: 
     image = random_image(
         samples[::2, ::2, ::2],
         samples,
-        numbers=numbers,
+        contrast=(torch.tensor([0.0, 1]), torch.zeros(2)),
         spacing_mm=1.0,
         brain_only=False,
         generator=item_generator(0, 0),

@@ -65,7 +65,7 @@ def test_train_writes_weights_and_prints_the_best_epoch(scans, tmp_path, monkeyp
         (["--resume"], "--resume needs", ERROR),
         (["--synthetic", "maps"], "give either --pairs or --synthetic, got both", USAGE),
         (["--accumulate", "0"], "--accumulate must be at least 1", USAGE),
-        (["--similarity-weight", "0"], "--similarity-weight or --label-weight must be above 0", USAGE),
+        (["--similarity-weight", "0"], "--label-weight or --correspondence-weight must be above 0", USAGE),
         (["--width", "20.5"], "--width", USAGE),
         (["--width", "17"], "--width must be an even number from 16, got 17", USAGE),
     ],
@@ -85,7 +85,13 @@ def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, words, c
     [
         ([], "give either --pairs or --synthetic, got neither", USAGE),
         (["--synthetic", "gone", "--label-weight", "1"], "no folder of label maps at gone", ERROR),
-        (["--synthetic", "."], "--synthetic needs --label-weight above 0", USAGE),
+        (
+            ["--pairs", ".", "--correspondence-weight", "1"],
+            "--correspondence-weight and --one-contrast-epochs need",
+            USAGE,
+        ),
+        (["--synthetic", ".", "--longest-gradient", "-1"], "--longest-gradient must not be negative, got -1", USAGE),
+        (["--synthetic", "."], "--synthetic needs --label-weight or --correspondence-weight above 0", USAGE),
         (["--synthetic", ".", "--label-weight", "1"], "no label maps (.nii, .nii.gz, .mgz) in .", ERROR),
     ],
 )
