@@ -28,7 +28,9 @@ from .synthetic_data import EpochNumbers, SyntheticPairs, ValidationPairs, held_
 from .training_settings import CHECKPOINT, TrainingSettings
 
 _MAY_CHANGE_ON_RESUME = {"epochs"}
-_UNRECORDED = ADDED | {"flow_head": "published"}  # options that some trainings do not record
+_DRAWN = ("seed", "epoch_steps", "one_contrast_epochs", "batch_size", "accumulate", "longest_gradient")
+# options that some trainings do not record
+_UNRECORDED = ADDED | {"flow_head": "published", "one_contrast_epochs": 0, "longest_gradient": 0.0}
 _WHAT = "a registration training"
 
 
@@ -166,8 +168,7 @@ def _synthetic(settings: TrainingSettings) -> _Data:
         "train": DataLoader(pairs, batch_size=settings.batch_size, sampler=EpochNumbers(count)),
         "val": DataLoader(of_val, batch_size=1),
     }
-    names_of_draws = ("seed", "epoch_steps", "one_contrast_epochs", "batch_size", "accumulate")
-    drawn = {name: getattr(settings, name) for name in names_of_draws}
+    drawn = {name: getattr(settings, name) for name in _DRAWN}
     names: dict[Split, list[str]] = {"train": _names(training), "val": _names(validation), "test": []}
     return _Data(
         loaders,

@@ -259,8 +259,8 @@ def _restore_tiles(
 ) -> Tensor:
     """(C_in, H, W) -> (C, H * scale, W * scale) on the CPU, tile by tile.
 
-    Networks that keep the number of pixels were trained on larger pictures than 48 x 48 pixels, of which denoise-grey
-    left 29 % of noise with sigma 50 on a smooth ramp; of the same picture, mirrored up to 96 x 96 pixels, 1 %.
+    An image below `_LEAST` pixels is mirrored at its borders: alone, denoise-grey left 29 % of noise with sigma 50 on
+    a smooth ramp of 48 x 48 pixels, and 1 % when the image was mirrored up to 96 x 96 pixels.
     """
     height, width = degraded.shape[1:]
     scale = model.scale
