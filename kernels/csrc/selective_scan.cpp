@@ -472,14 +472,12 @@ constexpr int DECAYS = VW_LANES == 16 && sizeof(real) == 4 ? 1 : TOGETHER;
 // its decay would keep others from entering the scheduler: 16.7 ms became 14.5 ms for 720 x 4096, 16 states.
 constexpr int PIECE = VW_LANES == 16 ? 1 : 16;
 
-// Decays of N states in one step; BOUNDED: exp2_bounded serves
+// Decays of N states in one step; BOUNDED: exp2_products serves
 template <int N, bool BOUNDED>
 INLINE void decays(vf dl, const vf *A2, vf *a) {
+  if (BOUNDED) return exp2_products<N>(dl, A2, a);
   for (int i = 0; i < N; ++i) a[i] = dl * A2[i];
-  if (BOUNDED)
-    exp2_bounded<N>(a);
-  else
-    exp2_all<N>(a);
+  exp2_all<N>(a);
 }
 
 template <int NT, bool BV, bool CV, bool BOUNDED>
@@ -506,14 +504,21 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
     for (int t = t0; t < t0 + count; ++t) {
       const vf xt = x[t];
       const real *bt = Bs + t * states, *ct = Cs + t * states;
-      vf yt = y[t];
+      vf yt = y[t], dlt = dl[t];
+#if VW_LANES == 16
+      // GCC 12 would compute the decays of the first states in the step before, whose registers it then saves to memory
+      asm("" : "+v"(dlt));
+#endif
 #pragma GCC unroll 16
       for (int n = 0; n < NT; n += N) {
-        vf *a = ready + (t - t0) * NT + n, own[N];
-        if (PIECE == 1) decays<N, BOUNDED>(dl[t], A2 + n, a = own);
+        vf a[N];
+        if constexpr (PIECE == 1)
+          decays<N, BOUNDED>(dlt, A2 + n, a);
+        else
+          for (int i = 0; i < N; ++i) a[i] = ready[(t - t0) * NT + n + i];
         for (int i = n; i < n + N; ++i) {
-          h[i] = a[i - n] * h[i] + xt * (BV ? splat(bt[i]) : b[i]);
-          yt += h[i] * (CV ? splat(ct[i]) : c[i]);
+          h[i] = multiply_add(a[i - n], h[i], xt * (BV ? splat(bt[i]) : b[i]));
+          yt = multiply_add(h[i], CV ? splat(ct[i]) : c[i], yt);
         }
       }
       y[t] = yt;
@@ -555,7 +560,7 @@ Block choose_block(bool next, Rest... rest) {
   return next ? choose_block<CHOSEN..., true>(rest...) : choose_block<CHOSEN..., false>(rest...);
 }
 
-// Whether |dl * A2| is below 120, for which exp2_bounded serves; the arguments are the largest magnitudes of each lane
+// Whether |dl * A2| is below 120, for which exp2_products serves; the arguments are the largest magnitudes of each lane
 INLINE bool bounded(vf most_dl, vf most_A2) {
   bool all = true;
   const vf product = most_dl * most_A2;
@@ -1113,12 +1118,11 @@ VW_EXPORT int64_t VW_NAME(vw_bench_exp2)(int64_t repeats, int64_t threads, float
   constexpr int vectors = 128;
   parallel_for(threads, threads, [&](int64_t task, int64_t) {
     vf v[vectors], sum[4] = {};
-    for (int i = 0; i < vectors; ++i) v[i] = splat(-0.01f * (float)(i + task));
+    for (int i = 0; i < vectors; ++i) v[i] = splat((float)(i + task));
     for (int64_t r = 0; r < repeats; ++r) {
       for (int i = 0; i < vectors; i += 4) {
         vf x[4];
-        for (int j = 0; j < 4; ++j) x[j] = v[i + j];
-        exp2_bounded<4>(x);
+        exp2_products<4>(splat(-0.01f), v + i, x);
         for (int j = 0; j < 4; ++j) sum[j] += x[j];
       }
       asm volatile("" : : "r"(v) : "memory");

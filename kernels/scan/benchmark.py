@@ -316,8 +316,8 @@ def _floor(setting: _Setting) -> Iterator[Row]:
         forward = functools.partial(cpu.scan_forward, inputs, checkpointed=False, out=out)
         checkpoints = cpu.scan_forward(inputs)[2]
         backward = functools.partial(cpu.scan_backward, _gradient_of(u), None, inputs, checkpoints)
-        # multiply-adds per state and step; the exponential takes 3 of them with the table of AVX-512, else 5
-        exponential = 3 if native.levels()[0] == "v4" else 5
+        # multiply-adds per state and step; the exponential takes 2 of them with the table of AVX-512, else 5
+        exponential = 2 if native.levels()[0] == "v4" else 5
         passes: tuple[tuple[str, Callable[[], object], int, int], ...] = (
             ("forward", forward, 4 + exponential, 4 * (3 * channels + 2 * GROUPS * states) * length),
             ("backward", backward, 12 + exponential, 4 * (5 * channels + 4 * GROUPS * states) * length),
