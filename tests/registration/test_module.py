@@ -120,7 +120,7 @@ def test_the_learning_rate_falls_as_published() -> None:
         ({"similarity": "ssd"}, "similarity must be one of ncc, mi, mind"),
         ({"regularizer": "l1"}, "regularizer must be one of diffusion, bending"),
         ({"smoothness": -1.0}, "must not be negative"),
-        ({"similarity_weight": 0.0}, "similarity_weight or label_weight must be above 0"),
+        ({"similarity_weight": 0.0}, "label_weight or correspondence_weight must be above 0"),
         ({"epochs": 0}, "positive"),
     ],
 )
