@@ -55,10 +55,6 @@ class DiffusionPair:
     facts: PairFacts
     atlas: Volume | None = None
 
-    def direction(self, *, swapped: bool) -> str:
-        """The name of one direction in the table; swapped if the diffusion image moves."""
-        return self.name + (" b0 -> T1w" if swapped else " T1w -> b0")
-
     def points(self) -> np.ndarray:
         """Points of the brain in the diffusion image that the T1w scan shows, too, (N, 3) world mm."""
         where = np.argwhere(head_mask(self.diffusion).array)
@@ -68,6 +64,11 @@ class DiffusionPair:
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
         shown: np.ndarray = points[((voxels > 1) & (voxels < np.array(self.t1.shape) - 2)).all(axis=1)]
         return shown
+
+
+def direction(name: str, *, swapped: bool) -> str:
+    """The name in the table of one direction of a pair; swapped if the diffusion image moves."""
+    return name + (" b0 -> T1w" if swapped else " T1w -> b0")
 
 
 def aligned(method: DiffusionMethod, moving: Volume, fixed: Volume, facts: PairFacts) -> Maps:
@@ -109,7 +110,7 @@ def diffusion_benchmark(
         facts = _exchanged(facts)
     rows = []
     for method in methods:
-        row: dict[str, Any] = {"pair": pair.direction(swapped=swapped), "method": method}
+        row: dict[str, Any] = {"pair": direction(pair.name, swapped=swapped), "method": method}
         started, cpu = time.perf_counter(), time.process_time()
         first = _align(pair, pair.t1, pair.diffusion, method, facts, swapped=swapped)
         row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}

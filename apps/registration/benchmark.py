@@ -12,7 +12,7 @@ import torch
 from ...registration import greedy
 from ...registration.acquisition import facts_of
 from ...registration.benchmark import known_field_benchmark
-from ...registration.benchmark_diffusion import DiffusionPair, diffusion_benchmark
+from ...registration.benchmark_diffusion import DiffusionPair, diffusion_benchmark, direction
 from ...registration.benchmark_labels import LabelledScan, coarser, label_benchmark, missing_package
 from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_peer import LARGE, SMALL, peer_cost_table
@@ -185,17 +185,21 @@ def _diffusion(options: Benchmark) -> Part:
     installed = [name for name in DIFFUSION_METHODS if name != "greedy" or greedy.available()]
     methods = [name for name in installed if options.methods is None or name in options.methods]
     for pair in pairs:
-        facts = facts_of(pair, series=(False, True))
-        t1 = read_volume(pair.moving)
-        scans = DiffusionPair(
-            without_suffix(pair.fixed).name, t1, load_fixed(pair), facts, atlas=_registered_brain(options.data, t1)
-        )
-        for swapped in (False, True):
-            for method in _missing(methods, rows, {"pair": scans.direction(swapped=swapped)}):
-                rows += diffusion_benchmark(
-                    scans, methods=[method], seeds=range(options.seeds), swapped=swapped, progress=_print_progress
-                )
-                _write(options, "diffusion", rows, inputs)
+        name = without_suffix(pair.fixed).name
+        missing = [
+            (method, swapped)
+            for swapped in (False, True)
+            for method in _missing(methods, rows, {"pair": direction(name, swapped=swapped)})
+        ]
+        if not missing:
+            continue
+        facts, t1 = facts_of(pair, series=(False, True)), read_volume(pair.moving)
+        scans = DiffusionPair(name, t1, load_fixed(pair), facts, atlas=_registered_brain(options.data, t1))
+        for method, swapped in missing:
+            rows += diffusion_benchmark(
+                scans, methods=[method], seeds=range(options.seeds), swapped=swapped, progress=_print_progress
+            )
+            _write(options, "diffusion", rows, inputs)
     print_rows("Means over the pairs", means_of_diffusion(rows))
     return Part("T1w and b0 of one person: consistency under known warps (mm), segmented structures", rows, inputs)
 

@@ -129,6 +129,11 @@ def test_diffusion_measures_the_chosen_methods_in_both_directions(data, tmp_path
     for row in rows:
         assert row["consistency_mm"] > 0
         assert row["seconds"] > 0
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.diffusion_benchmark", None)  # nothing is missing
+    again = rows_of("diffusion", data, tmp_path, "--methods", "[identity,rigid]", "--resume")
+    assert [(row["method"], row["consistency_mm"]) for row in again] == [
+        (row["method"], row["consistency_mm"]) for row in rows
+    ]
 
 
 @pytest.mark.slow
