@@ -196,8 +196,7 @@ class ResumeOptions(OutputOptions):
 
     def check(self) -> None:
         super().check()
-        if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite do not go together: give one")
+        resume_or_overwrite(resume=self.resume, overwrite=self.overwrite)
         if not self.overwrite:
             check_resume(self._checkpoint, self.resume)
 
@@ -326,6 +325,16 @@ def must_exist(path: Path | None, what: str) -> None:
 def existing(*paths: Path | None) -> list[Path]:
     """The paths at which there is a file or folder."""
     return [path for path in paths if path is not None and path.exists()]
+
+
+def resume_or_overwrite(*, resume: bool, overwrite: bool) -> None:
+    """Refuse both options together.
+
+    Raises:
+        UsageError: both are set.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite do not go together: give only one")
 
 
 def earlier_measurements(output: Path, part: str, parts: Sequence[str]) -> list[Path]:

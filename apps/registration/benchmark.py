@@ -176,16 +176,14 @@ def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) 
 
 
 def _diffusion(options: Benchmark) -> Part:
-    pairs = find_pairs(options.data / "mri_t1_dwi", "t1-dwi")
+    pairs = [(without_suffix(pair.fixed).name, pair) for pair in find_pairs(options.data / "mri_t1_dwi", "t1-dwi")]
     inputs: dict[str, Path | None] = {}
-    for pair in pairs:
-        name = without_suffix(pair.fixed).name
+    for name, pair in pairs:
         inputs |= {f"{name} T1w": pair.moving, name: pair.fixed}
     rows = _earlier_rows(options, "diffusion", inputs)
     installed = [name for name in DIFFUSION_METHODS if name != "greedy" or greedy.available()]
     methods = [name for name in installed if options.methods is None or name in options.methods]
-    for pair in pairs:
-        name = without_suffix(pair.fixed).name
+    for name, pair in pairs:
         missing = [
             (method, swapped)
             for swapped in (False, True)

@@ -22,6 +22,7 @@ from ..options import (
     existing,
     must_be_writable,
     must_exist,
+    resume_or_overwrite,
 )
 
 FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"  # the transforms of `register`
@@ -563,8 +564,7 @@ class Benchmark(OutputOptions):
         at_least(1, seeds=self.seeds, threads=self.threads)
         if self.resume and self.part not in ("labels", "diffusion"):
             raise UsageError(f"--resume needs --part labels or --part diffusion, got {self.part}")
-        if self.resume and self.overwrite:
-            raise UsageError("--resume keeps the result of an earlier run and --overwrite replaces it: give only one")
+        resume_or_overwrite(resume=self.resume, overwrite=self.overwrite)
         if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
         known = {"labels": LABEL_METHODS, "diffusion": DIFFUSION_METHODS}.get(self.part, ())
