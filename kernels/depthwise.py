@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import arena, native
 from .autocast import in_autocast
 from .eligibility import are_plain
 from .threads import kernel_threads
@@ -102,7 +102,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _convolved(maps: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    out = torch.empty_like(maps)
+    out = arena.with_large_pages(torch.empty_like(maps))
     taps = weight.flatten(1).t().contiguous()
     added = None if bias is None else bias.contiguous()
     native.call("vw_depthwise", _sizes(maps, weight, dilation), maps, taps, added, out)

@@ -155,9 +155,7 @@ INLINE void exp2_fractions(const vf *f, vf *p) {
 
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
 INLINE __m512 nearest(vf x) { return _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-#endif
-
-#if VW_LANES != 16 || defined(VW_DOUBLE)
+#else
 // 2^x for LEAST <= x <= MOST, or NaN
 template <int N>
 INLINE void exp2_bounded(vf *x) {
@@ -170,8 +168,8 @@ INLINE void exp2_bounded(vf *x) {
 }
 #endif
 
-// 2^x for finite x; 0 or 2^LEAST below LEAST, inf above MOST, NaN for NaN. With NEGATIVE, no x is above 0.
-template <int N, bool NEGATIVE = false>
+// 2^x for finite x; 0 or 2^LEAST below LEAST, inf above MOST, NaN for NaN
+template <int N>
 INLINE void exp2_all(vf *x) {
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
   // reduce_ps would save the subtraction, but takes 6 ns on Zen 4; all of this takes 1.6 ns
@@ -183,7 +181,7 @@ INLINE void exp2_all(vf *x) {
   for (int i = 0; i < N; ++i) x[i] = (vf)_mm512_scalef_ps((__m512)p[i], r[i]);
 #else
   for (int i = 0; i < N; ++i) x[i] = at_least(splat(LEAST), x[i]);
-  for (int i = 0; !NEGATIVE && i < N; ++i) x[i] = at_most(splat(MOST), x[i]);
+  for (int i = 0; i < N; ++i) x[i] = at_most(splat(MOST), x[i]);
   exp2_bounded<N>(x);
 #endif
 }
@@ -202,18 +200,19 @@ INLINE vf look_up(const void *table, vf k) {
   return (vf)_mm512_permutex2var_ps(low, (__m512i)k, high);
 }
 
+// The bits of a table's element k, to whose exponent the multiples of 32 in k are added
+INLINE vf scaled(const void *table, vf k) { return (vf)((vi)look_up(table, k) + ((vi)k << (MANTISSA - 5))); }
+
 // 2^(k / 32 + f) for |f| <= 1 / 64; k is the sum of an integer and ROUNDING, whose ulp counts as 1
 template <int N>
 INLINE void exp2_thirty_seconds(const vf *k, const vf *f, vf *x) {
   vf p[N];
-  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)look_up(exp2_table, k[i]) + ((vi)k[i] << (MANTISSA - 5)));
+  for (int i = 0; i < N; ++i) x[i] = scaled(exp2_table, k[i]);
   for (int i = 0; i < N; ++i) p[i] = f[i] * 0.240219f + 0.6931489f;
   for (int i = 0; i < N; ++i) p[i] = p[i] * f[i] + 1.0f;
   for (int i = 0; i < N; ++i) x[i] = x[i] * p[i];
 }
-#endif
 
-#if VW_LANES == 16 && !defined(VW_DOUBLE)
 // Bits of SCALE * 2^((k - 46) / 32), less k << (MANTISSA - 5), for k = 0 .. 31; see exp2_products
 alignas(64) const int32_t decay_table[32] = {
     0x3db481f3, 0x3db475d1, 0x3db47fd6, 0x3db4a081, 0x3db4d84e, 0x3db527c1, 0x3db58f5d, 0x3db60faa,
@@ -235,7 +234,7 @@ INLINE void exp2_products(vf a, const vf *b, vf *x) {
   for (int i = 0; i < N; ++i) f[i] = multiply_add(a, b[i], splat(SHIFT));
   for (int i = 0; i < N; ++i) k[i] = f[i] + ROUNDING / 32;
   for (int i = 0; i < N; ++i) f[i] = f[i] - (k[i] - (ROUNDING / 32 + 46.0f / 32));
-  for (int i = 0; i < N; ++i) x[i] = (vf)((vi)look_up(decay_table, k[i]) + ((vi)k[i] << (MANTISSA - 5)));
+  for (int i = 0; i < N; ++i) x[i] = scaled(decay_table, k[i]);
   for (int i = 0; i < N; ++i) p[i] = multiply_add(f[i], f[i], splat(REST));
   for (int i = 0; i < N; ++i) x[i] = x[i] * p[i];
 #else

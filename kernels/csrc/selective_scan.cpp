@@ -58,7 +58,8 @@ struct Scan {
 namespace {
 
 constexpr int NEAR = VW_LANES == 16 ? 3 : 2;  // the cache for prefetches; rows a power of two apart share a set of L1
-constexpr int CHUNK = 128;
+constexpr int CHUNK = 128;  // steps between two stored states
+constexpr int TILE = 2 * CHUNK;  // steps of a tile: fewer touch more pages of memory, more do not fit into the caches
 
 // e^x for x <= 0, corrected for the rounding of x / ln 2, of N vectors in place
 template <int N>
@@ -167,11 +168,11 @@ INLINE void softplus(vf *x, vf *slope) {
   for (int i = 0; i < N; ++i) {
     if (SLOPE) {
       slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) * reciprocal(y[i] + 1.0f);
-      slope[i] = (x[i] > 20.0f) ? splat(1.0f) : slope[i];
     }
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
     x[i] = y[i] * q[i] + at_least(vf{}, x[i]);  // y is NaN if x is, and below the rounding of large x
 #else
+    if (SLOPE) slope[i] = (x[i] > 20.0f) ? splat(1.0f) : slope[i];
     const vf positive = (vf)((vi)x[i] & ~(x[i] < 0.0f)), result = y[i] * q[i] + positive;
     x[i] = (x[i] > 20.0f) ? x[i] : (x[i] == x[i]) ? result : x[i];
 #endif
@@ -254,7 +255,7 @@ INLINE vf lane_sums(vf *v) {
   return v[0];
 }
 
-// The sums of the halves of a, then of b
+// The sums of the halves of a, then of b. In one term no lane moves, which takes a blend in place of a shuffle.
 template <size_t... I>
 INLINE vf add_halves(vf a, vf b, std::index_sequence<I...>) {
   constexpr size_t half = W / 2;
@@ -262,12 +263,12 @@ INLINE vf add_halves(vf a, vf b, std::index_sequence<I...>) {
          __builtin_shufflevector(a, b, (I < half ? I + half : W + I - half)...);
 }
 
-// The sums of the first two quarters and of the last two of a, then of b
+// The sums of the first two quarters of a, then of b, then of the last two of a, then of b
 template <size_t... I>
 INLINE vf add_quarters(vf a, vf b, std::index_sequence<I...>) {
   constexpr size_t part = W < 4 ? 1 : W / 4;
-  return __builtin_shufflevector(a, b, (I / part * 2 * part + I % part)...) +
-         __builtin_shufflevector(a, b, (I / part * 2 * part + part + I % part)...);
+  return __builtin_shufflevector(a, b, (I / part % 2 ? W + I : I)...) +
+         __builtin_shufflevector(a, b, (I / part % 2 ? W + I - part : I + part)...);
 }
 
 // Adds up the lanes of N vectors as far as N lanes become W: lanes i * W / N and following belong to v[i].
@@ -275,27 +276,25 @@ template <int N>
 INLINE vf fold(const vf *v) {
   constexpr auto lanes = std::make_index_sequence<W>();
   static_assert(N <= 4 && N <= W);
-  if constexpr (N == 4) return add_quarters(add_halves(v[0], v[1], lanes), add_halves(v[2], v[3], lanes), lanes);
+  if constexpr (N == 4) return add_quarters(add_halves(v[0], v[2], lanes), add_halves(v[1], v[3], lanes), lanes);
   if constexpr (N == 2) return add_halves(v[0], v[1], lanes);
   return v[0];
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// ---- tiles: CHUNK steps of W channels as [step][lane]
+// ---- tiles: TILE steps of W channels as [step][lane]
 
-// Memory of W channels of one chunk, in either layout. Strides count bytes.
+// Memory of W channels of these steps, in either layout. Strides count bytes.
 struct Tile {
-  char *base;                // first channel; step 0 of the chunk (channel first) or position 0 (channel last)
+  char *base;                // first channel; the first step (channel first) or position 0 (channel last)
   int64_t step, row;         // of a step or position, of a channel
-  const int32_t *positions;  // of the steps of the chunk, or null for channel first
+  const int32_t *positions;  // of the steps, or null for channel first
   int rows, steps, type;     // rows <= W real channels
   INLINE char *at(int t, int lane) const { return base + (positions ? positions[t] : t) * step + lane * row; }
 };
 
 INLINE int64_t type_size(int64_t type) { return type == 0 ? sizeof(real) : 2; }
-
-alignas(64) const real zeros[CHUNK] = {};
 
 template <class E>
 void widen_row(const char *from, int64_t step, int count, real *to) {
@@ -322,30 +321,41 @@ void narrow_any(int64_t type, const real *from, char *to, int count) {
   if (type == 2) narrow_row<Brain>(from, to, count);
 }
 
-// to[t * stride + i] = rows[i][t] for W rows
-void to_columns(const real *const *rows, int steps, real *to, int64_t stride) {
+// The next of some rows. GCC would compute the addresses of all rows before the loop, and keep those for which it lacks
+// registers in vectors.
+template <class T>
+INLINE T *next_row(T *row, int64_t stride) {
+  row += stride;
+  asm("" : "+r"(row));
+  return row;
+}
+
+// to[t * stride + i] = from[i * row + t] for W rows
+void to_columns(const real *from, int64_t row, int steps, real *to, int64_t stride) {
   int t = 0;
   for (; t + W <= steps; t += W) {
     vf block[W];
-    for (int i = 0; i < W; ++i) block[i] = load(rows[i] + t);
+    const real *next = from + t;
+    for (int i = 0; i < W; ++i, next = next_row(next, row)) block[i] = load(next);
     transpose(block);
     for (int i = 0; i < W; ++i) store(to + (t + i) * stride, block[i]);
   }
   for (; t < steps; ++t)
-    for (int i = 0; i < W; ++i) to[t * stride + i] = rows[i][t];
+    for (int i = 0; i < W; ++i) to[t * stride + i] = from[i * row + t];
 }
 
-// rows[i][t] = from[t * stride + i] for W rows
-void to_rows(const real *from, int64_t stride, int steps, real *const *rows) {
+// to[i * row + t] = from[t * stride + i] for W rows
+void to_rows(const real *from, int64_t stride, int steps, real *to, int64_t row) {
   int t = 0;
   for (; t + W <= steps; t += W) {
     vf block[W];
     for (int i = 0; i < W; ++i) block[i] = load(from + (t + i) * stride);
     transpose(block);
-    for (int i = 0; i < W; ++i) store(rows[i] + t, block[i]);
+    real *next = to + t;
+    for (int i = 0; i < W; ++i, next = next_row(next, row)) store(next, block[i]);
   }
   for (; t < steps; ++t)
-    for (int i = 0; i < W; ++i) rows[i][t] = from[t * stride + i];
+    for (int i = 0; i < W; ++i) to[i * row + t] = from[t * stride + i];
 }
 
 void load_tile(const Tile &tile, vf *to, real *staging) {
@@ -361,15 +371,12 @@ void load_tile(const Tile &tile, vf *to, real *staging) {
       }
     return;
   }
-  const real *rows[W];
-  for (int i = 0; i < W; ++i) {
-    rows[i] = i < tile.rows ? (const real *)tile.at(0, i) : zeros;
-    if (tile.type != 0 && i < tile.rows) {
-      widen_any(tile.type, tile.at(0, i), tile.step, tile.steps, staging + i * CHUNK);
-      rows[i] = staging + i * CHUNK;
-    }
-  }
-  to_columns(rows, tile.steps, (real *)to, W);
+  if (tile.type == 0 && tile.rows >= W)
+    return to_columns((const real *)tile.base, tile.row / (int64_t)sizeof(real), tile.steps, (real *)to, W);
+  for (int i = 0; i < W; ++i)
+    if (i < tile.rows) widen_any(tile.type, tile.at(0, i), tile.step, tile.steps, staging + i * TILE);
+    else std::memset(staging + i * TILE, 0, tile.steps * sizeof(real));
+  to_columns(staging, TILE, tile.steps, (real *)to, W);
 }
 
 void store_tile(const Tile &tile, const vf *from, real *staging) {
@@ -382,33 +389,38 @@ void store_tile(const Tile &tile, const vf *from, real *staging) {
       for (int t = 0; t < tile.steps; ++t) narrow_any(tile.type, (const real *)&from[t], tile.at(t, 0), tile.rows);
     return;
   }
-  real *rows[W];
-  for (int i = 0; i < W; ++i)
-    rows[i] = tile.type == 0 && i < tile.rows ? (real *)tile.at(0, i) : staging + i * CHUNK;
-  to_rows((const real *)from, W, tile.steps, rows);
-  if (tile.type != 0)
-    for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, rows[i], tile.at(0, i), tile.steps);
+  if (tile.type == 0 && tile.rows >= W)
+    return to_rows((const real *)from, W, tile.steps, (real *)tile.base, tile.row / (int64_t)sizeof(real));
+  to_rows((const real *)from, W, tile.steps, staging, TILE);
+  for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, staging + i * TILE, tile.at(0, i), tile.steps);
 }
 
-// Addresses to prefetch while a time loop runs: one cache line per step and tensor.
-struct Prefetch {
-  const char *address[CHUNK];
-  void aim(const Tile &tile) {
+// A cache line of a tile for each step, in bytes from its base. All tiles of a tensor have the same lines; with positions,
+// all tiles of the same steps.
+struct Lines {
+  int64_t offset[TILE];
+  void find(const Tile &tile) {
     if (tile.positions) {
       // the last channel: the first one is often in a line of the block before
-      for (int t = 0; t < CHUNK; ++t) address[t] = tile.at(t < tile.steps ? t : 0, tile.rows - 1);
+      for (int t = 0; t < TILE; ++t) offset[t] = tile.at(t < tile.steps ? t : 0, tile.rows - 1) - tile.base;
       return;
     }
-    // only full chunks are prefetched; with 2-byte numbers or few lanes the rows end early and start again
+    // only full tiles are prefetched; with 2-byte numbers or few lanes the rows end early and start again
     int t = 0;
-    for (int row = 0; t < CHUNK; row = row + 1 < tile.rows ? row + 1 : 0) {
-      const char *p = tile.at(0, row), *stop = p + CHUNK * type_size(tile.type);
-      for (; p < stop && t < CHUNK; p += 64) address[t++] = p;
-    }
+    for (int row = 0; t < TILE; row = row + 1 < tile.rows ? row + 1 : 0)
+      for (int64_t byte = 0; byte < TILE * type_size(tile.type) && t < TILE; byte += 64) offset[t++] = row * tile.row + byte;
   }
 };
 
-// Copies B or C of one chunk to [step][state]: its rows are often a power of two apart and would share a cache set.
+// Tiles to prefetch while a time loop runs, one cache line of each per step
+template <int TILES>
+struct Ahead {
+  const char *base[TILES];
+  const Lines *lines[TILES];
+  INLINE const char *line(int tile, int t) const { return base[tile] + lines[tile]->offset[t]; }
+};
+
+// Copies B or C of the steps of a tile to [step][state]: its rows are often a power of two apart and would share a cache set.
 void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64_t b, int64_t g,
                   const int32_t *positions, int64_t t0, int64_t steps, int64_t states, real *to, real *row) {
   const int64_t size = type_size(type);
@@ -429,24 +441,21 @@ void stage_matrix(int64_t type, const void *matrix, const int64_t *stride, int64
     return;
   }
   int64_t n = 0;
-  for (; type == 0 && stride[2] == 1 && n + W <= states; n += W) {
-    const real *rows[W];
-    for (int i = 0; i < W; ++i) rows[i] = (const real *)from + t0 + (n + i) * stride[3];
-    to_columns(rows, (int)steps, to + n, states);
-  }
+  for (; type == 0 && stride[2] == 1 && n + W <= states; n += W)
+    to_columns((const real *)from + t0 + n * stride[3], stride[3], (int)steps, to + n, states);
   for (; n < states; ++n) {
     widen_any(type, from + (t0 * stride[2] + n * stride[3]) * size, stride[2] * size, (int)steps, row);
     for (int64_t t = 0; t < steps; ++t) to[t * states + n] = row[t];
   }
 }
 
-// Prefetches part k of `parts` of B or C of the chunk at t0, whose rows are far apart.
+// Prefetches part k of `parts` of B or C of the tile at t0, whose rows are far apart.
 void prefetch_matrix(const Scan &s, const void *matrix, const int64_t *stride, int64_t b, int64_t g, int64_t t0, int64_t k,
                      int64_t parts) {
   const int64_t size = type_size(s.type);
   const char *from = (const char *)matrix + (b * stride[0] + g * stride[1] + t0 * stride[2]) * size;
   for (int64_t n = k; n < s.states; n += parts)
-    for (int64_t byte = 0; byte < CHUNK * size; byte += 64) __builtin_prefetch(from + n * stride[3] * size + byte, 0, NEAR);
+    for (int64_t byte = 0; byte < TILE * size; byte += 64) __builtin_prefetch(from + n * stride[3] * size + byte, 0, NEAR);
 }
 
 // Loads (channels, states) rows of W channels as lanes
@@ -482,7 +491,7 @@ INLINE void decays(vf dl, const vf *A2, vf *a) {
 
 template <int NT, bool BV, bool CV, bool BOUNDED>
 void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
-                    const real *Cs, const vf *Bl, const vf *Cl, const char *const *ahead) {
+                    const real *Cs, const vf *Bl, const vf *Cl, const Ahead<3> *ahead, int first_line) {
   constexpr int N = NT < DECAYS ? NT : DECAYS;
   vf h[NT], b[NT], c[NT], ready[PIECE * NT];
   for (int i = 0; i < NT; ++i) {
@@ -494,9 +503,9 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
     const int count = PIECE == 1 || steps - t0 > PIECE ? PIECE : steps - t0;
     for (int t = 0; t < count; ++t) {
       if (ahead) {
-        __builtin_prefetch(ahead[t0 + t], 0, NEAR);
-        __builtin_prefetch(ahead[CHUNK + t0 + t], 0, NEAR);
-        __builtin_prefetch(ahead[2 * CHUNK + t0 + t], 1, NEAR);
+        __builtin_prefetch(ahead->line(0, first_line + t0 + t), 0, NEAR);
+        __builtin_prefetch(ahead->line(1, first_line + t0 + t), 0, NEAR);
+        __builtin_prefetch(ahead->line(2, first_line + t0 + t), 1, NEAR);
       }
 #pragma GCC unroll 16
       for (int n = 0; n < NT && PIECE > 1; n += N) decays<N, BOUNDED>(dl[t0 + t], A2 + n, ready + t * NT + n);
@@ -529,11 +538,11 @@ void forward_states(int steps, int states, const vf *dl, const vf *x, vf *y, con
 
 template <bool BV, bool CV, bool BOUNDED>
 void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, const vf *A2, vf *state, const real *Bs,
-                   const real *Cs, const vf *Bl, const vf *Cl, const char *const *ahead) {
+                   const real *Cs, const vf *Bl, const vf *Cl, const Ahead<3> *ahead, int first_line) {
   int n = 0;
 #define VW_PASS(NT)                                                                                                    \
   {                                                                                                                    \
-    forward_states<NT, BV, CV, BOUNDED>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead);   \
+    forward_states<NT, BV, CV, BOUNDED>(steps, states, dl, x, y, A2 + n, state + n, Bs + n, Cs + n, Bl + n, Cl + n, ahead, first_line); \
     ahead = nullptr;                                                                                                   \
     n += NT;                                                                                                           \
   }
@@ -548,7 +557,7 @@ void forward_block(int steps, int states, const vf *dl, const vf *x, vf *y, cons
 }
 
 using Block = void (*)(int, int, const vf *, const vf *, vf *, const vf *, vf *, const real *, const real *, const vf *,
-                       const vf *, const char *const *);
+                       const vf *, const Ahead<3> *, int);
 
 template <bool... CHOSEN>
 Block choose_block() {
@@ -574,9 +583,9 @@ vf largest_magnitude(const vf *x, int64_t count) {
   return most;
 }
 
-// The checkpoint of the block of channels from d, (states, channels of the block)
-INLINE real *checkpoint(const Scan &s, int64_t b, int64_t chunk, int64_t d) {
-  return s.checkpoints + ((b * ceil_div(s.length, CHUNK) + chunk) * s.channels + d) * s.states;
+// The checkpoint at step t of the block of channels from d, (states, channels of the block)
+INLINE real *checkpoint(const Scan &s, int64_t b, int64_t t, int64_t d) {
+  return s.checkpoints + ((b * ceil_div(s.length, CHUNK) + t / CHUNK) * s.channels + d) * s.states;
 }
 
 // Step sizes of a tile, in place: delta -> dl; with SLOPE, `slope` receives the derivative of dl by delta.
@@ -631,8 +640,8 @@ int64_t forward_blocks(const Scan &s) {
 // Scratch bytes per thread, with a page to spare for the rounding of the arena.
 int64_t forward_scratch(const Scan &s) {
   const int64_t blocks = forward_blocks(s);
-  const size_t bytes = sizeof(vf) * (5 * CHUNK + blocks * (s.states * 4 + s.rank + 2)) +
-                       sizeof(real) * (CHUNK * (2 * s.states + s.rank) + W * CHUNK) + 3 * sizeof(Prefetch);
+  const size_t bytes = sizeof(vf) * (4 * TILE + blocks * (s.states * 4 + s.rank + 2)) +
+                       sizeof(real) * (TILE * (2 * s.states + s.rank) + W * TILE) + 3 * sizeof(Lines);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
@@ -644,22 +653,20 @@ Tile tile_of(const Scan &s, int64_t type, const void *tensor, const int64_t *str
   const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
   if (!positions) base += t0 * stride[2] * size;
   return {base,      stride[2] * size, stride[3] * size,           positions, (int)(rows < W ? rows : W),
-          (int)(steps < CHUNK ? steps : CHUNK), (int)type};
+          (int)(steps < TILE ? steps : TILE), (int)type};
 }
 
 void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t last, char *memory) {
   const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
-  const int64_t chunks = ceil_div(s.length, CHUNK);
   Arena arena{memory};
-  vf *tu = arena.take<vf>(CHUNK), *tdl = arena.take<vf>(CHUNK), *tx = arena.take<vf>(CHUNK);
-  vf *ty = arena.take<vf>(CHUNK), *tz = arena.take<vf>(CHUNK);
+  vf *tx = arena.take<vf>(TILE), *tdl = arena.take<vf>(TILE), *ty = arena.take<vf>(TILE), *tz = arena.take<vf>(TILE);
   vf *A2 = arena.take<vf>(blocks * states), *state = arena.take<vf>(blocks * states);
   vf *Bl = arena.take<vf>(blocks * states), *Cl = arena.take<vf>(blocks * states);
-  real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
-  real *staging = arena.take<real>(W * CHUNK);
-  Prefetch *ahead = arena.take<Prefetch>(3);
+  real *Bs = arena.take<real>(TILE * states), *Cs = arena.take<real>(TILE * states);
+  real *staging = arena.take<real>(W * TILE);
+  Lines *lines_u = arena.take<Lines>(1), *lines_delta = arena.take<Lines>(1), *lines_out = arena.take<Lines>(1);
   vf *sums = arena.take<vf>(blocks), *most_A2 = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
-  real *low = arena.take<real>(CHUNK * s.rank);
+  real *low = arena.take<real>(TILE * s.rank);
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
@@ -675,9 +682,9 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t t0 = chunk * CHUNK;
-    const int steps = (int)(s.length - t0 < CHUNK ? s.length - t0 : CHUNK);
+  int64_t number = 0;
+  for (int64_t t0 = 0; t0 < s.length; t0 += TILE) {
+    const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
     if (s.b_varies)
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
@@ -686,7 +693,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
     if (s.rank) stage_matrix(s.type, s.delta, s.delta_stride, b, g, positions, t0, steps, s.rank, low, staging);
     for (int64_t k = 0; k < blocks; ++k) {
       int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
-      load_tile(tile_of(s, s.type, s.u, s.u_stride, b, g, c, t0), tu, staging);
+      load_tile(tile_of(s, s.type, s.u, s.u_stride, b, g, c, t0), tx, staging);
       if (s.rank)
         multiply_steps(low, steps_weight + k * s.rank, steps, s.rank, tdl);
       else
@@ -699,38 +706,46 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         vf *dl = tdl + t;
         step_sizes<false>(dl, some, bias, s.softplus, nullptr);
         for (int i = 0; i < some; ++i) {
-          tx[t + i] = dl[i] * tu[t + i];
-          ty[t + i] = s.D ? D * tu[t + i] : vf{};
+          const vf u = tx[t + i];
+          tx[t + i] = dl[i] * u;
+          ty[t + i] = s.D ? D * u : vf{};
           most_dl = at_least(most_dl, absolute(dl[i]));
         }
       }
-      // prefetch the next block of this chunk, or the first block of the next chunk
+      // prefetch the next block of these steps, or the first block of the next
       bool same = k + 1 < blocks;
-      int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + CHUNK;
-      const char *const *p = nullptr;
-      if (next_t + CHUNK <= s.length) {
-        ahead[2].aim(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0));
+      int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 + TILE;
+      Ahead<3> ahead;
+      const bool more = next_t + TILE <= s.length;
+      if (more) {
+        const Tile out = tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0);
+        const Tile u = tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t);
         // the next channels of the same positions are mostly in the cache lines that were read
-        if (s.rank && same) {
-          ahead[0] = ahead[1] = ahead[2];
-        } else {
-          ahead[0].aim(tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t));
-          if (s.rank) ahead[1] = ahead[0];
-          else ahead[1].aim(tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t));
+        const Tile delta = s.rank ? u : tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t);
+        const bool unknown = number++ == 0;
+        if (unknown || (positions && k == 0)) lines_out->find(out);
+        if (unknown || (positions && !same)) {
+          lines_u->find(u);
+          if (!s.rank) lines_delta->find(delta);
         }
-        p = ahead->address;
+        if (s.rank && same)
+          ahead = {{out.base, out.base, out.base}, {lines_out, lines_out, lines_out}};
+        else
+          ahead = {{u.base, delta.base, out.base}, {lines_u, s.rank ? lines_u : lines_delta, lines_out}};
         for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
-          if (varies && !positions && t0 + 2 * CHUNK <= s.length)
-            prefetch_matrix(s, matrix, stride, b, g, t0 + CHUNK, k, blocks);
+          if (varies && !positions && t0 + 2 * TILE <= s.length)
+            prefetch_matrix(s, matrix, stride, b, g, t0 + TILE, k, blocks);
       }
       const bool within = bounded(most_dl, most_A2[k]);
       for (int t = 0; t < steps && !within; ++t) tdl[t] = finite(tdl[t]);
       auto block = choose_block(s.b_varies, s.c_varies, within);
-      if (s.checkpoints)
-        for (int64_t n = 0; n < states; ++n)
-          store_first(checkpoint(s, b, chunk, d) + n * (rows < W ? rows : W), state[k * states + n], rows);
-      block(steps, (int)states, tdl, tx, ty, A2 + k * states, state + k * states, Bs, Cs, Bl + k * states,
-            Cl + k * states, p);
+      vf *A2_k = A2 + k * states, *state_k = state + k * states;
+      for (int t = 0; t < steps; t += CHUNK) {
+        for (int64_t n = 0; s.checkpoints && n < states; ++n)
+          store_first(checkpoint(s, b, t0 + t, d) + n * (rows < W ? rows : W), state_k[n], rows);
+        block(steps - t < CHUNK ? steps - t : CHUNK, (int)states, tdl + t, tx + t, ty + t, A2_k, state_k, Bs + t * states,
+              Cs + t * states, Bl + k * states, Cl + k * states, more ? &ahead : nullptr, t);
+      }
       if (s.z) {
         load_tile(tile_of(s, s.type, s.z, s.z_stride, b, g, c, t0), tz, staging);
         for (int t = 0; t < steps; ++t) ty[t] *= tz[t] * sigmoid(tz[t]);
@@ -767,49 +782,50 @@ void forward(const Scan &s) {
 constexpr int NTB = VW_LANES == 16 ? 4 : 2;
 
 struct BlockTiles {
-  vf u[CHUNK], dl[CHUNK], x[CHUNK], gy[CHUNK], slope[CHUNK], sum_gB[CHUNK], sum_gAp[CHUNK], y[CHUNK], gz[CHUNK];
+  vf u[TILE], dl[TILE], x[TILE], gy[TILE], slope[TILE], sum_gB[TILE], sum_gAp[TILE], y[TILE], gz[TILE];
 };
 
 // The passes over all states of one step, each with a vector of folded lanes for the gradients of B and C
 int64_t passes(int64_t states) { return states / NTB + states % NTB / 2 + states % 2; }
 
-constexpr int AHEAD = 5;  // tensors of the next block to prefetch: u, delta, grad_out, du, ddelta
+constexpr int AHEAD = 5;  // tiles of the next block to prefetch: of u, delta, grad_out, du, ddelta
 
 // One chunk of one block of channels
 struct ChannelBlock {
-  int steps, states, passes, rows;
+  int from, steps;           // of the tile
+  int states, passes, rows;
   bool first;                // of its task: dB and dC are empty
-  bool by_position;          // the memory of `ahead` has channels last
+  bool by_position;          // the tiles of `ahead` have channels last
   BlockTiles *tile;
   const real *start;         // the checkpoint
-  const real *B, *C;         // (steps, states), if they vary
-  vf *dB, *dC;               // (steps, passes), folded lanes
-  vf *decays, *decayed;      // a and a * h, (steps, states of a pass)
-  const char *const *ahead;  // AHEAD arrays of CHUNK addresses to prefetch, or null
+  const real *B, *C;         // (steps of the tile, states), if they vary
+  vf *dB, *dC;               // (steps of the tile, passes), folded lanes
+  vf *decays, *kept;         // a, and h before and after each step: (steps of the chunk, states of a pass), and one step more
+  const Ahead<AHEAD> *ahead;  // or null
 };
 
 template <int NT, bool BV, bool CV, bool GATED, bool BOUNDED>
 void backward_states(const ChannelBlock &block, int first, int pass, const vf *A, vf *carry, vf *dA, const vf *Bl,
                      const vf *Cl, vf *dBl, vf *dCl) {
-  const int steps = block.steps, states = block.states;
+  const int from = block.from, steps = block.steps, states = block.states;
   BlockTiles &tile = *block.tile;
-  vf *as = block.decays, *ahs = block.decayed;
+  vf *as = block.decays, *hs = block.kept;
   const real *Bs = block.B + first, *Cs = block.C + first;
   vf h[NT], A2[NT], b[NT], c[NT];
   for (int i = 0; i < NT; ++i) {
-    h[i] = load_first(block.start + (first + i) * block.rows, block.rows);
+    h[i] = hs[i] = load_first(block.start + (first + i) * block.rows, block.rows);
     A2[i] = A[i] * LOG2_E;
     if (!BV) b[i] = Bl[i];
     if (!CV) c[i] = Cl[i];
   }
-  for (int t = 0; t < steps; ++t) {
+  for (int t = from; t < from + steps; ++t) {
     const vf xt = tile.x[t];
     if (block.ahead) {
       for (int i = pass; i < AHEAD; i += block.passes) {
         if (block.by_position)
-          __builtin_prefetch(block.ahead[i * CHUNK + t], 0, NEAR);
+          __builtin_prefetch(block.ahead->line(i, t), 0, NEAR);
         else
-          __builtin_prefetch(block.ahead[i * CHUNK + t], 0, 2);  // L1 cost a tenth of the time
+          __builtin_prefetch(block.ahead->line(i, t), 0, 2);  // L1 cost a tenth of the time
       }
     }
     vf yt = {}, a[NT];
@@ -817,10 +833,9 @@ void backward_states(const ChannelBlock &block, int first, int pass, const vf *A
     decays<NT, BOUNDED>(tile.dl[t], A2, a);
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
-      const vf ah = a[i] * h[i];
-      h[i] = xt * (BV ? splat(Bs[t * states + i]) : b[i]) + ah;
-      as[t * NT + i] = a[i];
-      ahs[t * NT + i] = ah;
+      h[i] = multiply_add(a[i], h[i], xt * (BV ? splat(Bs[t * states + i]) : b[i]));
+      as[(t - from) * NT + i] = a[i];
+      hs[(t - from + 1) * NT + i] = h[i];
       if (GATED) yt += h[i] * (CV ? splat(Cs[t * states + i]) : c[i]);
     }
     if (GATED) tile.y[t] = yt;
@@ -833,20 +848,21 @@ void backward_states(const ChannelBlock &block, int first, int pass, const vf *A
     if (!BV) db[i] = dBl[i];
     if (!CV) dc[i] = dCl[i];
   }
-  for (int t = steps - 1; t >= 0; --t) {
+  for (int t = from + steps - 1; t >= from; --t) {
     const vf gy = tile.gy[t], xt = tile.x[t], dlt = tile.dl[t];
     vf sb = {}, sa = {}, gx[NT], hy[NT];
     if (pass) sb = tile.sum_gB[t], sa = tile.sum_gAp[t];
 #pragma GCC unroll 4
     for (int i = 0; i < NT; ++i) {
-      const vf ah = ahs[t * NT + i], Bt = BV ? splat(Bs[t * states + i]) : b[i];
-      const vf g = gy * (CV ? splat(Cs[t * states + i]) : c[i]) + ag[i], gp = g * ah;
-      sb += g * Bt;
+      const vf g = gy * (CV ? splat(Cs[t * states + i]) : c[i]) + ag[i];
+      hy[i] = h[i] * gy;
+      gx[i] = g * xt;
+      h[i] = hs[(t - from) * NT + i];
+      ag[i] = as[(t - from) * NT + i] * g;
+      const vf gp = ag[i] * h[i];
+      sb += g * (BV ? splat(Bs[t * states + i]) : b[i]);
       sa += gp * Ar[i];
       da[i] += gp * dlt;
-      ag[i] = as[t * NT + i] * g;
-      gx[i] = g * xt;
-      hy[i] = (xt * Bt + ah) * gy;
       if (!BV) db[i] += gx[i];
       if (!CV) dc[i] += hy[i];
     }
@@ -912,14 +928,14 @@ int64_t backward_blocks(const Scan &s) { return ceil_div(blocks_per_group(s), s.
 int64_t backward_scratch(const Scan &s) {
   const int64_t blocks = backward_blocks(s);
   const size_t bytes = sizeof(BlockTiles) +
-                       sizeof(vf) * (7 * blocks * s.states + 3 * blocks + 2 * NTB * CHUNK + 2 * CHUNK * passes(s.states)) +
-                       sizeof(real) * (4 * CHUNK * s.states + W * CHUNK) + AHEAD * sizeof(Prefetch);
+                       sizeof(vf) * (7 * blocks * s.states + 3 * blocks + NTB * (2 * CHUNK + 1) + 2 * TILE * passes(s.states)) +
+                       sizeof(real) * (4 * TILE * s.states + W * TILE) + AHEAD * sizeof(Lines);
   return (ceil_div(bytes, PAGE) + 1) * PAGE;
 }
 
 void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t first, int64_t last, char *memory) {
   const int64_t width = s.channels / s.groups, states = s.states, blocks = last - first;
-  const int64_t chunks = ceil_div(s.length, CHUNK), columns = passes(states);
+  const int64_t columns = passes(states);
   Arena arena{memory};
   BlockTiles &q = *arena.take<BlockTiles>(1);
   vf *A = arena.take<vf>(blocks * states), *carry = arena.take<vf>(blocks * states);
@@ -927,12 +943,14 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
   vf *dCl = arena.take<vf>(blocks * states), *Bl = arena.take<vf>(blocks * states);
   vf *Cl = arena.take<vf>(blocks * states), *most_A2 = arena.take<vf>(blocks);
   vf *dD = arena.take<vf>(blocks), *dbias = arena.take<vf>(blocks);
-  vf *decays = arena.take<vf>(NTB * CHUNK), *decayed = arena.take<vf>(NTB * CHUNK);
-  vf *dBt = arena.take<vf>(columns * CHUNK), *dCt = arena.take<vf>(columns * CHUNK);
-  real *Bs = arena.take<real>(CHUNK * states), *Cs = arena.take<real>(CHUNK * states);
-  real *dBs = arena.take<real>(CHUNK * states), *dCs = arena.take<real>(CHUNK * states);
-  real *staging = arena.take<real>(W * CHUNK);
-  Prefetch *ahead = arena.take<Prefetch>(AHEAD);
+  vf *decays = arena.take<vf>(NTB * CHUNK), *kept = arena.take<vf>(NTB * (CHUNK + 1));
+  vf *dBt = arena.take<vf>(columns * TILE), *dCt = arena.take<vf>(columns * TILE);
+  real *Bs = arena.take<real>(TILE * states), *Cs = arena.take<real>(TILE * states);
+  real *dBs = arena.take<real>(TILE * states), *dCs = arena.take<real>(TILE * states);
+  real *staging = arena.take<real>(W * TILE);
+  Lines *lines = arena.take<Lines>(AHEAD);
+  Ahead<AHEAD> ahead;
+  for (int i = 0; i < AHEAD; ++i) ahead.lines[i] = lines + i;
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
@@ -949,9 +967,9 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t t0 = chunk * CHUNK;
-    const int steps = (int)(s.length - t0 < CHUNK ? s.length - t0 : CHUNK);
+  int64_t number = 0;
+  for (int64_t t0 = (s.length - 1) / TILE * TILE; t0 >= 0; t0 -= TILE) {
+    const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
     if (s.b_varies)
       stage_matrix(s.type, s.B, s.B_stride, b, g, positions, t0, steps, states, Bs, staging);
@@ -985,11 +1003,14 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
           q.y[t] = s.D ? D * q.u[t] : vf{};
         }
       }
-      const bool same = k + 1 < blocks, more = same ? steps == CHUNK : chunk > 0;
+      const bool same = k + 1 < blocks, more = same ? steps == TILE : t0 > 0;
       if (more) {
-        const int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 - CHUNK;
+        const int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 - TILE;
+        const bool unknown = number++ == 0 || (positions && !same);
         auto aim = [&](int i, int64_t type, const void *tensor, const int64_t *stride) {
-          ahead[i].aim(tile_of(s, type, tensor, stride, b, g, next_c, next_t));
+          const Tile next = tile_of(s, type, tensor, stride, b, g, next_c, next_t);
+          ahead.base[i] = next.base;
+          if (unknown) lines[i].find(next);
         };
         aim(0, s.type, s.u, s.u_stride);
         aim(1, s.type, s.delta, s.delta_stride);
@@ -998,17 +1019,19 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         aim(4, s.type, s.ddelta, s.out_stride);
       }
       for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
-        if (varies && !positions && chunk > 0) prefetch_matrix(s, matrix, stride, b, g, t0 - CHUNK, k, blocks);
+        if (varies && !positions && t0 > 0) prefetch_matrix(s, matrix, stride, b, g, t0 - TILE, k, blocks);
       const bool within = bounded(most_dl, most_A2[k]);
       for (int t = 0; t < steps && !within; ++t) q.dl[t] = finite(q.dl[t]);
-      const ChannelBlock block{steps, (int)states, (int)columns, (int)rows, k == 0, positions != nullptr, &q,
-                               checkpoint(s, b, chunk, d), Bs, Cs, dBt, dCt, decays, decayed,
-                               more ? ahead->address : nullptr};
-      for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
-        const int64_t at = k * states + n;
-        choose<decltype(count)::value>(s.b_varies, s.c_varies, s.z != nullptr, within)(
-            block, (int)n, (int)pass, A + at, carry + at, dA + at, Bl + at, Cl + at, dBl + at, dCl + at);
-      });
+      for (int from = (steps - 1) / CHUNK * CHUNK; from >= 0; from -= CHUNK) {
+        const int some = steps - from < CHUNK ? steps - from : CHUNK;
+        const ChannelBlock block{from, some, (int)states, (int)columns, (int)rows, k == 0, positions != nullptr, &q,
+                                 checkpoint(s, b, t0 + from, d), Bs, Cs, dBt, dCt, decays, kept, more ? &ahead : nullptr};
+        for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
+          const int64_t at = k * states + n;
+          choose<decltype(count)::value>(s.b_varies, s.c_varies, s.z != nullptr, within)(
+              block, (int)n, (int)pass, A + at, carry + at, dA + at, Bl + at, Cl + at, dBl + at, dCl + at);
+        });
+      }
       vf sum_D = dD[k], sum_bias = dbias[k];
       for (int t = 0; t < steps; ++t) {
         vf du = q.dl[t] * q.sum_gB[t], ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
@@ -1034,11 +1057,8 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       });
       to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
       int64_t n = 0;
-      for (; !positions && s.dB_stride[2] == 1 && n + W <= states; n += W) {
-        real *rows[W];
-        for (int i = 0; i < W; ++i) rows[i] = to + t0 + (n + i) * s.dB_stride[3];
-        to_rows(sums + n, states, steps, rows);
-      }
+      for (; !positions && s.dB_stride[2] == 1 && n + W <= states; n += W)
+        to_rows(sums + n, states, steps, to + t0 + n * s.dB_stride[3], s.dB_stride[3]);
       for (int64_t t = 0; t < steps; ++t)
         for (int64_t i = n; i < states; ++i)
           to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + i * s.dB_stride[3]] = sums[t * states + i];

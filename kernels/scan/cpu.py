@@ -18,7 +18,7 @@ from .. import arena, native
 from ..threads import kernel_threads
 from .reference import DirectionalInputs, ScanInputs, group_count
 
-# CHUNK of csrc/selective_scan.cpp; 64 to 256 measured the same
+# CHUNK of csrc/selective_scan.cpp
 CHECKPOINT_STEPS = 128
 
 _TYPES = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}  # float64 has functions of its own
@@ -89,11 +89,17 @@ def scan_backward(
     grad_last_state: Tensor | None,
     inputs: ScanInputs,
     checkpoints: Tensor,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`."""
+    """Same as `reference.scan_backward`, from the checkpoints of this module's `scan_forward`.
+
+    Args:
+        out: tensors for the gradients of u and delta, contiguous, with their shapes and types.
+    """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state = inputs
     call = _Call("backward", u, delta, A, B, C, D, delta_bias, delta_softplus, z=z, grad_out=grad_out)
-    du, ddelta = _empty_like(u), _empty_like(delta)
+    du, ddelta = (_empty_like(u), _empty_like(delta)) if out is None else out
     dz = None if z is None else _empty_like(z)
     dinitial = None if initial_state is None else _empty_like(initial_state)
     initial_state, grad_last_state = _packed(initial_state), _packed(grad_last_state)
@@ -181,13 +187,13 @@ def directional_backward(
 
 
 def _empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+    return arena.with_large_pages(torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format))
 
 
 def _checkpoints(A: Tensor, batch: int, channels: int, length: int, wanted: bool) -> Tensor:
     if not wanted:
         return A.new_empty(0)
-    return A.new_empty(batch, -(-length // CHECKPOINT_STEPS), channels, A.shape[1])
+    return arena.with_large_pages(A.new_empty(batch, -(-length // CHECKPOINT_STEPS), channels, A.shape[1]))
 
 
 def _packed(tensor: Tensor | None) -> Tensor | None:

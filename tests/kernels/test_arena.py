@@ -1,7 +1,9 @@
 """Memory of large maps is reused when nobody holds them any more, and only then."""
 
 import threading
+from pathlib import Path
 
+import pytest
 import torch
 
 from voxelwave.kernels import arena
@@ -73,3 +75,32 @@ def test_nothing_is_reused_where_gradients_keep_all_maps():
             place = first.data_ptr()
             del first
             assert arena.empty(LARGE).data_ptr() == place
+
+
+def _flags(address: int) -> list[str]:
+    """The kernel's flags of the memory at an address, which /proc lists after its range and other properties."""
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            start, stop = (int(each, 16) for each in words[0].split("-"))
+            within = start <= address < stop
+        elif within and words[0] == "VmFlags:":
+            return words[1:]
+    raise AssertionError(f"no memory at {address:#x}")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="needs Linux with large pages")
+def test_linux_is_asked_for_large_pages_for_large_tensors():
+    large = torch.arange(1 << 22, dtype=torch.float32)
+    assert arena.with_large_pages(large) is large
+    assert "hg" in _flags(large.data_ptr() + large.nbytes // 2)
+    assert torch.equal(large, torch.arange(1 << 22, dtype=torch.float32))
+
+
+def test_small_tensors_and_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(arena, "_library", lambda: pytest.fail("asked for large pages"))
+    small, large = torch.zeros(1 << 19), torch.zeros(1 << 22)
+    assert arena.with_large_pages(small) is small
+    monkeypatch.setattr(arena, "_ADVICE", None)
+    assert arena.with_large_pages(large) is large
