@@ -344,18 +344,21 @@ void to_columns(const real *from, int64_t row, int steps, real *to, int64_t stri
     for (int i = 0; i < W; ++i) to[t * stride + i] = from[i * row + t];
 }
 
-// to[i * row + t] = from[t * stride + i] for W rows
-void to_rows(const real *from, int64_t stride, int steps, real *to, int64_t row) {
+// to[i * row + t] = lane i of from(t), for W rows
+template <class From>
+INLINE void to_rows(const From &from, int steps, real *to, int64_t row) {
   int t = 0;
   for (; t + W <= steps; t += W) {
     vf block[W];
-    for (int i = 0; i < W; ++i) block[i] = load(from + (t + i) * stride);
+    for (int i = 0; i < W; ++i) block[i] = from(t + i);
     transpose(block);
     real *next = to + t;
     for (int i = 0; i < W; ++i, next = next_row(next, row)) store(next, block[i]);
   }
-  for (; t < steps; ++t)
-    for (int i = 0; i < W; ++i) to[i * row + t] = from[t * stride + i];
+  for (; t < steps; ++t) {
+    const vf lanes = from(t);
+    for (int i = 0; i < W; ++i) to[i * row + t] = lanes[i];
+  }
 }
 
 void load_tile(const Tile &tile, vf *to, real *staging) {
@@ -379,19 +382,21 @@ void load_tile(const Tile &tile, vf *to, real *staging) {
   to_columns(staging, TILE, tile.steps, (real *)to, W);
 }
 
-void store_tile(const Tile &tile, const vf *from, real *staging) {
+// Stores from(t), which is called once for each step, in order
+template <class From>
+void store_tile(const Tile &tile, real *staging, const From &from) {
   if (tile.positions) {
-    if (tile.type == 0 && tile.rows >= W)
-      for (int t = 0; t < tile.steps; ++t) store((real *)tile.at(t, 0), from[t]);
-    else if (tile.type == 0)
-      for (int t = 0; t < tile.steps; ++t) store_first((real *)tile.at(t, 0), from[t], tile.rows);
-    else
-      for (int t = 0; t < tile.steps; ++t) narrow_any(tile.type, (const real *)&from[t], tile.at(t, 0), tile.rows);
+    for (int t = 0; t < tile.steps; ++t) {
+      const vf lanes = from(t);
+      if (tile.type != 0) narrow_any(tile.type, (const real *)&lanes, tile.at(t, 0), tile.rows);
+      else if (tile.rows >= W) store((real *)tile.at(t, 0), lanes);
+      else store_first((real *)tile.at(t, 0), lanes, tile.rows);
+    }
     return;
   }
   if (tile.type == 0 && tile.rows >= W)
-    return to_rows((const real *)from, W, tile.steps, (real *)tile.base, tile.row / (int64_t)sizeof(real));
-  to_rows((const real *)from, W, tile.steps, staging, TILE);
+    return to_rows(from, tile.steps, (real *)tile.base, tile.row / (int64_t)sizeof(real));
+  to_rows(from, tile.steps, staging, TILE);
   for (int i = 0; i < tile.rows; ++i) narrow_any(tile.type, staging + i * TILE, tile.at(0, i), tile.steps);
 }
 
@@ -750,7 +755,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         load_tile(tile_of(s, s.type, s.z, s.z_stride, b, g, c, t0), tz, staging);
         for (int t = 0; t < steps; ++t) ty[t] *= tz[t] * sigmoid(tz[t]);
       }
-      store_tile(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0), ty, staging);
+      store_tile(tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0), staging, [&](int t) { return ty[t]; });
       if (s.out_sums) {
         vf sum = {};
         for (int t = 0; t < steps; ++t) sum += ty[t];
@@ -1033,23 +1038,21 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         });
       }
       vf sum_D = dD[k], sum_bias = dbias[k];
-      for (int t = 0; t < steps; ++t) {
-        vf du = q.dl[t] * q.sum_gB[t], ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
-        if (s.D) du += D * q.gy[t];
+      const bool direct = s.D;
+      const Tile du = s.permutation ? tile_of(s, 0, s.du_directions, s.out_stride, b, g, c, t0) : tile(s.du, s.out_stride, c);
+      store_tile(du, staging, [&](int t) {
         sum_D += q.gy[t] * q.u[t];
+        const vf through_states = q.dl[t] * q.sum_gB[t];
+        return direct ? through_states + D * q.gy[t] : through_states;
+      });
+      store_tile(tile(s.ddelta, s.out_stride, c), staging, [&](int t) {
+        const vf ddelta = (q.u[t] * q.sum_gB[t] + q.sum_gAp[t]) * q.slope[t];
         sum_bias += ddelta;
-        q.sum_gB[t] = du;
-        q.sum_gAp[t] = ddelta;
-        if (s.z) q.y[t] *= q.gz[t];
-      }
+        return ddelta;
+      });
+      if (s.z) store_tile(tile(s.dz, s.out_stride, c), staging, [&](int t) { return q.y[t] * q.gz[t]; });
       dD[k] = sum_D;
       dbias[k] = sum_bias;
-      if (s.permutation)
-        store_tile(tile_of(s, 0, s.du_directions, s.out_stride, b, g, c, t0), q.sum_gB, staging);
-      else
-        store_tile(tile(s.du, s.out_stride, c), q.sum_gB, staging);
-      store_tile(tile(s.ddelta, s.out_stride, c), q.sum_gAp, staging);
-      if (s.z) store_tile(tile(s.dz, s.out_stride, c), q.y, staging);
     }
     auto unstage = [&](const vf *folded, real *sums, real *to) {
       for_each_pass(states, [&](auto count, int64_t n, int64_t pass) {
@@ -1058,7 +1061,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       to += split * s.dB_part + b * s.dB_stride[0] + g * s.dB_stride[1];
       int64_t n = 0;
       for (; !positions && s.dB_stride[2] == 1 && n + W <= states; n += W)
-        to_rows(sums + n, states, steps, to + t0 + n * s.dB_stride[3], s.dB_stride[3]);
+        to_rows([&](int t) { return load(sums + t * states + n); }, steps, to + t0 + n * s.dB_stride[3], s.dB_stride[3]);
       for (int64_t t = 0; t < steps; ++t)
         for (int64_t i = n; i < states; ++i)
           to[(positions ? positions[t] : t0 + t) * s.dB_stride[2] + i * s.dB_stride[3]] = sums[t * states + i];

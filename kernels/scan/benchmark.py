@@ -57,8 +57,8 @@ class _Setting(NamedTuple):
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
         return SIZES[: 1 if self.quick else None]
 
-    def inputs(self, channels: int, length: int, states: int) -> TrainedInputs:
-        return trained_inputs(channels, length, states, groups=GROUPS, seed=self.seed, device=self.device)
+    def inputs(self, channels: int, length: int, states: int, groups: int = GROUPS) -> TrainedInputs:
+        return trained_inputs(channels, length, states, groups=groups, seed=self.seed, device=self.device)
 
 
 def bench_kernels(
@@ -310,18 +310,19 @@ def _floor(setting: _Setting) -> Iterator[Row]:
     yield Row("multiply-add issue", limits.fma / 1e9, "G lanes/s")
     yield Row("memory, a = b + c with write-allocate", limits.bandwidth / 1e9, "GB/s")
     for channels, length, states in setting.sizes:
-        u, delta, A, B, C, D, bias = setting.inputs(channels, length, states)
+        u, delta, A, B, C, D, bias = setting.inputs(channels, length, states, groups=1)  # no lane is idle
         inputs = ScanInputs(u, delta, A, B, C, D, None, bias, True, None)
         out, _, checkpoints = cpu.scan_forward(inputs)
         du, ddelta = cpu.scan_backward(_gradient_of(u), None, inputs, checkpoints)[:2]
-        assert du is not None and ddelta is not None
+        assert du is not None
+        assert ddelta is not None
         forward = functools.partial(cpu.scan_forward, inputs, checkpointed=False, out=out)
         backward = functools.partial(cpu.scan_backward, _gradient_of(u), None, inputs, checkpoints, out=(du, ddelta))
         # multiply-adds per state and step; the exponential takes 2 of them with the table of AVX-512, else 5
         exponential = 2 if native.levels()[0] == "v4" else 5
         passes: tuple[tuple[str, Callable[[], object], int, int, int], ...] = (
-            ("forward", forward, 4 + exponential, 4 * (3 * channels + 2 * GROUPS * states) * length, 11),
-            ("backward", backward, 11 + exponential, 4 * (5 * channels + 4 * GROUPS * states) * length, 24),
+            ("forward", forward, 4 + exponential, 4 * (3 * channels + 2 * states) * length, 11),
+            ("backward", backward, 11 + exponential, 4 * (5 * channels + 4 * states) * length, 24),
         )
         for name, work, operations, n_bytes, goal in passes:
             seconds, spread = _time(work, setting.repeats)
