@@ -165,7 +165,13 @@ def _synthetic(settings: TrainingSettings) -> _Data:
     pairs = SyntheticPairs(training, seed=settings.seed, alike=count * settings.one_contrast_epochs, **grid)
     of_val = ValidationPairs(validation, **grid)
     loaders: dict[Split, DataLoader] = {
-        "train": DataLoader(pairs, batch_size=settings.batch_size, sampler=EpochNumbers(count)),
+        "train": DataLoader(
+            pairs,
+            batch_size=settings.batch_size,
+            sampler=EpochNumbers(count),
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
+        ),
         "val": DataLoader(of_val, batch_size=1),
     }
     drawn = {name: getattr(settings, name) for name in _DRAWN}

@@ -46,6 +46,8 @@ class TrainingSettings:
         batch_size: number of pairs whose gradients are computed together.
         accumulate: number of batches whose gradients are averaged for a step.
         longest_gradient: longer gradients are scaled down to this length; 0 leaves them as they are.
+        workers: number of further processes that draw synthetic images while the network learns from the ones before;
+            the results do not depend on it.
         seed: seed for the split, the weights, the augmentation and the order of the pairs.
     """
 
@@ -72,4 +74,5 @@ class TrainingSettings:
     batch_size: int = 1
     accumulate: int = 1
     longest_gradient: float = 0.0
+    workers: int = 0
     seed: int = 0

@@ -400,15 +400,15 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
         )
         if (self.pairs is None) == (self.synthetic is None):
             raise UsageError(f"give either --pairs or --synthetic, got {'neither' if self.pairs is None else 'both'}")
-        at_least(0, one_contrast_epochs=self.one_contrast_epochs)
+        at_least(0, one_contrast_epochs=self.one_contrast_epochs, workers=self.workers)
         if self.longest_gradient < 0:
             raise UsageError(f"--longest-gradient must not be negative, got {self.longest_gradient:g}")
         if self.similarity_weight == self.label_weight == self.correspondence_weight == 0:
             raise UsageError(
                 "--similarity-weight, --label-weight or --correspondence-weight must be above 0, got 0 for all three"
             )
-        if self.synthetic is None and (self.correspondence_weight > 0 or self.one_contrast_epochs > 0):
-            raise UsageError("--correspondence-weight and --one-contrast-epochs need --synthetic")
+        if self.synthetic is None and max(self.correspondence_weight, self.one_contrast_epochs, self.workers) > 0:
+            raise UsageError("--correspondence-weight, --one-contrast-epochs and --workers need --synthetic")
         if self.width is not None and (self.width < 16 or self.width % 2):
             raise UsageError(f"--width must be an even number from 16, got {self.width}")
         must_exist(self.pairs, "list or folder of pairs")

@@ -341,6 +341,18 @@ def _settings(folder: Path) -> TrainingSettings:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_a_training_whose_images_another_process_draws_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    settings = _settings(folder)
+    for workers in (0, 1):
+        train(None, tmp_path / str(workers), replace(settings, workers=workers), device="cpu")
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("0", "1")
+    )
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

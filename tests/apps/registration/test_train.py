@@ -87,9 +87,11 @@ def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, words, c
         (["--synthetic", "gone", "--label-weight", "1"], "no folder of label maps at gone", ERROR),
         (
             ["--pairs", ".", "--correspondence-weight", "1"],
-            "--correspondence-weight and --one-contrast-epochs need",
+            "--correspondence-weight, --one-contrast-epochs and --workers need --synthetic",
             USAGE,
         ),
+        (["--pairs", ".", "--workers", "1"], "and --workers need --synthetic", USAGE),
+        (["--synthetic", ".", "--workers", "-1"], "--workers must be at least 0, got -1", USAGE),
         (["--synthetic", ".", "--longest-gradient", "-1"], "--longest-gradient must not be negative, got -1", USAGE),
         (["--synthetic", "."], "--synthetic needs --label-weight or --correspondence-weight above 0", USAGE),
         (["--synthetic", ".", "--label-weight", "1"], "no label maps (.nii, .nii.gz, .mgz) in .", ERROR),
