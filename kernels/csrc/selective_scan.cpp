@@ -687,7 +687,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  int64_t number = 0;
+  bool aimed = false;
   for (int64_t t0 = 0; t0 < s.length; t0 += TILE) {
     const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
@@ -727,12 +727,12 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
         const Tile u = tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t);
         // the next channels of the same positions are mostly in the cache lines that were read
         const Tile delta = s.rank ? u : tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t);
-        const bool unknown = number++ == 0;
-        if (unknown || (positions && k == 0)) lines_out->find(out);
-        if (unknown || (positions && !same)) {
+        if (!aimed || (positions && k == 0)) lines_out->find(out);
+        if (!aimed || (positions && !same)) {
           lines_u->find(u);
           if (!s.rank) lines_delta->find(delta);
         }
+        aimed = true;
         if (s.rank && same)
           ahead = {{out.base, out.base, out.base}, {lines_out, lines_out, lines_out}};
         else
@@ -972,7 +972,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  int64_t number = 0;
+  bool aimed = false;
   for (int64_t t0 = (s.length - 1) / TILE * TILE; t0 >= 0; t0 -= TILE) {
     const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
@@ -1011,7 +1011,8 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
       const bool same = k + 1 < blocks, more = same ? steps == TILE : t0 > 0;
       if (more) {
         const int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 - TILE;
-        const bool unknown = number++ == 0 || (positions && !same);
+        const bool unknown = !aimed || (positions && !same);
+        aimed = true;
         auto aim = [&](int i, int64_t type, const void *tensor, const int64_t *stride) {
           const Tile next = tile_of(s, type, tensor, stride, b, g, next_c, next_t);
           ahead.base[i] = next.base;
