@@ -41,7 +41,7 @@ _LEFT_OF = (
 )
 _FORMATS = (".nii", ".nii.gz", ".mgz")
 
-PEAK_MM = 12.0  # longest vector of a random displacement
+PEAK_MM = 8.0  # longest vector of a random displacement
 _CONTROL_MM = (20.0, 35.0, 60.0)  # distance of the control points of each scale
 _LEAST_DETERMINANT = 0.1
 
@@ -81,6 +81,26 @@ class SyntheticPair(TypedDict):
     fixed_head: Tensor
     spacing: Tensor
     subject: str
+
+
+class Spread(NamedTuple):
+    """The largest parameters of a random affine transform.
+
+    Args:
+        degrees: rotation about each axis.
+        share: scale along each axis, and shear, as a share of the length.
+        shift_mm: shift along each axis.
+    """
+
+    degrees: float
+    share: float
+    shift_mm: float
+
+
+_POSE = Spread(degrees=8.0, share=0.08, shift_mm=8.0)  # of the head, the same in both images
+# What an affine registration leaves between them. Four times as much made up five sixths of the distance between the
+# images: a network that learned from them moved people, whom an affine registration had aligned, apart.
+_APART = Spread(degrees=1.0, share=0.01, shift_mm=1.0)
 
 
 class Acquired(NamedTuple):
@@ -163,10 +183,11 @@ def synthetic_pair(
         raise ValueError(f"size must be at least 8 along each axis and spacing_mm positive, got {size}, {spacing_mm}")
     generator = item_generator(seed, number)
     mirrored, brain_only = _chance(0.5, generator), _chance(0.4, generator)
+    pose = random_affine(_POSE, generator)
     item: dict[str, Tensor] = {}
     contrast: tuple[Tensor, Tensor] | None = None
     for image in ("moving", "fixed"):
-        places = random_places(size, spacing_mm, generator)
+        places = _mapped(pose, random_places(size, spacing_mm, generator))
         shown = [dense(places, size, samples) for samples in (1, 2)]
         indices, samples = (torch.take(labels.indices, _voxels(labels, part, mirrored)) for part in shown)
         if contrast is None or not one_contrast:
@@ -191,10 +212,25 @@ def synthetic_pair(
     )
 
 
+def random_affine(spread: Spread, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random matrix (3, 3), and a shift (3,) in mm that follows it."""
+    angles = math.radians(spread.degrees) * _between(-1, 1, generator, 3)
+    skew = torch.zeros(3, 3)
+    skew[[0, 0, 1], [1, 2, 2]] = angles
+    stretch = torch.eye(3) + torch.triu(spread.share * _between(-1, 1, generator, 3, 3))
+    matrix = torch.linalg.matrix_exp(skew - skew.T) @ stretch
+    return matrix, spread.shift_mm * _between(-1, 1, generator, 3)
+
+
+def _mapped(affine: tuple[Tensor, Tensor], places: Tensor) -> Tensor:
+    matrix, shift = affine
+    return torch.einsum("ab,bdhw->adhw", matrix, places) + shift.view(3, 1, 1, 1)
+
+
 def random_places(size: Sequence[int], spacing_mm: float, generator: torch.Generator) -> Tensor:
     """The places in the head that the voxels of a training grid show, in mm from the middle of the brain.
 
-    A small affine transform (rotations of up to 4 degrees, scales and shears of up to 4 %, shifts of up to 3 mm along
+    A small affine transform (rotations of up to 1 degree, scales and shears of up to 1 %, shifts of up to 1 mm along
     each axis) follows a random displacement.
 
     Returns:
@@ -204,13 +240,7 @@ def random_places(size: Sequence[int], spacing_mm: float, generator: torch.Gener
     shape = displacement.shape[1:]
     axes = [torch.linspace(-0.5, 0.5, n) * (full - 1) * spacing_mm for n, full in zip(shape, size, strict=True)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    angles = math.radians(4) * _between(-1, 1, generator, 3)
-    skew = torch.zeros(3, 3)
-    skew[[0, 0, 1], [1, 2, 2]] = angles
-    stretch = torch.eye(3) + torch.triu(0.04 * _between(-1, 1, generator, 3, 3))
-    matrix = torch.linalg.matrix_exp(skew - skew.T) @ stretch
-    shift = 3 * _between(-1, 1, generator, 3)
-    return torch.einsum("ab,bdhw->adhw", matrix, grid + displacement) + shift.view(3, 1, 1, 1)
+    return _mapped(random_affine(_APART, generator), grid + displacement)
 
 
 def random_displacement(size: Sequence[int], spacing_mm: float, generator: torch.Generator) -> Tensor:
