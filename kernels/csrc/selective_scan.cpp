@@ -745,10 +745,11 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       for (int t = 0; t < steps && !within; ++t) tdl[t] = finite(tdl[t]);
       auto block = choose_block(s.b_varies, s.c_varies, within);
       vf *A2_k = A2 + k * states, *state_k = state + k * states;
-      for (int t = 0; t < steps; t += CHUNK) {
+      const int piece = s.checkpoints ? CHUNK : TILE;
+      for (int t = 0; t < steps; t += piece) {
         for (int64_t n = 0; s.checkpoints && n < states; ++n)
           store_first(checkpoint(s, b, t0 + t, d) + n * (rows < W ? rows : W), state_k[n], rows);
-        block(steps - t < CHUNK ? steps - t : CHUNK, (int)states, tdl + t, tx + t, ty + t, A2_k, state_k, Bs + t * states,
+        block(steps - t < piece ? steps - t : piece, (int)states, tdl + t, tx + t, ty + t, A2_k, state_k, Bs + t * states,
               Cs + t * states, Bl + k * states, Cl + k * states, more ? &ahead : nullptr, t);
       }
       if (s.z) {
