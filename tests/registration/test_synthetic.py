@@ -407,7 +407,7 @@ def test_a_few_steps_lower_the_loss_of_a_pair(head: LabelMap) -> None:
     item = synthetic_pair(head, size=(32, 32, 32), spacing_mm=6.0, seed=0, number=1)
     batch = {name: item[name][None] for name in TENSORS}  # type: ignore[literal-required]
     module = RegistrationModule(
-        similarity_weight=0, label_weight=1, width=16, norm="group", flow_head="quarter", diffeomorphic=True
+        similarity_weight=0, correspondence_weight=1, width=16, norm="group", flow_head="quarter", diffeomorphic=True
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     losses = []
@@ -417,4 +417,4 @@ def test_a_few_steps_lower_the_loss_of_a_pair(head: LabelMap) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
