@@ -166,9 +166,7 @@ INLINE void softplus(vf *x, vf *slope) {
   exp_negative<N>(y);
   log1p_ratio<N>(y, q);
   for (int i = 0; i < N; ++i) {
-    if (SLOPE) {
-      slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) * reciprocal(y[i] + 1.0f);
-    }
+    if (SLOPE) slope[i] = ((x[i] >= 0.0f) ? splat(1.0f) : y[i]) * reciprocal(y[i] + 1.0f);
 #if VW_LANES == 16 && !defined(VW_DOUBLE)
     x[i] = y[i] * q[i] + at_least(vf{}, x[i]);  // y is NaN if x is, and below the rounding of large x
 #else
@@ -403,9 +401,14 @@ void store_tile(const Tile &tile, real *staging, const From &from) {
 // A cache line of a tile for each step, in bytes from its base. All tiles of a tensor have the same lines; with positions,
 // all tiles of the same steps.
 struct Lines {
+  bool known;
+  const int32_t *positions;  // for which they are known
   int64_t offset[TILE];
   void find(const Tile &tile) {
-    if (tile.positions) {
+    if (known && tile.positions == positions) return;
+    known = true;
+    positions = tile.positions;
+    if (positions) {
       // the last channel: the first one is often in a line of the block before
       for (int t = 0; t < TILE; ++t) offset[t] = tile.at(t < tile.steps ? t : 0, tile.rows - 1) - tile.base;
       return;
@@ -422,6 +425,11 @@ template <int TILES>
 struct Ahead {
   const char *base[TILES];
   const Lines *lines[TILES];
+  void aim(int i, const Tile &tile, Lines &of_tensor) {
+    of_tensor.find(tile);
+    base[i] = tile.base;
+    lines[i] = &of_tensor;
+  }
   INLINE const char *line(int tile, int t) const { return base[tile] + lines[tile]->offset[t]; }
 };
 
@@ -669,7 +677,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
   vf *Bl = arena.take<vf>(blocks * states), *Cl = arena.take<vf>(blocks * states);
   real *Bs = arena.take<real>(TILE * states), *Cs = arena.take<real>(TILE * states);
   real *staging = arena.take<real>(W * TILE);
-  Lines *lines_u = arena.take<Lines>(1), *lines_delta = arena.take<Lines>(1), *lines_out = arena.take<Lines>(1);
+  Lines *lines = arena.take<Lines>(3);
   vf *sums = arena.take<vf>(blocks), *most_A2 = arena.take<vf>(blocks), *steps_weight = arena.take<vf>(blocks * s.rank);
   real *low = arena.take<real>(TILE * s.rank);
 
@@ -687,7 +695,7 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  bool aimed = false;
+  for (int i = 0; i < 3; ++i) lines[i].known = false;
   for (int64_t t0 = 0; t0 < s.length; t0 += TILE) {
     const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
@@ -725,18 +733,13 @@ void forward_task(const Scan &s, int64_t b, int64_t g, int64_t first, int64_t la
       if (more) {
         const Tile out = tile_of(s, s.type, s.out, s.out_stride, b, g, c, t0);
         const Tile u = tile_of(s, s.type, s.u, s.u_stride, b, g, next_c, next_t);
-        // the next channels of the same positions are mostly in the cache lines that were read
-        const Tile delta = s.rank ? u : tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t);
-        if (!aimed || (positions && k == 0)) lines_out->find(out);
-        if (!aimed || (positions && !same)) {
-          lines_u->find(u);
-          if (!s.rank) lines_delta->find(delta);
+        ahead.aim(2, out, lines[2]);
+        if (s.rank) {  // the next channels of the same positions are mostly in the cache lines that were read
+          for (int i = 0; i < 2; ++i) same ? ahead.aim(i, out, lines[2]) : ahead.aim(i, u, lines[0]);
+        } else {
+          ahead.aim(0, u, lines[0]);
+          ahead.aim(1, tile_of(s, s.type, s.delta, s.delta_stride, b, g, next_c, next_t), lines[1]);
         }
-        aimed = true;
-        if (s.rank && same)
-          ahead = {{out.base, out.base, out.base}, {lines_out, lines_out, lines_out}};
-        else
-          ahead = {{u.base, delta.base, out.base}, {lines_u, s.rank ? lines_u : lines_delta, lines_out}};
         for (auto [varies, matrix, stride] : {std::make_tuple(s.b_varies, s.B, s.B_stride), {s.c_varies, s.C, s.C_stride}})
           if (varies && !positions && t0 + 2 * TILE <= s.length)
             prefetch_matrix(s, matrix, stride, b, g, t0 + TILE, k, blocks);
@@ -955,8 +958,6 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
   real *dBs = arena.take<real>(TILE * states), *dCs = arena.take<real>(TILE * states);
   real *staging = arena.take<real>(W * TILE);
   Lines *lines = arena.take<Lines>(AHEAD);
-  Ahead<AHEAD> ahead;
-  for (int i = 0; i < AHEAD; ++i) ahead.lines[i] = lines + i;
 
   for (int64_t k = 0; k < blocks; ++k) {
     int64_t c = (first + k) * W, d = g * width + c, rows = width - c;
@@ -973,7 +974,7 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
     if (!s.b_varies) load_lanes((const real *)s.B + d * states, states, rows, Bl + k * states);
     if (!s.c_varies) load_lanes((const real *)s.C + d * states, states, rows, Cl + k * states);
   }
-  bool aimed = false;
+  for (int i = 0; i < AHEAD; ++i) lines[i].known = false;
   for (int64_t t0 = (s.length - 1) / TILE * TILE; t0 >= 0; t0 -= TILE) {
     const int steps = (int)(s.length - t0 < TILE ? s.length - t0 : TILE);
     const int32_t *positions = s.permutation ? s.permutation + g * s.length + t0 : nullptr;
@@ -1010,14 +1011,11 @@ void backward_task(const Scan &s, int64_t b, int64_t g, int64_t split, int64_t f
         }
       }
       const bool same = k + 1 < blocks, more = same ? steps == TILE : t0 > 0;
+      Ahead<AHEAD> ahead;
       if (more) {
         const int64_t next_c = same ? c + W : first * W, next_t = same ? t0 : t0 - TILE;
-        const bool unknown = !aimed || (positions && !same);
-        aimed = true;
         auto aim = [&](int i, int64_t type, const void *tensor, const int64_t *stride) {
-          const Tile next = tile_of(s, type, tensor, stride, b, g, next_c, next_t);
-          ahead.base[i] = next.base;
-          if (unknown) lines[i].find(next);
+          ahead.aim(i, tile_of(s, type, tensor, stride, b, g, next_c, next_t), lines[i]);
         };
         aim(0, s.type, s.u, s.u_stride);
         aim(1, s.type, s.delta, s.delta_stride);

@@ -326,14 +326,15 @@ def _floor(setting: _Setting) -> Iterator[Row]:
         )
         for name, work, operations, n_bytes, goal in passes:
             seconds, spread = _time(work, setting.repeats)
-            bounds = limits.seconds(channels * length * states, operations, n_bytes)
+            elements = channels * length * states
+            bounds = limits.seconds(elements, operations, n_bytes)
             largest = max(bounds, key=bounds.__getitem__)
             label = (
                 f"{name} {channels} x {length}, N {states}, outputs given: {seconds * 1e3:.2f} ms; floor ({largest})"
             )
             yield Row(label, bounds[largest] * 1e3, "ms", spread)
             yield Row("  floor / own", bounds[largest] / seconds, "")
-            slots = seconds * limits.fma / (channels * length * states)  # cycles of a vector, if it starts one in each
+            slots = seconds * limits.fma / elements  # cycles of a vector, if it starts one in each
             met = slots <= goal if native.levels()[0] == "v4" else None
             yield Row("  the same time in multiply-adds", slots, "per state and step", "", f"<= {goal} (AVX-512)", met)
 

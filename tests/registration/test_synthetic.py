@@ -108,6 +108,14 @@ def _explained(image: torch.Tensor, labels: torch.Tensor) -> float:
     return 1 - within / float(((values - values.mean()) ** 2).sum())
 
 
+@pytest.fixture
+def far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a pair differ more than those of a training."""
+    monkeypatch.setattr("voxelwave.registration.synthetic._APART", Spread(degrees=4, share=0.04, shift_mm=3))
+    monkeypatch.setattr("voxelwave.registration.synthetic.PEAK_MM", 12.0)
+
+
+@pytest.mark.usefixtures("far_apart")
 def test_images_show_their_own_labels_in_two_contrasts(head: LabelMap) -> None:
     own, other, correlations = [], [], []
     for number in range(20):
@@ -119,7 +127,7 @@ def test_images_show_their_own_labels_in_two_contrasts(head: LabelMap) -> None:
             for i in ("moving", "fixed")
         ]
         correlations.append(np.corrcoef(means)[0, 1])
-    assert np.mean(own) > np.mean(other) + 0.04
+    assert np.mean(own) > np.mean(other) + 0.1
     assert np.mean(np.array(own) > other) > 0.8
     assert min(correlations) < -0.3
     assert np.mean(correlations) < 0.6
@@ -402,12 +410,14 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_a_few_steps_lower_the_loss_of_a_pair(head: LabelMap) -> None:
+@pytest.mark.usefixtures("far_apart")
+@pytest.mark.parametrize(("weight", "most"), [("label_weight", 0.9), ("correspondence_weight", 0.4)])
+def test_a_few_steps_lower_the_loss_of_a_pair(head: LabelMap, weight: str, most: float) -> None:
     torch.manual_seed(0)
     item = synthetic_pair(head, size=(32, 32, 32), spacing_mm=6.0, seed=0, number=1)
     batch = {name: item[name][None] for name in TENSORS}  # type: ignore[literal-required]
     module = RegistrationModule(
-        similarity_weight=0, correspondence_weight=1, width=16, norm="group", flow_head="quarter", diffeomorphic=True
+        similarity_weight=0, width=16, norm="group", flow_head="quarter", diffeomorphic=True, **{weight: 1.0}
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     losses = []
@@ -417,4 +427,4 @@ def test_a_few_steps_lower_the_loss_of_a_pair(head: LabelMap) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < most * losses[0]
