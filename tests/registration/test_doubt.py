@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from voxelwave.registration.affine import align_affine
 from voxelwave.registration.doubt import doubt_about, start_is_better
-from voxelwave.volumes import AffineTransform, Volume, compose_to_field, resample
+from voxelwave.registration.linear import coarsened
+from voxelwave.volumes import AffineTransform, Volume, compose_to_field, read_volume, resample
 
 SHAPE = (40, 44, 36)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -74,3 +76,33 @@ def test_the_geometry_of_the_scanner_is_better_than_a_wrong_map_only():
     assert start_is_better(fixed, fixed, by(6.0).matrix)
     assert not start_is_better(resample(fixed, fixed, by(-10.0)), fixed, by(10.0).matrix)
     assert not start_is_better(fixed, fixed, np.eye(4))
+
+
+def brain(white: float, grey: float, shift_mm: float, noise: float = 0.0) -> Volume:
+    """White matter within grey matter on a black background, (40, 44, 36); its middle lies `shift_mm` along x."""
+    places = [c * 4.0 for c in np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in SHAPE], indexing="ij")]
+    radius = np.sqrt(((places[0] - shift_mm) / 60) ** 2 + (places[1] / 70) ** 2 + (places[2] / 56) ** 2)
+    folds = 0.12 * gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 1.0)
+    folds = resample(Volume(folds.astype(np.float32), AFFINE), Volume(folds, AFFINE), by(-shift_mm)).array
+    grain = np.random.default_rng(1).normal(scale=noise, size=SHAPE)
+    image = np.select([radius < 0.75 + folds, radius < 1], [white + grain, grey + grain], 0)
+    return Volume(image.astype(np.float32), AFFINE)
+
+
+def test_the_background_of_a_brain_is_no_evidence_for_the_geometry_of_the_scanner():
+    """Grey matter that lies on the background of the other brain must not count as explained."""
+    fixed, moving = brain(white=1.0, grey=0.7, shift_mm=0), brain(white=0.52, grey=0.62, shift_mm=32, noise=0.1)
+    assert not start_is_better(moving, fixed, by(32.0).matrix)
+    assert start_is_better(moving, brain(white=1.0, grey=0.7, shift_mm=32), by(32.0).matrix)
+
+
+def test_two_real_brains_in_two_contrasts_leave_the_geometry_of_the_scanner(shared_data):
+    """As they lie in the scanner, the brains are more than 10 mm apart."""
+    (file,) = (shared_data / "mri_ms_multimodal/more/cross_sectional/MNI/patient26").glob("T2_*.nii.gz")
+    moving = coarsened(read_volume(file), 2.0)
+    with np.load(shared_data / "mri_t1_labels/voxelmorph_test_scan/test_scan.npz") as scan:
+        affine = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
+        fixed = coarsened(Volume(scan["vol"].astype(np.float32), affine), 2.0)
+    found = align_affine(moving, fixed)
+    assert np.linalg.norm(found[:3, 3]) > 10
+    assert not start_is_better(moving, fixed, found)

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from voxelwave.registration.forces import CorrelationForce
 from voxelwave.registration.free_form import bending_slope, spline_basis
 from voxelwave.registration.levels import smooth
-from voxelwave.registration.refine import Pass, refine, rounds_of, unfold
+from voxelwave.registration.refine import Pass, chosen_similarity, refine, rounds_of, unfold
 from voxelwave.registration.similarity import local_ncc_loss
 from voxelwave.registration.warp import compose, invert_displacement, jacobian_determinant, voxel_grid, warp
 
@@ -72,6 +72,30 @@ def test_known_displacement_is_found_between_contrasts(similarity):
 
 
 @pytest.mark.slow
+def tissues(grey, white, fluid=0.1, seed=0):
+    """Folded grey matter around white matter with fluid between the folds, (1, 1, D, H, W) with noise."""
+    depth = phantom(seed=seed)[0, 0].numpy()
+    image = np.select([depth > 0.55, depth > 0.42, depth > 0.02], [white, grey, fluid]).astype(np.float32)
+    noise = np.random.default_rng(seed + 1).normal(scale=0.02, size=image.shape)
+    return torch.from_numpy(np.where(depth > 0.02, gaussian_filter(image, 0.6) + noise, 0)).float()[None, None]
+
+
+def test_dark_fluid_alone_does_not_make_one_contrast():
+    """T1w and FLAIR correlate, since fluid is dark in both, but grey and white matter have opposite contrasts."""
+    t1 = tissues(grey=0.65, white=1.0)
+    flair = warp(tissues(grey=1.0, white=0.75), known_displacement(peak=1.0))
+    inside = t1 > 0.1
+    assert torch.corrcoef(torch.stack([t1[inside], flair[inside]]))[0, 1] > 0.5
+    assert chosen_similarity(flair, t1) == chosen_similarity(t1, flair) == "mi"
+
+
+@pytest.mark.parametrize("gamma", [0.6, 1.0, 1.6])
+def test_one_contrast_with_other_grey_values_stays_one_contrast(gamma):
+    t1 = tissues(grey=0.65, white=1.0)
+    other = warp(t1.clamp(min=0) ** gamma, known_displacement(peak=1.0))
+    assert chosen_similarity(other, t1) == chosen_similarity(t1, other) == "ncc"
+
+
 def test_aligned_images_stay_aligned():
     fixed = phantom()
     # not 0: at the faint rim of the phantom, correlation increases a little if the head grows
