@@ -36,6 +36,12 @@ COMMANDS: dict[str, dict[str, Verb]] = {
             "train NestedMorph on pairs of scans",
             extras=("train",),
         ),
+        "train-tissues": Verb(
+            "registration.options:TrainTissues",
+            "registration.train_tissues:train_tissues",
+            "train the network that brings scans of two contrasts into one",
+            extras=("train",),
+        ),
         "evaluate": Verb(
             "registration.options:Evaluate",
             "registration.evaluate:evaluate",

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Method = Literal["nestedmorph", "field", "syn"]
+Method = Literal["nestedmorph", "tissues", "field", "syn"]
 Similarity = Literal["auto", "ncc", "mi", "mind"]
 Effort = Literal["fast", "standard", "accurate"]
 Levels = Literal["coarse", "fine", "all"]

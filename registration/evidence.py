@@ -5,8 +5,8 @@ histogram of the other cubes gives the pointwise mutual information of each held
 log p(f, m) / (p(f) p(m)). A voxel that is mapped outside the head in the moving image counts as 0, so that lost overlap
 lowers the mean. (If the background of the moving image counted, an alignment would gain from voxels of the head that it
 maps there: between T1w and T2w brains of two people, the geometry of the scanner, with brains 20 mm apart, then looked
-better than the right affine map.) Two alignments are compared cube by cube: the mean difference must be significant by its standard error, and must
-exceed the price of the deformation.
+better than the right affine map.) Two alignments are compared cube by cube: the mean difference must be significant by
+its standard error, and must exceed the price of the deformation.
 """
 
 import math
@@ -100,8 +100,8 @@ class Evidence:
         """The pointwise information of each held-out voxel under a map, (N,) in nats; 0 outside the moving head."""
         voxels = apply_affine(np.linalg.inv(self._moving.affine), world(self.points))
         inside = ((voxels >= -0.5) & (voxels <= np.array(self._moving.shape) - 0.5)).all(axis=1)
-        nearest = np.rint(voxels[inside]).astype(int).clip(0, np.array(self._moving.shape) - 1)
-        inside[inside] = self._moving_head[tuple(nearest.T)] != 0
+        nearest = np.rint(np.nan_to_num(voxels)).clip(0, np.array(self._moving.shape) - 1).astype(int)
+        inside = inside & (self._moving_head[tuple(nearest.T)] != 0)
         found: np.ndarray = np.zeros(len(voxels))
         seen = inside & ~self._held
         if seen.sum() < 64:

@@ -18,7 +18,7 @@ from .acquisition import PairFacts
 from .affine import align_affine
 from .ants import syn
 from .checks import check_images
-from .choices import METHODS, Levels, Similarity
+from .choices import METHODS, Levels, Method, Similarity
 from .doubt import doubt_about, start_is_better
 from .evidence import Evidence, head_mask, restricted, seen_mask, strain_of
 from .grids import to_grid, training_grid, unit_range, with_channel
@@ -28,11 +28,13 @@ from .masks import Masks
 from .mirror import warn_if_mirrored
 from .mutual_information import normalized_mutual_information
 from .nestedmorph_files import TrainedNetwork
+from .network_files import RegistrationNetwork
 from .planar import displacement_grid, is_planar, maps, on_grid, planes
 from .refine import Pass, chosen_similarity, coarse_level, refine, rounds_of, unfold
 from .result import Choice, Progress, Registration, Steps
 from .settings import RegistrationSettings
 from .stages import StageResult, align_in_stages, resolved, works_on_moving
+from .tissues import TrainedTissueNet, in_one_contrast
 from .warp import resize_displacement, warp
 
 _LEAST_GAIN = 0.005  # in normalised mutual information, which a refinement must reach to be kept
@@ -47,7 +49,7 @@ def register(
     fixed: Volume,
     settings: RegistrationSettings = RegistrationSettings(),  # noqa: B008  it is frozen
     *,
-    network: TrainedNetwork | None = None,
+    network: RegistrationNetwork | None = None,
     facts: PairFacts | None = None,
     moving_mask: Volume | None = None,
     fixed_mask: Volume | None = None,
@@ -61,8 +63,10 @@ def register(
         moving: (D, H, W), any unit and orientation.
         fixed: (D, H, W), any unit and orientation.
         settings: the method and its options.
-        network: the network for the method "nestedmorph"; its displacement is the starting point of the refinement. If
-            its `spacing_mm` is unknown, its input is on the grid of the refinement.
+        network: the network for the method "nestedmorph" or "tissues". The displacement of NestedMorph is the starting
+            point of the refinement; if its `spacing_mm` is unknown, its input is on the grid of the refinement. By the
+            network that finds tissues, scans of two contrasts are brought into one for the refinement; scans of one
+            contrast need no network.
         facts: facts about the scans besides their grids, such as whether they are of one subject.
         moving_mask: on the grid of `moving`; voxels that are 0, such as a lesion, are not compared.
         fixed_mask: on the grid of `fixed`; voxels that are 0 are not compared.
@@ -74,14 +78,18 @@ def register(
         The warped image, both transforms and the measurements.
 
     Raises:
-        ValueError: an image is not 3-D or is constant, the method or device is unknown, the method "nestedmorph" has no
-            network, or another method has one.
+        ValueError: an image is not 3-D or is constant, the method or device is unknown, or the method does not fit the
+            network.
     """
-    method = settings.method or ("field" if network is None else "nestedmorph")
+    of_network: Method | None = (
+        None if network is None else "tissues" if isinstance(network, TrainedTissueNet) else "nestedmorph"
+    )
+    method = settings.method or of_network or "field"
     if method not in METHODS:
-        raise ValueError(f'method must be "nestedmorph", "field" or "syn", got {method!r}')
-    if (network is None) == (method == "nestedmorph"):
-        raise ValueError(f'a network must be given for method "nestedmorph" and only for it, got method {method!r}')
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method != of_network and (network is not None or method in ("nestedmorph", "tissues")):
+        given = "none" if network is None else f"one for the method {of_network}"
+        raise ValueError(f"the method {method} must have its own network, or none if it is field or syn, got {given}")
     masks = Masks(moving_mask, fixed_mask)
     check_images("moving", moving, moving_mask)
     check_images("fixed", fixed, fixed_mask)
@@ -94,7 +102,7 @@ def register(
     if is_planar(moving) or is_planar(fixed):
         _check_reversed(facts, used=False)
         return _register_planar(moving, fixed, masks, settings, place, steps)
-    staged_path = method == "field" and facts is not None and (facts.one_subject or facts.with_diffusion)
+    staged_path = method in ("field", "tissues") and facts is not None and (facts.one_subject or facts.with_diffusion)
     _check_reversed(facts, used=staged_path)
     before, _ = normalized_mutual_information(resample(moving, fixed), fixed)  # blurred as `after` is
     if method == "syn":
@@ -103,6 +111,8 @@ def register(
         affine, choice = forward.linear_part(), Choice("deformable", "mi")
     elif staged_path:
         assert facts is not None
+        if network is not None:
+            steps.report("  the network is for two people: scans of one subject, and diffusion scans, do without it")
         with steps.timed("stages"):
             staged = align_in_stages(
                 moving, fixed, settings, facts, masks=masks, progress=lambda text: steps.report(f"  {text}")
@@ -111,7 +121,8 @@ def register(
         transform = resolved(settings.transform, facts)
         choice = Choice(transform, staged.similarity, tuple(staged.stages))
     else:
-        swapped = network is None and settings.effort != "fast" and works_on_moving(moving, fixed, facts or PairFacts())
+        both_ways = settings.effort != "fast" and not isinstance(network, TrainedNetwork)
+        swapped = both_ways and works_on_moving(moving, fixed, facts or PairFacts())
         forward, inverse, affine, choice = _by_search(
             moving, fixed, masks, settings, network, place, steps, cache_dir, swapped=swapped
         )
@@ -238,7 +249,7 @@ def _by_search(
     fixed: Volume,
     masks: Masks,
     settings: RegistrationSettings,
-    network: TrainedNetwork | None,
+    network: RegistrationNetwork | None,
     device: torch.device,
     steps: Steps,
     cache_dir: str | os.PathLike[str] | None,
@@ -275,6 +286,9 @@ def _by_search(
     if similarity == "auto":
         images = _on_grid(first, second, working_grid(second), found, device)
         similarity = chosen_similarity(*images)
+    if isinstance(network, TrainedTissueNet) and similarity == "ncc":
+        steps.report("  the scans have one contrast: the network is not needed")
+        network = None
     if swapped and similarity != "ncc":  # a refinement of one contrast has both directions
         back, forward, choice = _deformable(
             first, second, own_masks, found, similarity, settings, network, device, steps
@@ -291,43 +305,46 @@ def _deformable(
     affine: AffineTransform,
     similarity: Similarity,
     settings: RegistrationSettings,
-    network: TrainedNetwork | None,
+    network: RegistrationNetwork | None,
     device: torch.device,
     steps: Steps,
 ) -> tuple[DisplacementField, DisplacementField, Choice]:
     """The forward and inverse transforms, with a dense displacement in addition to the affine, and the kept stages."""
     grid = working_grid(fixed, finer=settings.effort == "accurate" and network is None)
-    start = None
-    if network is not None:
-        with steps.timed("network"):
-            model = network.network.to(device)
-            start = network_displacement(model, moving, fixed, affine, grid, network.spacing_mm).to(device)
     images = _on_grid(moving, fixed, grid, affine, device)
     lesions = masks.on_grid(grid, affine)
     compared = _weights(lesions, device)
-
     refinement = _Refinement(images, grid, settings, similarity, steps.report)
+    start: Tensor | None = None
+    of_tissues: _Refinement | None = None
+    if isinstance(network, TrainedTissueNet):
+        with steps.timed("tissues"):
+            one, other = (in_one_contrast(network, scan, device=device) for scan in (moving, fixed))
+        of_tissues = replace(
+            refinement, images=_on_grid(one, other, grid, affine, device), similarity="ncc", prefix="tissues: "
+        )
+    elif network is not None:
+        with steps.timed("network"):
+            model = network.network.to(device)
+            start = network_displacement(model, moving, fixed, affine, grid, network.spacing_mm).to(device)
+
     stages: tuple[StageResult, ...] = ()
     with steps.timed("refinement"):
         if similarity == "ncc" and network is None and settings.effort != "fast":
             refined = _in_both_directions(refinement, moving, fixed, masks, affine, compared)
             refined = better_of(None, refined, *images, mask=lesions)
-        elif similarity == "ncc" or network is not None:
+        elif similarity == "ncc" or isinstance(network, TrainedNetwork):
             refined = better_of(start, refinement.run(start, mask=compared), *images, mask=lesions)
-        else:  # between contrasts, a fit can raise the similarity by chance, so it is judged on held-out voxels
-            seen = torch.from_numpy(seen_mask(grid, fixed)).float()[None, None].to(device)
-            refined = refinement.run(start, mask=seen if compared is None else seen * compared)
-            stages = (_judged(refined, grid, affine, moving, fixed, masks),)
-            if stages[0].kept:
-                refined = refinement.run(refined, mask=compared, iterations=0.5)
-            else:
-                refined = torch.zeros_like(refined)
+        else:
+            refined, judged = _between_contrasts(refinement, of_tissues, moving, fixed, masks, affine, compared)
+            stages = (judged,)
     with steps.timed("transforms"):
         forward = DisplacementField.from_voxels(refined[0].cpu().numpy(), grid.affine, pre=affine)
         if grid.shape != fixed.shape or not np.array_equal(grid.affine, fixed.affine):
             forward = compose_to_field([forward], fixed)
         inverse = forward.inverse(moving, iterations=30, tolerance_mm=0.05)
-    return forward, inverse, Choice("deformable", similarity, stages)
+    used = similarity if of_tissues is None else f"{similarity}, and {of_tissues.similarity} of tissues"
+    return forward, inverse, Choice("deformable", used, stages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,6 +440,36 @@ def _in_both_directions(
     mean = resize_displacement(mean, refinement.grid.shape)
     factor = 2.0 if refinement.settings.effort == "accurate" else 1.0
     return refinement.run(mean, mask=compared, levels="fine", iterations=factor)
+
+
+def _between_contrasts(
+    refinement: _Refinement,
+    of_tissues: _Refinement | None,
+    moving: Volume,
+    fixed: Volume,
+    masks: Masks,
+    affine: AffineTransform,
+    compared: Tensor | None,
+) -> tuple[Tensor, StageResult]:
+    """The displacement between two contrasts, judged on held-out voxels: a fit can raise the similarity by chance.
+
+    With tissues, it is the mean of the displacements by both similarities. On T2w to T1w of two people (patient07 and
+    two others, both directions), the mean Dice was 0.671 with it, 0.656 by mutual information and 0.649 by tissues.
+    """
+    seen = torch.from_numpy(seen_mask(refinement.grid, fixed)).float()[None, None].to(refinement.images[0].device)
+    if of_tissues is not None:
+        # composed steps keep the mean free of folds
+        refinement = replace(refinement, settings=replace(refinement.settings, diffeomorphic=True))
+    by_tissue = None if of_tissues is None else of_tissues.run(mask=compared)
+
+    def mean_of(by_contrast: Tensor) -> Tensor:
+        return by_contrast if by_tissue is None else unfold((by_contrast + by_tissue) / 2)
+
+    refined = refinement.run(mask=seen if compared is None else seen * compared)
+    judged = _judged(mean_of(refined), refinement.grid, affine, moving, fixed, masks)
+    if not judged.kept:
+        return torch.zeros_like(refined), judged
+    return mean_of(refinement.run(refined, mask=compared, iterations=0.5)), judged
 
 
 def _inverse_on(target: Volume, displacement: Tensor, grid: Volume, affine: AffineTransform) -> Tensor:

@@ -10,8 +10,9 @@ class RegistrationSettings:
     """The settings on which the result of a registration depends.
 
     Args:
-        method: field (no network), nestedmorph (needs a trained network) or syn (ANTs). Default: nestedmorph with a
-            network, field without.
+        method: field (no network), nestedmorph (a trained network gives the starting point), tissues (a trained network
+            brings brain scans of two contrasts into one) or syn (ANTs). Default: the method of the network, or field
+            without one.
         transform: kind of map: rigid (rotation and translation), affine (scaling and shear as well) or deformable.
             auto takes rigid for two scans of one subject, which it recognises by BIDS names or DICOM headers, and
             corrects a diffusion scan along its phase-encoding axis; otherwise it takes deformable.

@@ -8,6 +8,7 @@ A label map is resampled once for each image, through an affine transform and a 
 per voxel along each axis. The mean intensity of the samples of a voxel is its partial volume.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from .benchmark_labels import FREESURFER_LABELS
 from .free_form import separable, spline_basis
 from .grids import unit_range
 from .levels import interpolation_matrix
+from .tissues import TISSUES, tissue_classes
 from .warp import integrate, jacobian_determinant
 
 # choroid plexus within the lateral ventricles in the label maps of SynthSeg: 136 and 137 left, 163 and 164 right
@@ -81,6 +83,16 @@ class SyntheticPair(TypedDict):
     fixed_head: Tensor
     spacing: Tensor
     subject: str
+
+
+class SyntheticScan(TypedDict):
+    """A synthetic image in [0, 1], (1, D, H, W), and the tissues that its voxels show.
+
+    `tissues`, (8, D, H, W) uint8, counts the samples of each voxel, 8 in all, that lie in each of the `TISSUES`.
+    """
+
+    image: Tensor
+    tissues: Tensor
 
 
 class Spread(NamedTuple):
@@ -179,8 +191,7 @@ def synthetic_pair(
         Images in [0, 1], and label maps that hold the `FREESURFER_LABELS` only, after `MERGED`. Images may lack the
         tissue around the brain or a part of the field of view; their label maps do not.
     """
-    if min(size) < 8 or spacing_mm <= 0:
-        raise ValueError(f"size must be at least 8 along each axis and spacing_mm positive, got {size}, {spacing_mm}")
+    _check_grid(size, spacing_mm)
     generator = item_generator(seed, number)
     mirrored, brain_only = _chance(0.5, generator), _chance(0.4, generator)
     pose = random_affine(_POSE, generator)
@@ -188,8 +199,7 @@ def synthetic_pair(
     contrast: tuple[Tensor, Tensor] | None = None
     for image in ("moving", "fixed"):
         places = _mapped(pose, random_places(size, spacing_mm, generator))
-        shown = [dense(places, size, samples) for samples in (1, 2)]
-        indices, samples = (torch.take(labels.indices, _voxels(labels, part, mirrored)) for part in shown)
+        indices, samples = _labels_at(labels, places, size, mirrored)
         if contrast is None or not one_contrast:
             contrast = random_contrast(labels.numbers, brain_only=brain_only, generator=generator)
         drawn = random_image(
@@ -197,7 +207,7 @@ def synthetic_pair(
         )
         item[image] = drawn[None]
         item[f"{image}_labels"] = scored_labels(indices, labels.numbers, mirrored=mirrored)[None]
-        item[f"{image}_places"] = shown[0]
+        item[f"{image}_places"] = dense(places, size)
         item[f"{image}_head"] = (indices > 0).float()[None]
     return SyntheticPair(
         moving=item["moving"],
@@ -210,6 +220,40 @@ def synthetic_pair(
         spacing=torch.full((3,), float(spacing_mm)),
         subject=labels.name,
     )
+
+
+def synthetic_scan(
+    labels: LabelMap, *, size: Sequence[int], spacing_mm: float, seed: int, number: int
+) -> SyntheticScan:
+    """Draw one image and its tissues; it depends only on the label map, the grid, the seed and the number of the item.
+
+    Args:
+        labels: the label map of which the image is drawn.
+        size: the training grid in voxels, at least 8 along each axis; it is centred on the brain.
+        spacing_mm: its voxel spacing.
+        seed: seed of all draws.
+        number: number of the item.
+
+    Returns:
+        Half of the images lack the tissue around the brain, and some of these the fluid around it; both are then
+        outside for `tissues`, too. Parts outside the field of view keep their tissues.
+    """
+    _check_grid(size, spacing_mm)
+    generator = item_generator(seed, number)
+    mirrored, brain_only = _chance(0.5, generator), _chance(0.5, generator)
+    places = _mapped(random_affine(_POSE, generator), random_places(size, spacing_mm, generator))
+    indices, samples = _labels_at(labels, places, size, mirrored)
+    contrast = random_contrast(labels.numbers, brain_only=brain_only, generator=generator)
+    image = random_image(
+        indices, samples, contrast=contrast, spacing_mm=spacing_mm, brain_only=brain_only, generator=generator
+    )
+    classes = np.array(tissue_classes([MERGED.get(number, number) for number in labels.numbers]), np.uint8)
+    if brain_only:
+        classes[(contrast[0] == 0).numpy()] = 0
+    found = np.take(classes, samples.numpy())
+    within = [found[a::2, b::2, c::2].copy() for a, b, c in itertools.product((0, 1), repeat=3)]
+    tissues = [np.sum([part == k for part in within], axis=0, dtype=np.uint8) for k in range(len(TISSUES))]
+    return SyntheticScan(image=image[None], tissues=torch.from_numpy(np.stack(tissues)))
 
 
 def random_affine(spread: Spread, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -372,6 +416,19 @@ def scored_labels(indices: Tensor, numbers: Sequence[int], *, mirrored: bool = F
     named = [other_side.get(number, number) for number in named]
     table = np.array([number if number in FREESURFER_LABELS else 0 for number in named])
     return torch.from_numpy(np.take(table, indices.numpy()))
+
+
+def _check_grid(size: Sequence[int], spacing_mm: float) -> None:
+    if min(size) < 8 or spacing_mm <= 0:
+        raise ValueError(f"size must be at least 8 along each axis and spacing_mm positive, got {size}, {spacing_mm}")
+
+
+def _labels_at(labels: LabelMap, places: Tensor, size: Sequence[int], mirrored: bool) -> tuple[Tensor, Tensor]:
+    """The position in `numbers` of the label at each voxel of a training grid, and at each of its 2 x 2 x 2 samples."""
+    indices, samples = (
+        torch.take(labels.indices, _voxels(labels, dense(places, size, count), mirrored)) for count in (1, 2)
+    )
+    return indices, samples
 
 
 def _voxels(labels: LabelMap, places: Tensor, mirrored: bool) -> Tensor:

@@ -14,6 +14,7 @@ from ..kernels import arena
 from ..runs.catalogue import Entry
 from ..runs.finite import check_finite
 from ..volumes import VolumeWarning
+from ..volumes.hounsfield import share_of_air
 from .borders import mirrored
 from .images import Image, IntensityRange, choose_range
 from .settings import TILE
@@ -161,10 +162,8 @@ def check_card(image: Image, entry: Entry) -> None:
     """
     go_on = "choose other weights, or go on with --ignore-card"
     modality, reason = image.modality, ""
-    if modality is None and image.kind != "bitmap":
-        air = float(np.mean((image.stack >= -1100) & (image.stack <= -900)))
-        if air > 0.01 and image.stack.max() > 300:
-            modality, reason = "CT", f"; {100 * air:.0f} % of the values lie near -1000, like those of air in CT"
+    if modality is None and image.kind != "bitmap" and (air := share_of_air(image.stack)):
+        modality, reason = "CT", f"; {100 * air:.0f} % of the values lie near -1000, like those of air in CT"
     if modality in entry.not_for_modalities:
         raise Refused(f"{entry.name} is not for {modality} (see its card{reason}); {go_on}")
     if entry.for_contrasts and image.contrast is not None and image.contrast not in entry.for_contrasts:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ..kernels.attention.elastic import draw_budget
 from ..runs.catalogue import find_weights
+from ..runs.muon import Muon
 from ..runs.pretraining import hide_blocks, mask_ratio
 from ..runs.training import SteppedModule, update_average
 from ..runs.weight_file import read_checkpoint
 from .data import Patches
 from .elastic import FULL, NestedSizes
 from .mair import MaIR
-from .muon import Muon
 from .settings import ModuleSettings
 from .views import middle_channels
 from .weights import NETWORKS, Network, load_weights, model_from_variant, read_parameters, save_weights

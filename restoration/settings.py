@@ -216,7 +216,7 @@ class ModuleSettings(Settings):
         loss: "l1", "charbonnier", "mse", or "psnr" (the logarithm of each image's squared error, so that all noise
             levels count equally).
         optimizer: "adam", "adamw", or "muon", which orthogonalises the updates of kernels and matrices and leaves the
-            other parameters to Adam (`muon.Muon`).
+            other parameters to Adam (`runs.muon.Muon`).
         lr: the learning rate.
         betas: the decay rates of the optimizer's two moments.
         weight_decay: the weight decay of AdamW; it is not applied to the scan's decay rates, skips, norms and biases.

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...registration.nestedmorph_files import read_trained_network
+from ...registration.network_files import read_network
 from ...registration.pairs import Pair, read_pairs
 from ...registration.settings import RegistrationSettings
+from ...registration.weights_method import method_of_weights
 from ...runs.exit import DONE
 from ...runs.persons import join_persons
 from ...runs.record import sha256
@@ -62,7 +63,8 @@ class PairMeasure:
         every = read_pairs(pairs)
         self._pairs = [every[place] for place in listed]
         self._settings = RegistrationSettings(**settings)
-        self._network = None if weights is None else read_trained_network(weights)
+        self._network = None if weights is None else read_network(weights)
+        self._method = method_of_weights(weights)  # of the network
         self._cache, self._device = None if cache is None else Path(cache), device
 
     def __call__(self, model: str, unit: int, settings: Settings) -> Figures:
@@ -73,7 +75,7 @@ class PairMeasure:
         chosen: dict[str, Any] = dict(settings)
         network = self._network if chosen.pop("network", False) else None
         changes = {
-            REGISTER: {"method": "field" if network is None else "nestedmorph", **chosen},
+            REGISTER: {"method": "field" if network is None else self._method, **chosen},
             SYN: {"method": "syn"},
             AFFINE: {"method": "field", "transform": "affine"},
         }[model]

@@ -18,7 +18,7 @@ def evaluate(options: Evaluate) -> int:
         options.pairs,
         methods,
         settings,
-        weights=options.weights,
+        weights=options.weights_file,
         split=options.split,
         device=options.device,
         cache=options.cache,
@@ -28,7 +28,7 @@ def evaluate(options: Evaluate) -> int:
         options.output,
         results,
         print_summary(results),
-        inputs={"pairs": options.pairs, "weights": options.weights},
+        inputs={"pairs": options.pairs, "weights": options.weights_file},
         options=recorded | {"device": options.device},
     )
     failed = sum(1 for result in results if result.error)

@@ -6,7 +6,10 @@ from typing import Literal, get_args
 
 from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionMethod, LabelMethod, Method, Split
 from ...registration.settings import RegistrationSettings
+from ...registration.tissue_settings import TissueTrainingSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
+from ...registration.weights_method import method_of_weights
+from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ...runs.extras import must_have
 from ...runs.files import is_hidden
@@ -37,7 +40,9 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
     """Options of the registration method.
 
     Args:
-        weights: a trained NestedMorph (.safetensors, .ckpt, .pth); its displacement starts the refinement.
+        weights: a trained network, as a file (.safetensors, .ckpt, .pth) or a name that `voxelwave weights` lists: a
+            NestedMorph, whose displacement starts the refinement, or a network that finds tissues, by which brain scans
+            of two contrasts are brought into one.
         cache: a folder in which affine alignments are kept for later runs.
     """
 
@@ -45,9 +50,14 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
     cache: Path | None = None
 
     @property
+    def weights_file(self) -> Path | None:
+        """The file of the weights."""
+        return None if self.weights is None else find_weights(self.weights, "registration")
+
+    @property
     def chosen_method(self) -> Method:
         """The method, with the default filled in."""
-        return self.method or ("field" if self.weights is None else "nestedmorph")
+        return self.method or method_of_weights(self.weights_file)
 
     @property
     def settings(self) -> RegistrationSettings:
@@ -57,15 +67,18 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
 
     def check(self) -> None:
         super().check()
-        if self.weights is not None and self.chosen_method != "nestedmorph":
-            raise UsageError(f"--weights needs --method nestedmorph, got --method {self.chosen_method}")
-        if self.weights is None and self.chosen_method == "nestedmorph":
-            raise UsageError("--method nestedmorph needs a trained network: give --weights, or use --method field")
+        must_exist(self.weights_file, "file of weights")
+        fitting = method_of_weights(self.weights_file)
+        if self.weights is not None and self.chosen_method != fitting:
+            raise UsageError(f"--weights {self.weights} needs --method {fitting}, got --method {self.chosen_method}")
+        if self.weights is None and self.chosen_method in ("nestedmorph", "tissues"):
+            raise UsageError(
+                f"--method {self.chosen_method} needs a trained network: give --weights, or use --method field"
+            )
         if self.method == "syn":
             must_have("--method syn", "registration")
         if self.transform in ("rigid", "affine") and self.chosen_method != "field":
             raise UsageError(f"--transform {self.transform} needs --method field, got --method {self.chosen_method}")
-        must_exist(self.weights, "file of weights")
         if self.cache is not None:
             must_be_writable(self.cache, "folder")
 
@@ -423,6 +436,42 @@ class Train(TrainingSettings, ResumeOptions, DeviceOptions):
         if (self.atlas is not None) != (self.task == "atlas-to-patient") and self.pairs.is_dir():
             raise UsageError(f"--atlas is needed for --task atlas-to-patient and only for it, got --task {self.task}")
         must_exist(self.atlas, "atlas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTissues(TissueTrainingSettings, ResumeOptions, DeviceOptions):
+    """Train the network that finds tissues in brain scans of any contrast, on images drawn from LABELS.
+
+    Each image is drawn from one label map, with a random contrast, deformation, resolution, field of view, bias field
+    and noise; no scan is seen. The last three maps by name are for validation. `register --weights` brings scans of two
+    contrasts into one by this network.
+
+    Args:
+        labels: a folder of label maps with FreeSurfer's numbers (.nii, .nii.gz, .mgz).
+        output: the folder to write to: network.safetensors (for register --weights), checkpoints, metrics.csv.
+    """
+
+    writes = ("network.safetensors",)
+
+    labels: Path = field(kw_only=False)
+    output: Path
+    checkpoint = CHECKPOINT
+
+    @property
+    def settings(self) -> TissueTrainingSettings:
+        """Only the settings of the training."""
+        names = [option.name for option in fields(TissueTrainingSettings)]
+        return TissueTrainingSettings(**{name: getattr(self, name) for name in names})
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, epochs=self.epochs, epoch_steps=self.epoch_steps)
+        at_least(0, workers=self.workers)
+        if self.width < 8 or self.width % 8:
+            raise UsageError(f"--width must be a multiple of 8, got {self.width}")
+        must_exist(self.labels, "folder of label maps")
+        if self.start_from is not None:
+            must_exist(find_weights(self.start_from, "registration"), "file of weights")
 
 
 @dataclass(frozen=True, kw_only=True)

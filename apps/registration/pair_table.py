@@ -9,7 +9,7 @@ from typing import Any
 
 from ...registration.acquisition import facts_of
 from ...registration.choices import Method
-from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
+from ...registration.network_files import RegistrationNetwork, read_network
 from ...registration.pairs import Pair, read_pairs
 from ...registration.register import register
 from ...registration.series import load_fixed
@@ -74,7 +74,7 @@ def measure_pairs(
         pairs: the list, see `voxelwave.registration.pairs.read_pairs`.
         methods: the methods, in the order in which they run.
         settings: the other settings of `voxelwave.registration.register.register`.
-        weights: the network for "nestedmorph".
+        weights: the network for "nestedmorph" or "tissues".
         split: "all", or only the pairs of one split.
         device: where networks and refinement run.
         cache: folder in which affine alignments are kept.
@@ -85,11 +85,11 @@ def measure_pairs(
     chosen = [pair for pair in read_pairs(pairs) if split in ("all", pair.split)]
     if not chosen:
         raise ValueError(f"{pairs} must name a pair of split {split!r}, got none")
-    network = None if weights is None else read_trained_network(weights)
+    network = None if weights is None else read_network(weights)
     results = []
     for number, pair in enumerate(chosen, start=1):
         for method in methods:
-            used = network if method == "nestedmorph" else None
+            used = network if method in ("nestedmorph", "tissues") else None
             try:
                 figures = measure_pair(pair, replace(settings, method=method), used, device, cache)
                 result = PairResult(pair, method, figures)
@@ -101,7 +101,7 @@ def measure_pairs(
 
 
 def measure_pair(
-    pair: Pair, settings: RegistrationSettings, network: TrainedNetwork | None, device: str, cache: Path | None
+    pair: Pair, settings: RegistrationSettings, network: RegistrationNetwork | None, device: str, cache: Path | None
 ) -> dict[str, float]:
     """Register one pair, and return the measurements, with those of its labels if it has them."""
     moving, fixed = read_volume(pair.moving, ndim=3), load_fixed(pair)

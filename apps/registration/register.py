@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ...registration.nestedmorph_files import read_trained_network
+from ...registration.network_files import read_network
 from ...registration.pairs import MASK_FILES, PAIR_FILES, Pair
 from ...runs.exit import DONE, REFUSED, SOME_FAILED
 from ...runs.files import outputs_together
@@ -49,7 +49,7 @@ def register(options: Register) -> int:
 def _register_folder(options: Register) -> int:
     """Align all pairs of a folder or a table."""
     root = options.input or Path(str(options.pairs)).parent
-    weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights, options.cache))
+    weights, cache = (None if path is None else str(path.resolve()) for path in (options.weights_file, options.cache))
     results_depend_on = {**asdict(options.settings), "dicom": options.dicom}
     if options.fix_tilt:  # not recorded otherwise, so that results of earlier versions stay valid
         results_depend_on["fix_tilt"] = True
@@ -63,7 +63,7 @@ def _register_folder(options: Register) -> int:
         output=options.output,
         root=root,
         options=results_depend_on,
-        weights=options.weights,
+        weights=options.weights_file,
     )
     cases = choose(_find_pairs(options, root), include=options.include)
     code = run_batch(cases, run, options)
@@ -94,7 +94,7 @@ def _register_pair(options: Register) -> int:
         moving_mask=options.moving_mask,
         fixed_mask=options.fixed_mask,
     )
-    network = None if options.weights is None else read_trained_network(options.weights)
+    network = None if options.weights_file is None else read_network(options.weights_file)
     with (
         outputs_together(options.output, replaces=[*OPTIONAL_FILES, *options.replaced()]) as folder,
         collected_notes() as notes,
@@ -117,7 +117,7 @@ def _register_pair(options: Register) -> int:
             folder / "record.json",
             inputs={
                 **{name: getattr(pair, name) for name in PAIR_FILES},
-                "weights": options.weights,
+                "weights": options.weights_file,
                 "reversed_b0": options.reversed_b0,
                 "initial": options.initial,
                 **{name: getattr(pair, name) for name in MASK_FILES},

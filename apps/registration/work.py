@@ -9,7 +9,8 @@ from ...kernels.threads import ordered_sums
 from ...registration.acquisition import facts_of
 from ...registration.choices import contrast_named
 from ...registration.jacobian import jacobian_map
-from ...registration.nestedmorph_files import TrainedNetwork, read_trained_network
+from ...registration.nestedmorph_files import TrainedNetwork
+from ...registration.network_files import RegistrationNetwork, read_network
 from ...registration.pairs import Pair
 from ...registration.picture import draw_registration
 from ...registration.planar import is_planar
@@ -18,8 +19,10 @@ from ...registration.result import Choice, Progress, Registration
 from ...registration.searched import draw_searched, find_searched
 from ...registration.series import load_fixed, reference_image
 from ...registration.settings import RegistrationSettings
+from ...registration.tissues import TrainedTissueNet
 from ...runs.finite import check_finite
 from ...volumes import AffineTransform, Volume, VolumeWarning, read_volume, resample, write_transform, write_volume
+from ...volumes.hounsfield import share_of_air
 from ..batch.case import Case
 from ..batch.task import CaseRefused
 from .initial import after_initial, moved_by, read_initial
@@ -83,7 +86,7 @@ class Alignment:
     """
 
     settings: RegistrationSettings
-    network: TrainedNetwork | None
+    network: RegistrationNetwork | None
     device: str
     cache: Path | None
     dicom: bool
@@ -130,6 +133,8 @@ class Alignment:
         facts = facts_of(pair, series=(moving_volume.array.ndim == 4, fixed_volume.array.ndim == 4))
         if self.reversed_b0 is not None:
             facts = replace(facts, reversed_b0=reference_image(read_volume(self.reversed_b0), self.reversed_b0))
+        if isinstance(self.network, TrainedTissueNet):
+            self._refuse_ct({pair.moving: moving, pair.fixed: fixed})
         labels, fixed_labels = read_labels(pair.moving_labels), read_labels(pair.fixed_labels)
         start = read_initial(self.initial)
         result = register(
@@ -176,9 +181,21 @@ class Alignment:
         self._draw_searched(output, moving, fixed, AffineTransform(result.affine))
         return Aligned(metrics, result.seconds, to_dicom, result.choice)
 
+    def _refuse_ct(self, scans: dict[Path, Volume]) -> None:
+        """Refuse scans that look like CT, for which a network that finds tissues is not made, or warn about them."""
+        for path, scan in scans.items():
+            if air := share_of_air(scan.array):
+                problem = (
+                    f"the network of --weights is for MR, and {path.name} looks like CT, since {100 * air:.0f} % of its"
+                    " values lie near -1000, like those of air; leave --weights out"
+                )
+                if self.guard == "refuse":
+                    raise CaseRefused(f"{problem}, or use it all the same with --guard warn")
+                warnings.warn(problem, VolumeWarning, stacklevel=3)
+
     def _draw_searched(self, output: Path, moving: Volume, fixed: Volume, affine: AffineTransform) -> None:
         """Draw where the network searched, if it chooses regions."""
-        if self.network is None:
+        if not isinstance(self.network, TrainedNetwork):
             return
         searched = find_searched(self.network, moving, fixed, affine, grid=working_grid(fixed))
         if searched is not None:
@@ -197,7 +214,7 @@ def batch_work(
     **settings: Any,
 ) -> Alignment:
     """Build the work of a batch from plain values; `settings` are the fields of `RegistrationSettings`."""
-    network = None if weights is None else read_trained_network(weights)
+    network = None if weights is None else read_network(weights)
     place = None if cache is None else Path(cache)
     return Alignment(
         RegistrationSettings(**settings), network, device, place, dicom, fix_tilt, guard=guard, jacobian=jacobian

@@ -36,7 +36,7 @@ from voxelwave.runs.generators import item_generator
 from voxelwave.volumes import Volume, write_volume
 
 SIZE, SPACING = (24, 20, 28), 6.0
-CONFIG = Path(__file__).parents[2] / "apps/configs/registration/brain_any_contrast.yaml"
+CONFIG = Path(__file__).parents[2] / "apps/configs/registration/nestedmorph_any_contrast.yaml"
 
 
 def ellipsoids(turn: float = 0.0) -> Volume:

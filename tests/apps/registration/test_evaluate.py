@@ -55,7 +55,7 @@ def test_masks_of_the_list_reach_the_registration(scans, tmp_path):
     ("words", "complaint", "code"),
     [
         (["--method", "nestedmorph"], "--weights", USAGE),
-        (["--weights", "gone.safetensors", "--method", "field"], "--weights needs --method nestedmorph", USAGE),
+        (["--weights", "gone.safetensors", "--method", "field"], "needs --method nestedmorph", USAGE),
         (["--weights", "gone.safetensors"], "no file of weights at gone.safetensors", ERROR),
         (["--split", "test"], "must name a pair of split 'test'", ERROR),
         (["--cache", "FILE"], "must be a folder for the results, got a file", ERROR),

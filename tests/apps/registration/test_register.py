@@ -19,6 +19,7 @@ from voxelwave.apps import cli
 from voxelwave.apps.registration.scans import collected_notes
 from voxelwave.registration.nestedmorph import NestedMorph
 from voxelwave.registration.nestedmorph_files import save_nestedmorph
+from voxelwave.registration.tissues import TissueNet, TrainedTissueNet, save_tissue_net
 from voxelwave.runs.exit import DONE, ERROR, REFUSED, SOME_FAILED, USAGE
 from voxelwave.volumes import Volume, VolumeWarning, read_transform, read_volume, write_volume
 from voxelwave.volumes.dicom_registered import write_registered_series
@@ -241,3 +242,23 @@ def test_a_note_is_recorded_once():
         for text in ("a note", "a note", "another"):
             warnings.warn(text, VolumeWarning, stacklevel=1)
     assert notes == ["a note", "another"]
+
+
+def test_ct_is_refused_by_a_network_that_finds_tissues(scans, tmp_path, capsys):
+    weights, ct = tmp_path / "tissues.safetensors", tmp_path / "ct.nii.gz"
+    save_tissue_net(weights, TrainedTissueNet(TissueNet(width=8), 2.0), {})
+    fixed = read_volume(scans / "fixed.nii.gz")
+    write_volume(ct, fixed.with_array(np.where(fixed.array > 0, fixed.array / 2, -1000).astype(np.int16)))
+    words = ["registration", "register", str(ct), str(scans / "moving.nii.gz"), "--weights", str(weights)]
+    assert cli.main([*words, "-o", str(tmp_path / "out")]) == REFUSED
+    error = capsys.readouterr().err
+    assert "the network of --weights is for MR, and ct.nii.gz looks like CT" in error
+    assert "--guard warn" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_name_of_weights_is_one_line(scans, tmp_path, capsys):
+    pair = [str(scans / name) for name in ("moving.nii.gz", "fixed.nii.gz")]
+    words = ["registration", "register", *pair, "-o", str(tmp_path / "out"), "--weights", "brain-any-wish"]
+    assert cli.main(words) == ERROR
+    assert "weights must be a file or a name (" in capsys.readouterr().err

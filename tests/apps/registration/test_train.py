@@ -1,5 +1,6 @@
 """`registration train`: its configurations, and the files that it writes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,18 @@ import pytest
 
 from voxelwave.apps import cli
 from voxelwave.apps.arguments import parse_arguments
-from voxelwave.apps.registration.options import Train
+from voxelwave.apps.registration.options import Train, TrainTissues
 from voxelwave.registration.nestedmorph_files import load_nestedmorph, read_training_options
 from voxelwave.registration.training_settings import TrainingSettings
+from voxelwave.registration.weights_method import method_of_weights
 from voxelwave.runs.exit import DONE, ERROR, USAGE
+from voxelwave.volumes import write_volume
 
-CONFIGS = sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml"))
+from ...registration.test_synthetic import ellipsoids
+
+FOLDER = Path(cli.__file__).parent / "configs" / "registration"
+OF_TISSUES = FOLDER / "brain_any_contrast.yaml"
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - {OF_TISSUES})
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -23,6 +30,12 @@ def test_every_configuration_is_understood(config):
     assert options.pairs == Path("pairs.csv")
     assert options.settings.task == options.task
     assert options.settings != TrainingSettings()
+
+
+def test_the_configuration_of_the_tissue_network_is_understood():
+    words = ["labels", "--config", str(OF_TISSUES), "-o", "out"]
+    options = TrainTissues(**parse_arguments(TrainTissues, words, prog="voxelwave registration train-tissues"))
+    assert (options.labels, options.size, options.precision) == (Path("labels"), (80, 96, 80), "bfloat16")
 
 
 def test_help_shows_percent_signs_once(capsys):
@@ -103,3 +116,42 @@ def test_a_training_on_synthetic_images_needs_label_maps(tmp_path, monkeypatch, 
     error = capsys.readouterr().err.strip()
     assert complaint in error
     assert "\n" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_train_tissues_writes_weights_that_register_takes(scans, tmp_path, capsys):
+    for number in range(4):
+        write_volume(tmp_path / f"maps/head-{number}.nii.gz", ellipsoids(0.05 * number))
+    words = ["registration", "train-tissues", str(tmp_path / "maps"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    words += ["--size", "[16,16,16]", "--spacing-mm", "10", "--width", "8", "--epochs", "1", "--epoch-steps", "2"]
+    assert cli.main(words) == DONE
+    weights = tmp_path / "out" / "network.safetensors"
+    assert f"weights: {weights}" in capsys.readouterr().out
+    assert method_of_weights(weights) == "tissues"
+    pair = ["registration", "register", str(scans / "moving.nii.gz"), str(scans / "fixed.nii.gz")]
+    pair += ["-o", str(tmp_path / "result"), "--weights", str(weights), "--device", "cpu", "--guard", "warn"]
+    assert cli.main(pair) == DONE
+    record = json.loads((tmp_path / "result" / "record.json").read_text())
+    assert record["options"]["method"] == "tissues"
+    assert cli.main([*pair, "--overwrite", "--method", "field"]) == USAGE
+    assert "needs --method tissues, got --method field" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "code"),
+    [
+        (["gone"], "no folder of label maps at gone", ERROR),
+        (["."], "no label maps (.nii, .nii.gz, .mgz) in .", ERROR),
+        ([".", "--width", "12"], "--width must be a multiple of 8, got 12", USAGE),
+        ([".", "--epochs", "0"], "--epochs must be at least 1", USAGE),
+        ([".", "--start-from", "gone.safetensors"], "no file of weights at gone.safetensors", ERROR),
+    ],
+)
+def test_wrong_options_of_train_tissues_are_one_line(tmp_path, monkeypatch, capsys, words, complaint, code):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["registration", "train-tissues", *words, "-o", "out"]) == code
+    error = capsys.readouterr().err.strip()
+    assert complaint in error
+    assert "\n" not in error
+    assert not (tmp_path / "out" / "network.safetensors").exists()

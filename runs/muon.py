@@ -3,7 +3,7 @@
 Muon replaces the momentum of a matrix by the nearest matrix with orthonormal rows or columns, so that all directions
 are learned at one rate (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024). The update is
 scaled to the size of an update of Adam, so that both parts share one learning rate (Liu et al., arXiv 2502.16982).
-`torch.optim.Muon` takes matrices only; most parameters of a restoration network are kernels of convolutions.
+`torch.optim.Muon` takes matrices only; most parameters of our networks for images are kernels of convolutions.
 """
 
 import math
@@ -22,7 +22,7 @@ _ADAM_SIZE = 0.2  # root mean square of a usual update of Adam, as a multiple of
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon takes a parameter: a kernel or matrix that mixes channels, and not the decay rates of a scan."""
-    if parameter.ndim not in (2, 4) or name.endswith("A_logs"):
+    if parameter.ndim not in (2, 4, 5) or name.endswith("A_logs"):
         return False
     rows, columns = parameter.flatten(1).shape
     return min(rows, columns) >= _LEAST_SIDE

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from voxelwave.restoration.mair import MaIR
-from voxelwave.restoration.muon import Muon, is_matrix, orthogonalised
+from voxelwave.runs.muon import Muon, is_matrix, orthogonalised
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 50), (70, 24)])
