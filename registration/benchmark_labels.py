@@ -20,6 +20,7 @@ from .jacobian import field_measures
 from .metrics import dice
 from .register import register
 from .settings import RegistrationSettings
+from .tissues import TrainedTissueNet
 
 Progress = Callable[[str], None]
 
@@ -76,6 +77,7 @@ def label_benchmark(
     *,
     labels: Sequence[int] = FREESURFER_LABELS,
     methods: Sequence[LabelMethod] = LABEL_METHODS,
+    network: TrainedTissueNet | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[LabelResult]:
@@ -88,9 +90,10 @@ def label_benchmark(
         moving: skull-stripped.
         fixed: skull-stripped.
         labels: the labels to score; those absent from either map are ignored.
-        methods: "fast", "standard" and "accurate" for the efforts of `register`, "diffeomorphic" for a field that is
-            composed only of small steps, "syn" for ANTs, and "greedy" and "convexadam" for these programs if they are
-            installed.
+        methods: "affine" for the affine map alone, "fast", "standard" and "accurate" for the efforts of `register`,
+            "diffeomorphic" for a field that is composed only of small steps, "tissues" for `register` with a network
+            that finds tissues, "syn" for ANTs, and "greedy" and "convexadam" for these programs if they are installed.
+        network: for "tissues".
         seed: seed of the affine registration and of SyN.
         progress: called with a line about each run.
 
@@ -106,7 +109,7 @@ def label_benchmark(
                 progress(f"{method} is left out: install it with pip install {package}")
             continue
         started, worked = time.perf_counter(), time.process_time()
-        found = _map(method, moving.image, fixed.image, seed)
+        found = _map(method, moving.image, fixed.image, network, seed)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         warped_labels = resample(moving_labels, fixed_labels, found, order="nearest").array
         scores = dice(warped_labels, fixed_labels.array, label_list=labels)
@@ -138,8 +141,12 @@ def missing_package(method: LabelMethod) -> str | None:
     return None
 
 
-def _map(method: LabelMethod, moving: Volume, fixed: Volume, seed: int) -> Transform:
+def _map(method: LabelMethod, moving: Volume, fixed: Volume, network: TrainedTissueNet | None, seed: int) -> Transform:
     match method:
+        case "affine":
+            return register(moving, fixed, RegistrationSettings(transform="affine", seed=seed)).forward
+        case "tissues":
+            return register(moving, fixed, RegistrationSettings(seed=seed), network=network).forward
         case "greedy":
             return greedy.greedy(moving, fixed)
         case "convexadam":

@@ -15,7 +15,9 @@ AffineKind = Literal["affine", "rigid", "none"]
 Contrast = Literal["image", "b0", "fa", "dwi"]
 Task = Literal["t1-dwi", "atlas-to-patient", "patient-to-patient"]
 Split = Literal["train", "val", "test"]
-LabelMethod = Literal["fast", "standard", "accurate", "diffeomorphic", "syn", "greedy", "convexadam"]
+LabelMethod = Literal[
+    "affine", "fast", "standard", "accurate", "diffeomorphic", "tissues", "syn", "greedy", "convexadam"
+]
 DiffusionMethod = Literal["identity", "rigid", "affine", "auto", "deformable", "syn", "greedy"]
 
 METHODS: tuple[Method, ...] = get_args(Method)

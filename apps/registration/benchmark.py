@@ -23,6 +23,8 @@ from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
 from ...registration.series import load_fixed
+from ...registration.tissues import read_tissue_net
+from ...runs.catalogue import find_weights
 from ...runs.exit import UsageError
 from ...runs.json_types import read_record
 from ...runs.record import sha256, write_measurement
@@ -37,6 +39,8 @@ _PEOPLE = {
     "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
 }
 _BRAIN_ATLAS = ("native_T1w.nii.gz", "native_brainmask.nii.gz")
+_CONTRAST_METHODS: tuple[LabelMethod, ...] = ("affine", "standard", "tissues", "syn", "convexadam")
+_TUNED_PATIENT = "patient07"  # on whom the settings of the registration by tissues were chosen
 _HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the other people
 
 
@@ -74,7 +78,7 @@ def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: di
 
 def _means(options: Benchmark, part: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     match part:
-        case "labels":
+        case "labels" | "contrasts":
             return {"means": means_of_labels(rows, _label_methods(options))}
         case "diffusion":
             return {"means": means_of_diffusion(rows)}
@@ -139,6 +143,58 @@ def _labels(options: Benchmark) -> Part:
     return Part("Pairs of people: mean Dice over the common FreeSurfer labels", rows, inputs)
 
 
+def _contrasts(options: Benchmark) -> Part:
+    weights = find_weights(options.weights, "registration")
+    network = read_tissue_net(weights)
+    people, inputs = _people(options.data)
+    labelled = people.pop("mrtrix")  # whose labels are brought to the patients by the T1w scans
+    patients = _patients(options.data)
+    inputs |= {f"{patient} {name}": file for patient, files in patients.items() for name, file in files.items()}
+    inputs["weights"] = weights
+    rows = _earlier_rows(options, "contrasts", inputs)
+    methods = [name for name in _CONTRAST_METHODS if options.methods is None or name in options.methods]
+    for spacing, patient in itertools.product(options.spacings or (2.0,), patients):
+        scans = {
+            name: coarser(LabelledScan(read_volume(file), labelled.labels), spacing).image
+            for name, file in patients[patient].items()
+        }
+        t1 = scans.pop("T1w")
+        brought = register(coarser(labelled, spacing).image, t1).forward
+        labels = resample(labelled.labels, t1, brought, order="nearest")
+        for (contrast, scan), (name, person) in itertools.product(scans.items(), people.items()):
+            one, other = LabelledScan(scan, labels), coarser(person, spacing)
+            one_name = f"{patient} {contrast}"
+            for moving, fixed, pair in (
+                (one, other, f"{one_name} -> {name}"),
+                (other, one, f"{name} -> {one_name}"),
+            ):
+                known = {"pair": pair, "spacing_mm": spacing, "held_out": patient != _TUNED_PATIENT}
+                _print_progress(f"{pair} at {spacing:g} mm")
+                for method in _missing(methods, rows, known):
+                    results = label_benchmark(
+                        moving, fixed, methods=[method], network=network, progress=_print_progress
+                    )
+                    rows += [known | asdict(result) for result in results]
+                    _write(options, "contrasts", rows, inputs)
+    print_rows("Means over the pairs", means_of_labels(rows, methods))
+    return Part("Pairs of people in two contrasts: mean Dice over the common FreeSurfer labels", rows, inputs)
+
+
+def _patients(data: Path) -> dict[str, dict[str, Path]]:
+    """The skull-stripped scans of two patients on one grid each, by contrast."""
+    folder = data / "mri_ms_multimodal"
+    first, second = folder / "mni" / "patient07", folder / "more/cross_sectional/MNI/patient26"
+    ending = "N4_noneck_reduced_winsor_regtoFLAIR_brain_N4_regtoMNI.nii.gz"
+    return {
+        "patient07": {"T1w": first / "patient07_T1.nii.gz", "T2w": first / "patient07_T2.nii.gz"},
+        "patient26": {
+            "T1w": second / f"T1_{ending}",
+            "T2w": second / f"T2_{ending}",
+            "FLAIR": second / f"FLAIR_{ending}",
+        },
+    }
+
+
 def _missing(methods: list[Method], rows: list[dict[str, Any]], known: dict[str, Any]) -> list[Method]:
     """The methods without a row that has the known values."""
     measured = {row["method"] for row in rows if known.items() <= row.items()}
@@ -146,7 +202,8 @@ def _missing(methods: list[Method], rows: list[dict[str, Any]], known: dict[str,
 
 
 def _label_methods(options: Benchmark) -> list[LabelMethod]:
-    return [name for name in LABEL_METHODS if options.methods is None or name in options.methods]
+    of_one_contrast = [name for name in LABEL_METHODS if name not in ("affine", "tissues")]
+    return [name for name in of_one_contrast if options.methods is None or name in options.methods]
 
 
 def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) -> list[dict[str, Any]]:
@@ -272,6 +329,7 @@ def _peer(options: Benchmark) -> Part:
 PARTS: dict[str, Callable[[Benchmark], Part]] = {
     "field": _field,
     "labels": _labels,
+    "contrasts": _contrasts,
     "diffusion": _diffusion,
     "training": _training,
     "shift": _shift,

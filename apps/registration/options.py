@@ -32,7 +32,7 @@ FORWARD, INVERSE, AFFINE = "forward.nii.gz", "inverse.nii.gz", "affine.mat"  # t
 POINT_SUFFIXES = (".csv", ".tsv", ".gii")
 TRANSFORM_SUFFIXES = (".mat", ".txt", ".tfm", ".lta", ".nii.gz", ".nii", ".h5")
 PAIR_LISTS = ("pairs.tsv", "pairs.csv", "pairs.json")
-Part = Literal["field", "labels", "diffusion", "training", "shift", "cost", "peer"]  # of the benchmark
+Part = Literal["field", "labels", "contrasts", "diffusion", "training", "shift", "cost", "peer"]  # of the benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,6 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
 
     def check(self) -> None:
         super().check()
-        must_exist(self.weights_file, "file of weights")
         fitting = method_of_weights(self.weights_file)
         if self.weights is not None and self.chosen_method != fitting:
             raise UsageError(f"--weights {self.weights} needs --method {fitting}, got --method {self.chosen_method}")
@@ -79,6 +78,7 @@ class MethodOptions(RegistrationSettings, DeviceOptions):
             must_have("--method syn", "registration")
         if self.transform in ("rigid", "affine") and self.chosen_method != "field":
             raise UsageError(f"--transform {self.transform} needs --method field, got --method {self.chosen_method}")
+        must_exist(self.weights_file, "file of weights")
         if self.cache is not None:
             must_be_writable(self.cache, "folder")
 
@@ -574,13 +574,14 @@ class Benchmark(OutputOptions):
     """Measure accuracy, time and memory on real scans, for our method and other programs with the same threads.
 
     The parts are: "field", a T1 scan with a known smooth deformation (peak 8 mm), registered to the T2 scan; "labels",
-    every pair of people in both directions, with the overlap of their FreeSurfer labels; "diffusion", T1w and b0 of one
-    person in both directions, with the consistency under known warps (peak 8 mm) and the overlap of segmented brain and
-    ventricles; "training", NestedMorph fitted to one pair and then used by register; "shift", NestedMorph with and
-    without routing at its coarse stages, trained for minutes to find shifts of up to 48 voxels of a texture; "cost",
-    time and memory of the network; "peer", its results and CPU time beside the published code. The first three parts
-    also run ANTs SyN; "labels" and "diffusion" run Greedy if picsl_greedy is installed, and "labels" runs ConvexAdam if
-    convexadam is. OUTPUT receives benchmark-PART.json.
+    every pair of people in both directions, with the overlap of their FreeSurfer labels; "contrasts", the same
+    between T2w or FLAIR scans of two patients and T1w scans of other people, with a network that finds tissues;
+    "diffusion", T1w and b0 of one person in both directions, with the consistency under known warps (peak 8 mm) and
+    the overlap of segmented brain and ventricles; "training", NestedMorph fitted to one pair and then used by
+    register; "shift", NestedMorph with and without routing at its coarse stages, trained for minutes to find shifts
+    of up to 48 voxels of a texture; "cost", time and memory of the network; "peer", its results and CPU time beside
+    the published code. The first four parts also run ANTs SyN; "labels" and "diffusion" run Greedy if picsl_greedy
+    is installed, "labels" and "contrasts" run ConvexAdam if convexadam is. OUTPUT receives benchmark-PART.json.
 
     Args:
         data: the folder of scans, with mri_ms_multimodal/, mri_t1_labels/ and mri_t1_dwi/ as the tests use it.
@@ -588,13 +589,14 @@ class Benchmark(OutputOptions):
         part: which part to run.
         seeds: number of random deformations for "field", and of each kind for "diffusion".
         spacings: voxel spacings of the images for "labels", in mm; 2 and 1 by default.
-        methods: methods to run for "labels" and "diffusion", by the names in their tables; all by default.
+        methods: methods to run for "labels", "contrasts" and "diffusion", by the names in their tables; all by default.
+        weights: the network that finds tissues for "contrasts", as a file or a name.
         threads: threads of PyTorch, and of ANTs for SyN.
         published: for "peer", a Python file with the published model, which is run as it is, such as
             Models/NestedMorph/models.py of its repository; by default a plain form written from its description.
         quick: leave out the images of 160 x 192 x 224 voxels in "peer", which take minutes and 8 GiB of memory.
-        resume: for "labels" and "diffusion", keep the figures that an earlier run wrote to OUTPUT with the same scans,
-            seeds and threads, and measure only what is missing.
+        resume: for "labels", "contrasts" and "diffusion", keep the figures that an earlier run wrote to OUTPUT with the
+            same scans, seeds and threads, and measure only what is missing.
     """
 
     data: Path = field(kw_only=False)
@@ -603,6 +605,7 @@ class Benchmark(OutputOptions):
     seeds: int = 3
     spacings: list[float] | None = None
     methods: list[LabelMethod | DiffusionMethod] | None = None
+    weights: Path = Path("brain-any-contrast")
     threads: int = 2
     published: Path | None = None
     quick: bool = False
