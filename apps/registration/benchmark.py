@@ -18,7 +18,7 @@ from ...registration.benchmark_model import model_cost_table
 from ...registration.benchmark_peer import LARGE, SMALL, peer_cost_table
 from ...registration.benchmark_shift import measure_shift
 from ...registration.benchmark_training import OVERFIT, overfit
-from ...registration.choices import DIFFUSION_METHODS, FLOW_HEADS, LABEL_METHODS, LabelMethod
+from ...registration.choices import CONTRAST_METHODS, DIFFUSION_METHODS, FLOW_HEADS, LABEL_METHODS, LabelMethod
 from ...registration.nestedmorph_files import read_trained_network
 from ...registration.pairs import find_pairs, without_suffix
 from ...registration.register import register
@@ -39,7 +39,6 @@ _PEOPLE = {
     "sample": ("mne_brains/sample_brain.mgz", "mne_brains/sample_aseg_3mm.mgz"),
 }
 _BRAIN_ATLAS = ("native_T1w.nii.gz", "native_brainmask.nii.gz")
-_CONTRAST_METHODS: tuple[LabelMethod, ...] = ("affine", "standard", "tissues", "syn", "convexadam")
 _TUNED_PATIENT = "patient07"  # on whom the settings of the registration by tissues were chosen
 _HELD_OUT = "sample"  # the settings of the refinement were chosen on pairs of the other people
 
@@ -79,7 +78,7 @@ def _write(options: Benchmark, part: str, rows: list[dict[str, Any]], inputs: di
 def _means(options: Benchmark, part: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     match part:
         case "labels" | "contrasts":
-            return {"means": means_of_labels(rows, _label_methods(options))}
+            return {"means": means_of_labels(rows, _label_methods(options, part))}
         case "diffusion":
             return {"means": means_of_diffusion(rows)}
         case _:
@@ -129,7 +128,7 @@ def _field(options: Benchmark) -> Part:
 def _labels(options: Benchmark) -> Part:
     people, inputs = _people(options.data)
     rows = _earlier_rows(options, "labels", inputs)
-    methods = _label_methods(options)
+    methods = _label_methods(options, "labels")
     for spacing in options.spacings or (2.0, 1.0):
         scans = {name: coarser(scan, spacing) for name, scan in people.items()}
         for moving, fixed in itertools.permutations(scans, 2):
@@ -152,7 +151,7 @@ def _contrasts(options: Benchmark) -> Part:
     inputs |= {f"{patient} {name}": file for patient, files in patients.items() for name, file in files.items()}
     inputs["weights"] = weights
     rows = _earlier_rows(options, "contrasts", inputs)
-    methods = [name for name in _CONTRAST_METHODS if options.methods is None or name in options.methods]
+    methods = _label_methods(options, "contrasts")
     for spacing, patient in itertools.product(options.spacings or (2.0,), patients):
         scans = {
             name: coarser(LabelledScan(read_volume(file), labelled.labels), spacing).image
@@ -201,9 +200,9 @@ def _missing(methods: list[Method], rows: list[dict[str, Any]], known: dict[str,
     return [method for method in methods if method not in measured]
 
 
-def _label_methods(options: Benchmark) -> list[LabelMethod]:
-    of_one_contrast = [name for name in LABEL_METHODS if name not in ("affine", "tissues")]
-    return [name for name in of_one_contrast if options.methods is None or name in options.methods]
+def _label_methods(options: Benchmark, part: str) -> list[LabelMethod]:
+    of_part = CONTRAST_METHODS if part == "contrasts" else [m for m in LABEL_METHODS if m not in ("affine", "tissues")]
+    return [name for name in of_part if options.methods is None or name in options.methods]
 
 
 def means_of_labels(rows: list[dict[str, Any]], methods: Sequence[LabelMethod]) -> list[dict[str, Any]]:

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from ...registration.choices import DIFFUSION_METHODS, LABEL_METHODS, DiffusionMethod, LabelMethod, Method, Split
+from ...registration.choices import (
+    CONTRAST_METHODS,
+    DIFFUSION_METHODS,
+    LABEL_METHODS,
+    DiffusionMethod,
+    LabelMethod,
+    Method,
+    Split,
+)
 from ...registration.settings import RegistrationSettings
 from ...registration.tissue_settings import TissueTrainingSettings
 from ...registration.training_settings import CHECKPOINT, TrainingSettings
@@ -614,12 +622,14 @@ class Benchmark(OutputOptions):
     def check(self) -> None:
         super().check()
         at_least(1, seeds=self.seeds, threads=self.threads)
-        if self.resume and self.part not in ("labels", "diffusion"):
-            raise UsageError(f"--resume needs --part labels or --part diffusion, got {self.part}")
+        if self.resume and self.part not in ("labels", "contrasts", "diffusion"):
+            raise UsageError(f"--resume needs --part labels, contrasts or diffusion, got {self.part}")
         resume_or_overwrite(resume=self.resume, overwrite=self.overwrite)
         if self.spacings is not None and min(self.spacings, default=0) <= 0:
             raise UsageError(f"--spacings must be positive lengths in mm, got {self.spacings}")
-        known = {"labels": LABEL_METHODS, "diffusion": DIFFUSION_METHODS}.get(self.part, ())
+        known = {"labels": LABEL_METHODS, "contrasts": CONTRAST_METHODS, "diffusion": DIFFUSION_METHODS}.get(
+            self.part, ()
+        )
         unknown = sorted(set(self.methods or ()) - set(known))
         if self.part != "all" and unknown:
             names = ", ".join(known) or "left out"

@@ -175,7 +175,7 @@ def test_peer_needs_no_scans_and_leaves_out_large_images_if_quick(tmp_path, monk
         (["--seeds", "0"], "--seeds must be at least 1", USAGE),
         (["--threads", "0"], "--threads must be at least 1", USAGE),
         ([], "no folder of scans at", ERROR),
-        (["--part", "cost", "--resume"], "--resume needs --part labels or --part diffusion, got cost", USAGE),
+        (["--part", "cost", "--resume"], "--resume needs --part labels, contrasts or diffusion, got cost", USAGE),
         (["--part", "labels", "--resume", "--overwrite"], "give only one", USAGE),
         (["--part", "peer", "--published", "gone.py"], "no file with the published model at gone.py", ERROR),
     ],
