@@ -207,14 +207,6 @@ def test_an_output_below_a_file_is_reported_first(verb, tmp_path, capsys):
         options(**given).check()
 
 
-@pytest.mark.parametrize("config", sorted((Path(cli.__file__).parent / "configs" / "registration").glob("*.yaml")))
-def test_every_training_configuration_is_understood(config):
-    words = ["--config", str(config), "--pairs", "pairs.csv", "-o", "out"]
-    arguments = parse_arguments(Train, words, prog="voxelwave registration train")
-    assert len(arguments["size"]) == 3
-    assert arguments["pairs"] == Path("pairs.csv")
-
-
 def _messages(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert cli.main([*verb.split(), *words]) == USAGE
     return capsys.readouterr().err.strip()
