@@ -26,8 +26,9 @@ from voxelwave.registration.tissues import (
     tissue_classes,
 )
 from voxelwave.registration.weights_method import method_of_weights
+from voxelwave.runs.catalogue import find_weights
 from voxelwave.runs.weight_file import write_weights
-from voxelwave.volumes import AffineTransform, Volume, compose_to_field, resample, write_volume
+from voxelwave.volumes import AffineTransform, Volume, compose_to_field, read_volume, resample, write_volume
 
 from .test_synthetic import ellipsoids
 
@@ -342,3 +343,18 @@ def test_a_few_steps_lower_the_loss_of_a_scan(head):
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_find_the_tissues_of_a_person_who_took_no_part(shared_data):
+    trained = read_tissue_net(find_weights("brain-any-contrast", "registration"))
+    (file,) = (shared_data / "mri_t1_labels/synthseg_labels").glob("training_seg_13*")
+    person = label_map(read_volume(file, ndim=3))
+    scores = []
+    for number in range(3):  # three contrasts
+        item = synthetic_scan(person, size=(80, 96, 80), spacing_mm=trained.spacing_mm, seed=12, number=number)
+        with torch.inference_mode():
+            _, dice = tissue_loss(trained.network(item["image"][None]), item["tissues"][None])
+        scores.append(dice[0])
+    assert torch.stack(scores).mean(dim=0).min() > 0.7
+    assert torch.stack(scores).mean() > 0.82

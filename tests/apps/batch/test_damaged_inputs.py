@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voxelwave.eeg.recording import read_recording
@@ -26,7 +26,9 @@ from voxelwave.volumes import Volume, read_volume
 HERE = Path(__file__).resolve().parent / "damaged"
 PAGE = HERE.parents[3] / "docs" / "damaged_inputs.md"
 LINES = (ValueError, OSError)  # the command line shows this as one line
-FLIPS = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+FLIPS = settings(  # no limit of time, since other work may run
+    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(scope="module")
