@@ -16,7 +16,7 @@ from voxelwave.registration.benchmark_model import ModelCost
 from voxelwave.registration.benchmark_training import OVERFIT
 from voxelwave.registration.nestedmorph_files import load_nestedmorph
 from voxelwave.runs.exit import DONE, ERROR, USAGE
-from voxelwave.volumes import Volume, write_volume
+from voxelwave.volumes import Volume, read_volume, write_volume
 
 AFFINE = np.diag([5.0, 5.0, 5.0, 1.0])
 SHAPE = (30, 32, 28)
@@ -93,6 +93,26 @@ def test_labels_are_compared_in_both_directions(data, tmp_path, capsys):
         assert set(row["dice_by_label"]) == {"3", "10"}  # 1001 counts as cortex
         assert row["dice"] > 0.95, row  # both people are the same ball
     assert "dice_by_label" not in capsys.readouterr().out  # too long for the table
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_affine")
+def test_contrasts_are_compared_in_both_directions(data, tmp_path, monkeypatch):
+    t1 = data / "mri_t1_labels/mrtrix_sub-01/norm.mgz"
+    scan = read_volume(t1)
+    other = scan.with_array(np.where(scan.array > 0, 900 - scan.array, 0).astype(np.float32))
+    write_volume(tmp_path / "other.nii.gz", other)
+    files = {"T1w": t1, "T2w": tmp_path / "other.nii.gz"}
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark._patients", lambda data: {"patient07": files})
+    words = ["--spacings", "[1.0]", "--methods", "[affine,tissues]"]
+    rows = rows_of("contrasts", data, tmp_path, *words)
+    both = ["patient07 T2w -> voxelmorph", "voxelmorph -> patient07 T2w"]
+    assert [(row["pair"], row["method"]) for row in rows] == [
+        (pair, method) for pair in both for method in ("affine", "tissues")
+    ]
+    assert not any(row["held_out"] for row in rows)
+    monkeypatch.setattr("voxelwave.apps.registration.benchmark.label_benchmark", None)  # nothing is missing
+    assert rows_of("contrasts", data, tmp_path, *words, "--resume") == rows
 
 
 @pytest.mark.slow
