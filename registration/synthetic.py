@@ -199,7 +199,8 @@ def synthetic_pair(
     contrast: tuple[Tensor, Tensor] | None = None
     for image in ("moving", "fixed"):
         places = _mapped(pose, random_places(size, spacing_mm, generator))
-        indices, samples = _labels_at(labels, places, size, mirrored)
+        shown = dense(places, size)
+        indices, samples = (_labels_at(labels, part, mirrored) for part in (shown, dense(places, size, 2)))
         if contrast is None or not one_contrast:
             contrast = random_contrast(labels.numbers, brain_only=brain_only, generator=generator)
         drawn = random_image(
@@ -207,7 +208,7 @@ def synthetic_pair(
         )
         item[image] = drawn[None]
         item[f"{image}_labels"] = scored_labels(indices, labels.numbers, mirrored=mirrored)[None]
-        item[f"{image}_places"] = dense(places, size)
+        item[f"{image}_places"] = shown
         item[f"{image}_head"] = (indices > 0).float()[None]
     return SyntheticPair(
         moving=item["moving"],
@@ -242,7 +243,7 @@ def synthetic_scan(
     generator = item_generator(seed, number)
     mirrored, brain_only = _chance(0.5, generator), _chance(0.5, generator)
     places = _mapped(random_affine(_POSE, generator), random_places(size, spacing_mm, generator))
-    indices, samples = _labels_at(labels, places, size, mirrored)
+    indices, samples = (_labels_at(labels, dense(places, size, count), mirrored) for count in (1, 2))
     contrast = random_contrast(labels.numbers, brain_only=brain_only, generator=generator)
     image = random_image(
         indices, samples, contrast=contrast, spacing_mm=spacing_mm, brain_only=brain_only, generator=generator
@@ -423,12 +424,9 @@ def _check_grid(size: Sequence[int], spacing_mm: float) -> None:
         raise ValueError(f"size must be at least 8 along each axis and spacing_mm positive, got {size}, {spacing_mm}")
 
 
-def _labels_at(labels: LabelMap, places: Tensor, size: Sequence[int], mirrored: bool) -> tuple[Tensor, Tensor]:
-    """The position in `numbers` of the label at each voxel of a training grid, and at each of its 2 x 2 x 2 samples."""
-    indices, samples = (
-        torch.take(labels.indices, _voxels(labels, dense(places, size, count), mirrored)) for count in (1, 2)
-    )
-    return indices, samples
+def _labels_at(labels: LabelMap, places: Tensor, mirrored: bool) -> Tensor:
+    """The position in `numbers` of the label at each place, (D, H, W)."""
+    return torch.take(labels.indices, _voxels(labels, places, mirrored))
 
 
 def _voxels(labels: LabelMap, places: Tensor, mirrored: bool) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..runs.catalogue import find_weights
-from ..runs.checks import check_resume
+from ..runs.checks import check_resume, check_same_options
 from ..runs.compute import choose_device
 from ..runs.json_files import finite_or_none, write_json
 from ..runs.muon import Muon
@@ -216,10 +216,7 @@ def train_tissues(
 def _check_same_options(checkpoint: Path, module: TissueModule) -> None:
     before = read_checkpoint(checkpoint, _WHAT)["hyper_parameters"]
     earlier, now = (options["settings"] | {"maps": options["maps"]} for options in (before, module.hparams))
-    changed = [name for name in now if name not in _MAY_CHANGE_ON_RESUME and earlier.get(name) != now[name]]
-    if changed:
-        words = ", ".join(f"{name} ({earlier.get(name)} before, {now[name]} now)" for name in changed)
-        raise ValueError(f"a resumed training must keep its options, got different ones: {words}")
+    check_same_options(earlier, now, may_change=_MAY_CHANGE_ON_RESUME)
 
 
 def _finish(output: Path, module: TissueModule, metrics: dict[str, float]) -> Path:

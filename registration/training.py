@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from monai.data import DataLoader
 
-from ..runs.checks import check_resume
+from ..runs.checks import check_resume, check_same_options
 from ..runs.compute import choose_device
 from ..runs.json_files import finite_or_none, write_json
 from ..runs.training import quiet_lightning
@@ -236,12 +236,7 @@ def _check_same_options(checkpoint: Path, module: RegistrationModule) -> None:
         _UNRECORDED | dict(options) | (options.get("synthetic") or {})
         for options in (read_checkpoint(checkpoint, _WHAT)["hyper_parameters"], module.hparams)
     )
-    changed = [
-        name for name in now if name not in _MAY_CHANGE_ON_RESUME | {"synthetic"} and before.get(name) != now[name]
-    ]
-    if changed:
-        words = ", ".join(f"{name} ({before.get(name)} before, {now[name]} now)" for name in changed)
-        raise ValueError(f"a resumed training must keep its options, got different ones: {words}")
+    check_same_options(before, now, may_change=_MAY_CHANGE_ON_RESUME | {"synthetic"})
 
 
 def _finish(

@@ -1,7 +1,7 @@
 """Checks before a training is resumed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from .exit import UsageError
@@ -22,6 +22,23 @@ def check_resume(checkpoint: Path, resume: bool) -> None:
             f"{checkpoint} exists already: continue with --resume, begin anew with --overwrite, or choose another"
             " --output"
         )
+
+
+def check_same_options(before: Mapping[str, object], now: Mapping[str, object], *, may_change: Set[str]) -> None:
+    """Refuse to resume a training with other options than those in its checkpoint.
+
+    Args:
+        before: the options in the checkpoint.
+        now: the current options.
+        may_change: names of options that may differ.
+
+    Raises:
+        ValueError: an option differs; the message lists the differences.
+    """
+    changed = [name for name in now if name not in may_change and before.get(name) != now[name]]
+    if changed:
+        words = ", ".join(f"{name} ({before.get(name)} before, {now[name]} now)" for name in changed)
+        raise ValueError(f"a resumed training must keep its options, got different ones: {words}")
 
 
 def check_same_training(record: Path, now: Mapping[str, object]) -> None:

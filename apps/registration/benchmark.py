@@ -116,8 +116,7 @@ def _earlier_rows(options: Benchmark, part: str, inputs: dict[str, Path | None])
 
 
 def _field(options: Benchmark) -> Part:
-    folder = options.data / "mri_ms_multimodal" / "mni" / "patient07"
-    t1, t2 = folder / "patient07_T1.nii.gz", folder / "patient07_T2.nii.gz"
+    t1, t2 = _patients(options.data)["patient07"].values()
     results = known_field_benchmark(
         read_volume(t1), read_volume(t2), seeds=range(options.seeds), progress=_print_progress
     )
@@ -160,8 +159,9 @@ def _contrasts(options: Benchmark) -> Part:
         t1 = scans.pop("T1w")
         brought = register(coarser(labelled, spacing).image, t1).forward
         labels = resample(labelled.labels, t1, brought, order="nearest")
-        for (contrast, scan), (name, person) in itertools.product(scans.items(), people.items()):
-            one, other = LabelledScan(scan, labels), coarser(person, spacing)
+        others = {name: coarser(person, spacing) for name, person in people.items()}
+        for (contrast, scan), (name, other) in itertools.product(scans.items(), others.items()):
+            one = LabelledScan(scan, labels)
             one_name = f"{patient} {contrast}"
             for moving, fixed, pair in (
                 (one, other, f"{one_name} -> {name}"),
