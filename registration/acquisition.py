@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 
 from ..runs.json_files import read_json
 from ..volumes import Volume
-from ..volumes.dicom_headers import read_headers
+from ..volumes.dicom_headers import first_header
 from ..volumes.dicom_registered import is_dicom
 from .choices import PhaseAxis
 from .pairs import Pair, without_suffix
@@ -82,7 +82,7 @@ def relation_of(first: Path, second: Path) -> Relation:
         'unknown'
     """
     if is_dicom(first) and is_dicom(second):
-        return _dicom_relation(_first_header(first), _first_header(second))
+        return _dicom_relation(first_header(first), first_header(second))
     if _entity(first, "space") != _entity(second, "space"):
         return "unknown"
     subjects = [_entity(path, "sub") for path in (first, second)]
@@ -130,7 +130,7 @@ def phase_axis_of(path: Path) -> PhaseAxis | None:
         ValueError: the .json beside the scan names something other than i, j or k.
     """
     if is_dicom(path):
-        return _dicom_axis(_first_header(path))
+        return _dicom_axis(first_header(path))
     beside = sidecar(path, ".json")
     if not beside.is_file():
         return None
@@ -160,10 +160,6 @@ def _entity(path: Path, name: str) -> str | None:
         if folder:
             return folder[1]
     return None
-
-
-def _first_header(path: Path) -> Dataset:
-    return next(iter(read_headers(path).values()))
 
 
 def _dicom_relation(first: Dataset, second: Dataset) -> Relation:

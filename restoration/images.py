@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
+from pydicom.multival import MultiValue
 
 from ..runs.json_files import read_json
 from ..volumes import Volume, VolumeWarning, read_volume, write_volume
+from ..volumes.dicom_headers import first_header
 from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES, is_nifti_name
 from .bitmaps import read_bitmap, top_value, write_bitmap
 from .contrast import contrast_of_name, contrast_of_types
-from .suffixes import BITMAP_SUFFIXES, TIFF_SUFFIXES
+from .suffixes import BITMAP_SUFFIXES, TIFF_SUFFIXES, VOLUME_SUFFIXES
 
 _OTHER_PICTURES = (".gif", ".jp2", ".j2k", ".jxl", ".pbm", ".pam", ".pfm", ".heic", ".heif", ".avif", ".exr", ".svg")
-_VOLUME_SUFFIXES = NIFTI_SUFFIXES + MGH_SUFFIXES
+_WRITTEN = NIFTI_SUFFIXES + MGH_SUFFIXES
 _LITTLE_USED = 1 / 16  # as a fraction of the range; a 12-bit image in 16-bit pixels just reaches it
 
 LUMA = np.array([0.299, 0.587, 0.114])  # the weights of R, G and B in the luminance, ITU-R BT.601
@@ -79,7 +80,7 @@ class Image:
     Args:
         stack: (N, C, H, W) in the file's dtype and unit; N is 1 for a plain image, C is 1 (grey) or 3 (RGB).
         path: the file or folder.
-        kind: "bitmap", "volume" (NIfTI, MGH) or "dicom".
+        kind: "bitmap", "volume" (NIfTI, MGH, NRRD) or "dicom".
         groups: the number of volumes that are stacked along N (the time points of a 4-D series).
         volume: the array and affine of a volume or a DICOM series; None for a bitmap.
         slice_axis: the axis of the volume along which the slices lie.
@@ -132,15 +133,15 @@ def read_image(path: str | os.PathLike[str], *, slice_axis: int = 2, fix_tilt: b
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     volume = read_volume(path, fix_tilt=fix_tilt)
-    nifti = path.is_file() and is_nifti_name(path)
+    one_file = path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
     modality, contrast = (
-        (_modality_beside(path), contrast_of_name(path.name)) if nifti else _modality_and_contrast(path)
+        (_modality_beside(path), contrast_of_name(path.name)) if one_file else _modality_and_contrast(path)
     )
     groups = volume.array.shape[3] if volume.array.ndim == 4 else 1
     return Image(
         stack=to_slices(volume.array, slice_axis),
         path=path,
-        kind="volume" if nifti else "dicom",
+        kind="volume" if one_file else "dicom",
         groups=groups,
         volume=volume,
         slice_axis=slice_axis,
@@ -164,7 +165,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     if path.is_file():
         return [path]
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    files = [p for p in inside if p.is_file() and p.name.lower().endswith(BITMAP_SUFFIXES + _VOLUME_SUFFIXES)]
+    files = [p for p in inside if p.is_file() and p.name.lower().endswith(BITMAP_SUFFIXES + VOLUME_SUFFIXES)]
     if not files and _has_dicom(path):
         return [path]
     series = [p for p in inside if p.is_dir() and _has_dicom(p)]
@@ -295,7 +296,7 @@ def check_target(path: Path, like: Image) -> None:
         check_source(like.path)
     elif like.kind != "bitmap":
         if not is_nifti_name(path):
-            raise ValueError(f"output of {like.path} must end in {', '.join(_VOLUME_SUFFIXES)}, got {path.name}")
+            raise ValueError(f"output of {like.path} must end in {', '.join(_WRITTEN)}, got {path.name}")
     elif suffix in (".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{path.name} would lose values; write .png or .tiff")
     elif suffix not in BITMAP_SUFFIXES:
@@ -377,7 +378,7 @@ def _two_numbers(text: str, how: str) -> tuple[float, float]:
 
 def _modality_beside(path: Path) -> str | None:
     """The modality that dcm2niix wrote into the .json beside a NIfTI file."""
-    suffix = next(end for end in NIFTI_SUFFIXES + MGH_SUFFIXES if path.name.lower().endswith(end))
+    suffix = next(end for end in VOLUME_SUFFIXES if path.name.lower().endswith(end))
     beside = path.with_name(path.name[: -len(suffix)] + ".json")
     content = read_json(beside) if beside.is_file() else None
     modality = content.get("Modality") if isinstance(content, dict) else None
@@ -385,20 +386,11 @@ def _modality_beside(path: Path) -> str | None:
 
 
 def _modality_and_contrast(path: Path) -> tuple[str | None, str | None]:
-    """The modality and the contrast in the first header of a DICOM series that has an image."""
-    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
-        try:
-            header: Any = pydicom.dcmread(
-                file, stop_before_pixels=True, specific_tags=["Modality", "Rows", "ImageType"]
-            )
-        except (pydicom.errors.InvalidDicomError, OSError):
-            continue
-        if "Rows" in header:
-            types = header.get("ImageType") or []
-            return str(header.get("Modality", "")) or None, contrast_of_types(
-                [types] if isinstance(types, str) else types
-            )
-    return None, None
+    """The modality and the contrast in the first header of a DICOM series."""
+    header = first_header(path)
+    types = header.get("ImageType") or []
+    kinds = [str(kind) for kind in types] if isinstance(types, MultiValue) else [str(types)]
+    return str(header.get("Modality", "")) or None, contrast_of_types(kinds)
 
 
 def _has_dicom(folder: Path) -> bool:

@@ -12,9 +12,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from ..runs.files import atomic_path
 from ..volumes import Volume, read_volume, write_volume
 from ..volumes.head import head_region
-from ..volumes.nifti import MGH_SUFFIXES, NIFTI_SUFFIXES
+from .suffixes import VOLUME_SUFFIXES
 
-_SUFFIXES = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, ".nrrd")
 _MARGIN = 8  # pixels kept around the head
 _SIZES = {"": 1.0, "_two_thirds": 2 / 3, "_half": 1 / 2}
 _RIGHT_TO_LEFT = {41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 57: 25}
@@ -94,7 +93,7 @@ def _stacks(scans: Path, labels: Path | None, seed: int) -> Iterator[tuple[str, 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(_SUFFIXES))
+    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(VOLUME_SUFFIXES))
 
 
 def _stem(path: Path) -> str:

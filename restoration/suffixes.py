@@ -5,6 +5,7 @@ from pathlib import Path
 BITMAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg", ".webp", ".pgm", ".ppm")
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNM_SUFFIXES = (".pgm", ".ppm")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd")
 
 
 def file_stem(path: Path) -> str:

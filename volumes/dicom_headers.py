@@ -3,10 +3,12 @@
 import io
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
@@ -19,23 +21,34 @@ _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 
 def read_headers(path: Path) -> dict[Path, Dataset]:
     """The headers of all images in a folder (not in its sub-folders), or of one file."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
-    headers: dict[Path, Dataset] = {}
-    left_out = []
-    for file in files:
-        header = _header(file, must_be_dicom=path.is_file() or file.suffix.lower() in _DICOM_SUFFIXES)
-        if header is None or not _is_image(file, header):
-            left_out.append(file.name)
-        else:
-            headers[file] = header
+    found = dict(_headers(path))
+    headers = {file: header for file, header in found.items() if header is not None}
     if not headers:
-        folders = "" if path.is_file() else _and_folders(path)
-        raise ValueError(
-            f"{path} must hold a DICOM series or be an image file (.nii, .nii.gz, .mgz), got none{folders}"
-        )
-    if left_out:
+        raise _no_image(path)
+    if left_out := [file.name for file, header in found.items() if header is None]:
         warn(f"{path}: {len(left_out)} files are no DICOM images and were left out: {first_few(left_out)}")
     return headers
+
+
+def first_header(path: Path) -> Dataset:
+    """The header of the first image in a folder, or of one file; the others are not read."""
+    header = next((header for _, header in _headers(path) if header is not None), None)
+    if header is None:
+        raise _no_image(path)
+    return header
+
+
+def _headers(path: Path) -> Iterator[tuple[Path, Dataset | None]]:
+    """Each file with its header, None if it holds no DICOM image."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    for file in files:
+        header = _header(file, must_be_dicom=path.is_file() or file.suffix.lower() in _DICOM_SUFFIXES)
+        yield file, header if header is not None and _is_image(file, header) else None
+
+
+def _no_image(path: Path) -> ValueError:
+    folders = "" if path.is_file() else _and_folders(path)
+    return ValueError(f"{path} must hold a DICOM series or be an image file (.nii, .nii.gz, .mgz), got none{folders}")
 
 
 def _is_image(file: Path, header: Dataset) -> bool:
@@ -73,6 +86,8 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
         with open_dicom(file) as stream:
             header = pydicom.dcmread(stream, stop_before_pixels=True)
             header.end_of_header = stream.tell()  # where `dicom_pixels` reads on
+            header.__class__ = _Header
+            _check_numbers(header)
             return header
     except InvalidDicomError as error:
         if not must_be_dicom:
@@ -84,6 +99,33 @@ def _header(file: Path, *, must_be_dicom: bool) -> Dataset | None:
         raise
     except Exception as error:  # pydicom raises errors of any type for a damaged header
         raise damaged_header(file, error) from error
+
+
+def _check_numbers(header: FileDataset) -> None:
+    """Refuse several values, or none, where the reading of the pixels relies on one."""
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not isinstance(syntax, UID | None):
+        raise ValueError(f"TransferSyntaxUID must be one UID, got {syntax}")
+    for keyword in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames"):
+        value = header[keyword].value if keyword in header else 1
+        left_empty = value is None and keyword in ("BitsAllocated", "NumberOfFrames")
+        if not isinstance(value, int) and not left_empty:
+            raise ValueError(f"{keyword} must be one whole number, got {value}")
+
+
+class _Header(FileDataset):
+    """A header whose damaged elements raise a `ValueError` that names the file.
+
+    pydicom decodes an element on access and raises errors of any type for a damaged one.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except KeyError:  # there is no such element
+            raise
+        except Exception as error:
+            raise damaged_header(Path(str(self.filename)), error) from error
 
 
 def damaged_header(file: Path, error: Exception) -> ValueError:

@@ -41,7 +41,7 @@ from .dicom_derived import (
 from .dicom_encode import encode, is_pet, same_maps, set_pixels
 from .dicom_frames import Frame
 from .dicom_groups import functional_groups, shared_groups, tags_of
-from .dicom_headers import read_headers
+from .dicom_headers import first_header
 from .nifti import is_nifti_name
 from .transforms import DisplacementField
 from .volume import LPS, Volume, perpendicular_axes
@@ -82,10 +82,10 @@ def common_frame_of_reference(moving: Path, fixed: Path) -> str:
     A new one is needed if the fixed image has none, is not a DICOM image, or shows another person, since a frame of
     reference belongs to one patient. The same two images always get the same UID.
     """
-    of_moving = _first(moving)
+    of_moving = first_header(moving)
     if not is_dicom(fixed):
         return str(uid_of("frame of reference", _series_uid(of_moving), sha256(fixed)))
-    of_fixed = _first(fixed)
+    of_fixed = first_header(fixed)
     if of_fixed.get("FrameOfReferenceUID") and _same_person(of_moving, of_fixed):
         return str(of_fixed.FrameOfReferenceUID)
     return str(uid_of("frame of reference", _series_uid(of_moving), _series_uid(of_fixed)))
@@ -133,7 +133,7 @@ def write_registered_series(
         raise ValueError(f"volume must have {len(stacks)} volumes to match {moving}, got {array.shape[3]}")
     planes = array.transpose(3, 2, 1, 0)[:, :, ::-1]  # (volume, slice, rows downwards, columns)
     stored, encoding = encode(planes, [f for stack in stacks for f in stack], next(iter(headers.values())))
-    position = None if fixed is None else _first(fixed).get("PatientPosition")
+    position = None if fixed is None else first_header(fixed).get("PatientPosition")
     keep_maps = same_maps(list(headers.values()), [f for stack in stacks for f in stack])
     rotation = None if linear is None else _rotation(linear)
 
@@ -263,10 +263,6 @@ def _registration_object(
 
 
 # the source images
-
-
-def _first(path: Path) -> Dataset:
-    return next(iter(read_headers(path).values()))
 
 
 def _series_uid(header: Dataset) -> str:

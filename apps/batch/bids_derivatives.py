@@ -12,7 +12,7 @@ from ...runs.files import atomic_path
 from ...runs.json_files import write_json
 from ...runs.version import __version__
 from ...runs.words import plural
-from .case import NIFTI, Case
+from .case import VOLUMES, Case
 from .manifest import finished_case, read_manifest
 from .names import BIDS_NAME, bids_entities, is_harmless, name_stem
 
@@ -133,7 +133,7 @@ def _files(case: Case, results: Path, root: Path, *, keep_identifiers: bool) -> 
     place = moving.relative_to(root).parent
     if "fixed" not in inputs:
         for result in sorted(results.iterdir()) if results.is_dir() else ():
-            if result.name.lower().endswith(NIFTI):
+            if result.name.lower().endswith(VOLUMES):
                 ending = result.name[len(name_stem(result.name)) :]
                 facts: dict[str, object] = {
                     "Description": "Restored by voxelwave",

@@ -11,7 +11,7 @@ from .names import printable, short_hash
 
 Kind = Literal["dicom", "nifti", "image", "eeg", "pair"]
 
-NIFTI = (".nii", ".nii.gz", ".mgz", ".mgh")
+VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd")
 DICOM_KIND = (".dcm", ".ima", ".dicom")
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.words import one_line
-from .case import DICOM_KIND, NIFTI, Case, Kind, file_name, file_size, with_unique_names
+from .case import DICOM_KIND, VOLUMES, Case, Kind, file_name, file_size, with_unique_names
 from .names import (
     BIDS_NAME,
     MODALITY_OF_SUFFIX,
@@ -112,7 +112,7 @@ def find_cases(
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    wanted, endings = set(kinds), {"nifti": NIFTI, **(suffixes or {})}
+    wanted, endings = set(kinds), {"nifti": VOLUMES, **(suffixes or {})}
     found = Found([])
     slices: list[_Slice] = []
     damaged: list[tuple[Path, str]] = []

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...registration.pairs import MASK_FILES, PAIR_FILES, read_pairs
-from .case import NIFTI, Case, file_name, with_unique_names
+from .case import VOLUMES, Case, file_name, with_unique_names
 from .find import find_files
 from .names import BIDS_NAME, bids_entities, is_harmless, name_stem, relative, short_hash, shown_path
 
@@ -51,7 +51,7 @@ def pairs_of_bids(folder: Path, moving: str, fixed: str, *, output: Path | None 
         path
         for path, problem in find_files(folder, output)
         if problem is None
-        and path.name.lower().endswith(NIFTI)
+        and path.name.lower().endswith(VOLUMES)
         and BIDS_NAME.fullmatch(name_stem(path.name))
         and not {"derivatives", "sourcedata"} & set(path.relative_to(folder).parts)
     ]

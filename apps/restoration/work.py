@@ -186,6 +186,8 @@ def batch_work(*, weights: str, task: str | None, device: str, **settings: Any) 
 
 
 def _ending(source: Path) -> str:
-    """The suffix of the result in an output folder: that of its input, or .png instead of formats that lose values."""
+    """The suffix of the result in an output folder: that of its input, or of a format that is written without loss."""
     ending = source.name[len(file_stem(source)) :]
+    if ending.lower() == ".nrrd":
+        return ".nii.gz"
     return ".png" if ending.lower() in (".jpg", ".jpeg", ".webp") else ending

@@ -5,6 +5,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import pytest
 import tifffile
@@ -84,6 +85,17 @@ def test_a_volume_is_written_and_read_unchanged_along_any_axis(
     np.testing.assert_array_equal(back.array, volume.array)
     np.testing.assert_allclose(back.affine, affine)
     assert back.array.dtype == np.int16
+
+
+def test_an_nrrd_file_is_a_volume_that_becomes_nifti(tmp_path: Path, rng: np.random.Generator) -> None:
+    place = {"space": "left-posterior-superior", "space directions": np.diag([2.0, 1, 3]), "space origin": [4, 5, 6]}
+    nrrd.write(str(tmp_path / "a_T1w.nrrd"), rng.integers(0, 900, (5, 6, 7)).astype(np.int16), place)
+    image = read_image(find_images(tmp_path)[0])
+    assert (image.kind, image.contrast, image.modality) == ("volume", "T1w", None)
+    write_image(tmp_path / "a.nii.gz", image.stack, image)
+    was, now = read_volume(tmp_path / "a_T1w.nrrd"), read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(now.array, was.array)
+    np.testing.assert_allclose(now.affine, was.affine)
 
 
 def test_super_resolved_volume_keeps_its_field_of_view(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -198,6 +199,46 @@ def test_a_flipped_bit_in_a_series_gives_what_simpleitk_reads_or_an_error(module
         image = sitk.ReadImage([str(folder / f"{k:03d}.dcm") for k in range(3)])
         np.testing.assert_allclose(volume.array, sitk.GetArrayFromImage(image).transpose(2, 1, 0)[:, ::-1])
         np.testing.assert_allclose(sorted(volume.spacing), sorted(image.GetSpacing()), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("BitsAllocated", "Columns", "FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient"),
+        *(
+            "ImageType",
+            "PixelSpacing",
+            "RescaleSlope",
+            "Rows",
+            "SamplesPerPixel",
+            "SeriesInstanceUID",
+            "StudyInstanceUID",
+        ),
+    ],
+)
+def test_an_element_of_an_unknown_kind_is_ignored_or_refused_with_the_file(modules, tmp_path, keyword):
+    dicom = modules("dicom_inputs")
+    series = dicom.sound_series(3)
+    folder = dicom.write(tmp_path, series)
+    path, element = folder / "001.dcm", series[1][keyword]
+    start = struct.pack("<HH", element.tag.group, element.tag.element)
+    content = path.read_bytes()
+    assert content.count(start + element.VR.encode()) == 1
+    path.write_bytes(content.replace(start + element.VR.encode(), start + b"WI"))
+    if keyword == "StudyInstanceUID":  # is not needed to read a series
+        assert same(read_volume(folder), dicom.truth_of(series)["array"], dicom.truth_of(series)["affine"])
+    else:
+        with pytest.raises(ValueError, match=r"001.dcm has a damaged DICOM header: .*'WI'"):
+            read_volume(folder)
+
+
+def test_two_transfer_syntaxes_are_refused(modules, tmp_path):
+    dicom = modules("dicom_inputs")
+    folder = dicom.write(tmp_path, dicom.sound_series(3))
+    content = (folder / "001.dcm").read_bytes()
+    (folder / "001.dcm").write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1\\2.1\0", 1))
+    with pytest.raises(ValueError, match=r"001.dcm has a damaged DICOM header: TransferSyntaxUID must be one UID"):
+        read_volume(folder)
 
 
 @FLIPS

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,18 @@ def test_folder_is_restored_file_by_file(folder: Path) -> None:
     Pillow.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "in/colour.png")
     assert _restore(folder, "in", "again") == SOME_FAILED  # the colour image was refused
     assert {p.name for p in (folder / "again").glob("*/*.png")} == {"a.png", "b.png"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nrrd_in_a_folder_becomes_nifti(folder: Path) -> None:
+    place = {"space": "left-posterior-superior", "space directions": np.diag([1.0, 2, 3]), "space origin": [4, 5, 6]}
+    (folder / "nrrd").mkdir()
+    nrrd.write(str(folder / "nrrd" / "a.nrrd"), np.arange(480, dtype=np.int16).reshape(10, 12, 4), place)
+    assert _restore(folder, "nrrd", "out") == 0
+    (result,) = (folder / "out").glob("*/*.nii.gz")
+    restored = read_volume(result)
+    assert (result.name, restored.array.shape, restored.array.dtype) == ("a.nii.gz", (10, 12, 4), np.int16)
+    np.testing.assert_allclose(restored.affine, read_volume(folder / "nrrd" / "a.nrrd").affine)
 
 
 @pytest.mark.filterwarnings("ignore")
