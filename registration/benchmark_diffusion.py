@@ -6,6 +6,7 @@ are segmented in each image; the inverse consistency, which is the distance betw
 maps (forward and inverse, and both orders of the images); and those of the NestedMorph paper (SSIM, HD95, SDlogJ).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ Progress = Callable[[str], None]
 Maps = tuple[DisplacementField, DisplacementField]  # fixed world -> moving world on the fixed grid, and back
 
 _POINTS = 4000
+_BORDER_MM = 5.0  # more than the scanner's geometry is off within one session
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,18 +192,31 @@ def _align(
     return aligned(method, *((diffusion, t1) if swapped else (t1, diffusion)), facts)
 
 
+def _shown_by(moving: Volume, fixed: Volume) -> np.ndarray:
+    """Where the fixed image lies well inside the field of view of the moving image by the scanner's geometry.
+
+    This does not depend on the map: what each map leaves inside differs by whole slices, which would then be judged
+    for one method and not for another.
+    """
+    inside = np.zeros(moving.shape, np.uint8)
+    border = [math.ceil(_BORDER_MM / mm) for mm in moving.spacing]
+    inside[tuple(slice(n, length - n) for n, length in zip(border, moving.shape, strict=True))] = 1
+    shown: np.ndarray = resample(moving.with_array(inside), fixed, order="nearest").array > 0
+    return shown
+
+
 def _without_truth(pair: DiffusionPair, maps: Maps, *, swapped: bool) -> dict[str, float]:
     """Overlap of segmented structures, inverse consistency, SSIM and SDlogJ of one alignment."""
     moving, fixed = (pair.diffusion, pair.t1) if swapped else (pair.t1, pair.diffusion)
     labels = [segmented_t1(pair.t1, atlas=pair.atlas), segmented_b0(pair.diffusion)]
     of_moving, of_fixed = reversed(labels) if swapped else labels
     moved = resample(of_moving, fixed, maps[0], order="nearest").array
-    shown = resample(of_moving.with_array(np.ones(moving.shape, np.uint8)), fixed, maps[0], order="nearest").array > 0
-    shown &= above_base(of_fixed)
+    shown = _shown_by(moving, fixed) & above_base(of_fixed)
     figures: dict[str, float] = {}
     for name, number in (("brain", BRAIN), ("ventricles", VENTRICLES)):
         first, second = ((array >= number) & shown for array in (moved, of_fixed.array))
         if not first.any() or not second.any():
+            figures |= {f"dice_{name}": 0.0} if second.any() else {}
             continue
         pair_of = first.astype(np.uint8), second.astype(np.uint8)
         figures[f"dice_{name}"] = dice(*pair_of, label_list=[1])[1]

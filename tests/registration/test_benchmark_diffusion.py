@@ -1,5 +1,7 @@
 """The measures of the benchmark of T1w and diffusion pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -83,3 +85,17 @@ def test_identity_is_off_by_the_warp_and_an_oracle_by_nothing(pair, monkeypatch)
     monkeypatch.setattr(benchmark_diffusion, "aligned", oracle)
     (row,) = diffusion_benchmark(pair, methods=["oracle"], seeds=range(1))
     assert row["bspline_mm"] < 0.1
+
+
+def test_a_brain_that_leaves_the_field_of_view_is_counted_as_lost(pair):
+    """All maps are judged on the same voxels, also one that moves some of them to where the moving scan ends."""
+    low = replace(pair, t1=Volume(pair.t1.array[..., :22], AFFINE))
+    dices = {}
+    for shift in (0.0, 12.0):
+        matrix = np.eye(4)
+        matrix[2, 3] = shift
+        linear = AffineTransform(matrix)
+        maps = compose_to_field([linear], low.diffusion), compose_to_field([linear.inverse()], low.t1)
+        dices[shift] = benchmark_diffusion._without_truth(low, maps, swapped=False)["dice_brain"]
+    assert dices[0.0] > 0.85
+    assert dices[12.0] < 0.6
